@@ -1,0 +1,6 @@
+//! One face for each program: arguments, then a plan, then the run, then an exit code.
+
+pub mod connect;
+pub mod dom0;
+pub mod pfwd;
+pub mod remote;

@@ -1,0 +1,27 @@
+//! Names on sockets become connections: the library behind `qrexec-connect`, `pfwd`, `qvm-remote` and
+//! `qvm-remote-dom0`.
+//!
+//! # The map
+//! Read in the order in which a connection travels:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`activation`] | inherited descriptors become named, typed listeners |
+//! | [`spec`] | text becomes meaning: names, units, configuration; pure |
+//! | [`proto`] | bytes become values: qrexec's limits and exit codes; pure |
+//! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
+//! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
+//! | [`service`] | the life of sessions: accept, limits, drain, notify |
+//! | [`cli`] | one face for each program: arguments, plan, run, exit code |
+//! | [`log`], [`report`], [`sys`] | events; errors as one line; the only unsafe code |
+//!
+//! # The vocabulary
+//! *listener*: a bound socket we accept on. *activation*: receiving listeners from systemd. *fd name*: the
+//! `FileDescriptorName=` string. *endpoint*: an address; *upstream*: the endpoint dialled for a session. *target*:
+//! the qube of a qrexec call, nothing else. *peer*: who connected to a listener. *session*: one accepted stream and
+//! its upstream. *up*/*down*: peer to upstream / upstream to peer. *half-close*: one direction ended, the other
+//! lives. *drain*: stop accepting, let sessions end by a deadline. *refuse*/*fail*: we or policy said no / it broke.
+
+pub mod cli;
+pub mod spec;
+pub mod sys;
