@@ -23,5 +23,8 @@
 //! lives. *drain*: stop accepting, let sessions end by a deadline. *refuse*/*fail*: we or policy said no / it broke.
 
 pub mod cli;
+pub mod log;
+pub mod relay;
 pub mod spec;
+pub mod stream;
 pub mod sys;

@@ -1,2 +1,97 @@
 //! The only unsafe code: the few system calls that neither std nor nix offers as safe functions.
 #![allow(unsafe_code)]
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Removes variables from the environment.
+///
+/// # Panics
+/// When another thread exists: the environment is not to be touched then (environ(7), setenv(3) "MT-Unsafe").
+pub fn unset_env<S: AsRef<OsStr>>(names: &[S]) {
+    assert_eq!(thread_count(), 1, "the environment is changed before the first thread");
+    for name in names {
+        // SAFETY: this process has one thread (checked above), so nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Threads of this process, from /proc/self/task; 1 where /proc cannot tell.
+fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// Takes ownership of an inherited descriptor.
+///
+/// The number must come from `LISTEN_FDS` or SCM_RIGHTS and be taken once; [`crate::activation`] and the handover
+/// are the only callers.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the descriptor was passed to this process and nothing else here owns it (see above).
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Registers a descriptor with the runtime.
+///
+/// # Errors
+/// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives, and AsyncFd keeps it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// A descriptor that stands for the process `pid` (pidfd_open(2), Linux 5.3); close-on-exec.
+///
+/// # Errors
+/// ESRCH when there is no such process; EMFILE and its kin.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(own(fd))
+}
+
+/// Sends `signal` to the process behind a pidfd (pidfd_send_signal(2)): never to another that got its number.
+///
+/// # Errors
+/// ESRCH when it is gone.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed (NULL is allowed), the other arguments are integers.
+    let r = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
+pub fn unread(fd: BorrowedFd<'_>) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the address given, which is that of `n`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) };
+    if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
+}
+
+/// Connections that wait in the backlog of a listening TCP socket (`tcpi_unacked` of TCP_INFO, which for a listener
+/// is the length of its accept queue: net/ipv4/tcp.c `tcp_get_info`); `None` for other sockets.
+pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the buffer is `len` bytes, and tcp_info is plain old data, valid in any state (zeroed before).
+    let info = unsafe {
+        if libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+            < 0
+        {
+            return None;
+        }
+        info.assume_init()
+    };
+    Some(info.tcpi_unacked)
+}

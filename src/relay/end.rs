@@ -1,0 +1,107 @@
+//! One end of a relay: a socket that goes both ways, or the two pipes of a child.
+
+use std::os::fd::OwnedFd;
+
+use crate::stream::{Kind, Stream};
+
+/// What a relay reads from and writes to.
+#[derive(Debug)]
+pub enum End {
+    /// A connected stream socket.
+    Socket(Stream),
+    /// A child's standard streams, each `None` once it is closed.
+    Pipes {
+        /// The child's standard output.
+        from: Option<Stream>,
+        /// The child's standard input.
+        to: Option<Stream>,
+    },
+}
+
+/// An [`End`] taken off the runtime, ready to be handed to another process.
+#[derive(Debug)]
+pub enum ParkedEnd {
+    /// A connected stream socket and its kind.
+    Socket(Kind, OwnedFd),
+    /// A child's standard output and input, as far as they are open.
+    Pipes {
+        /// The child's standard output.
+        from: Option<OwnedFd>,
+        /// The child's standard input.
+        to: Option<OwnedFd>,
+    },
+}
+
+impl End {
+    /// Where bytes come from, while that is open.
+    pub(super) fn reader(&self) -> Option<&Stream> {
+        match self {
+            Self::Socket(s) => Some(s),
+            Self::Pipes { from, .. } => from.as_ref(),
+        }
+    }
+
+    /// Where bytes go, while that is open.
+    pub(super) fn writer(&self) -> Option<&Stream> {
+        match self {
+            Self::Socket(s) => Some(s),
+            Self::Pipes { to, .. } => to.as_ref(),
+        }
+    }
+
+    /// Whether a failing write means that the whole end is gone, or (a pipe) only that it takes no more.
+    pub(super) fn is_socket(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+
+    /// Half-closes: the other side reads an end after the bytes sent so far.
+    pub(super) fn finish(&mut self) {
+        match self {
+            Self::Socket(s) => s.shutdown_write(),
+            Self::Pipes { to, .. } => *to = None,
+        }
+    }
+
+    /// Closes the reading end of a pipe that gave its end; a socket stays.
+    pub(super) fn finished_reading(&mut self) {
+        if let Self::Pipes { from, .. } = self {
+            *from = None;
+        }
+    }
+
+    /// Closes so that the other side sees a reset, where it can; see [`Stream::reset`]. A child's pipes are closed,
+    /// output first.
+    pub fn reset(self) {
+        match self {
+            Self::Socket(s) => s.reset(),
+            Self::Pipes { from, to } => {
+                drop(from);
+                drop(to);
+            }
+        }
+    }
+
+    /// Takes the descriptors off the runtime.
+    pub fn park(self) -> ParkedEnd {
+        match self {
+            Self::Socket(s) => ParkedEnd::Socket(s.kind(), s.into_fd()),
+            Self::Pipes { from, to } => {
+                ParkedEnd::Pipes { from: from.map(Stream::into_fd), to: to.map(Stream::into_fd) }
+            }
+        }
+    }
+
+    /// Takes up what another process parked.
+    ///
+    /// # Errors
+    /// As [`Stream::new`].
+    pub fn resume(parked: ParkedEnd) -> std::io::Result<Self> {
+        Ok(match parked {
+            ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),
+            ParkedEnd::Pipes { from, to } => Self::Pipes {
+                from: from.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose()?,
+                to: to.map(|fd| Stream::new(fd, Kind::PipeWriter)).transpose()?,
+            },
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! Two ends in, bytes moved both ways, an ending out.
+//!
+//! The relay knows no addresses and no services: it is given two connected [`End`]s and tells how it ended, or, when
+//! interrupted, leaves everything in a state that another process can take up ([`Relay::park`]).
+
+mod end;
+mod interrupt;
+mod stream;
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+pub use end::{End, ParkedEnd};
+pub use interrupt::{Interrupt, Why};
+pub use stream::{Parked, ParkedDirection, Phase, Relay};
+
+/// Bytes delivered, readable by others while the relay runs; no ending loses them.
+#[derive(Debug, Default)]
+pub struct Counters {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl Counters {
+    /// Continues counts of an earlier process.
+    pub fn starting_at(up: u64, down: u64) -> Self {
+        Self { up: up.into(), down: down.into() }
+    }
+
+    /// Bytes delivered to the upstream.
+    pub fn up(&self) -> u64 {
+        self.up.load(Relaxed)
+    }
+
+    /// Bytes delivered to the peer.
+    pub fn down(&self) -> u64 {
+        self.down.load(Relaxed)
+    }
+}
+
+/// One of the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to us.
+    Peer,
+    /// What we dialled.
+    Upstream,
+}
+
+impl Side {
+    /// The one opposite.
+    fn other(self) -> Self {
+        match self {
+            Self::Peer => Self::Upstream,
+            Self::Upstream => Self::Peer,
+        }
+    }
+}
+
+/// How a relay stopped.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Both directions ended as their senders wished, or the upstream ended and the peer's rest was dropped.
+    Eof {
+        /// Bytes of the peer that came after the upstream had stopped taking any: 0 for a complete transfer.
+        dropped: u64,
+    },
+    /// One side was reset or vanished; whatever it had sent before was delivered.
+    Reset {
+        /// Which side.
+        by: Side,
+        /// What the kernel said, where it said anything.
+        error: Option<io::Error>,
+    },
+    /// No byte moved for the idle timeout.
+    Idle,
+    /// Stopped from outside; the relay can be parked or ended.
+    Interrupted(Why),
+}

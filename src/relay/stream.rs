@@ -1,0 +1,418 @@
+//! The full-duplex byte relay.
+//!
+//! # Theory
+//! A relay is two [`Direction`]s over two [`End`]s: *up* reads the peer and writes the upstream, *down* the reverse.
+//! A direction is in one of three phases:
+//!
+//! * **Open**: bytes flow. It holds nothing while it waits for its source; what its destination did not take at once
+//!   it holds until the destination has room, and reads no more meanwhile, so back-pressure reaches the sender.
+//! * **Deaf**: the destination takes no more (its reader closed) but the source still sends. What comes is read and
+//!   dropped, so that the sender, busy sending, gets to read what the other direction still brings; without that a
+//!   close with unread bytes would make the kernel send a reset, which can destroy the end of a reply.
+//! * **Done**: the source ended and the destination was told (a half-close), or the source is gone.
+//!
+//! The relay ends when both directions are done: *eof*. A half-close ends one direction and nothing else.
+//!
+//! A **reset** of one side (a failing read or write of a socket) first lets that side's direction deliver what was
+//! sent before (a socket's queue outlives the reset), then ends the relay; the session resets the other side. The
+//! read that follows a failed write says "end", not "reset", because the kernel reports a reset once: the failure is
+//! remembered here, so that a truncated transfer never looks complete.
+//!
+//! A side that nobody reads at the moment (its direction is done, or holds bytes that the other side does not take)
+//! is **watched** for being gone, by its readiness to write, which costs no system call. A child that closed its
+//! standard input takes no more: the direction becomes deaf. Where bytes may still be delivered or worked on (a reset
+//! sender with a slow receiver; a UNIX peer that closed entirely while the upstream still thinks), the relay goes on
+//! until `GONE_GRACE` has passed without a byte.
+//!
+//! After the last byte of *down* a deaf *up* goes on for at most `LINGER` or `LINGER_BYTES`.
+//!
+//! All state lives in the [`Relay`], none in a future's locals, and every wait is for readiness: the relay can be
+//! dropped or parked between any two polls without losing a byte.
+
+use std::{
+    cell::RefCell,
+    io::{self, ErrorKind},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use super::{Counters, End, Interrupt, Outcome, ParkedEnd, Side};
+use crate::stream::Gone;
+
+/// How long a peer that still sends is read and dropped after the last byte to it was written. The purpose and order
+/// of magnitude are those of nginx's `lingering_time` (30 s); a qrexec slot is not held meanwhile.
+const LINGER: Duration = Duration::from_secs(10);
+/// How much of it, in bytes: well above what socket buffers hold (tcp_rmem and tcp_wmem end at 6 and 4 MiB).
+const LINGER_BYTES: u64 = 64 << 20;
+/// How long an upstream may go on without sending a byte after a UNIX peer closed entirely: the time the kernel gives
+/// an orphaned TCP socket (tcp(7), tcp_fin_timeout).
+const GONE_GRACE: Duration = Duration::from_secs(60);
+
+/// Bytes read at once. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in one piece.
+const CHUNK: usize = 64 << 10;
+
+thread_local! {
+    /// The buffer of all relays on this thread; no relay keeps bytes in it across a poll.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
+
+/// The phase of a direction; see the module's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Bytes flow.
+    Open,
+    /// The destination takes no more; bytes are read and dropped.
+    Deaf,
+    /// Ended.
+    Done,
+}
+
+/// A relay taken off the runtime: all that another process needs to go on with it.
+#[derive(Debug)]
+pub struct Parked {
+    /// The peer's end.
+    pub peer: ParkedEnd,
+    /// The upstream's end.
+    pub upstream: ParkedEnd,
+    /// Peer to upstream.
+    pub up: ParkedDirection,
+    /// Upstream to peer.
+    pub down: ParkedDirection,
+    /// The side that was reset, when the last bytes of that side are still being delivered.
+    pub reset_by: Option<Side>,
+}
+
+/// One direction of a relay, parked.
+#[derive(Debug)]
+pub struct ParkedDirection {
+    /// Where it stood.
+    pub phase: Phase,
+    /// Read from the source, not yet taken by the destination.
+    pub held: Vec<u8>,
+    /// Bytes dropped while deaf.
+    pub dropped: u64,
+}
+
+/// One direction of a relay.
+#[derive(Debug)]
+struct Direction {
+    phase: Phase,
+    /// Bytes read and not yet written: `held[at..]`. Empty (and unallocated) nearly always.
+    held: Vec<u8>,
+    at: usize,
+    /// Bytes dropped while deaf.
+    dropped: u64,
+}
+
+impl Direction {
+    /// Whether its source is being read.
+    fn reads(&self) -> bool {
+        self.phase != Phase::Done && self.held.is_empty()
+    }
+
+    /// Whether it waits for its destination to take what it holds.
+    fn stalled(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The destination takes no more.
+    fn deafen(&mut self) {
+        self.dropped += (self.held.len() - self.at) as u64;
+        (self.held, self.at) = (Vec::new(), 0);
+        if self.phase == Phase::Open {
+            self.phase = Phase::Deaf;
+        }
+    }
+
+    /// Moves what can be moved now. Ready when the direction is done or cannot go on.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        destination: &mut End,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
+        loop {
+            if self.phase == Phase::Done {
+                return Poll::Ready(Ok(()));
+            }
+            if self.stalled() {
+                let Some(writer) = destination.writer() else {
+                    return Poll::Ready(Err(Fault::Destination(ErrorKind::BrokenPipe.into())));
+                };
+                match ready!(writer.poll_write(cx, &self.held[self.at..])) {
+                    Ok(n) => {
+                        count.fetch_add(n as u64, Relaxed);
+                        self.at += n;
+                        if self.at == self.held.len() {
+                            (self.held, self.at) = (Vec::new(), 0);
+                        }
+                    }
+                    Err(e) => return Poll::Ready(Err(Fault::Destination(e))),
+                }
+                continue;
+            }
+            let Some(reader) = source.reader() else {
+                self.phase = Phase::Done;
+                continue;
+            };
+            let step = SCRATCH.with_borrow_mut(|buffer| {
+                let n = ready!(reader.poll_read(cx, buffer)).map_err(Fault::Source)?;
+                if n > 0 {
+                    self.pass_on(&buffer[..n], destination, count)?;
+                }
+                Poll::Ready(Ok(n))
+            });
+            if ready!(step)? == 0 {
+                source.finished_reading();
+                destination.finish();
+                self.phase = Phase::Done;
+            }
+        }
+    }
+
+    /// Writes `bytes` at once where the destination has room, and keeps the rest.
+    fn pass_on(&mut self, bytes: &[u8], destination: &End, count: &AtomicU64) -> Result<(), Fault> {
+        let writer = match (self.phase, destination.writer()) {
+            (Phase::Open, Some(writer)) => writer,
+            (Phase::Open, None) => return Err(Fault::Destination(ErrorKind::BrokenPipe.into())),
+            (Phase::Deaf | Phase::Done, _) => {
+                self.dropped += bytes.len() as u64;
+                return Ok(());
+            }
+        };
+        let written = match writer.try_write(bytes) {
+            Ok(n) => n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+            Err(e) => {
+                self.dropped += bytes.len() as u64;
+                return Err(Fault::Destination(e));
+            }
+        };
+        count.fetch_add(written as u64, Relaxed);
+        if written < bytes.len() {
+            self.held = bytes[written..].to_vec();
+        }
+        Ok(())
+    }
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// The idle timeout.
+    Idle,
+    /// A deaf *up* after the end of *down*; absolute.
+    Linger,
+    /// One side is gone; it starts again with every byte that still moves.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Timer {
+    purpose: Purpose,
+    allowed: Duration,
+    sleep: Pin<Box<Sleep>>,
+    /// The bytes counted when they were last looked at, and when that was.
+    seen: u64,
+    moved: Instant,
+}
+
+impl Timer {
+    /// Ready when the time has passed without a byte (for [`Purpose::Linger`]: has passed).
+    fn poll(&mut self, cx: &mut Context<'_>, total: u64) -> Poll<()> {
+        if self.seen != total && self.purpose != Purpose::Linger {
+            (self.seen, self.moved) = (total, Instant::now());
+        }
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            // The deadline moves only when it is reached, not with every byte.
+            let deadline = self.moved + self.allowed;
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Why a direction cannot go on.
+enum Fault {
+    /// Its source was reset.
+    Source(io::Error),
+    /// Its destination was reset or takes no more.
+    Destination(io::Error),
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    peer: End,
+    upstream: End,
+    up: Direction,
+    down: Direction,
+    /// The side that was reset, and what the kernel said.
+    fault: Option<Box<(Side, Option<io::Error>)>>,
+    /// The time without bytes after which it ends.
+    idle: Option<Duration>,
+    /// Set only when there is something to wait for: an idle relay without a limit costs no timer.
+    timer: Option<Box<Timer>>,
+}
+
+impl Relay {
+    /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
+    pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
+        let open = || Direction { phase: Phase::Open, held: Vec::new(), at: 0, dropped: 0 };
+        Self { peer, upstream, up: open(), down: open(), fault: None, idle, timer: None }
+    }
+
+    /// Takes up a relay that another process parked.
+    ///
+    /// # Errors
+    /// As [`crate::stream::Stream::new`].
+    pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
+        let direction = |p: ParkedDirection| Direction { phase: p.phase, held: p.held, at: 0, dropped: p.dropped };
+        Ok(Self {
+            peer: End::resume(parked.peer)?,
+            upstream: End::resume(parked.upstream)?,
+            up: direction(parked.up),
+            down: direction(parked.down),
+            fault: parked.reset_by.map(|side| Box::new((side, None))),
+            idle,
+            timer: None,
+        })
+    }
+
+    /// Takes the relay off the runtime, with every byte it holds.
+    pub fn park(self) -> Parked {
+        let direction =
+            |d: Direction| ParkedDirection { phase: d.phase, held: d.held[d.at..].to_vec(), dropped: d.dropped };
+        Parked {
+            peer: self.peer.park(),
+            upstream: self.upstream.park(),
+            up: direction(self.up),
+            down: direction(self.down),
+            reset_by: self.fault.map(|f| f.0),
+        }
+    }
+
+    /// The two ends, to be closed: peer, upstream.
+    pub fn into_ends(self) -> (End, End) {
+        (self.peer, self.upstream)
+    }
+
+    /// Moves bytes until the relay ends or is interrupted.
+    ///
+    /// # Cancel safety
+    /// Safe: dropped at any await and called again, it goes on where it was.
+    pub async fn run(&mut self, counters: &Counters, interrupt: &Interrupt) -> Outcome {
+        std::future::poll_fn(|cx| self.poll(cx, counters, interrupt)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters, interrupt: &Interrupt) -> Poll<Outcome> {
+        if let Poll::Ready(why) = interrupt.poll(cx) {
+            return Poll::Ready(Outcome::Interrupted(why));
+        }
+        self.poll_direction(cx, Side::Peer, counters);
+        self.poll_direction(cx, Side::Upstream, counters);
+        self.poll_watches(cx);
+        let done = |side| match side {
+            Side::Peer => self.up.phase == Phase::Done,
+            Side::Upstream => self.down.phase == Phase::Done,
+        };
+        let ended = match &self.fault {
+            Some(fault) => done(fault.0),
+            None => done(Side::Peer) && done(Side::Upstream),
+        };
+        if ended {
+            return Poll::Ready(self.outcome());
+        }
+        if self.fault.is_some() {
+            self.start(Purpose::Gone, GONE_GRACE); // the last bytes of that side wait for a slow receiver
+        }
+        self.poll_timer(cx, counters)
+    }
+
+    /// Moves the bytes that `side` sends.
+    fn poll_direction(&mut self, cx: &mut Context<'_>, side: Side, counters: &Counters) {
+        let (direction, source, destination, count) = match side {
+            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, &counters.up),
+            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, &counters.down),
+        };
+        while let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count) {
+            let (by, error) = match fault {
+                Fault::Source(error) => {
+                    direction.phase = Phase::Done;
+                    (side, error)
+                }
+                Fault::Destination(error) => {
+                    direction.deafen();
+                    if !destination.is_socket() {
+                        continue; // a child that closed its input goes on with its output
+                    }
+                    (side.other(), error)
+                }
+            };
+            self.fault.get_or_insert_with(|| Box::new((by, Some(error))));
+        }
+    }
+
+    /// Looks after the sides that nobody reads: they can vanish without a read or a write to tell.
+    fn poll_watches(&mut self, cx: &mut Context<'_>) {
+        if self.fault.is_some() {
+            return;
+        }
+        if !self.up.reads() && !self.down.stalled() {
+            match self.peer.reader().map(|s| s.poll_gone(cx)) {
+                Some(Poll::Ready(Gone::Reset)) => self.fault = Some(Box::new((Side::Peer, None))),
+                Some(Poll::Ready(Gone::Closed)) => self.start(Purpose::Gone, GONE_GRACE),
+                Some(Poll::Pending) | None => {}
+            }
+        }
+        if !self.down.reads() && !self.up.stalled() && self.up.phase != Phase::Done {
+            match self.upstream.writer().map(|s| s.poll_gone(cx)) {
+                Some(Poll::Ready(Gone::Reset)) if self.upstream.is_socket() => {
+                    self.fault = Some(Box::new((Side::Upstream, None)));
+                }
+                Some(Poll::Ready(_)) if self.down.phase == Phase::Done && self.up.phase == Phase::Open => {
+                    self.up.deafen();
+                    cx.waker().wake_by_ref(); // to read and drop from now on
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        match self.fault.take().map(|f| *f) {
+            Some((by, error)) => Outcome::Reset { by, error },
+            None => Outcome::Eof { dropped: self.up.dropped },
+        }
+    }
+
+    fn start(&mut self, purpose: Purpose, allowed: Duration) {
+        if self.timer.as_ref().is_none_or(|t| t.purpose != purpose) {
+            let moved = Instant::now();
+            let sleep = Box::pin(tokio::time::sleep(allowed));
+            self.timer = Some(Box::new(Timer { purpose, allowed, sleep, seen: 0, moved }));
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Outcome> {
+        if self.fault.is_none() && self.up.phase == Phase::Deaf && self.down.phase == Phase::Done {
+            if self.up.dropped > LINGER_BYTES {
+                return Poll::Ready(self.outcome());
+            }
+            self.start(Purpose::Linger, LINGER);
+        } else if let (None, Some(idle)) = (&self.timer, self.idle) {
+            self.start(Purpose::Idle, idle);
+        }
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        ready!(timer.poll(cx, counters.up() + counters.down()));
+        if timer.purpose == Purpose::Idle { Poll::Ready(Outcome::Idle) } else { Poll::Ready(self.outcome()) }
+    }
+}

@@ -1,0 +1,185 @@
+//! One descriptor, registered with the runtime: a TCP or UNIX stream socket, or one end of a pipe.
+//!
+//! All kinds share one type, because a relay treats them alike: wait, read, write, half-close, reset. What `dial`
+//! gives and `relay` takes.
+
+use std::{
+    io::{self, ErrorKind},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    task::{Context, Poll, ready},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout},
+    sys::socket,
+};
+use tokio::io::{Interest, Ready, unix::AsyncFd};
+
+use crate::sys;
+
+/// What the descriptor is; decides how a half-close and a reset are expressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP socket.
+    Tcp,
+    /// A UNIX stream socket.
+    Unix,
+    /// The reading end of a pipe.
+    PipeReader,
+    /// The writing end of a pipe.
+    PipeWriter,
+}
+
+/// How the other side of a stream went away, beyond a half-close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// An error is pending on the descriptor (EPOLLERR): a reset, an ICMP error, a keepalive that found nobody; for
+    /// the writing end of a pipe: its reader closed it.
+    Reset,
+    /// Both directions are closed without an error (EPOLLHUP): a UNIX peer that called close(2).
+    Closed,
+}
+
+/// A non-blocking stream registered with the runtime.
+#[derive(Debug)]
+pub struct Stream {
+    io: AsyncFd<OwnedFd>,
+    kind: Kind,
+}
+
+impl Stream {
+    /// Registers `fd`, which must be non-blocking.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
+    pub fn new(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        let interest = match kind {
+            Kind::Tcp | Kind::Unix => Interest::READABLE | Interest::WRITABLE,
+            Kind::PipeReader => Interest::READABLE,
+            Kind::PipeWriter => Interest::WRITABLE,
+        };
+        Ok(Self { io: sys::register(fd, interest)?, kind })
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Unregisters and gives the descriptor back.
+    pub fn into_fd(self) -> OwnedFd {
+        self.io.into_inner()
+    }
+
+    /// Reads into `buf`: the bytes read, 0 at the end. A short read clears the readiness at once, so that the next
+    /// call costs no system call to learn that nothing is there; bytes that arrive meanwhile count (the readiness is
+    /// cleared for the event seen, not for later ones).
+    pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.io.poll_read_ready(cx))?;
+            match nix::unistd::read(self.io.get_ref(), buf) {
+                Ok(n) => {
+                    if n < buf.len() {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(nix::Error::EAGAIN) => guard.clear_ready(),
+                Err(nix::Error::EINTR) => {}
+                Err(e) => return Poll::Ready(Err(e.into())),
+            }
+        }
+    }
+
+    /// Writes what fits now, without waiting for readiness first: nearly always the socket has room.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing fits; else what write(2) says.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::write(self.io.get_ref(), buf) {
+                Err(nix::Error::EINTR) => {}
+                r => return Ok(r?),
+            }
+        }
+    }
+
+    /// Writes what fits, once something does.
+    pub fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.io.poll_write_ready(cx))?;
+            match self.try_write(buf) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
+                r => return Poll::Ready(r),
+            }
+        }
+    }
+
+    /// Becomes ready when the other side is gone (not merely half-closed), without reading anything.
+    ///
+    /// It uses up the readiness to write, so it must not be polled while a write waits on the same stream: that
+    /// write notices by itself.
+    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<Gone> {
+        loop {
+            let Ok(mut guard) = ready!(self.io.poll_write_ready(cx)) else {
+                return Poll::Ready(Gone::Reset); // the runtime is shutting down
+            };
+            if guard.ready().is_write_closed() || guard.ready().is_error() {
+                return Poll::Ready(self.how_gone());
+            }
+            guard.clear_ready_matching(Ready::WRITABLE);
+        }
+    }
+
+    /// Waits until the other side is gone; see [`Stream::poll_gone`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is read or written.
+    pub async fn gone(&self) -> Gone {
+        std::future::poll_fn(|cx| self.poll_gone(cx)).await
+    }
+
+    /// Waits until a read would give bytes, an end or an error.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is read.
+    pub async fn readable(&self) {
+        // An error means that the runtime is shutting down; the read that follows reports it.
+        let _ = self.io.readable().await;
+    }
+
+    fn how_gone(&self) -> Gone {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        let _ = nix::poll::poll(&mut fds, PollTimeout::ZERO);
+        match fds[0].revents() {
+            Some(r) if r.contains(PollFlags::POLLERR) => Gone::Reset,
+            _ => Gone::Closed,
+        }
+    }
+
+    /// Says that nothing more will be written (a half-close). For the writing end of a pipe, drop the stream instead.
+    pub fn shutdown_write(&self) {
+        // ENOTCONN: the peer is gone already, and the next read says so.
+        let _ = socket::shutdown(self.io.as_raw_fd(), socket::Shutdown::Write);
+    }
+
+    /// Bytes that wait to be read.
+    pub fn unread(&self) -> usize {
+        sys::unread(self.as_fd())
+    }
+
+    /// Closes so that the other side sees a reset where the family has one: TCP by a zero linger (tcp(7) SO_LINGER);
+    /// a UNIX peer sees one when it has sent bytes that nobody read, so they are left unread.
+    pub fn reset(self) {
+        if self.kind == Kind::Tcp {
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            let _ = socket::setsockopt(&self.io, socket::sockopt::Linger, &linger);
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
+    }
+}
