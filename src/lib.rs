@@ -22,9 +22,13 @@
 //! its upstream. *up*/*down*: peer to upstream / upstream to peer. *half-close*: one direction ended, the other
 //! lives. *drain*: stop accepting, let sessions end by a deadline. *refuse*/*fail*: we or policy said no / it broke.
 
+pub mod activation;
 pub mod cli;
+pub mod dial;
 pub mod log;
+pub mod proto;
 pub mod relay;
+pub mod service;
 pub mod spec;
 pub mod stream;
 pub mod sys;

@@ -148,6 +148,21 @@ impl Stream {
         let _ = self.io.readable().await;
     }
 
+    /// Waits until a connect(2) in progress is over.
+    ///
+    /// # Errors
+    /// What SO_ERROR says (connect(2), EINPROGRESS).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn connected(&self) -> io::Result<()> {
+        let _ = self.io.writable().await?;
+        match socket::getsockopt(&self.io, socket::sockopt::SocketError)? {
+            0 => Ok(()),
+            e => Err(io::Error::from_raw_os_error(e)),
+        }
+    }
+
     fn how_gone(&self) -> Gone {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
         let _ = nix::poll::poll(&mut fds, PollTimeout::ZERO);

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use socket2::SockAddr;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Removes variables from the environment.
@@ -69,6 +70,21 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Accepts one connection: its descriptor (non-blocking, close-on-exec) and the peer's address.
+///
+/// # Errors
+/// What accept4(2) says; EAGAIN when none waits.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: try_init gives a zeroed sockaddr_storage and its size, which accept4 fills and shortens.
+    unsafe {
+        SockAddr::try_init(|storage, len| {
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(own(fd)) }
+        })
+    }
 }
 
 /// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.

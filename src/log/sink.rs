@@ -10,7 +10,7 @@ use super::{Event, Level};
 
 /// Where events go.
 #[derive(Debug)]
-pub(super) enum Sink {
+pub enum Sink {
     /// Through `tracing-journald`, which encodes the fields.
     Journal(Dispatch),
     /// As lines for people.
@@ -19,7 +19,7 @@ pub(super) enum Sink {
 
 impl Sink {
     /// The journal when stderr is the journal, else stderr.
-    pub(super) fn open(identifier: &str) -> Self {
+    pub fn open(identifier: &str) -> Self {
         if !stderr_is_the_journal() {
             return Self::Stderr;
         }
@@ -36,7 +36,7 @@ impl Sink {
     }
 
     /// Runs `body` with this sink as the thread's own.
-    pub(super) fn run(self, body: impl FnOnce(&Self)) {
+    pub fn run(self, body: impl FnOnce(&Self)) {
         match &self {
             Self::Journal(dispatch) => tracing::dispatcher::with_default(dispatch, || body(&self)),
             Self::Stderr => body(&self),
@@ -45,7 +45,7 @@ impl Sink {
 
     /// Writes one event. In the journal its message may be multi-line and its fields are bytes: readers escape them;
     /// what we print ourselves was escaped where it came in.
-    pub(super) fn write(&self, event: &Event) {
+    pub fn write(&self, event: &Event) {
         match self {
             Self::Journal(_) => to_journal(event),
             Self::Stderr => {

@@ -1,0 +1,201 @@
+//! Inherited descriptors become named, typed listeners.
+//!
+//! Runs in `main` before any thread exists, because it ends by removing systemd's variables from the environment.
+//! Three crates, three jobs: libsystemd reads the names, listenfd takes each descriptor once and checks its type, and
+//! what neither looks at is checked here: that there are as many names as descriptors (libsystemd drops the rest in
+//! silence), that a stream socket listens (SO_ACCEPTCONN, socket(7)), and that all are non-blocking (systemd passes
+//! them blocking and without close-on-exec). What cannot be served is refused by name; the others are served.
+
+use std::{
+    fmt,
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        linux::net::SocketAddrExt as _,
+        unix::net::UnixListener,
+    },
+};
+
+use listenfd::ListenFd;
+use nix::sys::socket::{AddressFamily, SockType, getsockname, getsockopt, sockopt};
+
+use crate::{log::escape, sys};
+
+/// The name that systemd gives when there is none (sd_listen_fds_with_names(3)).
+const UNNAMED: &str = "unknown";
+
+/// What this process was given.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Sockets that connections can be accepted on.
+    pub listeners: Vec<Listener>,
+    /// What was passed but cannot be served.
+    pub refused: Vec<Refused>,
+    /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE), by the name they were given.
+    pub stored: Vec<(String, OwnedFd)>,
+}
+
+/// An inherited listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its `FileDescriptorName=`, as systemd passed it. Several listeners may share one.
+    pub name: String,
+    /// The socket, non-blocking and close-on-exec.
+    pub socket: Socket,
+    /// Its local address.
+    pub local: Local,
+}
+
+/// The kinds of listening sockets.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpListener),
+    /// A UNIX stream socket.
+    Unix(UnixListener),
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(s) => s.as_fd(),
+            Self::Unix(s) => s.as_fd(),
+        }
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Tcp(s) => s.into(),
+            Socket::Unix(s) => s.into(),
+        }
+    }
+}
+
+/// Where a listener listens; displayed, it is what logs call the listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// A TCP address.
+    Inet(SocketAddr),
+    /// A UNIX path or `@abstract` name, escaped.
+    Unix(String),
+}
+
+impl fmt::Display for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(a) => a.fmt(f),
+            Self::Unix(a) => f.write_str(a),
+        }
+    }
+}
+
+/// A descriptor that cannot be served.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// What it is, and what to pass instead.
+    pub why: String,
+}
+
+/// Why nothing could be taken at all.
+#[derive(Debug)]
+pub struct Broken(String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot take the inherited descriptors: {}", self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// Takes all inherited descriptors and removes systemd's variables from the environment. `stored` says which names
+/// are those of the service's own descriptor store.
+///
+/// # Errors
+/// When the variables are there but mean nothing.
+///
+/// # Panics
+/// When another thread exists.
+pub fn receive(stored: impl Fn(&str) -> bool) -> Result<Inherited, Broken> {
+    let names = libsystemd::activation::receive_descriptors_with_names(false).map_err(|e| Broken(e.to_string()))?;
+    let mut taken = ListenFd::from_env();
+    sys::unset_env(&["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"]);
+    let mut all = Inherited::default();
+    for index in 0..taken.len() {
+        // Without LISTEN_FDNAMES libsystemd knows no descriptor at all; with too few names it drops the last ones.
+        let name = match names.get(index) {
+            Some((_, name)) => name.clone(),
+            None if names.is_empty() => UNNAMED.to_owned(),
+            None => {
+                let why = "it came without a name: LISTEN_FDNAMES has fewer names than LISTEN_FDS says".to_owned();
+                all.refused.push(Refused { name: format!("descriptor {}", index + 3), why });
+                continue;
+            }
+        };
+        if stored(&name) {
+            if let Ok(Some(fd)) = taken.take_raw_fd(index) {
+                all.stored.push((name, sys::own(fd)));
+            }
+            continue;
+        }
+        match take(&mut taken, index) {
+            Ok((socket, local)) => all.listeners.push(Listener { name, socket, local }),
+            Err(why) => all.refused.push(Refused { name, why }),
+        }
+    }
+    Ok(all)
+}
+
+/// Takes one descriptor as what it is, or says what it is.
+fn take(from: &mut ListenFd, index: usize) -> Result<(Socket, Local), String> {
+    let failed = |e: std::io::Error| e.to_string();
+    if let Ok(Some(tcp)) = from.take_tcp_listener(index) {
+        listening(tcp.as_fd(), "a connected or unbound TCP socket (Accept=yes?); use ListenStream= and Accept=no")?;
+        let local = tcp.local_addr().map_err(failed)?;
+        tcp.set_nonblocking(true).map_err(failed)?;
+        return Ok((Socket::Tcp(tcp), Local::Inet(local)));
+    }
+    if let Ok(Some(unix)) = from.take_unix_listener(index) {
+        listening(unix.as_fd(), "a connected or unbound UNIX socket (Accept=yes?); use ListenStream= and Accept=no")?;
+        let local = unix.local_addr().map_err(failed)?;
+        let local = match (local.as_pathname(), local.as_abstract_name()) {
+            (Some(path), _) => escape(path.as_os_str().as_encoded_bytes()),
+            (None, Some(name)) => format!("@{}", escape(name)),
+            (None, None) => "an unnamed UNIX socket".to_owned(),
+        };
+        unix.set_nonblocking(true).map_err(failed)?;
+        return Ok((Socket::Unix(unix), Local::Unix(local)));
+    }
+    let fd = match from.take_raw_fd(index) {
+        Ok(Some(fd)) => sys::own(fd),
+        Ok(None) | Err(_) => return Err("it was taken before".to_owned()),
+    };
+    Err(describe(fd.as_fd()).to_owned())
+}
+
+fn listening(socket: BorrowedFd<'_>, otherwise: &str) -> Result<(), String> {
+    match getsockopt(&socket, sockopt::AcceptConn) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("it is {otherwise}")),
+        Err(e) => Err(e.desc().to_owned()),
+    }
+}
+
+/// What a descriptor is that we do not take.
+fn describe(fd: BorrowedFd<'_>) -> &'static str {
+    use std::os::fd::AsRawFd as _;
+    let family = getsockname::<nix::sys::socket::SockaddrStorage>(fd.as_raw_fd())
+        .ok()
+        .and_then(|a| nix::sys::socket::SockaddrLike::family(&a));
+    match (family, getsockopt(&fd, sockopt::SockType)) {
+        (_, Err(_)) => "it is not a socket (ListenFIFO= or ListenSpecial=?); use ListenStream=",
+        (Some(AddressFamily::Vsock), _) => "it is a vsock socket, which is not supported; use a TCP or UNIX one",
+        (_, Ok(SockType::SeqPacket)) => "it is a SEQPACKET socket, which is not supported; use ListenStream=",
+        (_, Ok(SockType::Datagram)) => "it is a datagram socket, which this version does not serve; use ListenStream=",
+        _ => "it is a socket of an unsupported kind; use ListenStream= with a TCP or UNIX address",
+    }
+}

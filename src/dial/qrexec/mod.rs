@@ -1,0 +1,205 @@
+//! A service in another qube, by one `qrexec-client-vm` for each session.
+//!
+//! # Theory
+//! The child gets two pipes as its standard input and output; the relay stands between them and the peer. (Handing
+//! it the peer's socket loses the end of replies, never sees a reset and cannot time out.) Only *our* ends are
+//! non-blocking.
+//!
+//! A call goes through **set-up**: dom0 asks its policy, perhaps its user, perhaps starts a qube; nothing tells us
+//! when that is over. But `qrexec-client-vm` sets O_NONBLOCK on its standard input exactly when it is connected and
+//! before any byte moves. That flag belongs to the open file description, so a second descriptor of the same pipe end
+//! shows it ([`Call::connected`]): no look into /proc, and it can still be read when the child has ended. The other
+//! sign is the first byte of output. Until then the peer is not read: its bytes stay in the kernel.
+//!
+//! [`gate`] bounds how many set-ups of one service run at once, so that an `ask` policy does not open eight prompts,
+//! and stops asking for a while what was refused.
+
+mod child;
+pub mod gate;
+mod stderr;
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::time::{Instant, sleep_until};
+
+pub use self::child::{Child, Exit};
+pub use self::stderr::Stderr;
+use super::{Failure, abandoned};
+use crate::{
+    proto::qrexec::SetUp,
+    spec,
+    stream::{Kind, Stream},
+};
+
+/// Where Qubes installs the program.
+pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
+
+/// A call in set-up: the child, our ends of its pipes, and the second descriptor of its standard input.
+#[derive(Debug)]
+pub struct Call {
+    /// The `qrexec-client-vm`.
+    pub child: Child,
+    /// What it writes on its standard error.
+    pub stderr: Stderr,
+    to: Stream,
+    from: Stream,
+    probe: OwnedFd,
+    began: Instant,
+}
+
+/// How a set-up went.
+#[derive(Debug)]
+pub enum Decision {
+    /// The other qube's service has the call.
+    Connected,
+    /// It does not; the child has ended or is to be ended.
+    Failed(Failure),
+}
+
+/// A connected call.
+#[derive(Debug)]
+pub struct Parts {
+    /// The `qrexec-client-vm`.
+    pub child: Child,
+    /// What it writes on its standard error.
+    pub stderr: Stderr,
+    /// Its standard output: the service's bytes.
+    pub from: Stream,
+    /// Its standard input: bytes for the service.
+    pub to: Stream,
+}
+
+/// The descriptors of a call in set-up, taken off the runtime.
+#[derive(Debug)]
+pub struct ParkedCall {
+    /// Our end of the child's standard input, of its output, and the second descriptor of its standard input.
+    pub pipes: [OwnedFd; 3],
+    /// How long the set-up has taken so far.
+    pub taken: Duration,
+}
+
+impl Call {
+    /// Starts `client` for `call`.
+    ///
+    /// # Errors
+    /// [`Failure::Io`] when the program cannot be started or there are no descriptors left.
+    pub fn start(client: &Path, call: &spec::Call) -> Result<Self, Failure> {
+        Self::spawn(client, call).map_err(|error| Failure::Io { doing: format!("start {}", client.display()), error })
+    }
+
+    fn spawn(client: &Path, call: &spec::Call) -> io::Result<Self> {
+        let (child_in, to) = pipe()?;
+        let (from, child_out) = pipe()?;
+        let (err, child_err) = pipe()?;
+        let probe = child_in.try_clone()?;
+        let mut command = Command::new(client);
+        command
+            // What a terminal would need is for terminals: bytes pass unchanged, and stderr is escaped by our log.
+            .args(["--no-filter-escape-chars-stdout", "--no-filter-escape-chars-stderr", "--"])
+            .args([&*call.target, &*call.service])
+            .stdin(Stdio::from(child_in))
+            .stdout(Stdio::from(child_out))
+            .stderr(Stdio::from(child_err));
+        let child = Child::spawn(command)?;
+        Ok(Self {
+            child,
+            stderr: Stderr::new(Some(stream(err, Kind::PipeReader)?)),
+            to: stream(to, Kind::PipeWriter)?,
+            from: stream(from, Kind::PipeReader)?,
+            probe,
+            began: Instant::now(),
+        })
+    }
+
+    /// Whether the call is connected, by the flag that the child sets.
+    pub fn connected(&self) -> bool {
+        fcntl(self.probe.as_fd(), FcntlArg::F_GETFL)
+            .is_ok_and(|f| OFlag::from_bits_truncate(f).contains(OFlag::O_NONBLOCK))
+    }
+
+    /// Waits until the set-up is over, for at most `allowed` since its start.
+    ///
+    /// # Cancel safety
+    /// Safe: the call goes on, and this can be called again.
+    pub async fn decided(&mut self, peer: &Stream, allowed: Duration, mut said: impl FnMut(String)) -> Decision {
+        let deadline = self.began + allowed;
+        let mut output_ended = false;
+        loop {
+            if self.connected() {
+                return Decision::Connected;
+            }
+            // The flag makes no event, so it is looked at: often at first, ever less often later; never more than an
+            // eighth late.
+            let pause = (self.began.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(100));
+            let next = deadline.min(Instant::now() + pause);
+            tokio::select! {
+                biased;
+                exit = self.child.exited() => {
+                    if self.connected() {
+                        return Decision::Connected; // and over already: what it wrote is in the pipe
+                    }
+                    return Decision::Failed(Failure::Call(exit.code().map(SetUp::from_exit)));
+                }
+                () = abandoned(peer) => return Decision::Failed(Failure::PeerGone),
+                () = self.from.readable(), if !output_ended => {
+                    if self.from.unread() > 0 {
+                        return Decision::Connected;
+                    }
+                    output_ended = true; // without a byte: the child is about to end
+                }
+                () = self.stderr.drain(&mut said) => {}
+                () = sleep_until(next) => {
+                    if Instant::now() >= deadline {
+                        return Decision::Failed(Failure::TimedOut(allowed));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The parts of a connected call.
+    pub fn into_parts(self) -> Parts {
+        Parts { child: self.child, stderr: self.stderr, from: self.from, to: self.to }
+    }
+
+    /// Takes a call in set-up off the runtime: it is never asked again.
+    pub fn park(self) -> (Child, Stderr, ParkedCall) {
+        let pipes = [self.to.into_fd(), self.from.into_fd(), self.probe];
+        (self.child, self.stderr, ParkedCall { pipes, taken: self.began.elapsed() })
+    }
+
+    /// Takes up what [`Call::park`] gave another process.
+    ///
+    /// # Errors
+    /// As [`Stream::new`].
+    pub fn resume(child: Child, stderr: Stderr, parked: ParkedCall) -> io::Result<Self> {
+        let [to, from, probe] = parked.pipes;
+        let now = Instant::now();
+        Ok(Self {
+            child,
+            stderr,
+            to: Stream::new(to, Kind::PipeWriter)?,
+            from: Stream::new(from, Kind::PipeReader)?,
+            probe,
+            began: now.checked_sub(parked.taken).unwrap_or(now),
+        })
+    }
+}
+
+/// A pipe, close-on-exec and blocking: reading end, writing end.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// Our end of a child's pipe, made non-blocking: the child's end is a description of its own and stays as it is.
+fn stream(fd: OwnedFd, kind: Kind) -> io::Result<Stream> {
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Stream::new(fd, kind)
+}

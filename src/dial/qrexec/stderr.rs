@@ -1,0 +1,80 @@
+//! What a call writes on its standard error: always read (an unread pipe freezes the whole call after 64 KiB),
+//! bounded, escaped, told line by line.
+
+use std::os::fd::OwnedFd;
+
+use crate::{log::escape, stream::Stream};
+
+/// The longest line told, in bytes; the rest of it is left out.
+const LINE: usize = 512;
+/// Lines told for one session; later ones are counted.
+const LINES: u32 = 20;
+
+/// The reading end of a child's standard error.
+#[derive(Debug)]
+pub struct Stderr {
+    stream: Option<Stream>,
+    line: Vec<u8>,
+    told: u32,
+    /// Bytes that nobody was told of.
+    left_out: u64,
+}
+
+impl Stderr {
+    /// Reads `stream`; `None` for one that has ended.
+    pub fn new(stream: Option<Stream>) -> Self {
+        Self { stream, line: Vec::new(), told: 0, left_out: 0 }
+    }
+
+    /// Takes the descriptor off the runtime.
+    pub fn into_fd(mut self) -> Option<OwnedFd> {
+        self.stream.take().map(Stream::into_fd)
+    }
+
+    /// Reads for ever, telling each line, escaped, to `said`.
+    ///
+    /// # Cancel safety
+    /// Safe: a line half read is kept.
+    pub async fn drain(&mut self, mut said: impl FnMut(String)) {
+        let mut buffer = [0; 1024];
+        while let Some(stream) = &self.stream {
+            match std::future::poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await {
+                Ok(0) | Err(_) => self.stream = None,
+                Ok(n) => buffer[..n].iter().for_each(|b| self.take(*b, &mut said)),
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Tells what is left: an unfinished line, and how much was left out.
+    pub fn finish(&mut self, mut said: impl FnMut(String)) {
+        if let Some(stream) = self.stream.take() {
+            // Nobody waits for more: what is there now is all.
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = nix::unistd::read(&stream, &mut buffer) {
+                buffer[..n].iter().for_each(|b| self.take(*b, &mut said));
+            }
+        }
+        if !self.line.is_empty() {
+            self.take(b'\n', &mut said);
+        }
+        if self.left_out > 0 {
+            said(format!("… and {} bytes more", self.left_out));
+            self.left_out = 0;
+        }
+    }
+
+    fn take(&mut self, byte: u8, said: &mut impl FnMut(String)) {
+        match byte {
+            b'\n' if self.told < LINES => {
+                if !self.line.is_empty() {
+                    said(escape(&self.line));
+                    self.told += 1;
+                }
+                self.line.clear();
+            }
+            _ if self.told < LINES && self.line.len() < LINE => self.line.push(byte),
+            _ => self.left_out += 1,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Taking up the sessions of the previous process.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use super::{
+    Resolve, Service,
+    handover::{self, Adopted},
+    route::Route,
+    session::{self, ParkedStage, Permits, Stage, say},
+    sessions::Info,
+};
+use crate::{
+    dial::qrexec::Call,
+    log::Kind as Event,
+    relay::{Counters, ParkedEnd, Relay},
+    stream::{Kind, Stream},
+};
+
+impl Service {
+    /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason.
+    pub fn adopt(&mut self, stored: Vec<OwnedFd>, resolve: &Resolve) {
+        let (adopted, lost) = handover::take(stored);
+        for lost in lost {
+            say(Event::HandoverLost, format!("{} could not be taken up: {}", lost.what, lost.why));
+        }
+        let (mut count, mut orphans) = (0, 0);
+        for session in adopted {
+            let route = self
+                .listening
+                .iter()
+                .map(|l| l.route())
+                .find(|r| *r.listener == *session.listener && r.name == session.name);
+            let orphan = route.is_none();
+            let id = session.id;
+            let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
+            match route.and_then(|route| self.take_up(session, route)) {
+                Ok(()) => {
+                    count += 1;
+                    orphans += usize::from(orphan);
+                }
+                Err(why) => say(Event::HandoverLost, format!("session {id} could not be taken up: {why}")),
+            }
+        }
+        if count > 0 {
+            let text = format!("{count} sessions taken up from the previous process");
+            say(Event::HandoverAdopted, text);
+        }
+        if orphans > 0 {
+            let text = format!("{orphans} sessions go on although their sockets are gone");
+            say(Event::ListenerRemoved, text);
+        }
+    }
+
+    /// The route of a session whose listener is gone: its name still says where it leads. One that has its upstream
+    /// already goes on even where the name means nothing any more.
+    fn orphan(&self, session: &Adopted, resolve: &Resolve) -> Result<Arc<Route>, String> {
+        let kind = match &session.stage {
+            ParkedStage::Waiting(kind, _) | ParkedStage::SettingUp(kind, ..) => *kind,
+            ParkedStage::Relaying(relay, _) => match relay.peer {
+                ParkedEnd::Socket(kind, _) => kind,
+                ParkedEnd::Pipes { .. } => Kind::Tcp,
+            },
+        };
+        let relaying = matches!(session.stage, ParkedStage::Relaying(..));
+        let mut route = match resolve(&session.name, kind) {
+            Ok((upstream, options)) => {
+                Route::new(session.name.clone(), &session.listener, upstream, options, &self.shared.gates)
+            }
+            Err(_) if relaying => Route::unknown(session.name.clone(), &session.listener),
+            Err(why) => return Err(why),
+        };
+        route.upstream_text = session.upstream.as_str().into();
+        Ok(Arc::new(route))
+    }
+
+    fn take_up(&self, session: Adopted, route: Arc<Route>) -> Result<(), String> {
+        let failed = |e: std::io::Error| e.to_string();
+        let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
+        let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
+        if let Some(ms) = session.dial_ms {
+            info.connected(ms);
+        }
+        let stage = match session.stage {
+            ParkedStage::Waiting(kind, peer) => Stage::Waiting(Stream::new(peer, kind).map_err(failed)?),
+            ParkedStage::SettingUp(kind, peer, child, stderr, call) => {
+                let gate = &route.call.as_ref().ok_or("its name no longer means a qrexec call")?.gate;
+                let ticket = gate.clone().resume();
+                let peer = Stream::new(peer, kind).map_err(failed)?;
+                Stage::SettingUp(peer, Call::resume(child, stderr, call).map_err(failed)?, ticket)
+            }
+            ParkedStage::Relaying(relay, child) => {
+                Stage::Relaying(Relay::resume(relay, route.options.idle_timeout).map_err(failed)?, child)
+            }
+        };
+        // Over a limit that was lowered meanwhile, a session goes on all the same.
+        let room = route.room.clone().try_acquire_owned().ok();
+        let calls = route.call.as_ref().and_then(|c| c.room.clone().try_acquire_owned().ok());
+        session::start(&self.shared, Arc::new(info), stage, Permits { _session: room, _call: calls });
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! What the log says: one sentence for each thing that can happen to a session, with what to do where we know it.
+
+use std::{io, time::Duration};
+
+use super::{route::Route, sessions::Info};
+use crate::{
+    dial::Failure,
+    log::{self, End, Event, Kind},
+    proto::qrexec::SetUp,
+    relay::Side,
+    spec::Upstream,
+};
+
+/// An event about a session.
+pub fn about(info: &Info, kind: Kind, message: String) -> Event {
+    let mut event = Event::new(kind, message);
+    event.session = Some(info.id);
+    event.listener = Some(info.route.listener.clone());
+    event.peer = Some(info.peer.clone());
+    event.upstream = Some(info.route.upstream_text.clone());
+    event.call = info.route.call_text.clone();
+    event.dial_ms = info.dial_ms();
+    event
+}
+
+/// How a sentence about a session begins.
+fn subject(info: &Info) -> String {
+    format!(
+        "session {:.8} from {} on {} to {}",
+        info.id.simple(),
+        info.peer,
+        info.route.listener,
+        info.route.upstream_text
+    )
+}
+
+/// The session has both its ends.
+pub fn started(info: &Info) -> Event {
+    let message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
+    about(info, Kind::SessionStart, message)
+}
+
+/// The session is over.
+pub fn ended(info: &Info, end: End, exit: Option<u8>, note: &str) -> Event {
+    let (up, down) = (info.counters.up(), info.counters.down());
+    let mut message = format!("{}: {end} after {} ms, {up} bytes up, {down} down", subject(info), info.age_ms());
+    if let Some(code) = exit {
+        message += &format!(", exit code {code}");
+    }
+    if !note.is_empty() {
+        message += &format!("; {note}");
+    }
+    let kind = match end {
+        End::Eof | End::Reset | End::Idle | End::Drained | End::Killed => Kind::SessionEnd,
+        End::Refused => Kind::SessionRefused,
+        End::DialFailed | End::Timeout | End::Panicked => Kind::SessionFailed,
+    };
+    let mut event = about(info, kind, message);
+    event.bytes = Some((up, down));
+    event.open_ms = Some(info.age_ms());
+    event.end = Some(end);
+    event.exit_code = exit;
+    event
+}
+
+/// Whether dom0 said no.
+pub fn is_refusal(failure: &Failure) -> bool {
+    matches!(failure, Failure::Call(Some(SetUp::Refused)))
+}
+
+/// What a failed dial is called, and what to do about it.
+pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
+    match failure {
+        Failure::Call(what) => call_failure(route, *what),
+        Failure::RefusedAlready => (End::Refused, "refused together with another session that asked the same".into()),
+        Failure::TimedOut(allowed) => {
+            let hint = match route.upstream {
+                Some(Upstream::Qrexec(_)) => "an `ask` prompt unanswered in dom0, or a qube that does not start",
+                _ => "nobody answers there",
+            };
+            (End::Timeout, format!("not connected within {} s: {hint}", allowed.as_secs_f32()))
+        }
+        Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::Io { doing, error } => {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound if doing.starts_with("start ") => {
+                    "; is this a Qubes qube with qubes-core-qrexec? (--qrexec-client names another program)"
+                }
+                io::ErrorKind::ConnectionRefused => "; nobody listens there",
+                io::ErrorKind::NotFound => "; its service has not started",
+                io::ErrorKind::PermissionDenied => "; check the owner and mode of the socket and its directory",
+                _ => "",
+            };
+            (End::DialFailed, format!("cannot {doing}: {error}{hint}"))
+        }
+    }
+}
+
+fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
+    let (target, service) = route.call_text.clone().unwrap_or_else(|| ("?".into(), "?".into()));
+    match what {
+        Some(SetUp::Refused) => {
+            let line = policy(route);
+            let why = format!(
+                "dom0 refused it: no policy allows it, an `ask` was cancelled, {target} cannot be started or has no \
+                 free port (at most 128 calls); to allow it, add to /etc/qubes/policy.d/30-user.policy in dom0: {line}"
+            );
+            (End::Refused, why)
+        }
+        Some(SetUp::Missing) => {
+            (End::DialFailed, format!("{target} has no service {service} (no such file in its /etc/qubes-rpc)"))
+        }
+        Some(SetUp::Qrexec) => (
+            End::DialFailed,
+            format!("the other end failed: nothing listens on the port or socket of {service} in {target}?"),
+        ),
+        Some(SetUp::Local) => (
+            End::DialFailed,
+            "the local qrexec agent cannot be reached or gave up: is qubes-qrexec-agent.service running?".into(),
+        ),
+        Some(SetUp::Usage) => (
+            End::DialFailed,
+            "qrexec-client-vm did not take its arguments: is it from a Qubes release older than 4.1?".into(),
+        ),
+        Some(SetUp::Service(code)) => {
+            (End::DialFailed, format!("the call ended with exit code {code} before it was connected"))
+        }
+        None => (End::DialFailed, "the call ended before it was connected, across a restart of this service".into()),
+    }
+}
+
+/// The policy line that dom0 would need.
+fn policy(route: &Route) -> String {
+    match &route.upstream {
+        Some(Upstream::Qrexec(call)) => {
+            let (service, argument) = call.service.split_once('+').unwrap_or((&call.service, ""));
+            format!("{service} +{argument} THIS-QUBE {} allow", call.target)
+        }
+        _ => String::new(),
+    }
+}
+
+/// Which side was reset.
+pub fn reset(by: Side, error: Option<&io::Error>) -> String {
+    let side = match by {
+        Side::Peer => "the peer",
+        Side::Upstream => "the upstream",
+    };
+    error.map_or_else(|| format!("by {side}"), |e| format!("by {side}: {e}"))
+}
+
+/// A line that a call wrote on its standard error, escaped already.
+pub fn stderr(info: &Info, line: String) {
+    log::emit(about(info, Kind::CallStderr, format!("session {:.8}: {line}", info.id.simple())));
+}
+
+/// A dial waits for its upstream to appear.
+pub fn waiting(route: &Route, error: &io::Error, pause: Duration) {
+    let why = match error.raw_os_error() {
+        Some(libc::ENOENT) => "does not exist yet: its service has not started",
+        Some(libc::ECONNREFUSED) => "has nobody listening: its service has stopped",
+        _ => "has a full backlog: its service does not accept",
+    };
+    let message = format!("{} {why}; next try in {:.1} s", route.upstream_text, pause.as_secs_f32());
+    let mut event = Event::new(Kind::DialWaiting, message);
+    event.listener = Some(route.listener.clone());
+    event.upstream = Some(route.upstream_text.clone());
+    log::emit(event);
+}

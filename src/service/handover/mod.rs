@@ -1,0 +1,87 @@
+//! Sessions outlive this process: it gives all their descriptors to the service manager, and the next process takes
+//! them up.
+//!
+//! # Theory
+//! The manager keeps descriptors for a service that restarts (sd_pid_notify_with_fds(3), FDSTORE), but storing
+//! thousands one by one takes seconds and starves it. So only two are stored: the ends of one SEQPACKET pair. In its
+//! queue wait messages that carry descriptors and nothing else (SCM_RIGHTS, unix(7), at most 253 each); the first
+//! carries one sealed memfd with everything that is not a descriptor ([`record`]). The pair's buffer holds about two
+//! hundred such messages whatever is in the records, because the records are not in it.
+//!
+//! What cannot be sent, or not be read by the next process, ends that session, with the reason in its end event; the
+//! others go on.
+
+mod record;
+mod transport;
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sd_notify::NotifyState;
+
+pub use record::{Adopted, Lost};
+
+use super::{
+    notify::{tell, tell_with},
+    session::Parked,
+};
+
+/// The name of our entries in the descriptor store.
+pub const NAME: &str = "handover";
+
+/// How long the manager may take to confirm that it has the descriptors. It answers within milliseconds unless it is
+/// overloaded; when it does not, leaving without it would lose the sessions.
+const CONFIRM: Duration = Duration::from_secs(10);
+
+/// Gives parked sessions to the service manager; to be followed by the process's exit.
+///
+/// # Errors
+/// When the pair, the records or the store cannot be had: then nothing was handed over.
+pub fn give(parked: Vec<Parked>) -> io::Result<()> {
+    let (records, descriptors) = record::write(parked)?;
+    let (ours, theirs) = transport::pair()?;
+    transport::send(ours.as_fd(), &records, &descriptors)?;
+    let name = format!("FDNAME={NAME}");
+    // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
+    let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
+    tell_with(&state, &[ours.as_fd(), theirs.as_fd()])?;
+    confirm()
+}
+
+/// Waits until the manager has read all that was sent before (sd_notify_barrier(3)).
+fn confirm() -> io::Result<()> {
+    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    drop(theirs);
+    let timeout = PollTimeout::try_from(CONFIRM).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
+        _ => Ok(()),
+    }
+}
+
+/// Takes what the previous process gave, and the store's entries with it.
+pub fn take(stored: Vec<OwnedFd>) -> (Vec<Adopted>, Vec<Lost>) {
+    let (mut adopted, mut lost) = (Vec::new(), Vec::new());
+    if stored.is_empty() {
+        return (adopted, lost);
+    }
+    for end in &stored {
+        match transport::receive(end.as_fd()) {
+            Ok(Some(received)) => {
+                let (mut a, mut l) = record::read(&received.records, received.descriptors);
+                adopted.append(&mut a);
+                lost.append(&mut l);
+            }
+            Ok(None) => {}
+            Err(e) => lost.push(Lost { what: "all sessions of the previous process".into(), why: e.to_string() }),
+        }
+    }
+    let name = format!("FDNAME={NAME}");
+    tell(&[NotifyState::FdStoreRemove, NotifyState::Custom(&name)]);
+    (adopted, lost)
+}

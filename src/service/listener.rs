@@ -1,0 +1,236 @@
+//! One task for each listener: wait for a connection, take the permits, accept.
+//!
+//! The order matters. A listener that nobody connects to holds no permit; a permit is there before the connection is
+//! taken from the kernel, so what exceeds a limit waits in the backlog, where nothing of it can be lost.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use socket2::SockAddr;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    route::Route,
+    session::{self, Permits, Shared, Stage, say},
+    sessions::Info,
+};
+use crate::{
+    activation,
+    log::{Event, Kind, emit, escape},
+    relay::Counters,
+    stream::{self, Stream},
+    sys,
+};
+
+/// The pause after an accept(2) that failed for want of descriptors or memory: doubling from the first to the last.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// How often one listener says that a limit is reached.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// A listener that is being served.
+#[derive(Debug)]
+pub struct Listening {
+    io: AsyncFd<OwnedFd>,
+    kind: stream::Kind,
+    route: Mutex<Arc<Route>>,
+}
+
+impl Listening {
+    /// Registers an inherited listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
+    ///
+    /// # Errors
+    /// What setsockopt(2) or epoll_ctl(2) say.
+    pub fn new(socket: activation::Socket, route: Arc<Route>) -> io::Result<Self> {
+        let kind = match &socket {
+            activation::Socket::Tcp(tcp) => {
+                let socket = socket2::SockRef::from(tcp);
+                socket.set_tcp_nodelay(true)?;
+                if route.options.keepalive {
+                    crate::dial::keep_alive(&socket)?;
+                }
+                stream::Kind::Tcp
+            }
+            activation::Socket::Unix(_) => stream::Kind::Unix,
+        };
+        let io = sys::register(socket.into(), Interest::READABLE)?;
+        Ok(Self { io, kind, route: Mutex::new(route) })
+    }
+
+    /// TCP or UNIX.
+    pub fn kind(&self) -> stream::Kind {
+        self.kind
+    }
+
+    /// The route that new sessions take.
+    pub fn route(&self) -> Arc<Route> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives new sessions another route.
+    pub fn set_route(&self, route: Arc<Route>) {
+        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+    }
+
+    /// Accepts until `stop`.
+    pub async fn serve(self: Arc<Self>, shared: Arc<Shared>, stop: CancellationToken) {
+        let mut limits = Reminder::default();
+        let mut exhausted = Reminder::default();
+        let mut pause = PAUSE.0;
+        loop {
+            let Some(Ok(mut ready)) = stop.run_until_cancelled(self.io.readable()).await else { return };
+            let route = self.route();
+            let Some(permits) = stop.run_until_cancelled(self.permits(&route, &mut limits)).await else { return };
+            match sys::accept(self.io.get_ref().as_fd()) {
+                Ok((fd, address)) => {
+                    pause = PAUSE.0;
+                    self.begin(&shared, route, fd, &address, permits);
+                }
+                Err(e) => match triage(&e) {
+                    Trouble::Empty => ready.clear_ready(),
+                    Trouble::Theirs => {}
+                    Trouble::Ours => {
+                        drop(permits);
+                        if exhausted.due() {
+                            say(Kind::Exhausted, format!("cannot accept on {}: {e}; trying again", route.listener));
+                        }
+                        if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                            return;
+                        }
+                        pause = (pause * 2).min(PAUSE.1);
+                    }
+                },
+            }
+        }
+    }
+
+    fn begin(&self, shared: &Arc<Shared>, route: Arc<Route>, fd: OwnedFd, address: &SockAddr, permits: Permits) {
+        let peer = peer(&fd, address);
+        match Stream::new(fd, self.kind) {
+            Ok(stream) => {
+                let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
+                session::start(shared, Arc::new(info), Stage::Waiting(stream), permits);
+            }
+            Err(e) => say(Kind::Exhausted, format!("lost a connection from {peer} on {}: {e}", route.listener)),
+        }
+    }
+
+    /// Waits until the listener and, for a qrexec call, the qube have room.
+    async fn permits(&self, route: &Route, reminder: &mut Reminder) -> Permits {
+        let sessions = self.permit(&route.room, reminder, || format!("{} sessions", route.options.max_connections));
+        let sessions = sessions.await;
+        let Some(call) = &route.call else { return Permits { _session: sessions, _call: None } };
+        let limit = || format!("all calls that {} may have at a time", call.call.target);
+        let calls = self.permit(&call.room, reminder, limit).await;
+        Permits { _session: sessions, _call: calls }
+    }
+
+    async fn permit(
+        &self,
+        room: &Arc<Semaphore>,
+        reminder: &mut Reminder,
+        limit: impl Fn() -> String,
+    ) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = room.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        if reminder.due() {
+            let route = self.route();
+            let waiting = match sys::tcp_backlog(self.io.get_ref().as_fd()) {
+                Some(n) => format!("{n} connections wait in the backlog"),
+                None => "further connections wait in the backlog".to_owned(),
+            };
+            let mut event =
+                Event::new(Kind::LimitReached, format!("{}: {} are there; {waiting}", route.listener, limit()));
+            event.listener = Some(route.listener.clone());
+            event.upstream = Some(route.upstream_text.clone());
+            emit(event);
+        }
+        room.clone().acquire_owned().await.ok()
+    }
+}
+
+/// Says something at most once a minute.
+#[derive(Debug, Default)]
+struct Reminder(Option<Instant>);
+
+impl Reminder {
+    fn due(&mut self) -> bool {
+        let due = self.0.is_none_or(|last| last.elapsed() >= REMINDER);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// What a failed accept(2) means.
+#[derive(Debug, PartialEq, Eq)]
+enum Trouble {
+    /// Nobody waits.
+    Empty,
+    /// That one connection broke; the next may be fine (accept(2), "Error handling").
+    Theirs,
+    /// No descriptors or memory: waiting may help, trying at once does not.
+    Ours,
+}
+
+fn triage(error: &io::Error) -> Trouble {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Trouble::Empty,
+        Some(
+            libc::ECONNABORTED
+            | libc::EINTR
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+            | libc::EPERM,
+        ) => Trouble::Theirs,
+        _ => Trouble::Ours,
+    }
+}
+
+/// Who connected: an address, or for a UNIX peer its credentials (unix(7), SO_PEERCRED).
+fn peer(fd: &OwnedFd, address: &SockAddr) -> Arc<str> {
+    if let Some(inet) = address.as_socket() {
+        return inet.to_string().into();
+    }
+    let credentials = match getsockopt(fd, PeerCredentials) {
+        Ok(c) => format!("uid {} pid {}", c.uid(), c.pid()),
+        Err(_) => "a UNIX peer".to_owned(),
+    };
+    match address.as_pathname() {
+        Some(path) => format!("{credentials} at {}", escape(path.as_os_str().as_encoded_bytes())).into(),
+        None => credentials.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_want_of_our_own_makes_accept_pause() {
+        let of = |errno| triage(&io::Error::from_raw_os_error(errno));
+        assert_eq!(of(libc::EAGAIN), Trouble::Empty);
+        assert_eq!(of(libc::ECONNABORTED), Trouble::Theirs);
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(of(errno), Trouble::Ours);
+        }
+    }
+}

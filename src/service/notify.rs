@@ -1,0 +1,85 @@
+//! What the service manager hears of us: ready, status, signs of life, more time.
+
+use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::session::{Shared, say};
+use crate::log::Kind;
+
+/// How often the status is written at most.
+const STATUS: Duration = Duration::from_secs(1);
+
+/// Tells the manager. Without one (`NOTIFY_SOCKET` unset) it goes nowhere; a failure is logged, for there is nobody
+/// else to tell.
+pub fn tell(state: &[NotifyState<'_>]) {
+    report(sd_notify::notify(state));
+}
+
+/// Tells the manager, with descriptors for its store.
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub fn tell_with(state: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    sd_notify::notify_with_fds(state, fds)
+}
+
+fn report(result: io::Result<()>) {
+    if let Err(e) = result {
+        say(Kind::LogDropped, format!("the service manager did not take a message: {e}"));
+    }
+}
+
+/// Whether a service manager listens.
+pub fn managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Sends signs of life twice in each watchdog period (sd_watchdog_enabled(3)), from the runtime that does the work:
+/// when that hangs, they end.
+pub async fn watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut tick = interval(period / 2);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tick.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Keeps `systemctl status` up to date: `2 of 3 listeners, 5 sessions`. An idle service sleeps.
+pub async fn status(shared: Arc<Shared>, served: usize, all: usize) {
+    let mut count = shared.sessions.watch();
+    let mut last = *count.borrow_and_update();
+    while count.changed().await.is_ok() {
+        let now = *count.borrow_and_update();
+        if now != last {
+            tell(&[NotifyState::Status(&line(served, all, now))]);
+            last = now;
+            sleep(STATUS).await;
+        }
+    }
+}
+
+/// The status line.
+pub fn line(served: usize, all: usize, sessions: usize) -> String {
+    let listeners = match (served, all) {
+        (1, 1) => "1 listener".to_owned(),
+        (served, all) if served == all => format!("{all} listeners"),
+        (served, all) => format!("{served} of {all} listeners"),
+    };
+    format!("{listeners}, {sessions} session{}", if sessions == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_line_says_what_is_not_served() {
+        assert_eq!(line(3, 3, 5), "3 listeners, 5 sessions");
+        assert_eq!(line(1, 1, 1), "1 listener, 1 session");
+        assert_eq!(line(2, 3, 0), "2 of 3 listeners, 0 sessions");
+    }
+}

@@ -1,0 +1,79 @@
+//! Where the connections of one listener go, and under which conditions.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::{
+    dial::qrexec::gate::{Gate, Gates},
+    spec::{Call, Options, Upstream},
+};
+
+/// A listener's forward, resolved: everything a session needs to know.
+#[derive(Debug)]
+pub struct Route {
+    /// The fd name, by which a later process finds the same route again.
+    pub name: String,
+    /// The local address, as logs have it.
+    pub listener: Arc<str>,
+    /// Where sessions lead; `None` for sessions that are there already while their name means nothing any more.
+    pub upstream: Option<Upstream>,
+    /// The same, as logs have it.
+    pub upstream_text: Arc<str>,
+    /// Target and service of a qrexec call, as logs have them.
+    pub call_text: Option<(Arc<str>, Arc<str>)>,
+    /// Timeouts, limits and the rest.
+    pub options: Options,
+    /// Sessions that this listener may still have.
+    pub room: Arc<Semaphore>,
+    /// What all routes to one qube and to one service share.
+    pub call: Option<CallLimits>,
+}
+
+/// The limits of qrexec calls, shared by all routes that lead to the same place.
+#[derive(Debug)]
+pub struct CallLimits {
+    /// The call.
+    pub call: Call,
+    /// Calls that the qube may still have.
+    pub room: Arc<Semaphore>,
+    /// The gate of the service.
+    pub gate: Arc<Gate>,
+}
+
+impl Route {
+    /// The route of a listener called `name` at `listener`.
+    pub fn new(name: String, listener: &str, upstream: Upstream, options: Options, gates: &Gates) -> Self {
+        let call = match &upstream {
+            Upstream::Qrexec(call) => {
+                Some(CallLimits { call: call.clone(), room: gates.calls(&call.target), gate: gates.gate(call) })
+            }
+            _ => None,
+        };
+        Self {
+            name,
+            listener: listener.into(),
+            upstream_text: upstream.to_string().into(),
+            call_text: call.as_ref().map(|c| ((&*c.call.target).into(), (&*c.call.service).into())),
+            room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(usize::MAX >> 3))),
+            upstream: Some(upstream),
+            options,
+            call,
+        }
+    }
+
+    /// The route of sessions whose name means nothing any more.
+    pub fn unknown(name: String, listener: &str) -> Self {
+        let options = Options::default();
+        Self {
+            name,
+            listener: listener.into(),
+            upstream: None,
+            upstream_text: "".into(),
+            call_text: None,
+            room: Arc::new(Semaphore::new(0)),
+            options,
+            call: None,
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The life of one session, from accept to its one end event.
+//!
+//! # Theory
+//! A session is at one of three stages, and each can be parked for the next process as it stands:
+//!
+//! * **Waiting**: the peer is connected to us and nothing else is: it waits for its turn, for a back-off to pass or
+//!   for its upstream to answer. Nothing was read from it, so the next process can dial anew.
+//! * **SettingUp**: its `qrexec-client-vm` asks dom0. It is handed over as it is: no question is asked twice.
+//! * **Relaying**: bytes flow.
+//!
+//! While the peer is not read it is watched; when it is gone, so is the session.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc::UnboundedSender},
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    explain,
+    route::Route,
+    sessions::{Info, Sessions},
+};
+use crate::{
+    dial::{
+        self, Failure,
+        qrexec::{
+            Call, Child, Decision, Exit, ParkedCall, Stderr,
+            gate::{Gates, Ticket, UNDECIDED},
+        },
+    },
+    log::{self, End, Event, Kind},
+    relay::{self, Outcome, Relay, Side, Why},
+    spec::Upstream,
+    stream::{self, Stream},
+};
+
+/// How long a child may take to end by itself after both its pipes have ended: what it still does is to wait for the
+/// service's exit code.
+const EXIT_GRACE: Duration = Duration::from_secs(10);
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The `qrexec-client-vm`.
+    pub client: std::path::PathBuf,
+    /// Limits of qrexec calls.
+    pub gates: Gates,
+    /// The sessions that live now.
+    pub sessions: Sessions,
+    /// Their tasks.
+    pub tasks: TaskTracker,
+    /// Where parked sessions go.
+    pub parked: UnboundedSender<Parked>,
+}
+
+/// The places a session takes up, on its listener and among the calls into its qube; given back when it ends.
+#[derive(Debug, Default)]
+pub struct Permits {
+    /// On the listener.
+    pub _session: Option<OwnedSemaphorePermit>,
+    /// Among the calls.
+    pub _call: Option<OwnedSemaphorePermit>,
+}
+
+/// Where a session stands.
+#[derive(Debug)]
+pub enum Stage {
+    /// Not dialled yet, or dialling.
+    Waiting(Stream),
+    /// A qrexec call that is not decided yet.
+    SettingUp(Stream, Call, Ticket),
+    /// Bytes flow; through a child where the upstream is a qrexec call.
+    Relaying(Relay, Option<(Child, Stderr)>),
+}
+
+/// A session for the next process.
+#[derive(Debug)]
+pub struct Parked {
+    /// Who it is.
+    pub info: Arc<Info>,
+    /// Where it stood.
+    pub stage: ParkedStage,
+}
+
+/// A [`Stage`], taken off the runtime.
+#[derive(Debug)]
+pub enum ParkedStage {
+    /// The peer's socket.
+    Waiting(stream::Kind, std::os::fd::OwnedFd),
+    /// The peer's socket, the child and its pipes.
+    SettingUp(stream::Kind, std::os::fd::OwnedFd, Child, Stderr, ParkedCall),
+    /// Both ends and what was between them.
+    Relaying(relay::Parked, Option<(Child, Stderr)>),
+}
+
+/// Starts the session's task.
+pub fn start(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permits) {
+    shared.sessions.add(info.clone());
+    let story = Story { info, shared: shared.clone(), end: None, exit: None, note: String::new(), parked: false };
+    shared.tasks.spawn(async move {
+        let mut session = Session { story };
+        session.run(stage).await;
+        drop(permits);
+    });
+}
+
+/// Tells the end, once, whatever happens: the event is sent when this is dropped.
+struct Story {
+    info: Arc<Info>,
+    shared: Arc<Shared>,
+    end: Option<End>,
+    exit: Option<u8>,
+    /// What else is to be said of the end.
+    note: String,
+    /// Its end is for the next process to tell.
+    parked: bool,
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        self.shared.sessions.remove(&self.info.id);
+        if !self.parked {
+            let end = self.end.unwrap_or(End::Panicked);
+            log::emit(explain::ended(&self.info, end, self.exit, &self.note));
+        }
+    }
+}
+
+struct Session {
+    story: Story,
+}
+
+/// What comes after a stage: another, or nothing.
+type Next = Option<Stage>;
+
+impl Session {
+    async fn run(&mut self, mut stage: Stage) {
+        loop {
+            let next = match stage {
+                Stage::Waiting(peer) => self.wait(peer).await,
+                Stage::SettingUp(peer, call, ticket) => self.set_up(peer, call, ticket).await,
+                Stage::Relaying(relay, child) => self.relay(relay, child).await,
+            };
+            match next {
+                Some(next) => stage = next,
+                None => return,
+            }
+        }
+    }
+
+    fn park(&mut self, stage: ParkedStage) -> Next {
+        self.story.parked = true;
+        // The receiver outlives all sessions; were it gone, the session would end by closing what it holds.
+        let _ = self.story.shared.parked.send(Parked { info: self.story.info.clone(), stage });
+        None
+    }
+
+    fn over(&mut self, end: End) -> Next {
+        self.story.end = Some(end);
+        None
+    }
+
+    fn interrupted(&mut self, why: Why) -> Next {
+        self.over(if why == Why::Killed { End::Killed } else { End::Drained })
+    }
+
+    fn failed(&mut self, peer: Stream, failure: &Failure) -> Next {
+        peer.reset();
+        let (end, note) = explain::failure(&self.story.info.route, failure);
+        self.story.note = note;
+        self.over(end)
+    }
+
+    fn connected(&self) {
+        self.story.info.connected(self.story.info.age_ms());
+        log::emit(explain::started(&self.story.info));
+    }
+
+    async fn wait(&mut self, peer: Stream) -> Next {
+        let info = self.story.info.clone();
+        let dialled = tokio::select! {
+            biased;
+            why = info.interrupt.requested_async() => Err(why),
+            () = dial::abandoned(&peer) => Ok(Err(Failure::PeerGone)),
+            dialled = self.dial(&info.route) => Ok(dialled),
+        };
+        match dialled {
+            Ok(Ok(Dialled::Stream(upstream))) => {
+                self.connected();
+                let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
+                Some(Stage::Relaying(Relay::new(peer, upstream, info.route.options.idle_timeout), None))
+            }
+            Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(peer, call, ticket)),
+            Ok(Err(failure)) => self.failed(peer, &failure),
+            Err(Why::Park) => self.park(ParkedStage::Waiting(peer.kind(), peer.into_fd())),
+            Err(why) => {
+                peer.reset();
+                self.interrupted(why)
+            }
+        }
+    }
+
+    async fn dial(&self, route: &Route) -> Result<Dialled, Failure> {
+        let options = &route.options;
+        match (&route.upstream, &route.call) {
+            (Some(Upstream::Qrexec(_)), Some(limits)) => {
+                let allowed = options.setup_timeout;
+                let turn = timeout(allowed, limits.gate.clone().enter(options.max_setups)).await;
+                let ticket = turn.map_err(|_| Failure::TimedOut(allowed))?.map_err(|_| Failure::RefusedAlready)?;
+                Ok(Dialled::Call(Call::start(&self.story.shared.client, &limits.call)?, ticket))
+            }
+            (Some(Upstream::Unix(addr)), _) => {
+                let waiting = |e: &std::io::Error, pause| explain::waiting(route, e, pause);
+                dial::unix(addr, options.connect_timeout, waiting).await.map(Dialled::Stream)
+            }
+            (Some(Upstream::Tcp { addr, netns: None }), _) => {
+                dial::tcp(addr, options.connect_timeout, options.keepalive).await.map(Dialled::Stream)
+            }
+            _ => {
+                let error = std::io::ErrorKind::Unsupported.into();
+                Err(Failure::Io { doing: format!("reach {}", route.upstream_text), error })
+            }
+        }
+    }
+
+    async fn set_up(&mut self, peer: Stream, mut call: Call, mut ticket: Ticket) -> Next {
+        let info = self.story.info.clone();
+        let decision = {
+            let decided = call.decided(&peer, info.route.options.setup_timeout, |line| explain::stderr(&info, line));
+            tokio::pin!(decided);
+            let mut late = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    why = info.interrupt.requested_async() => break Err(why),
+                    decision = &mut decided => break Ok(decision),
+                    () = sleep(UNDECIDED), if !late => {
+                        late = true;
+                        ticket.undecided();
+                    }
+                }
+            }
+        };
+        match decision {
+            Ok(Decision::Connected) => {
+                ticket.allowed();
+                self.connected();
+                let parts = call.into_parts();
+                let upstream = relay::End::Pipes { from: Some(parts.from), to: Some(parts.to) };
+                let relay = Relay::new(relay::End::Socket(peer), upstream, info.route.options.idle_timeout);
+                Some(Stage::Relaying(relay, Some((parts.child, parts.stderr))))
+            }
+            Ok(Decision::Failed(failure)) => {
+                if explain::is_refusal(&failure) {
+                    ticket.refused();
+                } else {
+                    drop(ticket);
+                }
+                let parts = call.into_parts();
+                let next = self.failed(peer, &failure);
+                drop((parts.from, parts.to));
+                self.end_child(parts.child, parts.stderr).await;
+                next
+            }
+            Err(Why::Park) => {
+                let (child, stderr, parked) = call.park();
+                self.park(ParkedStage::SettingUp(peer.kind(), peer.into_fd(), child, stderr, parked))
+            }
+            Err(why) => {
+                peer.reset();
+                let parts = call.into_parts();
+                drop((parts.from, parts.to));
+                self.end_child(parts.child, parts.stderr).await;
+                self.interrupted(why)
+            }
+        }
+    }
+
+    async fn relay(&mut self, mut relay: Relay, child: Option<(Child, Stderr)>) -> Next {
+        let info = self.story.info.clone();
+        let Some((mut child, mut stderr)) = child else {
+            let outcome = relay.run(&info.counters, &info.interrupt).await;
+            return match outcome {
+                Outcome::Interrupted(Why::Park) => self.park(ParkedStage::Relaying(relay.park(), None)),
+                outcome => self.close(relay, outcome),
+            };
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = relay.run(&info.counters, &info.interrupt) => outcome,
+            () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+        };
+        if matches!(outcome, Outcome::Eof { .. }) {
+            let exited = tokio::select! {
+                biased;
+                exit = timeout(EXIT_GRACE, child.exited()) => Ok(exit.is_ok()),
+                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+                why = info.interrupt.requested_async() => Err(why),
+            };
+            if let Err(Why::Park) = exited {
+                return self.park(ParkedStage::Relaying(relay.park(), Some((child, stderr))));
+            }
+        }
+        if let Outcome::Interrupted(Why::Park) = outcome {
+            return self.park(ParkedStage::Relaying(relay.park(), Some((child, stderr))));
+        }
+        let next = self.close(relay, outcome);
+        self.end_child(child, stderr).await;
+        next
+    }
+
+    /// Closes both ends as the outcome asks.
+    fn close(&mut self, relay: Relay, outcome: Outcome) -> Next {
+        let (peer, upstream) = relay.into_ends();
+        match outcome {
+            Outcome::Eof { dropped: 0 } => self.over(End::Eof),
+            Outcome::Eof { dropped } => {
+                peer.reset();
+                self.story.note = format!("the upstream had ended before {dropped} more bytes of the peer came");
+                self.over(End::Eof)
+            }
+            Outcome::Reset { by, error } => {
+                match by {
+                    Side::Peer => upstream.reset(),
+                    Side::Upstream => peer.reset(),
+                }
+                self.story.note = explain::reset(by, error.as_ref());
+                self.over(End::Reset)
+            }
+            Outcome::Idle => {
+                peer.reset();
+                upstream.reset();
+                self.over(End::Idle)
+            }
+            Outcome::Interrupted(why) => {
+                peer.reset();
+                upstream.reset();
+                self.interrupted(why)
+            }
+        }
+    }
+
+    /// Makes sure that the child has ended, and notes its exit code when it ended by itself.
+    async fn end_child(&mut self, mut child: Child, mut stderr: Stderr) {
+        let info = self.story.info.clone();
+        let by_itself = timeout(Duration::ZERO, child.exited()).await;
+        let exit = match by_itself {
+            Ok(exit) => exit,
+            Err(_) => {
+                let (_, killed) = child.end().await;
+                if killed {
+                    let text = format!("process {} ignored SIGTERM and was killed", child.pid());
+                    log::emit(explain::about(&info, Kind::ChildKilled, text));
+                }
+                Exit::Unknown
+            }
+        };
+        stderr.finish(|line| explain::stderr(&info, line));
+        self.story.exit = exit.code();
+    }
+}
+
+/// What a dial gave.
+enum Dialled {
+    Stream(Stream),
+    Call(Call, Ticket),
+}
+
+/// An event about nothing but the service.
+pub fn say(kind: Kind, message: impl Into<String>) {
+    log::emit(Event::new(kind, message));
+}

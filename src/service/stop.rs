@@ -1,0 +1,111 @@
+//! The two ways to stop: hand everything over, or drain.
+
+use std::{collections::HashMap, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Ended, Service, explain, handover, notify, session::say, signals::Signals};
+use crate::{
+    log::{End, Kind, emit},
+    relay::Why,
+};
+
+/// How long all sessions together may take to be parked. Each needs one poll of its task.
+const PARKING: Duration = Duration::from_secs(5);
+/// How long sessions may take to end after they were told to: two seconds for a child to obey SIGTERM, and a margin.
+const ENDING: Duration = Duration::from_secs(5);
+
+impl Service {
+    /// Parks all sessions and gives them to the service manager. Without one there is nobody to give them to, so they
+    /// are drained.
+    pub async fn hand_over(mut self, ended: Ended) -> Ended {
+        self.stop_accepting().await;
+        let began = Instant::now();
+        let sessions = &self.shared.sessions;
+        let wanted = sessions.interrupt(Why::Park, |_| true);
+        self.shared.tasks.close();
+        let all = timeout(PARKING, self.shared.tasks.wait()).await.is_ok();
+        let mut parked = Vec::with_capacity(wanted);
+        while let Ok(session) = self.parking.try_recv() {
+            parked.push(session);
+        }
+        if !all {
+            let text = format!("{} sessions could not be parked in time and are cut", sessions.count());
+            say(Kind::HandoverLost, text);
+        }
+        if parked.is_empty() {
+            say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
+            return ended;
+        }
+        let infos: Vec<_> = parked.iter().map(|p| p.info.clone()).collect();
+        let count = parked.len();
+        if notify::managed() {
+            match handover::give(parked) {
+                Ok(()) => {
+                    let ms = began.elapsed().as_millis();
+                    say(Kind::HandoverParked, format!("{count} sessions wait for the next process, after {ms} ms"));
+                    return ended;
+                }
+                Err(e) => say(Kind::HandoverLost, format!("{count} sessions could not be handed over: {e}")),
+            }
+        } else {
+            say(Kind::HandoverLost, format!("{count} sessions are cut: no service manager keeps them"));
+        }
+        for info in infos {
+            emit(explain::ended(&info, End::Drained, None, "it could not be handed over"));
+        }
+        Ended::Broken
+    }
+
+    /// Accepts no more and lets the sessions end: each within its own `drain_timeout`, and within `at_most`.
+    pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
+        self.stop_accepting().await;
+        let sessions = &self.shared.sessions;
+        let count = sessions.count();
+        let allowed = |own: Duration| at_most.map_or(own, |most| own.min(most));
+        let mut deadlines: HashMap<Duration, ()> = HashMap::new();
+        sessions.for_each(|info| {
+            deadlines.insert(allowed(info.route.options.drain_timeout), ());
+        });
+        let mut deadlines: Vec<Duration> = deadlines.into_keys().collect();
+        deadlines.sort_unstable();
+        let longest = deadlines.last().copied().unwrap_or(Duration::ZERO);
+        if count > 0 {
+            let text = format!("stopping: {count} sessions have up to {} s to end", longest.as_secs_f32());
+            say(Kind::ServiceDraining, text);
+        }
+        let more = u32::try_from((longest + ENDING + ENDING).as_micros()).unwrap_or(u32::MAX);
+        let status = format!("stopping, {count} sessions left");
+        notify::tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), NotifyState::Status(&status)]);
+        self.shared.tasks.close();
+        let began = Instant::now();
+        let mut hurry = false;
+        for deadline in deadlines {
+            let ended = tokio::select! {
+                () = self.shared.tasks.wait() => true,
+                () = sleep_until(began + deadline), if !hurry => false,
+                () = signals.impatient(), if !hurry => {
+                    hurry = true;
+                    false
+                }
+            };
+            if ended {
+                break;
+            }
+            sessions.interrupt(Why::Drained, |info| hurry || allowed(info.route.options.drain_timeout) <= deadline);
+            if hurry {
+                break;
+            }
+        }
+        let cut = sessions.count();
+        if timeout(ENDING, self.shared.tasks.wait()).await.is_err() {
+            say(Kind::ServiceStopped, format!("{} sessions do not end; leaving them", sessions.count()));
+        }
+        say(
+            Kind::ServiceStopped,
+            format!("stopped: {} of {count} sessions ended by themselves", count - cut.min(count)),
+        );
+        Ended::Done
+    }
+}
