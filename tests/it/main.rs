@@ -1,0 +1,7 @@
+//! The real binaries, under faked activation, on the loopback; and the house rules of the source.
+//!
+//! Start reading at [`support`]: what a test may stand on.
+
+mod fake;
+mod harness;
+mod support;

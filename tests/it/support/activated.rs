@@ -1,0 +1,281 @@
+//! A service started as systemd starts it: sockets from descriptor 3 on, their names, `LISTEN_PID`, a notify socket,
+//! a nearly empty environment.
+//!
+//! [`Activation`] says what it inherits, [`Activated`] is the running service. The test keeps the sockets, as systemd
+//! does, so the service can be started again on the same ones, with what it left in its descriptor store.
+
+use std::{
+    ffi::{OsStr, OsString},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr as UnixSocketAddr, UnixListener},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+
+use super::{Notifications, Process, Wire};
+
+/// Where a listener can be reached.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(PathBuf),
+    Abstract(String),
+    /// Something that the test made itself, with [`Activation::inherit`].
+    Unknown,
+}
+
+struct Inherited {
+    name: String,
+    descriptor: OwnedFd,
+    address: Address,
+}
+
+/// What a service will be started with.
+pub(crate) struct Activation {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    inherited: Vec<Inherited>,
+    names: Names,
+    count: Option<usize>,
+    notify: bool,
+    nofile: Option<u64>,
+    dir: tempfile::TempDir,
+}
+
+enum Names {
+    /// Each listener's own.
+    Own,
+    /// No LISTEN_FDNAMES at all.
+    Absent,
+    /// LISTEN_FDNAMES as given.
+    Given(String),
+}
+
+impl Activation {
+    /// Nothing but the program (`env!("CARGO_BIN_EXE_qrexec-connect")`).
+    pub(crate) fn of(program: impl AsRef<Path>) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            inherited: Vec::new(),
+            names: Names::Own,
+            count: None,
+            notify: true,
+            nofile: None,
+            dir: tempfile::tempdir().expect("a directory for the test"),
+        }
+    }
+
+    pub(crate) fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory that is the service's HOME, XDG_CONFIG_HOME (`config/`) and XDG_RUNTIME_DIR (`run/`).
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A listener on 127.0.0.1, any port.
+    pub(crate) fn tcp(self, name: &str) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = Address::Tcp(listener.local_addr().expect("it is bound"));
+        self.inherited(name, listener.into(), address)
+    }
+
+    /// A listener on ::1, any port.
+    pub(crate) fn tcp6(self, name: &str) -> Self {
+        let listener = TcpListener::bind("[::1]:0").expect("a free port");
+        let address = Address::Tcp(listener.local_addr().expect("it is bound"));
+        self.inherited(name, listener.into(), address)
+    }
+
+    /// A datagram socket on 127.0.0.1, any port.
+    pub(crate) fn udp(self, name: &str) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = Address::Udp(socket.local_addr().expect("it is bound"));
+        self.inherited(name, socket.into(), address)
+    }
+
+    /// A UNIX stream listener at a path of the test's directory.
+    pub(crate) fn unix(self, name: &str) -> Self {
+        let path = self.dir().join(format!("{}.sock", self.inherited.len()));
+        let listener = UnixListener::bind(&path).expect("a new path");
+        self.inherited(name, listener.into(), Address::Unix(path))
+    }
+
+    /// A UNIX stream listener with an abstract name of its own.
+    pub(crate) fn abstract_unix(self, name: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let label = format!("forwarder-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = UnixSocketAddr::from_abstract_name(&label).expect("a short name");
+        let listener = UnixListener::bind_addr(&address).expect("a new name");
+        self.inherited(name, listener.into(), Address::Abstract(label))
+    }
+
+    /// Any descriptor at all: what should be refused, say.
+    pub(crate) fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
+        self.inherited(name, descriptor.into(), Address::Unknown)
+    }
+
+    fn inherited(mut self, name: &str, descriptor: OwnedFd, address: Address) -> Self {
+        self.inherited.push(Inherited { name: name.to_owned(), descriptor, address });
+        self
+    }
+
+    /// Without LISTEN_FDNAMES, as `systemd-socket-activate` does it.
+    pub(crate) fn without_names(mut self) -> Self {
+        self.names = Names::Absent;
+        self
+    }
+
+    /// With this LISTEN_FDNAMES, whatever was inherited.
+    pub(crate) fn with_names(mut self, raw: &str) -> Self {
+        self.names = Names::Given(raw.to_owned());
+        self
+    }
+
+    /// With this LISTEN_FDS, whatever was inherited.
+    pub(crate) fn with_count(mut self, count: usize) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// Without a notify socket, as `Type=simple` has none.
+    pub(crate) fn without_notify(mut self) -> Self {
+        self.notify = false;
+        self
+    }
+
+    /// With a watchdog (`WATCHDOG_USEC`, `WATCHDOG_PID`). Nobody bites: the test counts the `WATCHDOG=1`.
+    pub(crate) fn watchdog(self, interval: Duration) -> Self {
+        self.env("WATCHDOG_USEC", interval.as_micros().to_string())
+    }
+
+    /// With this RLIMIT_NOFILE, soft and hard.
+    pub(crate) fn nofile(mut self, limit: u64) -> Self {
+        self.nofile = Some(limit);
+        self
+    }
+
+    /// Starts it. Nothing is awaited: see [`Activated::ready`].
+    pub(crate) fn start(self) -> Activated {
+        for sub in ["config", "run"] {
+            std::fs::create_dir_all(self.dir().join(sub)).expect("the test's directory is writable");
+        }
+        let notifications = Notifications::at(self.dir().join("notify"));
+        let process = self.spawn(&notifications);
+        Activated { process, notifications, with: self }
+    }
+
+    fn spawn(&self, notifications: &Notifications) -> Process {
+        // systemd puts the sockets first and the store behind them
+        let sockets = self.inherited.iter().map(|i| (i.name.clone(), i.descriptor.try_clone().expect("a descriptor")));
+        let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = sockets.chain(notifications.store()).unzip();
+
+        // The pid must be that of the program itself: the shell learns its own and then becomes the program.
+        let mut command = Command::new("/bin/sh");
+        let limit = self.nofile.map(|n| format!("ulimit -n {n}; ")).unwrap_or_default();
+        let script = format!(
+            "{limit}[ -z \"$LISTEN_FDS\" ] || export LISTEN_PID=$$; \
+             [ -z \"$WATCHDOG_USEC\" ] || export WATCHDOG_PID=$$; exec \"$@\""
+        );
+        command.arg("-c").arg(script).arg("sh").arg(&self.program).args(&self.args).stdin(Stdio::null());
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LANG", "C.UTF-8");
+        command.env("HOME", self.dir());
+        command.env("XDG_CONFIG_HOME", self.dir().join("config")).env("XDG_RUNTIME_DIR", self.dir().join("run"));
+        let count = self.count.unwrap_or(descriptors.len());
+        if count > 0 {
+            command.env("LISTEN_FDS", count.to_string());
+            match &self.names {
+                Names::Own => command.env("LISTEN_FDNAMES", names.join(":")),
+                Names::Absent => &mut command,
+                Names::Given(raw) => command.env("LISTEN_FDNAMES", raw),
+            };
+        }
+        if self.notify {
+            command.env("NOTIFY_SOCKET", notifications.path());
+        }
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        Process::start_with(command, &descriptors)
+    }
+}
+
+/// The running service, and the manager's side of it.
+pub(crate) struct Activated {
+    pub(crate) process: Process,
+    pub(crate) notifications: Notifications,
+    with: Activation,
+}
+
+impl Activated {
+    /// Waits for `READY=1`.
+    #[track_caller]
+    pub(crate) fn ready(self) -> Self {
+        self.notifications.wait_for("READY", |v| v == "1");
+        self
+    }
+
+    /// Where the listener `index` (in the order of the calls that made them) can be reached.
+    pub(crate) fn address(&self, index: usize) -> &Address {
+        &self.with.inherited[index].address
+    }
+
+    /// The port of a TCP or UDP listener.
+    pub(crate) fn port(&self, index: usize) -> u16 {
+        match self.address(index) {
+            Address::Tcp(address) | Address::Udp(address) => address.port(),
+            other => panic!("{other:?} has no port"),
+        }
+    }
+
+    /// A new connection to the listener `index`.
+    #[track_caller]
+    pub(crate) fn connect(&self, index: usize) -> Wire {
+        match self.address(index) {
+            Address::Tcp(address) => Wire::tcp(*address),
+            Address::Unix(path) => Wire::unix(path),
+            Address::Abstract(name) => Wire::abstract_unix(name),
+            other => panic!("{other:?} takes no connection"),
+        }
+    }
+
+    /// The test's directory: see [`Activation::dir`].
+    pub(crate) fn dir(&self) -> &Path {
+        self.with.dir()
+    }
+
+    /// Starts the program again, on the same sockets and with what is in the descriptor store, as systemd does after
+    /// the service has ended. The first process must have ended; the messages heard so far are kept.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        assert!(!self.process.running(), "it has to end first");
+        self.process = self.with.spawn(&self.notifications);
+    }
+
+    /// A real stop: `SIGTERM`, within the usual patience the end with exit code 0, and nobody left behind.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> Process {
+        self.process.signal(Signal::SIGTERM);
+        let status = self.process.wait();
+        assert!(status.success(), "SIGTERM: {status}");
+        self.process.assert_nobody_left();
+        self.process
+    }
+}

@@ -1,0 +1,336 @@
+//! Programs started by tests: what they print, how they end, and whom they leave behind.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{PATIENCE, eventually, raw};
+
+/// In the environment of every process that a test starts, with a value of its own for each start: so whoever
+/// descends from it can be found, whatever became of its parents.
+const MARK: &str = "FORWARDER_TEST_MARK";
+
+/// The lines that a program has printed so far.
+#[derive(Clone)]
+pub(crate) struct Lines {
+    name: &'static str,
+    shared: Arc<(Mutex<Printed>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Printed {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Lines {
+    /// Of a stream that the test reads itself.
+    fn none(name: &'static str) -> Self {
+        Self::collect(name, std::io::empty())
+    }
+
+    /// Collects in the background, so that the writer never blocks.
+    fn collect(name: &'static str, from: impl Read + Send + 'static) -> Self {
+        let lines = Self { name, shared: Arc::default() };
+        let shared = Arc::clone(&lines.shared);
+        thread::spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            while matches!(from.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                shared.0.lock().expect("no panic under this lock").lines.push(text);
+                shared.1.notify_all();
+                line.clear();
+            }
+            shared.0.lock().expect("no panic under this lock").ended = true;
+            shared.1.notify_all();
+        });
+        lines
+    }
+
+    /// All lines so far.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.shared.0.lock().expect("no panic under this lock").lines.clone()
+    }
+
+    /// How many lines so far hold `text`.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        self.so_far().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// The first line, old or new, that holds `text`.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, text: &str) -> String {
+        self.wait_for_nth(text, 1)
+    }
+
+    /// The `n`th line (from 1) that holds `text`.
+    #[track_caller]
+    pub(crate) fn wait_for_nth(&self, text: &str, n: usize) -> String {
+        self.wait(&format!("line {n} with {text:?}"), |lines| {
+            lines.iter().filter(|line| line.contains(text)).nth(n - 1).cloned()
+        })
+    }
+
+    /// What `find` finds in the lines so far, as soon as it finds something.
+    #[track_caller]
+    pub(crate) fn wait<T>(&self, what: &str, find: impl Fn(&[String]) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut printed = self.shared.0.lock().expect("no panic under this lock");
+        loop {
+            if let Some(found) = find(&printed.lines) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let why = if printed.ended { "it was closed without" } else { "not in time" };
+            if printed.ended || left.is_zero() {
+                let lines = printed.lines.join("\n  ");
+                drop(printed);
+                panic!("{}: {why}: {what}; there was\n  {lines}", self.name);
+            }
+            printed = self.shared.1.wait_timeout(printed, left).expect("no panic under this lock").0;
+        }
+    }
+
+    /// All lines, once the last holder of the writing end has closed it.
+    #[track_caller]
+    pub(crate) fn to_the_end(&self) -> Vec<String> {
+        eventually(&format!("the end of {}", self.name), || {
+            self.shared.0.lock().expect("no panic under this lock").ended
+        });
+        self.so_far()
+    }
+}
+
+/// A running program. Dropped, it and all its descendants are killed; when the test is panicking, what it wrote on
+/// stderr is shown.
+pub(crate) struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    mark: String,
+    /// Its standard output, as it comes.
+    pub(crate) stdout: Lines,
+    /// Its standard error, as it comes.
+    pub(crate) stderr: Lines,
+}
+
+/// What a service holds while it serves nobody.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rest {
+    pub(crate) descriptors: usize,
+    pub(crate) children: usize,
+}
+
+impl Process {
+    /// Starts `command` in a process group of its own, with both outputs collected. Its stdin is as the command says.
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_with(command, &[])
+    }
+
+    /// The same, with `descriptors` as 3, 4, 5…
+    pub(crate) fn start_with(mut command: Command, descriptors: &[OwnedFd]) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Self::spawn(command, descriptors);
+        process.stdout = Lines::collect("stdout", process.child.stdout.take().expect("piped"));
+        process.stderr = Lines::collect("stderr", process.child.stderr.take().expect("piped"));
+        process
+    }
+
+    /// Starts `command` with three pipes whose ends the test takes itself ([`Self::stdin`], [`Self::stdout_pipe`],
+    /// [`Self::stderr_pipe`]): nothing is collected.
+    pub(crate) fn piped(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn(command, &[])
+    }
+
+    fn spawn(mut command: Command, descriptors: &[OwnedFd]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let mark = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        command.env(MARK, &mark).process_group(0);
+        let copies = raw::inherit(&mut command, descriptors);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", command.get_program().to_string_lossy()));
+        drop(copies);
+        Self { child, status: None, mark, stdout: Lines::none("stdout"), stderr: Lines::none("stderr") }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("pids are small"))
+    }
+
+    /// Its stdin, when the command asked for a pipe; once.
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("the command was started with a piped stdin, not taken yet")
+    }
+
+    /// Its stdout, when it was started by [`Self::piped`]; once.
+    pub(crate) fn stdout_pipe(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("started by `piped`, and not taken yet")
+    }
+
+    /// Its stderr, when it was started by [`Self::piped`]; once.
+    pub(crate) fn stderr_pipe(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("started by `piped`, and not taken yet")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        assert!(self.status.is_none(), "it has ended already");
+        kill(self.pid(), signal).expect("it is our child, and not waited for yet");
+    }
+
+    pub(crate) fn running(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("it is our child");
+        }
+        self.status.is_none()
+    }
+
+    /// How it ended, within [`PATIENCE`].
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.wait_within(PATIENCE)
+    }
+
+    /// How it ended, within `time`.
+    #[track_caller]
+    pub(crate) fn wait_within(&mut self, time: Duration) -> ExitStatus {
+        let deadline = Instant::now() + time;
+        while self.running() {
+            assert!(Instant::now() < deadline, "still running after {time:?}");
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.status.expect("it does not run any more")
+    }
+
+    /// What its descriptors are, by number: `socket:[123]`, `pipe:[45]`, `/dev/null`…
+    pub(crate) fn descriptors(&self) -> BTreeMap<i32, String> {
+        let Ok(dir) = fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return BTreeMap::new() };
+        dir.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let to = fs::read_link(entry.path()).ok()?;
+            Some((entry.file_name().to_str()?.parse().ok()?, to.to_string_lossy().into_owned()))
+        })
+        .collect()
+    }
+
+    /// Whether O_NONBLOCK is set on the file description behind its descriptor `fd`.
+    pub(crate) fn nonblocking(&self, fd: i32) -> bool {
+        let info = fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", self.pid())).expect("it has this descriptor");
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("proc(5): flags are there");
+        let flags = i32::from_str_radix(flags.trim(), 8).expect("proc(5): flags are octal");
+        flags & libc::O_NONBLOCK != 0
+    }
+
+    /// Its children, zombies too, as `pid (name) state`.
+    pub(crate) fn children(&self) -> Vec<String> {
+        let mine = self.pid().to_string();
+        processes().filter(|p| p.parent == mine).map(|p| format!("{} ({}) {}", p.pid, p.name, p.state)).collect()
+    }
+
+    /// Whoever descends from this start and lives, as `pid (name)`; the program itself among them.
+    pub(crate) fn descendants(&self) -> Vec<String> {
+        let mark = format!("{MARK}={}", self.mark);
+        processes()
+            .filter(|p| {
+                let environment = fs::read(format!("/proc/{}/environ", p.pid)).unwrap_or_default();
+                environment.split(|b| *b == 0).any(|entry| entry == mark.as_bytes())
+            })
+            .map(|p| format!("{} ({})", p.pid, p.name))
+            .collect()
+    }
+
+    /// What it holds now. To be asked when it serves nobody (after its READY, say).
+    pub(crate) fn rest(&self) -> Rest {
+        Rest { descriptors: self.descriptors().len(), children: self.children().len() }
+    }
+
+    /// Waits until it holds no more than `rest`.
+    #[track_caller]
+    pub(crate) fn wait_for_rest(&self, rest: &Rest) {
+        let back = || {
+            let now = self.rest();
+            now.descriptors <= rest.descriptors && now.children <= rest.children
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !back() {
+            let (descriptors, children) = (self.descriptors(), self.children());
+            assert!(
+                Instant::now() < deadline,
+                "more than {rest:?} is left:\n  children {children:?}\n  descriptors {descriptors:#?}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// It has ended, and so has everyone it started.
+    #[track_caller]
+    pub(crate) fn assert_nobody_left(&mut self) {
+        assert!(!self.running(), "it still runs itself");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = self.descendants();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("---- stderr of {} ----\n{}\n----", self.child.id(), self.stderr.so_far().join("\n"));
+        }
+        for left in self.descendants() {
+            if let Some(pid) = left.split(' ').next().and_then(|pid| pid.parse().ok()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a short program to its end; its output, within [`PATIENCE`].
+#[track_caller]
+pub(crate) fn run(command: Command) -> Output {
+    let mut process = Process::start(command);
+    let status = process.wait();
+    let text = |lines: &Lines| lines.to_the_end().iter().flat_map(|l| [l.as_str(), "\n"]).collect::<String>();
+    Output { status, stdout: text(&process.stdout).into_bytes(), stderr: text(&process.stderr).into_bytes() }
+}
+
+/// A line of /proc.
+struct Seen {
+    pid: String,
+    name: String,
+    state: String,
+    parent: String,
+}
+
+fn processes() -> impl Iterator<Item = Seen> {
+    let dir = fs::read_dir("/proc").expect("/proc is mounted");
+    dir.filter_map(|entry| {
+        let pid = entry.ok()?.file_name().into_string().ok().filter(|n| n.bytes().all(|b| b.is_ascii_digit()))?;
+        // proc(5): pid (name) state parent …; the name may hold anything, so from its last parenthesis
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = (stat.get(stat.find('(')? + 1..stat.rfind(')')?)?, stat.get(stat.rfind(')')? + 2..)?);
+        let mut rest = rest.split(' ');
+        Some(Seen { pid, name: name.to_owned(), state: rest.next()?.to_owned(), parent: rest.next()?.to_owned() })
+    })
+}
