@@ -14,7 +14,7 @@
 //!
 //! What a call does follows from the name of its service (SERVICES below). Each call may be told to a journal, one
 //! line per event: `FAKE_QREXEC_LOG`, else `calls.log` in `FAKE_QREXEC_DIR`, else a `calls.log` that exists beside
-//! the program as it was called, or beside the file that this name leads to.
+//! the program as it was called, or beside the program file itself.
 
 #[path = "pattern.rs"]
 mod pattern;
@@ -220,8 +220,7 @@ struct Place {
 impl Place {
     fn find(argv0: Option<&OsString>) -> Self {
         let called = argv0.map(PathBuf::from).filter(|p| p.as_os_str().as_bytes().contains(&b'/'));
-        let resolved = called.as_ref().and_then(|p| fs::canonicalize(p).ok());
-        let beside = [called, resolved]
+        let beside = [called, env::current_exe().ok()]
             .into_iter()
             .flatten()
             .filter_map(|p| Some(p.parent()?.to_owned()))

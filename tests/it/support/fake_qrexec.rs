@@ -39,9 +39,10 @@ pub(crate) enum What {
     },
 }
 
-/// A place of its own for one test.
+/// A place of its own for one test, or the one of a tree in which the fake is installed.
 pub(crate) struct FakeQrexec {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    _removed_at_the_end: Option<tempfile::TempDir>,
 }
 
 impl FakeQrexec {
@@ -49,16 +50,21 @@ impl FakeQrexec {
         let dir = tempfile::tempdir().expect("a directory for the test");
         symlink(example("fake-qrexec-client-vm"), dir.path().join("qrexec-client-vm")).expect("the directory is new");
         File::create(dir.path().join("calls.log")).expect("the directory is new");
-        Self { dir }
+        Self { dir: dir.path().to_owned(), _removed_at_the_end: Some(dir) }
+    }
+
+    /// The one whose program and journal lie in `dir` already.
+    pub(crate) fn installed_in(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), _removed_at_the_end: None }
     }
 
     /// The program, to be named in `--qrexec-client`.
     pub(crate) fn program(&self) -> PathBuf {
-        self.dir.path().join("qrexec-client-vm")
+        self.dir.join("qrexec-client-vm")
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// The program with a target and a service, for tests of the fake itself.
@@ -70,20 +76,20 @@ impl FakeQrexec {
 
     /// Lets the calls of `test.Gate+NAME` through.
     pub(crate) fn open(&self, gate: &str) {
-        File::create(self.dir.path().join(gate)).expect("the test's directory is writable");
+        File::create(self.dir.join(gate)).expect("the test's directory is writable");
     }
 
     /// What a `test.HalfCloseDown` has received, once it has received all.
     #[track_caller]
     pub(crate) fn received(&self) -> Vec<u8> {
-        let path = self.dir.path().join("received");
+        let path = self.dir.join("received");
         eventually("the service has received everything", || path.exists());
         fs::read(path).expect("it exists")
     }
 
     /// All events so far.
     pub(crate) fn events(&self) -> Vec<Event> {
-        let text = fs::read_to_string(self.dir.path().join("calls.log")).expect("made by us");
+        let text = fs::read_to_string(self.dir.join("calls.log")).expect("made by us");
         // a line is written at once, but a reader may come in between
         text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(event).collect()
     }

@@ -22,8 +22,8 @@ pub(crate) use process::{Lines, Process, Rest, run};
 pub(crate) use stream::{Pace, Wire, exchange, receive, send};
 
 use std::{
-    env,
-    path::PathBuf,
+    env, fs,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +49,13 @@ pub(crate) fn example(name: &str) -> PathBuf {
     let tests = env::current_exe().expect("the test binary has a path");
     let path = tests.parent().and_then(|deps| deps.parent()).map(|profile| profile.join("examples").join(name));
     let path = path.expect("tests lie in target/PROFILE/deps");
-    assert!(path.exists(), "{} is missing: run the tests by `cargo test`, which builds it", path.display());
+    assert!(path.exists(), "{} is missing: cargo build --examples", path.display());
+    // `cargo test --test NAME` builds no examples: an old one must not speak for the new source
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes");
+    let changed = |p: &Path| p.metadata().and_then(|m| m.modified()).expect("Linux file systems have it");
+    for source in fs::read_dir(sources).into_iter().flatten().flatten() {
+        let newer = changed(&source.path()) > changed(&path);
+        assert!(!newer, "{} is older than its source: cargo build --examples", path.display());
+    }
     path
 }

@@ -1,0 +1,12 @@
+//! The real binaries under a real systemd: `tests/with-systemd` boots one for each test, in half a second.
+//!
+//! A test makes a [`tree`] and boots it once or more; what it does inside is ordinary Rust, for this very binary runs
+//! again inside the boot ([`tree::Tree::boot`]). `SYSTEMD_ROOT=DIR` has all of them boot the tree in DIR, of another
+//! release (`tests/mk-root DIR`). Where there is no systemd to boot (not root, no cgroup2) a test says so on stderr
+//! and passes; with `CI=true` that is a failure.
+
+#[path = "../it/support/mod.rs"]
+mod support;
+#[macro_use]
+mod tree; // first: the macro `tree!`
+mod harness;
