@@ -1,0 +1,350 @@
+//! The keys of a forward: one typed set, whoever wrote it.
+//!
+//! A name, a `--forward` argument and a `[[forward]]` of a TOML file hold the same keys with the same values. Each
+//! value keeps its place, so that a key which turns out to be wrong only beside the others (or beside the socket) is
+//! still cited where it stands. Places are no part of the meaning: two sets are equal when their values are.
+//!
+//! What a set of keys *means* is decided in `role`, not here.
+
+use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
+
+use super::{
+    call::Call,
+    endpoint::{HostPort, Netns, UnixAddr},
+    error::{Fault, Flaw, Origin, Place, Source},
+    nearest::nearest,
+    text::{Word, escaped},
+    value::{
+        Account, Backlog, BufferSize, Count, Device, Idle, Label, Many, Mode, NetnsName, NetnsPath, Network, OnRemove,
+        Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
+    },
+};
+
+/// A value, and where it and its key were written.
+#[derive(Clone, Debug)]
+pub struct At<T> {
+    value: T,
+    key: Place,
+    place: Place,
+}
+
+impl<T> At<T> {
+    /// The value.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// Where the value was written.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where its key was written.
+    pub fn key(&self) -> &Place {
+        &self.key
+    }
+}
+
+impl<T: PartialEq> PartialEq for At<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+macro_rules! keys {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $key:ident;)*) => {
+        /// The name of a key.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Key {
+            $($(#[$doc])* $key,)*
+        }
+
+        impl Key {
+            /// All keys, in the order in which they are written.
+            pub const ALL: &'static [Self] = &[$(Self::$key),*];
+
+            /// The key as it is written.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$key => stringify!($field),)* }
+            }
+
+            /// Whether it may be given several times, or an array in TOML.
+            pub(super) fn many(self) -> bool {
+                match self { $(Self::$key => <$type as Value>::MANY,)* }
+            }
+        }
+
+        /// The keys that one forward was given, each with its place. See DESIGN's table of keys and roles.
+        #[derive(Clone, Debug)]
+        pub struct Keys {
+            /// What faults of the set as a whole cite: the text of a name, the header of a `[[forward]]`.
+            pub(super) whole: Place,
+            $($(#[$doc])* pub $field: Option<At<$type>>,)*
+        }
+
+        impl PartialEq for Keys {
+            fn eq(&self, other: &Self) -> bool {
+                $(self.$field == other.$field)&&*
+            }
+        }
+
+        impl Keys {
+            /// No keys; faults of the set as a whole cite `whole`.
+            pub(super) fn none(whole: Place) -> Self {
+                Self { whole, $($field: None,)* }
+            }
+
+            /// Where a key was given, if it was.
+            pub fn given(&self, key: Key) -> Option<&Place> {
+                match key { $(Key::$key => self.$field.as_ref().map(At::key),)* }
+            }
+
+            /// Reads a value of `key`; a second one of a key that takes only one is a flaw.
+            fn put(&mut self, key: Key, raw: Raw<'_>, at: Place, place: Place) -> Result<(), Flaw> {
+                match key { $(Key::$key => put(&mut self.$field, raw, at, place),)* }
+            }
+
+            /// Replaces the values that `over` gives.
+            pub(super) fn replace(&mut self, over: &Self) {
+                $(if over.$field.is_some() { self.$field.clone_from(&over.$field); })*
+            }
+
+            /// The texts that each given key reads back.
+            fn texts(&self) -> Vec<(Key, Vec<Vec<u8>>)> {
+                let mut texts = Vec::new();
+                $(texts.extend(self.$field.as_ref().map(|at| (Key::$key, at.value.texts())));)*
+                texts
+            }
+        }
+    };
+}
+
+keys! {
+    /// What the log calls it, and what a socket's name says to have it.
+    label: Label = Label;
+    /// A call into another qube: where streams go.
+    qrexec: Call = Qrexec;
+    /// The TCP address to accept on; port 0 lets the kernel choose.
+    listen: SocketAddr = Listen;
+    /// The UDP address to receive on; port 0 lets the kernel choose.
+    udp_listen: SocketAddr = UdpListen;
+    /// The network namespace to listen in; the service's own without it.
+    listen_namespace: Netns = ListenNamespace;
+    /// The UNIX socket between host and namespace: dialled without `target`, served with it.
+    uds: UnixAddr = Uds;
+    /// The network namespace to dial from, by name.
+    namespace: NetnsName = Namespace;
+    /// The network namespace to dial from, by path.
+    setns_path: NetnsPath = SetnsPath;
+    /// The TCP address where streams go (or, beside an inherited datagram socket, datagrams).
+    target: HostPort = Target;
+    /// The UDP address where datagrams go.
+    udp_target: HostPort = UdpTarget;
+    /// Rights of the served UNIX socket.
+    mode: Mode = Mode;
+    /// Owner of the served UNIX socket.
+    owner: Owner = Owner;
+    /// Rights of directories made for the served UNIX socket.
+    dir_mode: Mode = DirMode;
+    /// Owner of directories made for the served UNIX socket.
+    dir_owner: Owner = DirOwner;
+    /// Length of the queue of sockets that we listen on.
+    backlog: Backlog = Backlog;
+    /// How long a dial may take.
+    connect_timeout: Timeout = ConnectTimeout;
+    /// After how long without bytes a session ends.
+    idle_timeout: Idle = IdleTimeout;
+    /// After how long without datagrams a flow ends.
+    udp_idle_timeout: Timeout = UdpIdleTimeout;
+    /// Sessions (for UDP: flows) at once.
+    max_connections: Count = MaxConnections;
+    /// How long the set-up of a qrexec call may take.
+    setup_timeout: Timeout = SetupTimeout;
+    /// Concurrent set-ups of qrexec calls per target and service.
+    max_setups: Count = MaxSetups;
+    /// How long sessions get at a stop.
+    drain_timeout: Pause = DrainTimeout;
+    /// TCP keepalive.
+    keepalive: bool = Keepalive;
+    /// What becomes of sessions when their listener goes away.
+    on_remove: OnRemove = OnRemove;
+    /// A PROXY header for the upstream.
+    proxy_protocol: ProxyProtocol = ProxyProtocol;
+    /// The networks that peers may come from; may be given several times.
+    allow_from: Many<Network> = AllowFrom;
+    /// The users who may connect over UNIX sockets; may be given several times.
+    allow_uid: Many<Account> = AllowUid;
+    /// The address to dial from.
+    source: IpAddr = Source;
+    /// The interface to dial through.
+    bind_device: Device = BindDevice;
+    /// Bytes that a session moves at once.
+    buffer_size: BufferSize = BufferSize;
+}
+
+/// Words that people use for a key of another name.
+const SYNONYMS: [(&str, Key); 22] = [
+    ("upstream", Key::Target),
+    ("dest", Key::Target),
+    ("destination", Key::Target),
+    ("connect", Key::Target),
+    ("to", Key::Target),
+    ("bind", Key::Listen),
+    ("address", Key::Listen),
+    ("tcp", Key::Listen),
+    ("udp", Key::UdpListen),
+    ("unix", Key::Uds),
+    ("socket", Key::Uds),
+    ("path", Key::Uds),
+    ("netns", Key::Namespace),
+    ("ns", Key::Namespace),
+    ("user", Key::Owner),
+    ("group", Key::Owner),
+    ("permissions", Key::Mode),
+    ("service", Key::Qrexec),
+    ("call", Key::Qrexec),
+    ("name", Key::Label),
+    ("interface", Key::BindDevice),
+    ("timeout", Key::ConnectTimeout),
+];
+
+impl Key {
+    /// The key of this name. Times may be written with `_secs`.
+    pub fn named(name: &str) -> Option<Self> {
+        let exact = |name: &str| Self::ALL.iter().copied().find(|key| key.name() == name);
+        exact(name).or_else(|| exact(name.strip_suffix("_secs")?).filter(|key| key.is_time()))
+    }
+
+    /// Whether its value is a time, plain numbers of which are seconds.
+    fn is_time(self) -> bool {
+        self.name().ends_with("_timeout")
+    }
+
+    /// Whether it says how to forward rather than what: such a key can stand in `[defaults]`.
+    pub(super) fn is_option(self) -> bool {
+        use Key::*;
+        let what = [Label, Qrexec, Listen, UdpListen, ListenNamespace, Uds, Namespace, SetnsPath, Target, UdpTarget];
+        !what.contains(&self)
+    }
+}
+
+/// The fault of a key that does not exist, at `place`; `others` are names that exist there besides the keys.
+pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> Fault {
+    let fault = Fault::at(place, format!("unknown key \"{name}\""));
+    let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|(_, key)| key.name());
+    let names = Key::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
+    match synonym.or_else(|| nearest(name, names)) {
+        Some(meant) => fault.hint(format!("did you mean \"{meant}\"?")),
+        None => fault,
+    }
+}
+
+fn put<T: Value>(slot: &mut Option<At<T>>, raw: Raw<'_>, key: Place, place: Place) -> Result<(), Flaw> {
+    let value = T::read(raw)?;
+    match slot {
+        None => *slot = Some(At { value, key, place }),
+        Some(at) => at.value.add(value),
+    }
+    Ok(())
+}
+
+impl Keys {
+    /// Reads a value of a key and notes what is wrong with it. `fix` words the hint for a value that would be right.
+    pub(super) fn read(&mut self, item: Item<'_>, faults: &mut Vec<Fault>) {
+        let name = item.key.name();
+        let source = &item.name.source;
+        if let Some(first) = self.given(item.key).filter(|_| !item.key.many()) {
+            let fault = Fault::at(&item.name, format!("the key \"{name}\" is given twice"));
+            faults.push(fault.hint(format!("the first one is {}", first.written_as())));
+            return;
+        }
+        let place = Place::new(source, (item.place)(None));
+        if let Err(flaw) = self.put(item.key, item.raw, item.name.clone(), place) {
+            let at = Place::new(source, (item.place)(Some(&flaw.at)));
+            let fault = Fault::at(&at, format!("{name}: {}", flaw.what));
+            faults.push(match (flaw.fix, flaw.note) {
+                (Some(fix), _) => fault.hint((item.fix)(&fix)),
+                (None, Some(note)) => fault.hint(note),
+                (None, None) => fault,
+            });
+        }
+    }
+
+    /// The same keys with a call, which stands where the keys do.
+    pub(super) fn with_call(&self, call: &Call) -> Self {
+        let qrexec = Some(At { value: call.clone(), key: self.whole.clone(), place: self.whole.clone() });
+        Self { qrexec, ..self.clone() }
+    }
+
+    /// Whether none is given.
+    pub fn is_empty(&self) -> bool {
+        self.texts().is_empty()
+    }
+
+    /// The `key=value` items that read back as these keys, written so that systemd takes them in a name.
+    pub(super) fn items(&self) -> Vec<String> {
+        let texts = self.texts().into_iter();
+        texts
+            .flat_map(|(key, texts)| texts.into_iter().map(move |t| format!("{}={}", key.name(), escaped(&t))))
+            .collect()
+    }
+}
+
+impl Place {
+    /// What stands at this place, for messages.
+    fn written_as(&self) -> String {
+        let text = self.source.text.get(self.span.clone()).unwrap_or_default();
+        match &self.source.origin {
+            Origin::File(_) => format!("at {}", self.brief()),
+            _ => {
+                let rest = self.source.text.get(self.span.start..).unwrap_or_default();
+                let item = rest.split([',', ' ']).next().unwrap_or(text);
+                format!("{item}, column {}", Fault::at(self, "").column())
+            }
+        }
+    }
+}
+
+/// One value of a key, as its source has it, and how its source is cited.
+pub(super) struct Item<'a> {
+    pub(super) key: Key,
+    pub(super) raw: Raw<'a>,
+    /// Where the key was written.
+    pub(super) name: Place,
+    /// Where bytes of the value (or all of it) were written.
+    pub(super) place: &'a dyn Fn(Option<&Range<usize>>) -> Range<usize>,
+    /// The hint for a value that would be right.
+    pub(super) fix: &'a dyn Fn(&str) -> String,
+}
+
+/// Reads `key=value` items between commas, as a name and an argument hold them, into `keys`.
+pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<Fault>) {
+    for item in list.split(b',') {
+        let item = item.trimmed();
+        let place = Place::new(source, item.span.clone());
+        if item.bytes.is_empty() {
+            let what = "there is nothing between two commas, or beside one";
+            faults.push(Fault::at(&place, what).hint("leave the comma out, or write \\x2c for one that is data"));
+            continue;
+        }
+        let Some((name, value)) = item.split_once(b'=') else {
+            let fault = Fault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
+            faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
+            continue;
+        };
+        let (name, value) = (name.trimmed(), value.trimmed());
+        let name_place = Place::new(source, name.span.clone());
+        let Some(key) = Key::named(&name.lossy()) else {
+            faults.push(unknown(&name.lossy(), &name_place, &[]));
+            continue;
+        };
+        let bytes = value.value();
+        let locate = |at: Option<&Range<usize>>| at.map_or(value.span.clone(), |at| value.place(at));
+        let fix = |fix: &str| {
+            let (before, after) = (&source.text[..value.span.start], &source.text[value.span.end..]);
+            format!("write: {before}{}{after}", super::fdname::quoted(fix, &source.origin))
+        };
+        let raw = Raw::Text(&bytes);
+        keys.read(Item { key, raw, name: name_place, place: &locate, fix: &fix }, faults);
+    }
+}

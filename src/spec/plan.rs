@@ -1,0 +1,201 @@
+//! What was asked for, as values that cannot be wrong any more: forwards, their legs, and all of them together.
+
+use std::{fmt, net::SocketAddr, num::NonZeroU32};
+
+use super::{
+    endpoint::{Netns, UnixAddr, Upstream},
+    options::{Admit, Options, Via},
+    value::{Label, LogLevel, Mode, Owner},
+};
+
+/// The kind of a socket that was inherited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketKind {
+    /// A listening TCP socket, IPv4 or IPv6.
+    Tcp,
+    /// A listening UNIX stream socket, path or abstract.
+    Unix,
+    /// A bound UDP socket.
+    Udp,
+}
+
+/// The listening side of a leg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// The socket that systemd made.
+    Inherited,
+    /// A TCP socket that we bind and listen on.
+    Tcp {
+        /// Port 0 lets the kernel choose.
+        addr: SocketAddr,
+        /// The namespace to listen in; the service's own when `None`.
+        netns: Option<Netns>,
+        /// Length of its queue.
+        backlog: NonZeroU32,
+    },
+    /// A UNIX socket that we serve.
+    Unix {
+        /// An absolute path or an abstract name.
+        addr: UnixAddr,
+        /// Rights and owners of what is made in the file system; nothing to be made when abstract.
+        rights: Rights,
+        /// Length of its queue.
+        backlog: NonZeroU32,
+    },
+    /// A UDP socket that we bind.
+    Udp {
+        /// Port 0 lets the kernel choose.
+        addr: SocketAddr,
+        /// The namespace to receive in; the service's own when `None`.
+        netns: Option<Netns>,
+    },
+}
+
+/// Rights and owners of a served UNIX socket and of the directories made for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// Of the socket (default 0600).
+    pub mode: Mode,
+    /// Of the socket; our own user and group where it says nothing.
+    pub owner: Option<Owner>,
+    /// Of directories that are made; existing ones are left alone (default 0755).
+    pub dir_mode: Mode,
+    /// Of directories that are made (default: our own).
+    pub dir_owner: Option<Owner>,
+}
+
+impl Default for Rights {
+    fn default() -> Self {
+        Self { mode: mode(0o600), owner: None, dir_mode: mode(0o755), dir_owner: None }
+    }
+}
+
+const fn mode(bits: u32) -> Mode {
+    match Mode::from_bits(bits) {
+        Some(mode) => mode,
+        None => panic!("a default mode has only permission bits"),
+    }
+}
+
+/// One listening side and where its streams or datagrams go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// Where they come in.
+    pub listen: Listen,
+    /// Where they go.
+    pub upstream: Upstream,
+    /// Who may connect.
+    pub admit: Admit,
+    /// How the upstream is dialled.
+    pub via: Via,
+}
+
+impl Leg {
+    /// A leg that lets everybody in and dials plainly.
+    pub fn new(listen: Listen, upstream: Upstream) -> Self {
+        Self { listen, upstream, admit: Admit::default(), via: Via::default() }
+    }
+}
+
+/// The legs of a forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // one value for each forward
+pub enum Legs {
+    /// In here, out there.
+    One(Leg),
+    /// A combined pipeline: `front` accepts and dials the UNIX socket that `back` serves.
+    Two {
+        /// From the listening side to the UNIX socket.
+        front: Leg,
+        /// From the UNIX socket to where it all goes.
+        back: Leg,
+    },
+}
+
+impl Legs {
+    /// The legs, the front one first.
+    pub fn iter(&self) -> impl Iterator<Item = &Leg> {
+        let (first, second) = match self {
+            Self::One(leg) => (leg, None),
+            Self::Two { front, back } => (front, Some(back)),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// The leg that accepts from the listening side.
+    pub fn front(&self) -> &Leg {
+        match self {
+            Self::One(leg) | Self::Two { front: leg, .. } => leg,
+        }
+    }
+}
+
+/// One forward, ready to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// What the log calls it.
+    pub label: Option<Label>,
+    /// Where it listens and where it goes.
+    pub legs: Legs,
+    /// Its limits and times.
+    pub options: Options,
+}
+
+/// All that a configuration and its `--forward` arguments ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The forwards whose listening side is ours, in the order in which they were written.
+    pub forwards: Vec<Forward>,
+    /// Labels of forwards without a listening side: each waits for a socket unit with its name.
+    pub waiting: Vec<Label>,
+    /// `log_level` of `[defaults]`.
+    pub log_level: Option<LogLevel>,
+}
+
+impl fmt::Display for SocketKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Unix => "UNIX",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, addr, netns) = match self {
+            Self::Inherited => return f.write_str("inherited socket"),
+            Self::Unix { addr, .. } => return write!(f, "unix {addr}"),
+            Self::Tcp { addr, netns, .. } => ("tcp", addr, netns),
+            Self::Udp { addr, netns } => ("udp", addr, netns),
+        };
+        write!(f, "{kind} {addr}")?;
+        netns.as_ref().map_or(Ok(()), |netns| write!(f, " in {netns}"))
+    }
+}
+
+impl fmt::Display for Leg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.listen, self.upstream)
+    }
+}
+
+/// One line: `ssh: tcp 0.0.0.0:2222 -> unix /run/a.sock -> tcp 10.0.0.5:22 in qdhcp-27a7`.
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.label.iter().try_for_each(|label| write!(f, "{label}: "))?;
+        match &self.legs {
+            Legs::One(leg) => leg.fmt(f),
+            Legs::Two { front, back } => write!(f, "{front} -> {}", back.upstream),
+        }
+    }
+}
+
+/// One line for each forward.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.forwards.iter().try_for_each(|forward| writeln!(f, "{forward}"))?;
+        self.waiting.iter().try_for_each(|label| writeln!(f, "{label}: waits for a socket unit of that name"))
+    }
+}

@@ -1,0 +1,101 @@
+//! From a name and the socket that bears it to the forward.
+//!
+//! A name that ends in `.socket` is what systemd hands over when the unit has no `FileDescriptorName=`, or one that it
+//! does not take (a `:` is enough; it says so in a log that nobody reads). That unit's label may still be in the
+//! configuration; if not, the listener is refused with what to write, rather than served with a guess.
+
+use super::{
+    call::Service,
+    endpoint::{HostPort, plus},
+    error::{Fault, Faults, Origin, Place, Source},
+    fdname::Name,
+    file::Config,
+    keys::Keys,
+    plan::{Forward, SocketKind},
+    role::{Side, mean},
+    text::escaped,
+    unit,
+    value::Label,
+};
+
+/// The prefixes of socket units that have drop-ins and generators.
+pub const PREFIXES: [&str; 2] = ["qrexec-connect-", "pfwd-"];
+
+impl Name {
+    /// The forward that a socket of this name and kind has.
+    ///
+    /// # Errors
+    /// Everything that makes no sense together, or that no forward has the label.
+    pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
+        let side = Side::Inherited(socket);
+        match self {
+            Self::List(keys) => mean(keys, side, &config.defaults),
+            Self::Call { call, keys } => mean(&keys.with_call(call), side, &config.defaults),
+            Self::Label(label) => match self.entry(config) {
+                Some(entry) => mean(entry, side, &config.defaults),
+                None => Err(unlabelled(label).into()),
+            },
+        }
+    }
+
+    /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in the
+    /// unit's name (`ssh` for `qrexec-connect-ssh.socket`).
+    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Keys> {
+        let Self::Label(label) = self else { return None };
+        config.labelled(label.as_str()).or_else(|| config.labelled(of_unit(label.as_str())?))
+    }
+}
+
+/// The label in the name of a socket unit.
+fn of_unit(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(".socket")?;
+    PREFIXES.iter().find_map(|prefix| stem.strip_prefix(prefix)).or(Some(stem)).filter(|label| !label.is_empty())
+}
+
+/// The fault of a unit whose `FileDescriptorName=` never arrived. `written` is what stands in the unit, when the
+/// caller could read it: then the corrected text can be given.
+pub fn unnamed(unit: &str, written: Option<&str>) -> Fault {
+    let source = Source::new(Origin::Name(None), unit);
+    let place = Place::new(&source, 0..unit.len());
+    let label = of_unit(unit).unwrap_or(unit);
+    match written {
+        None => {
+            let what =
+                format!("{unit} has no FileDescriptorName=, or one that systemd rejected: nothing says where to go");
+            let example =
+                "FileDescriptorName=@default qubes.ConnectTCP+1234 (with + before a port: systemd takes no colon)";
+            let label = format!("or a [[forward]] with label = \"{label}\" in the configuration");
+            Fault::at(&place, what).hint(format!("write: {example}, {label}"))
+        }
+        Some(written) => {
+            let fault = Fault::at(&place, format!("systemd rejected the name \"{written}\" of {unit}"));
+            match unit::repair(written) {
+                Some(name) => fault.hint(format!("write: FileDescriptorName={name}")),
+                None => fault.hint("`qrexec-connect check` says why"),
+            }
+        }
+    }
+}
+
+/// The fault of a label that no forward has.
+fn unlabelled(label: &Label) -> Fault {
+    let text = label.as_str();
+    if text.ends_with(".socket") {
+        return unnamed(text, None);
+    }
+    let written = escaped(text.as_bytes());
+    let source = Source::new(Origin::Name(None), &written);
+    let fault = Fault::at(&Place::new(&source, 0..written.len()), format!("no [[forward]] has the label \"{text}\""));
+    // One word that is no label was perhaps meant to be one of the other forms.
+    let meant = match text.parse::<HostPort>() {
+        _ if text.starts_with('/') => Some(format!("uds={written}")),
+        _ if text.starts_with('@') => Some(format!("{written} qubes.ConnectTCP+1234")),
+        _ if text.starts_with("qubes.") => text.parse::<Service>().ok().map(|service| format!("@default {service}")),
+        Ok(address) => Some(format!("target={}", escaped(plus(&address).as_bytes()))),
+        Err(_) => None,
+    };
+    match meant {
+        Some(meant) => fault.hint(format!("write: {meant}")),
+        None => fault.hint(format!("a [[forward]] with label = \"{text}\" is missing in the configuration")),
+    }
+}
