@@ -36,6 +36,21 @@ pub fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Makes `fd` available as descriptor `number` too (dup2(2)), inherited by children.
+///
+/// Meant for the beginning of a program that passes descriptors by their numbers, when it has opened nothing yet:
+/// whatever came to it as `number` from its own parent is closed.
+///
+/// # Errors
+/// What dup2(2) says.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: nothing in this process owns `number` (see above), so no owner loses its descriptor.
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(own(number))
+}
+
 /// Registers a descriptor with the runtime.
 ///
 /// # Errors

@@ -63,9 +63,7 @@ impl Service {
         };
         let relaying = matches!(session.stage, ParkedStage::Relaying(..));
         let mut route = match resolve(&session.name, kind) {
-            Ok((upstream, options)) => {
-                Route::new(session.name.clone(), &session.listener, upstream, options, &self.shared.gates)
-            }
+            Ok(forward) => Route::new(session.name.clone(), &session.listener, forward, &self.shared.gates)?,
             Err(_) if relaying => Route::unknown(session.name.clone(), &session.listener),
             Err(why) => return Err(why),
         };

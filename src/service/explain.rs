@@ -8,7 +8,7 @@ use crate::{
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
-    spec::Upstream,
+    spec::{Upstream, policy_line},
 };
 
 /// An event about a session.
@@ -23,15 +23,15 @@ pub fn about(info: &Info, kind: Kind, message: String) -> Event {
     event
 }
 
+/// The first eight digits of the session's id: enough to tell it from its neighbours in a log.
+fn short(info: &Info) -> String {
+    format!("{:08x}", info.id.as_fields().0)
+}
+
 /// How a sentence about a session begins.
 fn subject(info: &Info) -> String {
-    format!(
-        "session {:.8} from {} on {} to {}",
-        info.id.simple(),
-        info.peer,
-        info.route.listener,
-        info.route.upstream_text
-    )
+    let route = &info.route;
+    format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
 /// The session has both its ends.
@@ -100,7 +100,7 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
     let (target, service) = route.call_text.clone().unwrap_or_else(|| ("?".into(), "?".into()));
     match what {
         Some(SetUp::Refused) => {
-            let line = policy(route);
+            let line = route.call.as_ref().map(|c| policy_line(&c.call, None)).unwrap_or_default();
             let why = format!(
                 "dom0 refused it: no policy allows it, an `ask` was cancelled, {target} cannot be started or has no \
                  free port (at most 128 calls); to allow it, add to /etc/qubes/policy.d/30-user.policy in dom0: {line}"
@@ -129,17 +129,6 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
     }
 }
 
-/// The policy line that dom0 would need.
-fn policy(route: &Route) -> String {
-    match &route.upstream {
-        Some(Upstream::Qrexec(call)) => {
-            let (service, argument) = call.service.split_once('+').unwrap_or((&call.service, ""));
-            format!("{service} +{argument} THIS-QUBE {} allow", call.target)
-        }
-        _ => String::new(),
-    }
-}
-
 /// Which side was reset.
 pub fn reset(by: Side, error: Option<&io::Error>) -> String {
     let side = match by {
@@ -151,7 +140,7 @@ pub fn reset(by: Side, error: Option<&io::Error>) -> String {
 
 /// A line that a call wrote on its standard error, escaped already.
 pub fn stderr(info: &Info, line: String) {
-    log::emit(about(info, Kind::CallStderr, format!("session {:.8}: {line}", info.id.simple())));
+    log::emit(about(info, Kind::CallStderr, format!("session {}: {line}", short(info))));
 }
 
 /// A dial waits for its upstream to appear.

@@ -31,12 +31,12 @@ use crate::{
     activation,
     dial::qrexec::gate::Gates,
     log::{Event, Kind, emit, escape},
-    spec::{Options, Upstream},
+    spec::Forward,
     stream,
 };
 
 /// What a name on a socket of that kind means, in the configuration that is in force; or what is wrong with it.
-pub type Resolve = Box<dyn Fn(&str, stream::Kind) -> Result<(Upstream, Options), String> + Send + Sync>;
+pub type Resolve = Box<dyn Fn(&str, stream::Kind) -> Result<Forward, String> + Send + Sync>;
 /// Reads the configuration.
 pub type Load = Box<dyn Fn() -> Result<Resolve, String> + Send + Sync>;
 
@@ -113,8 +113,8 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
 /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
 fn listen(from: activation::Listener, resolve: &Resolve, shared: &Shared) -> Option<Arc<Listening>> {
     let local = from.local.to_string();
-    let listening = resolve(&from.name, kind(&from.socket)).and_then(|(upstream, options)| {
-        let route = Route::new(from.name.clone(), &local, upstream, options, &shared.gates);
+    let listening = resolve(&from.name, kind(&from.socket)).and_then(|forward| {
+        let route = Route::new(from.name.clone(), &local, forward, &shared.gates)?;
         Listening::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())
     });
     match listening {
@@ -203,19 +203,14 @@ impl Service {
         let _ = now.map(|now| notify::tell(&[NotifyState::Reloading, now]));
         match self.resolve_all() {
             Ok(routes) => {
-                let changed = self.listening.iter().zip(routes).filter(|(listening, (upstream, options))| {
-                    let old = listening.route();
-                    let same = old.upstream.as_ref() == Some(upstream) && old.options == *options;
-                    if !same {
-                        let (upstream, options) = (upstream.clone(), options.clone());
-                        let gates = &self.shared.gates;
-                        let new = Route::new(old.name.clone(), &old.listener, upstream, options, gates);
-                        listening.set_route(Arc::new(new));
+                let mut changed = 0;
+                for (listening, route) in self.listening.iter().zip(routes) {
+                    if !listening.route().leads_as(&route) {
+                        listening.set_route(Arc::new(route));
+                        changed += 1;
                     }
-                    !same
-                });
-                let text =
-                    format!("configuration read again: {} listeners lead elsewhere or otherwise", changed.count());
+                }
+                let text = format!("configuration read again: {changed} listeners lead elsewhere or otherwise");
                 say(Kind::ConfigurationReloaded, text);
             }
             Err(why) => say(Kind::ConfigurationRejected, format!("the new configuration is not used: {why}")),
@@ -223,9 +218,13 @@ impl Service {
         notify::tell(&[NotifyState::Ready]);
     }
 
-    fn resolve_all(&self) -> Result<Vec<(Upstream, Options)>, String> {
+    fn resolve_all(&self) -> Result<Vec<Route>, String> {
         let resolve = (self.load)()?;
-        self.listening.iter().map(|l| resolve(&l.route().name, l.kind())).collect()
+        let route = |l: &Arc<Listening>| {
+            let old = l.route();
+            Route::new(old.name.clone(), &old.listener, resolve(&old.name, l.kind())?, &self.shared.gates)
+        };
+        self.listening.iter().map(route).collect()
     }
 }
 

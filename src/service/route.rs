@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     dial::qrexec::gate::{Gate, Gates},
-    spec::{Call, Options, Upstream},
+    spec::{Admit, Call, Forward, Legs, Options, Upstream, Via},
 };
 
 /// A listener's forward, resolved: everything a session needs to know.
@@ -22,6 +22,8 @@ pub struct Route {
     pub upstream_text: Arc<str>,
     /// Target and service of a qrexec call, as logs have them.
     pub call_text: Option<(Arc<str>, Arc<str>)>,
+    /// Who may connect.
+    pub admit: Admit,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// Sessions that this listener may still have.
@@ -43,28 +45,43 @@ pub struct CallLimits {
 
 impl Route {
     /// The route of a listener called `name` at `listener`.
-    pub fn new(name: String, listener: &str, upstream: Upstream, options: Options, gates: &Gates) -> Self {
-        let call = match &upstream {
+    ///
+    /// # Errors
+    /// What this version cannot do yet.
+    pub fn new(name: String, listener: &str, forward: Forward, gates: &Gates) -> Result<Self, String> {
+        let Legs::One(leg) = forward.legs else {
+            return Err("uds= and target= together are not served on an inherited socket yet".to_owned());
+        };
+        match &leg.upstream {
+            Upstream::Tcp { netns: Some(_), .. } => return Err("network namespaces are not served yet".to_owned()),
+            Upstream::Udp { .. } => return Err("UDP is not served yet".to_owned()),
+            _ if leg.via != Via::default() => {
+                return Err("source=, bind_device= and proxy_protocol= are not served yet".to_owned());
+            }
+            _ => {}
+        }
+        let call = match &leg.upstream {
             Upstream::Qrexec(call) => {
                 Some(CallLimits { call: call.clone(), room: gates.calls(&call.target), gate: gates.gate(call) })
             }
             _ => None,
         };
-        Self {
+        let options = forward.options;
+        Ok(Self {
             name,
             listener: listener.into(),
-            upstream_text: upstream.to_string().into(),
-            call_text: call.as_ref().map(|c| ((&*c.call.target).into(), (&*c.call.service).into())),
-            room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(usize::MAX >> 3))),
-            upstream: Some(upstream),
+            upstream_text: leg.upstream.to_string().into(),
+            call_text: call.as_ref().map(|c| (c.call.target.as_str().into(), c.call.service.as_str().into())),
+            room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
+            upstream: Some(leg.upstream),
+            admit: leg.admit,
             options,
             call,
-        }
+        })
     }
 
     /// The route of sessions whose name means nothing any more.
     pub fn unknown(name: String, listener: &str) -> Self {
-        let options = Options::default();
         Self {
             name,
             listener: listener.into(),
@@ -72,8 +89,14 @@ impl Route {
             upstream_text: "".into(),
             call_text: None,
             room: Arc::new(Semaphore::new(0)),
-            options,
+            admit: Admit::default(),
+            options: Options::default(),
             call: None,
         }
+    }
+
+    /// Whether another route would treat a session the same.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        self.upstream == other.upstream && self.admit == other.admit && self.options == other.options
     }
 }

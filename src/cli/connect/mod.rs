@@ -1,0 +1,94 @@
+//! The face of `qrexec-connect`.
+
+mod config;
+mod demo;
+mod serve;
+mod stand_in;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{dial::qrexec::CLIENT, report};
+
+const PROGRAM: &str = "qrexec-connect";
+
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
+#[command(long_about = "\
+Connects local ports and UNIX sockets to services in other qubes.
+
+Write a socket unit of three lines, say ~/.config/systemd/user/qrexec-connect-gitweb.socket:
+
+    [Socket]
+    ListenStream=127.0.0.1:1234
+    FileDescriptorName=@default qubes.ConnectTCP+1234
+
+then
+
+    systemctl --user daemon-reload
+    systemctl --user enable --now qrexec-connect-gitweb.socket
+    journalctl --user -t qrexec-connect -f
+
+or let `qrexec-connect add` write it. `qrexec-connect demo` shows it working on any Linux machine.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
+    Serve(Serve),
+    /// Show it working on this machine: no root, no Qubes, no systemd
+    Demo {
+        /// Make one request through each listener, then end
+        #[arg(long)]
+        check: bool,
+    },
+    /// Play qrexec-client-vm for the demo
+    #[command(hide = true)]
+    StandIn {
+        /// The arguments of qrexec-client-vm
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// Options of `serve`.
+#[derive(Clone, Debug, Args)]
+struct Serve {
+    /// The program that makes qrexec calls
+    #[arg(long, value_name = "PATH", default_value = CLIENT)]
+    qrexec_client: PathBuf,
+    /// Read this configuration instead of the user's and the system's
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Calls into one qube at a time; the rest wait in the backlog
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    calls_per_qube: u16,
+    /// End after this many seconds without a session; the next connection starts the service again
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    exit_idle_time: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "a whole number of seconds is wanted")?;
+    if seconds == 0 {
+        return Err("at least one second".to_owned());
+    }
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+/// Runs `qrexec-connect`.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
+        Command::Serve(options) => serve::run(&options),
+        Command::Demo { check } => demo::run(check),
+        Command::StandIn { words } => stand_in::run(&words),
+    };
+    report::end(PROGRAM, result)
+}

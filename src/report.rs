@@ -1,0 +1,62 @@
+//! The end of a program that failed: what, where, and what to do next, on stderr; and its exit code.
+
+use std::{fmt, process::ExitCode};
+
+/// Exit codes of our own (DESIGN's list; 77 and 78 are EX_NOPERM and EX_CONFIG of sysexits.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// It broke at run time.
+    Failure = 1,
+    /// The arguments make no sense.
+    Usage = 2,
+    /// A handover: the next process goes on (`SuccessExitStatus=` of the unit).
+    HandedOver = 75,
+    /// A permission is missing.
+    Permission = 77,
+    /// Configuration, name or unit make no sense.
+    Config = 78,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// Why a program failed.
+#[derive(Debug)]
+pub struct Failure {
+    code: Code,
+    what: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// `what` happened.
+    pub fn new(code: Code, what: impl fmt::Display) -> Self {
+        Self { code, what: what.to_string(), hint: None }
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// What a program ends with: its exit code, after telling a failure on stderr as `program: what` with its hint.
+pub fn end(program: &str, result: Result<ExitCode, Failure>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            for line in failure.what.lines() {
+                eprintln!("{program}: {line}");
+            }
+            if let Some(hint) = failure.hint {
+                eprintln!("{program}: {hint}");
+            }
+            failure.code.into()
+        }
+    }
+}
