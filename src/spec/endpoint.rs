@@ -305,7 +305,7 @@ impl Netns {
     pub(super) fn path(bytes: &[u8]) -> Result<Self, Flaw> {
         if bytes.first() != Some(&b'/') {
             let text = String::from_utf8_lossy(bytes);
-            let flaw = Flaw::new(0..bytes.len(), format!("setns_path takes an absolute path, not \"{text}\""));
+            let flaw = Flaw::new(0..bytes.len(), format!("expected an absolute path, not \"{text}\""));
             return Err(flaw.note("such as /var/run/netns/NAME or /proc/PID/ns/net; for a name: namespace=NAME"));
         }
         Ok(Self::Path(PathBuf::from(OsStr::from_bytes(bytes))))

@@ -15,7 +15,9 @@ use std::{fmt, sync::Arc};
 use super::{
     call::{Call, Service, Target},
     error::{Fault, Faults, Flaw, Origin, Place, Source},
-    keys::{Keys, read_list},
+    file::Config,
+    keys::{Key, Keys, read_list},
+    plan::{Forward, SocketKind},
     text::{Blanks, Word, escaped, words},
     value::Label,
 };
@@ -42,24 +44,53 @@ pub enum Name {
 /// # Errors
 /// Everything that is wrong with it, each fault with its column and, where it can be told, the corrected name.
 pub fn parse(text: &str) -> Result<Name, Faults> {
+    match read(text) {
+        (Some(name), faults) => faults.none_or(name),
+        (None, faults) => Err(faults),
+    }
+}
+
+/// Reads a name and resolves it beside its socket, so that the faults of both steps come at once.
+///
+/// # Errors
+/// As those of [`parse`] and [`Name::resolve`]. What could not be read is not called missing.
+pub fn resolve(text: &str, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
+    let (name, mut faults) = read(text);
+    let torn = |name: &Name| matches!(name, Name::Call { keys, .. } | Name::List(keys) if keys.torn);
+    match name.filter(|name| !torn(name)).map(|name| name.resolve(socket, config)) {
+        Some(Ok(forward)) => faults.none_or(forward),
+        Some(Err(more)) => {
+            faults.extend(more);
+            Err(faults)
+        }
+        None => Err(faults),
+    }
+}
+
+/// What could be read of a name, and what could not.
+fn read(text: &str) -> (Option<Name>, Faults) {
     let source = Source::new(Origin::Name(None), text);
     let whole = Place::new(&source, 0..text.len());
-    let words = words(&source, Blanks::Split).map_err(Faults)?;
+    let words = match words(&source, Blanks::Split) {
+        Ok(words) => words,
+        Err(faults) => return (None, Faults(faults)),
+    };
     let mut faults = Faults::default();
     let mut keys = Keys::none(whole.clone());
     let name = match words.as_slice() {
         [] => {
             let fault = Fault::at(&whole, "the name is empty: nothing says where connections go");
-            return Err(fault
-                .hint("write: FileDescriptorName=@default qubes.ConnectTCP+1234, or target=HOST+PORT")
-                .into());
+            faults
+                .extend([fault.hint("write: FileDescriptorName=@default qubes.ConnectTCP+1234, or target=HOST+PORT")]);
+            None
         }
         [list, more @ ..] if has_equals(list) => {
             read_list(&source, list, &mut keys, &mut faults.0);
+            keys.torn |= !more.is_empty();
             faults.extend(stray(&source, list, more));
-            Name::List(keys)
+            Some(Name::List(keys))
         }
-        [label] => Name::Label(word(&source, label, &mut faults).ok_or_else(|| faults.clone())?),
+        [label] => word(&source, label, &mut faults).map(Name::Label),
         [target, service, options @ ..] => {
             let target = word::<Target>(&source, target, &mut faults);
             let call_service = word::<Service>(&source, service, &mut faults);
@@ -70,17 +101,15 @@ pub fn parse(text: &str) -> Result<Name, Faults> {
                     faults.extend([bare(&source, service, option)]);
                 }
             }
-            if let Some(place) = keys.given(super::keys::Key::Qrexec) {
+            if let Some(place) = keys.given(Key::Qrexec) {
                 let fault = Fault::at(place, "the name is a qrexec call already, and qrexec= another");
                 faults.extend([fault.hint("keep one of them")]);
             }
-            match (target, call_service) {
-                (Some(target), Some(service)) => Name::Call { call: Call { target, service }, keys },
-                _ => return Err(faults),
-            }
+            let call = target.zip(call_service).map(|(target, service)| Call { target, service });
+            call.map(|call| Name::Call { call, keys })
         }
     };
-    faults.none_or(name)
+    (name, faults)
 }
 
 fn has_equals(word: &Word) -> bool {

@@ -13,7 +13,7 @@ use toml::{
 
 use super::{
     error::{Fault, Faults, Flaw, Origin, Place, Source},
-    forward::forwards,
+    forward::read_all,
     keys::{Item, Key, Keys, unknown},
     nearest::nearest,
     plan::Plan,
@@ -58,7 +58,7 @@ impl Config {
     }
 
     /// Reads a configuration file and `--forward` arguments together and makes the plan, so that the faults of all
-    /// three steps come at once. Entries that could not be read are not judged further.
+    /// three steps come at once. What could not be read is not called missing.
     ///
     /// # Errors
     /// All faults of the file, of the arguments and of what they mean together.
@@ -66,11 +66,10 @@ impl Config {
         file: Option<(&str, &str)>,
         arguments: impl IntoIterator<Item = T>,
     ) -> Result<(Self, Plan), Faults> {
-        let (mut config, mut faults) = file.map(|(name, text)| Self::read(name, text)).unwrap_or_default();
-        match forwards(arguments) {
-            Ok(forwards) => config = config.merge(forwards),
-            Err(more) => faults.extend(more),
-        }
+        let (config, mut faults) = file.map(|(name, text)| Self::read(name, text)).unwrap_or_default();
+        let (forwards, more) = read_all(arguments);
+        faults.extend(more);
+        let config = config.merge(forwards);
         match config.plan() {
             Ok(plan) => faults.none_or((config, plan)),
             Err(more) => {
@@ -80,13 +79,12 @@ impl Config {
         }
     }
 
-    /// What could be read, and what could not; an entry with a fault is left out.
+    /// What could be read, and what could not.
     fn read(source_name: &str, text: &str) -> (Self, Faults) {
         let source = Source::new(Origin::File(source_name.to_owned()), text);
         let mut config = Self::empty(&source);
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut faults: Vec<Fault> = errors.iter().map(|error| syntax(&source, error)).collect();
-        // After a syntax error a table may lack what was written: its keys are judged, what it means is not.
         let torn = !faults.is_empty();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
@@ -107,9 +105,15 @@ impl Config {
                 _ => faults.push(stray(name, &place)),
             }
         }
-        if torn {
-            config.entries.clear();
-        }
+        // After a syntax error a table may lack what was written: its keys are judged, what it means is not. And
+        // whatever the reader made of a line that it could not read is no news.
+        config.entries.iter_mut().for_each(|entry| entry.torn |= torn);
+        let lines: Vec<usize> = faults.iter().take(errors.len()).map(Fault::line).collect();
+        let mut index = 0;
+        faults.retain(|fault| {
+            index += 1;
+            index <= lines.len() || !lines.contains(&fault.line())
+        });
         // The tables come in the order of their names, a reader's eyes in that of the lines.
         faults.sort_by_key(|fault| (fault.line(), fault.column()));
         faults.dedup();
@@ -142,7 +146,6 @@ impl Config {
             faults.push(Fault::at(&whole, "a forward is a table").hint("write: [[forward]]"));
             return;
         };
-        let before = faults.len();
         let mut keys = Keys::none(whole);
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
@@ -152,12 +155,13 @@ impl Config {
                     let fault = Fault::at(&place, format!("{name} is for all forwards together"));
                     faults.push(fault.hint("it belongs in [defaults]"));
                 }
-                None => faults.push(unknown(name, &place, &[])),
+                None => {
+                    keys.torn = true;
+                    faults.push(unknown(name, &place, &[]));
+                }
             }
         }
-        if faults.len() == before {
-            self.entries.push(keys);
-        }
+        self.entries.push(keys);
     }
 }
 
@@ -187,6 +191,7 @@ fn read_value(
             keys.read(Item { key, raw, name, place: &locate, fix: &fix }, faults);
         }
         Err(flaw) => {
+            keys.torn |= !key.is_option();
             let what = format!("{}: {}", key.name(), flaw.what);
             faults.push(Fault::at(&Place::new(source, value.span()), what));
         }

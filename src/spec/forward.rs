@@ -14,7 +14,8 @@ use super::{
 /// # Errors
 /// Everything that is wrong with it.
 pub fn forward(text: &str) -> Result<Keys, Faults> {
-    read(None, text)
+    let (keys, faults) = read(None, text);
+    faults.none_or(keys)
 }
 
 /// Reads all `--forward` arguments in their order; faults cite them by number.
@@ -22,28 +23,40 @@ pub fn forward(text: &str) -> Result<Keys, Faults> {
 /// # Errors
 /// Everything that is wrong with any of them.
 pub fn forwards<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Vec<Keys>, Faults> {
-    let mut faults = Faults::default();
-    let mut all = Vec::new();
-    for (index, text) in texts.into_iter().enumerate() {
-        match read(Some(index + 1), text.as_ref()) {
-            Ok(keys) => all.push(keys),
-            Err(more) => faults.extend(more),
-        }
-    }
+    let (all, faults) = read_all(texts);
     faults.none_or(all)
 }
 
-fn read(number: Option<usize>, text: &str) -> Result<Keys, Faults> {
+/// What could be read of all arguments, and what could not.
+pub(super) fn read_all<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Keys>, Faults) {
+    let mut faults = Faults::default();
+    let mut all = Vec::new();
+    for (index, text) in texts.into_iter().enumerate() {
+        let (keys, more) = read(Some(index + 1), text.as_ref());
+        all.push(keys);
+        faults.extend(more);
+    }
+    (all, faults)
+}
+
+fn read(number: Option<usize>, text: &str) -> (Keys, Faults) {
     let source = Source::new(Origin::Forward(number), text);
     let whole = Place::new(&source, 0..text.len());
     let mut keys = Keys::none(whole.clone());
     let mut faults = Faults::default();
-    match words(&source, Blanks::Keep).map_err(Faults)?.as_slice() {
-        [list] if !text.trim().is_empty() => read_list(&source, list, &mut keys, &mut faults.0),
-        _ => {
+    match words(&source, Blanks::Keep) {
+        Ok(words) if !text.trim().is_empty() => {
+            words.iter().for_each(|list| read_list(&source, list, &mut keys, &mut faults.0));
+        }
+        Ok(_) => {
+            keys.torn = true;
             let fault = Fault::at(&whole, "the argument is empty");
-            return Err(fault.hint("such as listen=0.0.0.0:2222,uds=/run/pfwd/ssh.sock").into());
+            faults.extend([fault.hint("such as listen=0.0.0.0:2222,uds=/run/pfwd/ssh.sock")]);
+        }
+        Err(more) => {
+            keys.torn = true;
+            faults.extend(more);
         }
     }
-    faults.none_or(keys)
+    (keys, faults)
 }

@@ -79,6 +79,9 @@ macro_rules! keys {
         pub struct Keys {
             /// What faults of the set as a whole cite: the text of a name, the header of a `[[forward]]`.
             pub(super) whole: Place,
+            /// Whether something that was written is not in it which might have said what is forwarded: then nothing
+            /// can be said to be missing.
+            pub(super) torn: bool,
             $($(#[$doc])* pub $field: Option<At<$type>>,)*
         }
 
@@ -91,7 +94,7 @@ macro_rules! keys {
         impl Keys {
             /// No keys; faults of the set as a whole cite `whole`.
             pub(super) fn none(whole: Place) -> Self {
-                Self { whole, $($field: None,)* }
+                Self { whole, torn: false, $($field: None,)* }
             }
 
             /// Where a key was given, if it was.
@@ -233,7 +236,12 @@ pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> Fau
     let fault = Fault::at(place, format!("unknown key \"{name}\""));
     let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|(_, key)| key.name());
     let names = Key::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
-    match synonym.or_else(|| nearest(name, names)) {
+    let meant = || {
+        let (_, key) =
+            SYNONYMS.iter().find(|(word, _)| Some(*word) == nearest(name, SYNONYMS.map(|(word, _)| word)))?;
+        Some(key.name())
+    };
+    match synonym.or_else(|| nearest(name, names)).or_else(meant) {
         Some(meant) => fault.hint(format!("did you mean \"{meant}\"?")),
         None => fault,
     }
@@ -260,6 +268,7 @@ impl Keys {
         }
         let place = Place::new(source, (item.place)(None));
         if let Err(flaw) = self.put(item.key, item.raw, item.name.clone(), place) {
+            self.torn |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
             let fault = Fault::at(&at, format!("{name}: {}", flaw.what));
             faults.push(match (flaw.fix, flaw.note) {
@@ -328,6 +337,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
             continue;
         }
         let Some((name, value)) = item.split_once(b'=') else {
+            keys.torn = true;
             let fault = Fault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
             faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
             continue;
@@ -335,6 +345,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
         let (name, value) = (name.trimmed(), value.trimmed());
         let name_place = Place::new(source, name.span.clone());
         let Some(key) = Key::named(&name.lossy()) else {
+            keys.torn = true;
             faults.push(unknown(&name.lossy(), &name_place, &[]));
             continue;
         };

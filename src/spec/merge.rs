@@ -28,6 +28,7 @@ impl Config {
             if forward.namespace.is_some() || forward.setns_path.is_some() {
                 (entry.namespace, entry.setns_path) = (None, None);
             }
+            entry.torn |= forward.torn;
             entry.replace(&forward);
         }
         self
@@ -84,6 +85,8 @@ impl Config {
             let own_side =
                 entry.listen.is_some() || entry.udp_listen.is_some() || (entry.uds.is_some() && goes_on(entry));
             match label_of(entry) {
+                // Its own faults have been told.
+                _ if entry.torn => continue,
                 Some(label) if taken.contains(&label) => continue,
                 Some(label) if !own_side => match mean(entry, Side::Inherited(kind_for(entry)), &self.defaults) {
                     Ok(_) => plan.waiting.push(label.clone()),

@@ -20,9 +20,21 @@ pub(super) struct Byte {
     /// How many bytes of the source it takes: 1, or 4 for a `\xNN`.
     len: usize,
     /// Written as `\xNN`: data, never a separator.
-    pub(super) escaped: bool,
+    escaped: bool,
     /// Written between quotes.
     quoted: bool,
+}
+
+impl Byte {
+    /// Where in the source it begins.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Whether it was written as `\xNN`.
+    pub(super) fn is_escaped(&self) -> bool {
+        self.escaped
+    }
 }
 
 /// A run of bytes with the place where it was written.

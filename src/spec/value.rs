@@ -260,7 +260,7 @@ impl Value for UdsDir {
     fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
         match raw.bytes("the path of a directory")? {
             path @ [b'/', ..] => Ok(Self(PathBuf::from(OsString::from_vec(path.to_vec())))),
-            other => Err(Flaw::new(0..other.len(), "uds_dir takes an absolute path").note("such as /run/pfwd")),
+            other => Err(Flaw::new(0..other.len(), "expected an absolute path").note("such as /run/pfwd")),
         }
     }
 

@@ -29,12 +29,12 @@ impl Mode {
         let flaw = |what: String| Flaw::new(0..text.len(), what);
         match (Self::from_bits(number), octal()) {
             (Some(mode), Some(bits)) if LOOK_OCTAL.contains(&number) => {
-                let what = format!("mode {number} is a decimal number and means {mode}");
+                let what = format!("{number} is a decimal number and means {mode}");
                 Err(flaw(what).note(format!("write \"0{bits:o}\" or \"{mode}\"")))
             }
             (Some(mode), _) => Ok(mode),
             (None, Some(bits)) => {
-                let what = format!("mode {number} is a decimal number, and as such no mode");
+                let what = format!("{number} is a decimal number, and as such no mode");
                 Err(flaw(what).fix(format!("0{bits:o}")))
             }
             (None, None) => Err(flaw(format!("{number} is not a mode")).note("from \"0000\" to \"0777\"")),
