@@ -23,6 +23,8 @@ use super::{
     value::Idle,
 };
 
+mod idle;
+
 /// Whose the listening side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -321,72 +323,6 @@ impl Reading<'_> {
                 Side::Inherited(kind) => (kind != SocketKind::Unix, kind == SocketKind::Unix),
                 Side::Own => (false, false),
             },
-        }
-    }
-
-    /// Keys that have nothing to act on in these legs.
-    fn refuse_idle_keys(&mut self, legs: &Legs) {
-        for &key in Key::ALL {
-            // What is wrong beside an inherited socket has been said.
-            let said = matches!(self.side, Side::Inherited(_)) && matches!(key, Key::Mode | Key::Owner | Key::Backlog);
-            if self.keys.given(key).is_none() || said {
-                continue;
-            }
-            if let Some((why, hint)) = self.idle_because(key, legs) {
-                self.fault(key, format!("{} does nothing here: {why}", key.name()), hint);
-            }
-        }
-        let source = self.keys.source.as_ref();
-        let lost = source.filter(|_| legs.iter().all(|leg| leg.via.source.is_none()) && self.dials_ip(legs));
-        if let Some(source) = lost {
-            let what = format!("source {} and the target are of different families", source.value());
-            self.fault(Key::Source, what, "both IPv4, or both IPv6");
-        }
-    }
-
-    fn dials_ip(&self, legs: &Legs) -> bool {
-        legs.iter().any(|leg| matches!(leg.upstream, Upstream::Tcp { .. } | Upstream::Udp { .. }))
-    }
-
-    /// Why a key has nothing to act on, and what to do; `None` when it has.
-    fn idle_because(&self, key: Key, legs: &Legs) -> Option<(&'static str, &'static str)> {
-        let served = legs.iter().find_map(|leg| match &leg.listen {
-            Listen::Unix { addr, .. } => Some(addr),
-            _ => None,
-        });
-        let dials_uds = legs.iter().any(|leg| matches!(leg.upstream, Upstream::Unix(_)));
-        let calls = legs.iter().any(|leg| matches!(leg.upstream, Upstream::Qrexec(_)));
-        let only_calls = legs.iter().all(|leg| matches!(leg.upstream, Upstream::Qrexec(_)));
-        let (ip, unix) = legs
-            .iter()
-            .map(|leg| self.families(&leg.listen))
-            .fold((false, false), |(ip, unix), leg| (ip || leg.0, unix || leg.1));
-        let leave = "leave it out";
-        match key {
-            Key::Mode | Key::Owner | Key::DirMode | Key::DirOwner => match served {
-                Some(UnixAddr::Path(_)) => None,
-                Some(UnixAddr::Abstract(_)) => {
-                    Some(("an abstract socket is no file", "allow_uid says who may connect"))
-                }
-                None if dials_uds => Some(("the UNIX socket is dialled, and whoever serves it decides", leave)),
-                None => Some(("no UNIX socket is served", leave)),
-            },
-            Key::Backlog if self.datagram => Some(("datagrams do not wait to be accepted", leave)),
-            Key::ConnectTimeout if only_calls => Some(("a qrexec call is not connected", "setup_timeout is its limit")),
-            Key::SetupTimeout | Key::MaxSetups if !calls => {
-                Some(("no qrexec call is made", "connect_timeout limits a dial"))
-            }
-            Key::IdleTimeout if self.datagram => {
-                Some(("datagrams have flows, not sessions", "write: udp_idle_timeout"))
-            }
-            Key::UdpIdleTimeout if !self.datagram => Some(("streams have sessions, not flows", "write: idle_timeout")),
-            Key::Keepalive | Key::ProxyProtocol | Key::BufferSize if self.datagram => {
-                Some(("it is for streams", leave))
-            }
-            Key::AllowFrom if !ip => Some(("peers of a UNIX socket have no address", "allow_uid says who may connect")),
-            Key::AllowUid if !unix => Some(("peers over IP have no user", "allow_from says whence they may come")),
-            Key::Source | Key::BindDevice if !self.dials_ip(legs) => Some(("no IP address is dialled", leave)),
-            _ => None,
         }
     }
 

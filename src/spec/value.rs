@@ -5,7 +5,6 @@
 
 use std::{
     ffi::OsString,
-    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     os::unix::ffi::{OsStrExt, OsStringExt},
@@ -13,24 +12,25 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     call::Call,
     endpoint::{HostPort, Netns, UnixAddr, listen_addr, plus},
     error::Flaw,
-    nearest::nearest,
 };
 
 mod account;
+mod label;
 mod mode;
 mod network;
 mod quantity;
+mod word;
 
 pub use account::{Account, Owner};
+pub use label::{Device, Label};
 pub use mode::Mode;
 pub use network::Network;
 pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Timeout};
+pub use word::{LogLevel, OnRemove, ProxyProtocol};
 
 /// A value as its source has it.
 #[derive(Clone, Copy, Debug)]
@@ -96,70 +96,12 @@ macro_rules! textual {
     };
 }
 
-textual!(Label, "a label", Label::new, |label: &Label| label.0.clone());
+textual!(Label, "a label", str::parse, |label: &Label| label.to_string());
 textual!(SocketAddr, "an address and a port", listen_addr, |address: &SocketAddr| plus(address));
 textual!(HostPort, "a host and a port", str::parse, |target: &HostPort| plus(target));
 textual!(Call, "a qrexec call", call, |call: &Call| call.to_string());
 textual!(IpAddr, "an IP address", ip, |ip: &IpAddr| ip.to_string());
-textual!(Device, "an interface's name", device, |device: &Device| device.0.clone());
-
-/// What a `[[forward]]` is called: what a socket's name says to have it, and what the log calls it. Never empty, no
-/// control characters, no `=` (a name with one is a list of keys).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Label(String);
-
-impl Label {
-    /// A label.
-    ///
-    /// # Errors
-    /// It is empty, or holds `=` or a control character.
-    pub fn new(text: &str) -> Result<Self, Flaw> {
-        if text.is_empty() {
-            return Err(Flaw::new(0..0, "the label is empty"));
-        }
-        match text.char_indices().find(|(_, c)| *c == '=' || c.is_control()) {
-            Some((at, bad)) => {
-                let what = format!("a label cannot hold \"{bad}\"");
-                Err(Flaw::new(at..at + bad.len_utf8(), what).note("one word, such as ssh"))
-            }
-            None => Ok(Self(text.to_owned())),
-        }
-    }
-
-    /// The label.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::str::FromStr for Label {
-    type Err = Flaw;
-
-    fn from_str(text: &str) -> Result<Self, Flaw> {
-        Self::new(text)
-    }
-}
-
-impl TryFrom<String> for Label {
-    type Error = Flaw;
-
-    fn try_from(text: String) -> Result<Self, Flaw> {
-        Self::new(&text)
-    }
-}
-
-impl From<Label> for String {
-    fn from(label: Label) -> Self {
-        label.0
-    }
-}
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+textual!(Device, "an interface's name", str::parse, |device: &Device| device.as_str().to_owned());
 
 /// Reads the two words of a call.
 fn call(text: &str) -> Result<Call, Flaw> {
@@ -286,120 +228,6 @@ impl Value for bool {
 
     fn texts(&self) -> Vec<Vec<u8>> {
         vec![self.to_string().into_bytes()]
-    }
-}
-
-/// The name of a network interface: 1 to 15 bytes without blanks, `/` and `:` (`dev_valid_name` of Linux).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Device(String);
-
-impl Device {
-    /// The name, for `SO_BINDTODEVICE`.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = Flaw;
-
-    fn try_from(text: String) -> Result<Self, Flaw> {
-        device(&text)
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.0
-    }
-}
-
-fn device(text: &str) -> Result<Device, Flaw> {
-    let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == ':';
-    if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(bad) {
-        let what = format!("\"{text}\" cannot be the name of a network interface");
-        return Err(Flaw::new(0..text.len(), what).note("at most 15 bytes, such as eth0"));
-    }
-    Ok(Device(text.to_owned()))
-}
-
-/// One of a few words.
-macro_rules! words {
-    ($(#[$doc:meta])* $type:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum $type {
-            $($(#[$word_doc])* #[serde(rename = $word)] $variant,)*
-        }
-
-        impl $type {
-            /// The word that stands for it.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl Value for $type {
-            fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
-                let words = [$($word),*];
-                let expected = format!("one of {}", words.join(", "));
-                let text = raw.text(&expected)?;
-                match text {
-                    $($word => Ok(Self::$variant),)*
-                    _ => {
-                        let flaw = Flaw::new(0..text.len(), format!("\"{text}\" is not {expected}"));
-                        Err(match nearest(text, words) { Some(word) => flaw.fix(word), None => flaw })
-                    }
-                }
-            }
-
-            fn texts(&self) -> Vec<Vec<u8>> {
-                vec![self.as_str().as_bytes().to_vec()]
-            }
-        }
-    };
-}
-
-words! {
-    /// What becomes of a listener's sessions when the listener goes away.
-    OnRemove {
-        /// They live on (the default).
-        Keep = "keep",
-        /// They get the drain timeout to end.
-        Drain = "drain",
-    }
-}
-
-words! {
-    /// Which PROXY protocol header the upstream is sent before the first byte (haproxy's proxy-protocol.txt).
-    ProxyProtocol {
-        /// One line of text.
-        V1 = "v1",
-        /// The binary form.
-        V2 = "v2",
-    }
-}
-
-words! {
-    /// How much is logged: everything up to this level.
-    LogLevel {
-        /// We are broken.
-        Error = "error",
-        /// The operator may want to act.
-        Warn = "warn",
-        /// Each session, once when it starts and once when it ends (the default).
-        Info = "info",
-        /// What happens on the way.
-        Debug = "debug",
-        /// Each step of it.
-        Trace = "trace",
     }
 }
 
