@@ -64,7 +64,7 @@ impl fmt::Display for End {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident $level:ident $id:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident $text:literal $level:ident $id:literal,)*) => {
         /// What happened. Each kind has one MESSAGE_ID for ever and an entry in the journal's catalog.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Kind { $($(#[$doc])* $name,)* }
@@ -72,6 +72,11 @@ macro_rules! kinds {
         impl Kind {
             /// Every kind, for the test that holds the catalog against this list.
             pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Its name, as the catalog and the manual have it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
 
             /// 128 bits in hexadecimal, chosen at random once (systemd-id128(1)).
             pub fn message_id(self) -> &'static str {
@@ -88,49 +93,51 @@ macro_rules! kinds {
 
 kinds! {
     /// A session has both its ends.
-    SessionStart Info "00000000000000000000000000000001",
+    SessionStart "session-start" Info "a5a7baac02914b41a0f9ded958da70a5",
     /// A session ended.
-    SessionEnd Info "00000000000000000000000000000002",
+    SessionEnd "session-end" Info "0b71b4f691ad472f837fd52e33837023",
     /// A session was refused by policy.
-    SessionRefused Warning "00000000000000000000000000000003",
+    SessionRefused "session-refused" Warning "fc5121aedf14423aa7fb5d3e09afe46c",
     /// A session could not be established, or broke for a reason of ours.
-    SessionFailed Warning "00000000000000000000000000000004",
+    SessionFailed "session-failed" Warning "1dcc3e19afe54df985ea453e19ddedb4",
     /// A listener cannot be served.
-    ListenerRefused Error "00000000000000000000000000000005",
+    ListenerRefused "listener-refused" Error "c606514fced643708fb348dfc5580e0c",
     /// A listener is served.
-    ListenerServing Info "00000000000000000000000000000006",
+    ListenerServing "listener-serving" Info "734a9562b752423dbf57a2cd0991b69a",
     /// A listener's socket unit is gone.
-    ListenerRemoved Info "00000000000000000000000000000016",
+    ListenerRemoved "listener-removed" Info "00d963fbd8cf40ce9c78d65b7130f8c1",
     /// A limit makes connections wait in the backlog.
-    LimitReached Warning "00000000000000000000000000000007",
+    LimitReached "limit-reached" Warning "da15f83b8b474f17b8c83f9173414efa",
     /// The service is ready.
-    ServiceReady Info "00000000000000000000000000000008",
+    ServiceReady "service-ready" Info "b78cece03afc4dc58495b5477dabef82",
     /// The service lets its sessions end.
-    ServiceDraining Info "00000000000000000000000000000009",
+    ServiceDraining "service-draining" Info "67f27010218948cfb5ec06c5be5fa853",
     /// The service ends.
-    ServiceStopped Info "0000000000000000000000000000000a",
+    ServiceStopped "service-stopped" Info "f9238b745f1544ce973080b0d42262f2",
     /// Sessions were handed over to the next process.
-    HandoverParked Info "0000000000000000000000000000000b",
+    HandoverParked "handover-parked" Info "98efa0cebe6842fda50e8e4ffac5842b",
     /// Sessions were taken up from the previous process.
-    HandoverAdopted Info "0000000000000000000000000000000c",
+    HandoverAdopted "handover-adopted" Info "9b7a8c90228247a299ae30592cdb40f4",
     /// A session could not be handed over.
-    HandoverLost Warning "0000000000000000000000000000000d",
+    HandoverLost "handover-lost" Warning "0b9f468ba2d64e6390af60cb6d3e5cb6",
     /// A new configuration is in force.
-    ConfigurationReloaded Info "0000000000000000000000000000000e",
+    ConfigurationReloaded "configuration-reloaded" Info "0b040a7633064427a88e9aba63b61fb0",
     /// A new configuration was refused; the old one stays.
-    ConfigurationRejected Error "0000000000000000000000000000000f",
+    ConfigurationRejected "configuration-rejected" Error "a71489cd2f344b168c1b5edf27419230",
     /// A dial waits for its upstream to appear.
-    DialWaiting Warning "00000000000000000000000000000010",
+    DialWaiting "dial-waiting" Warning "3b7c104b455e4168ab9d4a739ff349f7",
     /// A peer is not on the list of those allowed.
-    AccessDenied Warning "00000000000000000000000000000011",
+    AccessDenied "access-denied" Warning "e3c3a90ed2344388b2f583bb03a51133",
     /// What a call wrote on its standard error.
-    CallStderr Warning "00000000000000000000000000000012",
+    CallStderr "call-stderr" Warning "3e1c43228a6242a794722ff84ebb9bd0",
     /// Events were dropped because the journal is slow.
-    LogDropped Warning "00000000000000000000000000000013",
+    LogDropped "log-dropped" Warning "fe849a85cf0142a89b67cbe40be70728",
     /// A child had to be killed.
-    ChildKilled Warning "00000000000000000000000000000014",
+    CallKilled "call-killed" Warning "06f4e18d48d34b6fa7cad6f6d9f77815",
+    /// Children cannot be put where they outlive a restart.
+    CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.
-    Exhausted Error "00000000000000000000000000000015",
+    Exhausted "descriptor-pressure" Error "46c2f28a3aaf41138cbc9496c5fc338b",
 }
 
 /// One event: a kind, a sentence, and the fields that apply (DESIGN's names; see `sink`).
@@ -184,5 +191,29 @@ impl Event {
     /// How serious it is: its kind's level, but life's normal endings are no warnings.
     pub fn level(&self) -> Level {
         self.kind.level()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalog_explains_every_kind_and_nothing_else() {
+        let catalog = include_str!("../../packaging/catalog/qrexec-connect.catalog");
+        let mut entries: Vec<(&str, &str)> = Vec::new();
+        let mut lines = catalog.lines().peekable();
+        while let Some(line) = lines.next() {
+            if let (Some(name), Some(id)) =
+                (line.strip_prefix("# "), lines.peek().and_then(|next| next.strip_prefix("-- ")))
+            {
+                entries.push((name, id));
+            }
+        }
+        let mut kinds: Vec<_> = Kind::ALL.iter().map(|kind| (kind.name(), kind.message_id())).collect();
+        entries.sort_unstable();
+        kinds.sort_unstable();
+        assert_eq!(entries, kinds);
+        assert_eq!(kinds.len(), 23);
     }
 }

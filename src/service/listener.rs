@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use socket2::SockAddr;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -21,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
+    access::Peer,
     route::Route,
     session::{self, Permits, Shared, Stage, say},
     sessions::Info,
 };
 use crate::{
     activation,
-    log::{Event, Kind, emit, escape},
+    log::{Event, Kind, emit},
     relay::Counters,
     stream::{self, Stream},
     sys,
@@ -86,15 +86,16 @@ impl Listening {
     pub async fn serve(self: Arc<Self>, shared: Arc<Shared>, stop: CancellationToken) {
         let mut limits = Reminder::default();
         let mut exhausted = Reminder::default();
+        let mut denied = Reminder::default();
         let mut pause = PAUSE.0;
         loop {
             let Some(Ok(mut ready)) = stop.run_until_cancelled(self.io.readable()).await else { return };
             let route = self.route();
             let Some(permits) = stop.run_until_cancelled(self.permits(&route, &mut limits)).await else { return };
             match sys::accept(self.io.get_ref().as_fd()) {
-                Ok((fd, address)) => {
+                Ok(accepted) => {
                     pause = PAUSE.0;
-                    self.begin(&shared, route, fd, &address, permits);
+                    self.begin(&shared, route, accepted, permits, &mut denied);
                 }
                 Err(e) => match triage(&e) {
                     Trouble::Empty => ready.clear_ready(),
@@ -114,15 +115,28 @@ impl Listening {
         }
     }
 
-    fn begin(&self, shared: &Arc<Shared>, route: Arc<Route>, fd: OwnedFd, address: &SockAddr, permits: Permits) {
-        let peer = peer(&fd, address);
-        match Stream::new(fd, self.kind) {
-            Ok(stream) => {
-                let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
-                session::start(shared, Arc::new(info), Stage::Waiting(stream), permits);
+    /// Begins a session, if the peer may have one.
+    fn begin(
+        &self,
+        shared: &Arc<Shared>,
+        route: Arc<Route>,
+        (fd, address): (OwnedFd, SockAddr),
+        permits: Permits,
+        denied: &mut Reminder,
+    ) {
+        let peer = Peer::of(&fd, &address);
+        let stream = match Stream::new(fd, self.kind) {
+            Ok(stream) => stream,
+            Err(e) => {
+                return say(Kind::Exhausted, format!("lost a connection from {peer} on {}: {e}", route.listener));
             }
-            Err(e) => say(Kind::Exhausted, format!("lost a connection from {peer} on {}: {e}", route.listener)),
+        };
+        if let Err(list) = route.access.check(&peer) {
+            stream.reset();
+            return deny(&route, &peer, list, denied);
         }
+        let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
+        session::start(shared, Arc::new(info), Stage::Waiting(stream), permits);
     }
 
     /// Waits until the listener and, for a qrexec call, the qube have room.
@@ -160,15 +174,37 @@ impl Listening {
     }
 }
 
+/// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
+fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
+    let left_out = reminder.left_out;
+    if !reminder.due() {
+        return;
+    }
+    let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
+    let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
+    let mut event = Event::new(Kind::AccessDenied, message);
+    event.listener = Some(route.listener.clone());
+    event.upstream = Some(route.upstream_text.clone());
+    event.peer = Some(peer.to_string().into());
+    event.end = Some(crate::log::End::Refused);
+    emit(event);
+}
+
 /// Says something at most once a minute.
 #[derive(Debug, Default)]
-struct Reminder(Option<Instant>);
+struct Reminder {
+    last: Option<Instant>,
+    /// How often it was not said since.
+    left_out: u64,
+}
 
 impl Reminder {
     fn due(&mut self) -> bool {
-        let due = self.0.is_none_or(|last| last.elapsed() >= REMINDER);
+        let due = self.last.is_none_or(|last| last.elapsed() >= REMINDER);
         if due {
-            self.0 = Some(Instant::now());
+            (self.last, self.left_out) = (Some(Instant::now()), 0);
+        } else {
+            self.left_out += 1;
         }
         due
     }
@@ -202,21 +238,6 @@ fn triage(error: &io::Error) -> Trouble {
             | libc::EPERM,
         ) => Trouble::Theirs,
         _ => Trouble::Ours,
-    }
-}
-
-/// Who connected: an address, or for a UNIX peer its credentials (unix(7), SO_PEERCRED).
-fn peer(fd: &OwnedFd, address: &SockAddr) -> Arc<str> {
-    if let Some(inet) = address.as_socket() {
-        return inet.to_string().into();
-    }
-    let credentials = match getsockopt(fd, PeerCredentials) {
-        Ok(c) => format!("uid {} pid {}", c.uid(), c.pid()),
-        Err(_) => "a UNIX peer".to_owned(),
-    };
-    match address.as_pathname() {
-        Some(path) => format!("{credentials} at {}", escape(path.as_os_str().as_encoded_bytes())).into(),
-        None => credentials.into(),
     }
 }
 

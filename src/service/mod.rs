@@ -1,5 +1,6 @@
 //! The life of sessions: listeners in, drain or handover out.
 
+mod access;
 mod adopt;
 mod explain;
 mod handover;

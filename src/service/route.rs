@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use crate::{
     dial::qrexec::gate::{Gate, Gates},
-    spec::{Admit, Call, Forward, Legs, Options, Upstream, Via},
+    spec::{Call, Forward, Legs, Options, Upstream, Via},
 };
 
 /// A listener's forward, resolved: everything a session needs to know.
@@ -23,7 +24,7 @@ pub struct Route {
     /// Target and service of a qrexec call, as logs have them.
     pub call_text: Option<(Arc<str>, Arc<str>)>,
     /// Who may connect.
-    pub admit: Admit,
+    pub access: Access,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// Sessions that this listener may still have.
@@ -74,7 +75,7 @@ impl Route {
             call_text: call.as_ref().map(|c| (c.call.target.as_str().into(), c.call.service.as_str().into())),
             room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
             upstream: Some(leg.upstream),
-            admit: leg.admit,
+            access: Access::new(&leg.admit)?,
             options,
             call,
         })
@@ -89,7 +90,7 @@ impl Route {
             upstream_text: "".into(),
             call_text: None,
             room: Arc::new(Semaphore::new(0)),
-            admit: Admit::default(),
+            access: Access::default(),
             options: Options::default(),
             call: None,
         }
@@ -97,6 +98,6 @@ impl Route {
 
     /// Whether another route would treat a session the same.
     pub fn leads_as(&self, other: &Self) -> bool {
-        self.upstream == other.upstream && self.admit == other.admit && self.options == other.options
+        self.upstream == other.upstream && self.access == other.access && self.options == other.options
     }
 }

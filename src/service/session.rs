@@ -353,7 +353,7 @@ impl Session {
                 let (_, killed) = child.end().await;
                 if killed {
                     let text = format!("process {} ignored SIGTERM and was killed", child.pid());
-                    log::emit(explain::about(&info, Kind::ChildKilled, text));
+                    log::emit(explain::about(&info, Kind::CallKilled, text));
                 }
                 Exit::Unknown
             }
