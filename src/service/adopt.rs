@@ -32,6 +32,7 @@ impl Service {
                 .find(|r| *r.listener == *session.listener && r.name == session.name);
             let orphan = route.is_none();
             let id = session.id;
+            self.adopted.extend(child(&session.stage));
             let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
             match route.and_then(|route| self.take_up(session, route)) {
                 Ok(()) => {
@@ -95,5 +96,14 @@ impl Service {
         let calls = route.call.as_ref().and_then(|c| c.room.clone().try_acquire_owned().ok());
         session::start(&self.shared, Arc::new(info), stage, Permits { _session: room, _call: calls });
         Ok(())
+    }
+}
+
+/// The process id of a session's child.
+fn child(stage: &ParkedStage) -> Option<u32> {
+    match stage {
+        ParkedStage::Waiting(..) => None,
+        ParkedStage::SettingUp(_, _, child, ..) => Some(child.pid()),
+        ParkedStage::Relaying(_, child) => child.as_ref().map(|(child, _)| child.pid()),
     }
 }

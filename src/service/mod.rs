@@ -30,7 +30,7 @@ use signals::{Order, Signals};
 
 use crate::{
     activation,
-    dial::qrexec::gate::Gates,
+    dial::qrexec::{Client, Group, gate::Gates},
     log::{Event, Kind, emit, escape},
     spec::Forward,
     stream,
@@ -77,6 +77,8 @@ struct Service {
     load: Load,
     /// Listeners that were passed, served or not.
     passed: usize,
+    /// Children taken up from the previous process.
+    adopted: Vec<u32>,
 }
 
 /// Runs a service until it is told to stop.
@@ -89,7 +91,7 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
     let resolve = (setup.load)()?;
     let (parked, parking) = unbounded_channel();
     let shared = Arc::new(Shared {
-        client: setup.client,
+        client: Client { program: setup.client, group: Group::find() },
         gates: Gates::new(setup.calls_per_qube),
         sessions: Default::default(),
         tasks: TaskTracker::new(),
@@ -102,8 +104,10 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
     }
     let listening = listeners.into_iter().filter_map(|l| listen(l, &resolve, &shared)).collect();
     let (accepting, stop) = (JoinSet::new(), CancellationToken::new());
-    let mut service = Service { shared, listening, accepting, stop, parking, load: setup.load, passed };
+    let mut service =
+        Service { shared, listening, accepting, stop, parking, load: setup.load, passed, adopted: Vec::new() };
     service.adopt(stored.into_iter().map(|(_, fd)| fd).collect(), &resolve);
+    service.settle_children();
     service.accept();
     let status = notify::line(service.listening.len(), passed, service.shared.sessions.count());
     say(Kind::ServiceReady, format!("ready: {status}"));
@@ -150,6 +154,19 @@ fn refuse(listener: &str, name: Option<&str>, why: &str) {
 }
 
 impl Service {
+    /// Ends the children of a process that was killed, and says when children of ours would not outlive a restart.
+    fn settle_children(&self) {
+        let Some(group) = &self.shared.client.group else { return };
+        if self.listening.iter().any(|l| l.route().call.is_some()) && !group.exists() {
+            let path = group.path().display();
+            say(Kind::CallsUnowned, format!("calls will not outlive a restart: {path} is not there"));
+        }
+        let strays = group.end_strays(&self.adopted);
+        if strays > 0 {
+            say(Kind::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
+        }
+    }
+
     /// Starts a task for each listener.
     fn accept(&mut self) {
         for listening in &self.listening {

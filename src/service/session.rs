@@ -27,7 +27,7 @@ use crate::{
     dial::{
         self, Failure,
         qrexec::{
-            Call, Child, Decision, Exit, ParkedCall, Stderr,
+            Call, Child, Client, Decision, Exit, ParkedCall, Stderr,
             gate::{Gates, Ticket, UNDECIDED},
         },
     },
@@ -44,8 +44,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(10);
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The `qrexec-client-vm`.
-    pub client: std::path::PathBuf,
+    /// What makes qrexec calls.
+    pub client: Client,
     /// Limits of qrexec calls.
     pub gates: Gates,
     /// The sessions that live now.

@@ -16,12 +16,13 @@
 
 mod child;
 pub mod gate;
+mod group;
 mod stderr;
 
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -30,6 +31,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::child::{Child, Exit};
+pub use self::group::Group;
 pub use self::stderr::Stderr;
 use super::{Failure, abandoned};
 use crate::{
@@ -40,6 +42,15 @@ use crate::{
 
 /// Where Qubes installs the program.
 pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
+
+/// What makes calls.
+#[derive(Debug)]
+pub struct Client {
+    /// The `qrexec-client-vm`.
+    pub program: PathBuf,
+    /// Where its processes live; in the service's own control group when `None`.
+    pub group: Option<Group>,
+}
 
 /// A call in set-up: the child, our ends of its pipes, and the second descriptor of its standard input.
 #[derive(Debug)]
@@ -86,20 +97,26 @@ pub struct ParkedCall {
 }
 
 impl Call {
-    /// Starts `client` for `call`.
+    /// Starts a process for `call`.
     ///
     /// # Errors
     /// [`Failure::Io`] when the program cannot be started or there are no descriptors left.
-    pub fn start(client: &Path, call: &spec::Call) -> Result<Self, Failure> {
-        Self::spawn(client, call).map_err(|error| Failure::Io { doing: format!("start {}", client.display()), error })
+    pub fn start(client: &Client, call: &spec::Call) -> Result<Self, Failure> {
+        let failed = |error| Failure::Io { doing: format!("start {}", client.program.display()), error };
+        let started = Self::spawn(&client.program, call).map_err(failed)?;
+        if let Some(group) = &client.group {
+            // Without it the call works all the same, but does not outlive a restart; said once, when the service began.
+            let _ = group.take(started.child.pid());
+        }
+        Ok(started)
     }
 
-    fn spawn(client: &Path, call: &spec::Call) -> io::Result<Self> {
+    fn spawn(program: &Path, call: &spec::Call) -> io::Result<Self> {
         let (child_in, to) = pipe()?;
         let (from, child_out) = pipe()?;
         let (err, child_err) = pipe()?;
         let probe = child_in.try_clone()?;
-        let mut command = Command::new(client);
+        let mut command = Command::new(program);
         command
             // What a terminal would need is for terminals: bytes pass unchanged, and stderr is escaped by our log.
             .args(["--no-filter-escape-chars-stdout", "--no-filter-escape-chars-stderr", "--"])

@@ -1,0 +1,113 @@
+//! Where children live: in the control group of a unit of their own, so that a restart of the service neither kills
+//! them nor makes the manager complain of left-over processes, and the end of that unit ends them all.
+//!
+//! Beside `NAME.service` stands `NAME-calls.service`, which delegates its control group to the same user (cgroups(7)
+//! "Delegation", systemd.resource-control(5) `Delegate=`). In it children live in a sub-group of ours, so that the
+//! unit's own process is never mistaken for one.
+
+use std::{
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use crate::sys;
+
+/// The control group of the children.
+#[derive(Debug)]
+pub struct Group {
+    /// That of the unit that holds them.
+    unit: PathBuf,
+    /// Ours below it.
+    own: PathBuf,
+}
+
+impl Group {
+    /// The group that belongs to the service in which this process runs; `None` outside systemd.
+    pub fn find() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        let unit = beside(&groups, &mounts)?;
+        Some(Self { own: unit.join("calls"), unit })
+    }
+
+    /// Whether the unit runs.
+    pub fn exists(&self) -> bool {
+        self.unit.is_dir()
+    }
+
+    /// Its path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.unit
+    }
+
+    /// Moves a child there.
+    ///
+    /// # Errors
+    /// ENOENT when the unit does not run, EACCES when its group is not ours.
+    pub(super) fn take(&self, pid: u32) -> io::Result<()> {
+        let procs = self.own.join("cgroup.procs");
+        match fs::write(&procs, pid.to_string()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir(&self.own)?;
+                fs::write(&procs, pid.to_string())
+            }
+            result => result,
+        }
+    }
+
+    /// Ends the children that no session has: those of a process that was killed. How many there were.
+    pub fn end_strays(&self, ours: &[u32]) -> usize {
+        let Ok(procs) = fs::read_to_string(self.own.join("cgroup.procs")) else { return 0 };
+        let strays = procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| !ours.contains(pid));
+        strays.filter(|pid| self.end(*pid).is_ok()).count()
+    }
+
+    fn end(&self, pid: u32) -> io::Result<()> {
+        let pidfd = sys::pidfd_open(pid)?;
+        // Looked at again through what cannot change any more: the number might be somebody else's by now.
+        let procs = fs::read_to_string(self.own.join("cgroup.procs"))?;
+        if !procs.lines().any(|line| line.parse() == Ok(pid)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)
+    }
+}
+
+/// The directory of the group beside that of the service, from /proc/self/cgroup and /proc/self/mounts.
+fn beside(groups: &str, mounts: &str) -> Option<PathBuf> {
+    let mount = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
+        (kind == "cgroup2").then_some(at)
+    })?;
+    // cgroups(7): the line of the unified hierarchy begins with `0::`.
+    let service = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let (parents, service) = service.rsplit_once('/').unwrap_or(("", service));
+    let name = service.strip_suffix(".service")?;
+    Some(Path::new(mount).join(parents).join(format!("{name}-calls.service")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calls_live_beside_the_service_in_the_unified_hierarchy() {
+        let mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let groups = "1:name=systemd:/x\n0::/user.slice/user@1000.service/app.slice/qrexec-connect.service\n";
+        let expected = "/sys/fs/cgroup/unified/user.slice/user@1000.service/app.slice/qrexec-connect-calls.service";
+        assert_eq!(beside(groups, mounts).as_deref(), Some(Path::new(expected)));
+        assert_eq!(
+            beside("0::/system.slice/x.service", "c /c cgroup2 rw 0 0").as_deref(),
+            Some(Path::new("/c/system.slice/x-calls.service"))
+        );
+    }
+
+    #[test]
+    fn outside_a_service_there_is_none() {
+        assert_eq!(beside("0::/user.slice/session-1.scope\n", "c /c cgroup2 rw 0 0"), None);
+        assert_eq!(beside("0::/a.service\n", "proc /proc proc rw 0 0"), None);
+        assert_eq!(beside("", ""), None);
+    }
+}
