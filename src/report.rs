@@ -9,8 +9,6 @@ pub enum Code {
     Failure = 1,
     /// The arguments make no sense.
     Usage = 2,
-    /// A handover: the next process goes on (`SuccessExitStatus=` of the unit).
-    HandedOver = 75,
     /// A permission is missing.
     Permission = 77,
     /// Configuration, name or unit make no sense.

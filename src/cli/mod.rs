@@ -2,5 +2,7 @@
 
 pub mod connect;
 pub mod dom0;
+mod generator;
 pub mod pfwd;
 pub mod remote;
+mod units;

@@ -5,6 +5,7 @@ mod adopt;
 mod explain;
 mod handover;
 mod listener;
+mod manager;
 mod notify;
 mod route;
 mod session;

@@ -1,15 +1,14 @@
 //! What the service is told to do, by signals.
 //!
-//! systemd sends SIGTERM for a stop and for a restart alike. Which of the two it is, `ExecStop=` has asked the
-//! manager ([`crate::cli`], `announce-stop`) and said by a signal of its own just before: SIGUSR1 announces a
-//! restart, SIGUSR2 that the whole manager goes down. A SIGTERM that nobody announced is a stop.
+//! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`manager`]); SIGINT is a
+//! stop; SIGHUP reads the configuration again. SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
+//! that keep descriptors but cannot be asked.
 
 use std::{io, time::Duration};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How long sessions get when the whole manager goes down: the machine is not to wait for them.
-const SHUTDOWN: Duration = Duration::from_secs(2);
+use super::manager;
 
 /// An order to the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +31,9 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     restart: Signal,
-    shutdown: Signal,
-    announced: Option<Order>,
+    announced: bool,
+    /// A SIGTERM whose meaning is being asked for.
+    asking: bool,
 }
 
 impl Signals {
@@ -44,22 +44,31 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             restart: signal(SignalKind::user_defined1())?,
-            shutdown: signal(SignalKind::user_defined2())?,
-            announced: None,
+            announced: false,
+            asking: false,
         })
     }
 
     /// Waits for the next order.
     ///
     /// # Cancel safety
-    /// Safe: an announcement is kept for the SIGTERM that follows.
+    /// Safe: what has come is kept.
     pub async fn next(&mut self) -> Order {
         loop {
+            if self.asking {
+                let order = manager::meaning_of_sigterm().await;
+                self.asking = false;
+                return order;
+            }
             tokio::select! {
                 biased;
-                _ = self.restart.recv() => self.announced = Some(Order::Park),
-                _ = self.shutdown.recv() => self.announced = Some(Order::Drain { at_most: Some(SHUTDOWN) }),
-                _ = self.terminate.recv() => return self.announced.unwrap_or(Order::Drain { at_most: None }),
+                _ = self.restart.recv() => self.announced = true,
+                _ = self.terminate.recv() => {
+                    if self.announced {
+                        return Order::Park;
+                    }
+                    self.asking = true;
+                }
                 _ = self.interrupt.recv() => return Order::Drain { at_most: None },
                 _ = self.hangup.recv() => return Order::Reload,
             }

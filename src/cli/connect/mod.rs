@@ -9,6 +9,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use super::{generator, units::Scope};
 use crate::{dial::qrexec::CLIENT, report};
 
 const PROGRAM: &str = "qrexec-connect";
@@ -82,8 +83,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds.into()))
 }
 
-/// Runs `qrexec-connect`.
+/// Runs `qrexec-connect`, or the generator when called by that name.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    if called.to_string_lossy().ends_with("-generator") {
+        // Of the three directories the first is for drop-ins that override nothing.
+        let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
+        return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
+    }
     let arguments = Arguments::parse();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(options) => serve::run(&options),

@@ -37,8 +37,7 @@ pub(super) fn run(options: &Serve) -> Result<ExitCode, Failure> {
     let ended = runtime.block_on(service::run(setup));
     drop(guard);
     match ended {
-        Ok(Ended::Done) => Ok(ExitCode::SUCCESS),
-        Ok(Ended::HandedOver) => Ok(Code::HandedOver.into()),
+        Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
         Err(what) => Err(Failure::new(Code::Config, what)),
     }

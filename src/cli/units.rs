@@ -1,0 +1,267 @@
+//! Socket units as systemd finds them: the search path, a unit with its drop-ins, and which of them are ours.
+//!
+//! The order of directories is that of systemd.unit(5) "Unit File Load Path". It is computed here and not asked of
+//! `systemctl`, because the generator runs before the manager answers anybody.
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use crate::spec::unit::Unit;
+
+/// A unit file above this size is a mistake, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// Whose units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those of the user's own manager.
+    User,
+    /// Those of the system.
+    System,
+}
+
+impl Scope {
+    /// What `systemctl` needs to be told, followed by a blank.
+    pub(super) fn flag(self) -> &'static str {
+        match self {
+            Self::User => "--user ",
+            Self::System => "",
+        }
+    }
+
+    /// Where an administrator's (a user's) own units are written.
+    pub(super) fn home(self) -> Option<PathBuf> {
+        match self {
+            Self::System => Some("/etc/systemd/system".into()),
+            Self::User => Some(xdg("XDG_CONFIG_HOME", ".config")?.join("systemd/user")),
+        }
+    }
+
+    /// The directories in which units are looked for, the strongest first. Those of generators are left out: what
+    /// they hold follows from the others.
+    pub(super) fn search_path(self) -> Vec<PathBuf> {
+        // An empty last element stands for the usual path (systemd.unit(5)).
+        let given = env::var("SYSTEMD_UNIT_PATH").unwrap_or_default();
+        let usual = given.is_empty() || given.ends_with(':');
+        let mut dirs: Vec<PathBuf> = given.split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect();
+        if usual {
+            dirs.append(&mut self.usual_search_path());
+        }
+        let mut seen = Vec::new();
+        dirs.into_iter().filter(|dir| dir.is_absolute() && is_new(dir, &mut seen)).collect()
+    }
+
+    fn usual_search_path(self) -> Vec<PathBuf> {
+        match self {
+            Self::System => [
+                "/etc/systemd/system.control",
+                "/run/systemd/system.control",
+                "/run/systemd/transient",
+                "/etc/systemd/system",
+                "/run/systemd/system",
+                "/usr/local/lib/systemd/system",
+                "/usr/lib/systemd/system",
+                "/lib/systemd/system",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
+            Self::User => user_search_path(),
+        }
+    }
+}
+
+/// Whether a directory was not there before, also by another name: `/lib` is `/usr/lib` on merged systems.
+fn is_new(dir: &Path, seen: &mut Vec<PathBuf>) -> bool {
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let new = !seen.contains(&real);
+    if new {
+        seen.push(real);
+    }
+    new
+}
+
+fn user_search_path() -> Vec<PathBuf> {
+    let config = xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("systemd"));
+    let data = xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("systemd"));
+    let runtime = env::var_os("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("systemd"));
+    let list = |name: &str, default: &str| {
+        let dirs = env::var(name).ok().filter(|dirs| !dirs.is_empty()).unwrap_or_else(|| default.to_owned());
+        dirs.split(':').map(|dir| Path::new(dir).join("systemd/user")).collect::<Vec<_>>()
+    };
+    let mut dirs = Vec::new();
+    dirs.extend(config.iter().map(|dir| dir.join("user.control")));
+    dirs.extend(runtime.iter().map(|dir| dir.join("user.control")));
+    dirs.extend(runtime.iter().map(|dir| dir.join("transient")));
+    dirs.extend(config.iter().map(|dir| dir.join("user")));
+    dirs.extend(list("XDG_CONFIG_DIRS", "/etc/xdg"));
+    dirs.push("/etc/systemd/user".into());
+    dirs.extend(runtime.iter().map(|dir| dir.join("user")));
+    dirs.push("/run/systemd/user".into());
+    dirs.extend(data.iter().map(|dir| dir.join("user")));
+    dirs.extend(list("XDG_DATA_DIRS", "/usr/local/share:/usr/share"));
+    dirs.extend(["/usr/local/lib/systemd/user", "/usr/lib/systemd/user", "/lib/systemd/user"].map(PathBuf::from));
+    dirs
+}
+
+/// A base directory (XDG Base Directory Specification): the variable's, else the default below the home directory.
+fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
+    let given = env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    given.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(default)))
+}
+
+/// A unit that was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Its name.
+    pub(super) name: String,
+    /// Where its main file is.
+    pub(super) path: PathBuf,
+    /// What it says, drop-ins included.
+    pub(super) unit: Unit,
+    /// Whether it, by itself or by drop-ins of its very name, says how it is enabled: systemd takes `[Install]` from
+    /// nowhere else.
+    pub(super) has_install: bool,
+}
+
+/// The units called `PREFIX*.socket`, by name. Masked ones are left out.
+pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<Found> {
+    let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for dir in path {
+        for name in entries(dir) {
+            let ours = prefixes.iter().any(|p| name.strip_prefix(p).is_some_and(|rest| rest.len() > ".socket".len()));
+            if ours && name.ends_with(".socket") {
+                names.entry(name.clone()).or_insert_with(|| dir.join(name));
+            }
+        }
+    }
+    names.into_iter().filter_map(|(name, file)| load(path, name, file)).collect()
+}
+
+/// One unit by its name, or by the path of its file.
+///
+/// # Errors
+/// When there is none, or it is masked.
+pub(super) fn find_one(path: &[PathBuf], unit: &str) -> io::Result<Found> {
+    let file = if unit.contains('/') {
+        Some(PathBuf::from(unit)).filter(|file| file.exists())
+    } else {
+        path.iter().map(|dir| dir.join(unit)).find(|file| file.symlink_metadata().is_ok())
+    };
+    let name = unit.rsplit('/').next().unwrap_or(unit).to_owned();
+    let file = file.ok_or(io::ErrorKind::NotFound)?;
+    load(path, name, file).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the unit is masked or not readable"))
+}
+
+/// Reads a unit with its drop-ins. A masked one (a link to /dev/null, or an empty file) is none.
+fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<Found> {
+    let text = read(&file).ok().filter(|text| !text.is_empty())?;
+    let mut unit = Unit::parse(&file.to_string_lossy(), &text);
+    let mut has_install = unit.has_install();
+    for (drop_in, exact) in drop_ins(path, &name) {
+        let Ok(text) = read(&drop_in) else { continue };
+        let drop_in = drop_in.to_string_lossy();
+        has_install |= exact && Unit::parse(&drop_in, &text).has_install();
+        unit.overlay(&drop_in, &text);
+    }
+    Some(Found { name, path: file, unit, has_install })
+}
+
+/// The drop-ins of a unit in the order in which systemd reads them, and whether each is of its very name (or, for an
+/// instance, of its template) and not of a prefix. Of equal file names the strongest directory's counts, and one of
+/// the unit's own name before one of a prefix (systemd.unit(5)).
+fn drop_ins(path: &[PathBuf], name: &str) -> Vec<(PathBuf, bool)> {
+    let mut found: BTreeMap<String, (PathBuf, bool)> = BTreeMap::new();
+    for (dir_name, exact) in drop_in_dirs(name) {
+        for dir in path {
+            let dir = dir.join(&dir_name);
+            for file in entries(&dir).into_iter().filter(|file| file.ends_with(".conf")) {
+                found.entry(file.clone()).or_insert_with(|| (dir.join(file), exact));
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// `a-b@i.socket` has drop-ins in `a-b@i.socket.d`, `a-b@.socket.d`, `a-.socket.d` and `socket.d`.
+fn drop_in_dirs(name: &str) -> Vec<(String, bool)> {
+    let stem = name.strip_suffix(".socket").unwrap_or(name);
+    let mut dirs = vec![(format!("{stem}.socket.d"), true)];
+    let mut prefix = stem;
+    if let Some((template, instance)) = stem.split_once('@') {
+        if !instance.is_empty() {
+            dirs.push((format!("{template}@.socket.d"), true));
+        }
+        prefix = template;
+    }
+    // A name that ends in a dash is its own prefix.
+    let mut end = prefix.trim_end_matches('-').len();
+    while let Some(dash) = prefix[..end].rfind('-') {
+        dirs.push((format!("{}-.socket.d", &prefix[..dash]), false));
+        end = dash;
+    }
+    dirs.push(("socket.d".to_owned(), false));
+    dirs
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?.take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, file: &str, text: &str) {
+        let file = root.join(file);
+        fs::create_dir_all(file.parent().expect("a directory")).unwrap();
+        fs::write(file, text).unwrap();
+    }
+
+    #[test]
+    fn drop_ins_are_those_of_the_unit_its_template_its_prefixes_and_its_type() {
+        let dirs: Vec<_> = drop_in_dirs("qrexec-connect-t@i.socket").into_iter().map(|(dir, _)| dir).collect();
+        assert_eq!(
+            dirs,
+            [
+                "qrexec-connect-t@i.socket.d",
+                "qrexec-connect-t@.socket.d",
+                "qrexec-connect-.socket.d",
+                "qrexec-.socket.d",
+                "socket.d"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_strongest_directory_wins_and_masked_units_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "strong/qrexec-connect-a.socket", "[Socket]\nFileDescriptorName=strong\n");
+        write(root.path(), "weak/qrexec-connect-a.socket", "[Socket]\nFileDescriptorName=weak\n");
+        write(root.path(), "weak/qrexec-connect-a.socket.d/10-x.conf", "[Install]\nWantedBy=sockets.target\n");
+        write(root.path(), "weak/qrexec-connect-.socket.d/10-y.conf", "[Socket]\nBacklog=7\n[Install]\nWantedBy=x\n");
+        write(root.path(), "weak/qrexec-connect-b.socket", "[Socket]\nListenStream=1\n");
+        std::os::unix::fs::symlink("/dev/null", root.path().join("strong/qrexec-connect-b.socket")).unwrap();
+        write(root.path(), "weak/qrexec-connect-c.socket", "[Socket]\nListenStream=1\n");
+        write(root.path(), "weak/qrexec-connect-.socket", "[Socket]\nListenStream=1\n");
+        write(root.path(), "weak/other.socket", "[Socket]\nListenStream=1\n");
+        let path = ["strong", "weak"].map(|dir| root.path().join(dir));
+        let found = find(&path, &["qrexec-connect-"]);
+        let names: Vec<_> = found.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["qrexec-connect-a.socket", "qrexec-connect-c.socket"]);
+        assert_eq!(found[0].unit.fd_name().map(|s| s.value.as_str()), Some("strong"));
+        assert_eq!(found[0].unit.last("Socket", "Backlog").map(|s| s.value.as_str()), Some("7"));
+        assert!(found[0].has_install, "by its own drop-in");
+        assert!(!found[1].has_install, "systemd ignores that of a prefix");
+    }
+}

@@ -1,0 +1,90 @@
+//! Asking the service manager what is going on.
+//!
+//! systemd sends SIGTERM for a stop and for a restart alike, and a restart is to keep every session. The unit's job
+//! tells which of the two it is, and it is asked for at the SIGTERM itself: an `ExecStop=` that asked would be skipped
+//! until systemd has read READY=1, and sockets that start in a burst cause just that.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::timeout};
+
+use super::signals::Order;
+
+/// How long the manager may take to answer; it takes 6 to 40 ms.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long sessions get when the whole manager goes down: the machine is not to wait for them.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// What a SIGTERM means. Without a manager, and when no job explains it (`systemctl kill`), it is a stop. When the
+/// manager does not answer, sessions are parked: a restart keeps them, and were it a stop they would be cut anyway.
+///
+/// # Cancel safety
+/// Safe; the question is left to end by itself.
+pub async fn meaning_of_sigterm() -> Order {
+    if !super::notify::managed() {
+        return Order::Drain { at_most: None };
+    }
+    let unit = own_unit();
+    match ask(&["--no-legend", "--plain", "--no-pager", "list-jobs", &unit]).await {
+        Some(jobs) if restarts(&jobs, &unit) => Order::Park,
+        Some(_) => {
+            let stopping = ask(&["is-system-running"]).await.is_some_and(|state| state.trim() == "stopping");
+            Order::Drain { at_most: stopping.then_some(SHUTDOWN) }
+        }
+        None => Order::Park,
+    }
+}
+
+/// Whether the jobs of `unit` will start it again. Each line is `JOB UNIT TYPE STATE`; under a burst of restarts there
+/// are several, `nop` ones among them, in any order.
+fn restarts(jobs: &str, unit: &str) -> bool {
+    jobs.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        words.next() == Some(unit) && matches!(words.next(), Some("restart" | "try-restart" | "start"))
+    })
+}
+
+/// What `systemctl` prints; `None` when it fails or takes too long.
+async fn ask(arguments: &[&str]) -> Option<String> {
+    let mut command = Command::new("systemctl");
+    // Set for services of a user's manager (systemd.exec(5)).
+    if std::env::var_os("MANAGERPID").is_some() {
+        command.arg("--user");
+    }
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
+    for name in crate::dial::qrexec::OURS_ALONE {
+        command.env_remove(name);
+    }
+    let answer = timeout(PATIENCE, spawn_blocking(move || command.output())).await.ok()?.ok()?.ok()?;
+    // is-system-running says "stopping" with a status that is not zero.
+    let known = answer.status.success() || !answer.stdout.is_empty();
+    known.then(|| String::from_utf8_lossy(&answer.stdout).into_owned())
+}
+
+/// The unit that this process belongs to (cgroups(7), /proc/PID/cgroup).
+fn own_unit() -> String {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service"));
+    unit.unwrap_or("qrexec-connect.service").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_seen_among_other_jobs_of_the_unit() {
+        let unit = "qrexec-connect.service";
+        let restart = "12 qrexec-connect.service nop waiting\n11 qrexec-connect.service restart running\n";
+        assert!(restarts(restart, unit));
+        assert!(restarts("7 qrexec-connect.service start waiting\n", unit));
+        assert!(!restarts("7 qrexec-connect.service stop running\n", unit));
+        assert!(!restarts("7 other.service restart running\n", unit));
+        assert!(!restarts("", unit));
+    }
+}
