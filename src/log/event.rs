@@ -137,7 +137,7 @@ kinds! {
     /// Children cannot be put where they outlive a restart.
     CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.
-    Exhausted "descriptor-pressure" Error "46c2f28a3aaf41138cbc9496c5fc338b",
+    DescriptorPressure "descriptor-pressure" Warning "46c2f28a3aaf41138cbc9496c5fc338b",
 }
 
 /// One event: a kind, a sentence, and the fields that apply (DESIGN's names; see `sink`).

@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 use super::{
     Resolve, Service,
     handover::{self, Adopted},
+    notify::sessions,
     route::Route,
     session::{self, ParkedStage, Permits, Stage, say},
     sessions::Info,
@@ -12,7 +13,8 @@ use super::{
 use crate::{
     dial::qrexec::Call,
     log::Kind as Event,
-    relay::{Counters, ParkedEnd, Relay},
+    relay::{Counters, ParkedEnd, Relay, Why},
+    spec::OnRemove,
     stream::{Kind, Stream},
 };
 
@@ -23,31 +25,37 @@ impl Service {
         for lost in lost {
             say(Event::HandoverLost, format!("{} could not be taken up: {}", lost.what, lost.why));
         }
-        let (mut count, mut orphans) = (0, 0);
+        let (mut taken_up, mut kept, mut drained) = (0, 0, 0);
         for session in adopted {
-            let route = self
-                .listening
-                .iter()
-                .map(|l| l.route())
-                .find(|r| *r.listener == *session.listener && r.name == session.name);
+            let here = |r: &Arc<Route>| *r.listener == *session.listener && r.name == session.name;
+            let route = self.listening.iter().map(|l| l.route()).find(here);
             let orphan = route.is_none();
             let id = session.id;
             self.adopted.extend(child(&session.stage));
             let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
             match route.and_then(|route| self.take_up(session, route)) {
-                Ok(()) => {
-                    count += 1;
-                    orphans += usize::from(orphan);
+                Ok(info) => {
+                    taken_up += 1;
+                    match info.route.options.on_remove {
+                        _ if !orphan => {}
+                        OnRemove::Keep => kept += 1,
+                        OnRemove::Drain => {
+                            drained += 1;
+                            tokio::spawn(drain(info));
+                        }
+                    }
                 }
                 Err(why) => say(Event::HandoverLost, format!("session {id} could not be taken up: {why}")),
             }
         }
-        if count > 0 {
-            let text = format!("{count} sessions taken up from the previous process");
-            say(Event::HandoverAdopted, text);
+        if taken_up > 0 {
+            say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions(taken_up)));
         }
-        if orphans > 0 {
-            let text = format!("{orphans} sessions go on although their sockets are gone");
+        if kept > 0 {
+            say(Event::ListenerRemoved, format!("{} on after their socket was stopped (on_remove=keep)", go(kept)));
+        }
+        if drained > 0 {
+            let text = format!("{} to end because their socket was stopped (on_remove=drain)", sessions(drained));
             say(Event::ListenerRemoved, text);
         }
     }
@@ -72,7 +80,7 @@ impl Service {
         Ok(Arc::new(route))
     }
 
-    fn take_up(&self, session: Adopted, route: Arc<Route>) -> Result<(), String> {
+    fn take_up(&self, session: Adopted, route: Arc<Route>) -> Result<Arc<Info>, String> {
         let failed = |e: std::io::Error| e.to_string();
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
         let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
@@ -94,9 +102,20 @@ impl Service {
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call.as_ref().and_then(|c| c.room.clone().try_acquire_owned().ok());
-        session::start(&self.shared, Arc::new(info), stage, Permits { _session: room, _call: calls });
-        Ok(())
+        let info = Arc::new(info);
+        session::start(&self.shared, info.clone(), stage, Permits { _session: room, _call: calls });
+        Ok(info)
     }
+}
+
+/// Gives a session its time to end.
+async fn drain(info: Arc<Info>) {
+    tokio::time::sleep(info.route.options.drain_timeout).await;
+    info.interrupt.request(Why::Drained);
+}
+
+fn go(n: usize) -> String {
+    format!("{} go{}", sessions(n), if n == 1 { "es" } else { "" })
 }
 
 /// The process id of a session's child.

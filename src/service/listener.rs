@@ -103,7 +103,10 @@ impl Listening {
                     Trouble::Ours => {
                         drop(permits);
                         if exhausted.due() {
-                            say(Kind::Exhausted, format!("cannot accept on {}: {e}; trying again", route.listener));
+                            say(
+                                Kind::DescriptorPressure,
+                                format!("cannot accept on {}: {e}; trying again", route.listener),
+                            );
                         }
                         if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                             return;
@@ -128,7 +131,10 @@ impl Listening {
         let stream = match Stream::new(fd, self.kind) {
             Ok(stream) => stream,
             Err(e) => {
-                return say(Kind::Exhausted, format!("lost a connection from {peer} on {}: {e}", route.listener));
+                return say(
+                    Kind::DescriptorPressure,
+                    format!("lost a connection from {peer} on {}: {e}", route.listener),
+                );
             }
         };
         if let Err(list) = route.access.check(&peer) {

@@ -4,6 +4,7 @@ mod access;
 mod adopt;
 mod explain;
 mod handover;
+mod limits;
 mod listener;
 mod manager;
 mod notify;
@@ -109,6 +110,10 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
         Service { shared, listening, accepting, stop, parking, load: setup.load, passed, adopted: Vec::new() };
     service.adopt(stored.into_iter().map(|(_, fd)| fd).collect(), &resolve);
     service.settle_children();
+    let routes: Vec<_> = service.listening.iter().map(|l| l.route()).collect();
+    if let Some(warning) = limits::warning(routes.iter().map(|r| &**r), service.shared.gates.per_qube()) {
+        say(Kind::DescriptorPressure, warning);
+    }
     service.accept();
     let status = notify::line(service.listening.len(), passed, service.shared.sessions.count());
     say(Kind::ServiceReady, format!("ready: {status}"));

@@ -69,7 +69,12 @@ pub fn line(served: usize, all: usize, sessions: usize) -> String {
         (served, all) if served == all => format!("{all} listeners"),
         (served, all) => format!("{served} of {all} listeners"),
     };
-    format!("{listeners}, {sessions} session{}", if sessions == 1 { "" } else { "s" })
+    format!("{listeners}, {}", self::sessions(sessions))
+}
+
+/// `1 session`, `2 sessions`.
+pub fn sessions(n: usize) -> String {
+    format!("{n} session{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -5,7 +5,12 @@ use std::{collections::HashMap, time::Duration};
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Ended, Service, explain, handover, notify, session::say, signals::Signals};
+use super::{
+    Ended, Service, explain, handover,
+    notify::{self, sessions as n_sessions},
+    session::say,
+    signals::Signals,
+};
 use crate::{
     log::{End, Kind, emit},
     relay::Why,
@@ -31,7 +36,7 @@ impl Service {
             parked.push(session);
         }
         if !all {
-            let text = format!("{} sessions could not be parked in time and are cut", sessions.count());
+            let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
         if parked.is_empty() {
@@ -44,13 +49,13 @@ impl Service {
             match handover::give(parked) {
                 Ok(()) => {
                     let ms = began.elapsed().as_millis();
-                    say(Kind::HandoverParked, format!("{count} sessions wait for the next process, after {ms} ms"));
+                    say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
                     return ended;
                 }
-                Err(e) => say(Kind::HandoverLost, format!("{count} sessions could not be handed over: {e}")),
+                Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
             }
         } else {
-            say(Kind::HandoverLost, format!("{count} sessions are cut: no service manager keeps them"));
+            say(Kind::HandoverLost, format!("{} cut: no service manager keeps them", n_sessions(count)));
         }
         for info in infos {
             emit(explain::ended(&info, End::Drained, None, "it could not be handed over"));
@@ -72,11 +77,11 @@ impl Service {
         deadlines.sort_unstable();
         let longest = deadlines.last().copied().unwrap_or(Duration::ZERO);
         if count > 0 {
-            let text = format!("stopping: {count} sessions have up to {} s to end", longest.as_secs_f32());
+            let text = format!("stopping: up to {} s for {} to end", longest.as_secs_f32(), n_sessions(count));
             say(Kind::ServiceDraining, text);
         }
         let more = u32::try_from((longest + ENDING + ENDING).as_micros()).unwrap_or(u32::MAX);
-        let status = format!("stopping, {count} sessions left");
+        let status = format!("stopping, {} left", n_sessions(count));
         notify::tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), NotifyState::Status(&status)]);
         self.shared.tasks.close();
         let began = Instant::now();
@@ -100,7 +105,7 @@ impl Service {
         }
         let cut = sessions.count();
         if timeout(ENDING, self.shared.tasks.wait()).await.is_err() {
-            say(Kind::ServiceStopped, format!("{} sessions do not end; leaving them", sessions.count()));
+            say(Kind::ServiceStopped, format!("{} not ending; left behind", n_sessions(sessions.count())));
         }
         say(
             Kind::ServiceStopped,

@@ -1,13 +1,13 @@
 //! The configuration of `qrexec-connect`: where it is, and what it makes of a listener's name. None is needed.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     service::{Load, Resolve},
-    spec::{Config, SocketKind, fdname},
+    spec::{Config, Faults, SocketKind, fdname},
     stream,
 };
 
@@ -16,10 +16,28 @@ const FILE: &str = "qrexec-connect.toml";
 /// A configuration file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
 
+/// Why there is no configuration.
+#[derive(Debug)]
+pub(super) enum Bad {
+    /// What is wrong in it.
+    Faults(Faults),
+    /// It cannot be read.
+    File(String),
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Faults(faults) => faults.fmt(f),
+            Self::File(why) => f.write_str(why),
+        }
+    }
+}
+
 /// What reads the configuration each time it is called: from `given`, else from the user's file, else the system's.
 pub(super) fn load(given: Option<PathBuf>) -> Load {
     Box::new(move || {
-        let config = read(given.as_deref())?;
+        let config = read(given.as_deref()).map_err(|bad| bad.to_string())?;
         Ok(Box::new(move |name: &str, kind| resolve(name, kind, &config)) as Resolve)
     })
 }
@@ -34,16 +52,16 @@ fn resolve(name: &str, kind: stream::Kind, config: &Config) -> Result<crate::spe
 ///
 /// # Errors
 /// What is wrong with it, each fault in a line with its place.
-pub(super) fn read(given: Option<&Path>) -> Result<Config, String> {
+pub(super) fn read(given: Option<&Path>) -> Result<Config, Bad> {
     let files = match given {
         Some(path) => vec![path.to_owned()],
         None => places(),
     };
     for path in files {
         match read_text(&path) {
-            Ok(text) => return Config::parse(&path.to_string_lossy(), &text).map_err(|faults| faults.to_string()),
+            Ok(text) => return Config::parse(&path.to_string_lossy(), &text).map_err(Bad::Faults),
             Err(e) if e.kind() == io::ErrorKind::NotFound && given.is_none() => {}
-            Err(e) => return Err(format!("{}: cannot be read: {e}", path.display())),
+            Err(e) => return Err(Bad::File(format!("{}: cannot be read: {e}", path.display()))),
         }
     }
     Ok(Config::default())

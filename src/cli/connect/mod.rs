@@ -1,5 +1,7 @@
 //! The face of `qrexec-connect`.
 
+mod add;
+mod check;
 mod config;
 mod demo;
 mod serve;
@@ -43,6 +45,12 @@ struct Arguments {
 enum Command {
     /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
     Serve(Serve),
+    /// Say what each socket unit leads to, and what is wrong with it
+    Check(check::Check),
+    /// Write a socket unit
+    Add(add::Add),
+    /// Stop, disable and delete a socket unit that `add` wrote
+    Remove(add::Remove),
     /// Show it working on this machine: no root, no Qubes, no systemd
     Demo {
         /// Make one request through each listener, then end
@@ -95,6 +103,9 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(options) => serve::run(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Add(options) => add::add(&options),
+        Command::Remove(options) => add::remove(&options),
         Command::Demo { check } => demo::run(check),
         Command::StandIn { words } => stand_in::run(&words),
     };

@@ -1,0 +1,262 @@
+//! `qrexec-connect add` and `remove`: a three-line socket unit, written or taken away.
+//!
+//! What `add` writes is checked first as `check` does; it never overwrites. `remove` deletes only a file that still is
+//! what `add` wrote: an edited one is its author's.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use clap::Args;
+
+use super::config;
+use crate::{
+    cli::units::Scope,
+    log::escape,
+    report::{Code, Failure},
+    spec::{
+        Forward, SocketKind, Upstream, fdname, policy_line,
+        unit::{Unit, rejected, repair},
+    },
+};
+
+const PREFIX: &str = "qrexec-connect-";
+
+/// Options of `add`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Add {
+    /// What to call it: `gitweb` makes qrexec-connect-gitweb.socket
+    name: String,
+    /// Where to listen: a port (on 127.0.0.1), ADDRESS:PORT, /PATH (%t is $XDG_RUNTIME_DIR) or @ABSTRACT
+    listen: String,
+    /// Where it leads: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
+    fd_name: String,
+    /// Enable and start it at once
+    #[arg(long)]
+    now: bool,
+    /// Make it a system unit (needs root)
+    #[arg(long)]
+    system: bool,
+    /// Print the unit instead of writing it
+    #[arg(long, conflicts_with = "now")]
+    dry_run: bool,
+}
+
+/// Options of `remove`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Remove {
+    /// What it was called for `add`
+    name: String,
+    /// It is a system unit
+    #[arg(long)]
+    system: bool,
+}
+
+/// Writes a socket unit and says what else is to be done.
+///
+/// # Errors
+/// A name, address or fd name that makes no sense; a unit of that name; what the file system or systemctl says.
+pub(super) fn add(options: &Add) -> Result<ExitCode, Failure> {
+    let scope = scope(options.system);
+    let unit = unit_name(&options.name)?;
+    let (listen, kind, warning) = listen(&options.listen)?;
+    let fd_name = repair(&options.fd_name).unwrap_or_else(|| options.fd_name.clone());
+    let forward = meaning(&fd_name, kind)?;
+    let text = text(&listen, &fd_name);
+    if options.dry_run {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let dir = home(scope)?;
+    let file = dir.join(&unit);
+    write_new(&dir, &file, &text)?;
+    println!("wrote {}", file.display());
+    if let Some(warning) = warning {
+        eprintln!("warning: {warning}");
+    }
+    advise(&forward);
+    let flag = scope.flag();
+    if options.now {
+        systemctl(scope, &["daemon-reload"])?;
+        systemctl(scope, &["enable", "--now", &unit])?;
+        println!("{unit} listens on {listen}; follow it with: journalctl {flag}-t qrexec-connect -f");
+    } else {
+        println!("now run: systemctl {flag}daemon-reload && systemctl {flag}enable --now {unit}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops, disables and deletes a unit that [`add`] wrote.
+///
+/// # Errors
+/// There is none, it was edited, or systemctl fails.
+pub(super) fn remove(options: &Remove) -> Result<ExitCode, Failure> {
+    let scope = scope(options.system);
+    let unit = unit_name(&options.name)?;
+    let file = home(scope)?.join(&unit);
+    let written = fs::read_to_string(&file)
+        .map_err(|e| Failure::new(Code::Failure, format!("{}: {e}", file.display())).hint("nothing was removed"))?;
+    if !is_ours(&written) {
+        let flag = scope.flag();
+        let what = format!("{} is not as `add` wrote it, so it is yours to delete", file.display());
+        return Err(Failure::new(Code::Failure, what)
+            .hint(format!("run: systemctl {flag}disable --now {unit} && rm {}", file.display())));
+    }
+    systemctl(scope, &["disable", "--now", &unit])?;
+    fs::remove_file(&file).map_err(|e| Failure::new(Code::Failure, format!("{}: {e}", file.display())))?;
+    systemctl(scope, &["daemon-reload"])?;
+    println!("removed {}; sessions that were open go on", file.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn scope(system: bool) -> Scope {
+    if system { Scope::System } else { Scope::User }
+}
+
+fn home(scope: Scope) -> Result<PathBuf, Failure> {
+    scope.home().ok_or_else(|| Failure::new(Code::Failure, "HOME is not set, so there is no place for a user's unit"))
+}
+
+fn usage(what: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::Usage, what)
+}
+
+/// The unit's whole name, for `gitweb`, `qrexec-connect-gitweb` and `qrexec-connect-gitweb.socket` alike.
+fn unit_name(name: &str) -> Result<String, Failure> {
+    let stem = name.strip_suffix(".socket").unwrap_or(name);
+    let stem = stem.strip_prefix(PREFIX).unwrap_or(stem);
+    // systemd.unit(5): these characters, and 255 in all. A leading dash would look like an option to systemctl.
+    let good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if stem.is_empty() || !stem.chars().all(good) || stem.starts_with(['-', '.']) || stem.len() > 200 {
+        let what = format!("\"{}\" cannot be part of a unit's name", escape(name.as_bytes()));
+        return Err(usage(what).hint("use letters, digits, _ . and -, for example: gitweb"));
+    }
+    Ok(format!("{PREFIX}{stem}.socket"))
+}
+
+/// The value of `ListenStream=`, the kind of socket, and what its owner should know about it.
+fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Failure> {
+    if text.starts_with(['/', '@', '%']) && text.len() > 1 && !text.chars().any(|c| c.is_control() || c == ' ') {
+        return Ok((text.to_owned(), SocketKind::Unix, None));
+    }
+    if let Ok(port) = text.parse::<u16>() {
+        if port > 0 {
+            return Ok((format!("127.0.0.1:{port}"), SocketKind::Tcp, None));
+        }
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() > 0 => {
+            let wide = match address.ip() {
+                IpAddr::V4(ip) => ip.is_unspecified(),
+                IpAddr::V6(ip) => ip.is_unspecified(),
+            };
+            let warning =
+                wide.then(|| format!("{address} lets everybody who can reach this machine in; 127.0.0.1 does not"));
+            Ok((address.to_string(), SocketKind::Tcp, warning))
+        }
+        _ => Err(usage(format!("cannot listen on \"{}\"", escape(text.as_bytes()))).hint(
+            "write a port (1234), an address and a port (127.0.0.1:1234, [::1]:1234), a path (/run/x.sock) or @name",
+        )),
+    }
+}
+
+/// Where a name leads; one that means nothing, or that systemd would drop, is an error.
+fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Failure> {
+    let refused = |faults: crate::spec::Faults| Failure::new(Code::Config, faults);
+    let dropped = rejected(fd_name);
+    if !dropped.0.is_empty() {
+        return Err(refused(dropped));
+    }
+    let config = config::read(None).map_err(|bad| Failure::new(Code::Config, bad))?;
+    fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
+}
+
+fn text(listen: &str, fd_name: &str) -> String {
+    format!("[Socket]\nListenStream={listen}\nFileDescriptorName={fd_name}\n")
+}
+
+/// Whether a unit's text is what [`text`] makes of what it says.
+fn is_ours(written: &str) -> bool {
+    let unit = Unit::parse("", written);
+    let listen = unit.last("Socket", "ListenStream").map(|s| s.value.as_str()).unwrap_or_default();
+    unit.fd_name().is_some_and(|name| text(listen, &name.value) == written)
+}
+
+/// Writes a file that is not there yet, whole or not at all.
+fn write_new(dir: &Path, file: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::AlreadyExists => Failure::new(Code::Failure, format!("{} is there already", file.display()))
+            .hint("choose another name, or remove it first; nothing was changed"),
+        io::ErrorKind::PermissionDenied => Failure::new(Code::Permission, format!("{}: {e}", file.display()))
+            .hint("a system unit is root's to write; without --system it is yours"),
+        _ => Failure::new(Code::Failure, format!("{}: {e}", file.display())),
+    };
+    fs::create_dir_all(dir).map_err(failed)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    temporary.write_all(text.as_bytes()).map_err(failed)?;
+    let kept: File = temporary.persist_noclobber(file).map_err(|e| failed(e.error))?;
+    use std::os::unix::fs::PermissionsExt as _;
+    kept.set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)
+}
+
+/// What else it needs, and what to beware of.
+fn advise(forward: &Forward) {
+    if let Upstream::Qrexec(call) = &forward.legs.front().upstream {
+        if call.target.as_str().starts_with("@dispvm") {
+            eprintln!("warning: {} starts a disposable qube for each connection and ends it with that", call.target);
+        }
+        println!("dom0 needs a policy line, in /etc/qubes/policy.d/30-user.policy:");
+        println!("    {}", policy_line(call, None));
+    }
+}
+
+fn systemctl(scope: Scope, arguments: &[&str]) -> Result<(), Failure> {
+    let command = format!("systemctl {}{}", scope.flag(), arguments.join(" "));
+    let flag = scope.flag().trim();
+    let status = Command::new("systemctl").args(Some(flag).filter(|f| !f.is_empty())).args(arguments).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::new(Code::Failure, format!("`{command}` failed: {status}"))),
+        Err(e) => Err(Failure::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_port_listens_on_the_loopback_address_only() {
+        assert_eq!(listen("1234").unwrap(), ("127.0.0.1:1234".to_owned(), SocketKind::Tcp, None));
+        assert_eq!(listen("[::1]:80").unwrap().0, "[::1]:80");
+        assert_eq!(listen("%t/agent.sock").unwrap().1, SocketKind::Unix);
+        assert_eq!(listen("@name").unwrap().1, SocketKind::Unix);
+        assert!(listen("0.0.0.0:80").unwrap().2.is_some(), "a warning");
+        for bad in ["", "0", "65536", "localhost", "127.0.0.1", "127.0.0.1:0", "@", "/", "/a b", "x/y"] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_unit_is_named_the_same_however_much_of_it_is_given() {
+        for name in ["gitweb", "qrexec-connect-gitweb", "qrexec-connect-gitweb.socket", "gitweb.socket"] {
+            assert_eq!(unit_name(name).unwrap(), "qrexec-connect-gitweb.socket");
+        }
+        for bad in ["", "-x", "a/b", "../x", "a b", "a\n", "qrexec-connect-", "x@y", ".hidden"] {
+            assert!(unit_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_unit_that_was_not_edited_is_removed() {
+        let written = text("127.0.0.1:1234", "@default qubes.ConnectTCP+1234");
+        assert!(is_ours(&written));
+        assert!(!is_ours(&format!("{written}Backlog=7\n")));
+        assert!(!is_ours(&format!("# mine\n{written}")));
+        assert!(!is_ours(""));
+    }
+}

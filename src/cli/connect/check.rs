@@ -1,0 +1,219 @@
+//! `qrexec-connect check`: what each socket unit and each forward of the configuration means, and everything that is
+//! wrong with them, before systemd gets to see them.
+
+use std::{
+    env,
+    io::{IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Args;
+
+use super::config::{self, Bad};
+use crate::{
+    cli::units::{self, Found, Scope},
+    log::escape,
+    report::{Code, Failure},
+    spec::{
+        Config, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
+        unit::{Listening, expand, rejected, repair},
+        unnamed,
+    },
+};
+
+/// Options of `check`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Check {
+    /// Socket units (names or paths) and configuration files (*.toml); without any, every unit of the user and the
+    /// configuration
+    #[arg(value_name = "UNIT-OR-FILE")]
+    what: Vec<String>,
+    /// Look at the system's units instead of the user's
+    #[arg(long)]
+    system: bool,
+    /// Read this configuration instead of the user's and the system's
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+}
+
+/// What was found, for the exit code and the last line.
+#[derive(Default)]
+struct Tally {
+    listeners: usize,
+    faults: usize,
+}
+
+/// Checks, and prints what each listener leads to.
+///
+/// # Errors
+/// When anything is wrong, after everything was said.
+pub(super) fn run(options: &Check) -> Result<ExitCode, Failure> {
+    let scope = if options.system { Scope::System } else { Scope::User };
+    let path = scope.search_path();
+    let mut tally = Tally::default();
+    let (files, names): (Vec<_>, Vec<_>) = options.what.iter().partition(|what| what.ends_with(".toml"));
+    for file in files {
+        config(Some(Path::new(file)), &mut tally);
+    }
+    let config = if options.what.is_empty() || !names.is_empty() {
+        config(options.config.as_deref(), &mut tally)
+    } else {
+        Config::default()
+    };
+    let mut found = Vec::new();
+    if options.what.is_empty() {
+        found = units::find(&path, &PREFIXES);
+    }
+    for name in names {
+        match units::find_one(&path, name) {
+            Ok(unit) => found.push(unit),
+            Err(e) => {
+                println!("{}: {e}", escape(name.as_bytes()));
+                tally.faults += 1;
+            }
+        }
+    }
+    for unit in &found {
+        check_unit(unit, &config, &mut tally);
+    }
+    if found.is_empty() && options.what.is_empty() {
+        let home = scope.home().map(|dir| dir.display().to_string()).unwrap_or_default();
+        println!("no qrexec-connect-*.socket units; make one in {home}, or by `qrexec-connect add`");
+    }
+    let (listeners, faults) = (tally.listeners, tally.faults);
+    match faults {
+        0 => println!("{} can be served", count(listeners, "listener")),
+        _ => return Err(Failure::new(Code::Config, format!("{} in {}", count(faults, "fault"), units_of(&found)))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn units_of(found: &[Found]) -> String {
+    match found {
+        [] => "the configuration".to_owned(),
+        found => format!("the configuration and {}", count(found.len(), "unit")),
+    }
+}
+
+/// Reads the configuration and tells its faults; an empty one where it has any.
+fn config(given: Option<&Path>, tally: &mut Tally) -> Config {
+    match config::read(given) {
+        Ok(config) => config,
+        Err(Bad::Faults(faults)) => {
+            tell(faults, tally);
+            Config::default()
+        }
+        Err(Bad::File(why)) => {
+            println!("{why}");
+            tally.faults += 1;
+            Config::default()
+        }
+    }
+}
+
+fn tell(faults: Faults, tally: &mut Tally) {
+    tally.faults += faults.0.len();
+    let colour = std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none();
+    let _ = write!(std::io::stdout(), "{}", faults.render(colour));
+}
+
+fn check_unit(found: &Found, config: &Config, tally: &mut Tally) {
+    println!("{} ({})", escape(found.name.as_bytes()), escape(found.path.as_os_str().as_encoded_bytes()));
+    for fault in found.unit.dropped() {
+        println!("  systemd leaves out: {fault}");
+        tally.faults += 1;
+    }
+    if let Some(service) = found.unit.service().filter(|s| s.value != "qrexec-connect.service") {
+        println!("  starts {}, which is not ours", escape(service.value.as_bytes()));
+    }
+    let listens = found.unit.listens();
+    if listens.is_empty() {
+        println!("  listens nowhere: write ListenStream=127.0.0.1:PORT or ListenStream=/PATH below [Socket]");
+        tally.faults += 1;
+    }
+    let written = found.unit.fd_name();
+    let repaired = written.and_then(|w| repair(&w.value));
+    if let (Some(written), Some(repaired)) = (written, &repaired) {
+        // The generator writes the repaired name, so it works as it stands; but it is better said than guessed.
+        println!("  {}:{}: systemd takes no colon in a name; used is", escape(written.file.as_bytes()), written.line);
+        println!("    FileDescriptorName={repaired}");
+    }
+    let mut told = Vec::new();
+    for listening in &listens {
+        let Some(kind) = listening.socket() else {
+            let (at, address) = (listening.setting, escape(listening.setting.value.as_bytes()));
+            println!("  {}:{}: {address} is not forwarded; use ListenStream=", escape(at.file.as_bytes()), at.line);
+            tally.faults += 1;
+            continue;
+        };
+        match meaning(found, kind, repaired.as_deref(), config) {
+            Ok(forward) => {
+                tally.listeners += 1;
+                describe(listening, &forward);
+            }
+            // The same name beside another address has the same faults: said once.
+            Err(faults) if told.contains(&faults) => {}
+            Err(faults) => {
+                told.push(faults.clone());
+                tell(faults, tally);
+            }
+        }
+    }
+}
+
+/// What a listener of the unit leads to.
+fn meaning(found: &Found, kind: SocketKind, repaired: Option<&str>, config: &Config) -> Result<Forward, Faults> {
+    let Some(written) = found.unit.fd_name() else {
+        // systemd passes the unit's name, which may be that of a label.
+        let name = fdname::parse(&found.name)?;
+        return if name.entry(config).is_some() {
+            name.resolve(kind, config)
+        } else {
+            Err(unnamed(&found.name, None).into())
+        };
+    };
+    let cited = |faults: Faults| faults.cited(&written.cite());
+    let text = match repaired {
+        Some(repaired) => repaired,
+        None => {
+            let dropped = rejected(&written.value);
+            if !dropped.0.is_empty() {
+                return Err(cited(dropped));
+            }
+            &written.value
+        }
+    };
+    let text = expand(text, |specifier| specifier_value(specifier, &found.name)).unwrap_or_else(|_| text.to_owned());
+    fdname::parse(&text).and_then(|name| name.resolve(kind, config)).map_err(cited)
+}
+
+/// What systemd puts in a specifier's place (systemd.unit(5) "Specifiers"), as far as names have a use for it.
+fn specifier_value(specifier: char, unit: &str) -> Option<String> {
+    let stem = unit.strip_suffix(".socket").unwrap_or(unit);
+    let (prefix, instance) = stem.split_once('@').unwrap_or((stem, ""));
+    match specifier {
+        'n' => Some(unit.to_owned()),
+        'N' => Some(stem.to_owned()),
+        'p' | 'P' => Some(prefix.to_owned()),
+        'i' | 'I' => Some(instance.to_owned()),
+        'j' | 'J' => prefix.rsplit('-').next().map(str::to_owned),
+        't' => Some(env::var("XDG_RUNTIME_DIR").unwrap_or_else(|_| "/run".to_owned())),
+        'h' => env::var("HOME").ok(),
+        'u' => env::var("USER").ok(),
+        _ => None,
+    }
+}
+
+fn describe(at: &Listening<'_>, forward: &Forward) {
+    let address = escape(at.setting.value.as_bytes());
+    let upstreams: Vec<_> = forward.legs.iter().map(|leg| leg.upstream.to_string()).collect();
+    println!("  {address} -> {}", upstreams.join(" -> "));
+    if let Upstream::Qrexec(call) = &forward.legs.front().upstream {
+        println!("      dom0 policy: {}", policy_line(call, None));
+    }
+}

@@ -1,0 +1,61 @@
+//! Descriptors: how many the listeners may need, against how many there may be.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::route::Route;
+
+/// What the service needs besides sessions: the runtime, the log, the listeners' own.
+const BASE: u64 = 64;
+/// A session between two sockets: both, and the two ends of a pipe while bytes are moved in bulk.
+const SOCKETS: u64 = 4;
+/// A session with a call: the peer, three pipes, the process, and during set-up a second end of one pipe.
+const CALL: u64 = 6;
+
+/// A warning when the limit of descriptors (`RLIMIT_NOFILE`, getrlimit(2)) is below what `routes` may need.
+/// `calls_per_qube` bounds the calls of each.
+pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize) -> Option<String> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let needed = needed(routes, calls_per_qube);
+    (needed > limit).then(|| {
+        format!(
+            "the listeners may need {needed} descriptors and only {limit} are allowed: connections will wait; raise \
+             LimitNOFILE= of the service, or lower max_connections of the listeners"
+        )
+    })
+}
+
+fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize) -> u64 {
+    let calls = u64::try_from(calls_per_qube).unwrap_or(u64::MAX);
+    let sessions = routes.into_iter().map(|route| {
+        let most = u64::from(route.options.max_connections);
+        if route.call.is_some() { most.min(calls).saturating_mul(CALL) } else { most.saturating_mul(SOCKETS) }
+    });
+    sessions.fold(BASE, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dial::qrexec::gate::Gates, spec};
+
+    fn route(name: &str) -> Route {
+        let forward = spec::fdname::resolve(name, spec::SocketKind::Tcp, &spec::Config::default()).expect("a name");
+        Route::new(name.to_owned(), "127.0.0.1:1", forward, &Gates::new(32)).expect("a route")
+    }
+
+    #[test]
+    fn calls_are_bounded_by_their_qube_and_sockets_by_their_listener() {
+        let (call, socket) = (route("work qubes.ConnectTCP+1"), route("uds=/x,max_connections=100"));
+        assert_eq!(needed([&call], 32), BASE + 32 * CALL);
+        assert_eq!(needed([&call, &socket], 32), BASE + 32 * CALL + 100 * SOCKETS);
+    }
+
+    #[test]
+    fn a_warning_names_both_figures() {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has one");
+        let socket = route("uds=/x,max_connections=100");
+        let many = usize::try_from(limit / 100).expect("a limit that fits");
+        let text = warning(std::iter::repeat_n(&socket, many), 32).expect("more than the limit");
+        assert!(text.contains("LimitNOFILE=") && text.contains(&limit.to_string()), "{text}");
+    }
+}
