@@ -236,3 +236,6 @@ pub fn policy_line(call: &Call, source: Option<&str>) -> String {
     let params = if target == "@default" { " target=TARGET" } else { "" };
     format!("{service}  {argument}  {}  {target}  allow{params}", source.unwrap_or("SOURCE"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -250,3 +250,6 @@ fn unshow(text: &str) -> Result<Vec<u8>, Flaw> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

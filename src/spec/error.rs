@@ -231,8 +231,10 @@ fn render(fault: &Fault, renderer: &Renderer) -> String {
         origin => origin.to_string(),
     };
     let what = Shown(&fault.what).to_string();
+    // The renderer pictures control characters of ASCII, but not those that came after: two bytes each, as a dot is.
+    let excerpt = fault.excerpt.replace(|c: char| c.is_control() && !c.is_ascii(), "·");
     let mut group = Level::ERROR.primary_title(what).element(
-        Snippet::source(fault.excerpt.as_str())
+        Snippet::source(excerpt)
             .path(path)
             .line_start(fault.line)
             .annotation(AnnotationKind::Primary.span(fault.span.clone())),
@@ -351,3 +353,6 @@ fn floor(text: &str, index: usize) -> usize {
     }
     index
 }
+
+#[cfg(test)]
+mod tests;

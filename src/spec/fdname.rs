@@ -195,3 +195,6 @@ impl fmt::Display for Name {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

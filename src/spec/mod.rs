@@ -41,3 +41,6 @@ pub use value::{
     Account, Backlog, BufferSize, Count, Device, Idle, Label, LogLevel, Many, Mode, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
+
+#[cfg(test)]
+mod tests;

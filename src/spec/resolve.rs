@@ -99,3 +99,6 @@ fn unlabelled(label: &Label) -> Fault {
         None => fault.hint(format!("a [[forward]] with label = \"{text}\" is missing in the configuration")),
     }
 }
+
+#[cfg(test)]
+mod tests;

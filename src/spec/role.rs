@@ -349,3 +349,6 @@ impl Defaults {
         Self { keys: Keys::none(whole), uds_dir: None }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,9 @@ impl Word {
 
     /// Where in the source bytes `range` of the value were written.
     pub(super) fn place(&self, range: &Range<usize>) -> Range<usize> {
+        if self.bytes.is_empty() {
+            return self.span.clone();
+        }
         let end_of = |byte: &Byte| byte.at + byte.len;
         let end = self.span.end;
         let start = self.bytes.get(range.start).map_or(end, |byte| byte.at);
@@ -202,3 +205,6 @@ pub(super) fn escaped(bytes: &[u8]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,142 @@
+use super::*;
 
+fn faults(text: &str) -> Vec<String> {
+    Config::parse("f", text).expect_err(text).0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_first_example_means_what_it_says() {
+    let text = r#"
+[defaults]
+log_level = "info"
+mode = 384            # octal 0o600 for the UDS
+owner = "root:root"
+uds_dir = "/run/qdhcp"
+
+[[forward]]
+namespace = "qdhcp-27a7..."
+uds = "/run/qdhcp/ssh.sock"
+target = "192.168.31.201:22"
+
+[[forward]]
+listen = "0.0.0.0:2222"
+uds = "ssh.sock"
+"#;
+    let plan = Config::parse("forward.toml", text).unwrap().plan().unwrap();
+    assert_eq!(
+        plan.to_string(),
+        "unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in qdhcp-27a7...\n\
+         tcp 0.0.0.0:2222 -> unix /run/qdhcp/ssh.sock\n"
+    );
+    assert_eq!(plan.log_level, Some(LogLevel::Info));
+}
+
+#[test]
+fn values_may_be_numbers_booleans_texts_and_arrays() {
+    let text = r#"
+[[forward]]
+label = "x"
+uds = '/run/a.sock'
+target = "a:1"
+mode = "0660"
+owner = 0
+backlog = 16
+connect_timeout_secs = 2.5
+idle_timeout = "5min"
+keepalive = false
+max_connections = 1_000
+allow_uid = ["adm", 1000]
+buffer_size = "64K"
+on_remove = "drain"
+"#;
+    let config = Config::parse("f", text).unwrap();
+    let keys = config.labelled("x").unwrap();
+    let items = "label=x,uds=/run/a.sock,target=a+1,mode=0660,owner=0,backlog=16,connect_timeout=2.5,\
+                 idle_timeout=300,max_connections=1000,keepalive=false,on_remove=drain,allow_uid=adm,allow_uid=1000,buffer_size=65536";
+    assert_eq!(keys.items().join(","), items);
+    assert!(config.plan().is_ok());
+}
+
+#[test]
+fn every_fault_has_its_line_and_column_and_what_to_write() {
+    let text = r#"
+listen = 3
+[defaults]
+mode = 600
+target = "x"
+uds_dir = "x"
+log_level = "inf"
+mod = 1
+[[forward]]
+listen = "0.0.0.0:2222"
+upsteam = "x"
+uds_dir = "/x"
+[[forward]]
+target = "10.0.0.5:99999"
+allow_from = ["10.0.0.0/8", "10.1.1.1/8", 3]
+allow_uid = []
+keepalive = []
+max_setups = 1979-05-27
+backlog = 99999999999999999999
+label = "a\u0000"
+[[forward]]
+qrexec = "work qubes/x+22"
+mode = 0o1777
+source = "\u00e9"
+[forwards]
+[extra]
+"#;
+    let expected = [
+        "f:2:1: listen stands in no table (put it under [[forward]])",
+        "f:4:8: mode: 600 is a decimal number, and as such no mode (write: mode = \"0600\")",
+        "f:5:1: target cannot be a default: it makes one forward what it is (it belongs in a [[forward]])",
+        "f:6:12: uds_dir: expected an absolute path (such as /run/pfwd)",
+        "f:7:14: log_level: \"inf\" is not one of error, warn, info, debug, trace (write: log_level = \"info\")",
+        "f:8:1: unknown key \"mod\" (did you mean \"mode\"?)",
+        "f:11:1: unknown key \"upsteam\" (did you mean \"target\"?)",
+        "f:12:1: uds_dir is for all forwards together (it belongs in [defaults])",
+        "f:14:20: target: \"99999\" is not a port (a number from 1 to 65535)",
+        "f:15:30: allow_from: 10.1.1.1/8 has bits set beyond the first 8 (write: allow_from = \"10.0.0.0/8\")",
+        "f:15:43: allow_from: expected an address or a network such as 10.0.0.0/8, in quotes",
+        "f:16:13: allow_uid: the array is empty (leave the key out to let everybody in)",
+        "f:17:13: keepalive: it takes one value, not an array",
+        "f:18:14: max_setups: expected a text, a number or a boolean",
+        "f:19:11: backlog: the number is too large",
+        "f:20:9: label: a value cannot hold a NUL",
+        "f:22:21: qrexec: a service cannot hold \"/\": qrexec would turn it into _ and call another service (letters, digits, \"+\", \"-\", \".\" and \"_\")",
+        "f:23:8: mode: 1023 is not a mode (from \"0000\" to \"0777\")",
+        "f:24:10: source: \"é\" is not an IP address (without a port, such as 10.0.0.1)",
+        "f:25:2: unknown table \"forwards\" (did you mean [[forward]]?)",
+        "f:26:2: unknown key \"extra\" (there are [defaults] and [[forward]])",
+    ];
+    assert_eq!(faults(text), expected);
+}
+
+#[test]
+fn syntax_errors_come_with_the_other_faults() {
+    let found = faults("[defaults]\nmode = 0600\n[[forward]]\nlisten = \"0.0.0.0:1\nupsteam = 3\n");
+    assert!(found[0].starts_with("f:2:8:") && found[0].contains("(write: mode = \"0600\")"), "{found:?}");
+    assert!(found.iter().any(|fault| fault.starts_with("f:4:")), "{found:?}");
+    assert!(found.iter().any(|fault| fault.contains("upsteam")), "{found:?}");
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(faults("[forward]\nlisten = \"a\"\n").len(), 2);
+    assert_eq!(faults("forward = 1\ndefaults = 2\n").len(), 2);
+    assert_eq!(faults("forward = [1]\n").len(), 1);
+    assert_eq!(faults("x").len(), 1);
+}
+
+#[test]
+fn no_configuration_is_a_good_one() {
+    assert_eq!(Config::parse("f", "").unwrap().plan(), Ok(Plan::default()));
+    assert_eq!(Config::default().plan(), Ok(Plan::default()));
+    assert_eq!(Config::gather(None, [""; 0]).unwrap().1, Plan::default());
+}
+
+#[test]
+fn the_faults_of_file_arguments_and_plan_come_together() {
+    let text = "[[forward]]\nlisten = \"0.0.0.0:1\"\nmode = 600\n[[forward]]\ntaget = \"x\"\n";
+    let faults = Config::gather(Some(("f", text)), ["uds=/a", "backlog=0,x=1", ""]).unwrap_err().to_string();
+    let cites: Vec<&str> = faults.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    let expected = ["f:3:8", "f:5:1", "--forward #2", "--forward #2", "--forward #3", "f:1:1", "--forward #1"];
+    assert_eq!(cites, expected, "{faults}");
+}

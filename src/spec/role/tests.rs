@@ -1,0 +1,154 @@
+use super::*;
+use crate::spec::{Config, forward};
+
+fn own(text: &str) -> Result<Forward, Faults> {
+    mean(&forward(text).unwrap(), Side::Own, &Config::default().defaults)
+}
+
+fn inherited(kind: SocketKind, text: &str) -> Result<Forward, Faults> {
+    mean(&forward(text).unwrap(), Side::Inherited(kind), &Config::default().defaults)
+}
+
+#[test]
+fn every_row_of_the_table_of_roles_means_its_legs() {
+    for (text, shown) in [
+        ("listen=0.0.0.0:2222,uds=/run/a.sock", "tcp 0.0.0.0:2222 -> unix /run/a.sock"),
+        ("uds=/run/a.sock,target=10.0.0.5:22", "unix /run/a.sock -> tcp 10.0.0.5:22"),
+        ("uds=/run/a.sock,target=a:22,namespace=x", "unix /run/a.sock -> tcp a:22 in x"),
+        ("uds=@a,target=a:22,setns_path=/proc/7/ns/net", "unix @a -> tcp a:22 in /proc/7/ns/net"),
+        (
+            "listen=[::]:2222,uds=/run/a.sock,target=10.0.0.5:22,namespace=x",
+            "tcp [::]:2222 -> unix /run/a.sock -> tcp 10.0.0.5:22 in x",
+        ),
+        ("listen=127.0.0.1:2222,target=10.0.0.5:22", "tcp 127.0.0.1:2222 -> tcp 10.0.0.5:22"),
+        (
+            "listen=127.0.0.1:2222,listen_namespace=y,target=10.0.0.5:22,namespace=x",
+            "tcp 127.0.0.1:2222 in y -> tcp 10.0.0.5:22 in x",
+        ),
+        ("udp_listen=0.0.0.0:53,udp_target=10.0.0.5:53", "udp 0.0.0.0:53 -> udp 10.0.0.5:53"),
+        ("label=d,udp_listen=0.0.0.0:53,udp_target=a:53,namespace=x", "d: udp 0.0.0.0:53 -> udp a:53 in x"),
+        ("listen=127.0.0.1:22,qrexec=work svc+1", "tcp 127.0.0.1:22 -> qrexec work svc+1"),
+        ("uds=/run/a.sock,qrexec=work svc", "unix /run/a.sock -> qrexec work svc"),
+    ] {
+        assert_eq!(own(text).expect(text).to_string(), shown);
+    }
+    for (kind, text, shown) in [
+        (SocketKind::Tcp, "uds=/run/a.sock", "inherited socket -> unix /run/a.sock"),
+        (SocketKind::Unix, "uds=/run/a.sock", "inherited socket -> unix /run/a.sock"),
+        (SocketKind::Tcp, "target=a:22", "inherited socket -> tcp a:22"),
+        (SocketKind::Unix, "namespace=x,target=a:22", "inherited socket -> tcp a:22 in x"),
+        (SocketKind::Tcp, "uds=/r,target=a:22,namespace=x", "inherited socket -> unix /r -> tcp a:22 in x"),
+        (SocketKind::Udp, "target=a:53", "inherited socket -> udp a:53"),
+        (SocketKind::Udp, "udp_target=a:53,namespace=x", "inherited socket -> udp a:53 in x"),
+        (SocketKind::Tcp, "qrexec=work svc,allow_from=10.0.0.0/8", "inherited socket -> qrexec work svc"),
+    ] {
+        assert_eq!(inherited(kind, text).expect(text).to_string(), shown);
+    }
+}
+
+#[test]
+fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
+    for (text, whats) in [
+        ("listen=127.0.0.1:1", &["nothing says where connections go"][..]),
+        ("uds=/run/a.sock", &["neither who connects to it nor where it leads"]),
+        ("target=a:1", &["nothing says where connections come in"]),
+        ("label=x", &["neither a listening side nor where it leads"]),
+        ("udp_listen=127.0.0.1:1", &["nothing says where datagrams go"]),
+        ("udp_target=a:1", &["nothing says where datagrams come in"]),
+        ("listen=127.0.0.1:1,namespace=x", &["namespace needs a target"]),
+        ("udp_listen=127.0.0.1:1,namespace=x", &["namespace needs a udp_target"]),
+        ("uds=/a,setns_path=/x", &["setns_path needs a target"]),
+        ("uds=/a,target=a:1,namespace=x,setns_path=/x", &["both name the namespace"]),
+        ("uds=/a,target=a:1,qrexec=work svc", &["both say where connections go"]),
+        ("uds=/a,qrexec=work svc,namespace=x", &["no namespace sees"]),
+        ("listen=127.0.0.1:1,udp_target=a:1", &["takes datagrams"]),
+        ("udp_listen=127.0.0.1:1,target=a:1", &["goes with udp_target"]),
+        ("udp_listen=127.0.0.1:1,udp_target=a:1,uds=/a", &["do not go through a UNIX socket"]),
+        ("udp_listen=127.0.0.1:1,udp_target=a:1,listen=127.0.0.1:1", &["listen accepts streams"]),
+        ("udp_listen=127.0.0.1:1,udp_target=a:1,qrexec=work svc", &["carries streams"]),
+        ("uds=/a,target=a:1,listen_namespace=x", &["listen_namespace needs listen"]),
+        ("listen=127.0.0.1:1,uds=a.sock", &["is relative"]),
+        (
+            "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1",
+            &["mode does", "udp_idle_timeout does", "setup_timeout does", "allow_uid does", "different families"],
+        ),
+        ("uds=/a,target=1.1.1.1:1,allow_from=::/0", &["allow_from does nothing"]),
+        ("uds=@a,target=1.1.1.1:1,mode=0600,dir_mode=0700", &["mode does", "dir_mode does"]),
+        (
+            "uds=/a,listen=127.0.0.1:1,owner=root,source=::1",
+            &["owner does nothing here: the UNIX socket is dialled", "source does"],
+        ),
+        (
+            "udp_listen=127.0.0.1:1,udp_target=a:1,backlog=1,idle_timeout=1,keepalive=on,proxy_protocol=v1,buffer_size=4K",
+            &["backlog does", "idle_timeout does", "keepalive does", "proxy_protocol does", "buffer_size does"],
+        ),
+        (
+            "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,bind_device=lo",
+            &["connect_timeout does", "bind_device does"],
+        ),
+    ] {
+        let faults = own(text).expect_err(text);
+        assert_eq!(faults.0.len(), whats.len(), "{text}: {faults}");
+        for (fault, what) in faults.0.iter().zip(whats) {
+            assert!(fault.what().contains(what), "{text}: {fault}");
+        }
+    }
+}
+
+#[test]
+fn beside_an_inherited_socket_nothing_else_is_the_listening_side() {
+    let text = "listen=127.0.0.1:1,udp_listen=127.0.0.1:1,listen_namespace=x,mode=0600,owner=root,backlog=9,uds=/a";
+    let faults = inherited(SocketKind::Tcp, text).unwrap_err();
+    assert_eq!(faults.0.len(), 6, "{faults}");
+    assert!(faults.0.iter().all(|fault| fault.what().contains("beside an inherited socket")), "{faults}");
+    let refused = |kind, text: &str| inherited(kind, text).unwrap_err().to_string();
+    assert!(refused(SocketKind::Tcp, "udp_target=a:1").contains("TCP stream socket"));
+    assert!(refused(SocketKind::Unix, "udp_target=a:1").contains("UNIX stream socket"));
+    assert!(refused(SocketKind::Udp, "uds=/a").contains("do not go through a UNIX socket"));
+    assert!(refused(SocketKind::Udp, "qrexec=work svc").contains("carries streams"));
+    assert!(refused(SocketKind::Unix, "target=a:1,allow_from=::1").contains("peers of a UNIX socket have no address"));
+}
+
+#[test]
+fn each_option_reaches_the_leg_that_it_concerns() {
+    let text = "listen=0.0.0.0:1,uds=/a,target=10.0.0.5:22,allow_from=10.0.0.0/8,allow_uid=adm,source=10.0.0.1,\
+                bind_device=eth0,proxy_protocol=v2,mode=0660,owner=root:adm,dir_mode=0700,backlog=7";
+    let Legs::Two { front, back } = own(text).unwrap().legs else { panic!("a pipeline has two legs") };
+    assert_eq!((front.admit.from.len(), front.admit.uids.len()), (1, 0));
+    assert_eq!((back.admit.from.len(), back.admit.uids.len()), (0, 1));
+    assert!(front.via.proxy_protocol.is_some() && front.via.source.is_none() && front.via.device.is_none());
+    assert!(back.via.proxy_protocol.is_none() && back.via.source.is_some() && back.via.device.is_some());
+    assert!(matches!(front.listen, Listen::Tcp { backlog, .. } if backlog.get() == 7));
+    let Listen::Unix { rights, .. } = back.listen else { panic!("the back leg serves the UNIX socket") };
+    assert_eq!((rights.mode.bits(), rights.dir_mode.bits()), (0o660, 0o700));
+    assert_eq!(rights.owner.unwrap().to_string(), "root:adm");
+}
+
+#[test]
+fn defaults_concern_whom_they_may() {
+    let text = "[defaults]\nmode = 416\nallow_uid = [\"adm\"]\nallow_from = \"10.0.0.0/8\"\nsource = \"::1\"\nidle_timeout = 60\n\
+                udp_idle_timeout = 5\nproxy_protocol = \"v1\"\nmax_setups = 2\nbacklog = 3\n";
+    let defaults = Config::parse("x", text).unwrap().defaults;
+    let mean = |text: &str| mean(&forward(text).unwrap(), Side::Own, &defaults).unwrap();
+    let tcp = mean("listen=127.0.0.1:1,target=10.0.0.1:1,idle_timeout=0");
+    let leg = tcp.legs.front();
+    assert_eq!((leg.admit.from.len(), leg.admit.uids.len(), leg.via.source), (1, 0, None));
+    assert_eq!(tcp.options.idle_timeout, None);
+    let udp = mean("udp_listen=127.0.0.1:1,udp_target=[::1]:1");
+    assert!(udp.legs.front().via.source.is_some() && udp.legs.front().via.proxy_protocol.is_none());
+    assert_eq!(udp.options.udp_idle_timeout.as_secs(), 5);
+    let unix = mean("uds=/a,target=a:1");
+    assert!(matches!(&unix.legs.front().listen, Listen::Unix { rights, backlog, .. }
+        if rights.mode.bits() == 0o640 && backlog.get() == 3));
+    assert_eq!((unix.options.max_setups, unix.legs.front().admit.uids.len()), (2, 1));
+}
+
+#[test]
+fn without_options_the_documented_defaults_hold() {
+    let options = own("uds=/a,target=a:1").unwrap().options;
+    assert_eq!(options, Options::default());
+    assert_eq!((options.max_connections, options.max_setups), (1024, 4));
+    let times = [options.connect_timeout, options.setup_timeout, options.drain_timeout, options.udp_idle_timeout];
+    assert_eq!(times.map(|time| time.as_secs()), [10, 300, 5, 600]);
+    assert!(options.keepalive && options.idle_timeout.is_none());
+}

@@ -1,0 +1,168 @@
+//! What holds for the whole room: a forward means the same wherever it is written.
+
+use proptest::prelude::*;
+
+use super::{keys::Key, *};
+
+/// A value for each key, as a name would have it before escaping.
+fn value(key: Key) -> BoxedStrategy<String> {
+    let port = || 1u16..;
+    match key {
+        Key::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
+        Key::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
+        Key::Listen | Key::UdpListen => {
+            let host = prop_oneof![Just("127.0.0.1"), Just("0.0.0.0"), Just("[::1]"), Just("[fe80::1%3]")];
+            (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
+        }
+        Key::Target | Key::UdpTarget => {
+            let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("db.example.org")];
+            (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
+        }
+        Key::ListenNamespace | Key::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),
+        Key::SetnsPath => "/[a-z0-9:, '\"\\\\%é]{1,12}".boxed(),
+        Key::Uds => "(/|@)[a-z0-9:, '\"\\\\%é/]{1,12}x".boxed(),
+        Key::Mode | Key::DirMode => "0[0-7]{3}".boxed(),
+        Key::Owner | Key::DirOwner => "[a-z]{1,5}|[0-9]{1,5}:[a-z]{1,5}|:adm".boxed(),
+        Key::Backlog | Key::MaxConnections | Key::MaxSetups => (1u32..1000).prop_map(|n| n.to_string()).boxed(),
+        Key::ConnectTimeout | Key::UdpIdleTimeout | Key::SetupTimeout => {
+            "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
+        }
+        Key::IdleTimeout | Key::DrainTimeout => "[0-9]{1,4}".boxed(),
+        Key::Keepalive => "true|false|yes|off".boxed(),
+        Key::OnRemove => "keep|drain".boxed(),
+        Key::ProxyProtocol => "v1|v2".boxed(),
+        Key::AllowFrom => "10\\.0\\.0\\.0/8|192\\.0\\.2\\.[1-9]|fd00::/8".boxed(),
+        Key::AllowUid => "[0-9]{1,4}|[a-z]{1,5}".boxed(),
+        Key::Source => "10\\.0\\.0\\.[1-9]|fd00::[1-9]".boxed(),
+        Key::BindDevice => "eth[0-9]".boxed(),
+        Key::BufferSize => "(4|64)K|1M|65536".boxed(),
+    }
+}
+
+/// Any set of keys with their values, often one that means something.
+fn items() -> impl Strategy<Value = Vec<(Key, String)>> {
+    let some = proptest::sample::subsequence(Key::ALL.to_vec(), 0..6);
+    let roles: Vec<Vec<Key>> = vec![
+        vec![Key::Listen, Key::Uds],
+        vec![Key::Uds, Key::Target],
+        vec![Key::Listen, Key::Uds, Key::Target, Key::Namespace],
+        vec![Key::Target],
+        vec![Key::UdpListen, Key::UdpTarget],
+        vec![Key::Qrexec],
+        vec![],
+    ];
+    (some, proptest::sample::select(roles)).prop_flat_map(|(mut keys, role)| {
+        keys.extend(role);
+        keys.sort();
+        keys.dedup();
+        keys.into_iter().map(|key| value(key).prop_map(move |value| (key, value))).collect::<Vec<_>>()
+    })
+}
+
+fn as_list(items: &[(Key, String)], write: impl Fn(&str) -> String) -> String {
+    items.iter().map(|(key, value)| format!("{}={}", key.name(), write(value))).collect::<Vec<_>>().join(",")
+}
+
+fn as_toml(items: &[(Key, String)]) -> String {
+    let line = |(key, value): &(Key, String)| match value.parse::<u32>() {
+        // Numbers as numbers, where they mean the same as in text.
+        Ok(number) if !value.starts_with('0') || value == "0" => format!("{} = {number}\n", key.name()),
+        _ => format!("{} = {}\n", key.name(), toml::Value::from(value.as_str())),
+    };
+    format!("[[forward]]\n{}", items.iter().map(line).collect::<String>())
+}
+
+proptest! {
+    #[test]
+    fn a_forward_means_the_same_as_a_name_an_argument_and_a_table(items in items()) {
+        prop_assume!(!items.is_empty());
+        let name = as_list(&items, |value| text::escaped(value.as_bytes()));
+        let argument = as_list(&items, |value| {
+            let data = [("\\", "\\x5c"), (",", "\\x2c"), ("'", "\\x27"), ("\"", "\\x22")];
+            let value = data.iter().fold(value.to_owned(), |value, (plain, escaped)| value.replace(plain, escaped));
+            value.replace(' ', if value.trim() == value { " " } else { "\\x20" })
+        });
+        let table = as_toml(&items);
+
+        let Name::List(from_name) = fdname::parse(&name).expect(&name) else { panic!("{name} is a list") };
+        let from_argument = forward(&argument).expect(&argument);
+        let from_table = Config::parse("x", &table).expect(&table).entries.remove(0);
+        prop_assert_eq!(&from_name, &from_argument);
+        prop_assert_eq!(&from_name, &from_table);
+
+        // So do the forwards, wherever their socket comes from; and what is wrong is wrong in each.
+        let defaults = &Config::default().defaults;
+        let sides = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp].map(role::Side::Inherited);
+        for side in sides.into_iter().chain([role::Side::Own]) {
+            let [name, argument, table] = [&from_name, &from_argument, &from_table].map(|keys| role::mean(keys, side, defaults));
+            match (name, argument, table) {
+                (Ok(name), Ok(argument), Ok(table)) => prop_assert!(name == argument && name == table),
+                (Err(name), Err(argument), Err(table)) => {
+                    let whats = |faults: &Faults| faults.0.iter().map(|fault| fault.what().to_owned()).collect::<Vec<_>>();
+                    prop_assert_eq!(whats(&name), whats(&argument));
+                    prop_assert_eq!(whats(&name), whats(&table));
+                }
+                mixed => prop_assert!(false, "{:?}", mixed),
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_makes_a_reader_panic(text in "\\PC*|[ -~\n]{0,200}|(\\[\\[forward\\]\\]\n([a-z_]{3,9} = [ -~]{0,9}\n){0,3}){0,3}") {
+        if let Err(faults) = Config::gather(Some(("x", &text)), [&text]) {
+            prop_assert!(!faults.0.is_empty());
+            let _ = (faults.render(true), faults.to_string());
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_contract_is_there_and_no_other() {
+    let contract = "label qrexec listen udp_listen listen_namespace uds namespace setns_path target udp_target mode owner \
+                    backlog connect_timeout idle_timeout udp_idle_timeout max_connections setup_timeout max_setups \
+                    drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
+                    dir_mode dir_owner";
+    let mut names: Vec<&str> = Key::ALL.iter().map(|key| key.name()).collect();
+    let mut expected: Vec<&str> = contract.split_whitespace().collect();
+    names.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    for time in ["connect_timeout", "idle_timeout", "udp_idle_timeout", "setup_timeout", "drain_timeout"] {
+        assert_eq!(Key::named(&format!("{time}_secs")), Key::named(time));
+    }
+    assert_eq!(Key::named("mode_secs"), None);
+}
+
+#[test]
+fn the_room_is_pure() {
+    // No sockets, files, environment, clock or runtime: what would bring them in is named nowhere in it.
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/src/spec");
+    let mut files = 0;
+    let mut rooms = vec![std::path::PathBuf::from(root)];
+    while let Some(room) = rooms.pop() {
+        for entry in std::fs::read_dir(room).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                rooms.push(path);
+            } else if !path.ends_with("tests.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for word in [
+                    "std::fs",
+                    "std::env",
+                    "std::process",
+                    "tokio",
+                    " nix::",
+                    "libc::",
+                    "TcpStream",
+                    "UdpSocket",
+                    "Instant",
+                    "SystemTime",
+                ] {
+                    assert!(!text.contains(word), "{} names {word}", path.display());
+                }
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 20, "only {files} files were read");
+}
