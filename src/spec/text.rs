@@ -121,7 +121,7 @@ pub(super) enum Blanks {
 /// Splits a text into words and decodes each.
 ///
 /// # Errors
-/// An unbalanced quote (alone: what follows it has no certain meaning), else every `\x` that is no byte or is NUL.
+/// An unbalanced quote (alone: what follows it has no certain meaning), else every NUL and every `\x` that is no byte.
 pub(super) fn words(source: &Arc<Source>, blanks: Blanks) -> Result<Vec<Word>, Vec<Fault>> {
     let text = source.text.as_bytes();
     let mut words = Vec::new();
@@ -179,15 +179,14 @@ fn decode(source: &Arc<Source>, word: &mut Word, faults: &mut Vec<Fault>) {
             continue;
         };
         let len = raw[index + 3].at + 1 - byte.at;
-        match u8::try_from(high * 16 + low).expect("two hexadecimal digits make a byte") {
-            0 => {
-                let place = Place::new(source, byte.at..byte.at + len);
-                let what = "\\x00: no name, path or argument can hold a NUL byte";
-                faults.push(Fault::at(&place, what).hint("leave it out; an abstract socket is written uds=@name"));
-            }
-            value => word.bytes.push(Byte { value, len, escaped: true, ..byte }),
-        }
+        let value = u8::try_from(high * 16 + low).expect("two hexadecimal digits make a byte");
+        word.bytes.push(Byte { value, len, escaped: true, ..byte });
         index += 4;
+    }
+    for nul in word.bytes.iter().filter(|byte| byte.value == 0) {
+        let place = Place::new(source, nul.at..nul.at + nul.len);
+        let fault = Fault::at(&place, "no name, path or argument can hold a NUL byte");
+        faults.push(fault.hint("leave it out; an abstract socket is written uds=@name"));
     }
 }
 
