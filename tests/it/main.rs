@@ -2,6 +2,7 @@
 //!
 //! Start reading at [`support`]: what a test may stand on.
 
+mod architecture;
 mod fake;
 mod harness;
 mod support;

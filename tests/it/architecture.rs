@@ -1,0 +1,409 @@
+//! The house rules of `src`, held against the source itself: who may use whom, and what only some may do.
+//!
+//! [`ROOMS`] is the picture of the house. A change of the picture is a change of this table, in the same commit.
+//! Paths are read from the text, in `use` lines and everywhere else, with comments and strings left out; `super` is
+//! followed out of its room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::support::run;
+
+/// A room: `src/NAME.rs` and all of `src/NAME/`.
+struct Room {
+    name: &'static str,
+    /// The rooms it may use.
+    uses: &'static [&'static str],
+    /// The crates it may use besides std; None: any but tokio.
+    crates: Option<&'static [&'static str]>,
+    tokio: bool,
+    /// No sockets, files, clock, environment, processes or threads: text or bytes in, values out.
+    pure: bool,
+    may_exit: bool,
+}
+
+const PLAIN: Room = Room { name: "", uses: &[], crates: None, tokio: false, pure: false, may_exit: false };
+
+/// bin -> cli -> service | remote -> activation, dial, relay -> spec, proto -> std, with `stream`, `log` and `sys`
+/// beside them.
+const ROOMS: &[Room] = &[
+    Room { name: "bin", uses: &["cli"], crates: Some(&[]), ..PLAIN },
+    Room {
+        name: "cli",
+        uses: &["service", "remote", "activation", "dial", "relay", "stream", "spec", "proto", "log", "report", "sys"],
+        tokio: true,
+        may_exit: true,
+        ..PLAIN
+    },
+    Room {
+        name: "service",
+        uses: &["activation", "dial", "relay", "stream", "spec", "proto", "log", "sys"],
+        tokio: true,
+        ..PLAIN
+    },
+    Room {
+        name: "remote",
+        uses: &["service", "activation", "dial", "relay", "stream", "spec", "proto", "log", "sys"],
+        tokio: true,
+        ..PLAIN
+    },
+    Room { name: "activation", uses: &["spec", "stream", "log", "sys"], ..PLAIN },
+    Room { name: "dial", uses: &["stream", "spec", "proto", "log", "sys"], tokio: true, ..PLAIN },
+    Room {
+        name: "relay",
+        uses: &["stream", "sys"],
+        crates: Some(&["tokio", "atomic_waker", "libc", "nix"]),
+        tokio: true,
+        ..PLAIN
+    },
+    Room { name: "stream", uses: &["sys"], tokio: true, ..PLAIN },
+    Room { name: "spec", uses: &["proto"], crates: Some(&["serde", "toml", "annotate_snippets"]), pure: true, ..PLAIN },
+    Room { name: "proto", crates: Some(&["serde", "hmac", "sha2"]), pure: true, ..PLAIN },
+    Room { name: "log", uses: &["sys"], ..PLAIN },
+    Room { name: "report", uses: &["log"], may_exit: true, ..PLAIN },
+    Room { name: "sys", crates: Some(&["libc", "nix", "socket2", "tokio"]), tokio: true, ..PLAIN },
+];
+
+/// What a pure room must not name: each is the beginning of a path.
+const IMPURE: &[&str] = &[
+    "std::env",
+    "std::fs",
+    "std::net::TcpListener",
+    "std::net::TcpStream",
+    "std::net::ToSocketAddrs",
+    "std::net::UdpSocket",
+    "std::os::fd",
+    "std::os::unix::net",
+    "std::process",
+    "std::thread",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "std::time::UNIX_EPOCH",
+];
+
+/// Nobody else may say `unsafe`.
+const UNSAFE_ROOM: &str = "sys";
+
+#[test]
+fn every_file_keeps_the_rules_of_its_room() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let crates = dependencies();
+    assert!(crates.contains("tokio") && crates.contains("sd_notify"), "Cargo.toml is read wrongly: {crates:?}");
+    let (mut checked, mut faults) = (0, Vec::new());
+    for path in sources(&src) {
+        let inside = path.strip_prefix(&src).expect("below src");
+        let text = fs::read_to_string(&path).expect("a source file");
+        faults.extend(check(inside, &text, &crates));
+        checked += 1;
+    }
+    // counted by somebody else, so that a walk that finds nothing does not pass
+    let mut find = Command::new("find");
+    find.arg(&src).args(["-name", "*.rs"]);
+    let found = String::from_utf8_lossy(&run(find).stdout).lines().count();
+    assert_eq!(checked, found, "files checked");
+    assert!(checked >= 12, "only {checked} files checked");
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn each_rule_can_be_broken() {
+    let crates = dependencies();
+    let faults = |path: &str, text: &str| check(Path::new(path), text, &crates).join("; ");
+    for (path, text, fault) in [
+        ("relay/mod.rs", "use crate::spec::Call;", "relay must not use spec"),
+        ("relay/mod.rs", "use crate::{stream::Stream, dial::{tcp, unix}};", "relay must not use dial"),
+        ("relay.rs", "fn f() { crate::log::escape(b\"\"); }", "relay must not use log"),
+        ("relay.rs", "use super::dial;", "relay must not use dial"),
+        ("relay/stream.rs", "use super::super::service::Info;", "relay must not use service"),
+        ("relay/stream.rs", "mod tests { use super::super::super::service; }", "relay must not use service"),
+        ("relay/mod.rs", "use serde::Serialize;", "relay must not use the crate serde"),
+        ("service/mod.rs", "use crate::cli;", "service must not use cli"),
+        ("spec/mod.rs", "use tokio::time::Duration;", "spec must not use the crate tokio"),
+        ("spec/mod.rs", "use std::{fs, fmt};", "spec is pure, so not std::fs"),
+        ("spec/a/b.rs", "use std::{net::{IpAddr, TcpStream}};", "spec is pure, so not std::net::TcpStream"),
+        ("proto/mod.rs", "fn f() { std::time::SystemTime::now(); }", "proto is pure, so not std::time::SystemTime"),
+        ("activation.rs", "async fn f() { tokio::task::yield_now().await }", "activation must not use the crate tokio"),
+        ("dial/tcp.rs", "fn f() { unsafe { g() } }", "unsafe belongs to sys"),
+        ("dial/tcp.rs", "#![allow(unsafe_code)]", "unsafe belongs to sys"),
+        ("service/mod.rs", "fn f() { std::process::exit(1) }", "only cli and report end the process"),
+        ("service/mod.rs", "use std::process::{Command, exit};", "only cli and report end the process"),
+        ("util.rs", "", "util is no room of the house"),
+        ("bin/pfwd.rs", &"fn a() {}\n".repeat(16), "a program has at most 15 lines"),
+        ("bin/pfwd.rs", "use qrexec_connect::dial::tcp;", "bin must not use dial"),
+        ("lib.rs", "fn f() {}", "lib.rs has no logic"),
+    ] {
+        assert_eq!(faults(path, text), format!("src/{path}: {fault}"), "{text}");
+    }
+    for (path, text) in [
+        ("relay/mod.rs", "use tokio::io; use crate::{stream::{Gone, Stream}, sys}; use atomic_waker::AtomicWaker;"),
+        (
+            "relay/mod.rs",
+            "// use crate::spec;\n/* crate::dial /* std */ */ const A: &str = \"crate::spec \\\" unsafe\";",
+        ),
+        (
+            "relay/mod.rs",
+            "const A: &str = r#\"crate::spec \" unsafe\"#; fn f<'a>(x: &'a str) { let c = '\"'; crate::sys::x(c) }",
+        ),
+        ("relay/stream.rs", "use super::Kind; mod tests { use super::*; use super::super::End; }"),
+        ("spec/mod.rs", "use std::{net::IpAddr, time::Duration, path::PathBuf}; use serde::Deserialize;"),
+        ("spec/mod.rs", "#[cfg(test)] mod tests { use proptest::prelude::*; use super::*; }"),
+        ("sys.rs", "#![allow(unsafe_code)] fn f() { unsafe { libc::close(3) }; }"),
+        ("cli/mod.rs", "fn f() { std::process::exit(1) }"),
+        ("bin/pfwd.rs", "fn main() -> std::process::ExitCode { qrexec_connect::cli::pfwd::main() }"),
+        ("lib.rs", "//! fn of nothing\npub mod cli;"),
+    ] {
+        assert_eq!(faults(path, text), "", "{text}");
+    }
+}
+
+/// What `text`, the file at `path` below src, does against the rules.
+fn check(path: &Path, text: &str, crates: &BTreeSet<String>) -> Vec<String> {
+    let mut parts: Vec<String> =
+        path.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.len() > 1 && parts.last().is_some_and(|last| last == "mod") {
+        parts.pop();
+    }
+    let tokens = tokens(text);
+    let is = |wanted: &str| tokens.iter().any(|t| matches!(t, Token::Word(w) if w == wanted));
+    let mut faults = BTreeSet::new();
+    if parts == ["lib"] {
+        if is("fn") || is("impl") {
+            faults.insert("lib.rs has no logic".to_owned());
+        }
+    } else if let Some(room) = ROOMS.iter().find(|room| parts[0] == room.name) {
+        if room.name == "bin" && text.lines().count() > 15 {
+            faults.insert("a program has at most 15 lines".to_owned());
+        }
+        if room.name != UNSAFE_ROOM && (is("unsafe") || is("unsafe_code")) {
+            faults.insert(format!("unsafe belongs to {UNSAFE_ROOM}"));
+        }
+        for path in paths(&tokens, parts.len()) {
+            faults.extend(fault(room, &path, crates));
+        }
+    } else {
+        faults.insert(format!("{} is no room of the house", parts[0]));
+    }
+    faults.into_iter().map(|fault| format!("src/{}: {fault}", path.display())).collect()
+}
+
+/// What is wrong with `path` in `room`.
+fn fault(room: &Room, path: &[String], crates: &BTreeSet<String>) -> Option<String> {
+    let (first, second) = (path[0].as_str(), path.get(1).map(String::as_str));
+    if let ("crate" | "qrexec_connect", Some(other)) = (first, second) {
+        let known = ROOMS.iter().any(|r| r.name == other);
+        let fine = !known || other == room.name || room.uses.contains(&other);
+        return (!fine).then(|| format!("{} must not use {other}", room.name));
+    }
+    if path.len() > 1 && crates.contains(first) {
+        let fine = room.crates.is_none_or(|crates| crates.contains(&first)) && (first != "tokio" || room.tokio);
+        return (!fine).then(|| format!("{} must not use the crate {first}", room.name));
+    }
+    let text = path.join("::");
+    let impure = IMPURE.iter().find(|i| text == **i || text.starts_with(&format!("{i}::")));
+    if let (true, Some(impure)) = (room.pure, impure) {
+        return Some(format!("{} is pure, so not {impure}", room.name));
+    }
+    let ends = text.ends_with("process::exit") || text.ends_with("process::abort") || text.ends_with("libc::_exit");
+    (ends && !room.may_exit).then(|| "only cli and report end the process".to_owned())
+}
+
+/// The names of `[dependencies]`, as paths have them.
+fn dependencies() -> BTreeSet<String> {
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("the manifest");
+    let section = manifest.split("\n[").find_map(|s| s.strip_prefix("dependencies]")).expect("it has dependencies");
+    let names = section.lines().filter_map(|line| line.split_once('='));
+    names.map(|(name, _)| name.trim().replace('-', "_")).collect()
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(dir).expect("a directory").flatten().map(|e| e.path()).collect();
+    entries.sort();
+    let files = entries.into_iter().flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
+}
+
+// ------------------------------------------------------------------------------------------------- reading Rust
+
+#[derive(Debug, PartialEq)]
+enum Token {
+    Word(String),
+    /// `::`
+    Path,
+    Other(char),
+}
+
+/// The words and signs of Rust text, without comments, strings, characters and lifetimes.
+fn tokens(text: &str) -> Vec<Token> {
+    let chars: Vec<char> = text.chars().collect();
+    let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut tokens, mut i) = (Vec::new(), 0);
+    while i < chars.len() {
+        match (at(i), at(i + 1)) {
+            ('/', '/') => i += chars[i..].iter().take_while(|c| **c != '\n').count(),
+            ('/', '*') => i = after_comment(&chars, i),
+            ('"', _) => i = after_string(&chars, i),
+            ('\'', '\\') => i += 3 + chars[i + 3..].iter().take_while(|c| **c != '\'').count(),
+            ('\'', _) if at(i + 2) == '\'' => i += 2,
+            ('\'', _) => {} // a lifetime: the word behind it is harmless
+            (':', ':') => {
+                tokens.push(Token::Path);
+                i += 1;
+            }
+            (c, _) if word(c) => {
+                let n = chars[i..].iter().take_while(|c| word(**c)).count();
+                let name: String = chars[i..i + n].iter().collect();
+                let hashes = chars[i + n..].iter().take_while(|c| **c == '#').count();
+                i += n - 1;
+                if matches!(name.as_str(), "r" | "br" | "cr") && at(i + 1 + hashes) == '"' {
+                    i = after_raw_string(&chars, i + 1 + hashes, hashes);
+                } else {
+                    tokens.push(Token::Word(name));
+                }
+            }
+            (c, _) if !c.is_whitespace() => tokens.push(Token::Other(c)),
+            _ => {}
+        }
+        i += 1;
+    }
+    tokens
+}
+
+/// The last character of the comment that begins at `i`; they nest.
+fn after_comment(chars: &[char], mut i: usize) -> usize {
+    let mut depth = 0;
+    while i + 1 < chars.len() {
+        match (chars[i], chars[i + 1]) {
+            ('/', '*') => depth += 1,
+            ('*', '/') => depth -= 1,
+            _ => {
+                i += 1;
+                continue;
+            }
+        }
+        i += 2;
+        if depth == 0 {
+            return i - 1;
+        }
+    }
+    chars.len()
+}
+
+/// The closing quote of the string that begins at `i`.
+fn after_string(chars: &[char], mut i: usize) -> usize {
+    i += 1;
+    while i < chars.len() && chars[i] != '"' {
+        i += if chars[i] == '\\' { 2 } else { 1 };
+    }
+    i
+}
+
+/// The last character of the raw string whose opening quote is at `i`.
+fn after_raw_string(chars: &[char], mut i: usize, hashes: usize) -> usize {
+    i += 1;
+    while i < chars.len() {
+        if chars[i] == '"' && chars[i + 1..].iter().take_while(|c| **c == '#').count() >= hashes {
+            return i + hashes;
+        }
+        i += 1;
+    }
+    i
+}
+
+/// All paths in the tokens of a file that is a module `depth` below the crate's root: groups expanded, `self` and
+/// `super` left out when they stay within the room, else written as `crate`.
+fn paths(tokens: &[Token], depth: usize) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    let mut i = 0;
+    // the inline modules that are open, by the depth of braces that they were opened at
+    let (mut braces, mut inline) = (0, Vec::new());
+    while i < tokens.len() {
+        match &tokens[i] {
+            Token::Word(word) if word == "mod" => {
+                if let (Some(Token::Word(_)), Some(Token::Other('{'))) = (tokens.get(i + 1), tokens.get(i + 2)) {
+                    inline.push(braces);
+                }
+                i += 2; // the name; the brace comes next
+                continue;
+            }
+            Token::Word(_) if i == 0 || tokens[i - 1] != Token::Path => {
+                let mut here = Vec::new();
+                i = read_path(tokens, i, &[], &mut here);
+                found.extend(here.into_iter().filter_map(|path| resolve(path, depth + inline.len())));
+                continue;
+            }
+            Token::Other('{') => braces += 1,
+            Token::Other('}') => {
+                braces -= 1;
+                if inline.last() == Some(&braces) {
+                    inline.pop();
+                }
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+    found
+}
+
+/// Reads the path that begins with the word at `i`; where what follows it begins.
+fn read_path(tokens: &[Token], mut i: usize, before: &[String], found: &mut Vec<Vec<String>>) -> usize {
+    let mut path = before.to_vec();
+    while let Some(Token::Word(word)) = tokens.get(i) {
+        path.push(word.clone());
+        i += 1;
+        if tokens.get(i) != Some(&Token::Path) {
+            break;
+        }
+        i += 1;
+        if tokens.get(i) == Some(&Token::Other('{')) {
+            i += 1;
+            while let Some(token) = tokens.get(i) {
+                match token {
+                    Token::Word(_) => i = read_path(tokens, i, &path, found),
+                    Token::Other('}') => return i + 1,
+                    _ => i += 1,
+                }
+            }
+        }
+    }
+    found.push(path);
+    i
+}
+
+/// A path as seen from the crate's root, if it leads there; None, if it stays where it is.
+fn resolve(path: Vec<String>, depth: usize) -> Option<Vec<String>> {
+    let up = path.iter().take_while(|part| *part == "super").count();
+    if path[0] == "self" || (up > 0 && up < depth) {
+        return None;
+    }
+    if up == 0 {
+        return Some(path);
+    }
+    Some([&["crate".to_owned()], &path[up..]].concat())
+}
+
+/// The table names no room twice, and none that nobody may enter and that does not exist.
+#[test]
+fn the_table_is_a_table() {
+    let mut seen = BTreeMap::new();
+    for room in ROOMS {
+        assert!(seen.insert(room.name, ()).is_none(), "{} twice", room.name);
+        for used in room.uses {
+            assert!(ROOMS.iter().any(|r| r.name == *used), "{} uses {used}, which is no room", room.name);
+        }
+    }
+    // no room uses one that, by whatever way, uses it
+    for room in ROOMS {
+        let mut reached: BTreeSet<&str> = room.uses.iter().copied().collect();
+        for _ in ROOMS {
+            let more = ROOMS.iter().filter(|r| reached.contains(r.name)).flat_map(|r| r.uses.iter().copied());
+            reached.extend(more.collect::<Vec<_>>());
+        }
+        assert!(!reached.contains(room.name), "{} uses itself in the end", room.name);
+    }
+}
