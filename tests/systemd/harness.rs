@@ -104,6 +104,20 @@ fn the_installed_fake_is_called_and_keeps_its_journal() {
 }
 
 #[test]
+fn what_a_package_installs_is_there() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("look", As::Tester, || {
+        for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+            shell(&format!("test -x /usr/bin/{program}"));
+        }
+        shell(
+            "systemctl --user cat qrexec-connect.service >/dev/null; systemctl cat qrexec-connect.service >/dev/null",
+        );
+        shell("test -x /usr/lib/systemd/user-generators/qrexec-connect-generator");
+    });
+}
+
+#[test]
 fn a_failure_inside_is_a_failure_outside() {
     let Some(tree) = tree!() else { return };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

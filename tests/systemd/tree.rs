@@ -197,9 +197,6 @@ fn layer() -> &'static Path {
 /// What a package would install: the programs that cargo has built for these tests, units, drop-ins, generators.
 fn install_into(tree: &Path) {
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
-    if !packaging.join("Makefile").exists() {
-        return;
-    }
     let binaries = Path::new(env!("CARGO_BIN_EXE_qrexec-connect")).parent().expect("a file in a directory");
     let mut make = Command::new("make");
     make.arg("-C").arg(&packaging).arg("install").stdin(Stdio::null());
