@@ -135,6 +135,30 @@ fn notifications_are_heard_and_the_store_is_kept_over_a_restart() {
 }
 
 #[test]
+fn a_restart_waits_for_the_next_ready_and_keeps_whom_the_first_left_behind() {
+    // the shell has no datagrams: the test says READY for it, when it says so
+    let service = sh("setsid sleep 1000 & echo $! >&2; echo up >&2; exec sleep 1000").tcp("a").start();
+    let socket = UnixDatagram::unbound().expect("a socket");
+    let path = service.notifications.path().to_owned();
+    let child = service.process.stderr.wait("a pid", |lines| lines.first().cloned());
+    service.process.stderr.wait_for("up");
+    socket.send_to(b"READY=1", &path).expect("received");
+    let mut service = service.ready();
+    let status = service.restart(|process| {
+        process.signal(Signal::SIGTERM);
+        // what a second process would say
+        socket.send_to(b"READY=1", &path).expect("received");
+    });
+    assert!(!status.success());
+    service.process.stderr.wait_for("up");
+    assert_eq!((service.earlier.len(), service.notifications.count("READY", "1")), (1, 2));
+    let left = service.earlier[0].descendants();
+    assert_eq!(left, [format!("{child} (sleep)")], "it lives");
+    drop(service);
+    eventually("it was killed", || !std::path::Path::new(&format!("/proc/{child}/exe")).exists());
+}
+
+#[test]
 fn lines_come_with_a_deadline_and_a_closed_stream_fails_at_once() {
     let mut process = shell("echo one; echo two >&2; echo two again >&2");
     assert_eq!(process.stderr.wait_for_nth("two", 2), "two again");

@@ -13,7 +13,7 @@ use std::{
         unix::net::{SocketAddr as UnixSocketAddr, UnixListener},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -181,7 +181,7 @@ impl Activation {
         }
         let notifications = Notifications::at(self.dir().join("notify"));
         let process = self.spawn(&notifications);
-        Activated { process, notifications, with: self }
+        Activated { process, earlier: Vec::new(), notifications, with: self }
     }
 
     fn spawn(&self, notifications: &Notifications) -> Process {
@@ -220,6 +220,8 @@ impl Activation {
 /// The running service, and the manager's side of it.
 pub(crate) struct Activated {
     pub(crate) process: Process,
+    /// Those before a restart, which have ended; whom they have left behind is theirs.
+    pub(crate) earlier: Vec<Process>,
     pub(crate) notifications: Notifications,
     with: Activation,
 }
@@ -262,11 +264,26 @@ impl Activated {
     }
 
     /// Starts the program again, on the same sockets and with what is in the descriptor store, as systemd does after
-    /// the service has ended. The first process must have ended; the messages heard so far are kept.
+    /// the service has ended. The first process must have ended; the notifications heard so far are kept.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
         assert!(!self.process.running(), "it has to end first");
-        self.process = self.with.spawn(&self.notifications);
+        let next = self.with.spawn(&self.notifications);
+        self.earlier.push(std::mem::replace(&mut self.process, next));
+    }
+
+    /// `systemctl restart` in short: `how` ends the process, it is started again, and it says `READY=1` once more.
+    /// Returns how the first one ended.
+    #[track_caller]
+    pub(crate) fn restart(&mut self, how: impl FnOnce(&Process)) -> ExitStatus {
+        let before = self.notifications.count("READY", "1");
+        how(&self.process);
+        let status = self.process.wait();
+        self.start_again();
+        self.notifications.wait(&format!("READY=1, number {}", before + 1), |messages| {
+            (messages.iter().filter(|m| m.get("READY") == Some("1")).count() > before).then_some(())
+        });
+        status
     }
 
     /// A real stop: `SIGTERM`, within the usual patience the end with exit code 0, and nobody left behind.
@@ -275,7 +292,9 @@ impl Activated {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait();
         assert!(status.success(), "SIGTERM: {status}");
-        self.process.assert_nobody_left();
+        for process in self.earlier.iter_mut().chain([&mut self.process]) {
+            process.assert_nobody_left();
+        }
         self.process
     }
 }
