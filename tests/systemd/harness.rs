@@ -110,9 +110,7 @@ fn what_a_package_installs_is_there() {
         for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
             shell(&format!("test -x /usr/bin/{program}"));
         }
-        shell(
-            "systemctl --user cat qrexec-connect.service >/dev/null; systemctl cat qrexec-connect.service >/dev/null",
-        );
+        shell("systemctl --user cat qrexec-connect.service; test -e /usr/lib/systemd/system/qrexec-connect.service");
         shell("test -x /usr/lib/systemd/user-generators/qrexec-connect-generator");
     });
 }
