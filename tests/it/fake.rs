@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener},
+    os::unix::process::ExitStatusExt,
     process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
     thread,
 };
@@ -128,7 +129,7 @@ fn a_call_that_is_never_answered_dies_of_sigterm_and_says_so() {
     (call.stdin, call.stdout) = (None, None);
     call.process.signal(Signal::SIGTERM);
     let status = call.process.wait();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::SIGTERM as i32));
+    assert_eq!(status.signal(), Some(Signal::SIGTERM as i32));
     assert_eq!((fake.connected(), fake.ended()), (0, 1));
 }
 
@@ -178,7 +179,7 @@ fn the_program_itself_may_die() {
         let fake = FakeQrexec::new();
         let mut call = Call::to(&fake, &format!("test.Die+{}", signal as i32));
         let status = call.process.wait();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal as i32));
+        assert_eq!(status.signal(), Some(signal as i32));
         assert_eq!(fake.connected(), 1);
     }
 }

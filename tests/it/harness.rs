@@ -5,11 +5,14 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::AsRawFd,
-        unix::net::{UnixDatagram, UnixStream},
+        unix::{
+            net::{UnixDatagram, UnixStream},
+            process::ExitStatusExt,
+        },
     },
     panic::{AssertUnwindSafe, catch_unwind},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -30,6 +33,12 @@ fn failure(act: impl FnOnce()) -> String {
 
 fn sh(script: &str) -> Activation {
     Activation::of("/bin/sh").args(["-c", script, "sh"])
+}
+
+/// The shell has become the sleep at the end of its script (before that it holds copies of descriptors at times).
+fn settled(process: &Process) {
+    let name = format!("/proc/{}/comm", process.pid());
+    eventually("the shell has become a sleep", || std::fs::read_to_string(&name).is_ok_and(|n| n == "sleep\n"));
 }
 
 fn shell(script: &str) -> Process {
@@ -60,6 +69,7 @@ fn descriptors_names_and_pid_are_as_systemd_gives_them() {
     let said = service.process.stderr.so_far();
     let expected = format!("pid={pid} listen={pid} fds=5 names=work qubes.ConnectTCP+22:b:c:d:e");
     assert_eq!(said[0], expected);
+    settled(&service.process);
     let descriptors = service.process.descriptors();
     assert_eq!(descriptors.keys().copied().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>(), "{descriptors:?}");
     assert!((3..8).all(|fd| descriptors[&fd].starts_with("socket:")), "{descriptors:?}");
@@ -123,6 +133,7 @@ fn notifications_are_heard_and_the_store_is_kept_over_a_restart() {
     service.process.wait();
     service.start_again();
     service.process.stderr.wait_for("up");
+    settled(&service.process);
     let descriptors = service.process.descriptors();
     assert_eq!(descriptors.len(), 6, "{descriptors:?}");
     assert_eq!(descriptors[&4], descriptors[&5], "the same end twice: {descriptors:?}");
@@ -191,6 +202,17 @@ fn whoever_is_left_behind_is_found() {
         std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| e.is_empty())
             || !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
+}
+
+#[test]
+fn a_piped_program_that_hangs_is_killed_in_the_end() {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "exec sleep 1000"]);
+    let mut process = Process::piped_for(command, Duration::from_millis(300));
+    let started = Instant::now();
+    assert_eq!(process.stdout_pipe().read(&mut [0]).expect("a pipe"), 0, "its end");
+    assert!(started.elapsed() >= Duration::from_millis(290));
+    assert_eq!(process.wait().signal(), Some(Signal::SIGKILL as i32));
 }
 
 #[test]

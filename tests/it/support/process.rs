@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU32, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -122,6 +123,8 @@ impl Lines {
 pub(crate) struct Process {
     child: Child,
     status: Option<ExitStatus>,
+    /// Dropped when the program has been waited for: its pid is free then.
+    leash: Option<mpsc::Sender<()>>,
     mark: String,
     /// Its standard output, as it comes.
     pub(crate) stdout: Lines,
@@ -152,10 +155,25 @@ impl Process {
     }
 
     /// Starts `command` with three pipes whose ends the test takes itself ([`Self::stdin`], [`Self::stdout_pipe`],
-    /// [`Self::stderr_pipe`]): nothing is collected.
-    pub(crate) fn piped(mut command: Command) -> Self {
+    /// [`Self::stderr_pipe`]): nothing is collected. Reading a pipe knows no deadline, so the program has one: it is
+    /// killed when it still runs after [`PATIENCE`].
+    pub(crate) fn piped(command: Command) -> Self {
+        Self::piped_for(command, PATIENCE)
+    }
+
+    /// The same, but it is killed after `time`.
+    pub(crate) fn piped_for(mut command: Command, time: Duration) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self::spawn(command, &[])
+        let mut process = Self::spawn(command, &[]);
+        let (pid, (kept, released)) = (process.pid(), mpsc::channel::<()>());
+        process.leash = Some(kept);
+        thread::spawn(move || {
+            if released.recv_timeout(time) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{pid} still ran after {time:?} and was killed");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        process
     }
 
     fn spawn(mut command: Command, descriptors: &[OwnedFd]) -> Self {
@@ -165,7 +183,7 @@ impl Process {
         let copies = raw::inherit(&mut command, descriptors);
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", command.get_program().to_string_lossy()));
         drop(copies);
-        Self { child, status: None, mark, stdout: Lines::none("stdout"), stderr: Lines::none("stderr") }
+        Self { child, status: None, leash: None, mark, stdout: Lines::none("stdout"), stderr: Lines::none("stderr") }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -195,6 +213,9 @@ impl Process {
     pub(crate) fn running(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("it is our child");
+            if self.status.is_some() {
+                self.leash = None;
+            }
         }
         self.status.is_none()
     }
@@ -302,6 +323,7 @@ impl Drop for Process {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
+        self.leash = None;
         let _ = self.child.wait();
     }
 }
