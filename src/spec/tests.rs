@@ -132,37 +132,3 @@ fn every_key_of_the_contract_is_there_and_no_other() {
     }
     assert_eq!(Key::named("mode_secs"), None);
 }
-
-#[test]
-fn the_room_is_pure() {
-    // No sockets, files, environment, clock or runtime: what would bring them in is named nowhere in it.
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/src/spec");
-    let mut files = 0;
-    let mut rooms = vec![std::path::PathBuf::from(root)];
-    while let Some(room) = rooms.pop() {
-        for entry in std::fs::read_dir(room).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                rooms.push(path);
-            } else if !path.ends_with("tests.rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                for word in [
-                    "std::fs",
-                    "std::env",
-                    "std::process",
-                    "tokio",
-                    " nix::",
-                    "libc::",
-                    "TcpStream",
-                    "UdpSocket",
-                    "Instant",
-                    "SystemTime",
-                ] {
-                    assert!(!text.contains(word), "{} names {word}", path.display());
-                }
-                files += 1;
-            }
-        }
-    }
-    assert!(files > 20, "only {files} files were read");
-}
