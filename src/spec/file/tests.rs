@@ -126,6 +126,20 @@ fn syntax_errors_come_with_the_other_faults() {
 }
 
 #[test]
+fn what_a_syntax_error_hides_is_not_called_missing() {
+    let text = "[[forward]]\nlisten = \"0.0.0.0:1\"\ntarget = a:1\n[[forward]]\nuds = \"/a\"\n";
+    let faults = Config::gather(Some(("f", text)), [""; 0]).unwrap_err();
+    assert!(faults.0.iter().all(|fault| fault.line() == 3), "{faults}");
+}
+
+#[test]
+fn a_thousand_forwards_are_read_and_planned() {
+    let entry = |n| format!("[[forward]]\nlabel = \"f{n}\"\nlisten = \"127.0.0.1:{n}\"\ntarget = \"10.0.0.5:{n}\"\n");
+    let text: String = (1..=1000).map(entry).collect();
+    assert_eq!(Config::parse("f", &text).unwrap().plan().unwrap().forwards.len(), 1000);
+}
+
+#[test]
 fn no_configuration_is_a_good_one() {
     assert_eq!(Config::parse("f", "").unwrap().plan(), Ok(Plan::default()));
     assert_eq!(Config::default().plan(), Ok(Plan::default()));

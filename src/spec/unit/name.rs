@@ -12,7 +12,7 @@ use crate::spec::{
 
 /// The longest name that systemd takes, in characters: `FDNAME_MAX`.
 const MAX_NAME: usize = 255;
-/// The letters that systemd expands after a `%` (systemd.unit(5); `c`, `r` and `R` are old and still known).
+/// What systemd expands after a `%` (systemd.unit(5), tried on 252; `D` came later; `c`, `r`, `R` are old, still known).
 const SPECIFIERS: &str = "aAbBcCdDEfgGhHiIjJlLmMnNopPqrRsStTuUvVwWyY%";
 
 /// A `%` with a letter or digit that systemd has no meaning for.

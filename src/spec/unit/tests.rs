@@ -117,7 +117,8 @@ fn a_name_is_repaired_so_that_systemd_takes_it_and_means_the_same() {
     }
     let long = format!("work svc:{}", "a".repeat(247));
     let grows = format!("uds=/{}:{}", "a".repeat(200), "b".repeat(49));
-    for hopeless in ["work svc+1", "ssh", "", "work 'svc:1", "work svc:%z", "uds=/%3A:", long.as_str(), grows.as_str()]
+    for hopeless in
+        ["work svc+1", "ssh", "", "a:\0b", "work 'svc:1", "work svc:%z", "uds=/%3A:", long.as_str(), grows.as_str()]
     {
         assert_eq!(repair(hopeless), None, "{hopeless}");
     }
