@@ -139,9 +139,12 @@ fn a_stubborn_call_ignores_sigterm() {
     let mut call = Call::to(&fake, "test.NeverKill");
     fake.wait_for_started(1);
     call.process.signal(Signal::SIGTERM);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", call.process.pid())).expect("it runs");
+    let proc = format!("/proc/{}", call.process.pid());
+    let status = std::fs::read_to_string(format!("{proc}/status")).expect("it runs");
     let pending = status.lines().find(|l| l.starts_with("ShdPnd:")).expect("proc(5)");
-    assert_eq!(pending, "ShdPnd:\t0000000000004000", "SIGTERM is pending for good");
+    assert_eq!(pending, "ShdPnd:\t0000000000004000", "SIGTERM is pending");
+    let threads = std::fs::read_dir(format!("{proc}/task")).expect("it runs").count();
+    assert_eq!(threads, 1, "and nobody is there to take it up");
     assert!(call.process.running());
     call.process.signal(Signal::SIGKILL);
     call.process.wait();
