@@ -2,6 +2,7 @@
 //!
 //! Start reading at [`support`]: what a test may stand on.
 
+mod activation;
 mod architecture;
 mod fake;
 mod harness;

@@ -20,7 +20,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{Notifications, Process, Wire};
+use super::{FakeQrexec, Notifications, Process, Wire};
 
 /// Where a listener can be reached.
 #[derive(Clone, Debug)]
@@ -62,6 +62,20 @@ enum Names {
 }
 
 impl Activation {
+    /// `qrexec-connect`, with no sockets yet.
+    pub(crate) fn qrexec_connect() -> Self {
+        Self::of(env!("CARGO_BIN_EXE_qrexec-connect"))
+    }
+
+    /// `qrexec-connect`, whose calls go to `fake`.
+    pub(crate) fn calling(fake: &FakeQrexec) -> Self {
+        Self::qrexec_connect().arg("--qrexec-client").arg(fake.program())
+    }
+
+    pub(crate) fn arg(self, arg: impl AsRef<OsStr>) -> Self {
+        self.args([arg])
+    }
+
     /// Nothing but the program (`env!("CARGO_BIN_EXE_qrexec-connect")`).
     pub(crate) fn of(program: impl AsRef<Path>) -> Self {
         Self {
@@ -284,6 +298,25 @@ impl Activated {
             (messages.iter().filter(|m| m.get("READY") == Some("1")).count() > before).then_some(())
         });
         status
+    }
+
+    /// The first half of a restart with live sessions: the service has handed them over and has ended.
+    #[track_caller]
+    pub(crate) fn park(&mut self) {
+        self.process.signal(Signal::SIGUSR1);
+        self.process.signal(Signal::SIGTERM);
+        let status = self.process.wait();
+        assert_eq!(status.code(), Some(75), "a handover: {status}");
+    }
+
+    /// What is started from now on is given this limit of descriptors.
+    pub(crate) fn set_nofile(&mut self, limit: u64) {
+        self.with.nofile = Some(limit);
+    }
+
+    /// All lines of all its processes so far, the first one's first.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.earlier.iter().chain([&self.process]).flat_map(|p| p.stderr.so_far()).collect()
     }
 
     /// A real stop: `SIGTERM`, within the usual patience the end with exit code 0, and nobody left behind.

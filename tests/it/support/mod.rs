@@ -12,6 +12,8 @@ pub(crate) mod notify;
 pub(crate) mod pattern;
 pub(crate) mod process;
 mod raw;
+pub(crate) mod server;
+pub(crate) mod story;
 pub(crate) mod stream;
 
 pub(crate) use activated::{Activated, Activation, Address};
@@ -19,6 +21,8 @@ pub(crate) use fake_qrexec::{Event, FakeQrexec};
 pub(crate) use notify::Notifications;
 pub(crate) use pattern::{Pattern, SERVICE_SEED, Sum};
 pub(crate) use process::{Lines, Process, Rest, run};
+pub(crate) use server::Server;
+pub(crate) use story::{Ended, ends, starts};
 pub(crate) use stream::{Pace, Wire, exchange, receive, send};
 
 use std::{

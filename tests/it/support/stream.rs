@@ -70,6 +70,38 @@ impl Wire {
         done.expect("the connection stands");
     }
 
+    /// The same, where the connection may be gone by now.
+    pub(crate) fn half_close_if_there(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
+    /// Without a deadline for what comes: for servers that serve as long as the test takes.
+    pub(crate) fn wait_for_ever(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(None).and(stream.set_write_timeout(None)),
+            Self::Unix(stream) => stream.set_read_timeout(None).and(stream.set_write_timeout(None)),
+        }
+    }
+
+    pub(crate) fn set_nonblocking(&self, on: bool) {
+        let done = match self {
+            Self::Tcp(stream) => stream.set_nonblocking(on),
+            Self::Unix(stream) => stream.set_nonblocking(on),
+        };
+        done.expect("O_NONBLOCK can be changed");
+    }
+
+    /// Our own address, as the log calls the peer; of TCP only.
+    pub(crate) fn local(&self) -> String {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().expect("it is connected").to_string(),
+            Self::Unix(_) => panic!("a UNIX peer is known by its credentials only"),
+        }
+    }
+
     /// Goes away with a reset: over TCP an RST at once. A UNIX socket has no such thing (closing it with bytes
     /// unread comes nearest), so there this is a plain close.
     pub(crate) fn reset(self) {
