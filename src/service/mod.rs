@@ -208,7 +208,7 @@ impl Service {
                         return self.hand_over(Ended::Broken).await;
                     }
                 }
-                () = nothing_left(&self.shared, self.listening.is_empty(), exit_idle) => {
+                () = nothing_left(&self.shared, self.passed == 0, exit_idle) => {
                     self.stop_accepting().await;
                     if self.shared.sessions.count() == 0 {
                         say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
@@ -252,8 +252,9 @@ impl Service {
     }
 }
 
-/// Ready when the service has nothing to do: it has no listeners and no sessions, or it had no session for the time
-/// after which it is to end.
+/// Ready when the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for
+/// the time after which it is to end. One whose listeners were all refused stays: whoever waits in their backlogs would
+/// have systemd start it again at once, until that gives the sockets up.
 async fn nothing_left(shared: &Shared, no_listeners: bool, exit_idle: Option<Duration>) {
     let patience = match exit_idle {
         _ if no_listeners => Duration::ZERO,
