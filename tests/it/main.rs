@@ -6,4 +6,5 @@ mod activation;
 mod architecture;
 mod fake;
 mod harness;
+mod names;
 mod support;
