@@ -183,6 +183,15 @@ impl Stream {
         sys::unread(self.as_fd())
     }
 
+    /// Bytes that a reset would take back from the other side: those that its kernel has not acknowledged. None over
+    /// UNIX, where what was written is in the other side's queue already, and none for a side that is gone itself.
+    pub fn undelivered(&self) -> usize {
+        if self.kind != Kind::Tcp || self.how_gone() == Gone::Reset {
+            return 0;
+        }
+        sys::unacknowledged(self.as_fd())
+    }
+
     /// Closes so that the other side sees a reset where the family has one: TCP by a zero linger (tcp(7) SO_LINGER);
     /// a UNIX peer sees one when it has sent bytes that nobody read, so they are left unread.
     pub fn reset(self) {

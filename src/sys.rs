@@ -110,6 +110,14 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
 }
 
+/// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 when the kernel does not tell.
+pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ by another name, writes one int to the address given, which is that of `n`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };
+    if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
+}
+
 /// Connections that wait in the backlog of a listening TCP socket (`tcpi_unacked` of TCP_INFO, which for a listener
 /// is the length of its accept queue: net/ipv4/tcp.c `tcp_get_info`); `None` for other sockets.
 pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {

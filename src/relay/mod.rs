@@ -51,7 +51,7 @@ pub enum Side {
 
 impl Side {
     /// The one opposite.
-    fn other(self) -> Self {
+    pub fn other(self) -> Self {
         match self {
             Self::Peer => Self::Upstream,
             Self::Upstream => Self::Peer,

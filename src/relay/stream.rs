@@ -41,7 +41,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use super::{Counters, End, Interrupt, Outcome, ParkedEnd, Side};
-use crate::stream::Gone;
+use crate::stream::{Gone, Stream};
 
 /// How long a peer that still sends is read and dropped after the last byte to it was written. The purpose and order
 /// of magnitude are those of nginx's `lingering_time` (30 s); a qrexec slot is not held meanwhile.
@@ -300,6 +300,15 @@ impl Relay {
         }
     }
 
+    /// Bytes written to `side` that a reset would still take back.
+    pub fn undelivered(&self, side: Side) -> usize {
+        let end = match side {
+            Side::Peer => &self.peer,
+            Side::Upstream => &self.upstream,
+        };
+        end.writer().map_or(0, Stream::undelivered)
+    }
+
     /// The two ends, to be closed: peer, upstream.
     pub fn into_ends(self) -> (End, End) {
         (self.peer, self.upstream)
@@ -388,8 +397,9 @@ impl Relay {
     }
 
     fn outcome(&mut self) -> Outcome {
-        match self.fault.take().map(|f| *f) {
-            Some((by, error)) => Outcome::Reset { by, error },
+        match &mut self.fault {
+            // The side is kept: the relay may still be parked.
+            Some(fault) => Outcome::Reset { by: fault.0, error: fault.1.take() },
             None => Outcome::Eof { dropped: self.up.dropped },
         }
     }

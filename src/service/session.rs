@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc::UnboundedSender},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +40,9 @@ use crate::{
 /// How long a child may take to end by itself after both its pipes have ended: what it still does is to wait for the
 /// service's exit code.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
+const DELIVERY: Duration = Duration::from_secs(10);
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -282,7 +285,12 @@ impl Session {
     async fn relay(&mut self, mut relay: Relay, child: Option<(Child, Stderr)>) -> Next {
         let info = self.story.info.clone();
         let Some((mut child, mut stderr)) = child else {
-            let outcome = relay.run(&info.counters, &info.interrupt).await;
+            let mut outcome = relay.run(&info.counters, &info.interrupt).await;
+            if let Outcome::Reset { by, .. } = outcome {
+                if let Err(why) = delivered(&relay, by.other(), &info).await {
+                    outcome = Outcome::Interrupted(why);
+                }
+            }
             return match outcome {
                 Outcome::Interrupted(Why::Park) => self.park(ParkedStage::Relaying(relay.park(), None)),
                 outcome => self.close(relay, outcome),
@@ -316,9 +324,9 @@ impl Session {
     fn close(&mut self, relay: Relay, outcome: Outcome) -> Next {
         let (peer, upstream) = relay.into_ends();
         match outcome {
+            // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
             Outcome::Eof { dropped: 0 } => self.over(End::Eof),
             Outcome::Eof { dropped } => {
-                peer.reset();
                 self.story.note = format!("the upstream had ended before {dropped} more bytes of the peer came");
                 self.over(End::Eof)
             }
@@ -360,6 +368,25 @@ impl Session {
         };
         stderr.finish(|line| explain::stderr(&info, line));
         self.story.exit = exit.code();
+    }
+}
+
+/// Waits until `side` has what was written to it, so that a reset takes nothing back. A side that acknowledges nothing
+/// more for [`DELIVERY`] has itself to blame.
+async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<(), Why> {
+    let (mut left, mut since, mut pause) = (usize::MAX, Instant::now(), Duration::from_millis(1));
+    loop {
+        let now = relay.undelivered(side);
+        if now == 0 || (now == left && since.elapsed() > DELIVERY) {
+            return Ok(());
+        }
+        if now != left {
+            (left, since) = (now, Instant::now());
+        }
+        tokio::select! {
+            why = info.interrupt.requested_async() => return Err(why),
+            () = sleep(pause) => pause = (pause * 2).min(Duration::from_millis(100)),
+        }
     }
 }
 
