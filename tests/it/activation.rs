@@ -11,9 +11,7 @@ use std::{
 use nix::{
     sys::{
         signal::Signal,
-        socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, VsockAddr, bind, listen, socket, socketpair,
-        },
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, VsockAddr, bind, listen, socket, socketpair},
         stat::Mode,
     },
     unistd::mkfifo,
@@ -25,8 +23,7 @@ use crate::support::{Activation, FakeQrexec, Pace, Server, exchange, run};
 #[test]
 fn tcp_and_unix_listeners_of_all_kinds_are_served() {
     let name = Server::tcp().echo();
-    let service =
-        Activation::qrexec_connect().tcp(&name).tcp6(&name).unix(&name).abstract_unix(&name).start().ready();
+    let service = Activation::qrexec_connect().tcp(&name).tcp6(&name).unix(&name).abstract_unix(&name).start().ready();
     assert_eq!(service.notifications.status().as_deref(), Some("4 listeners, 0 sessions"));
     let rest = service.process.rest();
     for index in 0..4 {
@@ -38,7 +35,11 @@ fn tcp_and_unix_listeners_of_all_kinds_are_served() {
 }
 
 /// A listening socket of a kind that std does not make.
-fn listening(family: AddressFamily, kind: SockType, bound: impl FnOnce(i32) -> nix::Result<()>) -> nix::Result<OwnedFd> {
+fn listening(
+    family: AddressFamily,
+    kind: SockType,
+    bound: impl FnOnce(i32) -> nix::Result<()>,
+) -> nix::Result<OwnedFd> {
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     bound(fd.as_raw_fd())?;
     listen(&fd, Backlog::new(8)?)?;
@@ -125,11 +126,16 @@ fn sockets_without_any_names_are_refused_and_the_service_says_what_to_write() {
 #[test]
 fn a_service_whose_listeners_are_all_bad_stays_up() {
     // It would otherwise be started again by a client that waits, until systemd gives the socket up.
-    let mut service = Activation::qrexec_connect().tcp("nowhere").tcp("x.socket").watchdog(Duration::from_millis(300)).start().ready();
+    let mut service = Activation::qrexec_connect()
+        .tcp("nowhere")
+        .tcp("x.socket")
+        .watchdog(Duration::from_millis(300))
+        .start()
+        .ready();
     let _waiting = service.connect(0);
-    service.notifications.wait("signs of life", |m| {
-        (m.iter().filter(|m| m.get("WATCHDOG") == Some("1")).count() > 2).then_some(())
-    });
+    service
+        .notifications
+        .wait("signs of life", |m| (m.iter().filter(|m| m.get("WATCHDOG") == Some("1")).count() > 2).then_some(()));
     assert!(service.process.running());
     service.stop();
 }

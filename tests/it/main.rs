@@ -4,6 +4,7 @@
 
 mod activation;
 mod architecture;
+mod endings;
 mod fake;
 mod harness;
 mod names;

@@ -1,4 +1,4 @@
-//! The two things of the tests that std and nix have no safe function for.
+//! The few things of the tests that std and nix have no safe function for.
 #![allow(unsafe_code)]
 
 use std::{
@@ -63,4 +63,13 @@ pub(super) fn receive_with_descriptors(socket: &UnixDatagram, buffer: &mut [u8])
         }
     }
     Ok((message.bytes, descriptors))
+}
+
+/// Bytes that wait to be read (FIONREAD).
+pub(super) fn unread(socket: RawFd) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to `n`.
+    let done = unsafe { libc::ioctl(socket, libc::FIONREAD, &raw mut n) };
+    assert!(done == 0, "FIONREAD: {}", io::Error::last_os_error());
+    usize::try_from(n).expect("a count")
 }

@@ -4,6 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     os::{
+        fd::AsRawFd,
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr as UnixSocketAddr, UnixStream},
     },
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{PATIENCE, Pattern};
+use super::{PATIENCE, Pattern, raw};
 
 /// One connection, whatever its family. Every read and write gives up after [`PATIENCE`] without progress.
 #[derive(Debug)]
@@ -94,6 +95,14 @@ impl Wire {
         done.expect("O_NONBLOCK can be changed");
     }
 
+    /// Bytes that have come and were not read yet.
+    pub(crate) fn unread(&self) -> usize {
+        match self {
+            Self::Tcp(stream) => raw::unread(stream.as_raw_fd()),
+            Self::Unix(stream) => raw::unread(stream.as_raw_fd()),
+        }
+    }
+
     /// Our own address, as the log calls the peer; of TCP only.
     pub(crate) fn local(&self) -> String {
         match self {
@@ -151,18 +160,34 @@ impl Wire {
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buffer)
+    }
+}
+
+impl Read for &Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+            Wire::Tcp(stream) => Read::read(&mut &*stream, buffer),
+            Wire::Unix(stream) => Read::read(&mut &*stream, buffer),
         }
     }
 }
 
 impl Write for Wire {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        Write::write(&mut &*self, buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for &Wire {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.write(buffer),
-            Self::Unix(stream) => stream.write(buffer),
+            Wire::Tcp(stream) => Write::write(&mut &*stream, buffer),
+            Wire::Unix(stream) => Write::write(&mut &*stream, buffer),
         }
     }
 
