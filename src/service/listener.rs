@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockAddr;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -92,6 +93,10 @@ impl Listening {
             let Some(Ok(mut ready)) = stop.run_until_cancelled(self.io.readable()).await else { return };
             let route = self.route();
             let Some(permits) = stop.run_until_cancelled(self.permits(&route, &mut limits)).await else { return };
+            let Some(permits) = permits else {
+                ready.clear_ready();
+                continue;
+            };
             match sys::accept(self.io.get_ref().as_fd()) {
                 Ok(accepted) => {
                     pause = PAUSE.0;
@@ -145,14 +150,14 @@ impl Listening {
         session::start(shared, Arc::new(info), Stage::Waiting(stream), permits);
     }
 
-    /// Waits until the listener and, for a qrexec call, the qube have room.
-    async fn permits(&self, route: &Route, reminder: &mut Reminder) -> Permits {
+    /// Waits until the listener and, for a qrexec call, the qube have room; `None` when nobody waits for it after all.
+    async fn permits(&self, route: &Route, reminder: &mut Reminder) -> Option<Permits> {
         let sessions = self.permit(&route.room, reminder, || format!("{} sessions", route.options.max_connections));
-        let sessions = sessions.await;
-        let Some(call) = &route.call else { return Permits { _session: sessions, _call: None } };
+        let sessions = sessions.await?;
+        let Some(call) = &route.call else { return Some(Permits { _session: Some(sessions), _call: None }) };
         let limit = || format!("all calls that {} may have at a time", call.call.target);
-        let calls = self.permit(&call.room, reminder, limit).await;
-        Permits { _session: sessions, _call: calls }
+        let calls = self.permit(&call.room, reminder, limit).await?;
+        Some(Permits { _session: Some(sessions), _call: Some(calls) })
     }
 
     async fn permit(
@@ -164,9 +169,14 @@ impl Listening {
         if let Ok(permit) = room.clone().try_acquire_owned() {
             return Some(permit);
         }
+        // The readiness is that of the connection before, until an accept(2) finds nobody.
+        if !self.somebody_waits() {
+            return None;
+        }
         if reminder.due() {
             let route = self.route();
             let waiting = match sys::tcp_backlog(self.io.get_ref().as_fd()) {
+                Some(1) => "1 connection waits in the backlog".to_owned(),
                 Some(n) => format!("{n} connections wait in the backlog"),
                 None => "further connections wait in the backlog".to_owned(),
             };
@@ -177,6 +187,11 @@ impl Listening {
             emit(event);
         }
         room.clone().acquire_owned().await.ok()
+    }
+
+    fn somebody_waits(&self) -> bool {
+        let mut fds = [PollFd::new(self.io.get_ref().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 }
 
