@@ -8,4 +8,5 @@ mod endings;
 mod fake;
 mod harness;
 mod names;
+mod qrexec;
 mod support;

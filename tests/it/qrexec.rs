@@ -1,0 +1,409 @@
+//! Calls through `qrexec-client-vm`: set-up, refusals, prompts, limits, and that no child is left behind.
+
+use std::{
+    io::{self, Write},
+    thread,
+    time::Duration,
+};
+
+use crate::support::{
+    Activated, Activation, FakeQrexec, Pace, SERVICE_SEED, Wire, ends, eventually, exchange, fake_qrexec::What,
+    receive, send,
+};
+
+/// A service with a TCP and a UNIX listener of this name.
+fn leading_to(fake: &FakeQrexec, name: &str) -> Activated {
+    Activation::calling(fake).tcp(name).unix(name).start().ready()
+}
+
+#[test]
+fn a_refusal_resets_the_peer_and_tells_the_policy_line() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Refuse+30");
+    let rest = service.process.rest();
+    let mut peer = service.connect(0);
+    peer.write_all(b"a request").expect("connected");
+    peer.expect_reset();
+    let end = service.end();
+    assert_eq!(end.brief(), "refused up 0 down 0 exit 126");
+    assert!(end.note.contains("/etc/qubes/policy.d/"), "{end:?}");
+    assert!(end.note.ends_with("in dom0: test.Refuse  +30  SOURCE  work  allow"), "{end:?}");
+    service.process.stderr.wait_for("Request refused");
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn what_was_refused_is_not_asked_again_at_once() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Refuse");
+    service.connect(0).expect_reset();
+    fake.wait_for_ended(1);
+    service.connect(0).expect_reset(); // after its turn had come: a second later
+    service.connect(0).expect_reset(); // two seconds later
+    let at: Vec<Duration> =
+        fake.events().iter().filter(|e| matches!(e.what, What::Start { .. })).map(|e| e.at).collect();
+    assert_eq!(at.len(), 3);
+    assert!(at[1] - at[0] >= Duration::from_millis(980), "{at:?}");
+    assert!(at[2] - at[1] >= Duration::from_millis(1980), "{at:?}");
+    assert!(service.ends(3).iter().all(|e| e.end == "refused"));
+    service.stop();
+}
+
+#[test]
+fn a_refusal_answers_everybody_who_waits_for_the_same() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Refuse+300");
+    let peers: Vec<Wire> = (0..12).map(|i| service.connect(i % 2)).collect();
+    for mut peer in peers {
+        match peer {
+            Wire::Tcp(_) => peer.expect_reset(),
+            Wire::Unix(_) => peer.expect_end(),
+        }
+    }
+    assert!(service.ends(12).iter().all(|e| e.end == "refused"), "{:#?}", service.ends(12));
+    assert_eq!(fake.started(), 4, "the four that may ask at once");
+    service.stop();
+}
+
+#[test]
+fn each_failure_of_a_call_says_what_it_is() {
+    let fake = FakeQrexec::new();
+    // before the call is connected: the local agent, and arguments that it does not take
+    let service = leading_to(&fake, "work test.LocalFailure");
+    service.connect(0).expect_reset();
+    let end = service.end();
+    assert_eq!(end.brief(), "dial-failed up 0 down 0 exit 1");
+    assert!(end.note.contains("qubes-qrexec-agent.service"), "{end:?}");
+    service.process.stderr.wait_for("connect: No such file or directory");
+    service.stop();
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let service = Activation::qrexec_connect()
+        .args(["--qrexec-client", "/nonexistent/qrexec-client-vm"])
+        .tcp("work test.Echo")
+        .start()
+        .ready();
+    let rest = service.process.rest();
+    service.connect(0).expect_reset();
+    let end = service.end();
+    assert_eq!(end.brief(), "dial-failed up 0 down 0");
+    assert!(end.note.contains("start /nonexistent/qrexec-client-vm") && end.note.contains("Qubes"), "{end:?}");
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn exit_codes_of_a_connected_call_are_its_own() {
+    let fake = FakeQrexec::new();
+    let codes = [(0, 0), (3, 3), (124, 124), (126, 126), (127, 127)];
+    let mut activation = Activation::calling(&fake);
+    for (n, _) in codes {
+        activation = activation.tcp(&format!("work test.Exit+{n}"));
+    }
+    let service = activation
+        .tcp("work test.Signal+15")
+        .tcp("work test.Missing")
+        .tcp("work test.Broken")
+        .tcp("work test.Die+9")
+        .start()
+        .ready();
+    let rest = service.process.rest();
+    let expected = [0, 3, 124, 126, 127, 143, 127, 125, 137];
+    for (index, code) in expected.into_iter().enumerate() {
+        service.connect(index).expect_end();
+        let end = &service.ends(index + 1)[index];
+        assert_eq!(end.brief(), format!("eof up 0 down 0 exit {code}"), "{end:?}");
+    }
+    // none of them was a refusal: nothing is held back
+    for (index, _) in expected.iter().enumerate() {
+        service.connect(index).expect_end();
+    }
+    assert_eq!(fake.started(), 2 * expected.len());
+    service.process.stderr.wait_for("test.Missing: no such service");
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn a_call_that_is_never_answered_is_ended_when_its_time_is_over() {
+    let fake = FakeQrexec::new();
+    let service = Activation::calling(&fake)
+        .tcp("work test.Never setup_timeout=1")
+        .tcp("work test.NeverKill setup_timeout=1")
+        .start()
+        .ready();
+    let rest = service.process.rest();
+    let mut peers = [service.connect(0), service.connect(1)];
+    peers.iter_mut().for_each(Wire::expect_reset);
+    for end in service.ends(2) {
+        assert_eq!(end.brief(), "timeout up 0 down 0");
+        assert!(end.note.contains("not connected within 1 s") && end.note.contains("ask"), "{end:?}");
+    }
+    fake.wait_for_ended(1);
+    service.process.stderr.wait_for("ignored SIGTERM and was killed");
+    service.process.wait_for_rest(&rest);
+    assert_eq!((fake.started(), fake.connected()), (2, 0));
+    service.stop();
+}
+
+#[test]
+fn the_call_of_a_peer_that_goes_away_during_set_up_is_ended() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Never");
+    let rest = service.process.rest();
+    for listener in 0..2 {
+        let mut peer = service.connect(listener);
+        if listener == 0 {
+            peer.write_all(b"unread bytes change nothing").expect("connected");
+        }
+        fake.wait_for_started(listener + 1);
+        peer.reset();
+        fake.wait_for_ended(listener + 1);
+        assert_eq!(service.ends(listener + 1)[listener].brief(), "reset up 0 down 0");
+        service.process.wait_for_rest(&rest);
+    }
+    service.stop();
+}
+
+#[test]
+fn a_peer_that_only_half_closes_during_set_up_gets_its_answer() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+open");
+    let mut peers = Vec::new();
+    for listener in 0..2 {
+        let mut peer = service.connect(listener);
+        peer.write_all(b"asked early").expect("connected");
+        peer.half_close();
+        peers.push(peer);
+    }
+    fake.wait_for_started(2);
+    fake.open("open");
+    for mut peer in peers {
+        assert_eq!(peer.read_to_end(), b"asked early");
+    }
+    assert!(service.ends(2).iter().all(|e| e.brief() == "eof up 11 down 11 exit 0"));
+    service.stop();
+}
+
+#[test]
+fn a_unix_peer_that_writes_and_closes_during_set_up_loses_nothing() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+open");
+    let peer = service.connect(1);
+    send(&peer, 1, 100_000, Pace::BULK).expect("the socket holds it");
+    drop(peer);
+    fake.wait_for_started(1);
+    fake.open("open");
+    fake.wait_for_ended(1);
+    // all of it arrived there; what came back had no taker
+    let arrived = |w: &What| matches!(w, What::End { up_bytes: 100_000, .. });
+    assert!(fake.count(arrived) == 1 || fake.count(|w| *w == What::Terminated) == 1, "{:?}", fake.events());
+    assert_eq!(service.end().up, 100_000);
+    service.stop();
+}
+
+#[test]
+fn nothing_is_read_from_the_peer_before_the_call_is_connected() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+open");
+    let peer = service.connect(1);
+    peer.set_nonblocking(true);
+    let mut sent = 0;
+    let refused = loop {
+        match (&peer).write(&[7; 4096]) {
+            Ok(n) => sent += n,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    fake.wait_for_started(1);
+    // the call is looked at again and again meanwhile; let it be, a few times
+    let child = fake.events()[0].pid;
+    eventually("some time goes by in set-up", || fake.events()[0].at + Duration::from_millis(300) < uptime());
+    let again = (&peer).write(&[7; 4096]).expect_err("nobody has read a byte");
+    assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
+    fake.open("open");
+    peer.set_nonblocking(false);
+    peer.half_close();
+    let mut peer = peer;
+    assert_eq!(peer.read_to_end().len(), sent);
+    assert_eq!(fake.events().iter().filter(|e| e.pid == child).count(), 3);
+    service.stop();
+}
+
+/// The clock of [`FakeQrexec::events`].
+fn uptime() -> Duration {
+    let text = std::fs::read_to_string("/proc/uptime").expect("proc(5)");
+    Duration::from_secs_f64(text.split(' ').next().and_then(|s| s.parse().ok()).expect("proc(5)"))
+}
+
+#[test]
+fn services_that_speak_first_or_second_are_served_alike() {
+    let fake = FakeQrexec::new();
+    let service =
+        Activation::calling(&fake).tcp("work test.SpeaksFirst").unix("work test.SpeaksSecond").start().ready();
+    let mut first = service.connect(0);
+    first.expect(b"ready\n");
+    exchange(&mut first, 1, 5_000, Pace::CRUMBS);
+    let mut second = service.connect(1);
+    second.write_all(b"hello\n").expect("connected");
+    second.expect(b"heard: hello\n");
+    exchange(&mut second, 2, 5_000, Pace::CRUMBS);
+    assert!(service.ends(2).iter().all(|e| e.end == "eof" && e.exit == Some(0)));
+    service.stop();
+}
+
+#[test]
+fn the_call_of_a_peer_that_is_reset_is_ended() {
+    let fake = FakeQrexec::new();
+    let service = Activation::calling(&fake).tcp("work test.Echo").tcp("work test.Stall").start().ready();
+    let rest = service.process.rest();
+    let mut peer = service.connect(0);
+    peer.write_all(b"12345").expect("connected");
+    peer.expect(b"12345");
+    peer.reset();
+    fake.wait_for_ended(1);
+    let end = service.end();
+    assert_eq!((end.end.as_str(), end.up, end.down), ("reset", 5, 5));
+    service.process.wait_for_rest(&rest);
+
+    // one whose service reads nothing, with more on its way than fits anywhere
+    let peer = service.connect(1);
+    fake.wait_for_connected(2);
+    peer.set_nonblocking(true);
+    let _ = send(&peer, 1, 50_000_000, Pace::BULK);
+    peer.reset();
+    fake.wait_for_ended(2);
+    assert_eq!(service.ends(2)[1].end, "reset");
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn a_flood_on_stderr_neither_stops_the_call_nor_fills_the_log() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.StderrFlood+300000");
+    let mut peer = service.connect(0);
+    exchange(&mut peer, 1, 500_000, Pace::BULK);
+    assert_eq!(service.end().brief(), "eof up 500000 down 500000 exit 0");
+    let lines = service.process.stderr.so_far();
+    let told = lines.iter().filter(|l| l.contains("flood ")).count();
+    assert_eq!(told, 20);
+    let more = lines.iter().find(|l| l.contains("bytes more")).expect("the rest is counted");
+    assert!(more.contains(&format!("{} bytes more", 300_000 - 20 * 64)), "{more}");
+    service.stop();
+}
+
+#[test]
+fn what_a_call_says_on_stderr_is_escaped_and_bears_its_session() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.StderrEscapes");
+    exchange(&mut service.connect(0), 1, 100, Pace::BULK);
+    let id = service.end().id;
+    let line = service.process.stderr.wait_for("red");
+    assert_eq!(line, format!("warning: session {id}: \\x1b[31mred\\x1b[0m and \\xff\\x00 end"));
+    service.stop();
+}
+
+#[test]
+fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+yes");
+    let peers: Vec<Wire> = (0..8).map(|i| service.connect(i % 2)).collect();
+    fake.wait_for_started(5);
+    let fifth = fake.events()[4].at;
+    // so long that the fifth is undecided too
+    eventually("the fifth prompt is old", || uptime() > fifth + Duration::from_millis(2600));
+    assert_eq!(fake.started(), 5);
+    fake.open("yes");
+    for (seed, mut peer) in peers.into_iter().enumerate() {
+        exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
+    }
+    assert_eq!(service.ends(8).iter().filter(|e| e.brief() == "eof up 1000 down 1000 exit 0").count(), 8);
+    service.stop();
+}
+
+#[test]
+fn two_hundred_sessions_over_thirty_two_calls_lose_nothing() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Echo");
+    let rest = service.process.rest();
+    thread::scope(|scope| {
+        for seed in 0..200 {
+            let service = &service;
+            scope.spawn(move || exchange(&mut service.connect((seed % 2) as usize), seed, 60_000, Pace::CRUMBS));
+        }
+    });
+    let ends = service.ends(200);
+    assert!(ends.iter().all(|e| e.brief() == "eof up 60000 down 60000 exit 0"), "{ends:#?}");
+    assert_eq!(ends.len(), 200);
+    assert!(fake.most_at_once() <= 32, "{}", fake.most_at_once());
+    let line = service.process.stderr.wait_for("all calls that work may have at a time");
+    assert!(line.contains("in the backlog"), "{line}");
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn the_limit_of_calls_is_shared_by_all_listeners_of_a_qube_and_no_others() {
+    let fake = FakeQrexec::new();
+    let service = Activation::calling(&fake)
+        .args(["--calls-per-qube", "2"])
+        .tcp("work test.SpeaksFirst")
+        .unix("work test.Echo")
+        .tcp("other test.SpeaksFirst")
+        .start()
+        .ready();
+    let mut first = service.connect(0);
+    first.expect(b"ready\n");
+    let mut second = service.connect(1);
+    second.write_all(b"x").expect("connected");
+    second.expect(b"x");
+    let mut third = service.connect(0);
+    let line = service.process.stderr.wait_for("all calls that work may have at a time");
+    assert!(line.contains("1 connection waits in the backlog"), "{line}");
+    let mut other = service.connect(2);
+    other.expect(b"ready\n");
+    assert_eq!(fake.started(), 3);
+    drop(second);
+    third.expect(b"ready\n");
+    service.stop();
+}
+
+#[test]
+fn a_call_whose_output_nobody_reads_waits_and_is_ended_with_its_peer() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Source+40000000");
+    let rest = service.process.rest();
+    for listener in 0..2 {
+        let mut peer = service.connect(listener);
+        receive(&mut peer, SERVICE_SEED, 100_000, Pace::BULK).expect("the beginning");
+        drop(peer); // with bytes unread
+        fake.wait_for_ended(listener + 1);
+    }
+    assert!(service.ends(2).iter().all(|e| e.end == "reset" && e.down >= 100_000));
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn every_session_has_one_start_and_one_end_in_the_log() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Echo");
+    for round in 0..30 {
+        exchange(&mut service.connect(round % 2), round as u64, 100, Pace::BULK);
+    }
+    service.ends(30);
+    let process = service.stop();
+    let lines = process.stderr.to_the_end();
+    let mut started = crate::support::starts(&lines);
+    let mut ended: Vec<String> = ends(&lines).into_iter().map(|e| e.id).collect();
+    started.sort();
+    ended.sort();
+    assert_eq!(started, ended);
+    ended.dedup();
+    assert_eq!(ended.len(), 30);
+}
