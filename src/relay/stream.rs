@@ -22,7 +22,7 @@
 //! is **watched** for being gone, by its readiness to write, which costs no system call. A child that closed its
 //! standard input takes no more: the direction becomes deaf. Where bytes may still be delivered or worked on (a reset
 //! sender with a slow receiver; a UNIX peer that closed entirely while the upstream still thinks), the relay goes on
-//! until `GONE_GRACE` has passed without a byte.
+//! until `LINGER` or `GONE_GRACE` has passed without a byte.
 //!
 //! After the last byte of *down* a deaf *up* goes on for at most `LINGER` or `LINGER_BYTES`.
 //!
@@ -43,7 +43,8 @@ use tokio::time::{Instant, Sleep};
 use super::{Counters, End, Interrupt, Outcome, ParkedEnd, Side};
 use crate::stream::{Gone, Stream};
 
-/// How long a peer that still sends is read and dropped after the last byte to it was written. The purpose and order
+/// How long a peer that still sends is read and dropped after the last byte to it was written; and how long the last
+/// bytes of a side that was reset may wait for a receiver that takes none. The purpose and order
 /// of magnitude are those of nginx's `lingering_time` (30 s); a qrexec slot is not held meanwhile.
 const LINGER: Duration = Duration::from_secs(10);
 /// How much of it, in bytes: well above what socket buffers hold (tcp_rmem and tcp_wmem end at 6 and 4 MiB).
@@ -341,7 +342,7 @@ impl Relay {
             return Poll::Ready(self.outcome());
         }
         if self.fault.is_some() {
-            self.start(Purpose::Gone, GONE_GRACE); // the last bytes of that side wait for a slow receiver
+            self.start(Purpose::Gone, LINGER); // the last bytes of that side wait for a slow receiver
         }
         self.poll_timer(cx, counters)
     }
