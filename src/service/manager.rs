@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long sessions get when the whole manager goes down: the machine is not to wait for them.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// What a SIGTERM means. Without a manager, and when no job explains it (`systemctl kill`), it is a stop. When the
-/// manager does not answer, sessions are parked: a restart keeps them, and were it a stop they would be cut anyway.
+/// What a SIGTERM means. Without a manager, and when no job explains it (`systemctl kill`), it is a stop. When systemd
+/// does not answer, sessions are parked: a restart keeps them, and a stop under such a load would hardly let them end.
 ///
 /// # Cancel safety
 /// Safe; the question is left to end by itself.
@@ -35,7 +35,8 @@ pub async fn meaning_of_sigterm() -> Order {
             let stopping = ask(&["is-system-running"]).await.is_some_and(|state| state.trim() == "stopping");
             Order::Drain { at_most: stopping.then_some(SHUTDOWN) }
         }
-        None => Order::Park,
+        None if sd_notify::booted().unwrap_or(true) => Order::Park,
+        None => Order::Drain { at_most: None }, // a supervisor of another kind, which keeps nothing
     }
 }
 
