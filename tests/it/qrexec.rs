@@ -270,11 +270,10 @@ fn the_call_of_a_peer_that_is_reset_is_ended() {
     assert_eq!((end.end.as_str(), end.up, end.down), ("reset", 5, 5));
     service.process.wait_for_rest(&rest);
 
-    // one whose service reads nothing, with more on its way than fits anywhere
-    let peer = service.connect(1);
+    // one whose service neither reads nor writes
+    let mut peer = service.connect(1);
+    peer.write_all(&[1; 10_000]).expect("connected");
     fake.wait_for_connected(2);
-    peer.set_nonblocking(true);
-    let _ = send(&peer, 1, 50_000_000, Pace::BULK);
     peer.reset();
     fake.wait_for_ended(2);
     assert_eq!(service.ends(2)[1].end, "reset");

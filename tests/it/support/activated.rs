@@ -190,9 +190,11 @@ impl Activation {
 
     /// Starts it. Nothing is awaited: see [`Activated::ready`].
     pub(crate) fn start(self) -> Activated {
-        for sub in ["config", "run"] {
+        for sub in ["config", "run", "bin"] {
             std::fs::create_dir_all(self.dir().join(sub)).expect("the test's directory is writable");
         }
+        let systemctl = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes/systemctl");
+        std::os::unix::fs::symlink(systemctl, self.dir().join("bin/systemctl")).expect("the directory is new");
         let notifications = Notifications::at(self.dir().join("notify"));
         let process = self.spawn(&notifications);
         Activated { process, earlier: Vec::new(), notifications, with: self }
@@ -211,7 +213,8 @@ impl Activation {
              [ -z \"$WATCHDOG_USEC\" ] || export WATCHDOG_PID=$$; exec \"$@\""
         );
         command.arg("-c").arg(script).arg("sh").arg(&self.program).args(&self.args).stdin(Stdio::null());
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LANG", "C.UTF-8");
+        let path = format!("{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.dir().display());
+        command.env_clear().env("PATH", path).env("LANG", "C.UTF-8");
         command.env("HOME", self.dir());
         command.env("XDG_CONFIG_HOME", self.dir().join("config")).env("XDG_RUNTIME_DIR", self.dir().join("run"));
         let count = self.count.unwrap_or(descriptors.len());
@@ -307,6 +310,11 @@ impl Activated {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait();
         assert_eq!(status.code(), Some(75), "a handover: {status}");
+    }
+
+    /// What the manager says of itself from now on: `restart` (a job of this unit), `stopping` (the whole manager).
+    pub(crate) fn manager_says(&self, what: &str) {
+        std::fs::write(self.dir().join("bin").join(what), "").expect("the test's directory is writable");
     }
 
     /// What is started from now on is given this limit of descriptors.

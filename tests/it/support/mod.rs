@@ -57,8 +57,9 @@ pub(crate) fn example(name: &str) -> PathBuf {
     // `cargo test --test NAME` builds no examples: an old one must not speak for the new source
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes");
     let changed = |p: &Path| p.metadata().and_then(|m| m.modified()).expect("Linux file systems have it");
-    for source in fs::read_dir(sources).into_iter().flatten().flatten() {
-        let newer = changed(&source.path()) > changed(&path);
+    let rust = |path: &PathBuf| path.extension().is_some_and(|e| e == "rs");
+    for source in fs::read_dir(sources).into_iter().flatten().flatten().map(|entry| entry.path()).filter(rust) {
+        let newer = changed(&source) > changed(&path);
         assert!(!newer, "{} is older than its source: cargo build --examples", path.display());
     }
     path

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Socket, Type};
+
 use super::{PATIENCE, Pattern, raw};
 
 /// One connection, whatever its family. Every read and write gives up after [`PATIENCE`] without progress.
@@ -25,7 +27,11 @@ pub(crate) enum Wire {
 impl Wire {
     #[track_caller]
     pub(crate) fn tcp(address: SocketAddr) -> Self {
-        Self::from_tcp(TcpStream::connect_timeout(&address, PATIENCE).unwrap_or_else(|e| panic!("{address}: {e}")))
+        // Not connect_timeout: it reports a reset that follows at once as if there had been no connection.
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a free descriptor");
+        socket.set_write_timeout(Some(PATIENCE)).expect("not zero");
+        socket.connect(&address.into()).unwrap_or_else(|e| panic!("{address}: {e}"));
+        Self::from_tcp(socket.into())
     }
 
     #[track_caller]
