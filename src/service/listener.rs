@@ -152,10 +152,11 @@ impl Listening {
 
     /// Waits until the listener and, for a qrexec call, the qube have room; `None` when nobody waits for it after all.
     async fn permits(&self, route: &Route, reminder: &mut Reminder) -> Option<Permits> {
-        let sessions = self.permit(&route.room, reminder, || format!("{} sessions", route.options.max_connections));
+        let sessions =
+            self.permit(&route.room, reminder, || format!("max_connections={}", route.options.max_connections));
         let sessions = sessions.await?;
         let Some(call) = &route.call else { return Some(Permits { _session: Some(sessions), _call: None }) };
-        let limit = || format!("all calls that {} may have at a time", call.call.target);
+        let limit = || format!("the limit of calls into {} (--calls-per-qube)", call.call.target);
         let calls = self.permit(&call.room, reminder, limit).await?;
         Some(Permits { _session: Some(sessions), _call: Some(calls) })
     }
@@ -181,7 +182,7 @@ impl Listening {
                 None => "further connections wait in the backlog".to_owned(),
             };
             let mut event =
-                Event::new(Kind::LimitReached, format!("{}: {} are there; {waiting}", route.listener, limit()));
+                Event::new(Kind::LimitReached, format!("{}: {} is reached; {waiting}", route.listener, limit()));
             event.listener = Some(route.listener.clone());
             event.upstream = Some(route.upstream_text.clone());
             emit(event);
