@@ -4,9 +4,11 @@
 
 mod activation;
 mod architecture;
+mod drain;
 mod endings;
 mod fake;
 mod harness;
+mod limits;
 mod names;
 mod qrexec;
 mod support;

@@ -340,7 +340,7 @@ fn two_hundred_sessions_over_thirty_two_calls_lose_nothing() {
     assert!(ends.iter().all(|e| e.brief() == "eof up 60000 down 60000 exit 0"), "{ends:#?}");
     assert_eq!(ends.len(), 200);
     assert!(fake.most_at_once() <= 32, "{}", fake.most_at_once());
-    let line = service.process.stderr.wait_for("all calls that work may have at a time");
+    let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
     assert!(line.contains("in the backlog"), "{line}");
     service.process.wait_for_rest(&rest);
     service.stop();
@@ -362,7 +362,7 @@ fn the_limit_of_calls_is_shared_by_all_listeners_of_a_qube_and_no_others() {
     second.write_all(b"x").expect("connected");
     second.expect(b"x");
     let mut third = service.connect(0);
-    let line = service.process.stderr.wait_for("all calls that work may have at a time");
+    let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
     assert!(line.contains("1 connection waits in the backlog"), "{line}");
     let mut other = service.connect(2);
     other.expect(b"ready\n");
