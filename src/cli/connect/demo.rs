@@ -27,6 +27,10 @@ use nix::{
     unistd::Pid,
 };
 use tempfile::TempDir;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     report::{Code, Failure},
@@ -110,8 +114,9 @@ pub(super) fn run(check: bool) -> Result<ExitCode, Failure> {
         nix::unistd::dup2(&listener.socket, &mut place).map_err(|e| failed(e.into()))?;
         std::mem::forget(place); // open until the end, for the service to inherit
     }
+    let stop = Stop::new().map_err(failed)?;
     let mut service = start(dir.path(), &listeners).map_err(failed)?;
-    let result = if check { check_all(&listeners) } else { show(&listeners, &mut service) };
+    let result = if check { check_all(&listeners) } else { show(&listeners, &mut service, stop) };
     if let Ok(pid) = i32::try_from(service.id()) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
@@ -202,16 +207,43 @@ fn check_all(listeners: &[Listener]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(listeners: &[Listener], service: &mut Child) -> Result<ExitCode, Failure> {
+/// Ctrl-C, somebody's SIGTERM, a terminal that closes: from here on none of them ends this process before it has
+/// ended the service and cleared up.
+struct Stop {
+    runtime: Runtime,
+    signals: [tokio::signal::unix::Signal; 3],
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let within = runtime.enter();
+        let signals =
+            [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
+        drop(within);
+        Ok(Self { runtime, signals })
+    }
+
+    fn wait(self) {
+        let [mut interrupt, mut terminate, mut hangup] = self.signals;
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+    }
+}
+
+fn show(listeners: &[Listener], service: &mut Child, stop: Stop) -> Result<ExitCode, Failure> {
     println!("The service runs, with three sockets as systemd would pass them. Try, in another terminal:\n");
     for listener in listeners {
         println!("  {:<60} # {}", listener.curl(), listener.what);
         println!("  {:<60} #   FileDescriptorName={}", "", listener.name);
     }
     println!("\nIts log follows; Ctrl-C ends the demo.\n");
-    let failed = |e: io::Error| Failure::new(Code::Failure, e);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(tokio::signal::ctrl_c()).map_err(failed)?;
+    stop.wait();
     println!();
     match service.try_wait() {
         Ok(Some(status)) => Err(Failure::new(Code::Failure, format!("the service had ended: {status}"))),
