@@ -4,11 +4,14 @@
 
 mod activation;
 mod architecture;
+mod demo;
 mod drain;
 mod endings;
 mod fake;
 mod harness;
 mod limits;
+mod log;
 mod names;
+mod notify;
 mod qrexec;
 mod support;
