@@ -8,6 +8,7 @@ mod demo;
 mod drain;
 mod endings;
 mod fake;
+mod handover;
 mod harness;
 mod limits;
 mod log;
