@@ -9,4 +9,9 @@
 mod support;
 #[macro_use]
 mod tree; // first: the macro `tree!`
+mod crowd;
+mod enable;
 mod harness;
+mod journal;
+mod life;
+mod service;
