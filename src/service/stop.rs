@@ -80,12 +80,13 @@ impl Service {
             let text = format!("stopping: up to {} s for {} to end", longest.as_secs_f32(), n_sessions(count));
             say(Kind::ServiceDraining, text);
         }
-        let more = u32::try_from((longest + ENDING + ENDING).as_micros()).unwrap_or(u32::MAX);
+        // sd-notify's own variant ends at u32::MAX, after 71 minutes.
+        let more = format!("EXTEND_TIMEOUT_USEC={}", (longest + ENDING + ENDING).as_micros());
         let status = format!("stopping, {} left", n_sessions(count));
-        notify::tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), NotifyState::Status(&status)]);
+        notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
         self.shared.tasks.close();
         let began = Instant::now();
-        let mut hurry = false;
+        let (mut hurry, mut cut) = (false, 0);
         for deadline in deadlines {
             let ended = tokio::select! {
                 () = self.shared.tasks.wait() => true,
@@ -98,12 +99,14 @@ impl Service {
             if ended {
                 break;
             }
-            sessions.interrupt(Why::Drained, |info| hurry || allowed(info.route.options.drain_timeout) <= deadline);
+            cut += sessions.interrupt(Why::Drained, |info| {
+                let due = hurry || allowed(info.route.options.drain_timeout) <= deadline;
+                due && info.interrupt.requested().is_none()
+            });
             if hurry {
                 break;
             }
         }
-        let cut = sessions.count();
         if timeout(ENDING, self.shared.tasks.wait()).await.is_err() {
             say(Kind::ServiceStopped, format!("{} not ending; left behind", n_sessions(sessions.count())));
         }
