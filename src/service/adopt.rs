@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use super::{
     Resolve, Service,
-    handover::{self, Adopted},
+    handover::{self, Adopted, Lost},
     notify::sessions,
     route::Route,
     session::{self, ParkedStage, Permits, Stage, say},
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     dial::qrexec::Call,
-    log::Kind as Event,
+    log::{self, End, Kind as Event},
     relay::{Counters, ParkedEnd, Relay, Why},
     spec::OnRemove,
     stream::{Kind, Stream},
@@ -22,9 +22,7 @@ impl Service {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason.
     pub fn adopt(&mut self, stored: Vec<OwnedFd>, resolve: &Resolve) {
         let (adopted, lost) = handover::take(stored);
-        for lost in lost {
-            say(Event::HandoverLost, format!("{} could not be taken up: {}", lost.what, lost.why));
-        }
+        lost.iter().for_each(tell);
         let (mut taken_up, mut kept, mut drained) = (0, 0, 0);
         for session in adopted {
             let here = |r: &Arc<Route>| *r.listener == *session.listener && r.name == session.name;
@@ -45,7 +43,7 @@ impl Service {
                         }
                     }
                 }
-                Err(why) => say(Event::HandoverLost, format!("session {id} could not be taken up: {why}")),
+                Err(why) => tell(&Lost { session: Some(id), what: format!("session {id}"), why }),
             }
         }
         if taken_up > 0 {
@@ -116,6 +114,15 @@ async fn drain(info: Arc<Info>) {
 
 fn go(n: usize) -> String {
     format!("{} go{}", sessions(n), if n == 1 { "es" } else { "" })
+}
+
+/// Tells that a session could not be taken up; that is its end.
+fn tell(lost: &Lost) {
+    let text = format!("{} could not be taken up: {}", lost.what, lost.why);
+    let mut event = log::Event::new(Event::HandoverLost, text);
+    event.session = lost.session;
+    event.end = lost.session.map(|_| End::Drained);
+    log::emit(event);
 }
 
 /// The process id of a session's child.

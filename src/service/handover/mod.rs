@@ -78,7 +78,10 @@ pub fn take(stored: Vec<OwnedFd>) -> (Vec<Adopted>, Vec<Lost>) {
                 lost.append(&mut l);
             }
             Ok(None) => {}
-            Err(e) => lost.push(Lost { what: "all sessions of the previous process".into(), why: e.to_string() }),
+            Err(e) => {
+                let what = "all sessions of the previous process".to_owned();
+                lost.push(Lost { session: None, what, why: e.to_string() });
+            }
         }
     }
     let name = format!("FDNAME={NAME}");

@@ -50,6 +50,8 @@ pub struct Adopted {
 /// A session that could not be taken up.
 #[derive(Debug)]
 pub struct Lost {
+    /// Its SESSION_ID, where it is known.
+    pub session: Option<Uuid>,
     /// Which.
     pub what: String,
     /// Why.
@@ -250,7 +252,7 @@ impl Writer {
 pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>) -> (Vec<Adopted>, Vec<Lost>) {
     let all = |why: &str| {
         let what = "all sessions of the previous process".to_owned();
-        (Vec::new(), vec![Lost { what, why: why.to_owned() }])
+        (Vec::new(), vec![Lost { session: None, what, why: why.to_owned() }])
     };
     let Some((header, rest)) = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC)) else {
         return all("the records are damaged");
@@ -268,11 +270,12 @@ pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>) -> (Vec<Adopted>, Vec<L
         match read_one(line, held, &mut fds) {
             Ok(session) => adopted.push(session),
             Err(why) => {
-                let what = match serde_json::from_slice::<Head>(line) {
-                    Ok(head) => format!("session {}", head.id),
-                    Err(_) => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
+                let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
+                let what = match session {
+                    Some(id) => format!("session {id}"),
+                    None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
                 };
-                lost.push(Lost { what, why });
+                lost.push(Lost { session, what, why });
             }
         }
     }
