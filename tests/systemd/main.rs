@@ -11,6 +11,8 @@ mod support;
 mod tree; // first: the macro `tree!`
 mod crowd;
 mod enable;
+mod future;
+mod handover;
 mod harness;
 mod journal;
 mod life;
