@@ -409,7 +409,16 @@ async fn receive_pattern(
 /// Somebody who connects, has a few bytes echoed and ends, again and again.
 pub(crate) struct Knocker {
     stop: Arc<std::sync::atomic::AtomicBool>,
-    thread: thread::JoinHandle<Knocks>,
+    thread: Option<thread::JoinHandle<Knocks>>,
+}
+
+impl Drop for Knocker {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What became of the connections.
@@ -438,14 +447,15 @@ impl Knocker {
             }
             knocks
         });
-        Self { stop, thread }
+        Self { stop, thread: Some(thread) }
     }
 
     /// Ends; not one connection was refused or lost, and there were more than `n`.
     #[track_caller]
-    pub(crate) fn assert_never_refused(self, n: usize) -> Knocks {
+    pub(crate) fn assert_never_refused(mut self, n: usize) -> Knocks {
         self.stop.store(true, Relaxed);
-        let knocks = self.thread.join().expect("it does not panic");
+        let thread = self.thread.take().expect("taken only here and at the end");
+        let knocks = thread.join().expect("it does not panic");
         assert!(knocks.failures.is_empty(), "{} of {}: {:?}", knocks.failures.len(), knocks.attempts, knocks.failures);
         assert!(knocks.attempts > n, "only {} attempts", knocks.attempts);
         knocks

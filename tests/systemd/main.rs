@@ -17,3 +17,5 @@ mod harness;
 mod journal;
 mod life;
 mod service;
+mod storm;
+mod system;
