@@ -1,6 +1,6 @@
 //! What `qrexec-client-vm` says by its exit code.
 
-/// What an exit code of `qrexec-client-vm` means *before the call was connected*; afterwards every code is the
+/// What an exit code of `qrexec-client-vm` means when the service has not sent a byte; otherwise every code is the
 /// service's own. Codes: `QREXEC_EXIT_*` at the end of libqrexec/qrexec.h, qrexec-client-vm(1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetUp {
@@ -15,7 +15,7 @@ pub enum SetUp {
     Local,
     /// 2: `qrexec-client-vm` did not understand its arguments.
     Usage,
-    /// The service ended with this code before a byte moved.
+    /// The service ended with this code.
     Service(u8),
 }
 
@@ -30,6 +30,11 @@ impl SetUp {
             2 => Self::Usage,
             other => Self::Service(other),
         }
+    }
+
+    /// Whether only a service can have given it, so that the call was connected.
+    pub fn is_the_services(self) -> bool {
+        matches!(self, Self::Service(_))
     }
 }
 

@@ -8,8 +8,12 @@
 //! A call goes through **set-up**: dom0 asks its policy, perhaps its user, perhaps starts a qube; nothing tells us
 //! when that is over. But `qrexec-client-vm` sets O_NONBLOCK on its standard input exactly when it is connected and
 //! before any byte moves. That flag belongs to the open file description, so a second descriptor of the same pipe end
-//! shows it ([`Call::connected`]): no look into /proc, and it can still be read when the child has ended. The other
-//! sign is the first byte of output. Until then the peer is not read: its bytes stay in the kernel.
+//! shows it ([`Call::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
+//! is not read: its bytes stay in the kernel.
+//!
+//! The flag goes as it came: before `qrexec-client-vm` closes its input, at the latest when it ends, it makes it
+//! blocking again. So a child that has ended is judged by what else it left: output, or an exit code that only the
+//! service can have given.
 //!
 //! [`gate`] bounds how many set-ups of one service run at once, so that an `ask` policy does not open eight prompts,
 //! and stops asking for a while what was refused.
@@ -159,8 +163,10 @@ impl Call {
             tokio::select! {
                 biased;
                 exit = self.child.exited() => {
-                    if self.connected() {
-                        return Decision::Connected; // and over already: what it wrote is in the pipe
+                    // Over already, and the flag with it, unless the child was killed.
+                    let served = matches!(exit, Exit::Code(code) if SetUp::from_exit(code).is_the_services());
+                    if served || self.connected() || self.from.unread() > 0 {
+                        return Decision::Connected; // what it wrote is in the pipe
                     }
                     return Decision::Failed(Failure::Call(exit.code().map(SetUp::from_exit)));
                 }
@@ -169,7 +175,7 @@ impl Call {
                     if self.from.unread() > 0 {
                         return Decision::Connected;
                     }
-                    output_ended = true; // without a byte: the child is about to end
+                    output_ended = true; // without a byte: the flag or the exit code will tell why
                 }
                 () = self.stderr.drain(&mut said) => {}
                 () = sleep_until(next) => {
