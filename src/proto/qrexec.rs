@@ -1,5 +1,9 @@
 //! What `qrexec-client-vm` says by its exit code.
 
+/// 255: the connection to the other qube broke before the service's exit code came (libqrexec/process_io.c: its status
+/// is still -1). A service may give the same code itself.
+pub const LOST: u8 = 255;
+
 /// What an exit code of `qrexec-client-vm` means when the service has not sent a byte; otherwise every code is the
 /// service's own. Codes: `QREXEC_EXIT_*` at the end of libqrexec/qrexec.h, qrexec-client-vm(1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,12 @@ impl SetUp {
             2 => Self::Usage,
             other => Self::Service(other),
         }
+    }
+
+    /// Whether nothing was ever there to serve the call. The caller learns it by the exit code of a *connected* call:
+    /// the two qubes are connected before the service is looked for.
+    pub fn never_began(self) -> bool {
+        matches!(self, Self::Missing | Self::Qrexec)
     }
 
     /// Whether only a service can have given it, so that the call was connected.

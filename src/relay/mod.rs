@@ -74,6 +74,8 @@ pub enum Outcome {
         /// What the kernel said, where it said anything.
         error: Option<io::Error>,
     },
+    /// The upstream has ended its sending, and the peer was not told ([`Relay::hold_end`]). The relay goes on.
+    UpstreamEnded,
     /// No byte moved for the idle timeout.
     Idle,
     /// Stopped from outside; the relay can be parked or ended.

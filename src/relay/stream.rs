@@ -24,6 +24,9 @@
 //! sender with a slow receiver; a UNIX peer that closed entirely while the upstream still thinks), the relay goes on
 //! until `LINGER` or `GONE_GRACE` has passed without a byte.
 //!
+//! An upstream whose end alone does not say whether it sent all it wanted (a child: its exit code tells, a moment later)
+//! can have that end **held back** ([`Relay::hold_end`]): the relay stops there once, to be told whether to pass it on.
+//!
 //! After the last byte of *down* a deaf *up* goes on for at most `LINGER` or `LINGER_BYTES`.
 //!
 //! All state lives in the [`Relay`], none in a future's locals, and every wait is for readiness: the relay can be
@@ -107,6 +110,18 @@ struct Direction {
     at: usize,
     /// Bytes dropped while deaf.
     dropped: u64,
+    end: Passing,
+}
+
+/// What becomes of a source's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passing {
+    /// The destination is told at once.
+    AtOnce,
+    /// The destination is told when the relay's owner says so.
+    WhenTold,
+    /// It has come, and the destination was not told.
+    Held,
 }
 
 impl Direction {
@@ -170,8 +185,11 @@ impl Direction {
             });
             if ready!(step)? == 0 {
                 source.finished_reading();
-                destination.finish();
                 self.phase = Phase::Done;
+                match self.end {
+                    Passing::AtOnce => destination.finish(),
+                    Passing::WhenTold | Passing::Held => self.end = Passing::Held,
+                }
             }
         }
     }
@@ -267,7 +285,7 @@ pub struct Relay {
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
-        let open = || Direction { phase: Phase::Open, held: Vec::new(), at: 0, dropped: 0 };
+        let open = || Direction { phase: Phase::Open, held: Vec::new(), at: 0, dropped: 0, end: Passing::AtOnce };
         Self { peer, upstream, up: open(), down: open(), fault: None, idle, timer: None }
     }
 
@@ -276,7 +294,13 @@ impl Relay {
     /// # Errors
     /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
-        let direction = |p: ParkedDirection| Direction { phase: p.phase, held: p.held, at: 0, dropped: p.dropped };
+        let direction = |p: ParkedDirection| Direction {
+            phase: p.phase,
+            held: p.held,
+            at: 0,
+            dropped: p.dropped,
+            end: Passing::AtOnce,
+        };
         Ok(Self {
             peer: End::resume(parked.peer)?,
             upstream: End::resume(parked.upstream)?,
@@ -289,7 +313,8 @@ impl Relay {
     }
 
     /// Takes the relay off the runtime, with every byte it holds.
-    pub fn park(self) -> Parked {
+    pub fn park(mut self) -> Parked {
+        self.pass_end();
         let direction =
             |d: Direction| ParkedDirection { phase: d.phase, held: d.held[d.at..].to_vec(), dropped: d.dropped };
         Parked {
@@ -299,6 +324,22 @@ impl Relay {
             down: direction(self.down),
             reset_by: self.fault.map(|f| f.0),
         }
+    }
+
+    /// Keeps the upstream's end from the peer until [`Relay::pass_end`], where it has not come yet:
+    /// [`Outcome::UpstreamEnded`] says when it has.
+    pub fn hold_end(&mut self) {
+        if self.down.phase != Phase::Done {
+            self.down.end = Passing::WhenTold;
+        }
+    }
+
+    /// Tells the peer of the upstream's end, if that was held back; from now on it is not.
+    pub fn pass_end(&mut self) {
+        if self.down.end == Passing::Held {
+            self.peer.finish();
+        }
+        self.down.end = Passing::AtOnce;
     }
 
     /// Bytes written to `side` that a reset would still take back.
@@ -330,6 +371,9 @@ impl Relay {
         self.poll_direction(cx, Side::Peer, counters);
         self.poll_direction(cx, Side::Upstream, counters);
         self.poll_watches(cx);
+        if self.fault.is_none() && self.down.end == Passing::Held {
+            return Poll::Ready(Outcome::UpstreamEnded);
+        }
         let done = |side| match side {
             Side::Peer => self.up.phase == Phase::Done,
             Side::Upstream => self.down.phase == Phase::Done,

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use super::{route::Route, sessions::Info};
 use crate::{
-    dial::Failure,
+    dial::{Failure, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -136,6 +136,16 @@ pub fn reset(by: Side, error: Option<&io::Error>) -> String {
         Side::Upstream => "the upstream",
     };
     error.map_or_else(|| format!("by {side}"), |e| format!("by {side}: {e}"))
+}
+
+/// How a call was lost in the middle.
+pub fn lost(exit: Exit) -> String {
+    match exit {
+        Exit::Signal(n) => format!("qrexec-client-vm was killed by signal {n}"),
+        Exit::Code(_) | Exit::Unknown => {
+            "the other qube or its qrexec agent went away in the middle, or the service ended with this code".to_owned()
+        }
+    }
 }
 
 /// A line that a call wrote on its standard error, escaped already.

@@ -32,6 +32,7 @@ use crate::{
         },
     },
     log::{self, End, Event, Kind},
+    proto::qrexec::{LOST, SetUp},
     relay::{self, Outcome, Relay, Side, Why},
     spec::Upstream,
     stream::{self, Stream},
@@ -40,6 +41,10 @@ use crate::{
 /// How long a child may take to end by itself after both its pipes have ended: what it still does is to wait for the
 /// service's exit code.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long the end of a service's output is kept from the peer, for the exit code that says what it means. It comes
+/// within 2 ms of the output's end, and later only when the service ended nothing but its output.
+const VERDICT: Duration = Duration::from_millis(100);
 
 /// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
 const DELIVERY: Duration = Duration::from_secs(10);
@@ -170,8 +175,7 @@ impl Session {
         self.over(if why == Why::Killed { End::Killed } else { End::Drained })
     }
 
-    fn failed(&mut self, peer: Stream, failure: &Failure) -> Next {
-        peer.reset();
+    fn failed(&mut self, failure: &Failure) -> Next {
         let (end, note) = explain::failure(&self.story.info.route, failure);
         self.story.note = note;
         self.over(end)
@@ -197,7 +201,10 @@ impl Session {
                 Some(Stage::Relaying(Relay::new(peer, upstream, info.route.options.idle_timeout), None))
             }
             Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(peer, call, ticket)),
-            Ok(Err(failure)) => self.failed(peer, &failure),
+            Ok(Err(failure)) => {
+                peer.reset();
+                self.failed(&failure)
+            }
             Err(Why::Park) => self.park(ParkedStage::Waiting(peer.kind(), peer.into_fd())),
             Err(why) => {
                 peer.reset();
@@ -263,7 +270,8 @@ impl Session {
                     drop(ticket);
                 }
                 let parts = call.into_parts();
-                let next = self.failed(peer, &failure);
+                peer.reset();
+                let next = self.failed(&failure);
                 drop((parts.from, parts.to));
                 self.end_child(parts.child, parts.stderr).await;
                 next
@@ -296,11 +304,44 @@ impl Session {
                 outcome => self.close(relay, outcome),
             };
         };
-        let outcome = tokio::select! {
-            biased;
-            outcome = relay.run(&info.counters, &info.interrupt) => outcome,
-            () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+        relay.hold_end();
+        let mut lost = None;
+        let mut outcome = loop {
+            let outcome = tokio::select! {
+                biased;
+                outcome = relay.run(&info.counters, &info.interrupt) => outcome,
+                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+            };
+            if !matches!(outcome, Outcome::UpstreamEnded) {
+                break outcome;
+            }
+            let exit = tokio::select! {
+                biased;
+                exit = timeout(VERDICT, child.exited()) => exit.unwrap_or(Exit::Unknown),
+                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+                _ = info.interrupt.requested_async() => Exit::Unknown,
+            };
+            match exit {
+                Exit::Code(code) if info.counters.down() == 0 && SetUp::from_exit(code).never_began() => {
+                    let (peer, upstream) = relay.into_ends();
+                    peer.reset();
+                    upstream.reset();
+                    let next = self.failed(&Failure::Call(Some(SetUp::from_exit(code))));
+                    self.end_child(child, stderr).await;
+                    return next;
+                }
+                Exit::Code(LOST) | Exit::Signal(_) => {
+                    lost = Some(exit);
+                    break Outcome::Reset { by: Side::Upstream, error: None };
+                }
+                Exit::Code(_) | Exit::Unknown => relay.pass_end(),
+            }
         };
+        if lost.is_some() {
+            if let Err(why) = delivered(&relay, Side::Peer, &info).await {
+                outcome = Outcome::Interrupted(why);
+            }
+        }
         if matches!(outcome, Outcome::Eof { .. }) {
             let exited = tokio::select! {
                 biased;
@@ -316,6 +357,9 @@ impl Session {
             return self.park(ParkedStage::Relaying(relay.park(), Some((child, stderr))));
         }
         let next = self.close(relay, outcome);
+        if let Some(exit) = lost {
+            self.story.note = explain::lost(exit);
+        }
         self.end_child(child, stderr).await;
         next
     }
@@ -338,6 +382,8 @@ impl Session {
                 self.story.note = explain::reset(by, error.as_ref());
                 self.over(End::Reset)
             }
+            // Told to go on, it says how it ends.
+            Outcome::UpstreamEnded => self.over(End::Eof),
             Outcome::Idle => {
                 peer.reset();
                 upstream.reset();
