@@ -56,7 +56,12 @@ impl Signals {
     pub async fn next(&mut self) -> Order {
         loop {
             if self.asking {
-                let order = manager::meaning_of_sigterm().await;
+                let order = tokio::select! {
+                    biased;
+                    // Signals that come together may be seen in either order.
+                    _ = self.restart.recv() => Order::Park,
+                    order = manager::meaning_of_sigterm() => order,
+                };
                 self.asking = false;
                 return order;
             }
