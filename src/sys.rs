@@ -102,6 +102,48 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     }
 }
 
+/// One message with at most `MAX` descriptors, close-on-exec: the bytes received, and the descriptors. Where this
+/// process has no room for all of them (EMFILE), the kernel closes the rest, and those that came are given here; that
+/// is why this is not nix's recvmsg, which then gives none and leaves them open.
+///
+/// # Errors
+/// What recvmsg(2) says; EAGAIN when no message waits.
+pub fn receive<const MAX: usize>(from: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// Room for one header and `MAX` descriptors, aligned as a header must be (cmsg(3)).
+    #[repr(C)]
+    union Control<const MAX: usize> {
+        _align: libc::cmsghdr,
+        _header: [u8; 64],
+        _room: [RawFd; MAX],
+    }
+    let mut control = [const { std::mem::MaybeUninit::<Control<MAX>>::zeroed() }; 2];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is plain old data, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message points to `bytes` and `control` with their sizes, and both outlive the call.
+    let n = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled `control` with whole headers, which the macros walk within msg_controllen; a
+    // header's data is what its length says, and each number in SCM_RIGHTS was installed for us just now.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(h) = header.as_ref() {
+            if (h.cmsg_level, h.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                let count = (h.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                fds.extend((0..count).map(|i| own(data.add(i).read_unaligned())));
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Ok((n, fds))
+}
+
 /// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
 pub fn unread(fd: BorrowedFd<'_>) -> usize {
     let mut n: libc::c_int = 0;

@@ -31,7 +31,14 @@ impl Service {
             let id = session.id;
             self.adopted.extend(child(&session.stage));
             let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
-            match route.and_then(|route| self.take_up(session, route)) {
+            let taken = match route {
+                Ok(route) => self.take_up(session, route),
+                Err(why) => {
+                    session.stage.abandon();
+                    Err(why)
+                }
+            };
+            match taken {
                 Ok(info) => {
                     taken_up += 1;
                     match info.route.options.on_remove {
@@ -80,6 +87,10 @@ impl Service {
 
     fn take_up(&self, session: Adopted, route: Arc<Route>) -> Result<Arc<Info>, String> {
         let failed = |e: std::io::Error| e.to_string();
+        if route.call.is_none() && matches!(session.stage, ParkedStage::SettingUp(..)) {
+            session.stage.abandon();
+            return Err("its name no longer means a qrexec call".to_owned());
+        }
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
         let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
         if let Some(ms) = session.dial_ms {

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::signals::Order;
+use super::{headroom::Headroom, signals::Order};
 
 /// How long the manager may take to answer; it takes 6 to 40 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,11 +56,23 @@ async fn ask(arguments: &[&str]) -> Option<String> {
     if std::env::var_os("MANAGERPID").is_some() {
         command.arg("--user");
     }
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     for name in crate::dial::qrexec::OURS_ALONE {
         command.env_remove(name);
     }
-    let answer = timeout(PATIENCE, spawn_blocking(move || command.output())).await.ok()?.ok()?.ok()?;
+    let answer = timeout(
+        PATIENCE,
+        spawn_blocking(move || {
+            let headroom = Headroom::take();
+            let child = command.spawn();
+            drop(headroom);
+            child?.wait_with_output()
+        }),
+    )
+    .await
+    .ok()?
+    .ok()?
+    .ok()?;
     // is-system-running says "stopping" with a status that is not zero.
     let known = answer.status.success() || !answer.stdout.is_empty();
     known.then(|| String::from_utf8_lossy(&answer.stdout).into_owned())

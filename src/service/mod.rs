@@ -4,6 +4,7 @@ mod access;
 mod adopt;
 mod explain;
 mod handover;
+mod headroom;
 mod limits;
 mod listener;
 mod manager;
@@ -25,6 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use handover::NAME as STORED;
+pub use headroom::keep as keep_headroom;
 use listener::Listening;
 use route::Route;
 use session::{Parked, Shared, say};
@@ -199,6 +201,8 @@ impl Service {
             tokio::select! {
                 order = signals.next() => match order {
                     Order::Reload => self.reload(),
+                    // Nobody would keep what is parked.
+                    Order::Park if !notify::managed() => return self.drain(signals, None).await,
                     Order::Park => return self.hand_over(Ended::HandedOver).await,
                     Order::Drain { at_most } => return self.drain(signals, at_most).await,
                 },

@@ -5,7 +5,10 @@ use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::session::{Shared, say};
+use super::{
+    headroom::Headroom,
+    session::{Shared, say},
+};
 use crate::log::Kind;
 
 /// How often the status is written at most.
@@ -14,10 +17,13 @@ const STATUS: Duration = Duration::from_secs(1);
 /// Tells the manager. Without one (`NOTIFY_SOCKET` unset) it goes nowhere; a failure is logged, for there is nobody
 /// else to tell.
 pub fn tell(state: &[NotifyState<'_>]) {
-    report(sd_notify::notify(state));
+    let headroom = Headroom::take();
+    let told = sd_notify::notify(state);
+    drop(headroom);
+    report(told);
 }
 
-/// Tells the manager, with descriptors for its store.
+/// Tells the manager, with descriptors for its store; within a [`Headroom`], where there may be none left.
 ///
 /// # Errors
 /// What sendmsg(2) says.

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    explain,
+    explain, handover,
     route::Route,
     sessions::{Info, Sessions},
 };
@@ -102,6 +102,22 @@ pub enum ParkedStage {
     SettingUp(stream::Kind, std::os::fd::OwnedFd, Child, Stderr, ParkedCall),
     /// Both ends and what was between them.
     Relaying(relay::Parked, Option<(Child, Stderr)>),
+}
+
+impl ParkedStage {
+    /// Ends what nobody takes up; a child is killed when it is dropped.
+    pub fn abandon(self) {
+        match self {
+            Self::Waiting(_, peer) | Self::SettingUp(_, peer, ..) => handover::abandon(&peer),
+            Self::Relaying(relay, _) => {
+                for end in [relay.peer, relay.upstream] {
+                    if let relay::ParkedEnd::Socket(_, fd) = end {
+                        handover::abandon(&fd);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Starts the session's task.
@@ -215,19 +231,25 @@ impl Session {
 
     async fn dial(&self, route: &Route) -> Result<Dialled, Failure> {
         let options = &route.options;
+        // A session that an earlier process accepted has had some of its time.
+        let left = |allowed: Duration| allowed.saturating_sub(self.story.info.accepted.elapsed());
         match (&route.upstream, &route.call) {
             (Some(Upstream::Qrexec(_)), Some(limits)) => {
                 let allowed = options.setup_timeout;
-                let turn = timeout(allowed, limits.gate.clone().enter(options.max_setups)).await;
+                let turn = timeout(left(allowed), limits.gate.clone().enter(options.max_setups)).await;
                 let ticket = turn.map_err(|_| Failure::TimedOut(allowed))?.map_err(|_| Failure::RefusedAlready)?;
                 Ok(Dialled::Call(Call::start(&self.story.shared.client, &limits.call)?, ticket))
             }
             (Some(Upstream::Unix(addr)), _) => {
                 let waiting = |e: &std::io::Error, pause| explain::waiting(route, e, pause);
-                dial::unix(addr, options.connect_timeout, waiting).await.map(Dialled::Stream)
+                dial::unix(addr, left(options.connect_timeout), waiting).await.map(Dialled::Stream)
             }
             (Some(Upstream::Tcp { addr, netns: None }), _) => {
-                dial::tcp(addr, options.connect_timeout, options.keepalive).await.map(Dialled::Stream)
+                let allowed = options.connect_timeout;
+                match dial::tcp(addr, left(allowed), options.keepalive).await {
+                    Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
+                    result => result.map(Dialled::Stream),
+                }
             }
             _ => {
                 let error = std::io::ErrorKind::Unsupported.into();

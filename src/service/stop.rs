@@ -22,8 +22,7 @@ const PARKING: Duration = Duration::from_secs(5);
 const ENDING: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Parks all sessions and gives them to the service manager. Without one there is nobody to give them to, so they
-    /// are drained.
+    /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
         self.stop_accepting().await;
         let began = Instant::now();
@@ -45,17 +44,13 @@ impl Service {
         }
         let infos: Vec<_> = parked.iter().map(|p| p.info.clone()).collect();
         let count = parked.len();
-        if notify::managed() {
-            match handover::give(parked) {
-                Ok(()) => {
-                    let ms = began.elapsed().as_millis();
-                    say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
-                    return ended;
-                }
-                Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
+        match handover::give(parked) {
+            Ok(()) => {
+                let ms = began.elapsed().as_millis();
+                say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
+                return ended;
             }
-        } else {
-            say(Kind::HandoverLost, format!("{} cut: no service manager keeps them", n_sessions(count)));
+            Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
         for info in infos {
             emit(explain::ended(&info, End::Drained, None, "it could not be handed over"));

@@ -2,8 +2,6 @@
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 use super::{PROGRAM, Serve};
 use crate::{
     activation, log,
@@ -23,7 +21,7 @@ pub(super) fn run(options: &Serve) -> Result<ExitCode, Failure> {
     if nothing && !managed {
         return Err(lonely());
     }
-    raise_descriptor_limit();
+    service::keep_headroom();
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let guard = log::start(PROGRAM, log::Level::Info).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
@@ -54,13 +52,4 @@ fn lonely() -> Failure {
         "try `qrexec-connect demo` to see it work, `qrexec-connect add NAME PORT \"@default qubes.ConnectTCP+PORT\" --now` \
          to make a socket unit, or `qrexec-connect --help`",
     )
-}
-
-/// A session takes two to six descriptors, and the soft limit is often 1024 (setrlimit(2)).
-fn raise_descriptor_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        if soft < hard {
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        }
-    }
 }

@@ -20,15 +20,20 @@ use std::{
     time::Duration,
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
 use sd_notify::NotifyState;
 
 pub use record::{Adopted, Lost};
 
 use super::{
+    headroom::Headroom,
     notify::{tell, tell_with},
     session::Parked,
 };
+use crate::sys;
 
 /// The name of our entries in the descriptor store.
 pub const NAME: &str = "handover";
@@ -40,11 +45,21 @@ const CONFIRM: Duration = Duration::from_secs(10);
 /// Gives parked sessions to the service manager; to be followed by the process's exit.
 ///
 /// # Errors
-/// When the pair, the records or the store cannot be had: then nothing was handed over.
+/// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
 pub fn give(parked: Vec<Parked>) -> io::Result<()> {
+    let _headroom = Headroom::take();
     let (records, descriptors) = record::write(parked)?;
+    let given = store(&records, &descriptors);
+    if given.is_err() {
+        descriptors.iter().for_each(abandon);
+    }
+    given
+}
+
+fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let (ours, theirs) = transport::pair()?;
-    transport::send(ours.as_fd(), &records, &descriptors)?;
+    let sent = transport::send(ours.as_fd(), records, descriptors)?;
+    descriptors[sent..].iter().for_each(abandon);
     let name = format!("FDNAME={NAME}");
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
     let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
@@ -64,12 +79,22 @@ fn confirm() -> io::Result<()> {
     }
 }
 
+/// Ends what nobody takes up: a socket's other side sees a reset and no end, which would make a part look complete; a
+/// child is asked to end. What a descriptor is not, it refuses to be (ENOTSOCK, EBADF).
+pub fn abandon(fd: &OwnedFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = setsockopt(fd, sockopt::Linger, &linger);
+    let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGTERM);
+}
+
 /// Takes what the previous process gave, and the store's entries with it.
 pub fn take(stored: Vec<OwnedFd>) -> (Vec<Adopted>, Vec<Lost>) {
     let (mut adopted, mut lost) = (Vec::new(), Vec::new());
     if stored.is_empty() {
         return (adopted, lost);
     }
+    // What the previous process had while it was at its limit, this one may need to have too.
+    let headroom = Headroom::take();
     for end in &stored {
         match transport::receive(end.as_fd()) {
             Ok(Some(received)) => {
@@ -78,12 +103,10 @@ pub fn take(stored: Vec<OwnedFd>) -> (Vec<Adopted>, Vec<Lost>) {
                 lost.append(&mut l);
             }
             Ok(None) => {}
-            Err(e) => {
-                let what = "all sessions of the previous process".to_owned();
-                lost.push(Lost { session: None, what, why: e.to_string() });
-            }
+            Err(e) => lost.push(Lost::all(e.to_string())),
         }
     }
+    drop((headroom, stored));
     let name = format!("FDNAME={NAME}");
     tell(&[NotifyState::FdStoreRemove, NotifyState::Custom(&name)]);
     (adopted, lost)

@@ -58,6 +58,13 @@ pub struct Lost {
     pub why: String,
 }
 
+impl Lost {
+    /// Nothing of the whole handover can be used.
+    pub fn all(why: impl Into<String>) -> Self {
+        Self { session: None, what: "all sessions of the previous process".into(), why: why.into() }
+    }
+}
+
 /// The part of a record that every version shares.
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -248,12 +255,15 @@ impl Writer {
 }
 
 /// Reads what [`write`] wrote, here or in another version of this program. Descriptors that no record claims are
-/// closed.
+/// abandoned.
 pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>) -> (Vec<Adopted>, Vec<Lost>) {
-    let all = |why: &str| {
-        let what = "all sessions of the previous process".to_owned();
-        (Vec::new(), vec![Lost { session: None, what, why: why.to_owned() }])
-    };
+    let sessions = read_all(bytes, &mut fds);
+    fds.iter().flatten().for_each(super::abandon);
+    sessions
+}
+
+fn read_all(bytes: &[u8], fds: &mut [Option<OwnedFd>]) -> (Vec<Adopted>, Vec<Lost>) {
+    let all = |why: &str| (Vec::new(), vec![Lost::all(why)]);
     let Some((header, rest)) = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC)) else {
         return all("the records are damaged");
     };
@@ -267,7 +277,7 @@ pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>) -> (Vec<Adopted>, Vec<L
     let Some((lines, held)) = split else { return all("the records are cut short") };
     let (mut adopted, mut lost) = (Vec::new(), Vec::new());
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        match read_one(line, held, &mut fds) {
+        match read_one(line, held, fds) {
             Ok(session) => adopted.push(session),
             Err(why) => {
                 let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
@@ -290,7 +300,11 @@ fn read_one(line: &[u8], held: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Ado
     let record: Record = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
     let (first, count) = record.fds;
     let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
-    let mut reader = Reader { fds: mine.ok_or("its descriptors did not come")?.iter_mut(), held };
+    let mine = mine.ok_or("its descriptors did not come")?;
+    if mine.iter().any(Option::is_none) {
+        return Err("a descriptor of it did not come".to_owned());
+    }
+    let mut reader = Reader { fds: mine.iter_mut(), held };
     let stage = reader.stage(record.stage)?;
     Ok(Adopted {
         id: record.id,

@@ -2,20 +2,16 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _},
+    io::{self, IoSlice, Read as _, Seek as _, Write as _},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
-        socket::{
-            AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-            socketpair,
-        },
+        socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
     },
 };
 
@@ -34,8 +30,8 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
-/// Sends the records, then as many descriptors as the pair takes: the reader finds out which did not come.
-pub fn send(to: BorrowedFd<'_>, records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+/// Sends the records, then as many descriptors as the pair takes: how many. The reader finds out which did not come.
+pub fn send(to: BorrowedFd<'_>, records: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
     let memfd = memfd_create(c"sessions", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = File::from(memfd);
     file.write_all(records)?;
@@ -48,11 +44,11 @@ pub fn send(to: BorrowedFd<'_>, records: &[u8], descriptors: &[OwnedFd]) -> io::
         match send_one(to, &first.to_le_bytes(), &fds) {
             Ok(()) => {}
             // The pair is full, or too many descriptors are in flight: what is there is handed over.
-            Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => break,
+            Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => return Ok(index * BATCH),
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(())
+    Ok(descriptors.len())
 }
 
 fn send_one(to: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> nix::Result<()> {
@@ -101,21 +97,10 @@ pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<Received>> {
 
 fn receive_one(from: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut bytes = [0; 16];
-    let mut space = cmsg_space!([RawFd; BATCH]);
-    let mut slices = [IoSliceMut::new(&mut bytes)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let (len, fds) = match recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-        Ok(message) => {
-            let mut fds = Vec::new();
-            for control in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(numbers) = control {
-                    fds.extend(numbers.into_iter().map(sys::own));
-                }
-            }
-            (message.bytes, fds)
-        }
-        Err(Errno::EAGAIN) => return Ok(None),
-        Err(e) => return Err(e.into()),
+    let (len, fds) = match sys::receive::<BATCH>(from, &mut bytes) {
+        Ok(received) => received,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(e) => return Err(e),
     };
     if len == 0 && fds.is_empty() {
         return Ok(None); // the other end is closed and everything was read
