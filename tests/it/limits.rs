@@ -63,7 +63,7 @@ fn ticks(service: &Activated) -> u64 {
 #[test]
 fn without_descriptors_the_service_waits_without_spinning_and_then_goes_on() {
     let name = Server::tcp().echo();
-    let service = Activation::qrexec_connect().tcp(&name).unix(&name).nofile(40).start().ready();
+    let service = Activation::qrexec_connect().tcp(&name).unix(&name).nofile(56).start().ready();
     let rest = service.process.rest();
     // two descriptors a session: more connections than there is room for
     let mut peers: Vec<Wire> = (0..60).map(|i| service.connect(i % 2)).collect();
@@ -74,6 +74,7 @@ fn without_descriptors_the_service_waits_without_spinning_and_then_goes_on() {
     let used = ticks(&service) - before;
     assert!(used < 30, "{used} ticks in a second of waiting");
     assert!(service.process.stderr.count("cannot accept on ") <= 2, "at most once a minute for each listener");
+    assert_eq!(service.process.stderr.count("did not take a message"), 0, "the manager still hears of it");
 
     // some sessions may have been told that there is no descriptor to dial with; the rest work, now or later
     let mut served = 0;
@@ -101,7 +102,7 @@ fn without_descriptors_the_service_waits_without_spinning_and_then_goes_on() {
 #[test]
 fn a_call_that_finds_no_descriptors_fails_alone() {
     let fake = FakeQrexec::new();
-    let service = Activation::calling(&fake).tcp("work test.SpeaksFirst").nofile(40).start().ready();
+    let service = Activation::calling(&fake).tcp("work test.SpeaksFirst").nofile(56).start().ready();
     let rest = service.process.rest();
     let mut peers: Vec<Wire> = (0..12).map(|_| service.connect(0)).collect();
     eventually("each of them has a call or an end", || {

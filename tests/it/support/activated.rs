@@ -312,6 +312,11 @@ impl Activated {
         assert!(status.success(), "a handover: {status}");
     }
 
+    /// The socket unit of the listener `index` has stopped: what is started from now on does not get it.
+    pub(crate) fn forget(&mut self, index: usize) {
+        self.with.inherited.remove(index);
+    }
+
     /// What the manager says of itself from now on: `restart` (a job of this unit), `stopping` (the whole manager).
     pub(crate) fn manager_says(&self, what: &str) {
         std::fs::write(self.dir().join("bin").join(what), "").expect("the test's directory is writable");

@@ -13,6 +13,7 @@ pub(crate) mod pattern;
 pub(crate) mod process;
 mod raw;
 pub(crate) mod server;
+pub(crate) mod store;
 pub(crate) mod story;
 pub(crate) mod stream;
 
@@ -22,6 +23,7 @@ pub(crate) use notify::Notifications;
 pub(crate) use pattern::{Pattern, SERVICE_SEED, Sum};
 pub(crate) use process::{Lines, Process, Rest, run};
 pub(crate) use server::Server;
+pub(crate) use store::Handed;
 pub(crate) use story::{Ended, ends, starts};
 pub(crate) use stream::{Pace, Wire, exchange, receive, send};
 

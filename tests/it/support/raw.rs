@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSliceMut},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{net::UnixDatagram, process::CommandExt},
+        unix::process::CommandExt,
     },
     process::Command,
 };
@@ -51,7 +51,7 @@ pub(super) fn inherit(command: &mut Command, descriptors: &[OwnedFd]) -> Vec<Own
 }
 
 /// One message with the descriptors that came with it.
-pub(super) fn receive_with_descriptors(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(super) fn receive_with_descriptors(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 253]); // SCM_MAX_FD
     let mut parts = [IoSliceMut::new(buffer)];
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
