@@ -86,6 +86,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
                 io::ErrorKind::NotFound if doing.starts_with("start ") => {
                     "; is this a Qubes qube with qubes-core-qrexec? (--qrexec-client names another program)"
                 }
+                io::ErrorKind::PermissionDenied if doing.starts_with("start ") => "; is it executable for this user?",
                 io::ErrorKind::ConnectionRefused => "; nobody listens there",
                 io::ErrorKind::NotFound => "; its service has not started",
                 io::ErrorKind::PermissionDenied => "; check the owner and mode of the socket and its directory",
