@@ -196,19 +196,25 @@ impl Service {
     async fn until_stopped(mut self, signals: &mut Signals, exit_idle: Option<Duration>) -> Ended {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
-        keep.spawn(notify::status(self.shared.clone(), self.listening.len(), self.passed));
-        loop {
+        let (served, passed) = (self.listening.len(), self.passed);
+        let line = move |sessions| notify::line(served, passed, sessions);
+        let status = keep.spawn(notify::status(self.shared.clone(), line));
+        let at_most = loop {
             tokio::select! {
                 order = signals.next() => match order {
                     Order::Reload => self.reload(),
+                    Order::Park if notify::managed() => return self.hand_over(Ended::HandedOver).await,
                     // Nobody would keep what is parked.
-                    Order::Park if !notify::managed() => return self.drain(signals, None).await,
-                    Order::Park => return self.hand_over(Ended::HandedOver).await,
-                    Order::Drain { at_most } => return self.drain(signals, at_most).await,
+                    Order::Park => break None,
+                    Order::Drain { at_most } => break at_most,
                 },
                 Some(ended) = self.accepting.join_next() => {
                     if ended.is_err() {
                         say(Kind::ServiceStopped, "a listener's task panicked: starting anew, with all sessions");
+                        if !notify::managed() {
+                            self.drain(signals, None).await;
+                            return Ended::Broken;
+                        }
                         return self.hand_over(Ended::Broken).await;
                     }
                 }
@@ -222,7 +228,9 @@ impl Service {
                     self.accept(); // one came in at the last moment
                 }
             }
-        }
+        };
+        status.abort();
+        self.drain(signals, at_most).await
     }
 
     /// Reads the configuration again; what is wrong with it changes nothing.

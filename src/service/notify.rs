@@ -54,21 +54,21 @@ pub async fn watchdog() {
     }
 }
 
-/// Keeps `systemctl status` up to date: `2 of 3 listeners, 5 sessions`. An idle service sleeps.
-pub async fn status(shared: Arc<Shared>, served: usize, all: usize) {
+/// Keeps `systemctl status` up to date with the `line` for the number of sessions. An idle service sleeps.
+pub async fn status(shared: Arc<Shared>, line: impl Fn(usize) -> String) {
     let mut count = shared.sessions.watch();
     let mut last = *count.borrow_and_update();
     while count.changed().await.is_ok() {
         let now = *count.borrow_and_update();
         if now != last {
-            tell(&[NotifyState::Status(&line(served, all, now))]);
+            tell(&[NotifyState::Status(&line(now))]);
             last = now;
             sleep(STATUS).await;
         }
     }
 }
 
-/// The status line.
+/// The status line of a running service: `2 of 3 listeners, 5 sessions`.
 pub fn line(served: usize, all: usize, sessions: usize) -> String {
     let listeners = match (served, all) {
         (1, 1) => "1 listener".to_owned(),
@@ -76,6 +76,11 @@ pub fn line(served: usize, all: usize, sessions: usize) -> String {
         (served, all) => format!("{served} of {all} listeners"),
     };
     format!("{listeners}, {}", self::sessions(sessions))
+}
+
+/// The status line of one that stops.
+pub fn stopping(sessions: usize) -> String {
+    format!("stopping, {} left", self::sessions(sessions))
 }
 
 /// `1 session`, `2 sessions`.

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     Ended, Service, explain, handover,
@@ -77,8 +80,10 @@ impl Service {
         }
         // sd-notify's own variant ends at u32::MAX, after 71 minutes.
         let more = format!("EXTEND_TIMEOUT_USEC={}", (longest + ENDING + ENDING).as_micros());
-        let status = format!("stopping, {} left", n_sessions(count));
+        let status = notify::stopping(count);
         notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
+        let mut keep = JoinSet::new();
+        keep.spawn(notify::status(self.shared.clone(), notify::stopping));
         self.shared.tasks.close();
         let began = Instant::now();
         let (mut hurry, mut cut) = (false, 0);
