@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Activated, Activation, FakeQrexec, Pace, Server, Wire, exchange, receive, send};
+use crate::support::{Activated, Activation, FakeQrexec, Pace, Server, Wire, eventually, exchange, receive, send};
 
 /// Sends the signal and waits until the service has begun to stop.
 #[track_caller]
@@ -229,6 +229,8 @@ fn the_status_stays_that_of_a_stop_until_the_end() {
     pairs.truncate(1);
     service.ends(2);
     let (mut peer, mut far) = pairs.remove(0);
+    let since = Instant::now();
+    eventually("longer than the least time between two statuses", || since.elapsed() > Duration::from_millis(1200));
     exchange_by_hand(&mut peer, &mut far);
     drop(peer);
     far.expect_end();

@@ -637,3 +637,119 @@ fn connecting_clients_see_no_refusal_while_the_service_restarts() {
     assert!(ends.iter().all(|e| e.brief() == "eof up 3000 down 3000"));
     service.stop();
 }
+
+#[test]
+fn a_restart_may_come_at_any_moment_of_a_start() {
+    let fake = FakeQrexec::new();
+    let server = Server::tcp();
+    let mut service = Activation::calling(&fake).tcp(&server.name()).tcp("work test.Echo").start().ready();
+    let (mut peer, mut far) = (service.connect(0), server.accept());
+    let mut call = service.connect(1);
+    exchange_some(&mut call);
+    service.manager_says("restart");
+    service.process.signal(Signal::SIGTERM);
+    service.process.wait();
+    for moment in 0..25 {
+        service.start_again();
+        thread::sleep(Duration::from_micros(400 * moment)); // some moment, not a wait for anything
+        service.process.signal(Signal::SIGTERM);
+        service.process.wait();
+    }
+    service.start_again();
+    far.write_all(b"still here").expect("it goes on");
+    peer.expect(b"still here");
+    exchange_some(&mut call);
+    drop((peer, far, call));
+    let ends = one_story_each(&service, 2);
+    assert!(ends.iter().all(|e| e.end == "eof"), "{ends:#?}");
+}
+
+fn exchange_some(wire: &mut Wire) {
+    wire.write_all(b"some bytes").expect("connected");
+    wire.expect(b"some bytes");
+}
+
+#[test]
+fn sessions_keep_their_places_over_a_restart() {
+    let fake = FakeQrexec::new();
+    let server = Server::tcp();
+    let mut service = Activation::calling(&fake)
+        .args(["--calls-per-qube", "2"])
+        .tcp(&format!("{},max_connections=2", server.name()))
+        .tcp("work test.SpeaksFirst")
+        .start()
+        .ready();
+    let mut pairs: Vec<(Wire, Wire)> = (0..2).map(|_| (service.connect(0), server.accept())).collect();
+    let mut calls: Vec<Wire> = (0..2).map(|_| service.connect(1)).collect();
+    calls.iter_mut().for_each(|call| call.expect(b"ready\n"));
+    service.wait_for_starts(4);
+    restart(&mut service);
+    let (_late, mut late_call) = (service.connect(0), service.connect(1));
+    service.process.stderr.wait_for("max_connections=2 is reached");
+    service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
+    assert!(server.try_accept().is_none());
+    assert_eq!(fake.started(), 2);
+    drop((pairs.pop(), calls.pop()));
+    server.accept();
+    late_call.expect(b"ready\n");
+    service.stop();
+}
+
+#[test]
+fn sessions_of_a_socket_that_is_gone_end_where_that_is_wished() {
+    let server = Server::tcp();
+    let name = format!("{},on_remove=drain,drain_timeout=1", server.name());
+    let mut service = Activation::qrexec_connect().tcp(&name).tcp(&server.name()).start().ready();
+    let mut gone = (service.connect(0), server.accept());
+    let mut kept = (service.connect(1), server.accept());
+    service.wait_for_starts(2);
+    service.park();
+    service.forget(0);
+    service.start_again();
+    gone.1.write_all(b"for now").expect("it goes on");
+    gone.0.expect(b"for now");
+    gone.0.expect_reset();
+    kept.1.write_all(b"for good").expect("it goes on");
+    kept.0.expect(b"for good");
+    assert_eq!(service.end().brief(), "drained up 0 down 7");
+    drop(kept);
+    one_story_each(&service, 2);
+    service.stop();
+}
+
+#[test]
+fn what_a_call_says_on_stderr_is_heard_over_a_restart() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake).tcp("work test.StderrEscapes").start().ready();
+    let mut peer = service.connect(0);
+    exchange_some(&mut peer);
+    service.process.stderr.wait_for("red");
+    restart(&mut service);
+    exchange_some(&mut peer);
+    drop(peer);
+    one_story_each(&service, 1);
+    assert_eq!(service.log().iter().filter(|l| l.contains("red")).count(), 1);
+    service.stop();
+}
+
+#[test]
+fn a_configuration_that_broke_meanwhile_costs_no_session() {
+    // The next process cannot start; the manager keeps the store until one can.
+    let server = Server::tcp();
+    let activation = Activation::qrexec_connect().tcp("it");
+    let file = activation.dir().join("it.toml");
+    let toml = format!("[[forward]]\nlabel = \"it\"\ntarget = \"127.0.0.1:{}\"\n", server.port());
+    std::fs::write(&file, &toml).expect("writable");
+    let mut service = activation.arg("--config").arg(&file).start().ready();
+    let (mut peer, mut far) = (service.connect(0), server.accept());
+    service.wait_for_starts(1);
+    service.park();
+    std::fs::write(&file, "[[forward]\n").expect("writable");
+    service.start_again();
+    assert_eq!(service.process.wait().code(), Some(78));
+    std::fs::write(&file, &toml).expect("writable");
+    service.start_again();
+    far.write_all(b"still here").expect("it goes on");
+    peer.expect(b"still here");
+    service.stop();
+}

@@ -2,6 +2,7 @@
 //!
 //! Start reading at [`support`]: what a test may stand on.
 
+mod access;
 mod activation;
 mod architecture;
 mod demo;

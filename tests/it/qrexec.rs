@@ -34,6 +34,49 @@ fn a_refusal_resets_the_peer_and_tells_the_policy_line() {
 }
 
 #[test]
+fn a_unix_peer_that_had_asked_something_sees_a_reset_too() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Refuse+30");
+    let mut peer = service.connect(1);
+    peer.write_all(b"a request").expect("connected");
+    peer.expect_reset();
+    assert_eq!(service.end().end, "refused");
+    service.stop();
+}
+
+#[test]
+fn a_peer_that_leaves_the_queue_of_those_who_ask_is_not_asked_for() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+open");
+    let rest = service.process.rest();
+    let asking: Vec<Wire> = (0..4).map(|_| service.connect(0)).collect();
+    fake.wait_for_started(4);
+    let queued: Vec<Wire> = (0..3).map(|i| service.connect(i % 2)).collect();
+    service.notifications.wait_for("STATUS", |s| s == "2 listeners, 7 sessions");
+    queued.into_iter().for_each(Wire::reset);
+    assert!(service.ends(3).iter().all(|e| e.brief() == "reset up 0 down 0"));
+    fake.open("open");
+    asking.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
+    service.ends(7);
+    assert_eq!(fake.started(), 4);
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn a_program_that_cannot_be_run_is_told_from_one_that_is_missing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("qrexec-client-vm");
+    std::fs::write(&program, "no program").expect("a new file");
+    let service =
+        Activation::qrexec_connect().arg("--qrexec-client").arg(&program).tcp("work test.Echo").start().ready();
+    service.connect(0).expect_reset();
+    let end = service.end();
+    assert!(end.note.contains("Permission denied") && end.note.contains("executable"), "{end:?}");
+    service.stop();
+}
+
+#[test]
 fn what_was_refused_is_not_asked_again_at_once() {
     let fake = FakeQrexec::new();
     let service = leading_to(&fake, "work test.Refuse");
