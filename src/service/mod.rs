@@ -117,10 +117,11 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
         say(Kind::DescriptorPressure, warning);
     }
     service.accept();
-    let status = notify::line(service.listening.len(), passed, service.shared.sessions.count());
+    let told = service.shared.sessions.count();
+    let status = notify::line(service.listening.len(), passed, told);
     say(Kind::ServiceReady, format!("ready: {status}"));
     notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    Ok(service.until_stopped(&mut signals, setup.exit_idle).await)
+    Ok(service.until_stopped(&mut signals, setup.exit_idle, told).await)
 }
 
 /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
@@ -193,12 +194,13 @@ impl Service {
         panicked
     }
 
-    async fn until_stopped(mut self, signals: &mut Signals, exit_idle: Option<Duration>) -> Ended {
+    /// Serves until an order comes. `told` is the number of sessions that the manager knows of.
+    async fn until_stopped(mut self, signals: &mut Signals, exit_idle: Option<Duration>, told: usize) -> Ended {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
         let (served, passed) = (self.listening.len(), self.passed);
         let line = move |sessions| notify::line(served, passed, sessions);
-        let status = keep.spawn(notify::status(self.shared.clone(), line));
+        let status = keep.spawn(notify::status(self.shared.clone(), told, line));
         let at_most = loop {
             tokio::select! {
                 order = signals.next() => match order {

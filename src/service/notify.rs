@@ -55,15 +55,18 @@ pub async fn watchdog() {
 }
 
 /// Keeps `systemctl status` up to date with the `line` for the number of sessions. An idle service sleeps.
-pub async fn status(shared: Arc<Shared>, line: impl Fn(usize) -> String) {
+/// `told` is what the manager was told last.
+pub async fn status(shared: Arc<Shared>, mut told: usize, line: impl Fn(usize) -> String) {
     let mut count = shared.sessions.watch();
-    let mut last = *count.borrow_and_update();
-    while count.changed().await.is_ok() {
+    loop {
         let now = *count.borrow_and_update();
-        if now != last {
+        if now != told {
             tell(&[NotifyState::Status(&line(now))]);
-            last = now;
+            told = now;
             sleep(STATUS).await;
+        }
+        if count.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -83,7 +83,7 @@ impl Service {
         let status = notify::stopping(count);
         notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
         let mut keep = JoinSet::new();
-        keep.spawn(notify::status(self.shared.clone(), notify::stopping));
+        keep.spawn(notify::status(self.shared.clone(), count, notify::stopping));
         self.shared.tasks.close();
         let began = Instant::now();
         let (mut hurry, mut cut) = (false, 0);
