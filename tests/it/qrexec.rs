@@ -139,32 +139,47 @@ fn a_missing_program_is_named() {
 }
 
 #[test]
-fn exit_codes_of_a_connected_call_are_its_own() {
+fn exit_codes_of_a_service_are_its_own() {
     let fake = FakeQrexec::new();
-    let codes = [(0, 0), (3, 3), (124, 124), (126, 126), (127, 127)];
-    let mut activation = Activation::calling(&fake);
-    for (n, _) in codes {
-        activation = activation.tcp(&format!("work test.Exit+{n}"));
-    }
-    let service = activation
-        .tcp("work test.Signal+15")
-        .tcp("work test.Missing")
-        .tcp("work test.Broken")
-        .tcp("work test.Die+9")
-        .start()
-        .ready();
+    let codes = [0, 3, 124, 126];
+    let activation = codes.iter().fold(Activation::calling(&fake), |a, n| a.tcp(&format!("work test.Exit+{n}")));
+    let service = activation.tcp("work test.Signal+15").start().ready();
     let rest = service.process.rest();
-    let expected = [0, 3, 124, 126, 127, 143, 127, 125, 137];
-    for (index, code) in expected.into_iter().enumerate() {
+    for (index, code) in [0, 3, 124, 126, 143].into_iter().enumerate() {
         service.connect(index).expect_end();
         let end = &service.ends(index + 1)[index];
         assert_eq!(end.brief(), format!("eof up 0 down 0 exit {code}"), "{end:?}");
     }
     // none of them was a refusal: nothing is held back
-    for (index, _) in expected.iter().enumerate() {
+    for index in 0..5 {
         service.connect(index).expect_end();
     }
-    assert_eq!(fake.started(), 2 * expected.len());
+    assert_eq!(fake.started(), 10);
+    service.process.wait_for_rest(&rest);
+    service.stop();
+}
+
+#[test]
+fn a_service_that_was_never_there_is_a_failure_and_no_empty_reply() {
+    let fake = FakeQrexec::new();
+    let names = ["work test.Missing", "work test.Exit+127", "work test.Broken"];
+    let activation = names.iter().fold(Activation::calling(&fake), |a, name| a.tcp(name));
+    let service = activation.tcp("work test.Die+9").start().ready();
+    let rest = service.process.rest();
+    for (index, (brief, why)) in [
+        ("dial-failed up 0 down 0 exit 127", "work has no service test.Missing"),
+        ("dial-failed up 0 down 0 exit 127", "work has no service test.Exit+127"),
+        ("dial-failed up 0 down 0 exit 125", "nothing listens on the port or socket of test.Broken"),
+        ("reset up 0 down 0 exit 137", "killed by signal 9"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        service.connect(index).expect_reset();
+        let end = &service.ends(index + 1)[index];
+        assert_eq!(end.brief(), brief);
+        assert!(end.note.contains(why), "{end:?}");
+    }
     service.process.stderr.wait_for("test.Missing: no such service");
     service.process.wait_for_rest(&rest);
     service.stop();
