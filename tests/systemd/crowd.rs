@@ -74,6 +74,8 @@ pub(crate) struct Rate {
 impl Rate {
     /// For thousands: a message twice a second.
     pub(crate) const CALM: Self = Self { largest: 1500, pause: Duration::from_millis(500) };
+    /// For those who are merely there.
+    pub(crate) const RARE: Self = Self { largest: 200, pause: Duration::from_secs(10) };
     /// For some: all buffers full, all the time, of which the processors are to have something left.
     pub(crate) const BUSY: Self = Self { largest: 200_000, pause: Duration::from_millis(10) };
 }

@@ -11,6 +11,7 @@ mod support;
 mod tree; // first: the macro `tree!`
 mod crowd;
 mod enable;
+mod figures;
 mod future;
 mod handover;
 mod harness;

@@ -28,7 +28,7 @@ use crate::support::{FakeQrexec, Process, example, run};
 const BOOT_PATIENCE: Duration = Duration::from_secs(240);
 
 /// Set inside a boot: `TEST/BOOT`.
-const INSIDE: &str = "FORWARDER_TEST_BOOT";
+pub(crate) const INSIDE: &str = "FORWARDER_TEST_BOOT";
 
 /// Where the tests' own programs lie inside, laid out as in cargo's target directory.
 const PROGRAMS: &str = "usr/lib/forwarder-tests";
@@ -117,6 +117,18 @@ impl Tree {
                 let said = [process.stdout.to_the_end(), process.stderr.to_the_end()].concat().join("\n");
                 assert!(status.success(), "boot {name:?}: {status}\n{said}");
                 assert!(said.contains("1 passed"), "boot {name:?} ran no test\n{said}");
+            }
+        }
+    }
+
+    /// What the boots have written to a file; inside, nothing.
+    #[track_caller]
+    pub(crate) fn kept(&self, path: &str) -> String {
+        match &self.side {
+            Side::Inside { .. } => String::new(),
+            Side::Outside { upper } => {
+                let path = upper.path().join("upper").join(path);
+                fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
             }
         }
     }
