@@ -125,7 +125,7 @@ fn a_refusal_is_told_with_the_line_that_dom0_would_need() {
         let event = &events("session-refused")[0];
         assert_eq!((text(event, "END"), text(event, "EXIT_CODE")), ("refused", "126"));
         assert_eq!(text(event, "PRIORITY"), "4");
-        port(1235).read_to_end();
+        port(1235).expect_reset();
         eventually("the end is told", || journal("QREXEC_SERVICE=test.Missing EXIT_CODE=127").len() == 1);
         assert_eq!(assert_each_session_is_told_once(), 2);
     });
