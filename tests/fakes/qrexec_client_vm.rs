@@ -3,14 +3,18 @@
 //!
 //! What it imitates, since callers depend on it:
 //! - Set-up. Until "dom0" has answered it looks at no descriptor: closed pipes go unnoticed. When the call stands it
-//!   sets O_NONBLOCK on fd 0 and fd 1 (on the file descriptions that it shares with whoever started it), and only
-//!   then moves the first byte. A refused call never gets there.
+//!   sets O_NONBLOCK on fd 1 and fd 0 (on the file descriptions that it shares with whoever started it), and only
+//!   then moves the first byte. A refused call never gets there. A missing service and a refused port do: the two
+//!   sides are connected first. They are over within a millisecond, and nothing is said of them on stderr: that stands
+//!   in the other qube's log.
+//! - Close. Each of fd 0 and fd 1 is made blocking again before it is closed, so the flag is gone when the call has
+//!   ended; only a signal leaves it.
 //! - Relay. One loop for the three streams; each direction ends on its own; the service's end of stream closes fd 1;
 //!   a peer that no longer reads is not noticed, bytes for it are thrown away. The service's stderr goes to fd 2 by
 //!   *blocking* writes, so an unread stderr stops the whole call.
 //! - End. When the service is done and its output delivered it exits with the service's code, whatever still comes
 //!   in on fd 0: 0..124 the service's own, 128+n killed by signal n, 127 missing, 126 refused, 125 qrexec trouble,
-//!   1 local failure, 2 usage.
+//!   1 local failure, 2 usage, 255 when the other side vanished.
 //!
 //! What a call does follows from the name of its service (SERVICES below). Each call may be told to a journal, one
 //! line per event: `FAKE_QREXEC_LOG`, else `calls.log` in `FAKE_QREXEC_DIR`, else a `calls.log` that exists beside
@@ -26,7 +30,7 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     net::{Ipv4Addr, Shutdown, TcpStream},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -60,12 +64,13 @@ const SERVICES: &str = "\
 set-up:
   test.Refuse[+MS]      refused (126), after MS
   test.Ask+MS           the answer takes MS, then as test.Echo
+  test.Brief+MS         the answer takes MS, then a line ('ready') and the end of the call, at once
   test.Gate+NAME        the answer comes when the file NAME appears beside the journal, then as test.Echo
   test.Never            no answer, ever; SIGTERM ends it
   test.NeverKill        no answer, and SIGTERM does not end it either
   test.LocalFailure     1: no agent to talk to
   test.Missing          connected, and no such service (127); so is every name not told of here
-  test.Broken           connected, and qrexec has trouble (125)
+  test.Broken           connected, and qrexec has trouble (125), as for a port that refuses
 streams:
   test.Echo             what comes goes back; the end too
   test.SpeaksFirst      a line ('ready') at once, then as test.Echo
@@ -85,6 +90,7 @@ other:
   test.Args             answers with 'TARGET SERVICE+ARGUMENT' as they came
   test.Exit+N           exit code N at once
   test.Signal+N         as if the service had been killed by signal N (128+N)
+  test.Lost+BYTES       sends BYTES of the pattern, then the other side vanishes (255)
   test.Die+N            this program itself dies of signal N (KILL, TERM, ABRT), once connected
 ";
 
@@ -118,8 +124,8 @@ fn run() -> i32 {
             return 1;
         }
     }
-    for fd in [io::stdin().as_fd(), io::stdout().as_fd()] {
-        set_nonblocking(fd);
+    for fd in [io::stdout().as_fd(), io::stdin().as_fd()] {
+        set_nonblocking(fd, true);
     }
     journal.write("connected");
 
@@ -170,9 +176,14 @@ impl Call {
                 ("--no-filter-escape-chars-stdout", None) => filter_stdout = false,
                 ("--no-filter-escape-chars-stderr", None) => filter_stderr = false,
                 ("--buffer-size", Some(size)) => {
-                    let digits = size.trim_start_matches("0x");
-                    if u64::from_str_radix(digits, 16).is_err() {
-                        return usage(&format!("bad buffer size '{size}'"));
+                    // strtoul(3) with base 0, octal left out
+                    let number = match size.strip_prefix("0x") {
+                        Some(digits) => i32::from_str_radix(digits, 16),
+                        None => size.parse(),
+                    };
+                    if number.is_err() || !size.starts_with(|c: char| c.is_ascii_digit()) {
+                        eprintln!("Bad buffer size: {size}");
+                        return Err(1);
                     }
                 }
                 ("--agent-socket", Some(path)) => agent_socket = Some(PathBuf::from(path)),
@@ -305,7 +316,7 @@ fn set_up(call: &Call, place: &Place) -> Answer {
             }
             Answer::Refused
         }
-        "test.Ask" => {
+        "test.Ask" | "test.Brief" => {
             thread::sleep(Duration::from_millis(call.number()));
             Answer::Connected
         }
@@ -402,7 +413,7 @@ fn relay(call: Call, place: Place) -> (i32, u64, u64) {
     let (up_from, up_to) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     let (down_from, down_to) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     let (err_from, err_to) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
-    set_nonblocking(up_to.as_fd());
+    set_nonblocking(up_to.as_fd(), true);
     let (filter_stdout, filter_stderr) = (call.filter_stdout, call.filter_stderr);
     let ends = Ends { up: File::from(up_from), down: Some(File::from(down_to)), err: File::from(err_to) };
     let service = thread::spawn(move || serve(&call, &place, ends));
@@ -410,7 +421,7 @@ fn relay(call: Call, place: Place) -> (i32, u64, u64) {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let (mut up, mut down, mut err) = (Direction::new(), Direction::new(), Direction::new());
     let mut up_to = Some(up_to);
-    let mut stdout_open = true;
+    let (mut stdin_open, mut stdout_open) = (true, true);
     // stderr's writing end lives as long as the service does: its end of stream is the service's end
     while err.source_open || down.wants() != Wants::Nothing {
         let (mut waits, mut streams) = (Vec::with_capacity(3), Vec::with_capacity(3));
@@ -460,14 +471,14 @@ fn relay(call: Call, place: Place) -> (i32, u64, u64) {
         }
         if up_to.is_some() && up.wants() == Wants::Nothing {
             up_to = None;
-            let _ = close(0);
+            close_standard(&mut stdin_open, stdin.as_fd());
         }
-        if stdout_open && (down.wants() == Wants::Nothing || !down.sink_open) {
-            stdout_open = false;
-            let _ = close(1);
+        if down.wants() == Wants::Nothing || !down.sink_open {
+            close_standard(&mut stdout_open, stdout.as_fd());
         }
     }
     let code = service.join().unwrap_or(125);
+    close_standard(&mut stdin_open, stdin.as_fd());
     (code, up.bytes, down.bytes)
 }
 
@@ -480,9 +491,18 @@ fn filter(on: bool, bytes: &mut [u8]) {
     }
 }
 
-fn set_nonblocking(fd: BorrowedFd<'_>) {
-    let flags = fcntl(fd, FcntlArg::F_GETFL).expect("the flags of an open descriptor");
-    fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)).expect("flags can be set");
+fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) {
+    let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).expect("the flags of an open descriptor"));
+    flags.set(OFlag::O_NONBLOCK, on);
+    fcntl(fd, FcntlArg::F_SETFL(flags)).expect("flags can be set");
+}
+
+/// Closes fd 0 or 1, once, and leaves its file description as it was found.
+fn close_standard(open: &mut bool, fd: BorrowedFd<'_>) {
+    if std::mem::take(open) {
+        set_nonblocking(fd, false);
+        let _ = close(fd.as_raw_fd());
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------- services
@@ -512,6 +532,7 @@ fn serve_streams(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32>
     let out = down.as_mut().expect("open at the start");
     match call.service.as_str() {
         "test.Echo" | "test.Ask" | "test.Gate" => echo(up, out)?,
+        "test.Brief" => out.write_all(b"ready\n")?,
         "test.SpeaksFirst" => {
             out.write_all(b"ready\n")?;
             echo(up, out)?;
@@ -565,15 +586,15 @@ fn serve_streams(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32>
                 thread::park();
             }
         }
-        "test.Tcp" | "qubes.ConnectTCP" => return tcp(call, up, down, err),
-        "test.Broken" => {
-            err.write_all(b"qrexec: something is broken\n")?;
-            return Ok(125);
+        "test.Tcp" | "qubes.ConnectTCP" => return tcp(call, up, down),
+        "test.Broken" => return Ok(125),
+        "test.Lost" => {
+            source(call.number(), out)?;
+            *down = None;
+            err.write_all(b"vchan connection closed early (fds: 1 0 -1, status: -1 -1)\n")?;
+            return Ok(255);
         }
-        _ => {
-            writeln!(err, "{}: no such service", call.service)?;
-            return Ok(127);
-        }
+        _ => return Ok(127),
     }
     Ok(0)
 }
@@ -634,18 +655,11 @@ fn flood(bytes: u64, err: &mut File) -> io::Result<()> {
 }
 
 /// Both directions between the caller and a TCP server on the loopback.
-fn tcp(call: &Call, up: &mut File, down: &mut Option<File>, err: &mut File) -> io::Result<i32> {
+fn tcp(call: &Call, up: &mut File, down: &mut Option<File>) -> io::Result<i32> {
     let Some(port) = call.argument.as_deref().and_then(|a| a.parse::<u16>().ok()).filter(|p| *p != 0) else {
-        writeln!(err, "{}: bad port {:?}", call.service, call.argument)?;
         return Ok(125);
     };
-    let server = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
-        Ok(server) => server,
-        Err(e) => {
-            writeln!(err, "connect: {e}")?;
-            return Ok(125);
-        }
-    };
+    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return Ok(125) };
     let (mut to_server, mut up, mut from_server) = (server.try_clone()?, up.try_clone()?, server);
     let upward = thread::spawn(move || {
         let _ = drain(&mut up, |bytes| to_server.write_all(bytes));
