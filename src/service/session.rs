@@ -43,7 +43,8 @@ use crate::{
 const EXIT_GRACE: Duration = Duration::from_secs(10);
 
 /// How long the end of a service's output is kept from the peer, for the exit code that says what it means. It comes
-/// within 2 ms of the output's end, and later only when the service ended nothing but its output.
+/// 1 to 2 ms after the output's end (qrexec 4.1 and 4.2, with a shell and two pipes behind the service: up to 30 ms), and
+/// later only when the service ended nothing but its output.
 const VERDICT: Duration = Duration::from_millis(100);
 
 /// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
