@@ -194,7 +194,7 @@ fn started_by_hand_without_sockets_it_says_what_it_is() {
 fn started_by_a_manager_without_sockets_it_is_ready_and_done() {
     let mut service = Activation::qrexec_connect().start().ready();
     assert_eq!(service.process.wait().code(), Some(0));
-    assert_eq!(service.notifications.count("STOPPING", "1"), 1);
+    service.notifications.wait_for("STOPPING", |v| v == "1");
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn an_idle_service_ends_and_its_sockets_start_it_again() {
     drop(peer);
     assert_eq!(service.process.wait().code(), Some(0));
     service.process.stderr.wait_for("nothing to do: ending until the next connection");
-    assert_eq!(service.notifications.count("STOPPING", "1"), 1);
+    service.notifications.wait_for("STOPPING", |v| v == "1");
     let mut peer = service.connect(0);
     service.start_again();
     exchange(&mut peer, 2, 1000, Pace::BULK);
