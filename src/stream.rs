@@ -11,9 +11,12 @@ use std::{
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
-    sys::socket,
+    sys::socket::{self, MsgFlags},
 };
-use tokio::io::{Interest, Ready, unix::AsyncFd};
+use tokio::io::{
+    Interest, Ready,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
 
 use crate::sys;
 
@@ -40,6 +43,9 @@ pub enum Gone {
     Closed,
 }
 
+/// What a wait for readiness gives: to be cleared when the descriptor turns out not to be ready.
+pub type Guard<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
+
 /// A non-blocking stream registered with the runtime.
 #[derive(Debug)]
 pub struct Stream {
@@ -54,7 +60,7 @@ impl Stream {
     /// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
     pub fn new(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
         let interest = match kind {
-            Kind::Tcp | Kind::Unix => Interest::READABLE | Interest::WRITABLE,
+            Kind::Tcp | Kind::Unix => Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY,
             Kind::PipeReader => Interest::READABLE,
             Kind::PipeWriter => Interest::WRITABLE,
         };
@@ -71,15 +77,38 @@ impl Stream {
         self.io.into_inner()
     }
 
+    /// Waits until a read would give bytes, an end or an error.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+        self.io.poll_read_ready(cx)
+    }
+
+    /// Whether a write would find room.
+    pub fn has_room(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
+        let _ = nix::poll::poll(&mut fds, PollTimeout::ZERO);
+        fds[0].any().unwrap_or(true)
+    }
+
+    /// Waits until [`Stream::has_room`], which was not so before.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.io.poll_write_ready(cx))?;
+            if self.has_room() {
+                return Poll::Ready(Ok(()));
+            }
+            guard.clear_ready();
+        }
+    }
+
     /// Reads into `buf`: the bytes read, 0 at the end. A short read clears the readiness at once, so that the next
     /// call costs no system call to learn that nothing is there; bytes that arrive meanwhile count (the readiness is
     /// cleared for the event seen, not for later ones).
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
-            match nix::unistd::read(self.io.get_ref(), buf) {
-                Ok(n) => {
-                    if n < buf.len() {
+            match self.read(buf) {
+                Ok((n, more)) => {
+                    if n < buf.len() && !more {
                         guard.clear_ready();
                     }
                     return Poll::Ready(Ok(n));
@@ -89,6 +118,22 @@ impl Stream {
                 Err(e) => return Poll::Ready(Err(e.into())),
             }
         }
+    }
+
+    /// Reads once: the bytes read, and whether a short read may have left some behind. That is so at a TCP urgent mark
+    /// (tcp(7)), where a read stops, and after a UNIX message that carried descriptors or credentials (unix(7)).
+    fn read(&self, buf: &mut [u8]) -> nix::Result<(usize, bool)> {
+        if self.kind == Kind::Unix {
+            let mut parts = [io::IoSliceMut::new(buf)];
+            let got = socket::recvmsg::<()>(self.io.as_raw_fd(), &mut parts, None, MsgFlags::empty())?;
+            return Ok((got.bytes, got.flags.contains(MsgFlags::MSG_CTRUNC) || self.urgent()));
+        }
+        Ok((nix::unistd::read(self.io.get_ref(), buf)?, self.kind == Kind::Tcp && self.urgent()))
+    }
+
+    /// Whether an urgent byte was ever announced. (An end was, too, where this says so; then nothing is lost by it.)
+    fn urgent(&self) -> bool {
+        self.io.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
     }
 
     /// Writes what fits now, without waiting for readiness first: nearly always the socket has room.
@@ -106,9 +151,18 @@ impl Stream {
 
     /// Writes what fits, once something does.
     pub fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |_| self.try_write(buf))
+    }
+
+    /// Does `write`, once there is room.
+    pub fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.io.poll_write_ready(cx))?;
-            match self.try_write(buf) {
+            match write(self.as_fd()) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
                 r => return Poll::Ready(r),
             }
@@ -124,7 +178,7 @@ impl Stream {
             let Ok(mut guard) = ready!(self.io.poll_write_ready(cx)) else {
                 return Poll::Ready(Gone::Reset); // the runtime is shutting down
             };
-            if guard.ready().is_write_closed() || guard.ready().is_error() {
+            if guard.ready().is_write_closed() {
                 return Poll::Ready(self.how_gone());
             }
             guard.clear_ready_matching(Ready::WRITABLE);
@@ -184,12 +238,9 @@ impl Stream {
     }
 
     /// Bytes that a reset would take back from the other side: those that its kernel has not acknowledged. None over
-    /// UNIX, where what was written is in the other side's queue already, and none for a side that is gone itself.
+    /// UNIX, where what was written is in the other side's queue already, and none where the connection is gone.
     pub fn undelivered(&self) -> usize {
-        if self.kind != Kind::Tcp || self.how_gone() == Gone::Reset {
-            return 0;
-        }
-        sys::unacknowledged(self.as_fd())
+        if self.kind == Kind::Tcp { sys::unacknowledged(self.as_fd()) } else { 0 }
     }
 
     /// Closes so that the other side sees a reset where the family has one: TCP by a zero linger (tcp(7) SO_LINGER);

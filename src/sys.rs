@@ -152,8 +152,13 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
 }
 
-/// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 when the kernel does not tell.
+/// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 where there is no connection any more, or
+/// the kernel does not tell.
 pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
+    const TCP_CLOSE: u8 = 7; // include/net/tcp_states.h
+    if tcp_info(fd).is_none_or(|info| info.tcpi_state == TCP_CLOSE) {
+        return 0;
+    }
     let mut n: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ by another name, writes one int to the address given, which is that of `n`.
     let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };
@@ -163,16 +168,20 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
 /// Connections that wait in the backlog of a listening TCP socket (`tcpi_unacked` of TCP_INFO, which for a listener
 /// is the length of its accept queue: net/ipv4/tcp.c `tcp_get_info`); `None` for other sockets.
 pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {
+    tcp_info(fd).map(|info| info.tcpi_unacked)
+}
+
+/// TCP_INFO (tcp(7)); `None` for other sockets.
+fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
     // SAFETY: the buffer is `len` bytes, and tcp_info is plain old data, valid in any state (zeroed before).
-    let info = unsafe {
+    unsafe {
         if libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
             < 0
         {
             return None;
         }
-        info.assume_init()
-    };
-    Some(info.tcpi_unacked)
+        Some(info.assume_init())
+    }
 }

@@ -3,18 +3,23 @@
 //! The relay knows no addresses and no services: it is given two connected [`End`]s and tells how it ended, or, when
 //! interrupted, leaves everything in a state that another process can take up ([`Relay::park`]).
 
+mod direction;
 mod end;
 mod interrupt;
+mod pool;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+pub use direction::{ParkedDirection, Phase};
 pub use end::{End, ParkedEnd};
 pub use interrupt::{Interrupt, Why};
-pub use stream::{Parked, ParkedDirection, Phase, Relay};
+pub use stream::{Parked, Relay};
 
 /// Bytes delivered, readable by others while the relay runs; no ending loses them.
 #[derive(Debug, Default)]

@@ -2,10 +2,9 @@
 //!
 //! # Theory
 //! A relay is two [`Direction`]s over two [`End`]s: *up* reads the peer and writes the upstream, *down* the reverse.
-//! A direction is in one of three phases:
+//! How each moves its bytes is told in [`super::direction`]. It is in one of three phases:
 //!
-//! * **Open**: bytes flow. It holds nothing while it waits for its source; what its destination did not take at once
-//!   it holds until the destination has room, and reads no more meanwhile, so back-pressure reaches the sender.
+//! * **Open**: bytes flow.
 //! * **Deaf**: the destination takes no more (its reader closed) but the source still sends. What comes is read and
 //!   dropped, so that the sender, busy sending, gets to read what the other direction still brings; without that a
 //!   close with unread bytes would make the kernel send a reset, which can destroy the end of a reply.
@@ -16,7 +15,7 @@
 //! A **reset** of one side (a failing read or write of a socket) first lets that side's direction deliver what was
 //! sent before (a socket's queue outlives the reset), then ends the relay; the session resets the other side. The
 //! read that follows a failed write says "end", not "reset", because the kernel reports a reset once: the failure is
-//! remembered here, so that a truncated transfer never looks complete.
+//! remembered here, and that end is not passed on: a truncated transfer never looks complete.
 //!
 //! A side that nobody reads at the moment (its direction is done, or holds bytes that the other side does not take)
 //! is **watched** for being gone, by its readiness to write, which costs no system call. A child that closed its
@@ -33,17 +32,18 @@
 //! dropped or parked between any two polls without losing a byte.
 
 use std::{
-    cell::RefCell,
-    io::{self, ErrorKind},
+    io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::time::{Instant, Sleep};
 
-use super::{Counters, End, Interrupt, Outcome, ParkedEnd, Side};
+use super::{
+    Counters, End, Interrupt, Outcome, ParkedDirection, ParkedEnd, Phase, Side,
+    direction::{Direction, Fault, Passing},
+};
 use crate::stream::{Gone, Stream};
 
 /// How long a peer that still sends is read and dropped after the last byte to it was written; and how long the last
@@ -55,25 +55,6 @@ const LINGER_BYTES: u64 = 64 << 20;
 /// How long an upstream may go on without sending a byte after a UNIX peer closed entirely: the time the kernel gives
 /// an orphaned TCP socket (tcp(7), tcp_fin_timeout).
 const GONE_GRACE: Duration = Duration::from_secs(60);
-
-/// Bytes read at once. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in one piece.
-const CHUNK: usize = 64 << 10;
-
-thread_local! {
-    /// The buffer of all relays on this thread; no relay keeps bytes in it across a poll.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
-}
-
-/// The phase of a direction; see the module's text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Bytes flow.
-    Open,
-    /// The destination takes no more; bytes are read and dropped.
-    Deaf,
-    /// Ended.
-    Done,
-}
 
 /// A relay taken off the runtime: all that another process needs to go on with it.
 #[derive(Debug)]
@@ -88,136 +69,6 @@ pub struct Parked {
     pub down: ParkedDirection,
     /// The side that was reset, when the last bytes of that side are still being delivered.
     pub reset_by: Option<Side>,
-}
-
-/// One direction of a relay, parked.
-#[derive(Debug)]
-pub struct ParkedDirection {
-    /// Where it stood.
-    pub phase: Phase,
-    /// Read from the source, not yet taken by the destination.
-    pub held: Vec<u8>,
-    /// Bytes dropped while deaf.
-    pub dropped: u64,
-}
-
-/// One direction of a relay.
-#[derive(Debug)]
-struct Direction {
-    phase: Phase,
-    /// Bytes read and not yet written: `held[at..]`. Empty (and unallocated) nearly always.
-    held: Vec<u8>,
-    at: usize,
-    /// Bytes dropped while deaf.
-    dropped: u64,
-    end: Passing,
-}
-
-/// What becomes of a source's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passing {
-    /// The destination is told at once.
-    AtOnce,
-    /// The destination is told when the relay's owner says so.
-    WhenTold,
-    /// It has come, and the destination was not told.
-    Held,
-}
-
-impl Direction {
-    /// Whether its source is being read.
-    fn reads(&self) -> bool {
-        self.phase != Phase::Done && self.held.is_empty()
-    }
-
-    /// Whether it waits for its destination to take what it holds.
-    fn stalled(&self) -> bool {
-        !self.held.is_empty()
-    }
-
-    /// The destination takes no more.
-    fn deafen(&mut self) {
-        self.dropped += (self.held.len() - self.at) as u64;
-        (self.held, self.at) = (Vec::new(), 0);
-        if self.phase == Phase::Open {
-            self.phase = Phase::Deaf;
-        }
-    }
-
-    /// Moves what can be moved now. Ready when the direction is done or cannot go on.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut End,
-        destination: &mut End,
-        count: &AtomicU64,
-    ) -> Poll<Result<(), Fault>> {
-        loop {
-            if self.phase == Phase::Done {
-                return Poll::Ready(Ok(()));
-            }
-            if self.stalled() {
-                let Some(writer) = destination.writer() else {
-                    return Poll::Ready(Err(Fault::Destination(ErrorKind::BrokenPipe.into())));
-                };
-                match ready!(writer.poll_write(cx, &self.held[self.at..])) {
-                    Ok(n) => {
-                        count.fetch_add(n as u64, Relaxed);
-                        self.at += n;
-                        if self.at == self.held.len() {
-                            (self.held, self.at) = (Vec::new(), 0);
-                        }
-                    }
-                    Err(e) => return Poll::Ready(Err(Fault::Destination(e))),
-                }
-                continue;
-            }
-            let Some(reader) = source.reader() else {
-                self.phase = Phase::Done;
-                continue;
-            };
-            let step = SCRATCH.with_borrow_mut(|buffer| {
-                let n = ready!(reader.poll_read(cx, buffer)).map_err(Fault::Source)?;
-                if n > 0 {
-                    self.pass_on(&buffer[..n], destination, count)?;
-                }
-                Poll::Ready(Ok(n))
-            });
-            if ready!(step)? == 0 {
-                source.finished_reading();
-                self.phase = Phase::Done;
-                match self.end {
-                    Passing::AtOnce => destination.finish(),
-                    Passing::WhenTold | Passing::Held => self.end = Passing::Held,
-                }
-            }
-        }
-    }
-
-    /// Writes `bytes` at once where the destination has room, and keeps the rest.
-    fn pass_on(&mut self, bytes: &[u8], destination: &End, count: &AtomicU64) -> Result<(), Fault> {
-        let writer = match (self.phase, destination.writer()) {
-            (Phase::Open, Some(writer)) => writer,
-            (Phase::Open, None) => return Err(Fault::Destination(ErrorKind::BrokenPipe.into())),
-            (Phase::Deaf | Phase::Done, _) => {
-                self.dropped += bytes.len() as u64;
-                return Ok(());
-            }
-        };
-        let written = match writer.try_write(bytes) {
-            Ok(n) => n,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
-            Err(e) => {
-                self.dropped += bytes.len() as u64;
-                return Err(Fault::Destination(e));
-            }
-        };
-        count.fetch_add(written as u64, Relaxed);
-        if written < bytes.len() {
-            self.held = bytes[written..].to_vec();
-        }
-        Ok(())
-    }
 }
 
 /// What a timer is for.
@@ -259,14 +110,6 @@ impl Timer {
     }
 }
 
-/// Why a direction cannot go on.
-enum Fault {
-    /// Its source was reset.
-    Source(io::Error),
-    /// Its destination was reset or takes no more.
-    Destination(io::Error),
-}
-
 /// A running relay.
 #[derive(Debug)]
 pub struct Relay {
@@ -285,8 +128,8 @@ pub struct Relay {
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
-        let open = || Direction { phase: Phase::Open, held: Vec::new(), at: 0, dropped: 0, end: Passing::AtOnce };
-        Self { peer, upstream, up: open(), down: open(), fault: None, idle, timer: None }
+        let (up, down) = (Direction::new(), Direction::new());
+        Self { peer, upstream, up, down, fault: None, idle, timer: None }
     }
 
     /// Takes up a relay that another process parked.
@@ -294,34 +137,33 @@ impl Relay {
     /// # Errors
     /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
-        let direction = |p: ParkedDirection| Direction {
-            phase: p.phase,
-            held: p.held,
-            at: 0,
-            dropped: p.dropped,
-            end: Passing::AtOnce,
-        };
         Ok(Self {
             peer: End::resume(parked.peer)?,
             upstream: End::resume(parked.upstream)?,
-            up: direction(parked.up),
-            down: direction(parked.down),
+            up: Direction::resume(parked.up),
+            down: Direction::resume(parked.down),
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
             timer: None,
         })
     }
 
+    /// Keeps both directions in one gear for ever.
+    #[cfg(test)]
+    pub(super) fn force(mut self, gear: super::direction::Gear) -> Self {
+        self.up.force(gear);
+        self.down.force(gear);
+        self
+    }
+
     /// Takes the relay off the runtime, with every byte it holds.
     pub fn park(mut self) -> Parked {
         self.pass_end();
-        let direction =
-            |d: Direction| ParkedDirection { phase: d.phase, held: d.held[d.at..].to_vec(), dropped: d.dropped };
         Parked {
             peer: self.peer.park(),
             upstream: self.upstream.park(),
-            up: direction(self.up),
-            down: direction(self.down),
+            up: self.up.park(),
+            down: self.down.park(),
             reset_by: self.fault.map(|f| f.0),
         }
     }
@@ -368,27 +210,45 @@ impl Relay {
         if let Poll::Ready(why) = interrupt.poll(cx) {
             return Poll::Ready(Outcome::Interrupted(why));
         }
-        self.poll_direction(cx, Side::Peer, counters);
-        self.poll_direction(cx, Side::Upstream, counters);
-        self.poll_watches(cx);
-        if self.fault.is_none() && self.down.end == Passing::Held {
-            return Poll::Ready(Outcome::UpstreamEnded);
+        loop {
+            self.poll_direction(cx, Side::Peer, counters);
+            self.poll_direction(cx, Side::Upstream, counters);
+            self.poll_watches(cx);
+            if self.fault.is_none() && self.down.end == Passing::Held {
+                return Poll::Ready(Outcome::UpstreamEnded);
+            }
+            let ended = match self.lost() {
+                Some(Side::Peer) => self.up.phase == Phase::Done,
+                Some(Side::Upstream) => self.down.phase == Phase::Done,
+                None => self.up.phase == Phase::Done && self.down.phase == Phase::Done,
+            };
+            if ended {
+                return Poll::Ready(self.outcome());
+            }
+            match ready!(self.poll_timer(cx, counters)) {
+                Purpose::Idle => return Poll::Ready(Outcome::Idle),
+                Purpose::Linger => self.up.give_up(),
+                Purpose::Gone => self.give_up(),
+            }
         }
-        let done = |side| match side {
-            Side::Peer => self.up.phase == Phase::Done,
-            Side::Upstream => self.down.phase == Phase::Done,
-        };
-        let ended = match &self.fault {
-            Some(fault) => done(fault.0),
-            None => done(Side::Peer) && done(Side::Upstream),
-        };
-        if ended {
-            return Poll::Ready(self.outcome());
+    }
+
+    /// The side that was reset.
+    fn lost(&self) -> Option<Side> {
+        self.fault.as_ref().map(|fault| fault.0)
+    }
+
+    /// No byte has moved for too long after one side was gone.
+    fn give_up(&mut self) {
+        match self.lost() {
+            Some(Side::Peer) => self.up.give_up(),
+            Some(Side::Upstream) => self.down.give_up(),
+            None if self.up.phase == Phase::Done => self.down.give_up(),
+            None => {
+                self.up.give_up();
+                self.fault = Some(Box::new((Side::Peer, None)));
+            }
         }
-        if self.fault.is_some() {
-            self.start(Purpose::Gone, LINGER); // the last bytes of that side wait for a slow receiver
-        }
-        self.poll_timer(cx, counters)
     }
 
     /// Moves the bytes that `side` sends.
@@ -397,12 +257,15 @@ impl Relay {
             Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, &counters.up),
             Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, &counters.down),
         };
-        while let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count) {
+        loop {
+            let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);
+            let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count, lost) else { return };
             let (by, error) = match fault {
                 Fault::Source(error) => {
                     direction.phase = Phase::Done;
                     (side, error)
                 }
+                Fault::Lost(error) => (side, error),
                 Fault::Destination(error) => {
                     direction.deafen();
                     if !destination.is_socket() {
@@ -420,11 +283,14 @@ impl Relay {
         if self.fault.is_some() {
             return;
         }
-        if !self.up.reads() && !self.down.stalled() {
-            match self.peer.reader().map(|s| s.poll_gone(cx)) {
+        if !self.up.reads() && !self.down.stalled() && self.peer.is_socket() {
+            match self.peer.writer().map(|s| s.poll_gone(cx)) {
                 Some(Poll::Ready(Gone::Reset)) => self.fault = Some(Box::new((Side::Peer, None))),
-                Some(Poll::Ready(Gone::Closed)) => self.start(Purpose::Gone, GONE_GRACE),
-                Some(Poll::Pending) | None => {}
+                // (After our own half-close this would say no more than that the peer has half-closed, too.)
+                Some(Poll::Ready(Gone::Closed)) if self.down.phase != Phase::Done => {
+                    Self::start(&mut self.timer, Purpose::Gone, GONE_GRACE);
+                }
+                _ => {}
             }
         }
         if !self.down.reads() && !self.up.stalled() && self.up.phase != Phase::Done {
@@ -449,25 +315,29 @@ impl Relay {
         }
     }
 
-    fn start(&mut self, purpose: Purpose, allowed: Duration) {
-        if self.timer.as_ref().is_none_or(|t| t.purpose != purpose) {
-            let moved = Instant::now();
-            let sleep = Box::pin(tokio::time::sleep(allowed));
-            self.timer = Some(Box::new(Timer { purpose, allowed, sleep, seen: 0, moved }));
+    /// The timer for `purpose`, set to `allowed` from now unless it runs already.
+    fn start(timer: &mut Option<Box<Timer>>, purpose: Purpose, allowed: Duration) -> &mut Timer {
+        if timer.as_ref().is_some_and(|t| t.purpose != purpose) {
+            *timer = None;
         }
+        timer.get_or_insert_with(|| {
+            let moved = Instant::now();
+            Box::new(Timer { purpose, allowed, sleep: Box::pin(tokio::time::sleep(allowed)), seen: 0, moved })
+        })
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Outcome> {
-        if self.fault.is_none() && self.up.phase == Phase::Deaf && self.down.phase == Phase::Done {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Purpose> {
+        if self.fault.is_some() {
+            Self::start(&mut self.timer, Purpose::Gone, LINGER); // its last bytes wait for a slow receiver
+        } else if self.up.phase == Phase::Deaf && self.down.phase == Phase::Done {
             if self.up.dropped > LINGER_BYTES {
-                return Poll::Ready(self.outcome());
+                return Poll::Ready(Purpose::Linger);
             }
-            self.start(Purpose::Linger, LINGER);
+            Self::start(&mut self.timer, Purpose::Linger, LINGER);
         } else if let (None, Some(idle)) = (&self.timer, self.idle) {
-            self.start(Purpose::Idle, idle);
+            Self::start(&mut self.timer, Purpose::Idle, idle);
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
-        ready!(timer.poll(cx, counters.up() + counters.down()));
-        if timer.purpose == Purpose::Idle { Poll::Ready(Outcome::Idle) } else { Poll::Ready(self.outcome()) }
+        timer.poll(cx, counters.up() + counters.down()).map(|()| timer.purpose)
     }
 }

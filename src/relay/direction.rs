@@ -1,0 +1,476 @@
+//! One direction of a relay: bytes from one end to the other, by the cheapest road there is.
+//!
+//! # Theory
+//! What a direction moves, it moves in one of four gears:
+//!
+//! * **Small**: read into the thread's scratch buffer, write at once. For messages, and the first gear of all.
+//! * **Splice**: from a socket through a pipe of the [`pool`] to a socket; no byte is copied.
+//! * **Copy**: through a large buffer of the pool. From a UNIX to a TCP socket this costs less than splicing; and it
+//!   stands in for a splice when no pipe can be had.
+//! * **Direct**: spliced between a socket and a child's pipe, with no pipe of ours between.
+//!
+//! It shifts up when reads come back full, and down to *Small* after some lean bursts; a **burst** is what comes
+//! between finding bytes and finding none. While it waits for bytes it holds nothing: scratch, buffers and pipes are
+//! taken when there is something to move. What the destination does not take at once is **held**, in the buffer or
+//! the pipe where it is, and the source is not read meanwhile, so back-pressure reaches the sender. (In *Direct* there
+//! is nowhere to hold it: the direction is **blocked**, its bytes still in the source.)
+//!
+//! **Only a read decides** that the source has nothing, or nothing more. What splice(2) says is ambiguous: EAGAIN can
+//! mean an empty source, a full pipe, or a TCP urgent mark, which it cannot pass; at such a mark it even reports an end
+//! that is none. So a splice that brought little is followed by a read.
+
+use std::{
+    cell::RefCell,
+    io::{self, ErrorKind},
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use super::{
+    End,
+    pool::{self, Buffer, Pipe, move_bytes},
+};
+use crate::stream::{Kind, Stream};
+
+/// Bytes read at once in the gear *Small*. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in
+/// one piece.
+const CHUNK: usize = 64 << 10;
+/// Full reads in a row that make it shift up.
+const FULL_READS: u8 = 2;
+/// Bursts of less than [`CHUNK`] in a row that make it shift down.
+const LEAN_BURSTS: u8 = 8;
+/// Bytes moved (a small piece counts as a [`CHUNK`]) before the other direction and other sessions get their turn. It
+/// also keeps one direction from using up the whole budget that the runtime gives a task.
+const TURN: usize = 2 << 20;
+/// Bytes asked of one splice between a socket and a child's pipe: more than any pipe holds by default.
+const DIRECT: usize = 1 << 20;
+
+thread_local! {
+    /// The buffer of all relays on this thread; no relay keeps bytes in it across a poll.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
+
+/// The phase of a direction; see [`super::stream`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Bytes flow.
+    Open,
+    /// The destination takes no more; bytes are read and dropped.
+    Deaf,
+    /// Ended.
+    Done,
+}
+
+/// How bytes are moved; see the module's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gear {
+    Small,
+    Copy,
+    Splice,
+    Direct,
+}
+
+impl Gear {
+    /// The gear for many bytes.
+    pub(super) fn high(from: Kind, to: Kind) -> Self {
+        match (from, to) {
+            (Kind::PipeReader | Kind::PipeWriter, _) | (_, Kind::PipeReader | Kind::PipeWriter) => Self::Direct,
+            (Kind::Unix, Kind::Tcp) => Self::Copy,
+            (Kind::Tcp | Kind::Unix, Kind::Tcp | Kind::Unix) => Self::Splice,
+        }
+    }
+}
+
+/// Bytes on their way.
+#[derive(Debug)]
+enum Held {
+    /// The rest of what was read into the scratch buffer, or what another process held.
+    Bytes(Vec<u8>, usize),
+    /// `buffer[at..end]`.
+    Buffer { buffer: Buffer, at: usize, end: usize },
+    /// In a pipe.
+    Pipe(Pipe),
+}
+
+/// What becomes of a source's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passing {
+    /// The destination is told at once.
+    AtOnce,
+    /// The destination is told when the relay's owner says so.
+    WhenTold,
+    /// It has come, and the destination was not told.
+    Held,
+}
+
+/// Why a direction cannot go on.
+pub(super) enum Fault {
+    /// Its source was reset, and there is nothing more to read.
+    Source(io::Error),
+    /// Its source was reset, and bytes may be left to read.
+    Lost(io::Error),
+    /// Its destination was reset or takes no more.
+    Destination(io::Error),
+}
+
+/// What one step did.
+enum Step {
+    Moved(usize),
+    /// The source's end was read.
+    End,
+}
+
+/// One direction, parked.
+#[derive(Debug)]
+pub struct ParkedDirection {
+    /// Where it stood.
+    pub phase: Phase,
+    /// Read from the source, not yet taken by the destination.
+    pub held: Vec<u8>,
+    /// Bytes dropped while deaf.
+    pub dropped: u64,
+}
+
+/// One direction of a relay.
+#[derive(Debug)]
+pub(super) struct Direction {
+    pub(super) phase: Phase,
+    gear: Gear,
+    /// *Small*: full reads in a row. Else: lean bursts in a row.
+    run: u8,
+    /// A splice brought nothing: the next step is a read.
+    decide: bool,
+    /// *Direct*: the destination is full.
+    blocked: bool,
+    /// It never shifts (tests).
+    forced: bool,
+    pub(super) end: Passing,
+    /// Bytes of this burst.
+    burst: u32,
+    held: Option<Box<Held>>,
+    /// Bytes dropped while deaf.
+    pub(super) dropped: u64,
+}
+
+impl Direction {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Open,
+            gear: Gear::Small,
+            run: 0,
+            decide: false,
+            blocked: false,
+            forced: false,
+            end: Passing::AtOnce,
+            burst: 0,
+            held: None,
+            dropped: 0,
+        }
+    }
+
+    pub(super) fn resume(parked: ParkedDirection) -> Self {
+        let held = (!parked.held.is_empty()).then(|| Box::new(Held::Bytes(parked.held, 0)));
+        Self { phase: parked.phase, held, dropped: parked.dropped, ..Self::new() }
+    }
+
+    pub(super) fn park(self) -> ParkedDirection {
+        let held = match self.held.map(|held| *held) {
+            None => Vec::new(),
+            Some(Held::Bytes(bytes, at)) => bytes[at..].to_vec(),
+            Some(Held::Buffer { buffer, at, end }) => buffer[at..end].to_vec(),
+            Some(Held::Pipe(pipe)) => pipe.into_bytes(),
+        };
+        ParkedDirection { phase: self.phase, held, dropped: self.dropped }
+    }
+
+    /// Stays in `gear` for ever.
+    #[cfg(test)]
+    pub(super) fn force(&mut self, gear: Gear) {
+        (self.gear, self.forced) = (gear, true);
+    }
+
+    /// Whether its source is being read.
+    pub(super) fn reads(&self) -> bool {
+        self.phase != Phase::Done && !self.stalled()
+    }
+
+    /// Whether it waits for its destination.
+    pub(super) fn stalled(&self) -> bool {
+        self.held.is_some() || self.blocked
+    }
+
+    /// The destination takes no more.
+    pub(super) fn deafen(&mut self) {
+        let lost = match self.held.take().map(|held| *held) {
+            None => 0,
+            Some(Held::Bytes(bytes, at)) => bytes.len() - at,
+            Some(Held::Buffer { at, end, .. }) => end - at,
+            Some(Held::Pipe(pipe)) => pipe.inside(),
+        };
+        self.dropped += lost as u64;
+        self.blocked = false;
+        if self.phase == Phase::Open {
+            self.phase = Phase::Deaf;
+        }
+    }
+
+    /// Ends it, whatever it holds.
+    pub(super) fn give_up(&mut self) {
+        self.deafen();
+        self.phase = Phase::Done;
+    }
+
+    /// Moves what can be moved now. Ready when the direction is done or cannot go on. A source that is known to be
+    /// `lost` tells nothing by its end: the destination is not told that it was complete.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        destination: &mut End,
+        count: &AtomicU64,
+        lost: bool,
+    ) -> Poll<Result<(), Fault>> {
+        let mut turn = TURN;
+        while self.phase != Phase::Done {
+            if turn == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let Some(reader) = source.reader() else {
+                self.phase = Phase::Done;
+                break;
+            };
+            let writer = destination.writer();
+            let step = match (writer, &self.held) {
+                _ if self.phase == Phase::Deaf => self.small(cx, reader, None, count),
+                (None, _) => Poll::Ready(Err(Fault::Destination(ErrorKind::BrokenPipe.into()))),
+                (Some(writer), Some(_)) => self.deliver(cx, writer, count),
+                (Some(writer), None) => match self.gear {
+                    _ if self.decide || lost => self.small(cx, reader, Some(writer), count),
+                    Gear::Small => self.small(cx, reader, Some(writer), count),
+                    Gear::Copy => self.copy(cx, reader, writer, count),
+                    Gear::Splice => self.splice(cx, reader, writer, count),
+                    Gear::Direct => self.direct(cx, reader, writer, count),
+                },
+            };
+            match ready!(step)? {
+                Step::Moved(n) => turn = turn.saturating_sub(n.max(CHUNK)),
+                Step::End => {
+                    source.finished_reading();
+                    self.phase = Phase::Done;
+                    match self.end {
+                        _ if lost => {}
+                        Passing::AtOnce => destination.finish(),
+                        Passing::WhenTold | Passing::Held => self.end = Passing::Held,
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// A read into the scratch buffer, written at once (dropped without a `writer`).
+    fn small(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &Stream,
+        writer: Option<&Stream>,
+        count: &AtomicU64,
+    ) -> Poll<Result<Step, Fault>> {
+        SCRATCH.with_borrow_mut(|buffer| {
+            let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
+            let n = read.map_err(Fault::Source)?;
+            if n == 0 {
+                return Poll::Ready(Ok(Step::End));
+            }
+            self.decide = false;
+            let Some(writer) = writer else {
+                self.dropped += n as u64;
+                return Poll::Ready(Ok(Step::Moved(n)));
+            };
+            self.count_burst(n, reader.kind(), writer.kind());
+            let written = self.write(&buffer[..n], writer, count)?;
+            if written < n {
+                self.held = Some(Box::new(Held::Bytes(buffer[written..n].to_vec(), 0)));
+            }
+            Poll::Ready(Ok(Step::Moved(n)))
+        })
+    }
+
+    /// A read into a large buffer, written at once.
+    fn copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &Stream,
+        writer: &Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<Step, Fault>> {
+        if reader.poll_read_ready(cx).is_pending() {
+            return self.wait();
+        }
+        let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), count) };
+        let Poll::Ready(read) = reader.poll_read(cx, &mut buffer) else { return self.wait() };
+        let end = read.map_err(Fault::Source)?;
+        if end == 0 {
+            return Poll::Ready(Ok(Step::End));
+        }
+        self.count_burst(end, reader.kind(), writer.kind());
+        let at = self.write(&buffer[..end], writer, count)?;
+        if at < end {
+            self.held = Some(Box::new(Held::Buffer { buffer, at, end }));
+        }
+        Poll::Ready(Ok(Step::Moved(end)))
+    }
+
+    /// A splice into a pipe of the pool, and out of it at once.
+    fn splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &Stream,
+        writer: &Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<Step, Fault>> {
+        match reader.poll_read_ready(cx) {
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Fault::Source(e))),
+            Poll::Pending => return self.wait(),
+        }
+        let Some(mut pipe) = pool::pipe() else {
+            self.gear = Gear::Copy;
+            return Poll::Ready(Ok(Step::Moved(0)));
+        };
+        let n = match pipe.fill(reader.as_fd()) {
+            Ok(n) if n > 0 => n,
+            nothing => {
+                pipe.put();
+                self.decide = true;
+                return match nothing {
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => Poll::Ready(Err(Fault::Lost(e))),
+                    _ => Poll::Ready(Ok(Step::Moved(0))),
+                };
+            }
+        };
+        self.count_burst(n, reader.kind(), writer.kind());
+        match pipe.drain(writer.as_fd()) {
+            Ok(n) => {
+                count.fetch_add(n as u64, Relaxed);
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) => {
+                self.dropped += pipe.inside() as u64;
+                return Poll::Ready(Err(Fault::Destination(e)));
+            }
+        }
+        if pipe.inside() > 0 {
+            self.held = Some(Box::new(Held::Pipe(pipe)));
+        } else {
+            pipe.put();
+        }
+        Poll::Ready(Ok(Step::Moved(n)))
+    }
+
+    /// A splice straight from the one to the other, one of which is a child's pipe.
+    fn direct(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &Stream,
+        writer: &Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<Step, Fault>> {
+        if self.blocked {
+            ready!(writer.poll_room(cx)).map_err(Fault::Destination)?;
+            self.blocked = false;
+        }
+        // Taken before the splice: bytes that come after it count as news.
+        let mut source = match reader.poll_read_ready(cx) {
+            Poll::Ready(Ok(guard)) => guard,
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Fault::Source(e))),
+            Poll::Pending => return self.wait(),
+        };
+        match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT) {
+            Ok(0) => self.decide = true,
+            Ok(n) => {
+                count.fetch_add(n as u64, Relaxed);
+                self.count_burst(n, reader.kind(), writer.kind());
+                return Poll::Ready(Ok(Step::Moved(n)));
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                if reader.kind() == Kind::PipeReader && reader.unread() == 0 {
+                    source.clear_ready(); // a pipe has no urgent marks, and its end is no EAGAIN
+                } else {
+                    self.blocked = !writer.has_room();
+                    self.decide = !self.blocked;
+                }
+            }
+            // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
+            Err(e) if reader.kind() == Kind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
+                return Poll::Ready(Err(Fault::Destination(e)));
+            }
+            Err(e) => return Poll::Ready(Err(Fault::Lost(e))),
+        }
+        Poll::Ready(Ok(Step::Moved(0)))
+    }
+
+    /// Writes what fits at once; how much that was. What is left of `bytes` when it fails is lost.
+    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Fault> {
+        match writer.try_write(bytes) {
+            Ok(n) => {
+                count.fetch_add(n as u64, Relaxed);
+                Ok(n)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(e) => {
+                self.dropped += bytes.len() as u64;
+                Err(Fault::Destination(e))
+            }
+        }
+    }
+
+    /// Moves what is held, once there is room.
+    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Fault>> {
+        let Some(held) = &mut self.held else { return Poll::Ready(Ok(Step::Moved(0))) };
+        let moved = match &mut **held {
+            Held::Bytes(bytes, at) => ready!(writer.poll_write(cx, &bytes[*at..])).inspect(|n| *at += n),
+            Held::Buffer { buffer, at, end } => ready!(writer.poll_write(cx, &buffer[*at..*end])).inspect(|n| *at += n),
+            Held::Pipe(pipe) => ready!(writer.poll_write_with(cx, |fd| pipe.drain(fd))),
+        };
+        let n = moved.map_err(Fault::Destination)?;
+        count.fetch_add(n as u64, Relaxed);
+        let empty = match &**held {
+            Held::Bytes(bytes, at) => *at == bytes.len(),
+            Held::Buffer { at, end, .. } => at == end,
+            Held::Pipe(pipe) => pipe.inside() == 0,
+        };
+        if empty {
+            if let Some(Held::Pipe(pipe)) = self.held.take().map(|held| *held) {
+                pipe.put();
+            }
+        }
+        Poll::Ready(Ok(Step::Moved(n)))
+    }
+
+    /// Bytes came: they belong to this burst, and full reads may make it shift up.
+    fn count_burst(&mut self, n: usize, from: Kind, to: Kind) {
+        self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+        if self.gear == Gear::Small && !self.forced {
+            self.run = if n < CHUNK { 0 } else { self.run + 1 };
+            if self.run >= FULL_READS {
+                (self.gear, self.run) = (Gear::high(from, to), 0);
+            }
+        }
+    }
+
+    /// No bytes wait: the burst is over, and lean ones may make it shift down.
+    fn wait(&mut self) -> Poll<Result<Step, Fault>> {
+        self.decide = false;
+        if self.gear != Gear::Small && self.burst > 0 && !self.forced {
+            self.run = if (self.burst as usize) < CHUNK { self.run + 1 } else { 0 };
+            if self.run >= LEAN_BURSTS {
+                (self.gear, self.run) = (Gear::Small, 0);
+            }
+        }
+        self.burst = 0;
+        Poll::Pending
+    }
+}

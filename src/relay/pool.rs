@@ -1,0 +1,232 @@
+//! Pipes and large buffers, shared by all relays: taken when bytes wait to be moved, given back when they are moved.
+//!
+//! An unprivileged user's pipes may take up 16,384 pages in all (pipe(7), pipe-user-pages-soft): 64 pipes of 1 MiB.
+//! Half of that is for pipes of 1 MiB, a quarter for pipes of 256 KiB, and the rest is left to the user's other
+//! programs, because beyond the quota every new pipe shrinks to two pages. Who finds no pipe here copies.
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice},
+    unistd::{pipe2, read},
+};
+
+/// The sizes of pipes, and how many of each there may be.
+const SIZES: [(usize, usize); 2] = [(1 << 20, 32), (256 << 10, 64)];
+/// Empty pipes that are kept for later.
+const KEPT: usize = 16;
+/// How long no pipe is made after the kernel has refused one, in milliseconds.
+const REFUSED_MS: u64 = 1000;
+
+/// Bytes of a large buffer; UNIX sockets hold about 208 KiB by default (wmem_default).
+pub const BUFFER: usize = 256 << 10;
+/// Large buffers that a thread keeps for later.
+const BUFFERS_KEPT: usize = 4;
+/// Large buffers that stalled relays may hold in all.
+const BUFFERS: usize = 128;
+
+static PIPES: Mutex<Vec<Pipe>> = Mutex::new(Vec::new());
+static MADE: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+static REFUSED_AT: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static KEPT_BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A pipe, both ends non-blocking: a splice that waited would hold the pipe's lock meanwhile.
+#[derive(Debug)]
+pub struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    /// Bytes inside.
+    inside: usize,
+    /// Which of [`SIZES`].
+    size: usize,
+}
+
+/// Takes a pipe, which is empty; `None` when the budget, the quota or the descriptors are used up.
+pub fn pipe() -> Option<Pipe> {
+    let kept = pipes().pop();
+    kept.or_else(|| (0..SIZES.len()).find_map(Pipe::new))
+}
+
+/// Closes the pipes that are kept; how many.
+#[cfg(test)]
+pub fn empty() -> usize {
+    std::mem::take(&mut *pipes()).len()
+}
+
+/// How many pipes there are.
+#[cfg(test)]
+pub fn made() -> usize {
+    MADE.iter().map(|made| made.load(Relaxed)).sum()
+}
+
+fn pipes() -> MutexGuard<'static, Vec<Pipe>> {
+    PIPES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Milliseconds since the first call, plus one.
+fn now() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let passed = START.get_or_init(Instant::now).elapsed().as_millis();
+    u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+impl Pipe {
+    fn new(size: usize) -> Option<Self> {
+        let (bytes, limit) = SIZES[size];
+        if MADE[size].load(Relaxed) >= limit {
+            return None;
+        }
+        let refused = REFUSED_AT.load(Relaxed);
+        if refused != 0 && now() < refused + REFUSED_MS {
+            return None;
+        }
+        if MADE[size].fetch_add(1, Relaxed) >= limit {
+            MADE[size].fetch_sub(1, Relaxed);
+            return None;
+        }
+        let made = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map(|(reader, writer)| {
+            let pipe = Self { reader, writer, inside: 0, size };
+            let wanted = i32::try_from(bytes).unwrap_or(i32::MAX);
+            fcntl(&pipe.writer, FcntlArg::F_SETPIPE_SZ(wanted)).is_ok().then_some(pipe)
+        });
+        match made {
+            Ok(Some(pipe)) => Some(pipe),
+            Ok(None) => {
+                if size + 1 == SIZES.len() {
+                    REFUSED_AT.store(now(), Relaxed);
+                }
+                None
+            }
+            Err(_) => {
+                MADE[size].fetch_sub(1, Relaxed);
+                REFUSED_AT.store(now(), Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Bytes inside.
+    pub fn inside(&self) -> usize {
+        self.inside
+    }
+
+    /// Moves what `from` has into the pipe, which is empty, so that EAGAIN means one thing only.
+    ///
+    /// # Errors
+    /// What splice(2) says, and that is about `from`.
+    pub fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
+        debug_assert_eq!(self.inside, 0);
+        self.inside = move_bytes(from, self.writer.as_fd(), SIZES[self.size].0)?;
+        Ok(self.inside)
+    }
+
+    /// Moves bytes from the pipe, which is not empty, to `to`; how many.
+    ///
+    /// # Errors
+    /// What splice(2) says, and that is about `to`.
+    pub fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
+        let n = move_bytes(self.reader.as_fd(), to, self.inside)?;
+        self.inside -= n;
+        Ok(n)
+    }
+
+    /// What is inside, as bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; self.inside];
+        let mut at = 0;
+        while at < bytes.len() {
+            match read(&self.reader, &mut bytes[at..]) {
+                Ok(n) if n > 0 => at += n,
+                Err(Errno::EINTR) => {}
+                _ => break,
+            }
+        }
+        bytes.truncate(at);
+        bytes
+    }
+
+    /// Gives the pipe back; one with bytes inside is closed.
+    pub fn put(self) {
+        if self.inside > 0 {
+            return;
+        }
+        let mut pipes = pipes();
+        if pipes.len() < KEPT {
+            pipes.push(self);
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        MADE[self.size].fetch_sub(1, Relaxed);
+    }
+}
+
+/// splice(2), never waiting.
+///
+/// # Errors
+/// What it says.
+pub fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+    loop {
+        match splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE) {
+            Err(Errno::EINTR) => {}
+            r => return Ok(r?),
+        }
+    }
+}
+
+/// A large buffer, given back when dropped.
+#[derive(Debug)]
+pub struct Buffer(Option<Box<[u8]>>);
+
+/// Takes a large buffer; `None` when stalled relays hold too many.
+pub fn buffer() -> Option<Buffer> {
+    if TAKEN.fetch_add(1, Relaxed) >= BUFFERS {
+        TAKEN.fetch_sub(1, Relaxed);
+        return None;
+    }
+    let kept = KEPT_BUFFERS.with_borrow_mut(Vec::pop);
+    Some(Buffer(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))))
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Relaxed);
+        // A thread that is ending has nowhere to keep it.
+        let _ = KEPT_BUFFERS.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < BUFFERS_KEPT {
+                kept.extend(self.0.take());
+            }
+        });
+    }
+}
