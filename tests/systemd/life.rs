@@ -132,6 +132,34 @@ fn a_stop_lets_sessions_end_for_as_long_as_they_may_whatever_systemd_allows() {
 }
 
 #[test]
+fn a_stop_of_everything_at_once_drains() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("drain", As::Tester, || {
+        for (name, listen) in [("one", "127.0.0.1:1234"), ("two", "127.0.0.1:1235"), ("three", "127.0.0.1:1236")] {
+            socket(name, listen, "work test.Echo drain_timeout=1");
+        }
+        enable_now(&["one", "two", "three"]);
+        for round in 1..=3 {
+            shell("systemctl --user start 'qrexec-connect-*.socket' --all");
+            let mut wires = [1234, 1235, 1236].map(port);
+            for wire in &mut wires {
+                wire.write_all(b"x").expect("it is served");
+                wire.expect(b"x");
+            }
+            // each socket that stops asks for a restart, which must not come instead of the stop
+            shell("systemctl --user stop 'qrexec-connect-*.socket' qrexec-connect.service");
+            wires.iter_mut().for_each(Wire::expect_reset);
+            assert_eq!(property("ActiveState"), "inactive");
+            let ends = events("session-end");
+            assert_eq!(ends.len(), 3 * round);
+            assert!(ends.iter().all(|e| text(e, "END") == "drained"), "{ends:#?}");
+        }
+        assert_no_complaints_but(&[]);
+        assert_stops_clean();
+    });
+}
+
+#[test]
 fn a_second_sigterm_ends_a_drain() {
     let Some(tree) = tree!() else { return };
     tree.boot("drain", As::Tester, || {
