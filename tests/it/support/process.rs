@@ -139,6 +139,9 @@ pub(crate) struct Rest {
     pub(crate) children: usize,
 }
 
+/// Empty pipes that the relay keeps at most (src/relay/pool.rs).
+const KEPT_PIPES: usize = 16;
+
 impl Process {
     /// Starts `command` in a process group of its own, with both outputs collected. Its stdin is as the command says.
     pub(crate) fn start(command: Command) -> Self {
@@ -276,7 +279,14 @@ impl Process {
 
     /// What it holds now. To be asked when it serves nobody (after its READY, say).
     pub(crate) fn rest(&self) -> Rest {
-        Rest { descriptors: self.descriptors().len(), children: self.children().len() }
+        let descriptors = self.descriptors();
+        let mut pipes = BTreeMap::new();
+        for pipe in descriptors.values().filter(|target| target.starts_with("pipe:")) {
+            *pipes.entry(pipe).or_insert(0) += 1;
+        }
+        // both ends in its own hands: an empty pipe that the relay keeps for later
+        let kept = pipes.values().filter(|ends| **ends == 2).count().min(KEPT_PIPES);
+        Rest { descriptors: descriptors.len() - 2 * kept, children: self.children().len() }
     }
 
     /// Waits until it holds no more than `rest`.
