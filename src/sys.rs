@@ -51,6 +51,15 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
     Ok(own(number))
 }
 
+/// Asks the allocator to give back what it does not use (malloc_trim(3)); only glibc's keeps much.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called by any thread at any time ("MT-Safe"), and touches nothing in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Registers a descriptor with the runtime.
 ///
 /// # Errors

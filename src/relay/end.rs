@@ -9,13 +9,17 @@ use crate::stream::{Kind, Stream};
 pub enum End {
     /// A connected stream socket.
     Socket(Stream),
-    /// A child's standard streams, each `None` once it is closed.
-    Pipes {
-        /// The child's standard output.
-        from: Option<Stream>,
-        /// The child's standard input.
-        to: Option<Stream>,
-    },
+    /// A child's standard streams. They are the rarer case, and two: boxed, they do not make sockets larger.
+    Pipes(Box<Pipes>),
+}
+
+/// A child's standard streams, each `None` once it is closed.
+#[derive(Debug)]
+pub struct Pipes {
+    /// The child's standard output.
+    from: Option<Stream>,
+    /// The child's standard input.
+    to: Option<Stream>,
 }
 
 /// An [`End`] taken off the runtime, ready to be handed to another process.
@@ -33,11 +37,16 @@ pub enum ParkedEnd {
 }
 
 impl End {
+    /// A child's standard output and input.
+    pub fn pipes(from: Stream, to: Stream) -> Self {
+        Self::Pipes(Box::new(Pipes { from: Some(from), to: Some(to) }))
+    }
+
     /// Where bytes come from, while that is open.
     pub(super) fn reader(&self) -> Option<&Stream> {
         match self {
             Self::Socket(s) => Some(s),
-            Self::Pipes { from, .. } => from.as_ref(),
+            Self::Pipes(pipes) => pipes.from.as_ref(),
         }
     }
 
@@ -45,7 +54,7 @@ impl End {
     pub(super) fn writer(&self) -> Option<&Stream> {
         match self {
             Self::Socket(s) => Some(s),
-            Self::Pipes { to, .. } => to.as_ref(),
+            Self::Pipes(pipes) => pipes.to.as_ref(),
         }
     }
 
@@ -58,14 +67,14 @@ impl End {
     pub(super) fn finish(&mut self) {
         match self {
             Self::Socket(s) => s.shutdown_write(),
-            Self::Pipes { to, .. } => *to = None,
+            Self::Pipes(pipes) => pipes.to = None,
         }
     }
 
     /// Closes the reading end of a pipe that gave its end; a socket stays.
     pub(super) fn finished_reading(&mut self) {
-        if let Self::Pipes { from, .. } = self {
-            *from = None;
+        if let Self::Pipes(pipes) = self {
+            pipes.from = None;
         }
     }
 
@@ -74,9 +83,9 @@ impl End {
     pub fn reset(self) {
         match self {
             Self::Socket(s) => s.reset(),
-            Self::Pipes { from, to } => {
-                drop(from);
-                drop(to);
+            Self::Pipes(pipes) => {
+                drop(pipes.from);
+                drop(pipes.to);
             }
         }
     }
@@ -85,8 +94,8 @@ impl End {
     pub fn park(self) -> ParkedEnd {
         match self {
             Self::Socket(s) => ParkedEnd::Socket(s.kind(), s.into_fd()),
-            Self::Pipes { from, to } => {
-                ParkedEnd::Pipes { from: from.map(Stream::into_fd), to: to.map(Stream::into_fd) }
+            Self::Pipes(pipes) => {
+                ParkedEnd::Pipes { from: pipes.from.map(Stream::into_fd), to: pipes.to.map(Stream::into_fd) }
             }
         }
     }
@@ -98,10 +107,10 @@ impl End {
     pub fn resume(parked: ParkedEnd) -> std::io::Result<Self> {
         Ok(match parked {
             ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),
-            ParkedEnd::Pipes { from, to } => Self::Pipes {
+            ParkedEnd::Pipes { from, to } => Self::Pipes(Box::new(Pipes {
                 from: from.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose()?,
                 to: to.map(|fd| Stream::new(fd, Kind::PipeWriter)).transpose()?,
-            },
+            })),
         })
     }
 }

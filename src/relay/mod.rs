@@ -21,6 +21,11 @@ pub use end::{End, ParkedEnd};
 pub use interrupt::{Interrupt, Why};
 pub use stream::{Parked, Relay};
 
+/// Closes the pipes that are kept for the next bulk transfer: for when there is none to be expected soon.
+pub fn let_go() {
+    pool::empty();
+}
+
 /// Bytes delivered, readable by others while the relay runs; no ending loses them.
 #[derive(Debug, Default)]
 pub struct Counters {

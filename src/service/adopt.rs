@@ -102,10 +102,11 @@ impl Service {
                 let gate = &route.call.as_ref().ok_or("its name no longer means a qrexec call")?.gate;
                 let ticket = gate.clone().resume();
                 let peer = Stream::new(peer, kind).map_err(failed)?;
-                Stage::SettingUp(peer, Call::resume(child, stderr, call).map_err(failed)?, ticket)
+                Stage::SettingUp(peer, Box::new(Call::resume(child, stderr, call).map_err(failed)?), ticket)
             }
             ParkedStage::Relaying(relay, child) => {
-                Stage::Relaying(Relay::resume(relay, route.options.idle_timeout).map_err(failed)?, child)
+                let relay = Relay::resume(relay, route.options.idle_timeout).map_err(failed)?;
+                Stage::Relaying(Box::new(relay), child.map(Box::new))
             }
         };
         // Over a limit that was lowered meanwhile, a session goes on all the same.

@@ -14,6 +14,7 @@ mod session;
 mod sessions;
 mod signals;
 mod stop;
+mod tidy;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -198,6 +199,7 @@ impl Service {
     async fn until_stopped(mut self, signals: &mut Signals, exit_idle: Option<Duration>, told: usize) -> Ended {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
+        keep.spawn(tidy::after_crowds(self.shared.sessions.watch()));
         let (served, passed) = (self.listening.len(), self.passed);
         let line = move |sessions| notify::line(served, passed, sessions);
         let status = keep.spawn(notify::status(self.shared.clone(), told, line));

@@ -80,9 +80,9 @@ pub enum Stage {
     /// Not dialled yet, or dialling.
     Waiting(Stream),
     /// A qrexec call that is not decided yet.
-    SettingUp(Stream, Call, Ticket),
+    SettingUp(Stream, Box<Call>, Ticket),
     /// Bytes flow; through a child where the upstream is a qrexec call.
-    Relaying(Relay, Option<(Child, Stderr)>),
+    Relaying(Box<Relay>, Option<Box<(Child, Stderr)>>),
 }
 
 /// A session for the next process.
@@ -162,12 +162,14 @@ struct Session {
 type Next = Option<Stage>;
 
 impl Session {
+    /// What passes or is rare has a box of its own: thousands of sessions wait in the plain relay.
     async fn run(&mut self, mut stage: Stage) {
         loop {
             let next = match stage {
-                Stage::Waiting(peer) => self.wait(peer).await,
-                Stage::SettingUp(peer, call, ticket) => self.set_up(peer, call, ticket).await,
-                Stage::Relaying(relay, child) => self.relay(relay, child).await,
+                Stage::Waiting(peer) => Box::pin(self.wait(peer)).await,
+                Stage::SettingUp(peer, call, ticket) => Box::pin(self.set_up(peer, call, ticket)).await,
+                Stage::Relaying(relay, None) => self.relay(relay).await,
+                Stage::Relaying(relay, Some(child)) => Box::pin(self.relay_call(relay, child)).await,
             };
             match next {
                 Some(next) => stage = next,
@@ -215,9 +217,10 @@ impl Session {
             Ok(Ok(Dialled::Stream(upstream))) => {
                 self.connected();
                 let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
-                Some(Stage::Relaying(Relay::new(peer, upstream, info.route.options.idle_timeout), None))
+                let relay = Relay::new(peer, upstream, info.route.options.idle_timeout);
+                Some(Stage::Relaying(Box::new(relay), None))
             }
-            Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(peer, call, ticket)),
+            Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(peer, Box::new(call), ticket)),
             Ok(Err(failure)) => {
                 peer.reset();
                 self.failed(&failure)
@@ -259,7 +262,7 @@ impl Session {
         }
     }
 
-    async fn set_up(&mut self, peer: Stream, mut call: Call, mut ticket: Ticket) -> Next {
+    async fn set_up(&mut self, peer: Stream, mut call: Box<Call>, mut ticket: Ticket) -> Next {
         let info = self.story.info.clone();
         let decision = {
             let decided = call.decided(&peer, info.route.options.setup_timeout, |line| explain::stderr(&info, line));
@@ -282,9 +285,9 @@ impl Session {
                 ticket.allowed();
                 self.connected();
                 let parts = call.into_parts();
-                let upstream = relay::End::Pipes { from: Some(parts.from), to: Some(parts.to) };
+                let upstream = relay::End::pipes(parts.from, parts.to);
                 let relay = Relay::new(relay::End::Socket(peer), upstream, info.route.options.idle_timeout);
-                Some(Stage::Relaying(relay, Some((parts.child, parts.stderr))))
+                Some(Stage::Relaying(Box::new(relay), Some(Box::new((parts.child, parts.stderr)))))
             }
             Ok(Decision::Failed(failure)) => {
                 if explain::is_refusal(&failure) {
@@ -313,20 +316,22 @@ impl Session {
         }
     }
 
-    async fn relay(&mut self, mut relay: Relay, child: Option<(Child, Stderr)>) -> Next {
-        let info = self.story.info.clone();
-        let Some((mut child, mut stderr)) = child else {
-            let mut outcome = relay.run(&info.counters, &info.interrupt).await;
-            if let Outcome::Reset { by, .. } = outcome {
-                if let Err(why) = delivered(&relay, by.other(), &info).await {
-                    outcome = Outcome::Interrupted(why);
-                }
+    async fn relay(&mut self, mut relay: Box<Relay>) -> Next {
+        let mut outcome = relay.run(&self.story.info.counters, &self.story.info.interrupt).await;
+        if let Outcome::Reset { by, .. } = outcome {
+            if let Err(why) = Box::pin(delivered(&relay, by.other(), &self.story.info)).await {
+                outcome = Outcome::Interrupted(why);
             }
-            return match outcome {
-                Outcome::Interrupted(Why::Park) => self.park(ParkedStage::Relaying(relay.park(), None)),
-                outcome => self.close(relay, outcome),
-            };
-        };
+        }
+        match outcome {
+            Outcome::Interrupted(Why::Park) => self.park(ParkedStage::Relaying(relay.park(), None)),
+            outcome => self.close(*relay, outcome),
+        }
+    }
+
+    async fn relay_call(&mut self, mut relay: Box<Relay>, child: Box<(Child, Stderr)>) -> Next {
+        let info = self.story.info.clone();
+        let (mut child, mut stderr) = *child;
         relay.hold_end();
         let mut lost = None;
         let mut outcome = loop {
@@ -379,7 +384,7 @@ impl Session {
         if let Outcome::Interrupted(Why::Park) = outcome {
             return self.park(ParkedStage::Relaying(relay.park(), Some((child, stderr))));
         }
-        let next = self.close(relay, outcome);
+        let next = self.close(*relay, outcome);
         if let Some(exit) = lost {
             self.story.note = explain::lost(exit);
         }
@@ -468,4 +473,23 @@ enum Dialled {
 /// An event about nothing but the service.
 pub fn say(kind: Kind, message: impl Into<String>) {
     log::emit(Event::new(kind, message));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of sessions wait in this future, and in the relay that it owns.
+    #[test]
+    fn a_session_is_small() {
+        fn size<'a, F>(_: impl Fn(&'a mut Session, Stage) -> F) -> usize {
+            size_of::<F>()
+        }
+        fn run<'a>(session: &'a mut Session, stage: Stage) -> impl Future<Output = ()> + 'a {
+            session.run(stage)
+        }
+        eprintln!("{} {} {} {}", size(run), size_of::<Relay>(), size_of::<Stage>(), size_of::<Session>());
+        assert!(size(run) <= 400, "{}", size(run));
+        assert!(size_of::<Relay>() <= 224, "{}", size_of::<Relay>());
+    }
 }

@@ -50,7 +50,7 @@ fn relay(service: TcpStream) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (from, to) = (Stream::new(from, Kind::PipeReader)?, Stream::new(to, Kind::PipeWriter)?);
-        let caller = End::Pipes { from: Some(from), to: Some(to) };
+        let caller = End::pipes(from, to);
         let service = End::Socket(Stream::new(service.into(), Kind::Tcp)?);
         Relay::new(caller, service, None).run(&Counters::default(), &Interrupt::default()).await;
         Ok(())

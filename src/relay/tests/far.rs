@@ -125,10 +125,10 @@ pub fn pair(what: What, narrow: bool) -> (Far, End) {
     if what == What::Pipes {
         let (child_in, to) = nix::unistd::pipe2(flags).expect("a pipe");
         let (from, child_out) = nix::unistd::pipe2(flags).expect("a pipe");
-        let end = End::Pipes {
-            from: Some(Stream::new(from, Kind::PipeReader).expect("registered")),
-            to: Some(Stream::new(to, Kind::PipeWriter).expect("registered")),
-        };
+        let end = End::pipes(
+            Stream::new(from, Kind::PipeReader).expect("registered"),
+            Stream::new(to, Kind::PipeWriter).expect("registered"),
+        );
         return (Far { what, reading: Some(child_in), writing: Some(child_out), failed: None }, end);
     }
     let (far, near): (OwnedFd, OwnedFd) = match what {
