@@ -47,8 +47,8 @@ use super::{
 use crate::stream::{Gone, Stream};
 
 /// How long a peer that still sends is read and dropped after the last byte to it was written; and how long the last
-/// bytes of a side that was reset may wait for a receiver that takes none. The purpose and order
-/// of magnitude are those of nginx's `lingering_time` (30 s); a qrexec slot is not held meanwhile.
+/// bytes of a side that was reset may wait for a receiver that takes none. The purpose and order of magnitude are those of
+/// nginx's `lingering_time` (30 s); shorter, because a call holds its place among those of its qube meanwhile.
 const LINGER: Duration = Duration::from_secs(10);
 /// How much of it, in bytes: well above what socket buffers hold (tcp_rmem and tcp_wmem end at 6 and 4 MiB).
 const LINGER_BYTES: u64 = 64 << 20;

@@ -93,7 +93,16 @@ struct Service {
 pub async fn run(setup: Setup) -> Result<Ended, String> {
     // First, so that from here on a SIGTERM is an order and not the end.
     let mut signals = Signals::new().map_err(|e| format!("cannot wait for signals: {e}"))?;
-    let resolve = (setup.load)()?;
+    let resolve = match (setup.load)() {
+        Ok(resolve) => resolve,
+        // Sessions that were handed over do not need it. No listener is served without it: what it limits would be open.
+        Err(why) if !setup.inherited.stored.is_empty() => {
+            let text = format!("the configuration is not used, and no listener is served until the next start: {why}");
+            say(Kind::ConfigurationRejected, text);
+            Box::new(move |_: &str, _| Err(why.clone())) as Resolve
+        }
+        Err(why) => return Err(why),
+    };
     let (parked, parking) = unbounded_channel();
     let shared = Arc::new(Shared {
         client: Client { program: setup.client, group: Group::find() },

@@ -265,7 +265,10 @@ impl Session {
     async fn set_up(&mut self, peer: Stream, mut call: Box<Call>, mut ticket: Ticket) -> Next {
         let info = self.story.info.clone();
         let decision = {
-            let decided = call.decided(&peer, info.route.options.setup_timeout, |line| explain::stderr(&info, line));
+            let allowed = info.route.options.setup_timeout;
+            // From accept on: the wait at the gate counts.
+            let deadline = info.accepted + allowed;
+            let decided = call.decided(&peer, (deadline, allowed), |line| explain::stderr(&info, line));
             tokio::pin!(decided);
             let mut late = false;
             loop {

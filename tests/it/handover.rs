@@ -734,7 +734,7 @@ fn what_a_call_says_on_stderr_is_heard_over_a_restart() {
 
 #[test]
 fn a_configuration_that_broke_meanwhile_costs_no_session() {
-    // The next process cannot start; the manager keeps the store until one can.
+    // Nothing is served by a configuration that nobody can read, but what is under way needs none.
     let server = Server::tcp();
     let activation = Activation::qrexec_connect().tcp("it");
     let file = activation.dir().join("it.toml");
@@ -746,10 +746,16 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     service.park();
     std::fs::write(&file, "[[forward]\n").expect("writable");
     service.start_again();
-    assert_eq!(service.process.wait().code(), Some(78));
-    std::fs::write(&file, &toml).expect("writable");
-    service.start_again();
     far.write_all(b"still here").expect("it goes on");
     peer.expect(b"still here");
+    service.process.stderr.wait_for("no listener is served until the next start");
+    service.notifications.wait_for("STATUS", |status| status.starts_with("0 of 1 listeners"));
+    std::fs::write(&file, &toml).expect("writable");
+    restart(&mut service);
+    far.write_all(b"and now").expect("it goes on");
+    peer.expect(b"and now");
+    let (mut another, mut far) = (service.connect(0), server.accept());
+    far.write_all(b"served again").expect("connected");
+    another.expect(b"served again");
     service.stop();
 }

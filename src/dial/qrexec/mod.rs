@@ -145,12 +145,16 @@ impl Call {
             .is_ok_and(|f| OFlag::from_bits_truncate(f).contains(OFlag::O_NONBLOCK))
     }
 
-    /// Waits until the set-up is over, for at most `allowed` since its start.
+    /// Waits until the set-up is over, until `deadline` at most: the end of the time `allowed`.
     ///
     /// # Cancel safety
     /// Safe: the call goes on, and this can be called again.
-    pub async fn decided(&mut self, peer: &Stream, allowed: Duration, mut said: impl FnMut(String)) -> Decision {
-        let deadline = self.began + allowed;
+    pub async fn decided(
+        &mut self,
+        peer: &Stream,
+        (deadline, allowed): (Instant, Duration),
+        mut said: impl FnMut(String),
+    ) -> Decision {
         let mut output_ended = false;
         loop {
             if self.connected() {
