@@ -10,7 +10,7 @@ use crate::{
     crowd::{Crowd, Kind, Knocker, Place, Rate},
     service::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_nothing_leaked, assert_stops_clean,
-        main_pid, messages, property, restart, service_drop_in, settled, socket, units,
+        enable_now, main_pid, messages, property, restart, service_drop_in, settled, socket, units,
     },
     support::{Pace, Wire, eventually, exchange},
     tree::{As, attempt, installed_fake, shell},
@@ -196,12 +196,18 @@ fn a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
     let Some(tree) = tree!() else { return };
     tree.boot("kill", As::Tester, || {
         let fake = installed_fake();
+        // two calls that do not notice when their pipes are closed, one of which ignores SIGTERM
+        socket("deaf", "127.0.0.1:2003", "other test.Stall");
+        socket("deafer", "127.0.0.1:2004", "other test.NeverKill");
+        shell(&format!("systemctl --user daemon-reload; systemctl --user start {}", units(&["deaf", "deafer"])));
         let crowd = crowd_of_all_kinds(300);
+        let deaf = [port(2003), port(2004)];
+        fake.wait_for_started(11);
         let n = crowd.len();
         let knocker = Knocker::start(Place::Tcp(2001));
         let killed = main_pid();
         let children = crate::service::calls();
-        assert_eq!(children.len(), 9);
+        assert_eq!(children.len(), 11);
         crowd.wait_for_bytes(200_000);
         let began = Instant::now();
         shell(&format!("kill -KILL {killed}"));
@@ -215,7 +221,8 @@ fn a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
         crowd.wait_for_gone(n);
         eventually("no stray call is left", || crate::service::calls().is_empty());
         eventually("nor any other", || crate::service::processes_called(&["qrexec-client-v"]).is_empty());
-        assert!(fake.started() == 9);
+        assert_eq!(fake.started(), 11);
+        drop(deaf);
         let harmed = crowd.dismiss().expect_err("their sessions are lost");
         assert_eq!(harmed.len(), n);
         drop(knocker);
@@ -223,6 +230,31 @@ fn a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
         eventually("every session is over", || property("StatusText").ends_with(", 0 sessions"));
         assert_no_complaints_but(&["status=9/KILL", "Failed with result 'signal'"]);
         assert_stops_clean();
+    });
+}
+
+#[test]
+fn calls_that_ignore_everything_do_not_outlive_the_service() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("stop", As::Tester, || {
+        let fake = installed_fake();
+        socket("deaf", "127.0.0.1:2003", "other test.Stall drain_timeout=1");
+        socket("deafer", "127.0.0.1:2004", "other test.NeverKill drain_timeout=1");
+        enable_now(&["deaf", "deafer"]);
+        // stopped; killed, and stopped by somebody who does not wait for its return
+        for (n, how) in ["", "systemctl --user kill -s KILL qrexec-connect.service;"].into_iter().enumerate() {
+            let deaf = [port(2003), port(2004)];
+            fake.wait_for_started(2 * n + 2);
+            eventually("both are where they belong", || crate::service::calls().len() == 2);
+            shell(&format!("{how} systemctl --user stop 'qrexec-connect-*.socket' qrexec-connect.service"));
+            eventually("no call is left", || crate::service::processes_called(&["qrexec-client-v"]).is_empty());
+            eventually("the unit of the calls has gone", || {
+                attempt("systemctl --user is-active qrexec-connect-calls.service").1 == "inactive"
+            });
+            drop(deaf);
+            shell("systemctl --user start 'qrexec-connect-*.socket' --all");
+        }
+        assert_no_complaints_but(&["status=9/KILL", "Failed with result 'signal'"]);
     });
 }
 
