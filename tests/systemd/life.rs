@@ -116,7 +116,8 @@ fn a_stop_lets_sessions_end_for_as_long_as_they_may_whatever_systemd_allows() {
             stays.expect(b"during");
         }
         exchange(&mut leaves, 1, 1000, Pace::BULK);
-        assert!(property("ActiveState") == "deactivating");
+        assert_eq!(property("ActiveState"), "deactivating");
+        eventually("the status says what it waits for", || property("StatusText") == "stopping, 1 session left");
         stays.expect_reset();
         assert!(began.elapsed() > Duration::from_millis(3900), "{:?}", began.elapsed());
         eventually("it has stopped", || property("ActiveState") == "inactive");
@@ -225,6 +226,23 @@ fn shipped_units_and_examples_are_all_right_for_systemd_analyze() {
             let units = units.replace('\n', " ");
             let (code, stdout, stderr) = attempt(&format!("XDG_RUNTIME_DIR=/run systemd-analyze --{manager} --man=no verify {units}"));
             assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "", ""), "{manager}");
+        }
+    });
+}
+
+#[test]
+fn the_status_counts_those_who_come_while_the_service_starts() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("burst", As::Tester, || {
+        socket("echo", "127.0.0.1:1234", "work test.Echo");
+        enable_now(&["echo"]);
+        for _ in 0..10 {
+            // they wait in the backlog while it starts, and are taken up around its READY
+            let wires: Vec<_> = (0..8).map(|_| port(1234)).collect();
+            eventually("all are counted", || property("StatusText") == "1 listener, 8 sessions");
+            drop(wires);
+            eventually("all have gone", || property("StatusText") == "1 listener, 0 sessions");
+            shell("systemctl --user stop qrexec-connect.service");
         }
     });
 }
