@@ -479,20 +479,4 @@ pub fn say(kind: Kind, message: impl Into<String>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Thousands of sessions wait in this future, and in the relay that it owns.
-    #[test]
-    fn a_session_is_small() {
-        fn size<'a, F>(_: impl Fn(&'a mut Session, Stage) -> F) -> usize {
-            size_of::<F>()
-        }
-        fn run<'a>(session: &'a mut Session, stage: Stage) -> impl Future<Output = ()> + 'a {
-            session.run(stage)
-        }
-        eprintln!("{} {} {} {}", size(run), size_of::<Relay>(), size_of::<Stage>(), size_of::<Session>());
-        assert!(size(run) <= 400, "{}", size(run));
-        assert!(size_of::<Relay>() <= 224, "{}", size_of::<Relay>());
-    }
-}
+mod tests;

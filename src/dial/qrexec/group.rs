@@ -4,6 +4,12 @@
 //! Beside `NAME.service` stands `NAME-calls.service`, which delegates its control group to the same user (cgroups(7)
 //! "Delegation", systemd.resource-control(5) `Delegate=`). In it children live in a sub-group of ours, so that the
 //! unit's own process is never mistaken for one.
+//!
+//! Why this way, measured with systemd 252 and 257 and 30 live children over 10 restarts: with `KillMode=process` the
+//! manager wrote 900 warnings of left-over processes, and whoever was left after a SIGKILL was ours to find; with the
+//! unit it wrote none, and it ends them itself. A transient scope (systemd-run) cannot be started twice under one name,
+//! stays loaded when it fails, has no order after our drain, and is refused outside the user manager's own groups. Being
+//! born in the group (CLONE_INTO_CGROUP) is refused under `RestrictNamespaces=`; moving there takes 15 µs.
 
 use std::{
     fs, io,
