@@ -410,6 +410,7 @@ async fn receive_pattern(
 
 /// Somebody who connects, has a few bytes echoed and ends, again and again.
 pub(crate) struct Knocker {
+    attempts: Arc<AtomicUsize>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     thread: Option<thread::JoinHandle<Knocks>>,
 }
@@ -435,7 +436,8 @@ impl Knocker {
     /// Begins. What is at `place` leads to the server of a [`Crowd`].
     pub(crate) fn start(place: Place) -> Self {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let told = stop.clone();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let (told, counted) = (stop.clone(), attempts.clone());
         let thread = thread::spawn(move || {
             let mut knocks = Knocks::default();
             while !told.load(Relaxed) {
@@ -445,11 +447,19 @@ impl Knocker {
                     knocks.failures.push(format!("attempt {}: {e}", knocks.attempts));
                 }
                 knocks.longest = knocks.longest.max(began.elapsed());
+                counted.store(knocks.attempts, Relaxed);
                 thread::sleep(Duration::from_millis(2)); // the others want the processors, too
             }
             knocks
         });
-        Self { stop, thread: Some(thread) }
+        Self { attempts, stop, thread: Some(thread) }
+    }
+
+    /// Waits until `n` more connections have come to their end: on a busy machine they may be slow.
+    #[track_caller]
+    pub(crate) fn wait_for_more(&self, n: usize) {
+        let goal = self.attempts.load(Relaxed) + n;
+        eventually(&format!("{n} more attempts"), || self.attempts.load(Relaxed) >= goal);
     }
 
     /// Ends; not one connection was refused or lost, and there were more than `n`.

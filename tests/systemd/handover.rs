@@ -85,6 +85,7 @@ fn two_thousand_sessions_notice_nothing_while_sockets_come_and_go_and_the_servic
             settled();
             pids.push(main_pid());
             crowd.wait_for_bytes(100_000);
+            knockers.iter().for_each(|knocker| knocker.wait_for_more(3));
             assert!(crowd.bytes() > flowing);
             assert_eq!(crowd.gone(), 0, "sessions were cut in round {n}");
         }
@@ -231,6 +232,7 @@ fn a_newer_program_in_the_place_of_the_old_takes_over_under_load() {
             let new = fs::read_link(format!("/proc/{}/exe", main_pid())).expect("it runs");
             assert!(new.ends_with("bin/qrexec-connect"), "{n}: {new:?}");
             crowd.wait_for_bytes(1_000_000);
+            knocker.wait_for_more(8);
         }
         knocker.assert_never_refused(20);
         crowd.dismiss_unharmed();

@@ -85,6 +85,7 @@ fn twenty_sockets_that_start_in_parallel_are_all_served() {
             assert!(systemctl.wait().expect("our child").success());
         }
         (3000..3020).for_each(assert_serves);
+        knocker.wait_for_more(10);
         settled();
         assert!(property("StatusText").starts_with("22 listeners, "), "{}", property("StatusText"));
         // one systemctl, one transaction, each way
@@ -94,6 +95,7 @@ fn twenty_sockets_that_start_in_parallel_are_all_served() {
         assert!(property("StatusText").starts_with("2 listeners, "), "{}", property("StatusText"));
         shell(&format!("systemctl --user start {}", units(&all)));
         (3000..3020).for_each(assert_serves);
+        knocker.wait_for_more(11);
         knocker.assert_never_refused(20);
         unharmed(crowd, 9);
     });
@@ -124,6 +126,7 @@ fn a_storm_of_starts_stops_and_restarts_harms_no_session() {
                 })
                 .collect();
             shell(&format!("{}\nwait", commands.join("\n")));
+            knocker.wait_for_more(2);
             assert_eq!(crowd.gone(), 0);
         }
         knocker.assert_never_refused(20);
@@ -153,6 +156,7 @@ fn a_restart_that_is_restarted_before_it_is_ready_loses_nothing() {
             // each meets the one before at another moment: before exec, before SIGTERM is handled, before READY
             shell("for i in {1..12}; do systemctl --user --no-block restart qrexec-connect.service; done");
             settled();
+            knocker.wait_for_more(3);
             assert_eq!(crowd.gone(), 0);
         }
         // and certainly before there is anybody who could handle it
@@ -184,6 +188,7 @@ fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
             crowd.wait_for_bytes(300_000);
             shell("systemctl --user daemon-reload");
             restart();
+            knocker.wait_for_more(7);
             assert_eq!(crowd.gone(), 0);
         }
         knocker.assert_never_refused(20);
