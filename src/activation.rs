@@ -7,8 +7,8 @@
 //! them blocking and without close-on-exec). What cannot be served is refused by name; the others are served.
 
 use std::{
-    fmt,
-    net::{SocketAddr, TcpListener},
+    fmt, io,
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         linux::net::SocketAddrExt as _,
@@ -19,7 +19,7 @@ use std::{
 use listenfd::ListenFd;
 use nix::sys::socket::{AddressFamily, SockType, getsockname, getsockopt, sockopt};
 
-use crate::{log::escape, sys};
+use crate::{log::escape, spec::SocketKind, sys};
 
 /// The name that systemd gives when there is none (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
@@ -53,6 +53,38 @@ pub enum Socket {
     Tcp(TcpListener),
     /// A UNIX stream socket.
     Unix(UnixListener),
+    /// A UDP socket, which receives.
+    Udp(UdpSocket),
+}
+
+impl Socket {
+    /// Its kind.
+    pub fn kind(&self) -> SocketKind {
+        match self {
+            Self::Tcp(_) => SocketKind::Tcp,
+            Self::Unix(_) => SocketKind::Unix,
+            Self::Udp(_) => SocketKind::Udp,
+        }
+    }
+
+    /// Its local address.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn local(&self) -> io::Result<Local> {
+        Ok(match self {
+            Self::Tcp(tcp) => Local::Inet(tcp.local_addr()?),
+            Self::Udp(udp) => Local::Inet(udp.local_addr()?),
+            Self::Unix(unix) => {
+                let local = unix.local_addr()?;
+                Local::Unix(match (local.as_pathname(), local.as_abstract_name()) {
+                    (Some(path), _) => escape(path.as_os_str().as_encoded_bytes()),
+                    (None, Some(name)) => format!("@{}", escape(name)),
+                    (None, None) => "an unnamed UNIX socket".to_owned(),
+                })
+            }
+        })
+    }
 }
 
 impl AsFd for Socket {
@@ -60,6 +92,7 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(s) => s.as_fd(),
             Self::Unix(s) => s.as_fd(),
+            Self::Udp(s) => s.as_fd(),
         }
     }
 }
@@ -69,6 +102,7 @@ impl From<Socket> for OwnedFd {
         match socket {
             Socket::Tcp(s) => s.into(),
             Socket::Unix(s) => s.into(),
+            Socket::Udp(s) => s.into(),
         }
     }
 }
@@ -76,7 +110,7 @@ impl From<Socket> for OwnedFd {
 /// Where a listener listens; displayed, it is what logs call the listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Local {
-    /// A TCP address.
+    /// A TCP or UDP address.
     Inet(SocketAddr),
     /// A UNIX path or `@abstract` name, escaped.
     Unix(String),
@@ -152,29 +186,35 @@ pub fn receive(stored: impl Fn(&str) -> bool) -> Result<Inherited, Broken> {
 
 /// Takes one descriptor as what it is, or says what it is.
 fn take(from: &mut ListenFd, index: usize) -> Result<(Socket, Local), String> {
-    let failed = |e: std::io::Error| e.to_string();
+    let failed = |e: io::Error| e.to_string();
     if let Ok(Some(tcp)) = from.take_tcp_listener(index) {
         listening(tcp.as_fd(), "a connected or unbound TCP socket (Accept=yes?); use ListenStream= and Accept=no")?;
-        let local = tcp.local_addr().map_err(failed)?;
         tcp.set_nonblocking(true).map_err(failed)?;
-        return Ok((Socket::Tcp(tcp), Local::Inet(local)));
+        return with_local(Socket::Tcp(tcp));
     }
     if let Ok(Some(unix)) = from.take_unix_listener(index) {
         listening(unix.as_fd(), "a connected or unbound UNIX socket (Accept=yes?); use ListenStream= and Accept=no")?;
-        let local = unix.local_addr().map_err(failed)?;
-        let local = match (local.as_pathname(), local.as_abstract_name()) {
-            (Some(path), _) => escape(path.as_os_str().as_encoded_bytes()),
-            (None, Some(name)) => format!("@{}", escape(name)),
-            (None, None) => "an unnamed UNIX socket".to_owned(),
-        };
         unix.set_nonblocking(true).map_err(failed)?;
-        return Ok((Socket::Unix(unix), Local::Unix(local)));
+        return with_local(Socket::Unix(unix));
+    }
+    if let Ok(Some(udp)) = from.take_udp_socket(index) {
+        let local = udp.local_addr().map_err(failed)?;
+        if local.port() == 0 || udp.peer_addr().is_ok() {
+            return Err("it is an unbound or connected UDP socket; use ListenDatagram= and Accept=no".to_owned());
+        }
+        udp.set_nonblocking(true).map_err(failed)?;
+        return with_local(Socket::Udp(udp));
     }
     let fd = match from.take_raw_fd(index) {
         Ok(Some(fd)) => sys::own(fd),
         Ok(None) | Err(_) => return Err("it was taken before".to_owned()),
     };
     Err(describe(fd.as_fd()).to_owned())
+}
+
+fn with_local(socket: Socket) -> Result<(Socket, Local), String> {
+    let local = socket.local().map_err(|e| e.to_string())?;
+    Ok((socket, local))
 }
 
 fn listening(socket: BorrowedFd<'_>, otherwise: &str) -> Result<(), String> {
@@ -195,7 +235,7 @@ fn describe(fd: BorrowedFd<'_>) -> &'static str {
         (_, Err(_)) => "it is not a socket (ListenFIFO= or ListenSpecial=?); use ListenStream=",
         (Some(AddressFamily::Vsock), _) => "it is a vsock socket, which is not supported; use a TCP or UNIX one",
         (_, Ok(SockType::SeqPacket)) => "it is a SEQPACKET socket, which is not supported; use ListenStream=",
-        (_, Ok(SockType::Datagram)) => "it is a datagram socket, which this version does not serve; use ListenStream=",
+        (_, Ok(SockType::Datagram)) => "it is a UNIX datagram socket, which is not supported; use ListenStream=",
         _ => "it is a socket of an unsupported kind; use ListenStream= with a TCP or UNIX address",
     }
 }

@@ -194,3 +194,11 @@ fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
         Some(info.assume_init())
     }
 }
+
+/// Whether a file of the nsfs is a network namespace (NS_GET_NSTYPE, ioctl_nsfs(2)).
+pub fn is_net_namespace(nsfs: BorrowedFd<'_>) -> bool {
+    /// `_IO(0xb7, 3)` of linux/nsfs.h.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the request takes no argument and only returns a number.
+    unsafe { libc::ioctl(nsfs.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
+}

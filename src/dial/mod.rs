@@ -1,13 +1,19 @@
 //! An endpoint becomes a connected stream, by a deadline, or a failure that says what to do.
 
+pub mod netns;
+pub mod proxy;
 pub mod qrexec;
 mod tcp;
+mod udp;
 mod unix;
+mod way;
 
 use std::{io, time::Duration};
 
 pub use tcp::{connect as tcp, keep_alive};
+pub use udp::connect as udp;
 pub use unix::connect as unix;
+pub use way::Way;
 
 use crate::stream::{Gone, Stream};
 
@@ -23,6 +29,8 @@ pub enum Failure {
     TimedOut(Duration),
     /// The peer went away meanwhile.
     PeerGone,
+    /// The network namespace to dial from could not be used.
+    Netns(netns::Trouble),
     /// A system call failed.
     Io {
         /// What was being done, such as `connect to 10.0.0.5:22`.

@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::time::timeout;
 
-use super::Failure;
+use super::{Failure, Way, way::io_failure};
 use crate::{
-    spec::{Host, HostPort},
+    spec::HostPort,
     stream::{Kind, Stream},
 };
 
@@ -27,47 +27,42 @@ pub fn keep_alive(socket: &Socket) -> io::Result<()> {
 /// Connects to `addr`, trying each address of a name in turn, all within `allowed`.
 ///
 /// # Errors
-/// [`Failure::TimedOut`]; [`Failure::Io`] for a name without an address, or with the last address's error.
+/// [`Failure::TimedOut`]; [`Failure::Netns`]; [`Failure::Io`] for a name without an address, or with the last
+/// address's error.
 ///
 /// # Cancel safety
 /// Dropped, it closes what it began.
-pub async fn connect(addr: &HostPort, allowed: Duration, keepalive: bool) -> Result<Stream, Failure> {
-    let io = |error| Failure::Io { doing: format!("connect to {addr}"), error };
+pub async fn connect(addr: &HostPort, way: Way<'_>, allowed: Duration, keepalive: bool) -> Result<Stream, Failure> {
     let attempt = async {
-        let addresses: Vec<SocketAddr> = match &addr.host {
-            Host::Ip(ip) => vec![SocketAddr::new(*ip, addr.port)],
-            Host::Name(name) => tokio::net::lookup_host((name.as_str(), addr.port)).await?.collect(),
-        };
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match connect_one(address, keepalive).await {
+        let mut last = None;
+        for address in way.resolve(addr).await? {
+            match connect_one(addr, address, way, keepalive).await {
                 Ok(stream) => return Ok(stream),
-                Err(e) => last = e,
+                Err(failure) => last = Some(failure),
             }
         }
-        Err(last)
+        Err(last.unwrap_or(Failure::TimedOut(allowed)))
     };
-    match timeout(allowed, attempt).await {
-        Ok(result) => result.map_err(io),
-        Err(_) => Err(Failure::TimedOut(allowed)),
-    }
+    timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
 }
 
-async fn connect_one(address: SocketAddr, keepalive: bool) -> io::Result<Stream> {
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    if keepalive {
-        keep_alive(&socket)?;
-    }
-    let pending = match socket.connect(&address.into()) {
-        Ok(()) => false,
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => true,
-        Err(e) => return Err(e),
+async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>, keepalive: bool) -> Result<Stream, Failure> {
+    let socket = way.socket(Domain::for_address(address), Type::STREAM, Protocol::TCP).await?;
+    let connected = async {
+        socket.set_tcp_nodelay(true)?;
+        if keepalive {
+            keep_alive(&socket)?;
+        }
+        let pending = match socket.connect(&address.into()) {
+            Ok(()) => false,
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => true,
+            Err(e) => return Err(e),
+        };
+        let stream = Stream::new(OwnedFd::from(socket), Kind::Tcp)?;
+        if pending {
+            stream.connected().await?;
+        }
+        Ok(stream)
     };
-    let stream = Stream::new(OwnedFd::from(socket), Kind::Tcp)?;
-    if pending {
-        stream.connected().await?;
-    }
-    Ok(stream)
+    connected.await.map_err(|error| io_failure(&format!("connect to {addr}"), error))
 }

@@ -106,6 +106,8 @@ kinds! {
     ListenerServing "listener-serving" Info "734a9562b752423dbf57a2cd0991b69a",
     /// A listener's socket unit is gone.
     ListenerRemoved "listener-removed" Info "00d963fbd8cf40ce9c78d65b7130f8c1",
+    /// A listener of our own waits for the namespace it is to be in.
+    ListenerAwaited "listener-awaited" Warning "ca2a5fdd64e742829d07d9dc7a00e589",
     /// A limit makes connections wait in the backlog.
     LimitReached "limit-reached" Warning "da15f83b8b474f17b8c83f9173414efa",
     /// The service is ready.
@@ -214,6 +216,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 23);
+        assert_eq!(kinds.len(), 24);
     }
 }

@@ -3,6 +3,7 @@
 //! The relay knows no addresses and no services: it is given two connected [`End`]s and tells how it ended, or, when
 //! interrupted, leaves everything in a state that another process can take up ([`Relay::park`]).
 
+pub mod datagram;
 mod direction;
 mod end;
 mod interrupt;
@@ -47,6 +48,16 @@ impl Counters {
     /// Bytes delivered to the peer.
     pub fn down(&self) -> u64 {
         self.down.load(Relaxed)
+    }
+
+    /// Counts a datagram delivered to the upstream.
+    pub fn add_up(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Counts a datagram delivered to the peer.
+    pub fn add_down(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Relaxed);
     }
 }
 

@@ -1,10 +1,12 @@
 //! Taking up the sessions of the previous process.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Resolve, Service,
-    handover::{self, Adopted, Lost},
+    flow::Flow,
+    handover::{Adopted, Lost},
+    listener::Listening,
     notify::sessions,
     route::Route,
     session::{self, ParkedStage, Permits, Stage, say},
@@ -14,25 +16,25 @@ use crate::{
     dial::qrexec::Call,
     log::{self, End, Kind as Event},
     relay::{Counters, ParkedEnd, Relay, Why},
-    spec::OnRemove,
+    spec::{OnRemove, SocketKind},
     stream::{Kind, Stream},
 };
 
 impl Service {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason.
-    pub fn adopt(&mut self, stored: Vec<OwnedFd>, resolve: &Resolve) {
-        let (adopted, lost) = handover::take(stored);
+    pub fn adopt(&mut self, adopted: Vec<Adopted>, lost: Vec<Lost>, resolve: &Resolve) {
         lost.iter().for_each(tell);
         let (mut taken_up, mut kept, mut drained) = (0, 0, 0);
         for session in adopted {
-            let here = |r: &Arc<Route>| *r.listener == *session.listener && r.name == session.name;
-            let route = self.listening.iter().map(|l| l.route()).find(here);
+            let here = |r: &Route| *r.listener == *session.listener && r.name == session.name;
+            let listening = self.listening.iter().chain(self.own.listening()).find(|l| here(&l.route())).cloned();
+            let route = listening.as_ref().map(|l| l.route());
             let orphan = route.is_none();
             let id = session.id;
             self.adopted.extend(child(&session.stage));
             let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
             let taken = match route {
-                Ok(route) => self.take_up(session, route),
+                Ok(route) => self.take_up(session, route, listening.as_ref()),
                 Err(why) => {
                     session.stage.abandon();
                     Err(why)
@@ -74,10 +76,15 @@ impl Service {
                 ParkedEnd::Socket(kind, _) => kind,
                 ParkedEnd::Pipes { .. } => Kind::Tcp,
             },
+            ParkedStage::Flow { .. } => return Err("its listener is gone, through which it was answered".to_owned()),
         };
+        let kind = if kind == Kind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
         let relaying = matches!(session.stage, ParkedStage::Relaying(..));
         let mut route = match resolve(&session.name, kind) {
-            Ok(forward) => Route::new(session.name.clone(), &session.listener, forward, &self.shared.gates)?,
+            Ok(forward) => {
+                let leg = forward.legs.front().clone();
+                Route::new(session.name.clone(), &session.listener, leg, forward.options, &self.shared.gates)?
+            }
             Err(_) if relaying => Route::unknown(session.name.clone(), &session.listener),
             Err(why) => return Err(why),
         };
@@ -85,7 +92,12 @@ impl Service {
         Ok(Arc::new(route))
     }
 
-    fn take_up(&self, session: Adopted, route: Arc<Route>) -> Result<Arc<Info>, String> {
+    fn take_up(
+        &self,
+        session: Adopted,
+        route: Arc<Route>,
+        listening: Option<&Arc<Listening>>,
+    ) -> Result<Arc<Info>, String> {
         let failed = |e: std::io::Error| e.to_string();
         if route.call.is_none() && matches!(session.stage, ParkedStage::SettingUp(..)) {
             session.stage.abandon();
@@ -96,7 +108,12 @@ impl Service {
         if let Some(ms) = session.dial_ms {
             info.connected(ms);
         }
+        let info = Arc::new(info);
         let stage = match session.stage {
+            ParkedStage::Flow { asked, upstream, quiet } => {
+                let listening = listening.ok_or("its listener is gone, through which it was answered")?;
+                Stage::Flow(Flow::resume(asked, info.clone(), listening, quiet, upstream).map_err(failed)?)
+            }
             ParkedStage::Waiting(kind, peer) => Stage::Waiting(Stream::new(peer, kind).map_err(failed)?),
             ParkedStage::SettingUp(kind, peer, child, stderr, call) => {
                 let gate = &route.call.as_ref().ok_or("its name no longer means a qrexec call")?.gate;
@@ -112,7 +129,6 @@ impl Service {
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call.as_ref().and_then(|c| c.room.clone().try_acquire_owned().ok());
-        let info = Arc::new(info);
         session::start(&self.shared, info.clone(), stage, Permits { _session: room, _call: calls });
         Ok(info)
     }
@@ -140,7 +156,7 @@ fn tell(lost: &Lost) {
 /// The process id of a session's child.
 fn child(stage: &ParkedStage) -> Option<u32> {
     match stage {
-        ParkedStage::Waiting(..) => None,
+        ParkedStage::Waiting(..) | ParkedStage::Flow { .. } => None,
         ParkedStage::SettingUp(_, _, child, ..) => Some(child.pid()),
         ParkedStage::Relaying(_, child) => child.as_ref().map(|(child, _)| child.pid()),
     }

@@ -81,6 +81,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             (End::Timeout, format!("not connected within {} s: {hint}", allowed.as_secs_f32()))
         }
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),
         Failure::Io { doing, error } => {
             let hint = match error.kind() {
                 io::ErrorKind::NotFound if doing.starts_with("start ") => {

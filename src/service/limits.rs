@@ -40,7 +40,8 @@ mod tests {
 
     fn route(name: &str) -> Route {
         let forward = spec::fdname::resolve(name, spec::SocketKind::Tcp, &spec::Config::default()).expect("a name");
-        Route::new(name.to_owned(), "127.0.0.1:1", forward, &Gates::new(32)).expect("a route")
+        let leg = forward.legs.front().clone();
+        Route::new(name.to_owned(), "127.0.0.1:1", leg, forward.options, &Gates::new(32)).expect("a route")
     }
 
     #[test]

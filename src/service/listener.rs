@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::{
     access::Peer,
+    flow::{self, Table},
     route::Route,
     session::{self, Permits, Shared, Stage, say},
     sessions::Info,
@@ -29,7 +30,8 @@ use super::{
 use crate::{
     activation,
     log::{Event, Kind, emit},
-    relay::Counters,
+    relay::{Counters, datagram},
+    spec::SocketKind,
     stream::{self, Stream},
     sys,
 };
@@ -43,34 +45,63 @@ const REMINDER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Listening {
     io: AsyncFd<OwnedFd>,
-    kind: stream::Kind,
+    kind: SocketKind,
     route: Mutex<Arc<Route>>,
+    flows: Table,
 }
 
 impl Listening {
-    /// Registers an inherited listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
+    /// Registers a listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
     ///
     /// # Errors
     /// What setsockopt(2) or epoll_ctl(2) say.
     pub fn new(socket: activation::Socket, route: Arc<Route>) -> io::Result<Self> {
-        let kind = match &socket {
+        let kind = socket.kind();
+        let mut interest = Interest::READABLE;
+        match &socket {
             activation::Socket::Tcp(tcp) => {
                 let socket = socket2::SockRef::from(tcp);
                 socket.set_tcp_nodelay(true)?;
                 if route.options.keepalive {
                     crate::dial::keep_alive(&socket)?;
                 }
-                stream::Kind::Tcp
             }
-            activation::Socket::Unix(_) => stream::Kind::Unix,
-        };
-        let io = sys::register(socket.into(), Interest::READABLE)?;
-        Ok(Self { io, kind, route: Mutex::new(route) })
+            activation::Socket::Unix(_) => {}
+            activation::Socket::Udp(udp) => {
+                datagram::ask_for_destinations(udp)?;
+                interest |= Interest::WRITABLE;
+            }
+        }
+        let io = sys::register(socket.into(), interest)?;
+        Ok(Self { io, kind, route: Mutex::new(route), flows: Table::default() })
     }
 
-    /// TCP or UNIX.
-    pub fn kind(&self) -> stream::Kind {
+    /// TCP, UNIX or UDP.
+    pub fn kind(&self) -> SocketKind {
         self.kind
+    }
+
+    /// Its socket, as the runtime has it.
+    pub fn io(&self) -> &AsyncFd<OwnedFd> {
+        &self.io
+    }
+
+    /// The flows of a UDP listener.
+    pub fn flows(&self) -> &Table {
+        &self.flows
+    }
+
+    /// Another descriptor of its socket, as what it is.
+    ///
+    /// # Errors
+    /// EMFILE and its kin.
+    pub fn duplicate(&self) -> io::Result<activation::Socket> {
+        let fd = self.io.get_ref().try_clone()?;
+        Ok(match self.kind {
+            SocketKind::Tcp => activation::Socket::Tcp(fd.into()),
+            SocketKind::Unix => activation::Socket::Unix(fd.into()),
+            SocketKind::Udp => activation::Socket::Udp(fd.into()),
+        })
     }
 
     /// The route that new sessions take.
@@ -83,8 +114,11 @@ impl Listening {
         *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
     }
 
-    /// Accepts until `stop`.
+    /// Accepts or receives until `stop`.
     pub async fn serve(self: Arc<Self>, shared: Arc<Shared>, stop: CancellationToken) {
+        if self.kind == SocketKind::Udp {
+            return flow::receive(&self, &shared, &stop).await;
+        }
         let mut limits = Reminder::default();
         let mut exhausted = Reminder::default();
         let mut denied = Reminder::default();
@@ -133,15 +167,16 @@ impl Listening {
         denied: &mut Reminder,
     ) {
         let peer = Peer::of(&fd, &address);
-        let stream = match Stream::new(fd, self.kind) {
-            Ok(stream) => stream,
-            Err(e) => {
-                return say(
-                    Kind::DescriptorPressure,
-                    format!("lost a connection from {peer} on {}: {e}", route.listener),
-                );
-            }
-        };
+        let stream =
+            match Stream::new(fd, if self.kind == SocketKind::Unix { stream::Kind::Unix } else { stream::Kind::Tcp }) {
+                Ok(stream) => stream,
+                Err(e) => {
+                    return say(
+                        Kind::DescriptorPressure,
+                        format!("lost a connection from {peer} on {}: {e}", route.listener),
+                    );
+                }
+            };
         if let Err(list) = route.access.check(&peer) {
             stream.reset();
             return deny(&route, &peer, list, denied);
@@ -196,8 +231,14 @@ impl Listening {
     }
 }
 
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
+    }
+}
+
 /// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
-fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
+pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
     let left_out = reminder.left_out;
     if !reminder.due() {
         return;
@@ -214,7 +255,7 @@ fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
 
 /// Says something at most once a minute.
 #[derive(Debug, Default)]
-struct Reminder {
+pub(super) struct Reminder {
     last: Option<Instant>,
     /// How often it was not said since.
     left_out: u64,

@@ -2,13 +2,17 @@
 
 mod access;
 mod adopt;
+mod bind;
 mod explain;
+mod flow;
 mod handover;
 mod headroom;
 mod limits;
 mod listener;
 mod manager;
+mod netns_watch;
 mod notify;
+mod own;
 mod route;
 mod session;
 mod sessions;
@@ -16,12 +20,12 @@ mod signals;
 mod stop;
 mod tidy;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,6 +33,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use handover::NAME as STORED;
 pub use headroom::keep as keep_headroom;
 use listener::Listening;
+use netns_watch::Watch;
+use notify::Count;
+use own::{Own, Wanted};
 use route::Route;
 use session::{Parked, Shared, say};
 use signals::{Order, Signals};
@@ -37,14 +44,23 @@ use crate::{
     activation,
     dial::qrexec::{Client, Group, gate::Gates},
     log::{Event, Kind, emit, escape},
-    spec::Forward,
-    stream,
+    spec::{Forward, SocketKind},
 };
 
 /// What a name on a socket of that kind means, in the configuration that is in force; or what is wrong with it.
-pub type Resolve = Box<dyn Fn(&str, stream::Kind) -> Result<Forward, String> + Send + Sync>;
+pub type Resolve = Box<dyn Fn(&str, SocketKind) -> Result<Forward, String> + Send + Sync>;
+/// The forwards of the configuration whose listening side is ours to bind, beside sockets of these names.
+pub type Forwards = Box<dyn Fn(&[String]) -> Result<Vec<Forward>, String> + Send + Sync>;
 /// Reads the configuration.
-pub type Load = Box<dyn Fn() -> Result<Resolve, String> + Send + Sync>;
+pub type Load = Box<dyn Fn() -> Result<Rules, String> + Send + Sync>;
+
+/// A configuration, as far as the service is concerned.
+pub struct Rules {
+    /// What names mean in it.
+    pub resolve: Resolve,
+    /// What it asks for beside them.
+    pub forwards: Forwards,
+}
 
 /// Everything that a service needs to begin.
 pub struct Setup {
@@ -58,6 +74,8 @@ pub struct Setup {
     pub calls_per_qube: usize,
     /// Without a session for this long, the service ends; its sockets start it again.
     pub exit_idle: Option<Duration>,
+    /// Whether to end when a listener cannot be served, rather than to serve the others.
+    pub strict: bool,
 }
 
 /// How a service ended.
@@ -71,15 +89,44 @@ pub enum Ended {
     Broken,
 }
 
+/// Why a service did not begin.
+#[derive(Debug)]
+pub enum Failed {
+    /// The configuration cannot be used.
+    Rules(String),
+    /// A listener cannot be served, and all were asked for.
+    Listener(String),
+    /// Signals cannot be had.
+    Signals(io::Error),
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rules(why) => f.write_str(why),
+            Self::Listener(why) => write!(f, "not everything can be served, which --strict asks for: {why}"),
+            Self::Signals(error) => write!(f, "cannot wait for signals: {error}"),
+        }
+    }
+}
+
 /// A running service.
 struct Service {
     shared: Arc<Shared>,
     listening: Vec<Arc<Listening>>,
+    /// Legs behind inherited listeners whose own listening side is ours.
+    behind: Vec<Wanted>,
+    /// Listeners that we bound ourselves.
+    own: Own,
+    /// Hears of namespaces that come and go, when one of our own listeners is in one.
+    watch: Option<Watch>,
     /// The tasks that accept.
     accepting: JoinSet<()>,
     stop: CancellationToken,
     parking: UnboundedReceiver<Parked>,
     load: Load,
+    /// The names of listeners that were passed, as far as they could be taken.
+    names: Vec<String>,
     /// Listeners that were passed, served or not.
     passed: usize,
     /// Children taken up from the previous process.
@@ -89,19 +136,23 @@ struct Service {
 /// Runs a service until it is told to stop.
 ///
 /// # Errors
-/// When the configuration cannot be used, or signals cannot be had: what to print.
-pub async fn run(setup: Setup) -> Result<Ended, String> {
+/// See [`Failed`].
+pub async fn run(setup: Setup) -> Result<Ended, Failed> {
     // First, so that from here on a SIGTERM is an order and not the end.
-    let mut signals = Signals::new().map_err(|e| format!("cannot wait for signals: {e}"))?;
-    let resolve = match (setup.load)() {
-        Ok(resolve) => resolve,
+    let mut signals = Signals::new().map_err(Failed::Signals)?;
+    let activation::Inherited { listeners, refused, stored } = setup.inherited;
+    let passed = listeners.len() + refused.len();
+    let names: Vec<String> = listeners.iter().map(|l| l.name.clone()).collect();
+    let loaded = (setup.load)().and_then(|rules| Ok(((rules.forwards)(&names)?, rules.resolve)));
+    let (forwards, resolve) = match loaded {
+        Ok((forwards, resolve)) => (Some(forwards), resolve),
         // Sessions that were handed over do not need it. No listener is served without it: what it limits would be open.
-        Err(why) if !setup.inherited.stored.is_empty() => {
+        Err(why) if !stored.is_empty() => {
             let text = format!("the configuration is not used, and no listener is served until the next start: {why}");
             say(Kind::ConfigurationRejected, text);
-            Box::new(move |_: &str, _| Err(why.clone())) as Resolve
+            (None, Box::new(move |_: &str, _| Err(why.clone())) as Resolve)
         }
-        Err(why) => return Err(why),
+        Err(why) => return Err(Failed::Rules(why)),
     };
     let (parked, parking) = unbounded_channel();
     let shared = Arc::new(Shared {
@@ -111,40 +162,70 @@ pub async fn run(setup: Setup) -> Result<Ended, String> {
         tasks: TaskTracker::new(),
         parked,
     });
-    let activation::Inherited { listeners, refused, stored } = setup.inherited;
-    let passed = listeners.len() + refused.len();
     for r in refused {
         refuse(&escape(r.name.as_bytes()), None, &r.why);
     }
-    let listening = listeners.into_iter().filter_map(|l| listen(l, &resolve, &shared)).collect();
-    let (accepting, stop) = (JoinSet::new(), CancellationToken::new());
-    let mut service =
-        Service { shared, listening, accepting, stop, parking, load: setup.load, passed, adopted: Vec::new() };
-    service.adopt(stored.into_iter().map(|(_, fd)| fd).collect(), &resolve);
+    let mut behind = Vec::new();
+    let listening = listeners.into_iter().filter_map(|l| listen(l, &resolve, &shared, &mut behind)).collect();
+    let mut service = Service {
+        shared,
+        listening,
+        behind,
+        own: Own::default(),
+        watch: None,
+        accepting: JoinSet::new(),
+        stop: CancellationToken::new(),
+        parking,
+        load: setup.load,
+        names,
+        passed,
+        adopted: Vec::new(),
+    };
+    let handover = handover::take(stored.into_iter().map(|(_, fd)| fd).collect());
+    match forwards {
+        Some(forwards) => drop(service.reconcile(&forwards, handover.listeners).await),
+        None => service.own.hold(handover.listeners),
+    }
+    service.adopt(handover.sessions, handover.lost, &resolve);
     service.settle_children();
-    let routes: Vec<_> = service.listening.iter().map(|l| l.route()).collect();
+    let routes: Vec<_> = service.listening.iter().chain(service.own.listening()).map(|l| l.route()).collect();
     if let Some(warning) = limits::warning(routes.iter().map(|r| &**r), service.shared.gates.per_qube()) {
         say(Kind::DescriptorPressure, warning);
     }
+    if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
+        if notify::managed() {
+            service.hand_over(Ended::Broken).await;
+        }
+        return Err(Failed::Listener(trouble));
+    }
     service.accept();
     let told = service.shared.sessions.count();
-    let status = notify::line(service.listening.len(), passed, told);
+    let status = notify::line(service.count(), told);
     say(Kind::ServiceReady, format!("ready: {status}"));
     notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     Ok(service.until_stopped(&mut signals, setup.exit_idle, told).await)
 }
 
-/// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
-fn listen(from: activation::Listener, resolve: &Resolve, shared: &Shared) -> Option<Arc<Listening>> {
+/// Gives an inherited listener its route; one that cannot have one is refused, and the others are served. What lies
+/// behind it and is ours to bind is added to `behind`.
+fn listen(
+    from: activation::Listener,
+    resolve: &Resolve,
+    shared: &Shared,
+    behind: &mut Vec<Wanted>,
+) -> Option<Arc<Listening>> {
     let local = from.local.to_string();
-    let listening = resolve(&from.name, kind(&from.socket)).and_then(|forward| {
-        let route = Route::new(from.name.clone(), &local, forward, &shared.gates)?;
+    let listening = resolve(&from.name, from.socket.kind()).and_then(|forward| {
+        behind.extend(own::wanted(&forward, None));
+        let (leg, options) = (forward.legs.front().clone(), forward.options);
+        let route = Route::new(from.name.clone(), &local, leg, options, &shared.gates)?;
         Listening::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())
     });
     match listening {
         Ok(listening) => {
             let route = listening.route();
-            let mut event = Event::new(Kind::ListenerServing, format!("{local} leads to {}", route.upstream_text));
+            let text = format!("{local} leads to {}{}", route.upstream_text, own::leads_into(&route));
+            let mut event = Event::new(Kind::ListenerServing, text);
             event.listener = Some(route.listener.clone());
             event.upstream = Some(route.upstream_text.clone());
             event.call = route.call_text.clone();
@@ -155,13 +236,6 @@ fn listen(from: activation::Listener, resolve: &Resolve, shared: &Shared) -> Opt
             refuse(&local, Some(&from.name), &why);
             None
         }
-    }
-}
-
-fn kind(socket: &activation::Socket) -> stream::Kind {
-    match socket {
-        activation::Socket::Tcp(_) => stream::Kind::Tcp,
-        activation::Socket::Unix(_) => stream::Kind::Unix,
     }
 }
 
@@ -191,6 +265,23 @@ impl Service {
         for listening in &self.listening {
             self.accepting.spawn(listening.clone().serve(self.shared.clone(), self.stop.clone()));
         }
+        self.accept_own();
+    }
+
+    /// Listeners or forwards that are served, of all.
+    fn count(&self) -> Count {
+        let (served, all) = self.own.count();
+        let behind = self.own.troubled_behind();
+        let served = served + self.listening.len().saturating_sub(behind);
+        Count { served, all: all + self.passed, forwards: all > 0 }
+    }
+
+    /// Why something is not served, if anything is not.
+    fn trouble(&self) -> Option<String> {
+        if self.listening.len() < self.passed {
+            return Some("an inherited socket was refused".to_owned());
+        }
+        self.own.trouble()
     }
 
     /// Ends the tasks that accept; whether one of them had panicked.
@@ -204,18 +295,30 @@ impl Service {
         panicked
     }
 
+    /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that it knows of;
+    /// one that cannot be has it told at once.
+    fn tell_status(&self, keep: &mut JoinSet<()>, told: usize) -> AbortHandle {
+        let count = self.count();
+        keep.spawn(notify::status(self.shared.clone(), told, move |sessions| notify::line(count, sessions)))
+    }
+
     /// Serves until an order comes. `told` is the number of sessions that the manager knows of.
     async fn until_stopped(mut self, signals: &mut Signals, exit_idle: Option<Duration>, told: usize) -> Ended {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
         keep.spawn(tidy::after_crowds(self.shared.sessions.watch()));
-        let (served, passed) = (self.listening.len(), self.passed);
-        let line = move |sessions| notify::line(served, passed, sessions);
-        let status = keep.spawn(notify::status(self.shared.clone(), told, line));
+        let mut status = self.tell_status(&mut keep, told);
         let at_most = loop {
+            // What nobody passed, nobody would start again.
+            let exit_idle = exit_idle.filter(|_| self.own.is_empty());
+            let nothing = self.passed == 0 && self.own.is_empty();
             tokio::select! {
                 order = signals.next() => match order {
-                    Order::Reload => self.reload(),
+                    Order::Reload => {
+                        self.reload().await;
+                        status.abort();
+                        status = self.tell_status(&mut keep, usize::MAX);
+                    }
                     Order::Park if notify::managed() => return self.hand_over(Ended::HandedOver).await,
                     // Nobody would keep what is parked.
                     Order::Park => break None,
@@ -231,7 +334,13 @@ impl Service {
                         return self.hand_over(Ended::Broken).await;
                     }
                 }
-                () = nothing_left(&self.shared, self.passed == 0, exit_idle) => {
+                () = moved(&mut self.watch) => {
+                    if self.look_at_namespaces().await {
+                        status.abort();
+                        status = self.tell_status(&mut keep, usize::MAX);
+                    }
+                }
+                () = nothing_left(&self.shared, nothing, exit_idle) => {
                     self.stop_accepting().await;
                     if self.shared.sessions.count() == 0 {
                         say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
@@ -247,19 +356,23 @@ impl Service {
     }
 
     /// Reads the configuration again; what is wrong with it changes nothing.
-    fn reload(&self) {
+    async fn reload(&mut self) {
         let now = NotifyState::monotonic_usec_now();
         let _ = now.map(|now| notify::tell(&[NotifyState::Reloading, now]));
         match self.resolve_all() {
-            Ok(routes) => {
+            Ok(meant) => {
                 let mut changed = 0;
-                for (listening, route) in self.listening.iter().zip(routes) {
+                for (listening, route) in self.listening.iter().zip(meant.routes) {
                     if !listening.route().leads_as(&route) {
                         listening.set_route(Arc::new(route));
                         changed += 1;
                     }
                 }
-                let text = format!("configuration read again: {changed} listeners lead elsewhere or otherwise");
+                self.behind = meant.behind;
+                let held = self.own.let_go();
+                changed += self.reconcile(&meant.forwards, held).await;
+                self.accept_own();
+                let text = format!("configuration read again: {changed} listeners are new, gone or lead otherwise");
                 say(Kind::ConfigurationReloaded, text);
             }
             Err(why) => say(Kind::ConfigurationRejected, format!("the new configuration is not used: {why}")),
@@ -267,13 +380,38 @@ impl Service {
         notify::tell(&[NotifyState::Ready]);
     }
 
-    fn resolve_all(&self) -> Result<Vec<Route>, String> {
-        let resolve = (self.load)()?;
+    /// What the configuration says now.
+    fn resolve_all(&self) -> Result<Meant, String> {
+        let rules = (self.load)()?;
+        let mut behind = Vec::new();
         let route = |l: &Arc<Listening>| {
             let old = l.route();
-            Route::new(old.name.clone(), &old.listener, resolve(&old.name, l.kind())?, &self.shared.gates)
+            let forward = (rules.resolve)(&old.name, l.kind())?;
+            behind.extend(own::wanted(&forward, None));
+            let leg = forward.legs.front().clone();
+            Route::new(old.name.clone(), &old.listener, leg, forward.options, &self.shared.gates)
         };
-        self.listening.iter().map(route).collect()
+        let routes = self.listening.iter().map(route).collect::<Result<_, _>>()?;
+        let forwards = (rules.forwards)(&self.names)?;
+        Ok(Meant { routes, behind, forwards })
+    }
+}
+
+/// What a configuration means for the listeners there are.
+struct Meant {
+    /// For the inherited ones, in their order.
+    routes: Vec<Route>,
+    /// What lies behind those and is ours to bind.
+    behind: Vec<Wanted>,
+    /// What is asked for beside them.
+    forwards: Vec<Forward>,
+}
+
+/// Ready when namespaces of our listeners may have come or gone.
+async fn moved(watch: &mut Option<Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -54,6 +54,17 @@ pub async fn watchdog() {
     }
 }
 
+/// What is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// So many are.
+    pub served: usize,
+    /// Of so many.
+    pub all: usize,
+    /// Whether they are forwards of a configuration, rather than sockets that were passed.
+    pub forwards: bool,
+}
+
 /// Keeps `systemctl status` up to date with the `line` for the number of sessions. An idle service sleeps.
 /// `told` is what the manager was told last.
 pub async fn status(shared: Arc<Shared>, mut told: usize, line: impl Fn(usize) -> String) {
@@ -72,11 +83,12 @@ pub async fn status(shared: Arc<Shared>, mut told: usize, line: impl Fn(usize) -
 }
 
 /// The status line of a running service: `2 of 3 listeners, 5 sessions`.
-pub fn line(served: usize, all: usize, sessions: usize) -> String {
+pub fn line(Count { served, all, forwards }: Count, sessions: usize) -> String {
+    let noun = if forwards { "forward" } else { "listener" };
     let listeners = match (served, all) {
-        (1, 1) => "1 listener".to_owned(),
-        (served, all) if served == all => format!("{all} listeners"),
-        (served, all) => format!("{served} of {all} listeners"),
+        (1, 1) => format!("1 {noun}"),
+        (served, all) if served == all => format!("{all} {noun}s"),
+        (served, all) => format!("{served} of {all} {noun}s"),
     };
     format!("{listeners}, {}", self::sessions(sessions))
 }
@@ -97,8 +109,9 @@ mod tests {
 
     #[test]
     fn the_status_line_says_what_is_not_served() {
-        assert_eq!(line(3, 3, 5), "3 listeners, 5 sessions");
-        assert_eq!(line(1, 1, 1), "1 listener, 1 session");
-        assert_eq!(line(2, 3, 0), "2 of 3 listeners, 0 sessions");
+        let count = |served, all, forwards| Count { served, all, forwards };
+        assert_eq!(line(count(3, 3, false), 5), "3 listeners, 5 sessions");
+        assert_eq!(line(count(1, 1, false), 1), "1 listener, 1 session");
+        assert_eq!(line(count(2, 3, true), 0), "2 of 3 forwards, 0 sessions");
     }
 }

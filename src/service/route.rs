@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use super::access::Access;
 use crate::{
     dial::qrexec::gate::{Gate, Gates},
-    spec::{Call, Forward, Legs, Options, Upstream, Via},
+    spec::{Call, Leg, Options, Upstream, Via},
 };
 
 /// A listener's forward, resolved: everything a session needs to know.
@@ -25,6 +25,8 @@ pub struct Route {
     pub call_text: Option<(Arc<str>, Arc<str>)>,
     /// Who may connect.
     pub access: Access,
+    /// How the upstream is dialled.
+    pub via: Via,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// Sessions that this listener may still have.
@@ -48,26 +50,14 @@ impl Route {
     /// The route of a listener called `name` at `listener`.
     ///
     /// # Errors
-    /// What this version cannot do yet.
-    pub fn new(name: String, listener: &str, forward: Forward, gates: &Gates) -> Result<Self, String> {
-        let Legs::One(leg) = forward.legs else {
-            return Err("uds= and target= together are not served on an inherited socket yet".to_owned());
-        };
-        match &leg.upstream {
-            Upstream::Tcp { netns: Some(_), .. } => return Err("network namespaces are not served yet".to_owned()),
-            Upstream::Udp { .. } => return Err("UDP is not served yet".to_owned()),
-            _ if leg.via != Via::default() => {
-                return Err("source=, bind_device= and proxy_protocol= are not served yet".to_owned());
-            }
-            _ => {}
-        }
+    /// What can only be found out here: a user that does not exist.
+    pub fn new(name: String, listener: &str, leg: Leg, options: Options, gates: &Gates) -> Result<Self, String> {
         let call = match &leg.upstream {
             Upstream::Qrexec(call) => {
                 Some(CallLimits { call: call.clone(), room: gates.calls(&call.target), gate: gates.gate(call) })
             }
             _ => None,
         };
-        let options = forward.options;
         Ok(Self {
             name,
             listener: listener.into(),
@@ -76,6 +66,7 @@ impl Route {
             room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
             upstream: Some(leg.upstream),
             access: Access::new(&leg.admit)?,
+            via: leg.via,
             options,
             call,
         })
@@ -91,6 +82,7 @@ impl Route {
             call_text: None,
             room: Arc::new(Semaphore::new(0)),
             access: Access::default(),
+            via: Via::default(),
             options: Options::default(),
             call: None,
         }
@@ -98,6 +90,9 @@ impl Route {
 
     /// Whether another route would treat a session the same.
     pub fn leads_as(&self, other: &Self) -> bool {
-        self.upstream == other.upstream && self.access == other.access && self.options == other.options
+        self.upstream == other.upstream
+            && self.access == other.access
+            && self.via == other.via
+            && self.options == other.options
     }
 }

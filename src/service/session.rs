@@ -19,13 +19,15 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    explain, handover,
+    explain,
+    flow::{Asked, Flow},
+    handover,
     route::Route,
     sessions::{Info, Sessions},
 };
 use crate::{
     dial::{
-        self, Failure,
+        self, Failure, Way,
         qrexec::{
             Call, Child, Client, Decision, Exit, ParkedCall, Stderr,
             gate::{Gates, Ticket, UNDECIDED},
@@ -83,6 +85,8 @@ pub enum Stage {
     SettingUp(Stream, Box<Call>, Ticket),
     /// Bytes flow; through a child where the upstream is a qrexec call.
     Relaying(Box<Relay>, Option<Box<(Child, Stderr)>>),
+    /// Datagrams flow.
+    Flow(Arc<Flow>),
 }
 
 /// A session for the next process.
@@ -103,6 +107,15 @@ pub enum ParkedStage {
     SettingUp(stream::Kind, std::os::fd::OwnedFd, Child, Stderr, ParkedCall),
     /// Both ends and what was between them.
     Relaying(relay::Parked, Option<(Child, Stderr)>),
+    /// A flow's upstream socket.
+    Flow {
+        /// Which flow of its listener.
+        asked: Asked,
+        /// Its socket.
+        upstream: std::os::fd::OwnedFd,
+        /// How long nothing had passed.
+        quiet: Duration,
+    },
 }
 
 impl ParkedStage {
@@ -117,6 +130,7 @@ impl ParkedStage {
                     }
                 }
             }
+            Self::Flow { .. } => {} // nobody sees the end of a datagram socket
         }
     }
 }
@@ -133,13 +147,13 @@ pub fn start(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permi
 }
 
 /// Tells the end, once, whatever happens: the event is sent when this is dropped.
-struct Story {
-    info: Arc<Info>,
+pub(super) struct Story {
+    pub(super) info: Arc<Info>,
     shared: Arc<Shared>,
     end: Option<End>,
     exit: Option<u8>,
     /// What else is to be said of the end.
-    note: String,
+    pub(super) note: String,
     /// Its end is for the next process to tell.
     parked: bool,
 }
@@ -154,12 +168,12 @@ impl Drop for Story {
     }
 }
 
-struct Session {
-    story: Story,
+pub(super) struct Session {
+    pub(super) story: Story,
 }
 
 /// What comes after a stage: another, or nothing.
-type Next = Option<Stage>;
+pub(super) type Next = Option<Stage>;
 
 impl Session {
     /// What passes or is rare has a box of its own: thousands of sessions wait in the plain relay.
@@ -170,6 +184,7 @@ impl Session {
                 Stage::SettingUp(peer, call, ticket) => Box::pin(self.set_up(peer, call, ticket)).await,
                 Stage::Relaying(relay, None) => self.relay(relay).await,
                 Stage::Relaying(relay, Some(child)) => Box::pin(self.relay_call(relay, child)).await,
+                Stage::Flow(flow) => Box::pin(self.flow(&flow)).await,
             };
             match next {
                 Some(next) => stage = next,
@@ -178,29 +193,29 @@ impl Session {
         }
     }
 
-    fn park(&mut self, stage: ParkedStage) -> Next {
+    pub(super) fn park(&mut self, stage: ParkedStage) -> Next {
         self.story.parked = true;
         // The receiver outlives all sessions; were it gone, the session would end by closing what it holds.
         let _ = self.story.shared.parked.send(Parked { info: self.story.info.clone(), stage });
         None
     }
 
-    fn over(&mut self, end: End) -> Next {
+    pub(super) fn over(&mut self, end: End) -> Next {
         self.story.end = Some(end);
         None
     }
 
-    fn interrupted(&mut self, why: Why) -> Next {
+    pub(super) fn interrupted(&mut self, why: Why) -> Next {
         self.over(if why == Why::Killed { End::Killed } else { End::Drained })
     }
 
-    fn failed(&mut self, failure: &Failure) -> Next {
+    pub(super) fn failed(&mut self, failure: &Failure) -> Next {
         let (end, note) = explain::failure(&self.story.info.route, failure);
         self.story.note = note;
         self.over(end)
     }
 
-    fn connected(&self) {
+    pub(super) fn connected(&self) {
         self.story.info.connected(self.story.info.age_ms());
         log::emit(explain::started(&self.story.info));
     }
@@ -215,6 +230,12 @@ impl Session {
         };
         match dialled {
             Ok(Ok(Dialled::Stream(upstream))) => {
+                if let Some(version) = info.route.via.proxy_protocol {
+                    if let Err(failure) = dial::proxy::introduce(&peer, &upstream, version) {
+                        peer.reset();
+                        return self.failed(&failure);
+                    }
+                }
                 self.connected();
                 let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
                 let relay = Relay::new(peer, upstream, info.route.options.idle_timeout);
@@ -248,9 +269,10 @@ impl Session {
                 let waiting = |e: &std::io::Error, pause| explain::waiting(route, e, pause);
                 dial::unix(addr, left(options.connect_timeout), waiting).await.map(Dialled::Stream)
             }
-            (Some(Upstream::Tcp { addr, netns: None }), _) => {
+            (Some(Upstream::Tcp { addr, netns }), _) => {
                 let allowed = options.connect_timeout;
-                match dial::tcp(addr, left(allowed), options.keepalive).await {
+                let way = Way { netns: netns.as_ref(), via: Some(&route.via) };
+                match dial::tcp(addr, way, left(allowed), options.keepalive).await {
                     Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
                     result => result.map(Dialled::Stream),
                 }
@@ -286,8 +308,17 @@ impl Session {
         match decision {
             Ok(Decision::Connected) => {
                 ticket.allowed();
-                self.connected();
                 let parts = call.into_parts();
+                if let Some(version) = info.route.via.proxy_protocol {
+                    if let Err(failure) = dial::proxy::introduce(&peer, &parts.to, version) {
+                        peer.reset();
+                        let next = self.failed(&failure);
+                        drop((parts.from, parts.to));
+                        self.end_child(parts.child, parts.stderr).await;
+                        return next;
+                    }
+                }
+                self.connected();
                 let upstream = relay::End::pipes(parts.from, parts.to);
                 let relay = Relay::new(relay::End::Socket(peer), upstream, info.route.options.idle_timeout);
                 Some(Stage::Relaying(Box::new(relay), Some(Box::new((parts.child, parts.stderr)))))

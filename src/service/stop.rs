@@ -11,12 +11,14 @@ use tokio::{
 use super::{
     Ended, Service, explain, handover,
     notify::{self, sessions as n_sessions},
+    own::Kept,
     session::say,
     signals::Signals,
 };
 use crate::{
     log::{End, Kind, emit},
     relay::Why,
+    spec::Upstream,
 };
 
 /// How long all sessions together may take to be parked. Each needs one poll of its task.
@@ -41,14 +43,16 @@ impl Service {
             let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
-        if parked.is_empty() {
+        let listeners = self.own.park();
+        if parked.is_empty() && listeners.is_empty() {
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
             return ended;
         }
         let infos: Vec<_> = parked.iter().map(|p| p.info.clone()).collect();
         let count = parked.len();
-        match handover::give(parked) {
+        match handover::give(parked, &listeners) {
             Ok(()) => {
+                listeners.into_iter().for_each(Kept::release);
                 let ms = began.elapsed().as_millis();
                 say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
                 return ended;
@@ -61,11 +65,14 @@ impl Service {
         Ended::Broken
     }
 
-    /// Accepts no more and lets the sessions end: each within its own `drain_timeout`, and within `at_most`.
+    /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`, and within `at_most`.
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
         self.stop_accepting().await;
+        self.own.close();
         let sessions = &self.shared.sessions;
         let count = sessions.count();
+        // A flow has no end that could be waited for.
+        sessions.interrupt(Why::Drained, |info| matches!(info.route.upstream, Some(Upstream::Udp { .. })));
         let allowed = |own: Duration| at_most.map_or(own, |most| own.min(most));
         let mut deadlines: HashMap<Duration, ()> = HashMap::new();
         sessions.for_each(|info| {

@@ -4,15 +4,17 @@ mod add;
 mod check;
 mod config;
 mod demo;
-mod serve;
 mod stand_in;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{generator, units::Scope};
-use crate::{dial::qrexec::CLIENT, report};
+use super::{generator, serve, units::Scope};
+use crate::{
+    dial::qrexec::CLIENT,
+    report::{self, Code, Failure},
+};
 
 const PROGRAM: &str = "qrexec-connect";
 
@@ -83,7 +85,7 @@ struct Serve {
     exit_idle_time: Option<Duration>,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "a whole number of seconds is wanted")?;
     if seconds == 0 {
         return Err("at least one second".to_owned());
@@ -102,7 +104,7 @@ pub fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
-        Command::Serve(options) => serve::run(&options),
+        Command::Serve(options) => serve(options),
         Command::Check(options) => check::run(&options),
         Command::Add(options) => add::add(&options),
         Command::Remove(options) => add::remove(&options),
@@ -110,4 +112,31 @@ pub fn main() -> ExitCode {
         Command::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)
+}
+
+/// `qrexec-connect serve`: what qrexec-connect.service runs.
+fn serve(options: Serve) -> Result<ExitCode, Failure> {
+    serve::run(serve::Options {
+        program: PROGRAM,
+        sources: config::sources(options.config),
+        qrexec_client: options.qrexec_client,
+        calls_per_qube: options.calls_per_qube,
+        exit_idle_time: options.exit_idle_time,
+        strict: false,
+        log_level: None,
+        lonely,
+    })
+}
+
+/// Started by hand, without a socket: says what this is.
+fn lonely() -> Failure {
+    let failure =
+        Failure::new(Code::Usage, "no sockets were passed: systemd starts this for qrexec-connect-*.socket units");
+    if !std::io::stderr().is_terminal() {
+        return failure;
+    }
+    failure.hint(
+        "try `qrexec-connect demo` to see it work, `qrexec-connect add NAME PORT \"@default qubes.ConnectTCP+PORT\" --now` \
+         to make a socket unit, or `qrexec-connect --help`",
+    )
 }

@@ -11,6 +11,7 @@
 //! What cannot be sent, or not be read by the next process, ends that session, with the reason in its end event; the
 //! others go on.
 
+mod own;
 mod record;
 mod transport;
 
@@ -31,6 +32,7 @@ pub use record::{Adopted, Lost};
 use super::{
     headroom::Headroom,
     notify::{tell, tell_with},
+    own::Kept,
     session::Parked,
 };
 use crate::sys;
@@ -42,13 +44,13 @@ pub const NAME: &str = "handover";
 /// overloaded; when it does not, leaving without it would lose the sessions.
 const CONFIRM: Duration = Duration::from_secs(10);
 
-/// Gives parked sessions to the service manager; to be followed by the process's exit.
+/// Gives parked sessions and listeners of our own to the service manager; to be followed by the process's exit.
 ///
 /// # Errors
 /// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
-pub fn give(parked: Vec<Parked>) -> io::Result<()> {
+pub fn give(parked: Vec<Parked>, listeners: &[Kept]) -> io::Result<()> {
     let _headroom = Headroom::take();
-    let (records, descriptors) = record::write(parked)?;
+    let (records, descriptors) = record::write(parked, listeners)?;
     let given = store(&records, &descriptors);
     if given.is_err() {
         descriptors.iter().for_each(abandon);
@@ -87,27 +89,34 @@ pub fn abandon(fd: &OwnedFd) {
     let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGTERM);
 }
 
+/// What the previous process gave.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Its sessions.
+    pub sessions: Vec<Adopted>,
+    /// The listeners that it had bound itself.
+    pub listeners: Vec<Kept>,
+    /// What cannot be taken up.
+    pub lost: Vec<Lost>,
+}
+
 /// Takes what the previous process gave, and the store's entries with it.
-pub fn take(stored: Vec<OwnedFd>) -> (Vec<Adopted>, Vec<Lost>) {
-    let (mut adopted, mut lost) = (Vec::new(), Vec::new());
+pub fn take(stored: Vec<OwnedFd>) -> Taken {
+    let mut taken = Taken::default();
     if stored.is_empty() {
-        return (adopted, lost);
+        return taken;
     }
     // What the previous process had while it was at its limit, this one may need to have too.
     let headroom = Headroom::take();
     for end in &stored {
         match transport::receive(end.as_fd()) {
-            Ok(Some(received)) => {
-                let (mut a, mut l) = record::read(&received.records, received.descriptors);
-                adopted.append(&mut a);
-                lost.append(&mut l);
-            }
+            Ok(Some(received)) => record::read(&received.records, received.descriptors, &mut taken),
             Ok(None) => {}
-            Err(e) => lost.push(Lost::all(e.to_string())),
+            Err(e) => taken.lost.push(Lost::all(e.to_string())),
         }
     }
     drop((headroom, stored));
     let name = format!("FDNAME={NAME}");
     tell(&[NotifyState::FdStoreRemove, NotifyState::Custom(&name)]);
-    (adopted, lost)
+    taken
 }

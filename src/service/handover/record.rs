@@ -4,21 +4,32 @@
 //! costs one session and shifts no other. Layout: `"QRXC"`, the format as u32, the length of the lines as u64 (both
 //! little-endian), the lines, the held bytes.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::{Taken, own};
 use crate::{
     dial::qrexec::{Child, ParkedCall, Stderr},
     log::escape,
-    relay::{self, ParkedDirection, ParkedEnd, Phase, Side},
-    service::session::{Parked, ParkedStage},
+    relay::{self, ParkedDirection, ParkedEnd, Phase, Side, datagram::Destination},
+    service::{
+        flow::Asked,
+        own::Kept,
+        session::{Parked, ParkedStage},
+    },
     stream::{Kind, Stream},
 };
 
 /// The version of a record; a reader takes its own only.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// The version of the layout around the records.
 const FORMAT: u32 = 1;
 const MAGIC: &[u8; 4] = b"QRXC";
@@ -106,6 +117,12 @@ enum Stage {
         reset_by: Option<SideRecord>,
         child: Option<ChildRecord>,
     },
+    Flow {
+        peer: SocketAddr,
+        /// The address of ours that the peer asked, and the interface.
+        at: Option<(IpAddr, u32)>,
+        quiet_ms: u64,
+    },
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -155,9 +172,12 @@ struct Writer {
     fds: Vec<OwnedFd>,
 }
 
-/// The records and the descriptors of `parked`.
-pub fn write(parked: Vec<Parked>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// The records and the descriptors of `listeners` and `parked`.
+pub fn write(parked: Vec<Parked>, listeners: &[Kept]) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut w = Writer::default();
+    for kept in listeners {
+        own::write(kept, &mut w.lines, &mut w.fds)?;
+    }
     for session in parked {
         w.session(session)?;
     }
@@ -215,6 +235,11 @@ impl Writer {
                 }),
                 child: child.map(|(child, stderr)| self.child(child, stderr)),
             },
+            ParkedStage::Flow { asked, upstream, quiet } => {
+                self.fds.push(upstream);
+                let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
+                Stage::Flow { peer: asked.peer, at: asked.at.map(|at| (at.ip, at.interface)), quiet_ms }
+            }
         }
     }
 
@@ -254,42 +279,57 @@ impl Writer {
     }
 }
 
-/// Reads what [`write`] wrote, here or in another version of this program. Descriptors that no record claims are
-/// abandoned.
-pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>) -> (Vec<Adopted>, Vec<Lost>) {
-    let sessions = read_all(bytes, &mut fds);
+/// Reads what [`write`] wrote, here or in another version of this program, into `taken`. Descriptors that no record
+/// claims are abandoned.
+pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
+    read_all(bytes, &mut fds, taken);
     fds.iter().flatten().for_each(super::abandon);
-    sessions
 }
 
-fn read_all(bytes: &[u8], fds: &mut [Option<OwnedFd>]) -> (Vec<Adopted>, Vec<Lost>) {
-    let all = |why: &str| (Vec::new(), vec![Lost::all(why)]);
-    let Some((header, rest)) = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC)) else {
-        return all("the records are damaged");
+fn read_all(bytes: &[u8], fds: &mut [Option<OwnedFd>], taken: &mut Taken) {
+    let (lines, held) = match lines(bytes) {
+        Ok(lines) => lines,
+        Err(why) => return taken.lost.push(Lost::all(why)),
     };
-    let format = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    if format != FORMAT {
-        return all(&format!("their format is {format}, and this version reads {FORMAT}"));
-    }
-    let mut length = [0; 8];
-    length.copy_from_slice(&header[8..]);
-    let split = usize::try_from(u64::from_le_bytes(length)).ok().and_then(|n| rest.split_at_checked(n));
-    let Some((lines, held)) = split else { return all("the records are cut short") };
-    let (mut adopted, mut lost) = (Vec::new(), Vec::new());
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        match own::read(line, fds) {
+            Some(Ok(kept)) => {
+                taken.listeners.push(kept);
+                continue;
+            }
+            Some(Err(why)) => {
+                let what = "a listener of the previous process".to_owned();
+                taken.lost.push(Lost { session: None, what, why });
+                continue;
+            }
+            None => {}
+        }
         match read_one(line, held, fds) {
-            Ok(session) => adopted.push(session),
+            Ok(session) => taken.sessions.push(session),
             Err(why) => {
                 let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
                 let what = match session {
                     Some(id) => format!("session {id}"),
                     None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
                 };
-                lost.push(Lost { session, what, why });
+                taken.lost.push(Lost { session, what, why });
             }
         }
     }
-    (adopted, lost)
+}
+
+/// The lines and the held bytes.
+fn lines(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
+    let header = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC));
+    let (header, rest) = header.ok_or("the records are damaged")?;
+    let format = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    if format != FORMAT {
+        return Err(format!("their format is {format}, and this version reads {FORMAT}"));
+    }
+    let mut length = [0; 8];
+    length.copy_from_slice(&header[8..]);
+    let split = usize::try_from(u64::from_le_bytes(length)).ok().and_then(|n| rest.split_at_checked(n));
+    split.ok_or_else(|| "the records are cut short".to_owned())
 }
 
 fn read_one(line: &[u8], held: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Adopted, String> {
@@ -342,6 +382,11 @@ impl Reader<'_> {
                 let (child, stderr) = self.child(&child)?;
                 let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
                 ParkedStage::SettingUp(peer.into(), socket, child, stderr, call)
+            }
+            Stage::Flow { peer, at, quiet_ms } => {
+                let at = at.map(|(ip, interface)| Destination { ip, interface });
+                let quiet = Duration::from_millis(quiet_ms);
+                ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, quiet }
             }
             Stage::Relaying { peer, upstream, up, down, reset_by, child } => {
                 let (peer, upstream) = (self.end(&peer)?, self.end(&upstream)?);

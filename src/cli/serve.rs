@@ -1,0 +1,80 @@
+//! The service behind `qrexec-connect serve` and `pfwd`: one and the same, but for where the configuration is.
+
+use std::process::ExitCode;
+
+use super::config::{self, Sources};
+use crate::{
+    activation, log,
+    report::{Code, Failure},
+    service::{self, Ended, Failed, Setup},
+    spec::LogLevel,
+};
+
+/// What a program wants of the service.
+pub(super) struct Options {
+    /// Its name, for messages and the journal.
+    pub(super) program: &'static str,
+    /// Where its configuration comes from.
+    pub(super) sources: Sources,
+    /// The program that makes qrexec calls.
+    pub(super) qrexec_client: std::path::PathBuf,
+    /// Calls into one qube at a time.
+    pub(super) calls_per_qube: u16,
+    /// Without a session for this long, the service ends.
+    pub(super) exit_idle_time: Option<std::time::Duration>,
+    /// Whether to end when a listener cannot be served.
+    pub(super) strict: bool,
+    /// What is logged, if the arguments say so.
+    pub(super) log_level: Option<LogLevel>,
+    /// What to say when there is nothing to serve and nobody who would pass a socket.
+    pub(super) lonely: fn() -> Failure,
+}
+
+/// Serves what was inherited and what the configuration asks for, until told to stop.
+///
+/// # Errors
+/// Nothing to serve, a configuration that cannot be used, no runtime.
+pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
+    // Before any thread: it changes the environment.
+    let inherited = activation::receive(|name| name == service::STORED).map_err(|e| Failure::new(Code::Config, e))?;
+    let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
+    let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
+    let plan = match options.sources.read() {
+        Ok((_, plan)) => plan,
+        Err(bad) => return Ok(bad.tell(options.program)),
+    };
+    if nothing && !managed && config::is_idle(&plan) {
+        return Err((options.lonely)());
+    }
+    config::check_permission(&plan)?;
+    service::keep_headroom();
+    let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
+    let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
+    let guard = log::start(options.program, log_level(level)).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    let setup = Setup {
+        inherited,
+        load: options.sources.load(),
+        client: options.qrexec_client,
+        calls_per_qube: options.calls_per_qube.into(),
+        exit_idle: options.exit_idle_time,
+        strict: options.strict,
+    };
+    let ended = runtime.block_on(service::run(setup));
+    drop(guard);
+    match ended {
+        Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
+        Ok(Ended::Broken) => Ok(Code::Failure.into()),
+        Err(what @ Failed::Rules(_)) => Err(Failure::new(Code::Config, what)),
+        Err(what) => Err(Failure::new(Code::Failure, what)),
+    }
+}
+
+fn log_level(level: LogLevel) -> log::Level {
+    match level {
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warn => log::Level::Warning,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug | LogLevel::Trace => log::Level::Debug,
+    }
+}

@@ -1,0 +1,191 @@
+//! Network namespaces: sockets that live in another one than this process does.
+//!
+//! # Theory
+//! A socket belongs for ever to the namespace of the thread that made it; bind(2), connect(2) and everything after
+//! follow the socket, from whichever thread they are called. So nothing of ours ever has to *run* in a namespace: a
+//! thread is born, enters (setns(2), which concerns the calling thread alone), makes the socket, and ends. It serves
+//! nothing else and never goes back, so there is no failure that could leave a thread of the runtime in a foreign
+//! namespace. Nor does anything else hold on to it: the namespace is looked up anew each time by its name, and a
+//! deleted one lives only as long as the sessions in it.
+//!
+//! Names of hosts are not resolved inside: what resolv.conf(5) says here is not what holds there. `spec` refuses them.
+
+use std::{
+    fmt, fs, io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{FsType, fstatfs},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::oneshot;
+
+use crate::{log::escape, spec::Netns, sys};
+
+/// Where `ip netns` keeps its names (ip-netns(8)); the second is the same place where /var/run is not a link.
+const DIRECTORIES: [&str; 2] = ["/run/netns", "/var/run/netns"];
+/// The file system of namespaces (NSFS_MAGIC, linux/magic.h).
+const NSFS: FsType = FsType(0x6e73_6673);
+/// Stack of a thread that makes two system calls, in bytes.
+const STACK: usize = 64 << 10;
+
+/// What makes a namespace that one and no other, for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Id {
+    /// Of the nsfs.
+    pub device: u64,
+    /// What `readlink /proc/PID/ns/net` and `lsns` show.
+    pub inode: u64,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net:[{}]", self.inode)
+    }
+}
+
+/// A namespace that was found; keeps it alive.
+#[derive(Debug)]
+pub struct Found {
+    /// Where.
+    pub path: PathBuf,
+    /// Which.
+    pub id: Id,
+    file: fs::File,
+}
+
+/// Why there is no socket in a namespace.
+#[derive(Debug)]
+pub enum Trouble {
+    /// It does not exist, or not yet.
+    Missing(PathBuf),
+    /// Something else is in its place.
+    Strange(PathBuf),
+    /// We may not enter it.
+    Denied(PathBuf),
+    /// A system call failed.
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
+        match self {
+            Self::Missing(path) => write!(f, "there is no network namespace at {}: see `ip netns list`", show(path)),
+            Self::Strange(path) => {
+                write!(f, "{} is not a network namespace: `ip netns add` makes one", show(path))
+            }
+            Self::Denied(path) => write!(f, "may not enter {}: {NEEDS}", show(path)),
+            Self::Io { doing, error } => write!(f, "cannot {doing}: {error}"),
+        }
+    }
+}
+
+/// What to do about [`Trouble::Denied`].
+pub const NEEDS: &str = "network namespaces need CAP_SYS_ADMIN; run as root, or add to the unit's [Service]: \
+                         AmbientCapabilities=CAP_SYS_ADMIN";
+
+/// Whether this process has the capability that entering takes. Where the kernel does not tell, it may try.
+pub fn permitted() -> bool {
+    /// CAP_SYS_ADMIN of capabilities(7).
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_none_or(|bits| bits & SYS_ADMIN != 0)
+}
+
+/// Looks a namespace up, now.
+///
+/// # Errors
+/// It is not there, or is something else.
+pub fn find(netns: &Netns) -> Result<Found, Trouble> {
+    let candidates = match netns {
+        Netns::Path(path) => vec![path.clone()],
+        Netns::Name(name) => DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).collect(),
+    };
+    let mut missing = None;
+    for path in candidates {
+        match open(&path) {
+            Err(Trouble::Missing(path)) => missing = missing.or(Some(path)),
+            found => return found,
+        }
+    }
+    Err(Trouble::Missing(missing.unwrap_or_default()))
+}
+
+fn open(path: &Path) -> Result<Found, Trouble> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Non-blocking: whatever else is in that place, opening it must not wait for anybody.
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Trouble::Missing(path.to_owned()),
+        io::ErrorKind::PermissionDenied => Trouble::Denied(path.to_owned()),
+        _ => Trouble::Io { doing: format!("open {}", path.display()), error },
+    })?;
+    // The type first: the request of another file's driver may mean anything.
+    if !fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == NSFS) || !sys::is_net_namespace(file.as_fd()) {
+        return Err(Trouble::Strange(path.to_owned()));
+    }
+    let meta = file.metadata().map_err(|error| Trouble::Io { doing: format!("look at {}", path.display()), error })?;
+    Ok(Found { path: path.to_owned(), id: Id { device: meta.dev(), inode: meta.ino() }, file })
+}
+
+impl Found {
+    fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Trouble> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
+            nix::Error::EPERM => Trouble::Denied(self.path.clone()),
+            error => Trouble::Io { doing: format!("enter {}", self.path.display()), error: error.into() },
+        })?;
+        Socket::new(domain, kind, Some(protocol))
+            .map_err(|error| Trouble::Io { doing: format!("make a socket in {}", self.path.display()), error })
+    }
+}
+
+/// Makes a socket in a namespace, and says which namespace that was.
+///
+/// # Errors
+/// See [`Trouble`].
+///
+/// # Cancel safety
+/// Dropped, the socket is closed as soon as it is there.
+pub async fn socket(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Id), Trouble> {
+    let (send, receive) = oneshot::channel();
+    thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
+    receive.await.unwrap_or_else(|_| Err(vanished()))
+}
+
+/// The same for whoever may wait.
+///
+/// # Errors
+/// See [`Trouble`].
+pub fn socket_blocking(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Id), Trouble> {
+    let (send, receive) = std::sync::mpsc::channel();
+    thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
+    receive.recv().unwrap_or_else(|_| Err(vanished()))
+}
+
+fn thread(
+    netns: Netns,
+    domain: Domain,
+    kind: Type,
+    protocol: Protocol,
+    give: impl FnOnce(Result<(Socket, Id), Trouble>) + Send + 'static,
+) -> Result<(), Trouble> {
+    let run = move || {
+        give(find(&netns).and_then(|found| Ok((found.make(domain, kind, protocol)?, found.id))));
+    };
+    let thread = std::thread::Builder::new().name("netns".into()).stack_size(STACK).spawn(run);
+    thread.map(drop).map_err(|error| Trouble::Io { doing: "start a thread to enter a network namespace".into(), error })
+}
+
+fn vanished() -> Trouble {
+    Trouble::Io { doing: "make a socket in a network namespace".into(), error: io::ErrorKind::Interrupted.into() }
+}

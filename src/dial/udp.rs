@@ -1,0 +1,36 @@
+//! UDP endpoints: a socket that sends to one address and hears from no other.
+
+use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
+
+use socket2::{Domain, Protocol, Type};
+use tokio::time::timeout;
+
+use super::{Failure, Way, way::io_failure};
+use crate::spec::HostPort;
+
+/// A non-blocking socket connected to `addr`: to the first of its addresses that the kernel knows a way to.
+///
+/// # Errors
+/// [`Failure::TimedOut`] for a name that is not resolved in time; what the kernel said; [`Failure::Netns`].
+///
+/// # Cancel safety
+/// Dropped, it closes what it began.
+pub async fn connect(addr: &HostPort, way: Way<'_>, allowed: Duration) -> Result<OwnedFd, Failure> {
+    let attempt = async {
+        let mut last = None;
+        for address in way.resolve(addr).await? {
+            match connect_one(addr, address, way).await {
+                Ok(socket) => return Ok(socket),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.unwrap_or(Failure::TimedOut(allowed)))
+    };
+    timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
+}
+
+async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>) -> Result<OwnedFd, Failure> {
+    let socket = way.socket(Domain::for_address(address), Type::DGRAM, Protocol::UDP).await?;
+    socket.connect(&address.into()).map_err(|error| io_failure(&format!("send to {addr}"), error))?;
+    Ok(socket.into())
+}

@@ -1,0 +1,75 @@
+//! Where a dial starts from: the namespace, the address and the interface of the socket that will connect.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Failure, netns};
+use crate::spec::{Host, HostPort, Netns, Via};
+
+/// How an IP address is dialled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Way<'a> {
+    /// The namespace to dial from; our own when `None`.
+    pub netns: Option<&'a Netns>,
+    /// The address and the interface to dial from.
+    pub via: Option<&'a Via>,
+}
+
+impl Way<'_> {
+    /// A non-blocking socket that can be connected to an address of `domain`.
+    pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Failure> {
+        let kind = kind.nonblocking().cloexec();
+        let socket = match self.netns {
+            Some(netns) => netns::socket(netns, domain, kind, protocol).await.map_err(Failure::Netns)?.0,
+            None => Socket::new(domain, kind, Some(protocol)).map_err(|error| io_failure("make a socket", error))?,
+        };
+        let Some(via) = self.via else { return Ok(socket) };
+        if let Some(device) = &via.device {
+            socket
+                .bind_device(Some(device.as_str().as_bytes()))
+                .map_err(|error| io_failure(&format!("dial through the interface {}", device.as_str()), error))?;
+        }
+        if let Some(source) = via.source.filter(|source| source.is_ipv4() == (domain == Domain::IPV4)) {
+            bind_source(&socket, source).map_err(|error| io_failure(&format!("dial from {source}"), error))?;
+        }
+        Ok(socket)
+    }
+
+    /// The addresses of `addr`: those that can be dialled from the source address, if one is given.
+    pub(super) async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
+        let name = match &addr.host {
+            Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, addr.port)]),
+            Host::Name(name) => name,
+        };
+        if self.netns.is_some() {
+            let error = io::Error::new(io::ErrorKind::Unsupported, "names are not resolved inside a namespace");
+            return Err(io_failure(&format!("look up {name}"), error));
+        }
+        let fits = |address: &SocketAddr| {
+            self.via.and_then(|via| via.source).is_none_or(|source| source.is_ipv4() == address.is_ipv4())
+        };
+        let found = tokio::net::lookup_host((name.as_str(), addr.port)).await;
+        let found: Vec<_> =
+            found.map_err(|error| io_failure(&format!("look up {name}"), error))?.filter(fits).collect();
+        if found.is_empty() {
+            let error = io::Error::new(io::ErrorKind::NotFound, "it has no address that could be dialled");
+            return Err(io_failure(&format!("look up {name}"), error));
+        }
+        Ok(found)
+    }
+}
+
+/// The port is left to connect(2), which knows the other end and so has many more to choose from (ip(7),
+/// IP_BIND_ADDRESS_NO_PORT).
+fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+    socket.bind(&SocketAddr::new(source, 0).into())
+}
+
+pub(super) fn io_failure(doing: &str, error: io::Error) -> Failure {
+    Failure::Io { doing: doing.to_owned(), error }
+}

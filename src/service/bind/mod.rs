@@ -1,0 +1,137 @@
+//! Sockets that we bind ourselves, where the configuration says so and systemd does not.
+
+mod unix;
+
+use std::{fmt, io, net::SocketAddr};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use unix::Claim;
+
+use crate::{
+    activation::{self, Local},
+    dial::netns::{self, Id},
+    spec::{Listen, Netns},
+};
+
+/// What a UDP socket of ours may have waiting, in bytes; the kernel cuts it to net.core.rmem_max. Many peers share one
+/// socket, and what does not fit is lost.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// A bound socket; dropped, what it made in the file system is removed.
+#[derive(Debug)]
+pub struct Bound {
+    /// The socket, non-blocking and close-on-exec, listening.
+    pub socket: activation::Socket,
+    /// Its address.
+    pub local: Local,
+    /// What it made in the file system.
+    pub claim: Option<Claim>,
+    /// The namespace it is in, when that is not our own.
+    pub netns: Option<Id>,
+}
+
+/// Why a socket is not there.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The namespace is not there, or not yet.
+    NoNamespace(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::NoNamespace(why) | Self::Failed(why)) = self;
+        f.write_str(why)
+    }
+}
+
+/// Binds what a leg listens on, which is not inherited.
+///
+/// # Errors
+/// See [`Trouble`].
+pub fn bind(listen: &Listen) -> Result<Bound, Trouble> {
+    match listen {
+        Listen::Inherited => Err(Trouble::Failed("systemd has to pass its socket".to_owned())),
+        Listen::Unix { addr, rights, backlog } => {
+            let (socket, claim) = unix::bind(addr, rights, *backlog).map_err(Trouble::Failed)?;
+            let local = Local::Unix(addr.to_string());
+            Ok(Bound { socket: activation::Socket::Unix(socket), local, claim, netns: None })
+        }
+        Listen::Tcp { addr, netns, backlog } => {
+            let (socket, id) = make(*addr, netns.as_ref(), Type::STREAM, Protocol::TCP)?;
+            let listening = (|| {
+                socket.set_reuse_address(true)?;
+                place(&socket, *addr, id.is_some())?;
+                socket.listen(i32::try_from(backlog.get()).unwrap_or(i32::MAX))?;
+                let socket = std::net::TcpListener::from(socket);
+                Ok((socket.local_addr()?, socket))
+            })();
+            let (local, socket) = listening.map_err(|error| refused(*addr, netns.as_ref(), &error))?;
+            let local = Local::Inet(local);
+            Ok(Bound { socket: activation::Socket::Tcp(socket), local, claim: None, netns: id })
+        }
+        Listen::Udp { addr, netns } => {
+            let (socket, id) = make(*addr, netns.as_ref(), Type::DGRAM, Protocol::UDP)?;
+            let bound = (|| {
+                let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+                place(&socket, *addr, id.is_some())?;
+                let socket = std::net::UdpSocket::from(socket);
+                Ok((socket.local_addr()?, socket))
+            })();
+            let (local, socket) = bound.map_err(|error| refused(*addr, netns.as_ref(), &error))?;
+            let local = Local::Inet(local);
+            Ok(Bound { socket: activation::Socket::Udp(socket), local, claim: None, netns: id })
+        }
+    }
+}
+
+fn make(
+    addr: SocketAddr,
+    netns: Option<&Netns>,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<(Socket, Option<Id>), Trouble> {
+    let (domain, kind) = (Domain::for_address(addr), kind.nonblocking().cloexec());
+    match netns {
+        None => {
+            let socket = Socket::new(domain, kind, Some(protocol));
+            socket.map(|socket| (socket, None)).map_err(|e| Trouble::Failed(format!("cannot make a socket: {e}")))
+        }
+        Some(netns) => match netns::socket_blocking(netns, domain, kind, protocol) {
+            Ok((socket, id)) => Ok((socket, Some(id))),
+            Err(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) => {
+                Err(Trouble::NoNamespace(trouble.to_string()))
+            }
+            Err(trouble) => Err(Trouble::Failed(trouble.to_string())),
+        },
+    }
+}
+
+/// Binds. In a namespace, the addresses of which come some time after it, also to an address that is not there yet
+/// (ip(7), IP_FREEBIND); here that would only hide a mistake.
+fn place(socket: &Socket, addr: SocketAddr, foreign: bool) -> io::Result<()> {
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    if foreign {
+        setsockopt(socket, sockopt::IpFreebind, &true)?;
+    }
+    socket.bind(&addr.into())
+}
+
+fn refused(addr: SocketAddr, netns: Option<&Netns>, error: &io::Error) -> Trouble {
+    let place = netns.map(|netns| format!(" in {netns}")).unwrap_or_default();
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "; `ss -lntup` shows who has it",
+        io::ErrorKind::AddrNotAvailable => "; it is no address of this host: `ip address` shows those",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE: let a socket unit listen there (`pfwd --print-units`), or \
+             add the capability to CapabilityBoundingSet= of the unit"
+        }
+        _ => "",
+    };
+    Trouble::Failed(format!("cannot listen on {addr}{place}: {error}{hint}"))
+}

@@ -1,0 +1,351 @@
+//! UNIX sockets in the file system, from nothing to listening, and away again.
+//!
+//! # Theory
+//! Whose a path is, is settled by a lock on a file beside it (`PATH.lock`, F_OFD_SETLK of fcntl(2)), which the kernel gives back
+//! whatever becomes of the holder. Connecting to find out would dial the target. Under the lock:
+//!
+//! | in that place | outcome |
+//! |---|---|
+//! | nothing | bound |
+//! | a socket that nobody listens on | removed, bound: a process was killed before it could do that |
+//! | a socket that some other program listens on | refused |
+//! | anything else: file, directory, symbolic link … | refused, and left alone |
+//!
+//! The rights of a socket file are those that umask(2) leaves when it is bound, and on Linux fchmod(2) of the socket
+//! does not change them. So it is bound under a umask that leaves none, in a thread with a umask of its own
+//! (unshare(2), CLONE_FS); owner and mode are then set on the very inode (O_PATH, O_NOFOLLOW), and only then it
+//! listens: at no moment can anybody connect who may not.
+//!
+//! What is removed in the end is the inode that was made here, or nothing.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    num::NonZeroU32,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+            net::UnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sched::{CloneFlags, unshare},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, bind as bind_fd, socket},
+        stat::{Mode as Bits, umask},
+    },
+    unistd::{Gid, Group, Uid, User},
+};
+
+use crate::{
+    log::escape,
+    spec::{Account, Mode, Owner, Rights, UnixAddr},
+};
+
+/// The socket file that is ours, and the lock that says so. Dropped, both files are removed; released, they stay.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    /// Device and inode of the socket file.
+    inode: (u64, u64),
+    /// Holds the lock; `None` once the claim is released.
+    lock: Option<fs::File>,
+}
+
+/// Binds `addr` and listens.
+///
+/// # Errors
+/// What is in the way, and what to do.
+pub fn bind(addr: &UnixAddr, rights: &Rights, backlog: NonZeroU32) -> Result<(UnixListener, Option<Claim>), String> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .map_err(|e| format!("cannot make a UNIX socket: {}", e.desc()))?;
+    let claim = match addr {
+        UnixAddr::Abstract(name) => {
+            let address = SockAddr::new_abstract(name).map_err(|e| format!("cannot serve {addr}: {}", e.desc()))?;
+            bind_fd(fd.as_raw_fd(), &address)
+                .map_err(|e| format!("cannot serve {addr}: {}; `ss -lxp` shows who has it", e.desc()))?;
+            None
+        }
+        UnixAddr::Path(path) => Some(in_thread(|| Claim::make(&fd, path, rights))?),
+    };
+    let listening = socket2::SockRef::from(&fd).listen(i32::try_from(backlog.get()).unwrap_or(i32::MAX));
+    listening.map_err(|e| format!("cannot listen on {addr}: {e}"))?;
+    Ok((UnixListener::from(fd), claim))
+}
+
+/// Runs `work` in a thread that may change its umask without anybody else noticing.
+fn in_thread<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    let alone = || {
+        unshare(CloneFlags::CLONE_FS).map_err(|e| format!("cannot have a umask of its own: {}", e.desc()))?;
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("bind".into()).spawn_scoped(scope, alone);
+        let thread = thread.map_err(|e| format!("cannot start a thread: {e}"))?;
+        thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
+    })
+}
+
+impl Claim {
+    /// Locks the path, clears it of a dead socket, binds `fd` there and sets the rights; it does not listen yet.
+    ///
+    /// To be called in a thread of its own.
+    fn make(fd: &OwnedFd, path: &Path, rights: &Rights) -> Result<Self, String> {
+        let owner = ids(rights.owner.as_ref())?;
+        let dir_owner = ids(rights.dir_owner.as_ref())?;
+        umask(Bits::from_bits_truncate(0o077));
+        if let Some(parent) = path.parent() {
+            make_directories(parent, rights.dir_mode, dir_owner)?;
+        }
+        let lock = lock(path)?;
+        // From here on the lock file is removed whatever happens.
+        let mut claim = Self { path: path.to_owned(), inode: (0, 0), lock: Some(lock) };
+        clear(path)?;
+        umask(Bits::from_bits_truncate(0o777));
+        let at = show(path);
+        let address = SockAddr::new(path).map_err(|e| format!("cannot serve {at}: {}", e.desc()))?;
+        bind_fd(fd.as_raw_fd(), &address).map_err(|e| format!("cannot serve {at}: {}{}", e.desc(), hint(&e.into())))?;
+        let made = look(path).map_err(|e| format!("cannot look at {at}: {e}"))?;
+        let meta = made.metadata().map_err(|e| format!("cannot look at {at}: {e}"))?;
+        if !meta.file_type().is_socket() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o777 != 0 {
+            return Err(format!("{at} was replaced while it was being made: who else writes to its directory?"));
+        }
+        claim.inode = (meta.dev(), meta.ino());
+        grant(&made, &at, rights.mode, owner)?;
+        Ok(claim)
+    }
+
+    /// Takes up a claim that was released in another process.
+    pub fn resume(path: PathBuf, inode: (u64, u64), lock: OwnedFd) -> Self {
+        let lock = fs::File::from(lock);
+        sign(&lock);
+        Self { path, inode, lock: Some(lock) }
+    }
+
+    /// What another process needs to take the claim up: path, inode and the lock.
+    ///
+    /// # Errors
+    /// EMFILE and its kin.
+    pub fn parts(&self) -> io::Result<(&Path, (u64, u64), OwnedFd)> {
+        let lock = self.lock.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok((&self.path, self.inode, lock.try_clone()?.into()))
+    }
+
+    /// Another process has it now: the files stay.
+    pub fn release(mut self) {
+        self.lock = None;
+    }
+
+    /// Gives the socket file other rights.
+    ///
+    /// # Errors
+    /// When it is not ours any more, or they cannot be given.
+    pub fn change(&self, rights: &Rights) -> Result<(), String> {
+        let at = show(&self.path);
+        let file = look(&self.path).map_err(|e| format!("cannot look at {at}: {e}"))?;
+        if inode(&file).is_none_or(|inode| inode != self.inode) {
+            return Err(format!("{at} is not the socket that was made here: it was replaced"));
+        }
+        grant(&file, &at, rights.mode, ids(rights.owner.as_ref())?)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(_lock) = &self.lock else { return };
+        let ours =
+            |path: &Path, own: (u64, u64)| fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == own);
+        if ours(&self.path, self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+        // While it is locked: whoever waits for it finds out that it is no longer the file at that path.
+        let path = lock_path(&self.path);
+        if self.lock.as_ref().and_then(inode).is_some_and(|own| ours(&path, own)) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".lock");
+    name.into()
+}
+
+/// Locks the file beside `path`.
+fn lock(path: &Path) -> Result<fs::File, String> {
+    use io::Read as _;
+    let beside = lock_path(path);
+    let failed = |e: io::Error| format!("cannot lock {}: {e}{}", show(&beside), hint(&e));
+    loop {
+        let mut options = fs::File::options();
+        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = options.open(&beside).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(format!("{} is no regular file, and no lock: remove it", show(&beside)));
+        }
+        let whole = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => {}
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                let mut pid = String::new();
+                let _ = file.take(20).read_to_string(&mut pid);
+                let who =
+                    pid.trim().parse::<u32>().map_or("another process".to_owned(), |pid| format!("process {pid}"));
+                return Err(format!("{} is served by {who} already, which has locked {}", show(path), show(&beside)));
+            }
+            Err(e) => return Err(failed(e.into())),
+        }
+        // Its last holder may have removed it between our open and our lock.
+        let there = fs::symlink_metadata(&beside).ok().map(|meta| (meta.dev(), meta.ino()));
+        if inode(&file) == there {
+            sign(&file);
+            return Ok(file);
+        }
+    }
+}
+
+/// Notes who holds a lock, for whoever meets it.
+fn sign(lock: &fs::File) {
+    use std::os::unix::fs::FileExt as _;
+    let _ = lock.set_len(0).and_then(|()| lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0));
+}
+
+/// Makes room for the socket: removes one that nobody listens on, and nothing else.
+fn clear(path: &Path) -> Result<(), String> {
+    let at = show(path);
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("cannot look at {at}: {e}{}", hint(&e))),
+    };
+    let kind = meta.file_type();
+    if !kind.is_socket() {
+        let what = if kind.is_dir() {
+            "a directory"
+        } else if kind.is_symlink() {
+            "a symbolic link"
+        } else if kind.is_file() {
+            "a regular file"
+        } else {
+            "something else than a socket"
+        };
+        return Err(format!("{at} is {what}: it is left alone; move it away or serve another path"));
+    }
+    if listened(path) {
+        return Err(format!("another program listens on {at}; `ss -lxp src {at}` shows which"));
+    }
+    fs::remove_file(path).map_err(|e| format!("cannot remove the dead socket {at}: {e}{}", hint(&e)))
+}
+
+/// Whether some program listens on that path, as the kernel's list (proc(5), /proc/net/unix) has it: asking costs the
+/// listener nothing, unlike connecting.
+fn listened(path: &Path) -> bool {
+    /// `__SO_ACCEPTCON` of linux/net.h.
+    const LISTENS: u32 = 1 << 16;
+    let list = fs::read("/proc/net/unix").unwrap_or_default();
+    list.split(|byte| *byte == b'\n').skip(1).any(|line| {
+        let mut fields = line.splitn(8, |byte| *byte == b' ').filter(|field| !field.is_empty());
+        let flags = fields.nth(3).and_then(|text| u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok());
+        flags.is_some_and(|flags| flags & LISTENS != 0)
+            && line.ends_with(path.as_os_str().as_encoded_bytes())
+            && line.len() > path.as_os_str().len()
+            && line[line.len() - path.as_os_str().len() - 1] == b' '
+    })
+}
+
+/// Makes the directories that are missing, with these rights; existing ones are left as they are.
+fn make_directories(path: &Path, mode: Mode, owner: Ids) -> Result<(), String> {
+    let at = show(path);
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_directories(parent, mode, owner)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            let made = look(path).map_err(|e| format!("cannot look at {at}: {e}"))?;
+            grant(&made, &at, mode, owner)
+        }
+        // Somebody else was quicker.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(format!("cannot make the directory {at}: {e}{}", hint(&e))),
+    }
+}
+
+/// The very file at `path`, whatever is put in its place later; for its rights only.
+fn look(path: &Path) -> io::Result<fs::File> {
+    fs::File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
+}
+
+fn inode(file: &fs::File) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Sets owner and mode of a file that was opened by [`look`], through its name in /proc (open(2), O_PATH). The new
+/// owner never has rights of the old mode, nor the old owner of the new one.
+fn grant(file: &fs::File, at: &str, mode: Mode, (uid, gid): Ids) -> Result<(), String> {
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let meta = file.metadata().map_err(|e| format!("cannot look at {at}: {e}"))?;
+    let chmod = |bits: u32| {
+        let set = fs::set_permissions(&name, fs::Permissions::from_mode(bits));
+        set.map_err(|e| format!("cannot set the mode of {at} to {mode}: {e}"))
+    };
+    let uid = uid.filter(|uid| uid.as_raw() != meta.uid());
+    let gid = gid.filter(|gid| gid.as_raw() != meta.gid());
+    if uid.is_some() || gid.is_some() {
+        chmod(meta.mode() & mode.bits())?;
+        nix::unistd::chown(name.as_str(), uid, gid).map_err(|e| {
+            let hint = "; another owner takes CAP_CHOWN: add it to CapabilityBoundingSet= of the unit";
+            format!("cannot set the owner of {at}: {}{}", e.desc(), if e == nix::Error::EPERM { hint } else { "" })
+        })?;
+    }
+    chmod(mode.bits())
+}
+
+/// A user and a group; what is not given stays.
+type Ids = (Option<Uid>, Option<Gid>);
+
+fn ids(owner: Option<&Owner>) -> Result<Ids, String> {
+    let Some(owner) = owner else { return Ok((None, None)) };
+    let user = owner.user().map(|account| match account {
+        Account::Id(id) => Ok(Uid::from_raw(*id)),
+        Account::Name(name) => match User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid),
+            _ => Err(format!("there is no user {name}: owner takes a name of `getent passwd` or a number")),
+        },
+    });
+    let group = owner.group().map(|account| match account {
+        Account::Id(id) => Ok(Gid::from_raw(*id)),
+        Account::Name(name) => match Group::from_name(name) {
+            Ok(Some(group)) => Ok(group.gid),
+            _ => Err(format!("there is no group {name}: owner takes a name of `getent group` or a number")),
+        },
+    });
+    Ok((user.transpose()?, group.transpose()?))
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; check the owner and mode of its directory",
+        io::ErrorKind::ReadOnlyFilesystem => "; is its directory in ReadWritePaths= or RuntimeDirectory= of the unit?",
+        _ => "",
+    }
+}
+
+fn show(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}

@@ -1,0 +1,114 @@
+//! Listeners of our own, handed over: with their backlogs, and UNIX sockets with their inodes. They are written before
+//! all sessions, so that none of them is what does not fit.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::record::VERSION;
+use crate::{
+    activation::Socket,
+    dial::netns::Id,
+    service::{
+        bind::{Bound, Claim},
+        own::Kept,
+    },
+    spec::SocketKind,
+};
+
+/// A line about a listener. It begins as every line does, so that a version that knows no such lines says so.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    v: u32,
+    id: Uuid,
+    /// Index of its first descriptor, and how many there are: the socket, and the lock of its path.
+    fds: (usize, usize),
+    own: Own,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Own {
+    /// What it listens on, as the configuration had it.
+    listen: String,
+    kind: Kind,
+    /// Device and inode of its namespace, when that is not the service's own.
+    netns: Option<(u64, u64)>,
+    claim: Option<ClaimRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ClaimRecord {
+    path: Vec<u8>,
+    inode: (u64, u64),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Kind {
+    Tcp,
+    Unix,
+    Udp,
+}
+
+/// Whether a line is about a listener of ours, whatever else it holds.
+#[derive(Deserialize)]
+struct Probe {
+    own: Option<serde::de::IgnoredAny>,
+}
+
+/// Adds a line for `kept` to `lines`, and its descriptors to `fds`.
+pub(super) fn write(kept: &Kept, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let first = fds.len();
+    let kind = match kept.bound.socket.kind() {
+        SocketKind::Tcp => Kind::Tcp,
+        SocketKind::Unix => Kind::Unix,
+        SocketKind::Udp => Kind::Udp,
+    };
+    fds.push(std::os::fd::AsFd::as_fd(&kept.bound.socket).try_clone_to_owned()?);
+    let mut claim = None;
+    if let Some((path, inode, lock)) = kept.bound.claim.as_ref().map(Claim::parts).transpose()? {
+        fds.push(lock);
+        claim = Some(ClaimRecord { path: path.as_os_str().as_bytes().to_vec(), inode });
+    }
+    let netns = kept.bound.netns.map(|id| (id.device, id.inode));
+    let own = Own { listen: kept.listen.clone(), kind, netns, claim };
+    serde_json::to_writer(&mut *lines, &Line { v: VERSION, id: Uuid::new_v4(), fds: (first, fds.len() - first), own })?;
+    lines.write_all(b"\n")
+}
+
+/// Reads a line about a listener of ours; `None` when it is about something else.
+pub(super) fn read(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Option<Result<Kept, String>> {
+    serde_json::from_slice::<Probe>(line).ok()?.own?;
+    Some(read_it(line, fds))
+}
+
+fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Kept, String> {
+    let line: Line = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
+    if line.v != VERSION {
+        return Err(format!("its record has version {}, and this version reads {VERSION}", line.v));
+    }
+    let (first, count) = line.fds;
+    let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
+    let mut mine = mine.ok_or("its descriptors did not come")?.iter_mut();
+    let mut next = || mine.next().and_then(Option::take).ok_or("a descriptor of it did not come");
+    let fd = next()?;
+    let claim = match line.own.claim {
+        Some(record) => Some(Claim::resume(OsString::from_vec(record.path).into(), record.inode, next()?)),
+        None => None,
+    };
+    let socket = match line.own.kind {
+        Kind::Tcp => Socket::Tcp(fd.into()),
+        Kind::Unix => Socket::Unix(fd.into()),
+        Kind::Udp => Socket::Udp(fd.into()),
+    };
+    let local = socket.local().map_err(|e| e.to_string())?;
+    let netns = line.own.netns.map(|(device, inode)| Id { device, inode });
+    Ok(Kept { listen: line.own.listen, bound: Bound { socket, local, claim, netns } })
+}
