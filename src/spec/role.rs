@@ -137,6 +137,19 @@ impl Reading<'_> {
                 }
             }
         }
+        if given(Key::Namespace) || given(Key::SetnsPath) {
+            for (key, target) in [(Key::Target, &keys.target), (Key::UdpTarget, &keys.udp_target)] {
+                let name = target.as_ref().and_then(|target| match &target.value().host {
+                    Host::Name(name) => Some(name),
+                    Host::Ip(_) => None,
+                });
+                if let Some(name) = name {
+                    let what =
+                        format!("the name {name} is not looked up inside a namespace, where other servers may hold");
+                    self.fault(key, what, "write an address, such as 192.168.31.201+22");
+                }
+            }
+        }
         if self.side == Side::Own && given(Key::ListenNamespace) && !given(Key::Listen) && !given(Key::UdpListen) {
             self.fault(Key::ListenNamespace, "listen_namespace needs listen or udp_listen", "the address inside it");
         }
