@@ -135,7 +135,7 @@ impl Service {
 }
 
 /// Gives a session its time to end.
-async fn drain(info: Arc<Info>) {
+pub(super) async fn drain(info: Arc<Info>) {
     tokio::time::sleep(info.route.options.drain_timeout).await;
     info.interrupt.request(Why::Drained);
 }

@@ -20,7 +20,6 @@ use super::{
 use crate::{
     dial::netns::{self, Id},
     log::{Event, Kind, emit},
-    relay::Why,
     spec::{Forward, Leg, Listen, Netns, OnRemove, Options},
 };
 
@@ -364,8 +363,11 @@ impl Service {
         emit(event);
         self.end(serving).await;
         if post.wanted.options.on_remove == OnRemove::Drain {
-            let of = |info: &super::sessions::Info| info.route.listener == route.listener && info.route.name.is_empty();
-            self.shared.sessions.interrupt(Why::Drained, of);
+            self.shared.sessions.for_each(|info| {
+                if info.route.listener == route.listener && info.route.name.is_empty() {
+                    tokio::spawn(super::adopt::drain(info.clone()));
+                }
+            });
         }
     }
 
