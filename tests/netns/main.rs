@@ -1,0 +1,16 @@
+//! `pfwd` among real network namespaces, made by `ip netns` in a sandbox of each test's own; the peers are this test,
+//! and `socat`.
+//!
+//! A test's thread leaves the machine's mount and network namespaces for new ones ([`sandbox::enter`]); whatever it
+//! starts from there lives there too, and with the last of it the sandbox is gone. That takes root: otherwise a test
+//! says so on stderr and passes; with `CI=true` that is a failure.
+
+#[path = "../it/support/mod.rs"]
+mod support;
+#[macro_use]
+mod sandbox; // first: the macro `sandbox!`
+mod cli;
+mod life;
+mod roles;
+mod udp;
+mod uds;
