@@ -235,7 +235,9 @@ fn describe(fd: BorrowedFd<'_>) -> &'static str {
         (_, Err(_)) => "it is not a socket (ListenFIFO= or ListenSpecial=?); use ListenStream=",
         (Some(AddressFamily::Vsock), _) => "it is a vsock socket, which is not supported; use a TCP or UNIX one",
         (_, Ok(SockType::SeqPacket)) => "it is a SEQPACKET socket, which is not supported; use ListenStream=",
-        (_, Ok(SockType::Datagram)) => "it is a UNIX datagram socket, which is not supported; use ListenStream=",
+        (_, Ok(SockType::Datagram)) => {
+            "it is a datagram socket of the UNIX family, which is not supported; use ListenStream="
+        }
         _ => "it is a socket of an unsupported kind; use ListenStream= with a TCP or UNIX address",
     }
 }

@@ -48,11 +48,13 @@ impl fmt::Display for Bad {
 }
 
 impl Bad {
-    /// Tells it on stderr, each fault with its line underlined; the exit code that goes with it.
-    pub(super) fn tell(&self, program: &str) -> ExitCode {
+    /// Tells it on stderr: to people each fault with its line underlined, to a log a line for each. The exit code that
+    /// goes with it.
+    pub(super) fn tell(&self, program: &str, people: bool) -> ExitCode {
+        let terminal = io::IsTerminal::is_terminal(&io::stderr());
         match self {
-            Self::File(why) => eprintln!("{program}: {why}"),
-            Self::Faults(faults) => eprint!("{}", faults.render(io::IsTerminal::is_terminal(&io::stderr()))),
+            Self::Faults(faults) if people || terminal => eprint!("{}", faults.render(terminal)),
+            _ => self.to_string().lines().for_each(|line| eprintln!("{program}: {line}")),
         }
         Code::Config.into()
     }

@@ -41,7 +41,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let plan = match options.sources.read() {
         Ok((_, plan)) => plan,
-        Err(bad) => return Ok(bad.tell(options.program)),
+        Err(bad) => return Ok(bad.tell(options.program, false)),
     };
     if nothing && !managed && config::is_idle(&plan) {
         return Err((options.lonely)());

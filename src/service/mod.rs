@@ -370,9 +370,15 @@ impl Service {
                 }
                 self.behind = meant.behind;
                 let held = self.own.let_go();
-                changed += self.reconcile(&meant.forwards, held).await;
+                let own = self.reconcile(&meant.forwards, held).await;
                 self.accept_own();
-                let text = format!("configuration read again: {changed} listeners are new, gone or lead otherwise");
+                let mut text = format!(
+                    "configuration read again: {} listeners lead elsewhere or otherwise",
+                    changed + own.changed
+                );
+                if own.opened + own.closed > 0 {
+                    text += &format!(", {} opened, {} closed", own.opened, own.closed);
+                }
                 say(Kind::ConfigurationReloaded, text);
             }
             Err(why) => say(Kind::ConfigurationRejected, format!("the new configuration is not used: {why}")),

@@ -82,6 +82,17 @@ struct Serving {
     ended: CancellationToken,
 }
 
+/// What became of the listeners of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconciled {
+    /// They lead elsewhere or otherwise, or were tried again.
+    pub changed: usize,
+    /// New ones.
+    pub opened: usize,
+    /// Those that no forward wants any more.
+    pub closed: usize,
+}
+
 /// All listeners of ours.
 #[derive(Debug, Default)]
 pub struct Own {
@@ -310,8 +321,8 @@ fn keep((wanted, serving): (Wanted, Serving)) -> Option<Kept> {
 }
 
 impl Service {
-    /// Makes the listeners of ours those that are wanted now; how many were changed, added or removed.
-    pub async fn reconcile(&mut self, forwards: &[Forward], mut kept: Vec<Kept>) -> usize {
+    /// Makes the listeners of ours those that are wanted now.
+    pub async fn reconcile(&mut self, forwards: &[Forward], mut kept: Vec<Kept>) -> Reconciled {
         let mut wanted: Vec<Wanted> = Vec::new();
         for leg in self.behind.iter().cloned() {
             // Several sockets of one name share what lies behind them.
@@ -335,7 +346,7 @@ impl Service {
             }
         }
         // First away with the old: a new one may want the same port.
-        changed += old.len() + new.len();
+        let reconciled = Reconciled { changed, opened: new.len(), closed: old.len() };
         for post in old {
             self.remove(post).await;
         }
@@ -351,7 +362,7 @@ impl Service {
         for gone in kept {
             say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
         }
-        changed
+        reconciled
     }
 
     async fn remove(&self, post: Post) {

@@ -72,7 +72,7 @@ fn what_cannot_be_served_is_refused_by_name_and_the_others_are_served() {
         ("packets", "a SEQPACKET socket"),
         ("file", "not a socket"),
         ("datagrams", "a datagram socket"),
-        ("udp", "a datagram socket"),
+        ("(FileDescriptorName=udp)", "no [[forward]] has the label"),
     ];
     let mut activation = Activation::qrexec_connect()
         .tcp(&name)

@@ -150,18 +150,3 @@ fn names_hold_every_byte_that_systemd_can_pass() {
     service.connect(2).expect(b"work test.Args\n");
     service.stop();
 }
-
-#[test]
-fn what_this_version_does_not_do_is_refused_and_not_pretended() {
-    let service = Activation::qrexec_connect()
-        .tcp("namespace=blue,target=10.0.0.5+22")
-        .tcp("uds=/run/a.sock,target=10.0.0.5+22")
-        .tcp("target=10.0.0.5+22,proxy_protocol=v2")
-        .start()
-        .ready();
-    for index in 0..3 {
-        service.process.stderr.wait_for(&format!("error: 127.0.0.1:{} ", service.port(index)));
-    }
-    assert_eq!(service.notifications.status().as_deref(), Some("0 of 3 listeners, 0 sessions"));
-    service.stop();
-}

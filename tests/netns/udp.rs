@@ -115,7 +115,7 @@ fn idle_flows_end_and_the_quietest_makes_room() {
     // the other one ends by itself
     let rest = service.process.rest();
     ask(&askers[0], "127.0.0.1:5301".parse().expect("one"), b"x");
-    service.process.stderr.wait(&"the end of an idle flow", |lines| {
+    service.process.stderr.wait("the end of an idle flow", |lines| {
         lines.iter().find(|line| line.contains(":5301") && line.contains(": idle after")).cloned()
     });
     service.process.wait_for_rest(&rest);

@@ -136,7 +136,7 @@ $SIG{TERM} = sub { print "tried $tried in $in\n"; exit };
 print "begun\n";
 while (1) {
     socket(my $s, PF_UNIX, SOCK_STREAM, 0) or die;
-    $in++ if connect($s, pack_sockaddr_un($path));
+    if (connect($s, pack_sockaddr_un($path))) { print "entered\n" unless $in++ }
     $tried++;
     print "on\n" if $tried % 20000 == 0;
 }"#;
@@ -181,6 +181,7 @@ fn at_no_moment_can_anybody_connect_who_may_not_under_any_umask() {
     intruder.stdout.wait_for("begun");
     let service = forwarding(&[&format!("{forward},mode=0666")]);
     service.process.stderr.wait_for("uid 65534");
+    intruder.stdout.wait_for("entered");
     intruder.signal(Signal::SIGTERM);
     let line = intruder.stdout.wait_for("tried ");
     assert!(!line.ends_with(" in 0"), "{line}");

@@ -85,7 +85,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     if arguments.check || arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
-            Err(bad) => return Ok(bad.tell(PROGRAM)),
+            Err(bad) => return Ok(bad.tell(PROGRAM, true)),
         };
         return Ok(if arguments.check {
             show::plan(&plan)

@@ -45,12 +45,15 @@ fn the_first_examples_arguments_are_two_forwards() {
 #[test]
 fn an_argument_replaces_the_keys_it_gives_in_the_entry_it_is_about() {
     for (argument, expected) in [
-        ("label=end,target=a:1", ["end: unix /run/qdhcp/ssh.sock -> tcp a:1 in old", PROXY, DNS]),
+        ("label=end,target=10.0.0.1:1", ["end: unix /run/qdhcp/ssh.sock -> tcp 10.0.0.1:1 in old", PROXY, DNS]),
         ("label=end,namespace=new", ["end: unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in new", PROXY, DNS]),
         ("label=end,setns_path=/p", ["end: unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in /p", PROXY, DNS]),
         ("listen=0.0.0.0+2222,uds=other", [END, "tcp 0.0.0.0:2222 -> unix /run/qdhcp/other", DNS]),
         ("udp_listen=0.0.0.0:53,udp_target=b:53", [END, PROXY, "udp 0.0.0.0:53 -> udp b:53"]),
-        ("uds=/run/qdhcp/ssh.sock,target=c:1", ["end: unix /run/qdhcp/ssh.sock -> tcp c:1 in old", PROXY, DNS]),
+        (
+            "uds=/run/qdhcp/ssh.sock,target=10.0.0.3:1",
+            ["end: unix /run/qdhcp/ssh.sock -> tcp 10.0.0.3:1 in old", PROXY, DNS],
+        ),
         ("uds=ssh.sock,namespace=n", ["end: unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in n", PROXY, DNS]),
     ] {
         assert_eq!(plan(&[argument]), expected, "{argument}");

@@ -14,8 +14,8 @@ fn every_row_of_the_table_of_roles_means_its_legs() {
     for (text, shown) in [
         ("listen=0.0.0.0:2222,uds=/run/a.sock", "tcp 0.0.0.0:2222 -> unix /run/a.sock"),
         ("uds=/run/a.sock,target=10.0.0.5:22", "unix /run/a.sock -> tcp 10.0.0.5:22"),
-        ("uds=/run/a.sock,target=a:22,namespace=x", "unix /run/a.sock -> tcp a:22 in x"),
-        ("uds=@a,target=a:22,setns_path=/proc/7/ns/net", "unix @a -> tcp a:22 in /proc/7/ns/net"),
+        ("uds=/run/a.sock,target=10.0.0.5:22,namespace=x", "unix /run/a.sock -> tcp 10.0.0.5:22 in x"),
+        ("uds=@a,target=10.0.0.5:22,setns_path=/proc/7/ns/net", "unix @a -> tcp 10.0.0.5:22 in /proc/7/ns/net"),
         (
             "listen=[::]:2222,uds=/run/a.sock,target=10.0.0.5:22,namespace=x",
             "tcp [::]:2222 -> unix /run/a.sock -> tcp 10.0.0.5:22 in x",
@@ -26,7 +26,10 @@ fn every_row_of_the_table_of_roles_means_its_legs() {
             "tcp 127.0.0.1:2222 in y -> tcp 10.0.0.5:22 in x",
         ),
         ("udp_listen=0.0.0.0:53,udp_target=10.0.0.5:53", "udp 0.0.0.0:53 -> udp 10.0.0.5:53"),
-        ("label=d,udp_listen=0.0.0.0:53,udp_target=a:53,namespace=x", "d: udp 0.0.0.0:53 -> udp a:53 in x"),
+        (
+            "label=d,udp_listen=0.0.0.0:53,udp_target=10.0.0.5:53,namespace=x",
+            "d: udp 0.0.0.0:53 -> udp 10.0.0.5:53 in x",
+        ),
         ("listen=127.0.0.1:22,qrexec=work svc+1", "tcp 127.0.0.1:22 -> qrexec work svc+1"),
         ("uds=/run/a.sock,qrexec=work svc", "unix /run/a.sock -> qrexec work svc"),
     ] {
@@ -36,10 +39,14 @@ fn every_row_of_the_table_of_roles_means_its_legs() {
         (SocketKind::Tcp, "uds=/run/a.sock", "inherited socket -> unix /run/a.sock"),
         (SocketKind::Unix, "uds=/run/a.sock", "inherited socket -> unix /run/a.sock"),
         (SocketKind::Tcp, "target=a:22", "inherited socket -> tcp a:22"),
-        (SocketKind::Unix, "namespace=x,target=a:22", "inherited socket -> tcp a:22 in x"),
-        (SocketKind::Tcp, "uds=/r,target=a:22,namespace=x", "inherited socket -> unix /r -> tcp a:22 in x"),
+        (SocketKind::Unix, "namespace=x,target=10.0.0.5:22", "inherited socket -> tcp 10.0.0.5:22 in x"),
+        (
+            SocketKind::Tcp,
+            "uds=/r,target=10.0.0.5:22,namespace=x",
+            "inherited socket -> unix /r -> tcp 10.0.0.5:22 in x",
+        ),
         (SocketKind::Udp, "target=a:53", "inherited socket -> udp a:53"),
-        (SocketKind::Udp, "udp_target=a:53,namespace=x", "inherited socket -> udp a:53 in x"),
+        (SocketKind::Udp, "udp_target=10.0.0.5:53,namespace=x", "inherited socket -> udp 10.0.0.5:53 in x"),
         (SocketKind::Tcp, "qrexec=work svc,allow_from=10.0.0.0/8", "inherited socket -> qrexec work svc"),
     ] {
         assert_eq!(inherited(kind, text).expect(text).to_string(), shown);
@@ -58,7 +65,7 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("listen=127.0.0.1:1,namespace=x", &["namespace needs a target"]),
         ("udp_listen=127.0.0.1:1,namespace=x", &["namespace needs a udp_target"]),
         ("uds=/a,setns_path=/x", &["setns_path needs a target"]),
-        ("uds=/a,target=a:1,namespace=x,setns_path=/x", &["both name the namespace"]),
+        ("uds=/a,target=10.0.0.5:1,namespace=x,setns_path=/x", &["both name the namespace"]),
         ("uds=/a,target=a:1,qrexec=work svc", &["both say where connections go"]),
         ("uds=/a,qrexec=work svc,namespace=x", &["no namespace sees"]),
         ("listen=127.0.0.1:1,udp_target=a:1", &["takes datagrams"]),
@@ -66,7 +73,7 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("udp_listen=127.0.0.1:1,udp_target=a:1,uds=/a", &["do not go through a UNIX socket"]),
         ("udp_listen=127.0.0.1:1,udp_target=a:1,listen=127.0.0.1:1", &["listen accepts streams"]),
         ("udp_listen=127.0.0.1:1,udp_target=a:1,qrexec=work svc", &["carries streams"]),
-        ("uds=/a,target=a:1,listen_namespace=x", &["listen_namespace needs listen"]),
+        ("uds=/a,target=10.0.0.5:1,listen_namespace=x", &["listen_namespace needs listen"]),
         ("listen=127.0.0.1:1,uds=a.sock", &["is relative"]),
         (
             "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1",
