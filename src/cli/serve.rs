@@ -7,7 +7,7 @@ use crate::{
     activation, log,
     report::{Code, Failure},
     service::{self, Ended, Failed, Setup},
-    spec::LogLevel,
+    spec::{LogLevel, Plan},
 };
 
 /// What a program wants of the service.
@@ -41,6 +41,8 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let plan = match options.sources.read() {
         Ok((_, plan)) => plan,
+        // Sessions that were handed over go on without; the service says what is wrong.
+        Err(_) if !inherited.stored.is_empty() => Plan::default(),
         Err(bad) => return Ok(bad.tell(options.program, false)),
     };
     if nothing && !managed && config::is_idle(&plan) {

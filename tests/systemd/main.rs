@@ -17,6 +17,7 @@ mod handover;
 mod harness;
 mod journal;
 mod life;
+mod pfwd;
 mod service;
 mod storm;
 mod system;
