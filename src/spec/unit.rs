@@ -14,6 +14,7 @@ use super::{
 };
 
 mod name;
+mod write;
 
 pub use name::{UnknownSpecifier, expand, rejected, repair};
 

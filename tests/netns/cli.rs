@@ -82,3 +82,39 @@ fn namespaces_are_shown_as_readlink_and_lsns_know_them() {
     netns("gone");
     assert_eq!(pfwd(&["--show-netns", "--forward", forward]).0, Some(0));
 }
+
+#[test]
+fn the_units_it_prints_are_served_as_the_forwards_are() {
+    let (code, out, err) = pfwd(&[
+        "--print-units",
+        "--forward",
+        "label=ssh,uds=/run/qdhcp/ssh.sock,namespace=a,target=192.168.31.201:22,mode=0660",
+        "--forward",
+        "listen=0.0.0.0:2222,uds=/run/qdhcp/ssh.sock",
+    ]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let expected = "\
+# /etc/systemd/system/pfwd-ssh.socket
+[Socket]
+ListenStream=/run/qdhcp/ssh.sock
+SocketMode=0660
+DirectoryMode=0755
+Backlog=4096
+FileDescriptorName=namespace=a,target=192.168.31.201+22
+
+# /etc/systemd/system/pfwd-2.socket
+[Socket]
+ListenStream=0.0.0.0:2222
+Backlog=4096
+FileDescriptorName=uds=/run/qdhcp/ssh.sock
+
+";
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn the_shipped_example_means_what_it_says() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/examples/pfwd.toml");
+    let (code, out, err) = pfwd(&["--check", "--config", example]);
+    assert_eq!((code, err.as_str(), out.lines().count()), (Some(0), "", 5));
+}

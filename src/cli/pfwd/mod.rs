@@ -90,7 +90,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         return Ok(if arguments.check {
             show::plan(&plan)
         } else if arguments.print_units {
-            show::units(&config, &plan)
+            show::units(&config)
         } else {
             show::namespaces(&plan)
         });

@@ -18,7 +18,10 @@ pub(super) fn plan(plan: &Plan) -> ExitCode {
 }
 
 /// `--print-units`: socket units that do the same.
-pub(super) fn units(_config: &Config, _plan: &Plan) -> ExitCode {
+pub(super) fn units(config: &Config) -> ExitCode {
+    for unit in config.socket_units("pfwd-") {
+        println!("# /etc/systemd/system/{}\n{}", unit.name, unit.text);
+    }
     ExitCode::SUCCESS
 }
 

@@ -28,7 +28,14 @@ fn shared() -> Arc<Shared> {
 
 fn info(shared: &Shared) -> Arc<Info> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
-    let route = Route::new("uds=/nonexistent".into(), "/listener", forward, &shared.gates).expect("a route");
+    let route = Route::new(
+        "uds=/nonexistent".into(),
+        "/listener",
+        forward.legs.front().clone(),
+        forward.options,
+        &shared.gates,
+    )
+    .expect("a route");
     Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), "somebody".into(), Duration::ZERO, Counters::default()))
 }
 

@@ -1,0 +1,203 @@
+//! Forwards as socket units: what `pfwd` would listen on, systemd can listen on for it.
+
+use crate::spec::{
+    endpoint::Netns,
+    fdname,
+    file::Config,
+    keys::{Key, Keys},
+    plan::{Forward, Leg, Legs, Listen, Rights, SocketKind},
+    role::{Side, mean},
+    unit::rejected,
+};
+
+/// The text of a socket unit, and the name for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketUnit {
+    /// Such as `pfwd-ssh.socket`.
+    pub name: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// Keys that the settings of a socket unit stand for.
+const SETTINGS: [Key; 9] = [
+    Key::Label,
+    Key::Listen,
+    Key::UdpListen,
+    Key::ListenNamespace,
+    Key::Mode,
+    Key::Owner,
+    Key::DirMode,
+    Key::DirOwner,
+    Key::Backlog,
+];
+
+impl Config {
+    /// Socket units with this prefix that do what the forwards with a listening side of their own do: one for each leg.
+    /// What `[defaults]` says is written into their names; entries that mean nothing are left out.
+    pub fn socket_units(&self, prefix: &str) -> Vec<SocketUnit> {
+        let mut units: Vec<SocketUnit> = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let Ok(forward) = mean(entry, Side::Own, &self.defaults) else { continue };
+            let stem = stem(&forward, index);
+            let defaults = self.defaults.keys.items();
+            match &forward.legs {
+                Legs::One(leg) => units.push(unit(prefix, &stem, entry, leg, &defaults, &[Key::Uds])),
+                Legs::Two { front, back } => {
+                    let beyond = [Key::Target, Key::Qrexec, Key::Namespace, Key::SetnsPath, Key::AllowUid];
+                    let beyond = [&beyond[..], &[Key::Source, Key::BindDevice]].concat();
+                    units.push(unit(prefix, &stem, entry, front, &defaults, &beyond));
+                    let before = [Key::Uds, Key::AllowFrom, Key::ProxyProtocol];
+                    units.push(unit(prefix, &format!("{stem}-endpoint"), entry, back, &defaults, &before));
+                }
+            }
+        }
+        units
+    }
+}
+
+/// What a unit of a forward is called.
+fn stem(forward: &Forward, index: usize) -> String {
+    let plain = |label: &&str| label.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let label = forward.label.as_ref().map(|label| label.as_str()).filter(plain);
+    label.map_or_else(|| format!("{}", index + 1), ToOwned::to_owned)
+}
+
+/// The unit of one leg; `without` are the keys of the forward that the other one has, or that this leg listens on.
+fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], without: &[Key]) -> SocketUnit {
+    // A host proxy dials the UNIX socket; an endpoint listens on it.
+    let dials = matches!(leg.upstream, crate::spec::Upstream::Unix(_));
+    let left_out = |item: &str| {
+        let name = item.split('=').next().unwrap_or_default();
+        let listed = |keys: &[Key]| keys.iter().any(|key| key.name() == name);
+        listed(&SETTINGS) || (listed(without) && !(dials && name == Key::Uds.name()))
+    };
+    let mut items: Vec<String> = entry.items().into_iter().filter(|item| !left_out(item)).collect();
+    if dials {
+        // Absolute, whatever `uds_dir` said.
+        items.retain(|item| !item.starts_with("uds="));
+        if let crate::spec::Upstream::Unix(addr) = &leg.upstream {
+            items.insert(0, format!("uds={}", crate::spec::text::escaped(&addr.bytes())));
+        }
+    }
+    let kind = match &leg.listen {
+        Listen::Udp { .. } => SocketKind::Udp,
+        Listen::Unix { .. } => SocketKind::Unix,
+        Listen::Tcp { .. } | Listen::Inherited => SocketKind::Tcp,
+    };
+    let reads = |items: &[String]| fdname::resolve(&items.join(","), kind, &Config::default()).is_ok();
+    for item in defaults {
+        let given = items.iter().any(|own| own.split('=').next() == item.split('=').next());
+        if !given && !left_out(item) {
+            items.push(item.clone());
+            if !reads(&items) {
+                items.pop(); // it does not concern this leg
+            }
+        }
+    }
+    let name = items.join(",");
+    let mut text = String::from("[Socket]\n") + &listening(&leg.listen);
+    let faults = rejected(&name);
+    if !faults.0.is_empty() || !reads(&items) {
+        text += "# systemd would not take this as a name: give the forward a label in /etc/pfwd.toml, without its listening\n\
+                 # side, and name that here.\n# ";
+    }
+    text += &format!("FileDescriptorName={name}\n");
+    SocketUnit { name: format!("{prefix}{stem}.socket"), text }
+}
+
+/// The settings for a listening side.
+fn listening(listen: &Listen) -> String {
+    let namespace = |netns: &Option<Netns>| match netns {
+        Some(Netns::Name(name)) => format!("NetworkNamespacePath=/run/netns/{name}\n"),
+        Some(Netns::Path(path)) => format!("NetworkNamespacePath={}\n", path.display()),
+        None => String::new(),
+    };
+    match listen {
+        Listen::Inherited => String::new(),
+        Listen::Tcp { addr, netns, backlog } => format!("ListenStream={addr}\n{}Backlog={backlog}\n", namespace(netns)),
+        Listen::Udp { addr, netns } => format!("ListenDatagram={addr}\n{}", namespace(netns)),
+        Listen::Unix { addr, rights, backlog } => {
+            format!("ListenStream={addr}\n{}Backlog={backlog}\n", self::rights(rights))
+        }
+    }
+}
+
+fn rights(rights: &Rights) -> String {
+    let owner = rights.owner.as_ref();
+    let user = owner.and_then(|owner| owner.user()).map(|user| format!("SocketUser={user}\n"));
+    let group = owner.and_then(|owner| owner.group()).map(|group| format!("SocketGroup={group}\n"));
+    let (user, group) = (user.unwrap_or_default(), group.unwrap_or_default());
+    format!("SocketMode={}\n{user}{group}DirectoryMode={}\n", rights.mode, rights.dir_mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::forwards;
+
+    const FILE: &str = r#"
+[defaults]
+mode = "0660"
+owner = "root:adm"
+uds_dir = "/run/qdhcp"
+udp_idle_timeout = 30
+connect_timeout = 3
+
+[[forward]]
+label = "end"
+uds = "ssh.sock"
+namespace = "a"
+target = "10.0.0.5:22"
+
+[[forward]]
+label = "web"
+listen = "127.0.0.1:80"
+listen_namespace = "b"
+uds = "web.sock"
+target = "[fd00::1]:80"
+allow_from = ["127.0.0.0/8", "::1"]
+allow_uid = 0
+
+[[forward]]
+udp_listen = "0.0.0.0:53"
+udp_target = "10.0.0.5:53"
+setns_path = "/run/netns/c"
+"#;
+
+    #[test]
+    fn each_leg_becomes_a_unit_that_means_the_same() {
+        let config = Config::parse("pfwd.toml", FILE).unwrap();
+        let units = config.socket_units("pfwd-");
+        let names: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
+        assert_eq!(names, ["pfwd-end.socket", "pfwd-web.socket", "pfwd-web-endpoint.socket", "pfwd-3.socket"]);
+        assert_eq!(
+            units[0].text,
+            "[Socket]\nListenStream=/run/qdhcp/ssh.sock\nSocketMode=0660\nSocketUser=root\nSocketGroup=adm\n\
+             DirectoryMode=0755\nBacklog=4096\nFileDescriptorName=namespace=a,target=10.0.0.5+22,connect_timeout=3\n"
+        );
+        assert!(units[1].text.contains("NetworkNamespacePath=/run/netns/b\n"), "{}", units[1].text);
+        let plan = config.plan().unwrap();
+        let legs = plan.forwards.iter().flat_map(|forward| forward.legs.iter());
+        for (unit, leg) in units.iter().zip(legs) {
+            let kind = match &leg.listen {
+                Listen::Udp { .. } => SocketKind::Udp,
+                Listen::Unix { .. } => SocketKind::Unix,
+                _ => SocketKind::Tcp,
+            };
+            let name = unit.text.lines().find_map(|line| line.strip_prefix("FileDescriptorName=")).expect(&unit.text);
+            let forward = fdname::resolve(name, kind, &Config::default()).expect(name);
+            let front = forward.legs.front();
+            assert_eq!((&front.upstream, &front.admit, &front.via), (&leg.upstream, &leg.admit, &leg.via), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_systemd_would_not_take_is_commented_out() {
+        let long = format!("listen=127.0.0.1:1,uds=/{},allow_from=10.0.0.0/8", "x".repeat(100));
+        let more = (0..20).map(|n| format!(",allow_from=10.{n}.0.0/16")).collect::<String>();
+        let config = Config::default().merge(forwards([long + &more]).unwrap());
+        let units = config.socket_units("pfwd-");
+        assert!(units[0].text.contains("\n# FileDescriptorName="), "{}", units[0].text);
+    }
+}
