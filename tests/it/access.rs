@@ -41,6 +41,7 @@ fn a_flood_of_strangers_is_told_once_and_takes_no_places() {
     for mut stranger in strangers {
         stranger.expect_reset();
     }
+    service.process.stderr.wait_for("not in allow_from");
     assert_eq!(service.process.stderr.count("not in allow_from"), 1);
     assert_eq!(service.process.stderr.count("max_connections"), 0);
     assert!(server.try_accept().is_none());
