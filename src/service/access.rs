@@ -68,6 +68,8 @@ impl fmt::Display for Peer {
 pub struct Access {
     networks: Vec<Network>,
     uids: Vec<u32>,
+    /// Whether this very process may connect whatever the lists say.
+    ourselves: bool,
 }
 
 impl Access {
@@ -77,7 +79,13 @@ impl Access {
     /// A user that does not exist: the list would otherwise keep out whom it was written for.
     pub fn new(admit: &Admit) -> Result<Self, String> {
         let uids: Result<_, _> = admit.uids.iter().map(uid).collect();
-        Ok(Self { networks: admit.from.clone(), uids: uids? })
+        Ok(Self { networks: admit.from.clone(), uids: uids?, ourselves: false })
+    }
+
+    /// The same, and this process may connect too: the other half of a forward comes in here.
+    #[must_use]
+    pub fn and_ourselves(self) -> Self {
+        Self { ourselves: true, ..self }
     }
 
     /// Whether `peer` may connect; otherwise which list it is not on.
@@ -90,12 +98,9 @@ impl Access {
                 let known = self.networks.iter().any(|network| network.contains(address.ip()));
                 if known { Ok(()) } else { Err("allow_from") }
             }
-            Peer::Unix { uid, .. } if !self.uids.is_empty() => {
-                if self.uids.contains(uid) {
-                    Ok(())
-                } else {
-                    Err("allow_uid")
-                }
+            Peer::Unix { uid, pid, .. } if !self.uids.is_empty() => {
+                let ours = self.ourselves && u32::try_from(*pid) == Ok(std::process::id());
+                if ours || self.uids.contains(uid) { Ok(()) } else { Err("allow_uid") }
             }
             Peer::Unknown if !self.uids.is_empty() => Err("allow_uid"),
             Peer::Unknown if !self.networks.is_empty() => Err("allow_from"),

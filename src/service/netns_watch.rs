@@ -30,12 +30,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Hears of mounts from now on; where /proc does not tell, it only looks now and then. `others` says whether
-    /// there are namespaces that are no mounts.
+    /// Hears of mounts from now on, and looks once soon, for what has changed just before. Where /proc does not tell, it
+    /// only looks now and then; `others` says whether there are namespaces that are no mounts.
     pub fn new(others: bool) -> Self {
         let mounts = File::open("/proc/self/mountinfo").and_then(|file| sys::register(file.into(), Interest::PRIORITY));
         let others = others || mounts.is_err();
-        Self { mounts: mounts.ok(), others, due: others.then(|| Instant::now() + NOW_AND_THEN) }
+        Self { mounts: mounts.ok(), others, due: Some(Instant::now() + SETTLE) }
     }
 
     /// Waits until it is time to look.

@@ -32,15 +32,20 @@ pub struct Wanted {
     label: Option<String>,
     /// Which forward of the configuration it is of.
     number: Option<usize>,
+    /// Whether it is the back leg of a forward, into which the front leg dials.
+    back: bool,
 }
 
 /// The legs of a forward whose listening side is ours; `number` tells the configuration's forwards apart, and is absent
 /// for what lies behind an inherited listener.
 pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     let label = forward.label.as_ref().map(|label| label.as_str().to_owned());
-    let legs = forward.legs.iter().filter(|leg| leg.listen != Listen::Inherited);
-    legs.map(|leg| Wanted { leg: leg.clone(), options: forward.options.clone(), label: label.clone(), number })
-        .collect()
+    let legs = forward.legs.iter().enumerate().filter(|(_, leg)| leg.listen != Listen::Inherited);
+    let wanted = |(index, leg): (usize, &Leg)| {
+        let (leg, options, label) = (leg.clone(), forward.options.clone(), label.clone());
+        Wanted { leg, options, label, number, back: index > 0 }
+    };
+    legs.map(wanted).collect()
 }
 
 /// A listener of ours that the previous process handed over.
@@ -120,7 +125,11 @@ impl Wanted {
 
     fn route(&self, listener: &str, shared: &Shared) -> Result<Arc<Route>, String> {
         // No name: no socket unit has it, so no other listener's sessions are ever taken for its own.
-        Route::new(String::new(), listener, self.leg.clone(), self.options.clone(), &shared.gates).map(Arc::new)
+        let mut route = Route::new(String::new(), listener, self.leg.clone(), self.options.clone(), &shared.gates)?;
+        if self.back {
+            route.access = route.access.and_ourselves();
+        }
+        Ok(Arc::new(route))
     }
 
     /// Whether a listener of `other` can go on as that of this leg.

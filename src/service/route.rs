@@ -88,6 +88,11 @@ impl Route {
         }
     }
 
+    /// Whether it carries datagrams.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self.upstream, Some(Upstream::Udp { .. }))
+    }
+
     /// Whether another route would treat a session the same.
     pub fn leads_as(&self, other: &Self) -> bool {
         self.upstream == other.upstream

@@ -18,7 +18,6 @@ use super::{
 use crate::{
     log::{End, Kind, emit},
     relay::Why,
-    spec::Upstream,
 };
 
 /// How long all sessions together may take to be parked. Each needs one poll of its task.
@@ -70,13 +69,15 @@ impl Service {
         self.stop_accepting().await;
         self.own.close();
         let sessions = &self.shared.sessions;
-        let count = sessions.count();
         // A flow has no end that could be waited for.
-        sessions.interrupt(Why::Drained, |info| matches!(info.route.upstream, Some(Upstream::Udp { .. })));
+        let flows = sessions.interrupt(Why::Drained, |info| info.route.is_datagram());
+        let count = sessions.count().saturating_sub(flows);
         let allowed = |own: Duration| at_most.map_or(own, |most| own.min(most));
         let mut deadlines: HashMap<Duration, ()> = HashMap::new();
         sessions.for_each(|info| {
-            deadlines.insert(allowed(info.route.options.drain_timeout), ());
+            if !info.route.is_datagram() {
+                deadlines.insert(allowed(info.route.options.drain_timeout), ());
+            }
         });
         let mut deadlines: Vec<Duration> = deadlines.into_keys().collect();
         deadlines.sort_unstable();
