@@ -36,6 +36,9 @@ enum Message {
     Stop,
 }
 
+/// How long the log's thread looks away after it has written all there was.
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// How long the last events may take to be written when the service ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -62,7 +65,15 @@ pub fn start(identifier: &'static str, level: Level) -> io::Result<Guard> {
     assert!(QUEUED.set(sender).is_ok(), "the log is started once");
     std::thread::Builder::new().name("log".into()).spawn(move || {
         Sink::open(identifier).run(|sink| {
-            while let Ok(Message::Event(event)) = queue.recv() {
+            // After a burst it looks again by itself before it waits to be woken: a wake-up costs a session more than
+            // the event does.
+            let next = || {
+                queue.try_recv().or_else(|_| {
+                    std::thread::sleep(PAUSE);
+                    queue.try_recv().or_else(|_| queue.recv())
+                })
+            };
+            while let Ok(Message::Event(event)) = next() {
                 sink.write(&event);
                 let dropped = DROPPED.swap(0, Relaxed);
                 if dropped > 0 {
