@@ -119,7 +119,7 @@ impl Service {
                 let gate = &route.call.as_ref().ok_or("its name no longer means a qrexec call")?.gate;
                 let ticket = gate.clone().resume();
                 let peer = Stream::new(peer, kind).map_err(failed)?;
-                Stage::SettingUp(peer, Box::new(Call::resume(child, stderr, call).map_err(failed)?), ticket)
+                Stage::SettingUp(Box::new((peer, Call::resume(child, stderr, call).map_err(failed)?, ticket)))
             }
             ParkedStage::Relaying(relay, child) => {
                 let relay = Relay::resume(relay, route.options.idle_timeout).map_err(failed)?;

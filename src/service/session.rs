@@ -82,7 +82,7 @@ pub enum Stage {
     /// Not dialled yet, or dialling.
     Waiting(Stream),
     /// A qrexec call that is not decided yet.
-    SettingUp(Stream, Box<Call>, Ticket),
+    SettingUp(Box<(Stream, Call, Ticket)>),
     /// Bytes flow; through a child where the upstream is a qrexec call.
     Relaying(Box<Relay>, Option<Box<(Child, Stderr)>>),
     /// Datagrams flow.
@@ -139,11 +139,7 @@ impl ParkedStage {
 pub fn start(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permits) {
     shared.sessions.add(info.clone());
     let story = Story { info, shared: shared.clone(), end: None, exit: None, note: String::new(), parked: false };
-    shared.tasks.spawn(async move {
-        let mut session = Session { story };
-        session.run(stage).await;
-        drop(permits);
-    });
+    shared.tasks.spawn(Session { story, _permits: permits }.run(stage));
 }
 
 /// Tells the end, once, whatever happens: the event is sent when this is dropped.
@@ -170,25 +166,30 @@ impl Drop for Story {
 
 pub(super) struct Session {
     pub(super) story: Story,
+    _permits: Permits,
 }
 
 /// What comes after a stage: another, or nothing.
 pub(super) type Next = Option<Stage>;
 
 impl Session {
-    /// What passes or is rare has a box of its own: thousands of sessions wait in the plain relay.
-    async fn run(&mut self, mut stage: Stage) {
-        loop {
-            let next = match stage {
-                Stage::Waiting(peer) => Box::pin(self.wait(peer)).await,
-                Stage::SettingUp(peer, call, ticket) => Box::pin(self.set_up(peer, call, ticket)).await,
-                Stage::Relaying(relay, None) => self.relay(relay).await,
-                Stage::Relaying(relay, Some(child)) => Box::pin(self.relay_call(relay, child)).await,
-                Stage::Flow(flow) => Box::pin(self.flow(&flow)).await,
-            };
-            match next {
-                Some(next) => stage = next,
-                None => return,
+    /// What passes or is rare has a box of its own: thousands of sessions wait in the plain relay. (An `async fn` would
+    /// keep its arguments twice.)
+    #[allow(clippy::manual_async_fn)]
+    fn run(mut self, mut stage: Stage) -> impl Future<Output = ()> {
+        async move {
+            loop {
+                let next = match stage {
+                    Stage::Waiting(peer) => Box::pin(self.wait(peer)).await,
+                    Stage::SettingUp(call) => Box::pin(self.set_up(call)).await,
+                    Stage::Relaying(relay, None) => self.relay(relay).await,
+                    Stage::Relaying(relay, Some(child)) => Box::pin(self.relay_call(relay, child)).await,
+                    Stage::Flow(flow) => Box::pin(self.flow(&flow)).await,
+                };
+                match next {
+                    Some(next) => stage = next,
+                    None => return,
+                }
             }
         }
     }
@@ -241,7 +242,7 @@ impl Session {
                 let relay = Relay::new(peer, upstream, info.route.options.idle_timeout);
                 Some(Stage::Relaying(Box::new(relay), None))
             }
-            Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(peer, Box::new(call), ticket)),
+            Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(Box::new((peer, call, ticket)))),
             Ok(Err(failure)) => {
                 peer.reset();
                 self.failed(&failure)
@@ -284,7 +285,8 @@ impl Session {
         }
     }
 
-    async fn set_up(&mut self, peer: Stream, mut call: Box<Call>, mut ticket: Ticket) -> Next {
+    async fn set_up(&mut self, call: Box<(Stream, Call, Ticket)>) -> Next {
+        let (peer, mut call, mut ticket) = *call;
         let info = self.story.info.clone();
         let decision = {
             let allowed = info.route.options.setup_timeout;

@@ -86,15 +86,13 @@ async fn a_panicking_session_ends_as_panicked_and_the_others_live_on() {
     .expect("the other session relays");
 }
 
-/// Thousands of sessions wait in this future, and in the relay that it owns.
+/// Thousands of sessions wait in this future, and in the relay that it owns. With what the runtime adds to a task, 272
+/// bytes fit into three of the lines of 128 bytes that it is made of.
 #[test]
 fn a_session_is_small() {
-    fn size<'a, F>(_: impl Fn(&'a mut Session, Stage) -> F) -> usize {
+    fn size<F>(_: impl Fn(Session, Stage) -> F) -> usize {
         size_of::<F>()
     }
-    fn run<'a>(session: &'a mut Session, stage: Stage) -> impl Future<Output = ()> + 'a {
-        session.run(stage)
-    }
-    assert!(size(run) <= 400, "{}", size(run));
-    assert!(size_of::<Relay>() <= 224, "{}", size_of::<Relay>());
+    assert!(size(Session::run) <= 272, "{}", size(Session::run));
+    assert!(size_of::<Relay>() <= 176, "{}", size_of::<Relay>());
 }
