@@ -82,6 +82,11 @@ impl Stream {
         self.io.poll_read_ready(cx)
     }
 
+    /// Waits until a write might find room.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+        self.io.poll_write_ready(cx)
+    }
+
     /// Whether a write would find room.
     pub fn has_room(&self) -> bool {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];

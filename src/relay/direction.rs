@@ -29,7 +29,7 @@ use std::{
 
 use super::{
     End,
-    pool::{self, Buffer, Pipe, move_bytes},
+    pool::{self, Buffer, Pipe, Wide, move_bytes},
 };
 use crate::stream::{Kind, Stream};
 
@@ -146,6 +146,8 @@ pub(super) struct Direction {
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
+    /// *Direct*: the child's pipe was made wider.
+    wide: Option<Wide>,
     /// Bytes of this burst.
     burst: u32,
     held: Option<Box<Held>>,
@@ -163,6 +165,7 @@ impl Direction {
             blocked: false,
             forced: false,
             end: Passing::AtOnce,
+            wide: None,
             burst: 0,
             held: None,
             dropped: 0,
@@ -289,7 +292,7 @@ impl Direction {
                 self.dropped += n as u64;
                 return Poll::Ready(Ok(Step::Moved(n)));
             };
-            self.count_burst(n, reader.kind(), writer.kind());
+            self.count_burst(n, reader, writer);
             let written = self.write(&buffer[..n], writer, count)?;
             if written < n {
                 self.held = Some(Box::new(Held::Bytes(buffer[written..n].to_vec(), 0)));
@@ -315,7 +318,7 @@ impl Direction {
         if end == 0 {
             return Poll::Ready(Ok(Step::End));
         }
-        self.count_burst(end, reader.kind(), writer.kind());
+        self.count_burst(end, reader, writer);
         let at = self.write(&buffer[..end], writer, count)?;
         if at < end {
             self.held = Some(Box::new(Held::Buffer { buffer, at, end }));
@@ -351,7 +354,7 @@ impl Direction {
                 };
             }
         };
-        self.count_burst(n, reader.kind(), writer.kind());
+        self.count_burst(n, reader, writer);
         match pipe.drain(writer.as_fd()) {
             Ok(n) => {
                 count.fetch_add(n as u64, Relaxed);
@@ -388,11 +391,12 @@ impl Direction {
             Poll::Ready(Err(e)) => return Poll::Ready(Err(Fault::Source(e))),
             Poll::Pending => return self.wait(),
         };
+        let room = writer.poll_write_ready(cx); // if it knows of any: a look-out may have used that up
         match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT) {
             Ok(0) => self.decide = true,
             Ok(n) => {
                 count.fetch_add(n as u64, Relaxed);
-                self.count_burst(n, reader.kind(), writer.kind());
+                self.count_burst(n, reader, writer);
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -401,6 +405,9 @@ impl Direction {
                 } else {
                     self.blocked = !writer.has_room();
                     self.decide = !self.blocked;
+                    if let (true, Poll::Ready(Ok(mut room))) = (self.blocked, room) {
+                        room.clear_ready();
+                    }
                 }
             }
             // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
@@ -451,12 +458,16 @@ impl Direction {
     }
 
     /// Bytes came: they belong to this burst, and full reads may make it shift up.
-    fn count_burst(&mut self, n: usize, from: Kind, to: Kind) {
+    fn count_burst(&mut self, n: usize, from: &Stream, to: &Stream) {
         self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
         if self.gear == Gear::Small && !self.forced {
             self.run = if n < CHUNK { 0 } else { self.run + 1 };
             if self.run >= FULL_READS {
-                (self.gear, self.run) = (Gear::high(from, to), 0);
+                (self.gear, self.run) = (Gear::high(from.kind(), to.kind()), 0);
+                if self.gear == Gear::Direct && self.wide.is_none() {
+                    let pipe = if from.kind() == Kind::PipeReader { from } else { to };
+                    self.wide = pool::widen(pipe.as_fd());
+                }
             }
         }
     }

@@ -87,7 +87,7 @@ fn a_reply_reaches_a_slow_peer_whose_request_nobody_took() {
         let slow = (0..8).flat_map(|_| [Step::Pause(Duration::from_millis(20)), Step::Move(200_000)]).collect();
         let mut child = script(&[2_000_000], Vec::new());
         child.deaf = true;
-        let case = case(script(&[400_000], slow), child, gear);
+        let case = case(script(&[6_000_000], slow), child, gear);
         let ended = run(What::Tcp, What::Pipes, &case);
         assert_eq!((ended.peer.received, ended.peer.end), (2_000_000, ReadEnd::Eof), "{:?}", ended.outcome);
         assert!(matches!(ended.outcome, Outcome::Eof { dropped: 1.. }), "{:?}", ended.outcome);
