@@ -5,8 +5,8 @@
 //!
 //! * **Small**: read into the thread's scratch buffer, write at once. For messages, and the first gear of all.
 //! * **Splice**: from a socket through a pipe of the [`pool`] to a socket; no byte is copied.
-//! * **Copy**: through a large buffer of the pool. From a UNIX to a TCP socket this costs less than splicing; and it
-//!   stands in for a splice when no pipe can be had.
+//! * **Copy**: through a large buffer of the pool. From a UNIX socket or a child's pipe to a TCP socket this costs less
+//!   than splicing (TCP sends small pages one by one); and it stands in for a splice when no pipe can be had.
 //! * **Direct**: spliced between a socket and a child's pipe, with no pipe of ours between.
 //!
 //! It shifts up when reads come back full, and down to *Small* after some lean bursts; a **burst** is what comes
@@ -75,6 +75,7 @@ impl Gear {
     /// The gear for many bytes.
     pub(super) fn high(from: Kind, to: Kind) -> Self {
         match (from, to) {
+            (Kind::PipeReader, Kind::Tcp) => Self::Copy,
             (Kind::PipeReader | Kind::PipeWriter, _) | (_, Kind::PipeReader | Kind::PipeWriter) => Self::Direct,
             (Kind::Unix, Kind::Tcp) => Self::Copy,
             (Kind::Tcp | Kind::Unix, Kind::Tcp | Kind::Unix) => Self::Splice,
@@ -146,8 +147,10 @@ pub(super) struct Direction {
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
-    /// *Direct*: the child's pipe was made wider.
+    /// The child's pipe was made wider.
     wide: Option<Wide>,
+    /// Bytes moved at a time, at most (`buffer_size`).
+    pub(super) most: u32,
     /// Bytes of this burst.
     burst: u32,
     held: Option<Box<Held>>,
@@ -166,6 +169,7 @@ impl Direction {
             forced: false,
             end: Passing::AtOnce,
             wide: None,
+            most: u32::MAX,
             burst: 0,
             held: None,
             dropped: 0,
@@ -282,6 +286,7 @@ impl Direction {
         count: &AtomicU64,
     ) -> Poll<Result<Step, Fault>> {
         SCRATCH.with_borrow_mut(|buffer| {
+            let buffer = &mut buffer[..CHUNK.min(self.most as usize)];
             let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
             let n = read.map_err(Fault::Source)?;
             if n == 0 {
@@ -313,7 +318,8 @@ impl Direction {
             return self.wait();
         }
         let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), count) };
-        let Poll::Ready(read) = reader.poll_read(cx, &mut buffer) else { return self.wait() };
+        let most = pool::BUFFER.min(self.most as usize);
+        let Poll::Ready(read) = reader.poll_read(cx, &mut buffer[..most]) else { return self.wait() };
         let end = read.map_err(Fault::Source)?;
         if end == 0 {
             return Poll::Ready(Ok(Step::End));
@@ -343,7 +349,7 @@ impl Direction {
             self.gear = Gear::Copy;
             return Poll::Ready(Ok(Step::Moved(0)));
         };
-        let n = match pipe.fill(reader.as_fd()) {
+        let n = match pipe.fill(reader.as_fd(), self.most as usize) {
             Ok(n) if n > 0 => n,
             nothing => {
                 pipe.put();
@@ -392,7 +398,7 @@ impl Direction {
             Poll::Pending => return self.wait(),
         };
         let room = writer.poll_write_ready(cx); // if it knows of any: a look-out may have used that up
-        match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT) {
+        match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT.min(self.most as usize)) {
             Ok(0) => self.decide = true,
             Ok(n) => {
                 count.fetch_add(n as u64, Relaxed);
@@ -461,10 +467,10 @@ impl Direction {
     fn count_burst(&mut self, n: usize, from: &Stream, to: &Stream) {
         self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
         if self.gear == Gear::Small && !self.forced {
-            self.run = if n < CHUNK { 0 } else { self.run + 1 };
+            self.run = if n < CHUNK.min(self.most as usize) { 0 } else { self.run + 1 };
             if self.run >= FULL_READS {
                 (self.gear, self.run) = (Gear::high(from.kind(), to.kind()), 0);
-                if self.gear == Gear::Direct && self.wide.is_none() {
+                if (self.gear == Gear::Direct || from.kind() == Kind::PipeReader) && self.wide.is_none() {
                     let pipe = if from.kind() == Kind::PipeReader { from } else { to };
                     self.wide = pool::widen(pipe.as_fd());
                 }

@@ -124,13 +124,13 @@ impl Pipe {
         self.inside
     }
 
-    /// Moves what `from` has into the pipe, which is empty, so that EAGAIN means one thing only.
+    /// Moves what `from` has, at most `most` bytes, into the pipe, which is empty, so that EAGAIN means one thing only.
     ///
     /// # Errors
     /// What splice(2) says, and that is about `from`.
-    pub fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
+    pub fn fill(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
         debug_assert_eq!(self.inside, 0);
-        self.inside = move_bytes(from, self.writer.as_fd(), SIZES[self.size].0)?;
+        self.inside = move_bytes(from, self.writer.as_fd(), most.min(SIZES[self.size].0))?;
         Ok(self.inside)
     }
 

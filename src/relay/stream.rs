@@ -52,6 +52,8 @@ use crate::stream::{Gone, Stream};
 const LINGER: Duration = Duration::from_secs(10);
 /// How much of it, in bytes: well above what socket buffers hold (tcp_rmem and tcp_wmem end at 6 and 4 MiB).
 const LINGER_BYTES: u64 = 64 << 20;
+/// The least that is moved at a time when there is more: a page.
+const LEAST: u32 = 4096;
 /// How long an upstream may go on without sending a byte after a UNIX peer closed entirely: the time the kernel gives
 /// an orphaned TCP socket (tcp(7), tcp_fin_timeout).
 const GONE_GRACE: Duration = Duration::from_secs(60);
@@ -130,6 +132,11 @@ impl Relay {
     pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
         Self { peer, upstream, up, down, fault: None, idle, timer: None }
+    }
+
+    /// Moves at most `bytes` at a time, and so holds no more; it knows best by itself.
+    pub fn limit_buffer(&mut self, bytes: u32) {
+        (self.up.most, self.down.most) = (bytes.max(LEAST), bytes.max(LEAST));
     }
 
     /// Takes up a relay that another process parked.

@@ -31,6 +31,8 @@ struct Case {
     threads: bool,
     /// `None`: it shifts as it likes.
     gear: Option<Gear>,
+    /// `buffer_size`
+    buffer: Option<u32>,
 }
 
 struct Ended {
@@ -50,8 +52,17 @@ fn runtime(threads: bool) -> tokio::runtime::Runtime {
 }
 
 /// Runs a relay to its end, parking it on the way.
-async fn drive(relay: Relay, counters: &Counters, parks: &[Park], gear: Option<Gear>) -> (Relay, Outcome) {
-    let set = |relay: Relay| if let Some(gear) = gear { relay.force(gear) } else { relay };
+async fn drive(
+    relay: Relay,
+    counters: &Counters,
+    parks: &[Park],
+    gear: Option<Gear>,
+    buffer: Option<u32>,
+) -> (Relay, Outcome) {
+    let set = |mut relay: Relay| {
+        buffer.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
+        if let Some(gear) = gear { relay.force(gear) } else { relay }
+    };
     let mut relay = set(relay);
     let mut parks = parks.iter();
     loop {
@@ -110,8 +121,9 @@ fn run(peer: What, upstream: What, case: &Case) -> Ended {
     let counters = Arc::new(Counters::default());
     let (relay, count, parks, gear) =
         (Relay::new(peer, upstream, None), counters.clone(), case.parks.clone(), case.gear);
+    let buffer = case.buffer;
     let task = runtime.spawn(async move {
-        let (relay, outcome) = drive(relay, &count, &parks, gear).await;
+        let (relay, outcome) = drive(relay, &count, &parks, gear, buffer).await;
         close(relay, &outcome).await;
         outcome
     });
@@ -207,8 +219,17 @@ fn case(upstream: What) -> impl Strategy<Value = Case> {
         1 => Just(Some(Gear::Copy)),
         2 => Just(Some(if pipes { Gear::Direct } else { Gear::Splice })),
     ];
-    (script(false), script(pipes), parks, any::<bool>(), any::<bool>(), gear).prop_map(
-        |(peer, upstream, parks, narrow, threads, gear)| Case { peer, upstream, parks, narrow, threads, gear },
+    let buffer = prop::option::weighted(0.2, 1u32..100_000);
+    (script(false), script(pipes), parks, any::<bool>(), any::<bool>(), gear, buffer).prop_map(
+        |(peer, upstream, parks, narrow, threads, gear, buffer)| Case {
+            peer,
+            upstream,
+            parks,
+            narrow,
+            threads,
+            gear,
+            buffer,
+        },
     )
 }
 

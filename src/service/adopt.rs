@@ -122,7 +122,8 @@ impl Service {
                 Stage::SettingUp(Box::new((peer, Call::resume(child, stderr, call).map_err(failed)?, ticket)))
             }
             ParkedStage::Relaying(relay, child) => {
-                let relay = Relay::resume(relay, route.options.idle_timeout).map_err(failed)?;
+                let mut relay = Relay::resume(relay, route.options.idle_timeout).map_err(failed)?;
+                route.options.buffer_size.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
                 Stage::Relaying(Box::new(relay), child.map(Box::new))
             }
         };

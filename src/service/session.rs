@@ -239,7 +239,7 @@ impl Session {
                 }
                 self.connected();
                 let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
-                let relay = Relay::new(peer, upstream, info.route.options.idle_timeout);
+                let relay = new_relay(peer, upstream, &info.route);
                 Some(Stage::Relaying(Box::new(relay), None))
             }
             Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(Box::new((peer, call, ticket)))),
@@ -322,7 +322,7 @@ impl Session {
                 }
                 self.connected();
                 let upstream = relay::End::pipes(parts.from, parts.to);
-                let relay = Relay::new(relay::End::Socket(peer), upstream, info.route.options.idle_timeout);
+                let relay = new_relay(relay::End::Socket(peer), upstream, &info.route);
                 Some(Stage::Relaying(Box::new(relay), Some(Box::new((parts.child, parts.stderr)))))
             }
             Ok(Decision::Failed(failure)) => {
@@ -498,6 +498,12 @@ async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<(), Why> {
             () = sleep(pause) => pause = (pause * 2).min(Duration::from_millis(100)),
         }
     }
+}
+
+fn new_relay(peer: relay::End, upstream: relay::End, route: &Route) -> Relay {
+    let mut relay = Relay::new(peer, upstream, route.options.idle_timeout);
+    route.options.buffer_size.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
+    relay
 }
 
 /// What a dial gave.

@@ -30,7 +30,7 @@ fn script(writes: &[usize], reads: Vec<Step>) -> Script {
 }
 
 fn case(peer: Script, upstream: Script, gear: Option<Gear>) -> Case {
-    Case { peer, upstream, parks: Vec::new(), narrow: false, threads: false, gear }
+    Case { peer, upstream, parks: Vec::new(), narrow: false, threads: false, gear, buffer: None }
 }
 
 fn current() -> tokio::runtime::Runtime {
