@@ -23,6 +23,7 @@ use std::{
 
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    task::yield_now,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -51,6 +52,8 @@ const BATCH: usize = 64;
 const WAITING: usize = 64;
 /// A flow that cannot have an upstream drops what comes for this long, before the next datagram makes it try again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long an answer waits for room in the listener's socket: that of some hundred datagrams on a fast network.
+const FULL: Duration = Duration::from_millis(1);
 /// The pause after a receive that failed for want of memory.
 const EXHAUSTED: Duration = Duration::from_millis(5);
 
@@ -197,7 +200,10 @@ impl Flow {
     /// Dropped while it waits for room to answer, it loses that answer.
     async fn down(&self) {
         let Some(upstream) = self.upstream.get() else { return };
-        loop {
+        for count in 1usize.. {
+            if count % BATCH == 0 {
+                yield_now().await;
+            }
             let Ok(mut ready) = upstream.readable().await else { return };
             let Some(listening) = self.listening.upgrade() else { return };
             let (peer, at) = (self.asked.peer, self.asked.at);
@@ -223,13 +229,11 @@ impl Flow {
         }
     }
 
+    /// Tries once more when the listener's socket was full. It is not watched for room: the kernel would tell of that
+    /// with every datagram sent.
     async fn answer_later(&self, listening: &Listening, bytes: &[u8]) -> bool {
-        let Ok(mut ready) = listening.io().writable().await else { return false };
-        let sent = datagram::answer(listening.as_fd(), bytes, self.asked.peer, self.asked.at);
-        if sent.is_err() {
-            ready.clear_ready();
-        }
-        sent.is_ok()
+        sleep(FULL).await;
+        datagram::answer(listening.as_fd(), bytes, self.asked.peer, self.asked.at).is_ok()
     }
 
     fn park(&self) -> io::Result<ParkedStage> {
@@ -244,6 +248,7 @@ pub async fn receive(listening: &Arc<Listening>, shared: &Arc<Shared>, stop: &Ca
     let mut denied = Reminder::default();
     loop {
         let Some(Ok(mut ready)) = stop.run_until_cancelled(listening.io().readable()).await else { return };
+        let mut more = true;
         for _ in 0..BATCH {
             let received = datagram::receive(listening.as_fd(), |bytes, peer, at| {
                 take(listening, shared, bytes, Asked { peer, at }, &mut denied);
@@ -252,6 +257,7 @@ pub async fn receive(listening: &Arc<Listening>, shared: &Arc<Shared>, stop: &Ca
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
+                    more = false;
                     break;
                 }
                 Err(e) if e.raw_os_error() == Some(libc::ENOMEM) || e.raw_os_error() == Some(libc::ENOBUFS) => {
@@ -260,6 +266,9 @@ pub async fn receive(listening: &Arc<Listening>, shared: &Arc<Shared>, stop: &Ca
                 }
                 Err(_) => {} // an ICMP error that an answer of ours met
             }
+        }
+        if more {
+            yield_now().await; // a flood of datagrams leaves room for others
         }
     }
 }

@@ -57,7 +57,6 @@ impl Listening {
     /// What setsockopt(2) or epoll_ctl(2) say.
     pub fn new(socket: activation::Socket, route: Arc<Route>) -> io::Result<Self> {
         let kind = socket.kind();
-        let mut interest = Interest::READABLE;
         match &socket {
             activation::Socket::Tcp(tcp) => {
                 let socket = socket2::SockRef::from(tcp);
@@ -69,10 +68,9 @@ impl Listening {
             activation::Socket::Unix(_) => {}
             activation::Socket::Udp(udp) => {
                 datagram::ask_for_destinations(udp)?;
-                interest |= Interest::WRITABLE;
             }
         }
-        let io = sys::register(socket.into(), interest)?;
+        let io = sys::register(socket.into(), Interest::READABLE)?;
         Ok(Self { io, kind, route: Mutex::new(route), flows: Table::default() })
     }
 
