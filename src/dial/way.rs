@@ -11,12 +11,14 @@ use super::{Failure, netns};
 use crate::spec::{Host, HostPort, Netns, Via};
 
 /// How an IP address is dialled.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Way<'a> {
     /// The namespace to dial from; our own when `None`.
     pub netns: Option<&'a Netns>,
     /// The address and the interface to dial from.
     pub via: Option<&'a Via>,
+    /// Hears which namespace it was.
+    pub entered: Option<&'a (dyn Fn(netns::Id) + Sync)>,
 }
 
 impl Way<'_> {
@@ -24,7 +26,14 @@ impl Way<'_> {
     pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Failure> {
         let kind = kind.nonblocking().cloexec();
         let socket = match self.netns {
-            Some(netns) => netns::socket(netns, domain, kind, protocol).await.map_err(Failure::Netns)?.0,
+            Some(netns) => {
+                let made = netns::socket(netns, domain, kind, protocol).await;
+                let (socket, id) = made.map_err(Failure::Netns)?;
+                if let Some(entered) = self.entered {
+                    entered(id);
+                }
+                socket
+            }
             None => Socket::new(domain, kind, Some(protocol)).map_err(|error| io_failure("make a socket", error))?,
         };
         let Some(via) = self.via else { return Ok(socket) };

@@ -384,6 +384,7 @@ async fn dial_upstream(info: &Info) -> Result<OwnedFd, Failure> {
         let error = io::ErrorKind::Unsupported.into();
         return Err(Failure::Io { doing: format!("send to {}", route.upstream_text), error });
     };
-    let way = Way { netns: netns.as_ref(), via: Some(&route.via) };
+    let entered = |id| route.entered(id);
+    let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
     dial::udp(addr, way, route.options.connect_timeout).await
 }

@@ -4,7 +4,11 @@
 //! Each leg of a forward whose listening side is ours has a [`Post`]. A post that cannot serve keeps no other from
 //! serving; it is tried again when its namespace appears or the configuration is read again.
 
-use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -240,7 +244,10 @@ pub fn leads_into(route: &Route) -> String {
     match &route.upstream {
         Some(Upstream::Tcp { netns: Some(netns), .. } | Upstream::Udp { netns: Some(netns), .. }) => {
             match netns::find(netns) {
-                Ok(found) => format!(" ({}, {})", found.path.display(), found.id),
+                Ok(found) => {
+                    route.entered.store(found.id.inode, Relaxed);
+                    format!(" ({}, {})", found.path.display(), found.id)
+                }
                 Err(trouble) => format!(" ({trouble})"),
             }
         }

@@ -1,12 +1,19 @@
 //! Where the connections of one listener go, and under which conditions.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use tokio::sync::Semaphore;
 
 use super::access::Access;
 use crate::{
-    dial::qrexec::gate::{Gate, Gates},
+    dial::{
+        netns::Id,
+        qrexec::gate::{Gate, Gates},
+    },
+    log::{Event, Kind, emit},
     spec::{Call, Leg, Options, Upstream, Via},
 };
 
@@ -29,6 +36,8 @@ pub struct Route {
     pub via: Via,
     /// Timeouts, limits and the rest.
     pub options: Options,
+    /// The inode of the namespace that it led into last; 0 before the first time.
+    pub entered: AtomicU64,
     /// Sessions that this listener may still have.
     pub room: Arc<Semaphore>,
     /// What all routes to one qube and to one service share.
@@ -67,6 +76,7 @@ impl Route {
             upstream: Some(leg.upstream),
             access: Access::new(&leg.admit)?,
             via: leg.via,
+            entered: AtomicU64::new(0),
             options,
             call,
         })
@@ -83,8 +93,20 @@ impl Route {
             room: Arc::new(Semaphore::new(0)),
             access: Access::default(),
             via: Via::default(),
+            entered: AtomicU64::new(0),
             options: Options::default(),
             call: None,
+        }
+    }
+
+    /// A dial went through this namespace: told when it is another than before.
+    pub fn entered(&self, id: Id) {
+        if self.entered.swap(id.inode, Relaxed) != id.inode {
+            let text = format!("{} leads to {}, which is {id} now", self.listener, self.upstream_text);
+            let mut event = Event::new(Kind::ListenerServing, text);
+            event.listener = Some(self.listener.clone());
+            event.upstream = Some(self.upstream_text.clone());
+            emit(event);
         }
     }
 

@@ -272,7 +272,8 @@ impl Session {
             }
             (Some(Upstream::Tcp { addr, netns }), _) => {
                 let allowed = options.connect_timeout;
-                let way = Way { netns: netns.as_ref(), via: Some(&route.via) };
+                let entered = |id| route.entered(id);
+                let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
                 match dial::tcp(addr, way, left(allowed), options.keepalive).await {
                     Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
                     result => result.map(Dialled::Stream),
