@@ -28,6 +28,7 @@ pub mod dial;
 pub mod log;
 pub mod proto;
 pub mod relay;
+pub mod remote;
 pub mod report;
 pub mod service;
 pub mod spec;

@@ -62,7 +62,7 @@ const ROOMS: &[Room] = &[
     },
     Room { name: "stream", uses: &["sys"], tokio: true, ..PLAIN },
     Room { name: "spec", uses: &["proto"], crates: Some(&["serde", "toml", "annotate_snippets"]), pure: true, ..PLAIN },
-    Room { name: "proto", crates: Some(&["serde", "hmac", "sha2"]), pure: true, ..PLAIN },
+    Room { name: "proto", crates: Some(&["serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
     Room { name: "log", uses: &["sys"], ..PLAIN },
     Room { name: "report", uses: &["log"], may_exit: true, ..PLAIN },
     Room { name: "sys", crates: Some(&["libc", "nix", "socket2", "tokio"]), tokio: true, ..PLAIN },

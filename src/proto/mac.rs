@@ -1,0 +1,242 @@
+//! Keys, and the codes made with them: who asked for a command, and that a result is dom0's.
+//!
+//! One key of 256 bits per VM, as the original has it: 64 hexadecimal digits in a file. Two codes come from it.
+//!
+//! * **v1** (the Python original): `HMAC(hex digits as ASCII, id)`. It covers the name of a request, not its content;
+//!   it is computed for old daemons and accepted only where the owner of dom0 said so.
+//! * **v2**: from the 32 bytes, one derived key for requests and one for results. A request's code covers everything
+//!   that decides what is executed ([`Request::canonical`]); a result's covers the request's code, the ending and the
+//!   digests of what was written.
+
+use std::fmt;
+
+use hmac::{Hmac, Mac as _};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::remote::{Ending, Request};
+
+/// Bytes of a key, of a code and of a digest.
+pub const SIZE: usize = 32;
+
+/// A SHA-256 digest.
+pub type Digest = [u8; SIZE];
+/// Which key: the first eight bytes of a digest of it. Tells nothing about the key itself.
+pub type KeyId = [u8; 8];
+
+/// A key. Shows nothing of itself, is compared in constant time, and leaves no copy when it is dropped.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Key([u8; SIZE]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for Key {}
+
+impl Key {
+    /// From the 32 bytes themselves.
+    pub fn new(bytes: [u8; SIZE]) -> Self {
+        Self(bytes)
+    }
+
+    /// From 64 hexadecimal digits in either case, white space around them allowed; nothing else (the original took
+    /// whatever Python's `int(…, 16)` takes, signs and underscores among it).
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
+        unhex(text.trim_ascii()).map(Self)
+    }
+
+    /// As it stands in a key file: 64 lower-case digits.
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(hex(&self.0))
+    }
+
+    /// Its public name.
+    pub fn id(&self) -> KeyId {
+        let digest = Sha256::new().chain_update(b"qvm-remote/2 kid").chain_update(self.0).finalize();
+        std::array::from_fn(|i| digest[i])
+    }
+
+    /// The original's token for a request: 64 lower-case digits.
+    pub fn v1_token(&self, id: &str) -> String {
+        hex(&code(self.to_hex().as_bytes(), &[id.as_bytes()]))
+    }
+
+    /// Whether `token` is the original's token for `id`. White space around it is allowed.
+    pub fn v1_verify(&self, id: &str, token: &[u8]) -> bool {
+        let wanted = code(self.to_hex().as_bytes(), &[id.as_bytes()]);
+        unhex(token.trim_ascii()).is_some_and(|given: Digest| given.ct_eq(&wanted).into())
+    }
+
+    /// The code of a request.
+    pub fn request(&self, request: &Request) -> Digest {
+        let key = Zeroizing::new(code(&self.0, &[b"qvm-remote/2 request"]));
+        code(&*key, &[&request.canonical()])
+    }
+
+    /// Whether `given` is the code of this request.
+    pub fn verify_request(&self, request: &Request, given: &Digest) -> bool {
+        self.request(request).ct_eq(given).into()
+    }
+
+    /// The code of a result.
+    pub fn result(&self, result: &Outcome<'_>) -> Digest {
+        let key = Zeroizing::new(code(&self.0, &[b"qvm-remote/2 result"]));
+        let (kind, value) = result.ending.to_bytes();
+        code(
+            &*key,
+            &[
+                b"QVMR2 result",
+                &length(result.id.len()),
+                result.id.as_bytes(),
+                result.request,
+                &[kind, value],
+                result.stdout,
+                result.stderr,
+            ],
+        )
+    }
+
+    /// Whether `given` is the code of this result.
+    pub fn verify_result(&self, result: &Outcome<'_>, given: &Digest) -> bool {
+        self.result(result).ct_eq(given).into()
+    }
+}
+
+/// What a result's code covers.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<'a> {
+    /// Of the request.
+    pub id: &'a str,
+    /// The request's own code: binds the result to what was asked, not only to its name.
+    pub request: &'a Digest,
+    /// How the command ended.
+    pub ending: Ending,
+    /// Digest of all it wrote on its standard output.
+    pub stdout: &'a Digest,
+    /// Digest of all it wrote on its standard error.
+    pub stderr: &'a Digest,
+}
+
+/// The digest of nothing written.
+pub fn digest(bytes: &[u8]) -> Digest {
+    Sha256::digest(bytes).into()
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
+}
+
+/// The bytes that exactly `2 * N` hexadecimal digits name.
+pub fn unhex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    if text.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn length(n: usize) -> [u8; 8] {
+    (n as u64).to_be_bytes()
+}
+
+fn code(key: &[u8], parts: &[&[u8]]) -> Digest {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length (RFC 2104)");
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::remote::tests::any_request, *};
+
+    fn key() -> Key {
+        Key::new(std::array::from_fn(|i| u8::try_from(i).expect("below 32")))
+    }
+
+    #[test]
+    fn the_v1_token_is_what_openssl_dgst_says() {
+        // printf %s e2e-single-001 | openssl dgst -sha256 -hmac 000102…1f
+        let token = key().v1_token("e2e-single-001");
+        assert_eq!(token, "8ab0194f07b8bce1237fd8e5ffda4827f12ec996417a4a0080fb9642e14554f3");
+        assert!(key().v1_verify("e2e-single-001", format!(" {token}\n").as_bytes()));
+        assert!(!key().v1_verify("e2e-single-002", token.as_bytes()));
+        for bad in ["", "zz", &token[1..], "é"] {
+            assert!(!key().v1_verify("e2e-single-001", bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_64_hexadecimal_digits_and_nothing_else() {
+        let text = key().to_hex();
+        assert_eq!(Key::from_hex(format!("{}\n", *text).as_bytes()), Some(key()));
+        assert_eq!(Key::from_hex(text.to_uppercase().as_bytes()), Some(key()));
+        for bad in [format!("0x{}", &text[2..]), format!("+{}", &text[1..]), text[..63].to_owned(), format!("{}0", *text)]
+        {
+            assert_eq!(Key::from_hex(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_shows_nothing_of_itself() {
+        assert_eq!(format!("{:?}", key()), "Key(…)");
+    }
+
+    fn outcome<'a>(id: &'a str, request: &'a Digest, ending: Ending, out: &'a Digest, err: &'a Digest) -> Outcome<'a> {
+        Outcome { id, request, ending, stdout: out, stderr: err }
+    }
+
+    #[test]
+    fn every_part_of_a_result_is_covered() {
+        let (a, b) = (digest(b"a"), digest(b"b"));
+        let good = outcome("x", &a, Ending::Exit(0), &a, &b);
+        let code = key().result(&good);
+        assert!(key().verify_result(&good, &code));
+        for other in [
+            outcome("y", &a, Ending::Exit(0), &a, &b),
+            outcome("x", &b, Ending::Exit(0), &a, &b),
+            outcome("x", &a, Ending::Exit(1), &a, &b),
+            outcome("x", &a, Ending::Signal(0), &a, &b),
+            outcome("x", &a, Ending::Exit(0), &b, &b),
+            outcome("x", &a, Ending::Exit(0), &a, &a),
+        ] {
+            assert!(!key().verify_result(&other, &code), "{other:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_requests_with_one_code_are_the_same_request(one in any_request(), two in any_request()) {
+            prop_assert_eq!(key().request(&one) == key().request(&two), one == two);
+        }
+
+        #[test]
+        fn no_other_key_makes_the_same_code(bytes: [u8; 32], request in any_request()) {
+            prop_assume!(Key::new(bytes) != key());
+            prop_assert_ne!(Key::new(bytes).request(&request), key().request(&request));
+            prop_assert_ne!(Key::new(bytes).id(), key().id());
+        }
+
+        #[test]
+        fn reading_a_key_never_panics(bytes: Vec<u8>) {
+            let _ = Key::from_hex(&bytes);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! A request: everything that decides what is executed, in one encoding that a code can cover.
+
+use super::{super::mac::KeyId, MAX_COMMAND, frame::Fault, valid_id, valid_vm};
+
+/// What the payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A text for bash.
+    Shell,
+    /// A program and its arguments; no shell reads them.
+    Argv,
+    /// A path to read from.
+    Get,
+    /// A path to write to; its bytes come as standard input.
+    Put,
+    /// Nothing is executed: shows that dom0 answers and knows the key.
+    Ping,
+}
+
+impl Mode {
+    /// As on the wire.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Shell, Self::Argv, Self::Get, Self::Put, Self::Ping].get(usize::from(byte)).copied()
+    }
+
+    /// As the audit has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shell => "shell",
+            Self::Argv => "argv",
+            Self::Get => "get",
+            Self::Put => "put",
+            Self::Ping => "ping",
+        }
+    }
+}
+
+/// Bits of [`Request::flags`].
+pub mod flags {
+    /// Standard input follows.
+    pub const STDIN: u8 = 1;
+    /// A terminal is wanted.
+    pub const TTY: u8 = 2;
+    /// From the durable queue: no session's nonce, so its time and the ledger protect it.
+    pub const QUEUED: u8 = 4;
+}
+
+/// Bytes of the environment at most, names and values.
+const MAX_ENV: usize = 32 << 10;
+/// What the encoding begins with, so that no other use of the key makes the same bytes.
+const CONTEXT: &[u8] = b"QVMR2";
+
+/// A request for one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Which key.
+    pub kid: KeyId,
+    /// The qube, by the name that dom0 has for it: a code made in one is of no use in another.
+    pub vm: String,
+    /// Of dom0's HELLO; zero for a queued request.
+    pub nonce: [u8; 32],
+    /// Never used twice in a session; zero for a queued request.
+    pub seq: u64,
+    /// Its name, in both logs.
+    pub id: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// How long it may run; 0: as long as policy allows.
+    pub timeout_ms: u32,
+    /// Bits of [`flags`].
+    pub flags: u8,
+    /// Whom to run as; empty: as policy says.
+    pub user: String,
+    /// The client's working directory, dropped unless policy names it.
+    pub cwd: Vec<u8>,
+    /// What the payload is.
+    pub mode: Mode,
+    /// Bytes of the payload.
+    pub length: u32,
+    /// Digest of the payload.
+    pub payload: [u8; 32],
+    /// Names and values that the client would like to have set, dropped unless policy names them.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Request {
+    /// The bytes that its code covers, and that stand on the wire: every field with a fixed size or its length.
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256);
+        out.extend_from_slice(CONTEXT);
+        out.extend_from_slice(&self.kid);
+        put(&mut out, self.vm.as_bytes());
+        out.extend_from_slice(&self.nonce);
+        out.extend_from_slice(&self.seq.to_be_bytes());
+        put(&mut out, self.id.as_bytes());
+        out.extend_from_slice(&self.created_ms.to_be_bytes());
+        out.extend_from_slice(&self.timeout_ms.to_be_bytes());
+        out.push(self.flags);
+        put(&mut out, self.user.as_bytes());
+        put(&mut out, &self.cwd);
+        out.push(self.mode as u8);
+        out.extend_from_slice(&self.length.to_be_bytes());
+        out.extend_from_slice(&self.payload);
+        out.extend_from_slice(&u16::try_from(self.env.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for (name, value) in &self.env {
+            put(&mut out, name);
+            put(&mut out, value);
+        }
+        out
+    }
+
+    /// Reads [`canonical`](Self::canonical) back, all of it, and holds each field against its bounds.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Fault> {
+        let mut r = Reader(bytes);
+        if r.take(CONTEXT.len())? != CONTEXT {
+            return Err(Fault("a request of another protocol"));
+        }
+        let kid = r.array()?;
+        let vm = r.text("the qube's name is no text")?;
+        let nonce = r.array()?;
+        let seq = u64::from_be_bytes(r.array()?);
+        let id = r.text("the id is no text")?;
+        let created_ms = u64::from_be_bytes(r.array()?);
+        let timeout_ms = u32::from_be_bytes(r.array()?);
+        let [flags] = r.array()?;
+        let user = r.text("the user's name is no text")?;
+        let cwd = r.field()?.to_vec();
+        let [mode] = r.array()?;
+        let mode = Mode::from_byte(mode).ok_or(Fault("a request of unknown mode"))?;
+        let length = u32::from_be_bytes(r.array()?);
+        let payload = r.array()?;
+        let count = u16::from_be_bytes(r.array()?);
+        let mut env = Vec::new();
+        for _ in 0..count {
+            env.push((r.field()?.to_vec(), r.field()?.to_vec()));
+        }
+        if !r.0.is_empty() {
+            return Err(Fault("a request with bytes left over"));
+        }
+        let request = Self {
+            kid,
+            vm,
+            nonce,
+            seq,
+            id,
+            created_ms,
+            timeout_ms,
+            flags,
+            user,
+            cwd,
+            mode,
+            length,
+            payload,
+            env,
+        };
+        request.check().map(|()| request)
+    }
+
+    /// Holds each field against its bounds.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn check(&self) -> Result<(), Fault> {
+        let known = flags::STDIN | flags::TTY | flags::QUEUED;
+        let name = |n: &[u8]| {
+            !n.is_empty() && !n[0].is_ascii_digit() && n.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        };
+        let user = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        let bad = if !valid_id(&self.id) {
+            "an id that is none"
+        } else if !valid_vm(&self.vm) {
+            "a name that no qube can have"
+        } else if self.length as usize > MAX_COMMAND {
+            "a command of more than 1 MiB"
+        } else if self.flags & !known != 0 {
+            "flags that are not known"
+        } else if self.user.len() > 32 || !self.user.bytes().all(user) {
+            "a user's name that is none"
+        } else if self.cwd.len() > 4096 || self.cwd.contains(&0) {
+            "a directory that cannot be one"
+        } else if self.env.iter().any(|(n, v)| !name(n) || v.contains(&0)) {
+            "an environment that cannot be one"
+        } else if self.env.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() > MAX_ENV {
+            "an environment of more than 32 KiB"
+        } else {
+            return Ok(());
+        };
+        Err(Fault(bad))
+    }
+
+    /// Whether a bit of [`flags`] is set.
+    pub fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The payload of [`Mode::Argv`].
+pub fn argv_payload<S: AsRef<[u8]>>(words: &[S]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for word in words {
+        let word = word.as_ref();
+        out.extend_from_slice(&u32::try_from(word.len()).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(word);
+    }
+    out
+}
+
+/// Reads [`argv_payload`] back: at least one word, no NUL in any, the first not empty.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn argv(payload: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+    let (mut r, mut words) = (Reader(payload), Vec::new());
+    while !r.0.is_empty() {
+        let length = u32::from_be_bytes(r.array()?);
+        let word = r.take(usize::try_from(length).map_err(|_| Fault("a word too long"))?)?;
+        if word.contains(&0) {
+            return Err(Fault("a word with a NUL in it"));
+        }
+        words.push(word.to_vec());
+    }
+    if words.first().is_none_or(Vec::is_empty) {
+        return Err(Fault("no program is named"));
+    }
+    Ok(words)
+}
+
+fn put(out: &mut Vec<u8>, field: &[u8]) {
+    out.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend_from_slice(field);
+}
+
+/// What is left to read.
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Fault> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(Fault("it ends too early"))?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        Ok(self.take(N)?.try_into().expect("as many as asked for"))
+    }
+
+    pub(super) fn field(&mut self) -> Result<&'a [u8], Fault> {
+        let length = u16::from_be_bytes(self.array()?);
+        self.take(length.into())
+    }
+
+    fn text(&mut self, fault: &'static str) -> Result<String, Fault> {
+        String::from_utf8(self.field()?.to_vec()).map_err(|_| Fault(fault))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::tests::any_request, *};
+
+    proptest! {
+        #[test]
+        fn a_request_is_read_back_as_it_was(request in any_request()) {
+            prop_assert_eq!(Request::parse(&request.canonical()), Ok(request));
+        }
+
+        #[test]
+        fn a_request_cut_short_or_made_longer_is_none(request in any_request(), n in 0usize..1000) {
+            let mut bytes = request.canonical();
+            bytes.push(0);
+            prop_assert!(Request::parse(&bytes).is_err());
+            bytes.truncate(n % (bytes.len() - 1));
+            prop_assert!(Request::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn whatever_is_taken_is_written_the_same_way(bytes: Vec<u8>, request in any_request(), at: usize, to: u8) {
+            let mut changed = request.canonical();
+            let at = at % changed.len();
+            changed[at] = to;
+            for bytes in [bytes, changed] {
+                if let Ok(request) = Request::parse(&bytes) {
+                    prop_assert_eq!(request.canonical(), bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn words_are_read_back_as_they_were(words in prop::collection::vec(prop::collection::vec(1u8.., 1..20), 1..6)) {
+            prop_assert_eq!(argv(&argv_payload(&words)), Ok(words));
+        }
+
+        #[test]
+        fn any_payload_is_words_or_a_fault(bytes: Vec<u8>) {
+            if let Ok(words) = argv(&bytes) {
+                prop_assert_eq!(argv_payload(&words), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_without_a_program_is_refused() {
+        assert!(argv(b"").is_err());
+        assert!(argv(&argv_payload(&["", "x"])).is_err());
+        assert!(argv(&argv_payload(&["a\0b"])).is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! Files that others may have prepared: never through a symbolic link, never a pipe or device, never more than a
+//! bound, never half written.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+/// Opens a regular file for reading: no last symbolic link, and neither a FIFO nor a device can make it wait.
+///
+/// # Errors
+/// What open(2) says; `InvalidInput` for what is no regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    regular(OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?)
+}
+
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
+    }
+}
+
+/// The whole of a regular file of at most `max` bytes.
+///
+/// # Errors
+/// As [`open`]; `FileTooLarge` when there is more.
+pub fn read(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is larger than {max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Puts a file in place whole: written beside under a name of its own, then renamed over what is there.
+///
+/// # Errors
+/// What the file system says; the old file is then untouched.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random)?;
+    let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
+    name.push(format!(".{}.tmp", crate::proto::mac::hex(&random)));
+    let temporary = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true) // O_EXCL: follows no link either
+        .mode(0o600)
+        .open(&temporary)?;
+    let result = file
+        .write_all(bytes)
+        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+        .and_then(|()| file.sync_data())
+        .and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Opens a file for appending, made with `mode` when it is missing.
+///
+/// # Errors
+/// As [`open`].
+pub fn append(path: &Path, mode: u32) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    regular(OpenOptions::new().append(true).create(true).mode(mode).custom_flags(flags.bits()).open(path)?)
+}
+
+/// Makes a directory that only its owner may enter, and those above it; one that is there already is closed to others.
+///
+/// # Errors
+/// What the file system says; a symbolic link in its place is an error.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_dir() {
+        return Err(io::Error::new(ErrorKind::NotADirectory, "it is no directory"));
+    }
+    if metadata.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Opens `path` so that it cannot lie anywhere but beneath `dir`: the kernel refuses `..`, links that lead out, magic
+/// links and mounts of /proc on the way (openat2(2), Linux 5.6).
+///
+/// # Errors
+/// EXDEV or ELOOP for a way out; what open(2) says.
+pub fn open_beneath(dir: &Path, path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let inside = path.strip_prefix(dir).map_err(|_| ErrorKind::InvalidInput)?;
+    let root = File::open(dir)?;
+    let mut how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    if flags.contains(OFlag::O_CREAT) {
+        how = how.mode(nix::sys::stat::Mode::from_bits_truncate(mode));
+    }
+    Ok(openat2(&root, inside, how)?)
+}
+
+/// The home directory: `$HOME`, as the original has it.
+pub fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_bounded_size_are_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), b"12345").expect("written");
+        symlink(at("file"), at("link")).expect("linked");
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("made");
+        symlink("/dev/zero", at("zero")).expect("linked");
+        assert_eq!(read(&at("file"), 5).expect("five bytes"), b"12345");
+        assert_eq!(read(&at("file"), 4).map_err(|e| e.kind()), Err(ErrorKind::FileTooLarge));
+        for name in ["link", "fifo", "zero", "missing"] {
+            assert!(read(&at(name), 100).is_err(), "{name}");
+        }
+        assert!(read(Path::new("/dev/zero"), 100).is_err());
+        assert!(append(&at("link"), 0o600).is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        symlink("/etc/passwd", &path).expect("linked");
+        replace(&path, 0o640, b"new").expect("replaced");
+        assert_eq!(fs::read(&path).expect("there"), b"new");
+        let metadata = fs::symlink_metadata(&path).expect("there");
+        assert_eq!((metadata.is_file(), metadata.permissions().mode() & 0o777), (true, 0o640));
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn nothing_beneath_a_directory_leads_out_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("sub")).expect("made");
+        fs::write(dir.path().join("secret"), b"x").expect("written");
+        fs::write(root.join("sub/file"), b"x").expect("written");
+        symlink("../../secret", root.join("sub/out")).expect("linked");
+        symlink("/etc", root.join("etc")).expect("linked");
+        let open = |path: &str| open_beneath(&root, &root.join(path), OFlag::O_RDONLY, 0);
+        assert!(open("sub/file").is_ok());
+        for bad in ["sub/out", "../secret", "etc/passwd", "sub/../../secret"] {
+            assert!(open(bad).is_err(), "{bad}");
+        }
+        assert!(open_beneath(&root, Path::new("/etc/passwd"), OFlag::O_RDONLY, 0).is_err());
+    }
+}

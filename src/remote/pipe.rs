@@ -1,0 +1,111 @@
+//! One descriptor of a pipe, socket or terminal, registered with the runtime: read and written without copies on the
+//! way.
+
+use std::{
+    io::{self, ErrorKind},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::sys;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pipe(AsyncFd<OwnedFd>);
+
+impl Pipe {
+    /// For reading. The open file description becomes non-blocking.
+    ///
+    /// # Errors
+    /// EPERM for a regular file; what fcntl(2) and epoll_ctl(2) say.
+    pub fn reader(fd: OwnedFd) -> io::Result<Self> {
+        Self::new(fd, Interest::READABLE)
+    }
+
+    /// For writing. The open file description becomes non-blocking.
+    ///
+    /// # Errors
+    /// As [`reader`](Self::reader).
+    pub fn writer(fd: OwnedFd) -> io::Result<Self> {
+        Self::new(fd, Interest::WRITABLE)
+    }
+
+    /// For both: a socket or a terminal.
+    ///
+    /// # Errors
+    /// As [`reader`](Self::reader).
+    pub fn both(fd: OwnedFd) -> io::Result<Self> {
+        Self::new(fd, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        nonblocking(fd.as_fd())?;
+        Ok(Self(sys::register(fd, interest)?))
+    }
+
+    /// Reads what is there: 0 at the end. A terminal whose other side has closed (EIO) is at its end.
+    ///
+    /// # Errors
+    /// What read(2) says.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was read when it is dropped.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            match nix::unistd::read(self.0.get_ref(), buffer) {
+                Ok(n) => return Ok(n),
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EIO) => return Ok(0),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// What write(2) says.
+    ///
+    /// # Cancel safety
+    /// Not safe: a part may have been written.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut guard = self.0.writable().await?;
+            match nix::unistd::write(self.0.get_ref(), bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => bytes = &bytes[n..],
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The descriptor, for what is neither reading nor writing.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+/// Makes the open file description non-blocking, for everyone who shares it.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// A pipe with as much room as is to be had, up to 1 MiB: fewer wake-ups for large outputs.
+pub fn enlarge(fd: BorrowedFd<'_>) {
+    let _ = fcntl(fd, FcntlArg::F_SETPIPE_SZ(1 << 20));
+}
