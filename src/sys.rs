@@ -202,3 +202,96 @@ pub fn is_net_namespace(nsfs: BorrowedFd<'_>) -> bool {
     // SAFETY: the request takes no argument and only returns a number.
     unsafe { libc::ioctl(nsfs.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
 }
+
+/// Has `command` start with these descriptors under these numbers, beside its standard ones.
+pub fn pass(command: &mut std::process::Command, descriptors: Vec<(OwnedFd, RawFd)>) {
+    use std::os::unix::process::CommandExt as _;
+    let give = move || {
+        // twice, so that none of the numbers is taken by a descriptor that is still to be passed
+        let above = descriptors.iter().map(|(_, number)| *number).max().unwrap_or(0) + 1;
+        let mut high = [-1; 4];
+        for ((fd, _), place) in descriptors.iter().zip(&mut high) {
+            // SAFETY: fcntl(2) takes integers here; it is async-signal-safe.
+            *place = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
+        }
+        for ((_, number), fd) in descriptors.iter().zip(high) {
+            // SAFETY: dup2(2) takes integers; it is async-signal-safe. Nothing of the child's runs any more that could
+            // own the number.
+            if unsafe { libc::dup2(fd, *number) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock (signal-safety(7)).
+    unsafe { command.pre_exec(give) };
+}
+
+/// Has every descriptor from 3 on closed when another program is executed: what came from whoever started this one is
+/// nobody's business (close_range(2), Linux 5.11).
+pub fn inherit_nothing() {
+    // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC it closes nothing now, so no owner loses its
+    // descriptor.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Whom a command runs as.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Has `command` lead a session of its own, with its standard input as the controlling terminal when `tty`; it dies
+/// with the thread that started it; it runs as somebody else when told so.
+pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Option<Identity>) {
+    use std::os::unix::process::CommandExt as _;
+    let prepare = move || {
+        // SAFETY: system calls with integers, and one pointer to a vector that outlives the call; all of them are
+        // async-signal-safe.
+        let failed = unsafe {
+            libc::setsid() < 0
+                || tty && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0
+                || identity.as_ref().is_some_and(|id| {
+                    libc::setgroups(id.groups.len(), id.groups.as_ptr()) < 0
+                        || libc::setgid(id.gid) < 0
+                        || libc::setuid(id.uid) < 0
+                })
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
+        };
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: as in `pass`.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Rows and columns of a terminal (TIOCGWINSZ); `None` when it is none.
+pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize to the address given, which is that of `size`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (r == 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// Sets rows and columns of a terminal (TIOCSWINSZ); its foreground process group hears of it.
+pub fn set_window_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize from the address given, which is that of `size`.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+}
+
+/// Seconds since 1970 as local year, month, day, hour, minute, second (localtime_r(3)).
+pub fn local_time(seconds: i64) -> [i32; 6] {
+    let mut tm = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both pointers are valid for the call; `tm` is plain data, valid in any state (zeroed before, in case the
+    // year does not fit and nothing is written).
+    let tm = unsafe {
+        libc::localtime_r(&raw const seconds, tm.as_mut_ptr());
+        tm.assume_init()
+    };
+    [tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec]
+}

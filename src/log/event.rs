@@ -140,6 +140,22 @@ kinds! {
     CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.
     DescriptorPressure "descriptor-pressure" Warning "46c2f28a3aaf41138cbc9496c5fc338b",
+    /// A command of a VM was started in dom0.
+    CommandStart "command-start" Info "fdd8a5409b8b4989a3e694cce2323758",
+    /// A command of a VM ended.
+    CommandEnd "command-end" Info "918805eaeedb434b81be66a2ff86e437",
+    /// A VM's command was refused: not authenticated, or not allowed.
+    CommandRefused "command-refused" Warning "2c3be5a79af54c02997de0d30c4feff3",
+    /// A VM's command waits for a person's approval.
+    CommandAsked "command-asked" Warning "ae1bfaae3f9f4d25bbb10cfaf3e3f5a8",
+    /// The agent in a VM answers.
+    ChannelOpen "channel-open" Info "59286f187c924ab8ab5ac275491b018a",
+    /// The channel to a VM ended.
+    ChannelClosed "channel-closed" Info "188be065aa56402e852890046a16ab73",
+    /// A VM sent what no agent sends.
+    ChannelFault "channel-fault" Warning "9c5a542bb90c48a2b297133c62791ec9",
+    /// A VM's key was stored or removed.
+    KeyChanged "key-changed" Warning "00fba0c6522e43ebaaf1e68f98786840",
 }
 
 /// One event: a kind, a sentence, and the fields that apply (DESIGN's names; see `sink`).
@@ -169,6 +185,10 @@ pub struct Event {
     pub end: Option<End>,
     /// EXIT_CODE: 0..=255, of `qrexec-client-vm`.
     pub exit_code: Option<u8>,
+    /// QUBE: whose command, as dom0 names it.
+    pub qube: Option<Arc<str>>,
+    /// REQUEST_ID: of a command for dom0.
+    pub request: Option<Arc<str>>,
 }
 
 impl Event {
@@ -187,6 +207,8 @@ impl Event {
             dial_ms: None,
             end: None,
             exit_code: None,
+            qube: None,
+            request: None,
         }
     }
 
@@ -202,7 +224,10 @@ mod tests {
 
     #[test]
     fn the_catalog_explains_every_kind_and_nothing_else() {
-        let catalog = include_str!("../../packaging/catalog/qrexec-connect.catalog");
+        let catalog = concat!(
+            include_str!("../../packaging/catalog/qrexec-connect.catalog"),
+            include_str!("../../packaging/catalog/qvm-remote.catalog")
+        );
         let mut entries: Vec<(&str, &str)> = Vec::new();
         let mut lines = catalog.lines().peekable();
         while let Some(line) = lines.next() {
@@ -216,6 +241,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 24);
+        assert_eq!(kinds.len(), 32);
     }
 }

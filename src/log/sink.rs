@@ -82,6 +82,8 @@ fn to_journal(e: &Event) {
                 DIAL_MS = e.dial_ms,
                 END = end,
                 EXIT_CODE = exit_code,
+                QUBE = e.qube.as_deref(),
+                REQUEST_ID = e.request.as_deref(),
                 "{}",
                 e.message
             )

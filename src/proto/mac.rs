@@ -188,7 +188,8 @@ mod tests {
         let text = key().to_hex();
         assert_eq!(Key::from_hex(format!("{}\n", *text).as_bytes()), Some(key()));
         assert_eq!(Key::from_hex(text.to_uppercase().as_bytes()), Some(key()));
-        for bad in [format!("0x{}", &text[2..]), format!("+{}", &text[1..]), text[..63].to_owned(), format!("{}0", *text)]
+        for bad in
+            [format!("0x{}", &text[2..]), format!("+{}", &text[1..]), text[..63].to_owned(), format!("{}0", *text)]
         {
             assert_eq!(Key::from_hex(bad.as_bytes()), None, "{bad}");
         }

@@ -68,6 +68,27 @@ impl Pipe {
         }
     }
 
+    /// Waits until a read would not wait.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) says: the runtime is ending.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn readable(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        loop {
+            let mut guard = self.0.readable().await?;
+            let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::ZERO) {
+                Ok(0) => guard.clear_ready(),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// Writes all of it.
     ///
     /// # Errors

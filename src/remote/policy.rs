@@ -159,7 +159,8 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 /// The text that `authorize` writes: everything, as the original's description promises.
-pub const EVERYTHING: &str = "# Any command, as root: a VM that is compromised is dom0 compromised.\nallow shell *\nallow * *\n";
+pub const EVERYTHING: &str =
+    "# Any command, as root: a VM that is compromised is dom0 compromised.\nallow shell *\nallow * *\n";
 /// The text that `authorize --deny` writes.
 pub const NOTHING: &str = "# Nothing is allowed until rules stand here, such as:\n#allow qvm-ls *\n";
 
@@ -201,7 +202,8 @@ impl Policy {
     }
 
     fn setting(&mut self, line: &str) -> Result<(), String> {
-        let (key, value) = line.split_once('=').ok_or("neither a rule (allow, deny, ask) nor a setting (key = value)")?;
+        let (key, value) =
+            line.split_once('=').ok_or("neither a rule (allow, deny, ask) nor a setting (key = value)")?;
         let value = value.trim();
         match key.trim() {
             "force" if !value.is_empty() => self.force = Some(value.to_owned()),
@@ -222,9 +224,7 @@ impl Policy {
                 (Subject::Shell(None), Asked::Shell(_)) => None,
                 (Subject::Shell(Some(text)), Asked::Shell(given)) if given.trim_ascii_end() == text.as_bytes() => None,
                 (Subject::Argv { words, rest }, Asked::Argv(given)) if argv_matches(words, *rest, given) => None,
-                (Subject::Get(dir), Asked::Get(path)) | (Subject::Put(dir), Asked::Put(path))
-                    if beneath(dir, path) =>
-                {
+                (Subject::Get(dir), Asked::Get(path)) | (Subject::Put(dir), Asked::Put(path)) if beneath(dir, path) => {
                     Some(dir.as_str())
                 }
                 _ => continue,
@@ -253,11 +253,11 @@ fn subject(words: &[Word]) -> Result<Subject, String> {
         ("shell", false) => match rest {
             [any] if any.text == "*" && !any.quoted => Ok(Subject::Shell(None)),
             [] => Err("write shell * for any text, or the very text".into()),
-            words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => {
-                Err("a pattern within a shell text keeps nobody in: \";\" leads out of it (use a rule about a program, \
+            words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(
+                "a pattern within a shell text keeps nobody in: \";\" leads out of it (use a rule about a program, \
                      and qvm-remote --argv)"
-                    .into())
-            }
+                    .into(),
+            ),
             words => {
                 let text: Vec<_> = words.iter().map(|w| w.text.as_str()).collect();
                 Ok(Subject::Shell(Some(text.join(" "))))
@@ -316,8 +316,19 @@ fn parse_options(text: &str) -> Result<Options, String> {
 }
 
 /// Variables that make programs run code of whoever sets them.
-const DANGEROUS: &[&str] =
-    &["BASH_ENV", "ENV", "PATH", "IFS", "SHELLOPTS", "BASHOPTS", "PS4", "PYTHONPATH", "PYTHONSTARTUP", "PERL5LIB", "PERL5OPT"];
+const DANGEROUS: &[&str] = &[
+    "BASH_ENV",
+    "ENV",
+    "PATH",
+    "IFS",
+    "SHELLOPTS",
+    "BASHOPTS",
+    "PS4",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PERL5LIB",
+    "PERL5OPT",
+];
 
 fn yes(value: &str) -> Result<bool, String> {
     match value {

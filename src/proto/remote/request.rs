@@ -140,22 +140,8 @@ impl Request {
         if !r.0.is_empty() {
             return Err(Fault("a request with bytes left over"));
         }
-        let request = Self {
-            kid,
-            vm,
-            nonce,
-            seq,
-            id,
-            created_ms,
-            timeout_ms,
-            flags,
-            user,
-            cwd,
-            mode,
-            length,
-            payload,
-            env,
-        };
+        let request =
+            Self { kid, vm, nonce, seq, id, created_ms, timeout_ms, flags, user, cwd, mode, length, payload, env };
         request.check().map(|()| request)
     }
 

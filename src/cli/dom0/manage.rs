@@ -1,0 +1,295 @@
+//! What the owner of dom0 does beside running the daemon: keys, policies, the service, approvals.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    path::Path,
+    process::{Command as Process, ExitCode, Stdio},
+};
+
+use zeroize::Zeroizing;
+
+use super::{Command, text};
+use crate::{
+    log::escape,
+    proto::mac::{Key, hex},
+    remote::{
+        audit::{self, Audit},
+        config::Paths,
+        dom0::control,
+        files,
+        keys::Store,
+        policy::{EVERYTHING, NOTHING, Policy},
+    },
+    report::{Code, Failure},
+};
+
+type Outcome = Result<ExitCode, Failure>;
+
+fn fail(text: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::Failure, text)
+}
+
+/// Runs one of the commands.
+pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(fail("must run as root"));
+    }
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let store = Store::new(&paths.keys);
+    match command {
+        Command::Authorize { vm, key, policy, deny, keep_old } => {
+            let policy = match policy {
+                Some(path) => Some(read_policy(&path)?),
+                None => deny.then(|| NOTHING.to_owned()),
+            };
+            authorize(paths, &store, &vm, key, policy, keep_old)
+        }
+        Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
+        Command::Keys => keys(&store),
+        Command::V1 { vm, state } => v1(&store, &vm, state == "on"),
+        Command::Enable => enable(),
+        Command::Disable => {
+            systemctl(&["disable", "qvm-remote-dom0"])?;
+            systemctl(&["stop", "qvm-remote-dom0"])?;
+            println!("Disabled and stopped.");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Start { r#for } => start(&r#for),
+        Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
+        Command::Status { json } => status(paths, json),
+        Command::Unit | Command::Parse { .. } | Command::Supervise { .. } => Err(fail("not here")),
+    }
+}
+
+fn read_policy(path: &Path) -> Result<String, Failure> {
+    let text = files::read(path, 256 << 10).map_err(|e| fail(format!("{}: {e}", path.display())))?;
+    let text = String::from_utf8(text).map_err(|_| fail(format!("{}: it is no text", path.display())))?;
+    match Policy::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(faults) => {
+            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
+            Err(Failure::new(Code::Config, faults.join("\n")))
+        }
+    }
+}
+
+fn authorize(
+    paths: &Paths,
+    store: &Store,
+    vm: &str,
+    key: Option<String>,
+    policy: Option<String>,
+    keep_old: bool,
+) -> Outcome {
+    let policy_path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
+    let key = Zeroizing::new(match key {
+        Some(key) => key,
+        None => {
+            eprint!("Enter 256-bit hex key for '{vm}': ");
+            let mut line = String::new();
+            io::stdin().lock().take(256).read_line(&mut line).map_err(fail)?;
+            line
+        }
+    });
+    let key = Key::from_hex(key.as_bytes()).ok_or_else(|| fail("invalid key (expected 64 hex characters)"))?;
+    // the policy first: a key without one allows nothing
+    if let Some(text) = &policy {
+        write(&policy_path, text)?;
+    } else if !policy_path.exists() {
+        write(&policy_path, EVERYTHING)?;
+    }
+    let path = store.write(vm, &key, keep_old).map_err(|e| fail(format!("{}: {e}", paths.keys.display())))?;
+    record(paths, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
+    println!("Authorized VM '{vm}'. Key stored in {}\n", path.display());
+    println!("Ensure VM is listed in {}:\n  QVM_REMOTE_VMS=\"{vm}\"", paths.conf.display());
+    let text = fs::read_to_string(&policy_path).unwrap_or_default();
+    println!("\nWhat it may do ({}):", policy_path.display());
+    for line in text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')) {
+        println!("  {line}");
+    }
+    if text.contains("allow shell *") {
+        println!("\n{}", text::WARNING.trim_end());
+    }
+    if let Some(network) = network(vm) {
+        println!("\nWARNING: '{vm}' is connected to the network (netvm: {network}). Use a qube without one.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The qube that gives this one a network, when that can be told.
+fn network(vm: &str) -> Option<String> {
+    let output = Process::new("qvm-prefs").args(["--get", "--", vm, "netvm"]).stdin(Stdio::null()).output().ok()?;
+    let name = escape(String::from_utf8_lossy(&output.stdout).trim().as_bytes());
+    (output.status.success() && !name.is_empty() && name != "None").then_some(name)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let made = path.parent().map_or(Ok(()), files::private_dir);
+    made.and_then(|()| files::replace(path, 0o600, text.as_bytes()))
+        .map_err(|e| fail(format!("{}: {e}", path.display())))
+}
+
+fn record(paths: &Paths, category: &str, text: &str) {
+    Audit::new(Some(paths.log.clone()), u64::MAX).write(category, text);
+    let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
+    event.qube = None;
+    crate::log::emit(event);
+}
+
+fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Outcome {
+    let removed = store.remove(vm).map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
+    if !removed {
+        return Err(fail(format!("VM '{vm}' has no key")));
+    }
+    record(paths, "REVOKE", &format!("vm={vm} kill={kill}"));
+    println!("Revoked VM '{vm}'.");
+    if kill {
+        match control::ask(&paths.run, &format!("kill {vm}")) {
+            Ok(count) => println!("Ended {} running command(s).", count.trim()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                println!("No daemon is running.");
+            }
+            Err(e) => return Err(fail(format!("its running commands could not be ended: {e}"))),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn keys(store: &Store) -> Outcome {
+    let vms = store.list();
+    if vms.is_empty() {
+        println!("No VMs authorized.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<20} {:<20} V1", "VM", "KEY ID");
+    for vm in vms {
+        let v1 = store.path(&vm, "policy").ok().and_then(|p| fs::read_to_string(p).ok());
+        let v1 = v1.is_some_and(|text| Policy::parse(&text).is_ok_and(|p| p.v1));
+        let ids = match store.read(&vm) {
+            Ok(keys) => keys.iter().map(|key| hex(&key.id())).collect::<Vec<_>>().join(" "),
+            Err(e) => format!("unusable: {e}"),
+        };
+        println!("{vm:<20} {ids:<20} {}", if v1 { "on" } else { "off" });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn v1(store: &Store, vm: &str, on: bool) -> Outcome {
+    let path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
+    let text = fs::read_to_string(&path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
+    let setting = |line: &str| line.split_once('=').is_some_and(|(key, _)| key.trim() == "v1");
+    let mut text: String = text.lines().filter(|line| !setting(line)).map(|line| format!("{line}\n")).collect();
+    if on {
+        text.push_str("v1 = yes\n");
+    }
+    write(&path, &text)?;
+    if on {
+        println!("Tokens of protocol v1 are taken from '{vm}': they cover an id and no command, so whoever can write");
+        println!("into its queue can have any command run. To end this: qvm-remote-dom0 v1 {vm} off");
+    } else {
+        println!("Tokens of protocol v1 are no longer taken from '{vm}'.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn systemctl(words: &[&str]) -> Result<(), Failure> {
+    let status = Process::new("systemctl").args(words).status().map_err(|e| fail(format!("systemctl: {e}")))?;
+    if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
+}
+
+fn enable() -> Outcome {
+    eprint!("{}\nType 'yes' to accept this risk and enable: ", text::WARNING);
+    let _ = io::stderr().flush();
+    let mut line = String::new();
+    io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
+    if line.trim_end_matches('\n') != "yes" {
+        println!("Aborted.");
+        return Ok(ExitCode::FAILURE);
+    }
+    systemctl(&["enable", "qvm-remote-dom0"])?;
+    systemctl(&["start", "qvm-remote-dom0"])?;
+    println!("Enabled and started. Disable with: qvm-remote-dom0 disable");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(span: &str) -> Outcome {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b" .".contains(&b);
+    if span.is_empty() || !span.bytes().all(fine) {
+        return Err(Failure::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
+    }
+    systemctl(&["start", "qvm-remote-dom0"])?;
+    let status = Process::new("systemd-run")
+        .args(["--quiet", "--collect", "--on-active", span, "systemctl", "stop", "qvm-remote-dom0.service"])
+        .status()
+        .map_err(|e| fail(format!("systemd-run: {e}")))?;
+    if !status.success() {
+        systemctl(&["stop", "qvm-remote-dom0"])?;
+        return Err(fail("systemd-run failed, so the service was stopped again"));
+    }
+    println!("Started for {span}.");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn daemon(paths: &Paths, line: &str) -> Result<String, Failure> {
+    control::ask(&paths.run, line).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
+        _ => fail(e),
+    })
+}
+
+fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Outcome {
+    let waiting = daemon(paths, "approvals")?;
+    let Some(id) = id else {
+        print!("{}", if waiting.is_empty() { "Nothing waits for approval.\n" } else { &waiting });
+        return Ok(ExitCode::SUCCESS);
+    };
+    let shown = waiting.lines().find_map(|line| line.strip_prefix(id)?.strip_prefix("  "));
+    let shown = shown.ok_or_else(|| fail(format!("nothing waits under '{}'", escape(id.as_bytes()))))?;
+    if !deny {
+        println!("{shown}");
+        if !yes {
+            if !io::stdin().is_terminal() {
+                return Err(fail("it is asked on a terminal; elsewhere: --yes"));
+            }
+            print!("Type 'yes' to allow it: ");
+            let _ = io::stdout().flush();
+            let mut line = String::new();
+            io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
+            if line.trim_end_matches('\n') != "yes" {
+                println!("Not allowed; it still waits.");
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    let verb = if deny { "deny" } else { "approve" };
+    if daemon(paths, &format!("{verb} {id}"))?.trim() != "yes" {
+        return Err(fail("it waits no longer"));
+    }
+    println!("{}", if deny { "Refused." } else { "Allowed." });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(paths: &Paths, json: bool) -> Outcome {
+    let text = daemon(paths, "status")?;
+    if json {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let all: serde_json::Value = serde_json::from_str(&text).map_err(fail)?;
+    println!("qvm-remote-dom0 runs (pid {}), {}", all["pid"], audit::now());
+    if let Some(vms) = all["vms"].as_object() {
+        for (vm, state) in vms {
+            let v1 = if state["v1"] == true { ", takes v1 tokens" } else { "" };
+            let keyed = if state["keyed"] == true { "" } else { ", NO KEY" };
+            println!("  {vm:<20} {}{v1}{keyed}", state["channel"].as_str().unwrap_or("?"));
+        }
+    }
+    for command in all["commands"].as_array().into_iter().flatten() {
+        println!("  runs {} s: {} {}", command["seconds"], command["vm"], command["id"]);
+    }
+    for (id, shown) in all["approvals"].as_object().into_iter().flatten() {
+        println!("  waits for approval: {id}  {}", shown.as_str().unwrap_or("?"));
+    }
+    Ok(ExitCode::SUCCESS)
+}

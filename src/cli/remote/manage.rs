@@ -1,0 +1,219 @@
+//! What `qvm-remote` does beside running commands: keys, health, logs, the queue.
+
+use std::{
+    io::{self, BufRead as _, Read as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use super::{Options, own, plain};
+use crate::{
+    log::escape,
+    proto::{mac::Key, mac::hex, remote::Mode},
+    remote::{
+        client::{self, Ask, Home, Trouble, history},
+        files, keys, serve,
+    },
+};
+
+type Outcome = Result<ExitCode, Trouble>;
+
+/// `key gen | show | import [KEY]`.
+pub(super) fn key(home: &Home, words: &[&str]) -> Outcome {
+    let path = home.at("auth.key");
+    match words {
+        ["gen"] => {
+            let key = keys::generate().and_then(|key| keys::write_own(&path, &key).map(|()| key));
+            let key = key.map_err(|e| own(format!("failed to write key: {e}")))?;
+            let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+            println!("{}", *key.to_hex());
+            eprintln!("\nKey saved to {}", path.display());
+            eprintln!("Register in dom0:\n  qvm-remote-dom0 authorize {} {}", escape(node.as_bytes()), *key.to_hex());
+            Ok(ExitCode::SUCCESS)
+        }
+        ["show"] => {
+            println!("{}", *home.key()?.to_hex());
+            Ok(ExitCode::SUCCESS)
+        }
+        ["import", rest @ ..] => {
+            let text = match rest {
+                [text, ..] => (*text).to_owned(),
+                [] => {
+                    let mut line = String::new();
+                    let read = io::stdin().lock().take(256).read_line(&mut line);
+                    read.map_err(|e| own(format!("failed to import key: {e}")))?;
+                    line
+                }
+            };
+            let key = Key::from_hex(text.as_bytes()).ok_or_else(|| own("invalid key (expected 64 hex characters)"))?;
+            keys::write_own(&path, &key).map_err(|e| own(format!("failed to import key: {e}")))?;
+            println!("Key imported to {}", path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        [other, ..] => Err(own(format!("unknown key command: {}", escape(other.as_bytes())))),
+        [] => Err(own("key requires: gen | show | import")),
+    }
+}
+
+/// Asks dom0 for nothing but a signed answer.
+fn reach(home: &Home, within: Duration, v1: bool) -> Result<Duration, Trouble> {
+    let options = Options { timeout: 10, quiet: true, v1, ..Options::default() };
+    let (mode, payload) = if v1 { (Mode::Shell, b"true\n".to_vec()) } else { (Mode::Ping, Vec::new()) };
+    let ask = Ask { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
+    let began = Instant::now();
+    client::ask(home, ask).map(|_| began.elapsed())
+}
+
+/// `ping`: whether dom0 answers and knows our key.
+pub(super) fn ping(home: &Home, options: &Options) -> Outcome {
+    match reach(home, Duration::from_secs(options.connect_timeout.into()), options.v1) {
+        Ok(time) => {
+            println!("qvm-remote-dom0 is responding.");
+            if options.verbose {
+                eprintln!("[qvm-remote] round trip {:.1} ms", time.as_secs_f64() * 1000.0);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(trouble) => {
+            eprintln!("qvm-remote-dom0 is NOT responding.");
+            if let Trouble::Transport(why) | Trouble::Own(why) | Trouble::Refused(_, why) = &trouble {
+                eprintln!("{why}");
+            }
+            eprintln!("troubleshooting:");
+            eprintln!("  In dom0:  systemctl status qvm-remote-dom0");
+            eprintln!("  In dom0:  qvm-remote-dom0 keys            (is this qube authorized?)");
+            eprintln!("  In dom0:  grep VMS /etc/qubes/remote.conf (is it listed?)");
+            eprintln!("  Here:     qvm-remote key show             (is it the key of dom0?)");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// `status [--json]`.
+pub(super) fn status(home: &Home, words: &[&str]) -> Outcome {
+    let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+    let name = files::read(&home.at(serve::NAME), 64).ok().and_then(|n| String::from_utf8(n).ok());
+    let name = name.unwrap_or(node);
+    let key = home.key();
+    let counts = client::counts(home);
+    let clean = counts.running == 0 && counts.orphans == 0;
+    let v1 = std::env::var_os("QVM_REMOTE_V1").is_some_and(|v| v == "1");
+    let trip = reach(home, Duration::from_secs(5), v1);
+    let code = if trip.is_ok() && clean { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if words.contains(&"--json") {
+        let json = json!({
+            "vm": name,
+            "data_dir": home.path(),
+            "key_id": key.as_ref().ok().map(|key| hex(&key.id())),
+            "queue": {
+                "clean": clean, "pending": counts.pending, "running": counts.running,
+                "results": counts.results, "orphan_tokens": counts.orphans,
+            },
+            "responding": trip.is_ok(),
+            "round_trip_ms": trip.ok().map(|t| t.as_secs_f64() * 1000.0),
+        });
+        println!("{json}");
+        return Ok(code);
+    }
+    println!("VM:        {}", escape(name.as_bytes()));
+    println!("Data dir:  {}", home.path().display());
+    match key {
+        // the original shows the key's first digits; its public name serves as well
+        Ok(key) => println!("Auth key:  {}... (configured)", hex(&key.id())),
+        Err(_) => {
+            println!("Auth key:  NOT CONFIGURED");
+            println!("           Run: qvm-remote key gen");
+        }
+    }
+    println!("Queue:     {}", if clean { "clean" } else { "STALE ENTRIES" });
+    println!("  pending: {}\n  running: {}", counts.pending, counts.running);
+    println!("  results: {}\n  orphan .auth: {}", counts.results, counts.orphans);
+    println!("Daemon:    {}", if trip.is_ok() { "responding" } else { "NOT responding" });
+    Ok(code)
+}
+
+/// `queue [status | clean | debug]`.
+pub(super) fn queue(home: &Home, word: Option<&str>) -> Outcome {
+    match word {
+        None | Some("status") => {
+            let counts = client::counts(home);
+            let rule = "─".repeat(28);
+            println!("{rule}");
+            for (name, n) in [
+                ("pending", counts.pending),
+                ("running", counts.running),
+                ("results", counts.results),
+                ("orphan .auth", counts.orphans),
+            ] {
+                println!("{name:<20} {n:>6}");
+            }
+            println!("{rule}\n{:<20} {:>6}", "total", counts.total());
+            if counts.running > 0 {
+                println!("WARNING: {} command(s) were begun and have no result", counts.running);
+            }
+            if counts.orphans > 0 {
+                println!("WARNING: {} token(s) have no command", counts.orphans);
+            }
+        }
+        Some("clean") => {
+            let removed = client::clean(home);
+            println!("Cleaned {removed} file(s) from queue.");
+            let line = format!("[{}] QUEUE-CLEAN removed={removed}", crate::remote::audit::now());
+            let _ = crate::remote::audit::append(&home.at("audit.log"), &line);
+        }
+        Some("debug") => {
+            for dir in ["pending", "running", "results"] {
+                println!("{dir}/");
+                for entry in std::fs::read_dir(home.at("queue").join(dir)).into_iter().flatten().flatten() {
+                    let size = entry.metadata().map_or(0, |m| m.len());
+                    let age = serve::age(&entry.path()).map_or(0, |age| age.as_secs());
+                    let name = entry.file_name();
+                    let name = escape(std::os::unix::ffi::OsStrExt::as_bytes(&*name));
+                    println!("  {name}  {size} B  {age} s");
+                    let secret = name.contains(".auth");
+                    if let (false, Ok(text)) = (secret, files::read(&entry.path(), 499)) {
+                        println!("    {}", escape(&text));
+                    }
+                }
+            }
+            print!("{}", history::table(&home.at("history"), 5));
+        }
+        Some(other) => return Err(own(format!("unknown queue command: {}", escape(other.as_bytes())))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `[N | -n N]`.
+fn count(words: &[&str], default: usize) -> Result<usize, Trouble> {
+    let word = match words {
+        [] => return Ok(default),
+        ["-n", n, ..] | [n, ..] => n,
+    };
+    let bad = || own(format!("a number is wanted, got: {}", escape(word.as_bytes())));
+    word.trim_start_matches('-').parse().map_err(|_| bad())
+}
+
+/// `log [N]`: the last entries of this side's log, without what a terminal would obey.
+pub(super) fn log(home: &Home, words: &[&str]) -> Outcome {
+    let count = count(words, 20)?;
+    let text = files::read(&home.at("audit.log"), 16 << 20).unwrap_or_default();
+    let lines: Vec<&[u8]> = text.split(|b| *b == b'\n').filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() {
+        println!("No audit log entries yet.");
+    }
+    for line in &lines[lines.len().saturating_sub(count)..] {
+        // entries of ours are escaped already; those of an older client may hold anything
+        let shown: String =
+            String::from_utf8_lossy(line).chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        println!("{shown}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `history [N]`.
+pub(super) fn history(home: &Home, words: &[&str]) -> Outcome {
+    print!("{}", history::table(&home.at("history"), count(words, 10)?));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,266 @@
+//! A command through the queue of files: for a daemon that is not up yet, and for the Python original.
+//!
+//! The token is put in place before the text, each whole, so that no daemon ever sees one without the other. Who gives
+//! up takes the request back: nothing runs later that nobody waits for.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Ask, Home, Trouble, Way, history::Record};
+use crate::{
+    log::escape,
+    proto::{
+        mac::{self, Key, Outcome},
+        remote::{Ending, Mode, Request, flags},
+    },
+    remote::{
+        audit::now_ms,
+        files, legacy,
+        pipe::Pipe,
+        serve::{self, directories, read_mac, write_signed},
+    },
+};
+
+/// Between two looks, as the original has it; a change of the directory makes it look at once.
+const TICK: Duration = Duration::from_millis(500);
+/// A durable request is signed anew so often: dom0 takes none that is older than five minutes.
+const RENEW: Duration = Duration::from_secs(120);
+/// How long `.meta` may take to follow `.exit` (the original's daemon writes it last).
+const META: Duration = Duration::from_millis(1500);
+
+/// What lies in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Commands that wait.
+    pub pending: usize,
+    /// Commands that were begun.
+    pub running: usize,
+    /// Files of results.
+    pub results: usize,
+    /// Tokens without a command.
+    pub orphans: usize,
+}
+
+impl Counts {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.pending + self.running + self.results + self.orphans
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Counts what lies in the queue.
+pub fn counts(home: &Home) -> Counts {
+    let queue = home.at("queue");
+    let pending = names(&queue.join("pending"));
+    let is_token = |n: &str| n.ends_with(".auth") || n.ends_with(".auth2");
+    let commands = pending.iter().filter(|n| !is_token(n) && !n.ends_with(".cmd") && !n.ends_with(".tmp"));
+    let orphan = |n: &&String| {
+        let id = n.trim_end_matches('2').trim_end_matches(".auth");
+        is_token(n) && !pending.iter().any(|other| other == id)
+    };
+    Counts {
+        pending: commands.count(),
+        running: names(&queue.join("running")).len(),
+        results: names(&queue.join("results")).len(),
+        orphans: pending.iter().filter(orphan).count(),
+    }
+}
+
+/// Removes everything from the queue; how many files.
+pub fn clean(home: &Home) -> usize {
+    let mut removed = 0;
+    for dir in ["pending", "running", "results"] {
+        for name in names(&home.at("queue").join(dir)) {
+            removed += usize::from(fs::remove_file(home.at("queue").join(dir).join(name)).is_ok());
+        }
+    }
+    removed
+}
+
+/// A request in the queue; dropped before its answer, it takes itself back.
+struct Submitted {
+    queue: PathBuf,
+    id: String,
+}
+
+impl Submitted {
+    fn at(&self, dir: &str, end: &str) -> PathBuf {
+        self.queue.join(dir).join(format!("{}{end}", self.id))
+    }
+
+    /// Whole, and by a name that no daemon takes for a command until then.
+    fn put(&self, end: &str, bytes: &[u8]) -> io::Result<()> {
+        let staged = self.queue.join(format!("{}{end}.tmp", self.id));
+        files::replace(&staged, 0o600, bytes)?;
+        fs::rename(&staged, self.at("pending", end))
+    }
+}
+
+impl Drop for Submitted {
+    fn drop(&mut self) {
+        for end in ["", ".auth", ".auth2", ".cmd"] {
+            let _ = fs::remove_file(self.at("pending", end));
+        }
+        let _ = fs::remove_file(self.at("running", ""));
+        for end in [".out", ".err", ".exit", ".meta", ".command"] {
+            let _ = fs::remove_file(self.at("results", end));
+        }
+    }
+}
+
+/// Submits, waits, and shows the result.
+pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record) -> Result<u8, Trouble> {
+    let own = |e: io::Error| Trouble::Own(format!("{}: {e}", home.path().display()));
+    if ask.stdin || ask.tty || !(ask.mode == Mode::Shell || ask.mode == Mode::Argv && ask.way == Way::Queue) {
+        return Err(Trouble::Own("the queue takes commands only: no -i, --tty, get or put".into()));
+    }
+    let queue = directories(home.path()).map_err(own)?;
+    let request = Submitted { queue, id: id.to_owned() };
+    let vm = files::read(&home.at(serve::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
+    let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
+    let mut signed = sign(&ask, key, id, &vm);
+    if ask.way == Way::Queue {
+        request.put(".auth2", write_signed(&signed.0, &signed.1).as_bytes()).map_err(own)?;
+    } else {
+        request.put(".auth", key.v1_token(id).as_bytes()).map_err(own)?;
+    }
+    request.put("", &ask.payload).map_err(own)?;
+
+    let events = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).and_then(|inotify| {
+        inotify
+            .add_watch(&request.queue.join("results"), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
+        Ok(OwnedFd::from(inotify))
+    });
+    let events = events.map_err(io::Error::from).and_then(Pipe::reader).map_err(own)?;
+    let (mut int, mut term) =
+        (signal(SignalKind::interrupt()).map_err(own)?, signal(SignalKind::terminate()).map_err(own)?);
+    let began = Instant::now();
+    let deadline = began + ask.timeout;
+    let (mut progress, mut renew) = (began + Duration::from_secs(30), began + RENEW);
+    let mut buffer = vec![0; 4096];
+    let status = loop {
+        if let Some(status) = exit_status(&request) {
+            break status;
+        }
+        tokio::select! {
+            read = events.read(&mut buffer) => {
+                read.map_err(own)?;
+            }
+            () = sleep(TICK) => {}
+            () = sleep_until(deadline) => return Err(Trouble::Timeout),
+            _ = int.recv() => return Err(Trouble::Signal(2)),
+            _ = term.recv() => return Err(Trouble::Signal(15)),
+        }
+        if Instant::now() >= progress {
+            progress += Duration::from_secs(30);
+            if !ask.quiet {
+                let seconds = began.elapsed().as_secs() / 30 * 30;
+                eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
+            }
+        }
+        if ask.way == Way::Queue && Instant::now() >= renew && request.at("pending", "").exists() {
+            renew += RENEW;
+            signed = sign(&ask, key, id, &vm);
+            request.put(".auth2", write_signed(&signed.0, &signed.1).as_bytes()).map_err(own)?;
+        }
+    };
+    let read = |end: &str| files::read(&request.at("results", end), legacy::MAX_OUTPUT + 4096).unwrap_or_default();
+    let (out, err) = (read(".out"), read(".err"));
+    let meta_by = Instant::now() + META;
+    while ask.way == Way::V1 && !request.at("results", ".meta").exists() && Instant::now() < meta_by {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let status = if ask.way == Way::V1 {
+        status
+    } else {
+        verify(key, id, &signed.1, status, &out, &err, &String::from_utf8_lossy(&read(".meta")))?
+    };
+    for (which, bytes) in [(0, &out), (1, &err)] {
+        record.keep(which, bytes);
+    }
+    let broken = |e: io::Error| if e.kind() == io::ErrorKind::BrokenPipe { Trouble::Signal(13) } else { own(e) };
+    io::stdout().write_all(&out).and_then(|()| io::stdout().flush()).map_err(broken)?;
+    io::stderr().write_all(&err).map_err(broken)?;
+    Ok(status)
+}
+
+fn sign(ask: &Ask, key: &Key, id: &str, vm: &str) -> (Request, mac::Digest) {
+    let request = Request {
+        kid: key.id(),
+        vm: vm.to_owned(),
+        nonce: [0; 32],
+        seq: 0,
+        id: id.to_owned(),
+        created_ms: now_ms(),
+        timeout_ms: u32::try_from(ask.timeout.as_millis()).unwrap_or(u32::MAX),
+        flags: flags::QUEUED,
+        user: ask.user.clone(),
+        cwd: Vec::new(),
+        mode: ask.mode,
+        length: u32::try_from(ask.payload.len()).unwrap_or(u32::MAX),
+        payload: mac::digest(&ask.payload),
+        env: Vec::new(),
+    };
+    let code = key.request(&request);
+    (request, code)
+}
+
+/// The number in `.exit`, once it is there whole. A negative one is a signal, as the original writes it.
+fn exit_status(request: &Submitted) -> Option<u8> {
+    let text = files::read(&request.at("results", ".exit"), 32).ok()?;
+    let number: i32 = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
+    Some(if number < 0 {
+        u8::try_from(128 - number).unwrap_or(255)
+    } else {
+        u8::try_from(number & 0xff).unwrap_or(255)
+    })
+}
+
+/// A result counts when dom0 signed it. What says that nothing was run carries no code, and can do no harm.
+fn verify(
+    key: &Key,
+    id: &str,
+    request: &mac::Digest,
+    status: u8,
+    out: &[u8],
+    err: &[u8],
+    meta: &str,
+) -> Result<u8, Trouble> {
+    let Some((code, ending)) = read_mac(meta) else {
+        if matches!(status, 125 | 126 | 130) && out.is_empty() {
+            let why = String::from_utf8_lossy(err);
+            let why = why.trim().trim_start_matches("qvm-remote-dom0: ");
+            return Err(Trouble::Refused(status, escape(why.as_bytes())));
+        }
+        return Err(Trouble::Transport(format!(
+            "the result is not authenticated, so it may not be dom0's (id={id}); for the Python qvm-remote-dom0: \
+             qvm-remote --v1"
+        )));
+    };
+    let cut = |bytes: &[u8]| bytes.len() > legacy::MAX_OUTPUT;
+    if cut(out) || cut(err) {
+        return Err(Trouble::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
+    }
+    let (stdout, stderr) = (mac::digest(out), mac::digest(err));
+    let outcome = Outcome { id, request, ending, stdout: &stdout, stderr: &stderr };
+    if !key.verify_result(&outcome, &code) || ending.status() != status {
+        return Err(Trouble::Transport(format!("the result is not authentic: dom0 did not write it (id={id})")));
+    }
+    if ending == Ending::Timeout { Err(Trouble::Timeout) } else { Ok(status) }
+}

@@ -1,0 +1,157 @@
+//! What the owner of dom0 says to the running daemon: a socket that only root can open, one line asked, one answered.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    io,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::oneshot,
+    time::timeout,
+};
+
+use super::{Refusal, Shared, io_at};
+
+/// How long one question may take to be asked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Commands that wait for a person, by the name under which they can be approved.
+#[derive(Debug, Default)]
+pub struct Approvals(Mutex<Waiting>);
+
+/// What is shown, and who hears the answer.
+type Waiting = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
+
+impl Approvals {
+    fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
+        act(&mut self.0.lock().expect("no panic under this lock"))
+    }
+
+    /// Adds one. `shown` is escaped already. Dropped unanswered, the answer is an error.
+    pub(super) fn ask(&self, ticket: &str, shown: String) -> oneshot::Receiver<bool> {
+        let (answer, wait) = oneshot::channel();
+        self.with(|all| all.insert(ticket.to_owned(), (shown, Some(answer))));
+        wait
+    }
+
+    /// It waits no longer.
+    pub(super) fn forget(&self, ticket: &str) {
+        self.with(|all| all.remove(ticket));
+    }
+
+    /// Nobody will be asked any more.
+    pub(super) fn deny_all(&self) {
+        self.with(Waiting::clear);
+    }
+
+    fn answer(&self, ticket: &str, yes: bool) -> bool {
+        let sender = self.with(|all| all.get_mut(ticket).and_then(|(_, sender)| sender.take()));
+        sender.is_some_and(|sender| sender.send(yes).is_ok())
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        self.with(|all| all.iter().map(|(ticket, (shown, _))| (ticket.clone(), shown.clone())).collect())
+    }
+}
+
+/// The socket, removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Socket {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Listens. The lock is ours, so a socket that is there already is nobody's.
+pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
+    let path = shared.paths.run.join("control");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(io_at(path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io_at(path.display()))?;
+    let task = tokio::spawn(async move {
+        loop {
+            if let Ok((stream, _)) = listener.accept().await {
+                let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+                if root {
+                    let _ = timeout(PATIENCE, answer(shared.clone(), stream)).await;
+                }
+            }
+        }
+    });
+    Ok(Socket { path, task })
+}
+
+async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(1024)).read_line(&mut line).await?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let text = match words[..] {
+        ["status"] => status(&shared),
+        ["approvals"] => {
+            let mut text = String::new();
+            for (ticket, shown) in shared.approvals.list() {
+                let _ = writeln!(text, "{ticket}  {shown}");
+            }
+            text
+        }
+        ["approve", ticket] => yes_no(shared.approvals.answer(ticket, true)),
+        ["deny", ticket] => yes_no(shared.approvals.answer(ticket, false)),
+        ["kill", vm] => format!("{}\n", shared.kill(Some(vm))),
+        _ => "unknown\n".to_owned(),
+    };
+    write.write_all(text.as_bytes()).await
+}
+
+fn yes_no(yes: bool) -> String {
+    if yes { "yes\n" } else { "no\n" }.to_owned()
+}
+
+fn status(shared: &Shared) -> String {
+    let vms = shared.vms.lock().expect("no panic under this lock");
+    let channels: HashMap<_, _> = vms
+        .values()
+        .map(|vm| {
+            let state = *vm.state.lock().expect("no panic under this lock");
+            let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
+            (vm.name.clone(), json!({ "channel": state, "v1": v1, "keyed": shared.keys.read(&vm.name).is_ok() }))
+        })
+        .collect();
+    let commands: Vec<_> = shared
+        .commands()
+        .values()
+        .map(|c| json!({ "vm": c.vm, "id": c.id, "seconds": c.since.elapsed().as_secs() }))
+        .collect();
+    let waiting: HashMap<_, _> = shared.approvals.list().into_iter().collect();
+    let pid = std::process::id();
+    let all = json!({ "pid": pid, "draining": shared.draining(), "vms": channels, "commands": commands, "approvals": waiting });
+    format!("{all}\n")
+}
+
+/// Asks the running daemon one thing.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused` when none runs.
+pub fn ask(run: &Path, line: &str) -> io::Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = StdUnixStream::connect(run.join("control"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{line}\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}

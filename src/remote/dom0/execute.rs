@@ -1,0 +1,321 @@
+//! One command, from its supervisor's start to its ending: output out, input in, signals, time.
+
+use std::{
+    ffi::OsString,
+    future::poll_fn,
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+        unix::process::ExitStatusExt as _,
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use nix::{fcntl::OFlag, sys::memfd, unistd::pipe2};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::port::{Inbox, Order, Port};
+use crate::{
+    proto::{
+        mac::Digest,
+        remote::{Ending, SLICE, frame},
+    },
+    remote::{
+        pipe::{self, Pipe},
+        supervise,
+    },
+    sys::{self, Identity},
+};
+
+/// What is left of a tree after TERM and KILL is waited for no longer than this.
+const GRACE: Duration = Duration::from_secs(7);
+
+/// What to run.
+#[derive(Debug)]
+pub struct Job {
+    /// Program and arguments; empty: the script, by bash.
+    pub words: Vec<OsString>,
+    /// A text for bash.
+    pub script: Option<Vec<u8>>,
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where.
+    pub cwd: PathBuf,
+    /// As whom; `None`: as the daemon.
+    pub identity: Option<Identity>,
+    /// Whether standard input is the client's.
+    pub stdin: bool,
+    /// Whether it gets a terminal.
+    pub tty: bool,
+    /// How long.
+    pub timeout: Option<Duration>,
+    /// How much it may write.
+    pub max_output: Option<u64>,
+    /// Where its own control group goes, when there is such a place.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// How it ended.
+    pub ending: Ending,
+    /// Of its output.
+    pub stdout: Digest,
+    /// Of its standard error.
+    pub stderr: Digest,
+    /// Bytes of both.
+    pub bytes: (u64, u64),
+}
+
+/// The supervisor, and our ends of the command's descriptors.
+struct Started {
+    control: UnixStream,
+    process: tokio::process::Child,
+    stdin: Option<Pipe>,
+    stdout: Pipe,
+    stderr: Option<Pipe>,
+    tty: bool,
+}
+
+fn start(job: &Job) -> io::Result<Started> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("supervise");
+    let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs.into(), supervise::CONTROL)];
+    if job.tty {
+        command.arg("--tty");
+    }
+    if let Some(identity) = &job.identity {
+        let groups: Vec<_> = identity.groups.iter().map(u32::to_string).collect();
+        command.arg(format!("--identity={}:{}:{}", identity.uid, identity.gid, groups.join(",")));
+    }
+    if let Some(cgroup) = &job.cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    command.arg("--");
+    match &job.script {
+        Some(text) => {
+            let script = memfd::memfd_create(c"command", memfd::MFdFlags::MFD_CLOEXEC)?;
+            let mut rest = &text[..];
+            while !rest.is_empty() {
+                rest = &rest[nix::unistd::write(&script, rest)?..];
+            }
+            passed.push((script, supervise::SCRIPT));
+            command.args(["/bin/bash", "/dev/fd/4"]);
+        }
+        None => {
+            command.args(&job.words);
+        }
+    }
+    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir(&job.cwd);
+    let (stdin, stdout, stderr);
+    if job.tty {
+        let pty = nix::pty::openpty(None, None)?;
+        let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
+        command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
+        stdin = Some(Pipe::both(cloexec(pty.master.try_clone()?)?)?);
+        stdout = Pipe::both(cloexec(pty.master)?)?;
+        stderr = None;
+    } else {
+        let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
+        let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
+        pipe::enlarge(out_read.as_fd());
+        command.stdout(out_write).stderr(err_write);
+        stdout = Pipe::reader(out_read)?;
+        stderr = Some(Pipe::reader(err_read)?);
+        stdin = if job.stdin {
+            let (in_read, in_write) = pipe2(OFlag::O_CLOEXEC)?;
+            command.stdin(in_read);
+            Some(Pipe::writer(in_write)?)
+        } else {
+            command.stdin(Stdio::null());
+            None
+        };
+    }
+    sys::pass(&mut command, passed);
+    let process = tokio::process::Command::from(command).spawn()?;
+    ours.set_nonblocking(true)?;
+    Ok(Started { control: UnixStream::from_std(ours)?, process, stdin, stdout, stderr, tty: job.tty })
+}
+
+fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
+    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
+}
+
+/// Runs a command. `killed` resolves when an operator wants it ended.
+///
+/// # Errors
+/// When it could not be started; nothing was executed then.
+pub async fn run(job: &Job, port: &Port, killed: impl Future<Output = ()>) -> io::Result<Done> {
+    if let Some(cgroup) = &job.cgroup {
+        std::fs::create_dir_all(cgroup)?;
+    }
+    let Started { control, mut process, stdin, stdout, stderr, tty } = start(job)?;
+    port.send(crate::proto::remote::Frame::Accept).await;
+    let (mut from, mut to) = control.into_split();
+    let deadline = job.timeout.map(|t| Instant::now() + t);
+    let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
+    let inbox = &*port.inbox;
+    let master = tty.then(|| stdin.as_ref().and_then(|s| s.fd().try_clone_to_owned().ok())).flatten();
+
+    let pumped = [Pumped::default(), Pumped::default()];
+    let out = pump(&stdout, frame::Type::Stdout, 0, port, &budget, &pumped[0]);
+    let err = async {
+        if let Some(pipe) = &stderr {
+            pump(pipe, frame::Type::Stderr, 1, port, &budget, &pumped[1]).await;
+        }
+    };
+    let status = async {
+        let mut bytes = [0; 2];
+        match from.read_exact(&mut bytes).await {
+            Ok(_) => supervise::ending(bytes).code().map_or_else(
+                || Ending::Signal(supervise::ending(bytes).signal().and_then(|s| u8::try_from(s).ok()).unwrap_or(9)),
+                |code| Ending::Exit(u8::try_from(code & 0xff).unwrap_or(255)),
+            ),
+            Err(_) => {
+                // the supervisor itself was killed, and the command with it; whatever else it had started is left
+                let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
+                supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
+                Ending::Signal(9)
+            }
+        }
+    };
+    // until the command has ended and nobody holds its output open any more
+    let mut work = Box::pin(async { tokio::join!(out, err, status).2 });
+    let feed = feed(stdin, tty, port);
+    tokio::pin!(feed, killed);
+    let mut cut = None;
+    let mut end_by: Option<Instant> = None;
+    let (mut fed, mut told) = (false, false);
+    let finished = loop {
+        tokio::select! {
+            biased;
+            result = &mut work => break Some(result),
+            () = &mut feed, if !fed => fed = true,
+            () = poll_fn(|_| if budget.over.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }), if cut.is_none() => cut = Some(Ending::Limit),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if cut.is_none() && deadline.is_some() => {
+                cut = Some(Ending::Timeout);
+            }
+            () = &mut killed, if cut.is_none() => cut = Some(Ending::Cancelled),
+            order = inbox.order(), if cut.is_none() => match order {
+                Order::Signal(n) => {
+                    let _ = to.write_all(&[b'S', n]).await;
+                }
+                Order::Resize(rows, columns) => {
+                    if let Some(master) = &master {
+                        sys::set_window_size(master.as_fd(), rows, columns);
+                    }
+                }
+                Order::Cancel | Order::Gone => cut = Some(Ending::Cancelled),
+            },
+            () = sleep_until(end_by.unwrap_or_else(Instant::now)), if end_by.is_some() => break None,
+        }
+        if cut.is_some() && !told {
+            told = true;
+            let _ = to.write_all(b"K").await;
+            end_by = Some(Instant::now() + GRACE);
+        }
+    };
+    drop(work);
+    let status = finished.unwrap_or(Ending::Signal(9));
+    if cut.is_none() {
+        let _ = to.write_all(b"D").await;
+    }
+    drop(to); // the supervisor sees the end of the stream
+    // It ends by itself now; a zombie is not left to chance.
+    let _ = timeout(GRACE, process.wait()).await;
+    if let Some(cgroup) = &job.cgroup {
+        let _ = std::fs::remove_dir(cgroup);
+    }
+    let ending = cut.unwrap_or(status);
+    let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
+    Ok(Done { ending, stdout, stderr, bytes: (out, err) })
+}
+
+/// What a command may still write. Looked at each time that its output makes the task turn.
+struct Budget {
+    left: AtomicU64,
+    over: AtomicBool,
+}
+
+/// What was passed on so far; kept outside of whoever passes it on, so that no ending loses it.
+#[derive(Default)]
+struct Pumped(Mutex<(Sha256, u64)>);
+
+impl Pumped {
+    fn add(&self, bytes: &[u8]) {
+        let mut inside = self.0.lock().expect("no panic under this lock");
+        inside.0.update(bytes);
+        inside.1 += bytes.len() as u64;
+    }
+
+    fn finish(self) -> (Digest, u64) {
+        let (digest, bytes) = self.0.into_inner().expect("no panic under this lock");
+        (digest.finalize().into(), bytes)
+    }
+}
+
+/// Passes output on, as much as there is credit for, until its end.
+async fn pump(pipe: &Pipe, kind: frame::Type, who: usize, port: &Port, budget: &Budget, pumped: &Pumped) {
+    let most = u32::try_from(SLICE).unwrap_or(u32::MAX);
+    loop {
+        if pipe.readable().await.is_err() {
+            break;
+        }
+        let credit = port.inbox.credit(who, most).await;
+        if credit == 0 {
+            break; // nobody reads any more
+        }
+        let room = usize::try_from(budget.left.load(Relaxed)).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; frame::HEADER + credit as usize];
+        let n = pipe.read(&mut buffer[frame::HEADER..]).await.unwrap_or_default();
+        let kept = n.min(room);
+        port.inbox.unused(credit - u32::try_from(kept).unwrap_or(credit));
+        if n == 0 {
+            break;
+        }
+        budget.left.fetch_sub(kept as u64, Relaxed);
+        if kept > 0 {
+            buffer.truncate(frame::HEADER + kept);
+            pumped.add(&buffer[frame::HEADER..]);
+            port.send_data(buffer, kind).await;
+        }
+        if kept < n {
+            budget.over.store(true, Relaxed);
+            break;
+        }
+    }
+}
+
+/// Passes input on until its end. What a command does not want is taken all the same, so that its client ends.
+async fn feed(stdin: Option<Pipe>, tty: bool, port: &Port) {
+    let inbox: &Inbox = &port.inbox;
+    let mut stdin = stdin;
+    while let Some(data) = inbox.data().await {
+        if let Some(pipe) = &stdin {
+            if pipe.write_all(&data).await.is_err() {
+                stdin = None;
+            }
+        }
+        port.taken(data.len()).await;
+    }
+    if let (Some(pipe), true) = (&stdin, tty) {
+        let _ = pipe.write_all(&[4]).await; // VEOF, as a terminal says it
+        std::future::pending::<()>().await; // its other half is still read
+    }
+}

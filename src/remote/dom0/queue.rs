@@ -1,0 +1,245 @@
+//! A VM without an agent: its queue of files is read and answered by calls, two for each command instead of eleven.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant as StdInstant, SystemTime},
+};
+
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Shared, Vm, channel,
+    command::{self, First},
+    port::{Inbox, Port},
+};
+use crate::{
+    proto::remote::{Buffer, Ending, Frame, Refusal},
+    remote::{
+        audit::local,
+        legacy::{self, Answer},
+    },
+};
+
+/// Between two looks at the queue, as the original has it.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a call may take.
+const CALL: Duration = Duration::from_secs(30);
+/// How long a command without a token is left alone: its client writes the token after the text.
+const GRACE: Duration = Duration::from_secs(5);
+/// Frames of one command on their way to its answer.
+const WAITING: usize = 16;
+
+/// Ids that are being served, and those seen without a token, since when.
+#[derive(Default)]
+struct Seen {
+    active: HashMap<String, Arc<Inbox>>,
+    bare: HashMap<String, StdInstant>,
+}
+
+/// Serves the queue until `until`, or until a call fails.
+pub async fn serve(shared: &Arc<Shared>, vm: &Arc<Vm>, until: Instant) {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let streams = AtomicU32::new(1);
+    loop {
+        let Ok(listing) = fetch(shared, vm).await else { return };
+        let taken = take(shared, vm, listing, &seen, &streams);
+        if shared.once {
+            for task in taken {
+                let _ = task.await;
+            }
+            return;
+        }
+        if Instant::now() >= until {
+            return;
+        }
+        sleep(TICK).await;
+    }
+}
+
+/// A command of the listing.
+struct Listed {
+    id: String,
+    token: Vec<u8>,
+    text: Vec<u8>,
+}
+
+/// Asks for everything that waits; the parser reads the answer.
+async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
+    let (mut parser, raw, frames) = channel::parser(true)?;
+    let mut call = channel::qvm_run(&vm.name, &legacy::fetch(&shared.config.user));
+    call.stdout(raw);
+    let mut child = call.spawn()?;
+    drop(call);
+    let read = async {
+        let (mut buffer, mut bytes, mut all) = (Buffer::default(), vec![0; 64 << 10], Vec::<Listed>::new());
+        loop {
+            let n = frames.read(&mut bytes).await?;
+            if n == 0 {
+                return Ok::<_, io::Error>(all);
+            }
+            buffer.add(&bytes[..n]);
+            while let Some((raw, _)) = buffer.frame().map_err(io::Error::other)? {
+                match raw.parse().map_err(io::Error::other)? {
+                    Frame::Legacy(id, token, _) => {
+                        all.push(Listed { id: id.to_owned(), token: token.to_vec(), text: Vec::new() });
+                    }
+                    Frame::Body(data) => match all.last_mut() {
+                        Some(last) if last.text.len() + data.len() <= 1 << 20 => last.text.extend_from_slice(data),
+                        _ => return Err(io::ErrorKind::InvalidData.into()),
+                    },
+                    _ => return Err(io::ErrorKind::InvalidData.into()),
+                }
+                if all.len() > 16 {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+        }
+    };
+    let all = timeout(CALL, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let _ = child.start_kill();
+    let status = child.wait().await?;
+    let _ = parser.start_kill();
+    let _ = parser.wait().await;
+    match all {
+        Ok(all) if !all.is_empty() || status.success() => Ok(all),
+        Ok(_) => Err(io::ErrorKind::NotConnected.into()), // the VM was halted
+        Err(e) => {
+            shared.audit.refused("ERROR", &format!("vm={} fetch-failed: {e}", vm.name));
+            if status.success() { Ok(Vec::new()) } else { Err(e) }
+        }
+    }
+}
+
+fn take(
+    shared: &Arc<Shared>,
+    vm: &Arc<Vm>,
+    listing: Vec<Listed>,
+    seen: &Arc<Mutex<Seen>>,
+    streams: &AtomicU32,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut tasks = Vec::new();
+    let mut state = seen.lock().expect("no panic under this lock");
+    // a client that gave up took its files away: what it waited for is ended
+    for (id, inbox) in &state.active {
+        if !listing.iter().any(|listed| listed.id == *id) && listing.len() < 16 {
+            inbox.put(&Frame::Cancel);
+        }
+    }
+    state.bare.retain(|id, _| listing.iter().any(|listed| listed.id == *id));
+    for Listed { id, token, text } in listing {
+        if state.active.contains_key(&id) || shared.dry_run && state.bare.contains_key(&id) {
+            continue;
+        }
+        if token.is_empty() || shared.dry_run {
+            let since = *state.bare.entry(id.clone()).or_insert_with(StdInstant::now);
+            if token.is_empty() && since.elapsed() < GRACE && !shared.once {
+                continue;
+            }
+        }
+        let (out, line) = mpsc::channel(WAITING);
+        let inbox: Arc<Inbox> = Arc::default();
+        state.active.insert(id.clone(), inbox.clone());
+        let port = Port { stream: streams.fetch_add(1, Relaxed), out, inbox: inbox.clone() };
+        let (shared, vm, seen) = (shared.clone(), vm.clone(), seen.clone());
+        let tasks_of = shared.tasks.clone();
+        tasks.push(tasks_of.spawn(async move {
+            let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+            let first = First::Legacy(id.clone(), token, length);
+            let serve = async {
+                let serve = command::serve(shared.clone(), vm.clone(), None, port, first);
+                tokio::pin!(serve);
+                tokio::select! {
+                    () = &mut serve => {} // refused before it took its text
+                    () = feed(&inbox, &text) => serve.await,
+                }
+            };
+            let ((), answer) = tokio::join!(serve, collect(&id, line, &inbox, &text));
+            inbox.gone();
+            if !shared.dry_run {
+                store(&shared, &vm, &answer.0, &answer.1).await;
+            }
+            seen.lock().expect("no panic under this lock").active.remove(&id);
+        }));
+    }
+    tasks
+}
+
+/// Hands the text over as fast as it is taken.
+async fn feed(inbox: &Inbox, text: &[u8]) {
+    for part in text.chunks(crate::proto::remote::SLICE) {
+        while !inbox.put(&Frame::Body(part)) {
+            sleep(Duration::from_millis(1)).await; // its window is full
+        }
+    }
+}
+
+/// Puts the frames of a command together into an answer, with the line for the VM's log.
+async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, text: &[u8]) -> (Answer, String) {
+    let (started, began) = (local(SystemTime::now()), StdInstant::now());
+    let mut answer = Answer { id: id.to_owned(), ..Answer::default() };
+    let mut buffer = Buffer::default();
+    while let Some(bytes) = line.recv().await {
+        buffer.add(&bytes);
+        while let Ok(Some((raw, _))) = buffer.frame() {
+            let kept = match raw.parse() {
+                Ok(Frame::Stdout(data)) => {
+                    legacy::collect(&mut answer.out, data);
+                    data.len()
+                }
+                Ok(Frame::Stderr(data)) => {
+                    legacy::collect(&mut answer.err, data);
+                    data.len()
+                }
+                Ok(Frame::Exit(ending, _)) => {
+                    answer.exit = ending.status();
+                    if ending == Ending::Timeout {
+                        let seconds = began.elapsed().as_secs();
+                        let text = format!("qvm-remote-dom0: command timed out after {seconds}s\n");
+                        answer.err.extend_from_slice(text.as_bytes());
+                    }
+                    0
+                }
+                Ok(Frame::Reject(refusal, why)) => {
+                    answer.exit = if refusal == Refusal::Failed { 125 } else { 126 };
+                    answer.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={id})\n").as_bytes());
+                    0
+                }
+                _ => 0,
+            };
+            if kept > 0 {
+                inbox.put(&Frame::Credit(u32::try_from(kept).unwrap_or(0)));
+            }
+        }
+    }
+    let ms = began.elapsed().as_millis();
+    answer.meta = legacy::meta(id, &started, ms, answer.exit);
+    let audit = legacy::audit_line(id, &started, ms, answer.exit, text);
+    (answer, audit)
+}
+
+/// Writes a result, all of it in one call.
+async fn store(shared: &Shared, vm: &Vm, answer: &Answer, audit: &str) {
+    let bytes = answer.to_bytes(audit);
+    let write = async {
+        let mut call = channel::qvm_run(&vm.name, &legacy::store(&shared.config.user));
+        call.stdin(std::process::Stdio::piped());
+        let mut child = call.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(&bytes).await?;
+        }
+        child.wait().await
+    };
+    match timeout(CALL, write).await {
+        Ok(Ok(status)) if status.success() => {}
+        _ => shared.audit.write("ERROR", &format!("vm={} id={} write-failed", vm.name, answer.id)),
+    }
+}

@@ -1,0 +1,238 @@
+//! The original's queue of files, seen from dom0 when a VM has no agent: what is asked of its shell, and what comes
+//! back.
+//!
+//! The original made eleven calls for a command. Here one call fetches everything that waits, and one writes a result:
+//! each file under a temporary name, renamed when whole, `.exit` last, because that is what a client waits for.
+
+use std::{
+    fmt::Write as _,
+    io::{self, BufRead, ErrorKind, Read, Write},
+};
+
+use super::files;
+use crate::proto::remote::{Frame, MAX_COMMAND, SLICE, valid_id};
+
+/// Commands that one call fetches at most.
+const BATCH: u32 = 16;
+/// Bytes of each output stream that the original passes on.
+pub const MAX_OUTPUT: usize = 10 << 20;
+/// What the original writes after that many.
+pub const TRUNCATED: &[u8] = b"\n[truncated at 10485760 bytes]\n";
+
+/// The directory in the VM. `user` was checked when it was read ([`super::config`]).
+fn directory(user: &str) -> String {
+    format!("/home/{user}/.qvm-remote")
+}
+
+/// The shell text that prints every command that waits: a line `id size token`, then its bytes. Only regular files of
+/// harmless name, and no more of each than a command may have.
+pub fn fetch(user: &str) -> String {
+    let dir = directory(user);
+    format!(
+        "cd '{dir}/queue/pending' 2>/dev/null || exit 0; n=0; for f in *; do \
+         case $f in *.auth|*.auth2|*.cmd|*.tmp|*..*|.*|-*|*[!A-Za-z0-9._-]*) continue;; esac; \
+         [ -f \"$f\" ] && [ ! -L \"$f\" ] || continue; n=$((n+1)); [ $n -le {BATCH} ] || break; t=; \
+         [ -f \"$f.auth\" ] && [ ! -L \"$f.auth\" ] && t=$(head -c 200 \"$f.auth\" | tr -dc 0-9A-Za-z); \
+         s=$(head -c {} \"$f\" | wc -c); printf '%s %s %s\\n' \"$f\" $((s)) \"$t\"; head -c $((s)) \"$f\"; done",
+        MAX_COMMAND + 1
+    )
+}
+
+/// Reads what [`fetch`] prints and writes it as frames: LEGACY and BODY, a stream for each command. A command of more
+/// than 1 MiB is announced with its size and no body.
+///
+/// # Errors
+/// `InvalidData` when it is something else.
+pub fn parse(from: &mut impl BufRead, to: &mut impl Write) -> io::Result<()> {
+    let bad = || io::Error::from(ErrorKind::InvalidData);
+    for stream in 1..=BATCH {
+        let mut line = Vec::new();
+        from.take(512).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let line = std::str::from_utf8(&line).ok().and_then(|l| l.strip_suffix('\n')).ok_or_else(bad)?;
+        let mut words = line.split(' ');
+        let (Some(id), Some(size), Some(token), None) = (words.next(), words.next(), words.next(), words.next()) else {
+            return Err(bad());
+        };
+        let size: usize = size.parse().map_err(|_| bad())?;
+        if !valid_id(id) || size > MAX_COMMAND + 1 || !token.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(bad());
+        }
+        let mut text = vec![0; size];
+        from.read_exact(&mut text)?;
+        text.truncate(MAX_COMMAND);
+        let mut out = Vec::with_capacity(text.len() + 256);
+        let length = u32::try_from(text.len()).map_err(|_| bad())?;
+        Frame::Legacy(id, token.as_bytes(), length).write(stream, &mut out);
+        text.chunks(SLICE).for_each(|part| Frame::Body(part).write(stream, &mut out));
+        to.write_all(&out)?;
+    }
+    if from.fill_buf()?.is_empty() { Ok(()) } else { Err(bad()) }
+}
+
+/// The result of a command, as the original writes it.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// Its id.
+    pub id: String,
+    /// Its output, cut already.
+    pub out: Vec<u8>,
+    /// Its standard error, cut already.
+    pub err: Vec<u8>,
+    /// The text of `.meta`.
+    pub meta: String,
+    /// The text of `.exit`.
+    pub exit: u8,
+}
+
+/// The shell text that takes a result from its standard input ([`Answer::to_bytes`]) and puts it in place.
+pub fn store(user: &str) -> String {
+    let dir = directory(user);
+    format!(
+        "umask 077; cd '{dir}/queue' || exit 1; mkdir -p pending running results; read -r i o e m x || exit 1; \
+         for k in out:$o err:$e meta:$m; do head -c ${{k#*:}} >\"results/.$i.tmp\" && \
+         mv -f \"results/.$i.tmp\" \"results/$i.${{k%%:*}}\" || exit 1; done; \
+         printf %s \"$x\" >\"results/.$i.tmp\" && mv -f \"results/.$i.tmp\" \"results/$i.exit\"; \
+         rm -f \"pending/$i\" \"pending/$i.auth\" \"running/$i\"; \
+         while IFS= read -r l; do printf '%s\\n' \"$l\" >>'{dir}/audit.log'; done"
+    )
+}
+
+impl Answer {
+    /// What [`store`] reads, with a line for the VM's audit log.
+    pub fn to_bytes(&self, audit: &str) -> Vec<u8> {
+        let mut head = String::new();
+        let sizes = (self.out.len(), self.err.len(), self.meta.len());
+        let _ = writeln!(head, "{} {} {} {} {}", self.id, sizes.0, sizes.1, sizes.2, self.exit);
+        let mut bytes = head.into_bytes();
+        for part in [&self.out[..], &self.err, self.meta.as_bytes(), audit.as_bytes(), b"\n"] {
+            bytes.extend_from_slice(part);
+        }
+        bytes
+    }
+}
+
+/// Adds output to what is kept of it, cut as the original cuts it.
+pub fn collect(kept: &mut Vec<u8>, more: &[u8]) {
+    if kept.len() > MAX_OUTPUT {
+        return; // the mark is there already
+    }
+    let room = MAX_OUTPUT - kept.len();
+    kept.extend_from_slice(&more[..more.len().min(room)]);
+    if more.len() > room {
+        kept.extend_from_slice(TRUNCATED);
+    }
+}
+
+/// The four lines of `.meta`, and a fifth where the result is authenticated.
+pub fn meta(id: &str, started: &str, duration_ms: u128, status: u8) -> String {
+    format!("id={id}\nstarted={started}\nduration_ms={duration_ms}\nexit_code={status}\n")
+}
+
+/// The line that dom0 adds to the VM's audit log.
+pub fn audit_line(id: &str, started: &str, duration_ms: u128, status: u8, text: &[u8]) -> String {
+    let shown: Vec<u8> = text.iter().take(200).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
+    format!(
+        "[{started}] id={id} exit={status} duration={duration_ms}ms cmd={}",
+        crate::log::escape(shown.trim_ascii_end())
+    )
+}
+
+/// Where the client's own files lie: `~/.qvm-remote`.
+pub fn home() -> Option<std::path::PathBuf> {
+    files::home().map(|home| home.join(".qvm-remote"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::remote::Buffer;
+
+    fn frames(listing: &[u8]) -> io::Result<Vec<(u32, String)>> {
+        let mut out = Vec::new();
+        parse(&mut &listing[..], &mut out)?;
+        let mut buffer = Buffer::default();
+        buffer.add(&out);
+        let mut all = Vec::new();
+        while let Some((raw, _)) = buffer.frame().expect("our own frames") {
+            all.push((raw.stream, format!("{:?}", raw.parse().expect("our own frames"))));
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn a_listing_becomes_frames() {
+        let all = frames(b"a-1 5 00ff\ntrue\nb-2 2 \nx\n").expect("a listing");
+        assert_eq!(all.len(), 4);
+        assert!(all[0].1.contains("\"a-1\"") && all[2].0 == 2, "{all:?}");
+    }
+
+    #[test]
+    fn a_listing_with_a_path_or_too_much_is_refused() {
+        for bad in ["../x 1 \nx", "a/b 1 \nx", "a 9999999 \n", "a 5 \nx", "a 1", "a 1 \nxjunk", "a 1 t'o\nx", "a -1 \n"]
+        {
+            assert!(frames(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(frames("a 0 \n".repeat(20).as_bytes()).is_err(), "more than one call fetches");
+    }
+
+    #[test]
+    fn the_shell_text_fetches_what_parse_reads_and_stores_what_a_client_waits_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = dir.path().to_str().expect("a plain path");
+        let queue = dir.path().join(".qvm-remote/queue");
+        std::fs::create_dir_all(queue.join("pending")).expect("made");
+        for (name, text) in
+            [("a-1", "echo\n"), ("a-1.auth", "00ff\n"), ("a-1.cmd", "x"), ("b'2", "x"), ("c-3", "\u{e9}")]
+        {
+            std::fs::write(queue.join("pending").join(name), text).expect("written");
+        }
+        std::os::unix::fs::symlink("/dev/zero", queue.join("pending/zero")).expect("linked");
+        nix::unistd::mkfifo(&queue.join("pending/fifo"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let text = fetch("user").replace("/home/user", home);
+        let listing = Command::new("bash").args(["-c", &text]).output().expect("bash runs").stdout;
+        assert_eq!(listing, "a-1 5 00ff\necho\nc-3 2 \n\u{e9}".as_bytes());
+        assert_eq!(frames(&listing).expect("a listing").len(), 4);
+
+        let answer =
+            Answer { id: "a-1".into(), out: (0..=255).collect(), err: b"e\n".to_vec(), meta: "m\n".into(), exit: 7 };
+        let text = store("user").replace("/home/user", home);
+        let mut bash = Command::new("bash").args(["-c", &text]).stdin(Stdio::piped()).spawn().expect("bash runs");
+        let mut stdin = bash.stdin.take().expect("piped");
+        stdin.write_all(&answer.to_bytes("the audit's line")).expect("bash reads");
+        drop(stdin);
+        assert!(bash.wait().expect("it ends").success());
+        let read = |name: &str| std::fs::read(queue.join("results").join(name)).expect("written");
+        assert_eq!((read("a-1.out"), read("a-1.err")), (answer.out, b"e\n".to_vec()));
+        assert_eq!((read("a-1.meta"), read("a-1.exit")), (b"m\n".to_vec(), b"7".to_vec()));
+        assert!(!queue.join("pending/a-1").exists() && !queue.join("pending/a-1.auth").exists());
+        let log = std::fs::read_to_string(dir.path().join(".qvm-remote/audit.log")).expect("written");
+        assert_eq!(log, "the audit's line\n");
+    }
+
+    #[test]
+    fn output_is_cut_where_the_original_cuts_it() {
+        let mut kept = Vec::new();
+        for _ in 0..12 {
+            collect(&mut kept, &vec![b'x'; 1 << 20]);
+        }
+        assert_eq!(kept.len(), MAX_OUTPUT + 31);
+        assert!(kept.ends_with(TRUNCATED));
+        let mut exact = vec![b'x'; MAX_OUTPUT];
+        collect(&mut exact, b"");
+        assert_eq!(exact.len(), MAX_OUTPUT);
+    }
+
+    proptest! {
+        #[test]
+        fn any_listing_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = frames(&bytes);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The process that reads a VM's bytes: `qvm-remote-dom0 parse`, one for each channel.
+//!
+//! It has no key, no privilege, a user id that nobody else has, no file besides its two pipes, and a filter that leaves
+//! it nothing but reading, writing, memory and its own end. What it passes on to the daemon are whole frames that a VM
+//! may send, each read to the last byte and written anew; at the first fault it ends, and with it the channel.
+//!
+//! So what a VM sends meets first a process in which even arbitrary code could only do what the VM can do anyway: ask.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    process::ExitCode,
+};
+
+use nix::{
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    },
+    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use super::legacy;
+use crate::{
+    proto::remote::{Buffer, Frame, MAGIC},
+    sys,
+};
+
+/// User ids for parsers: one for each channel from here on, in a range that systemd's UIDS-GIDS.md leaves unused.
+pub const FIRST_UID: u32 = 0x7000_0000;
+/// Its end when the VM has no agent.
+pub const NO_AGENT: u8 = 3;
+/// Its end at a fault.
+pub const FAULT: u8 = 4;
+/// Memory of the process at most, in bytes.
+const MEMORY: u64 = 256 << 20;
+
+/// What the VM's side speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// Frames of an agent, after its magic.
+    Frames,
+    /// The listing of the original's queue ([`legacy`]).
+    Listing,
+}
+
+/// Gives up everything as `uid`, then reads standard input and writes frames to standard output until its end.
+///
+/// # Errors
+/// When privileges cannot be given up: nothing was read then.
+pub fn run(uid: u32, language: Language) -> io::Result<ExitCode> {
+    confine(uid)?;
+    let result = match language {
+        Language::Frames => frames(),
+        Language::Listing => {
+            let (from, mut to) = ends();
+            legacy::parse(&mut io::BufReader::new(from), &mut to).map_err(|_| FAULT)
+        }
+    };
+    Ok(result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
+}
+
+fn confine(uid: u32) -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_AS, MEMORY, MEMORY)?;
+    if nix::unistd::geteuid().is_root() {
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+    }
+    setrlimit(Resource::RLIMIT_NPROC, 0, 0)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, 0)?;
+    prctl::set_dumpable(false)?;
+    prctl::set_no_new_privs()?;
+    seccompiler::apply_filter(&filter()?).map_err(io::Error::other)
+}
+
+/// Reading, writing, memory, the end; anything else ends the process.
+fn filter() -> io::Result<BpfProgram> {
+    let calls = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        libc::SYS_sigaltstack,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_close,
+        libc::SYS_restart_syscall,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
+    filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)
+}
+
+/// Standard input and output, unbuffered.
+fn ends() -> (File, File) {
+    (File::from(sys::own(0)), File::from(sys::own(1)))
+}
+
+/// Passes frames on, each read whole and written anew.
+fn frames() -> Result<(), u8> {
+    let (mut from, mut to) = ends();
+    let (mut buffer, mut bytes, mut out) = (Buffer::default(), vec![0; 64 << 10], Vec::new());
+    let mut greeted = false;
+    let mut last_stream = 0;
+    loop {
+        let n = match from.read(&mut bytes) {
+            Ok(0) => return if greeted { Ok(()) } else { Err(NO_AGENT) },
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return Err(FAULT),
+        };
+        buffer.add(&bytes[..n]);
+        if !greeted {
+            match buffer.magic() {
+                Some(true) => greeted = true,
+                Some(false) => return Err(NO_AGENT),
+                None => continue,
+            }
+            out.extend_from_slice(MAGIC);
+        }
+        while let Some((raw, _)) = buffer.frame().map_err(|_| FAULT)? {
+            let stream = raw.stream;
+            let frame = if raw.from_vm() { raw.parse().map_err(|_| FAULT)? } else { return Err(FAULT) };
+            if matches!(frame, Frame::Open(..) | Frame::Legacy(..)) {
+                if stream <= last_stream {
+                    return Err(FAULT); // numbers only grow, so none ever means two commands
+                }
+                last_stream = stream;
+            }
+            frame.write(stream, &mut out);
+        }
+        to.write_all(&out).map_err(|_| FAULT)?;
+        out.clear();
+    }
+}

@@ -1,0 +1,259 @@
+//! The parent of one command: `qvm-remote-dom0 supervise`, started by the daemon for each.
+//!
+//! It adopts whatever the command's processes leave behind (PR_SET_CHILD_SUBREAPER), however they daemonise, so the
+//! whole tree can be found and ended; and it ends that tree by itself when the daemon goes away. So a command never
+//! outlives the one who answers for it, and a daemon that crashed has nothing to clean up.
+//!
+//! Standard input, output and error, environment and directory are the command's own. Descriptor 3 is a socket to the
+//! daemon. From there: `S` and a byte, that signal to the command's process group; `K`, end the tree; `D`, it is done,
+//! leave what lives on in the background alone; the end of the stream without `D` is a `K`. To there: two bytes, how
+//! the command itself ended (`0 status` or `1 signal`). All of a tree that is ended gets TERM, and KILL after five
+//! seconds.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::{net::UnixStream, process::ExitStatusExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal, kill, killpg},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::sys::{self, Identity};
+
+/// The daemon's socket.
+pub const CONTROL: i32 = 3;
+/// The command's text, when it is one for a shell.
+pub const SCRIPT: i32 = 4;
+/// Between TERM and KILL.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How often what is left is killed again: a tree may grow while it is being ended.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// What to run, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Program and arguments.
+    pub words: Vec<std::ffi::OsString>,
+    /// Its standard input is a terminal that it shall control.
+    pub tty: bool,
+    /// Whom to run as.
+    pub identity: Option<Identity>,
+    /// A control group of its own, made already.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Runs the plan to its end.
+///
+/// # Errors
+/// What could not be set up; the daemon then sees the stream end without an ending.
+pub fn run(plan: Plan) -> io::Result<ExitCode> {
+    let control = UnixStream::from(sys::own(CONTROL));
+    nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    prctl::set_child_subreaper(true)?;
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    children.thread_block()?;
+    let signals = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let _ = nix::unistd::setsid(); // a leader of a group already is fine, too
+    let home = plan.cgroup.as_deref().and_then(enter);
+    let started = start(&plan);
+    if let Some(home) = home {
+        let _ = fs::write(home.join("cgroup.procs"), "0"); // only the command stays inside
+    }
+    let mut tree = Tree { leader: None, cgroup: plan.cgroup, ending: None };
+    match started {
+        Ok(pid) => tree.leader = Some(pid),
+        Err(e) => {
+            let name = crate::log::escape(plan.words.first().map_or(b"", |w| w.as_encoded_bytes()));
+            let status = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            let _ = writeln!(io::stderr(), "qvm-remote-dom0: {name}: {e}");
+            (&control).write_all(&[0, status])?;
+        }
+    }
+    // the command's own ends must not be held open here
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for number in 0..=2 {
+        std::mem::forget(sys::place(null.as_fd(), number)?);
+    }
+    if plan.words.iter().any(|w| w == "/dev/fd/4") {
+        drop(sys::own(SCRIPT));
+    }
+    tree.watch(&control, &signals)
+}
+
+fn start(plan: &Plan) -> io::Result<Pid> {
+    let (program, arguments) = plan.words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    sys::lead_session(&mut command, plan.tty, plan.identity.clone());
+    let child = command.spawn()?;
+    Ok(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?))
+}
+
+/// Enters the command's group; where we come from.
+fn enter(cgroup: &Path) -> Option<PathBuf> {
+    fs::write(cgroup.join("cgroup.procs"), "0").ok()?;
+    cgroup.parent().map(Path::to_owned)
+}
+
+struct Tree {
+    /// The command itself, until it was waited for.
+    leader: Option<Pid>,
+    cgroup: Option<PathBuf>,
+    /// When TERM turns into KILL, once the tree is being ended.
+    ending: Option<Instant>,
+}
+
+impl Tree {
+    fn watch(mut self, control: &UnixStream, signals: &SignalFd) -> io::Result<ExitCode> {
+        let mut heard = true;
+        loop {
+            let wait = match self.ending {
+                Some(_) => PollTimeout::from(u16::try_from(AGAIN.as_millis()).unwrap_or(20)),
+                None => PollTimeout::NONE,
+            };
+            let mut fds =
+                [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+            let watched = if heard { 2 } else { 1 };
+            match poll(&mut fds[..watched], wait) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            if heard && fds[1].any().unwrap_or(false) {
+                let mut order = [0; 2];
+                match (&*control).read(&mut order[..1]) {
+                    Ok(1) if order[0] == b'D' && self.ending.is_none() => return Ok(ExitCode::SUCCESS),
+                    Ok(1) if order[0] == b'S' => {
+                        (&*control).read_exact(&mut order[1..])?;
+                        self.signal(order[1]);
+                    }
+                    Ok(1) if order[0] == b'K' => self.end(),
+                    Ok(1) => {}
+                    _ => {
+                        heard = false;
+                        self.end();
+                    }
+                }
+            }
+            while let Ok(Some(_)) = signals.read_signal() {}
+            let anybody = self.reap(control);
+            if let Some(deadline) = self.ending {
+                if !anybody {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                if Instant::now() >= deadline {
+                    self.kill();
+                }
+            }
+        }
+    }
+
+    /// Waits for whoever has ended; whether anybody is left.
+    fn reap(&mut self, mut control: &UnixStream) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return true,
+                Ok(status) => {
+                    if self.leader.is_some() && status.pid() == self.leader {
+                        self.leader = None;
+                        let ending = match status {
+                            WaitStatus::Exited(_, code) => [0, u8::try_from(code & 0xff).unwrap_or(255)],
+                            WaitStatus::Signaled(_, signal, _) => [1, u8::try_from(signal as i32).unwrap_or(0)],
+                            _ => continue,
+                        };
+                        let _ = control.write_all(&ending);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn signal(&self, number: u8) {
+        if let (Some(leader), Ok(signal)) = (self.leader, Signal::try_from(i32::from(number))) {
+            let _ = killpg(leader, signal);
+        }
+    }
+
+    /// Begins to end the tree.
+    fn end(&mut self) {
+        if self.ending.is_none() {
+            self.ending = Some(Instant::now() + PATIENCE);
+            for pid in descendants() {
+                let _ = kill(pid, Signal::SIGTERM);
+                let _ = kill(pid, Signal::SIGCONT); // a stopped process does not hear TERM
+            }
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+        }
+        for pid in descendants() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Everyone below this process, from /proc/PID/stat.
+fn descendants() -> Vec<Pid> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        // proc(5): pid (name) state parent …; the name may hold anything, so from its last parenthesis
+        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
+        let rest =
+            stat.iter().rposition(|b| *b == b')').map(|at| String::from_utf8_lossy(&stat[at + 1..]).into_owned());
+        let parent = rest.and_then(|r| r.split_whitespace().nth(1).and_then(|p| p.parse().ok()));
+        children.entry(parent.unwrap_or(0)).or_default().push(pid);
+    }
+    let (mut found, mut look) = (Vec::new(), vec![nix::unistd::getpid().as_raw()]);
+    while let Some(pid) = look.pop() {
+        for child in children.remove(&pid).unwrap_or_default() {
+            found.push(Pid::from_raw(child));
+            look.push(child);
+        }
+    }
+    found
+}
+
+/// Kills every process that has this command's id in its environment: for the case that its supervisor was killed, so
+/// that nobody else can tell its tree.
+pub fn kill_marked(id: &[u8]) {
+    let mark = [b"QVM_REMOTE_ID=", id].concat();
+    if id.is_empty() {
+        return;
+    }
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|variable| variable == mark) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Reads the two bytes that tell how the command ended.
+pub fn ending(bytes: [u8; 2]) -> std::process::ExitStatus {
+    let [kind, value] = bytes.map(i32::from);
+    std::process::ExitStatus::from_raw(if kind == 0 { value << 8 } else { value })
+}
