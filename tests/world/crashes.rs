@@ -1,0 +1,118 @@
+//! Whatever dies: nothing runs twice, everybody gets an answer, nothing is left behind.
+
+use std::time::Duration;
+
+use crate::world::eventually;
+
+/// How often a command that appends a line to this file has run.
+const COUNT: &str = "cat /root/ran 2>/dev/null | wc -l";
+
+#[test]
+fn a_command_ends_with_the_daemon_and_its_client_is_told() {
+    let world = world!("work");
+    let daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo x >>/root/ran; echo up; setsid -f sleep 4731; sleep 4731"]);
+    running.wait_for("up\n");
+    daemon.kill();
+    running.end_within(Duration::from_secs(20)).says("the connection to dom0 was lost while the command ran");
+    eventually("no sleep left", || world.processes("sleep 4731") == 0);
+    let _daemon = world.daemon();
+    world.remote("work", &["echo back"]).expect(0, "back\n");
+    world.dom0(COUNT).expect(0, "1\n");
+}
+
+#[test]
+fn a_durable_request_runs_once_and_is_answered_wherever_the_daemon_dies() {
+    let world = world!("work");
+    world.authorize();
+    // before it is begun
+    let early = world.remote_start("work", &["--queue", "-t", "60", "echo x >>/root/ran; echo early"]);
+    let pending = world.home("work").join(".qvm-remote/queue/pending");
+    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+    world.daemon().kill();
+    let done = early.end();
+    assert!(done.code == 0 || done.code == 130 || done.code == 126, "{done:#?}");
+    // while it runs
+    let daemon = world.daemon();
+    let running = world.remote_start("work", &["--queue", "-t", "60", "echo x >>/root/ran2; sleep 4732"]);
+    eventually("it runs", || world.dom0("cat /root/ran2 2>/dev/null").text() == "x\n");
+    daemon.kill();
+    eventually("no sleep left", || world.processes("sleep 4732") == 0);
+    let daemon = world.daemon();
+    running.end().expect(130, "").says("daemon restarted while this command was running");
+    world.dom0("cat /root/ran2").expect(0, "x\n");
+    assert!(world.dom0(COUNT).text().trim().parse::<u32>().expect("a number") <= 1);
+    drop(daemon);
+}
+
+#[test]
+fn a_daemon_that_is_stopped_lets_commands_end_first() {
+    let world = world!("work");
+    let daemon = world.ready();
+    let mut running = world.remote_start("work", &["-i", "echo up; read x; echo $x"]);
+    running.wait_for("up\n");
+    let stopping = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| daemon.stop());
+        eventually("it drains", || world.dom0("qvm-remote-dom0 status --json").text().contains("\"draining\":true"));
+        world.remote("work", &["true"]).expect(255, "").says("being stopped");
+        running.write(b"end\n");
+        running.wait_for("end\n");
+        stop.join().expect("stopped")
+    });
+    stopping.expect(0, "");
+    running.end().expect(0, "up\nend\n");
+}
+
+#[test]
+fn a_qube_that_is_halted_takes_its_commands_with_it_and_comes_back() {
+    let world = world!("work", "dev");
+    let daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo up; sleep 4733"]);
+    running.wait_for("up\n");
+    world.stop("work");
+    running.end();
+    eventually("no sleep left", || world.processes("sleep 4733") == 0);
+    world.remote("dev", &["echo other"]).expect(0, "other\n");
+    let calls = world.calls();
+    std::thread::sleep(Duration::from_secs(2)); // measured: a halted qube costs no calls
+    assert!(world.calls() <= calls + 1, "a halted qube is left alone");
+    world.boot("work");
+    daemon.wait_for_channel("work", "live");
+    world.remote("work", &["echo back"]).expect(0, "back\n");
+    assert!(!world.path().join("AUTOSTARTED").exists(), "no qube is ever started");
+}
+
+#[test]
+fn a_channel_that_is_cut_is_told_and_opened_again() {
+    let world = world!("work");
+    let daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo up; sleep 4734"]);
+    running.wait_for("up\n");
+    world.shell("work", "pkill -KILL -f 'qvm-remote serve'").expect(0, "");
+    running.end_within(Duration::from_secs(20)).says("lost");
+    eventually("no sleep left", || world.processes("sleep 4734") == 0);
+    daemon.wait_for_channel("work", "live");
+    world.remote("work", &["echo back"]).expect(0, "back\n");
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_no_command_and_no_silence() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo up; sleep 4735"]);
+    running.wait_for("up\n");
+    world.dom0("pkill -KILL -f 'supervise --'").expect(0, "");
+    assert_eq!(running.end().code, 137);
+}
+
+#[test]
+fn a_machine_that_slept_loses_nothing() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo up; sleep 1; head -c 3000000 /dev/zero; echo end"]);
+    running.wait_for("up\n");
+    world.dom0("pkill -STOP -x 'qvm-remote-dom0|exe'; sleep 3; pkill -CONT -x 'qvm-remote-dom0|exe'").expect(0, "");
+    let done = running.end();
+    assert_eq!((done.code, done.out.len()), (0, 3_000_000 + 7), "{}", done.err);
+    world.remote("work", &["echo after"]).expect(0, "after\n");
+}

@@ -1,0 +1,13 @@
+//! `qvm-remote` and `qvm-remote-dom0` from end to end, in a world of namespaces that stands in for dom0 and its qubes.
+//!
+//! `world` makes such a world and explains it; [`world`] lets a test stand in it. It needs root; elsewhere a test
+//! says so on stderr and passes, and with `CI=true` that is a failure.
+
+#[macro_use]
+mod world; // first: the macro `world!`
+mod attacks;
+mod commands;
+mod crashes;
+mod legacy;
+mod load;
+mod owner;

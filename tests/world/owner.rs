@@ -1,0 +1,205 @@
+//! What the owner of dom0 says and sees.
+
+use crate::world::eventually;
+
+#[test]
+fn a_policy_decides_and_a_semicolon_leads_nowhere() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "allow qvm-ls *\nallow shell 'echo exact'\n");
+    world.remote("work", &["--argv", "qvm-ls"]).expect(0, "NAME STATE\nwork Running\n");
+    world.remote("work", &["--argv", "qvm-ls", "; touch /root/hacked"]).expect(0, "NAME STATE\nwork Running\n");
+    world
+        .remote("work", &["qvm-ls; touch /root/hacked"])
+        .expect(126, "")
+        .says("denied: no rule of its policy allows it");
+    world.remote("work", &["qvm-ls"]).expect(126, "");
+    world.remote("work", &["echo exact"]).expect(0, "exact\n");
+    world.remote("work", &["--argv", "/bin/sh", "-c", "touch /root/hacked"]).expect(126, "");
+    world.remote("work", &["--argv", "/home/user/qvm-ls"]).expect(126, "");
+    world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
+    world.policy("work", "allow qvm-ls *\nnonsense\n");
+    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("work.policy:2: neither a rule");
+    world.dom0("rm /etc/qubes/remote.d/work.policy").expect(0, "");
+    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("is missing, so nothing is allowed");
+    assert!(world.log().contains("DENY vm=work"));
+}
+
+#[test]
+fn environment_and_directory_are_dropped_unless_the_policy_names_them() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let hostile = "export BASH_ENV=/home/user/evil PATH=/home/user:$PATH LD_PRELOAD= IFS=x LANG=de TZ=Mars; echo 'echo evil' >evil; ";
+    world.shell("work", &format!("{hostile} qvm-remote 'env | sort | grep -vE \"^(_|QVM_REMOTE_ID|SHLVL|PWD)=\"; pwd'")).expect(
+        0,
+        "HOME=/root\nLANG=C.UTF-8\nLOGNAME=root\n\
+         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nQVM_REMOTE_VM=work\nSHELL=/bin/bash\nUSER=root\n/\n",
+    );
+    world.policy("work", "allow shell * [env=TZ cwd=/tmp]\n");
+    world.shell("work", &format!("{hostile} qvm-remote 'echo $TZ; pwd'")).expect(0, "Mars\n/tmp\n");
+    world.policy("work", "allow shell * [user=nobody stdin=no timeout=1 max-output=1K]\n");
+    world.remote("work", &["id -un; echo $HOME $USER"]).expect(0, "nobody\n/nonexistent nobody\n");
+    world.shell("work", "echo x | qvm-remote -i cat").expect(126, "").says("no standard input");
+    assert_eq!(world.remote("work", &["sleep 100"]).code, 124);
+    let done = world.remote("work", &["yes"]);
+    assert_eq!((done.code, done.out.len()), (125, 1024), "{}", done.err);
+    world.policy("work", "force = echo \"forced: $QVM_REMOTE_ORIGINAL_COMMAND\"\nallow shell *\n");
+    world.remote("work", &["rm -rf /"]).expect(0, "forced: rm -rf /\n");
+}
+
+#[test]
+fn a_command_that_needs_approval_waits_for_it() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "ask shell *\n");
+    let first = world.remote_start("work", &["echo yes"]);
+    let ticket = || {
+        let list = world.dom0("qvm-remote-dom0 approve").text();
+        list.split_whitespace().next().filter(|t| t.len() == 12).map(str::to_owned)
+    };
+    eventually("a ticket", || ticket().is_some());
+    let id = ticket().expect("there");
+    world.dom0(&format!("qvm-remote-dom0 approve {id} </dev/null")).expect(1, "work asks for cmd=echo yes\n");
+    assert_eq!(world.dom0("qvm-remote-dom0 approve 000000000000 --yes").code, 1);
+    assert!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).text().ends_with("Allowed.\n"));
+    first.end().expect(0, "yes\n").says("waiting for approval in dom0: qvm-remote-dom0 approve");
+    let second = world.remote_start("work", &["printf '\\033]52;c;x\\007'"]);
+    eventually("a ticket", || ticket().is_some());
+    let list = world.dom0("qvm-remote-dom0 approve").text();
+    assert!(!list.contains('\x1b'), "{list}");
+    world.dom0(&format!("qvm-remote-dom0 approve {} --deny", ticket().expect("there"))).expect(0, "Refused.\n");
+    second.end().expect(126, "").says("denied: not approved");
+}
+
+#[test]
+fn revoke_counts_at_once_and_with_kill_for_what_runs() {
+    let world = world!("work", "dev");
+    let _daemon = world.ready();
+    let mut running = world.remote_start("work", &["echo up; sleep 4741"]);
+    running.wait_for("up\n");
+    world.dom0("qvm-remote-dom0 revoke --kill work").expect(0, "Revoked VM 'work'.\nEnded 1 running command(s).\n");
+    assert_eq!(running.end().code, 130);
+    world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
+    world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");
+    // the last key: nobody is served, nothing is open
+    world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
+    world.remote("dev", &["true"]).expect(126, "").says("not authorized");
+}
+
+#[test]
+fn keys_are_changed_without_a_gap() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let old = world.remote("work", &["key", "show"]).text();
+    let new = world.remote("work", &["key", "gen"]).text();
+    world.remote("work", &["true"]).expect(126, "").says("its key is not this qube's");
+    let run = |key: &str, keep: &str| world.dom0(&format!("qvm-remote-dom0 authorize {keep} work {key}")).code;
+    assert_eq!(run(new.trim(), "--keep-old"), 0);
+    world.remote("work", &["echo new"]).expect(0, "new\n");
+    world.remote("work", &["key", "import", old.trim()]);
+    world.remote("work", &["echo old"]).expect(0, "old\n");
+    assert_eq!(run(new.trim(), ""), 0);
+    world.remote("work", &["true"]).expect(126, "");
+}
+
+#[test]
+fn a_daemon_without_keys_or_beside_another_does_not_start() {
+    let world = world!("work");
+    world
+        .dom0("qvm-remote-dom0")
+        .expect(1, "")
+        .says("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM");
+    world.dom0("qvm-remote-dom0 --vm work").expect(1, "").says("no VM that is listed has a key");
+    world.dom0("qvm-remote-dom0 authorize ../x 00").expect(1, "");
+    world.authorize();
+    world.dom0("qvm-remote-dom0 --vm nosuch").expect(1, "").says("no VM that is listed has a key");
+    world
+        .dom0("cp /etc/qubes/remote.d/work.key /etc/qubes/remote.d/nosuch.key; qvm-remote-dom0 --vm nosuch")
+        .expect(1, "")
+        .says("VM 'nosuch' does not exist");
+    let _daemon = world.daemon();
+    world.dom0("qvm-remote-dom0 --once").expect(1, "").says("another qvm-remote-dom0 is running");
+    world.remote("work", &["echo unharmed"]).expect(0, "unharmed\n");
+}
+
+#[test]
+fn once_does_what_waits_and_a_dry_run_touches_nothing() {
+    let world = world!("work");
+    world.authorize();
+    let waiting = world.remote_start("work", &["--queue", "touch /root/ran; echo done"]);
+    let pending = world.home("work").join(".qvm-remote/queue/pending");
+    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+    let before =
+        world.dom0("find /etc/qubes /var/log /var/lib /run /root -type f -printf '%p %s %T@\\n' | sort").text();
+    let dry = world.dom0("qvm-remote-dom0 --once --dry-run");
+    assert_eq!(dry.code, 0, "{dry:#?}");
+    assert!(dry.err.contains("DRY vm=work") && dry.err.contains("decision=allow"), "{dry:#?}");
+    let after = world.dom0("find /etc/qubes /var/log /var/lib /run /root -type f -printf '%p %s %T@\\n' | sort").text();
+    assert_eq!(before, after);
+    let answer = waiting.end();
+    assert!(answer.text().starts_with("[dry-run] allow cmd=touch /root/ran"), "{answer:#?}");
+    let waiting = world.remote_start("work", &["--queue", "touch /root/ran; echo done"]);
+    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+    assert_eq!(world.dom0("qvm-remote-dom0 --once").code, 0);
+    waiting.end().expect(0, "done\n");
+    world.dom0("ls /root/ran").expect(0, "/root/ran\n");
+}
+
+#[test]
+fn the_service_is_enabled_only_behind_a_typed_yes() {
+    let world = world!("work");
+    world
+        .dom0("echo no | qvm-remote-dom0 enable")
+        .expect(1, "Aborted.\n")
+        .says("Type 'yes' to accept this risk and enable:");
+    world
+        .dom0("echo yes | qvm-remote-dom0 enable")
+        .expect(0, "Enabled and started. Disable with: qvm-remote-dom0 disable\n");
+    world.dom0("qvm-remote-dom0 disable").expect(0, "Disabled and stopped.\n");
+    world.dom0("qvm-remote-dom0 start --for 30min").expect(0, "Started for 30min.\n");
+    let calls = std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
+    assert_eq!(
+        calls,
+        "enable qvm-remote-dom0\nstart qvm-remote-dom0\ndisable qvm-remote-dom0\nstop qvm-remote-dom0\nstart qvm-remote-dom0\n"
+    );
+    std::fs::write(world.path().join("vms/work/netvm"), "sys-firewall\n").expect("written");
+    let key = world.remote("work", &["key", "gen"]).text();
+    let done = world.dom0(&format!("qvm-remote-dom0 authorize work {} --deny", key.trim()));
+    assert!(done.text().contains("WARNING: 'work' is connected to the network (netvm: sys-firewall)"), "{done:#?}");
+    assert!(!done.text().contains("allow shell *"), "{done:#?}");
+}
+
+#[test]
+fn the_installer_takes_only_the_program_that_the_owner_named() {
+    let world = world!("work");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/install-dom0.sh");
+    std::fs::copy(source, world.home("work").join("install-dom0.sh")).expect("copied");
+    std::fs::copy(env!("CARGO_BIN_EXE_qvm-remote-dom0"), world.home("work").join("program")).expect("copied");
+    world.dom0("chown 1000:1000 $WORLD/vms/work/home/user/*").expect(0, "");
+    world.remote("work", &["key", "gen"]);
+    // as the README prints it
+    world.dom0("qvm-run --pass-io --no-gui work 'cat ~/install-dom0.sh' > /tmp/install-$$.sh && mv /tmp/install-$$.sh /root/install-dom0.sh").expect(0, "");
+    let hash = world.dom0("sha256sum $WORLD/vms/work/home/user/program | cut -c1-64").text();
+    let install = |words: &str| world.dom0(&format!("bash /root/install-dom0.sh {words} </dev/null"));
+    install("work /home/user/program").expect(1, "").says("nothing is installed unseen");
+    install(&format!("--sha256 {} work /home/user/program", hash.trim()))
+        .expect(1, "")
+        .says("it is asked on a terminal");
+    install(&format!("--yes --sha256 {} work /home/user/program", "0".repeat(64)))
+        .expect(1, "")
+        .says("nothing was installed");
+    install(&format!("--yes --sha256 {} nosuch /home/user/program", hash.trim())).expect(1, "").says("does not exist");
+    install(&format!("--yes --sha256 {} work '/home/user/x;id'", hash.trim())).expect(1, "").says("the path may hold");
+    world.dom0("ls /usr/bin/qvm-remote-dom0 /etc/systemd/system/qvm-remote-dom0.service /etc/qubes/remote.conf 2>/dev/null").expect(2, "");
+    let done = install(&format!("--yes --sha256 {} work /home/user/program", hash.trim()));
+    assert!(done.code == 0 && done.text().contains("Installed. In work: qvm-remote ping."), "{done:#?}");
+    assert!(done.err.contains("WARNING"), "{done:#?}");
+    world
+        .dom0("stat -c %a /usr/bin/qvm-remote-dom0 /etc/systemd/system/qvm-remote-dom0.service /etc/qubes/remote.conf")
+        .expect(0, "755\n644\n600\n");
+    let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0.service"))
+        .expect("there");
+    world.dom0("cat /etc/systemd/system/qvm-remote-dom0.service").expect(0, &unit);
+    let _daemon = world.daemon();
+    world.remote("work", &["hostname"]).expect(0, "dom0\n");
+}
