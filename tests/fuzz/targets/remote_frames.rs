@@ -1,0 +1,30 @@
+//! Bytes from a qube are frames, each written anew as the very bytes it was read from, or a fault; a request likewise.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qrexec_connect::proto::remote::{Buffer, Request, argv, argv_payload};
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut buffer = Buffer::default();
+    let _ = buffer.magic();
+    for part in bytes.chunks(7) {
+        buffer.add(part);
+        loop {
+            match buffer.frame() {
+                Ok(Some((raw, wire))) => {
+                    if let Ok(frame) = raw.parse() {
+                        assert_eq!(frame.to_vec(raw.stream), wire);
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+    if let Ok(request) = Request::parse(bytes) {
+        assert_eq!(request.canonical(), bytes);
+    }
+    if let Ok(words) = argv(bytes) {
+        assert_eq!(argv_payload(&words), bytes);
+    }
+});

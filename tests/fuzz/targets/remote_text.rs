@@ -1,0 +1,37 @@
+//! The texts of qvm-remote: a policy allows nothing that it does not name, a listing is read or refused, and so on.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qrexec_connect::{
+    proto::{mac::Key, remote::valid_id},
+    remote::{
+        config::Config,
+        legacy,
+        policy::{Asked, Policy, Verdict},
+        serve,
+    },
+};
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = Key::from_hex(bytes);
+    let _ = legacy::parse(&mut &bytes[..], &mut Vec::new());
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if valid_id(text) {
+        assert!(!text.contains('/') && !text.contains("..") && !text.starts_with('-'));
+    }
+    let _ = (Config::parse(text, |_| None), serve::read_mac(text));
+    match Policy::parse(text) {
+        Ok(policy) => {
+            if !text.contains("shell") {
+                assert_eq!(policy.decide(Asked::Shell(bytes)).verdict, Verdict::Deny);
+            }
+            let words: Vec<Vec<u8>> = bytes.split(|b| *b == b' ').map(<[u8]>::to_vec).collect();
+            let _ = policy.decide(Asked::Argv(&words));
+            let got = policy.decide(Asked::Get(bytes));
+            if got.verdict == Verdict::Allow {
+                assert!(!text.split('/').any(|part| part == ".."));
+            }
+        }
+        Err(faults) => assert!(!faults.is_empty()),
+    }
+});
