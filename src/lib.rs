@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`activation`] | inherited descriptors become named, typed listeners |
 //! | [`spec`] | text becomes meaning: names, units, configuration; pure |
-//! | [`proto`] | bytes become values: qrexec's limits and exit codes; pure |
+//! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
-//! | [`service`] | the life of sessions: accept, limits, drain, notify |
+//! | [`service`] | the life of sessions: accept, limits, drain, handover |
+//! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may |
 //! | [`cli`] | one face for each program: arguments, plan, run, exit code |
+//! | [`stream`] | one descriptor with its readiness: what `dial` gives and `relay` takes |
 //! | [`log`], [`report`], [`sys`] | events; errors as one line; the only unsafe code |
 //!
 //! # The vocabulary
