@@ -55,8 +55,11 @@ impl Group {
         let procs = self.own.join("cgroup.procs");
         match fs::write(&procs, pid.to_string()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(&self.own)?;
-                fs::write(&procs, pid.to_string())
+                match fs::create_dir(&self.own) {
+                    // Another call, started at the same moment, was quicker.
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+                    _ => fs::write(&procs, pid.to_string()),
+                }
             }
             result => result,
         }
@@ -115,5 +118,25 @@ mod tests {
         assert_eq!(beside("0::/user.slice/session-1.scope\n", "c /c cgroup2 rw 0 0"), None);
         assert_eq!(beside("0::/a.service\n", "proc /proc proc rw 0 0"), None);
         assert_eq!(beside("", ""), None);
+    }
+
+    #[test]
+    fn calls_that_begin_at_the_same_moment_all_find_their_place() {
+        // A directory plays the group: what matters here is who makes the one below it.
+        for _ in 0..50 {
+            let unit = tempfile::tempdir().expect("a directory");
+            let group = Group { unit: unit.path().to_owned(), own: unit.path().join("calls") };
+            std::thread::scope(|scope| {
+                let calls: Vec<_> = (1..=8)
+                    .map(|pid| {
+                        scope.spawn({
+                            let group = &group;
+                            move || group.take(pid)
+                        })
+                    })
+                    .collect();
+                assert!(calls.into_iter().all(|call| call.join().expect("no panic").is_ok()));
+            });
+        }
     }
 }
