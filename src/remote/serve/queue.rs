@@ -118,7 +118,9 @@ async fn scan(
             continue;
         }
         let signed = names.contains(&format!("{id}.auth2"));
-        if !signed && !names.contains(&format!("{id}.auth")) {
+        // The file may be there and the token not yet in it.
+        let token = || queue.join("pending").join(format!("{id}.auth"));
+        if !signed && !fs::symlink_metadata(token()).is_ok_and(|file| file.len() > 0) {
             let since = *bare.entry(id.clone()).or_insert_with(Instant::now);
             if since.elapsed() < GRACE {
                 again = true;
