@@ -199,9 +199,10 @@ fn words_pass_unread_with_argv() {
 fn a_terminal_is_a_terminal() {
     let world = world!("work");
     let _daemon = world.ready();
+    // its standard input is never at an end: script(1) would pass that on as Ctrl-D
     let done = world.shell(
         "work",
-        "script -qec 'qvm-remote --tty \"test -t 0 && test -t 1 && echo yes; tty\"' /dev/null </dev/null",
+        "mkfifo still; script -qec 'qvm-remote --tty \"test -t 0 && test -t 1 && echo yes; tty\"' /dev/null <>still",
     );
     assert!(done.text().contains("yes\r\n/dev/pts/"), "{done:#?}");
 }
