@@ -44,13 +44,6 @@ elif mode[0] == "twice":
 elif mode[0] == "streams":
     for n in range(1, 200):
         send(n, 19, struct.pack(">I", 1 << 20) + struct.pack(">H", 1) + b"a" + b"00")
-elif mode[0] == "credit":
-    # all in one piece, and many: a stream that has been refused meanwhile may be sent anything
-    for n in range(1, 50):
-        legacy = struct.pack(">I", 5) + struct.pack(">H", 1) + b"a" + b"00"
-        out.write(struct.pack(">IIB", 5 + len(legacy), n, 19) + legacy)
-        out.write(struct.pack(">IIB", 9, n, 11) + b"\xff\xff\xff\xff")
-    out.flush()
 elif mode[0] == "flood":
     # well-formed frames without end: pings, and requests with wrong codes, answers left unread
     n = 0
