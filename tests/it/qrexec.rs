@@ -51,16 +51,16 @@ fn a_peer_that_leaves_the_queue_of_those_who_ask_is_not_asked_for() {
     let fake = FakeQrexec::new();
     let service = leading_to(&fake, "work test.Gate+open");
     let rest = service.process.rest();
-    let asking: Vec<Wire> = (0..4).map(|_| service.connect(0)).collect();
-    fake.wait_for_started(4);
+    let asking: Vec<Wire> = (0..5).map(|_| service.connect(0)).collect();
+    fake.wait_for_started(5); // four at once, and one more when they have been undecided for two seconds
     let queued: Vec<Wire> = (0..3).map(|i| service.connect(i % 2)).collect();
-    service.notifications.wait_for("STATUS", |s| s == "2 listeners, 7 sessions");
+    service.notifications.wait_for("STATUS", |s| s == "2 listeners, 8 sessions");
     queued.into_iter().for_each(Wire::reset);
     assert!(service.ends(3).iter().all(|e| e.brief() == "reset up 0 down 0"));
     fake.open("open");
     asking.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
-    service.ends(7);
-    assert_eq!(fake.started(), 4);
+    service.ends(8);
+    assert_eq!(fake.started(), 5);
     service.process.wait_for_rest(&rest);
     service.stop();
 }
