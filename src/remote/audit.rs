@@ -2,9 +2,11 @@
 //! log beside the key in a VM.
 //!
 //! Whatever came from a VM is escaped before it is written, so that no id and no command can forge an entry or reach a
-//! terminal. Entries before authentication are rate-limited, because anybody could cause them.
+//! terminal. Entries before authentication are rate-limited, because anybody could cause them; each VM has a rate of its
+//! own, so that none can keep another's refusals, or its own later ones with a good key, out of the log.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
@@ -15,10 +17,27 @@ use std::{
 use super::files;
 use crate::{log, sys};
 
-/// Refusals before authentication that are written for a VM in [`PERIOD`].
-const BURST: u32 = 20;
-/// See [`BURST`].
+/// How long a [`Source`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// Who caused a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Nobody knows: it did not authenticate.
+    Anybody,
+    /// Whoever has the VM's key.
+    Known,
+}
+
+impl Source {
+    /// Refusals that are written for a VM in [`PERIOD`].
+    fn burst(self) -> u32 {
+        match self {
+            Self::Anybody => 20,
+            Self::Known => 200,
+        }
+    }
+}
 
 /// Now, in local time to the second, as the original writes it: `2025-11-20T10:15:00`.
 pub fn now() -> String {
@@ -53,7 +72,8 @@ struct State {
     size: u64,
     /// Of the next entry: a gap shows that entries were taken out.
     sequence: u64,
-    refused: Rate,
+    /// As many as there are VMs in the configuration, twice.
+    refused: HashMap<(String, Source), Rate>,
 }
 
 #[derive(Debug, Default)]
@@ -75,24 +95,24 @@ impl Audit {
         self.entry(&mut state, category, text);
     }
 
-    /// Writes an entry that anybody could cause, unless there were too many of late; how many were left out is told
-    /// with the next one. Whether it was written.
-    pub fn refused(&self, category: &str, text: &str) -> bool {
+    /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
+    /// out is told with the next one. Whether it was written.
+    pub fn refused(&self, vm: &str, source: Source, category: &str, text: &str) -> bool {
         let mut state = self.state.lock().expect("no panic under this lock");
-        let rate = &mut state.refused;
+        let rate = state.refused.entry((vm.to_owned(), source)).or_default();
         if rate.since.is_none_or(|since| since.elapsed() > PERIOD) {
             *rate = Rate { since: Some(Instant::now()), written: 0, left_out: rate.left_out };
         }
-        if rate.written >= BURST {
+        if rate.written >= source.burst() {
             rate.left_out += 1;
             return false;
         }
         rate.written += 1;
         let left_out = std::mem::take(&mut rate.left_out);
         if left_out > 0 {
-            self.entry(&mut state, "INFO", &format!("{left_out} refusals were not written"));
+            self.entry(&mut state, "INFO", &format!("vm={vm} {left_out} refusals were not written"));
         }
-        self.entry(&mut state, category, text);
+        self.entry(&mut state, category, &format!("vm={vm} {text}"));
         true
     }
 
@@ -205,9 +225,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let audit = Audit::new(Some(path.clone()), 1 << 20);
-        let written = (0..1000).filter(|_| audit.refused("AUTH-FAIL", "vm=work")).count();
+        let written = (0..1000).filter(|_| audit.refused("work", Source::Anybody, "AUTH-FAIL", "")).count();
         assert_eq!(written, 20);
         assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 20);
+    }
+
+    #[test]
+    fn one_that_floods_the_log_keeps_nobody_elses_refusals_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let audit = Audit::new(Some(path.clone()), 1 << 20);
+        (0..1000).for_each(|_| _ = audit.refused("work", Source::Anybody, "AUTH-FAIL", "id=flood"));
+        assert!(audit.refused("dev", Source::Anybody, "AUTH-FAIL", "id=a"));
+        assert!(audit.refused("work", Source::Known, "DENY", "id=b"));
+        let text = fs::read_to_string(&path).expect("there");
+        assert!(text.contains("AUTH-FAIL vm=dev id=a") && text.contains("DENY vm=work id=b"), "{text}");
     }
 
     #[test]

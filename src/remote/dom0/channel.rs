@@ -251,9 +251,18 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
         inbox.gone();
     }
     let idle = session.idle;
+    let why = match why {
+        // what the parser did not let through; it has ended when its pipe has
+        None if !idle => match timeout(Duration::from_secs(2), parser.wait()).await {
+            Ok(Ok(status)) if !status.success() => Some("it sent what is no frame of a qube's"),
+            _ => None,
+        },
+        why => why,
+    };
     if let Some(why) = why {
         say(vm, Kind::ChannelFault, format!("the channel to {} is cut: {why}", vm.name));
-        shared.audit.refused("CUT", &format!("vm={} {why}", vm.name));
+        // never left out: a channel that is cut comes back no faster than `RETRY` has it
+        shared.audit.write("CUT", &format!("vm={} {why}", vm.name));
     }
     drop(session);
     writer.abort();

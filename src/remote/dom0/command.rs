@@ -26,7 +26,7 @@ use crate::{
         remote::{Ending, Frame, Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
-        audit::{excerpt, now_ms},
+        audit::{Source, excerpt, now_ms},
         policy::{Asked, Decision, PATH, Policy, Verdict},
     },
     sys::Identity,
@@ -484,14 +484,15 @@ fn abandoned(shared: &Shared, vm: &Vm, id: &str) -> No {
 }
 
 fn refuse(shared: &Shared, vm: &Vm, id: &str, category: &str, refusal: Refusal, text: &str) -> No {
-    if shared.audit.refused(category, &format!("vm={} id={id} {text}", vm.name)) {
+    let source = if category.starts_with("AUTH") { Source::Anybody } else { Source::Known };
+    if shared.audit.refused(&vm.name, source, category, &format!("id={id} {text}")) {
         shared.event(Kind::CommandRefused, vm, id, format!("a command of {} was refused: {text}", vm.name), None);
     }
     No(refusal, text.to_owned())
 }
 
 fn refuse_command(shared: &Shared, vm: &Vm, id: &str, text: &str, shown: &str) -> No {
-    if shared.audit.refused("DENY", &format!("vm={} id={id} {text} {shown}", vm.name)) {
+    if shared.audit.refused(&vm.name, Source::Known, "DENY", &format!("id={id} {text} {shown}")) {
         let text = format!("a command of {} was refused: {text}: {shown}", vm.name);
         shared.event(Kind::CommandRefused, vm, id, text, None);
     }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     proto::remote::{Buffer, Ending, Frame, Refusal},
     remote::{
-        audit::local,
+        audit::{Source, local},
         legacy::{self, Answer},
     },
 };
@@ -113,7 +113,7 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
         Ok(all) if !all.is_empty() || status.success() => Ok(all),
         Ok(_) => Err(io::ErrorKind::NotConnected.into()), // the VM was halted
         Err(e) => {
-            shared.audit.refused("ERROR", &format!("vm={} fetch-failed: {e}", vm.name));
+            shared.audit.refused(&vm.name, Source::Anybody, "ERROR", &format!("fetch-failed: {e}"));
             if status.success() { Ok(Vec::new()) } else { Err(e) }
         }
     }

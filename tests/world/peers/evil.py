@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """An agent that means harm: speaks the protocol as far as it has to, then does what ~/evil says."""
-import os, struct, sys, time
+import hmac, os, struct, sys, time
 
 mode = open("/home/user/evil").read().split()
 out, inp = sys.stdout.buffer, sys.stdin.buffer
@@ -44,6 +44,11 @@ elif mode[0] == "twice":
 elif mode[0] == "streams":
     for n in range(1, 200):
         send(n, 19, struct.pack(">I", 1 << 20) + struct.pack(">H", 1) + b"a" + b"00")
+elif mode[0] == "credit":
+    # with a token that is good: a stream that has been refused may be sent anything
+    key = open("/home/user/.qvm-remote/auth.key").read().strip().encode()
+    send(1, 19, struct.pack(">I", 5) + struct.pack(">H", 1) + b"a" + hmac.new(key, b"a", "sha256").hexdigest().encode())
+    send(1, 11, b"\xff\xff\xff\xff")
 elif mode[0] == "flood":
     # well-formed frames without end: pings, and requests with wrong codes, answers left unread
     n = 0
