@@ -2,6 +2,11 @@
 //!
 //! dom0 may hold two keys of a VM, one a line: while a key is being changed both are taken, and the first is the new
 //! one. The original wrote and read one line; its files are read as they are.
+//!
+//! Either may come as a credential of systemd instead (`LoadCredential=`, encrypted or not): `qvm-remote.key` for a
+//! service in a VM, `VM.key` for the daemon in dom0. There a file of the directory goes before the credential, and an
+//! empty one stands for no key at all: so `authorize` and `revoke` count at once, while credentials are read by systemd
+//! and only when the service starts.
 
 use std::{
     fs,
@@ -19,6 +24,13 @@ use crate::proto::{
 
 /// Bytes of a key file at most: two keys, and room for line ends.
 const MAX_FILE: usize = 256;
+/// The credential with the key of a VM, for services there.
+const OWN: &str = "qvm-remote.key";
+
+/// Where systemd has put this process's credentials (systemd.exec(5), `$CREDENTIALS_DIRECTORY`).
+pub fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|dir| dir.is_absolute())
+}
 
 /// Makes a new key.
 ///
@@ -30,12 +42,13 @@ pub fn generate() -> io::Result<Key> {
     Ok(Key::new(*bytes))
 }
 
-/// Reads the key of this VM.
+/// Reads the key of this VM: the credential, if `credentials` has one, else the file.
 ///
 /// # Errors
 /// `NotFound` where there is none; `InvalidData` when it is none.
-pub fn read_own(path: &Path) -> io::Result<Key> {
-    let text = Zeroizing::new(files::read(path, MAX_FILE)?);
+pub fn read_own(path: &Path, credentials: Option<&Path>) -> io::Result<Key> {
+    let credential = credentials.map(|dir| dir.join(OWN)).filter(|path| path.exists());
+    let text = Zeroizing::new(files::read(credential.as_deref().unwrap_or(path), MAX_FILE)?);
     Key::from_hex(&text).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
@@ -54,12 +67,13 @@ pub fn write_own(path: &Path, key: &Key) -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
+    credentials: Option<PathBuf>,
 }
 
 impl Store {
-    /// Of this directory.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+    /// Of this directory, and of a directory of credentials besides it.
+    pub fn new(dir: impl Into<PathBuf>, credentials: Option<PathBuf>) -> Self {
+        Self { dir: dir.into(), credentials }
     }
 
     /// The file of a VM. Its name is checked, so it leads nowhere else.
@@ -80,7 +94,14 @@ impl Store {
     /// # Errors
     /// `NotFound` when it has none; `InvalidData` when one line of the file is no key.
     pub fn read(&self, vm: &str) -> io::Result<Vec<Key>> {
-        let text = Zeroizing::new(files::read(&self.path(vm, "key")?, MAX_FILE)?);
+        let path = self.path(vm, "key")?;
+        let text = match (files::read(&path, MAX_FILE), &self.credentials) {
+            (Err(e), Some(dir)) if e.kind() == ErrorKind::NotFound => {
+                files::read(&dir.join(format!("{vm}.key")), MAX_FILE)?
+            }
+            (read, _) => read?,
+        };
+        let text = Zeroizing::new(text);
         let lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
         let keys: Option<Vec<Key>> = lines.map(Key::from_hex).collect();
         match keys {
@@ -116,26 +137,33 @@ impl Store {
         Ok(path)
     }
 
-    /// Removes the keys of a VM; whether there were any.
+    /// Removes the keys of a VM, damaged ones as well; whether there were any. An empty file stays in their place, so
+    /// that no credential takes it.
     ///
     /// # Errors
     /// What the file system says.
     pub fn remove(&self, vm: &str) -> io::Result<bool> {
-        match fs::remove_file(self.path(vm, "key")?) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
+        let path = self.path(vm, "key")?;
+        if self.read(vm).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            return Ok(false);
         }
+        files::private_dir(&self.dir)?;
+        files::replace(&path, 0o600, b"")?;
+        Ok(true)
     }
 
     /// The VMs that have keys, sorted.
     pub fn list(&self) -> Vec<String> {
-        let Ok(dir) = fs::read_dir(&self.dir) else { return Vec::new() };
-        let mut vms: Vec<_> = dir
+        let dirs = [Some(&self.dir), self.credentials.as_ref()].into_iter().flatten();
+        let files = dirs.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
+        let mut vms: Vec<_> = files
             .filter_map(|entry| Some(entry.ok()?.file_name().into_string().ok()?.strip_suffix(".key")?.to_owned()))
-            .filter(|vm| valid_vm(vm))
+            .filter(|vm| {
+                !self.read(vm).is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput))
+            })
             .collect();
         vms.sort_unstable();
+        vms.dedup();
         vms
     }
 }
@@ -152,7 +180,7 @@ mod tests {
         let path = dir.path().join("sub/auth.key");
         let key = generate().expect("random bytes");
         write_own(&path, &key).expect("written");
-        assert_eq!(read_own(&path).expect("read"), key);
+        assert_eq!(read_own(&path, None).expect("read"), key);
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(dir.path().join("sub")).expect("there").permissions().mode() & 0o777, 0o700);
     }
@@ -160,7 +188,7 @@ mod tests {
     #[test]
     fn while_a_key_is_changed_both_are_taken_and_then_only_the_new_one() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(dir.path());
+        let store = Store::new(dir.path(), None);
         let [one, two, three] = std::array::from_fn(|_| generate().expect("random bytes"));
         store.write("work", &one, true).expect("written");
         store.write("work", &two, true).expect("written");
@@ -176,9 +204,30 @@ mod tests {
     }
 
     #[test]
+    fn a_credential_is_a_key_until_the_owner_says_otherwise() {
+        let (dir, credentials) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let store = Store::new(dir.path().join("remote.d"), Some(credentials.path().to_owned()));
+        let [one, two] = std::array::from_fn(|_| generate().expect("random bytes"));
+        assert!(store.list().is_empty() && !store.remove("work").expect("nothing to remove"));
+        fs::write(credentials.path().join("work.key"), one.to_hex().as_bytes()).expect("written");
+        assert_eq!(store.read("work").expect("the credential"), [one.clone()]);
+        assert_eq!(store.list(), ["work"]);
+        assert!(store.remove("work").expect("revoked") && !store.remove("work").expect("once"));
+        assert_eq!(store.read("work").map_err(|e| e.kind()), Err(ErrorKind::NotFound));
+        assert!(store.list().is_empty());
+        store.write("work", &two, true).expect("written");
+        assert_eq!(store.read("work").expect("the file"), [two.clone()], "what was revoked is no old key");
+        let own = dir.path().join("auth.key");
+        write_own(&own, &one).expect("written");
+        fs::write(credentials.path().join("qvm-remote.key"), two.to_hex().as_bytes()).expect("written");
+        assert_eq!(read_own(&own, Some(credentials.path())).expect("read"), two);
+        assert_eq!(read_own(&own, Some(dir.path())).expect("read"), one);
+    }
+
+    #[test]
     fn a_name_that_is_a_path_leads_nowhere() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(dir.path().join("inner"));
+        let store = Store::new(dir.path().join("inner"), None);
         let key = generate().expect("random bytes");
         for name in ["../x", "a/b", "", ".", "x.y"] {
             assert!(store.write(name, &key, false).is_err(), "{name}");
@@ -191,7 +240,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_no_key_at_all() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(dir.path());
+        let store = Store::new(dir.path(), None);
         let good = generate().expect("random bytes").to_hex();
         for (text, kind) in [
             (String::new(), ErrorKind::NotFound),

@@ -18,6 +18,7 @@ mod harness;
 mod journal;
 mod life;
 mod pfwd;
+mod remote;
 mod service;
 mod storm;
 mod system;

@@ -26,6 +26,9 @@ use crate::{
 
 type Outcome = Result<ExitCode, Failure>;
 
+/// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
+const CREDENTIALS: &str = "/run/credentials/qvm-remote-dom0.service";
+
 fn fail(text: impl std::fmt::Display) -> Failure {
     Failure::new(Code::Failure, text)
 }
@@ -36,7 +39,7 @@ pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
         return Err(fail("must run as root"));
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let store = Store::new(&paths.keys);
+    let store = Store::new(&paths.keys, Some(CREDENTIALS.into()));
     match command {
         Command::Authorize { vm, key, policy, deny, keep_old } => {
             let policy = match policy {

@@ -113,7 +113,7 @@ impl Home {
     /// # Errors
     /// There is none, or it is damaged.
     pub fn key(&self) -> Result<Key, Trouble> {
-        keys::read_own(&self.at("auth.key")).map_err(|e| match e.kind() {
+        keys::read_own(&self.at("auth.key"), keys::credentials().as_deref()).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Trouble::Own("no key configured. Run: qvm-remote key gen".into()),
             io::ErrorKind::InvalidData => Trouble::Own("invalid key (expected 64 hex characters)".into()),
             _ => Trouble::Own(format!("failed to read key: {e}")),

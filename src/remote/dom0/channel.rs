@@ -91,6 +91,10 @@ pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
     let mut call = Command::new("qvm-run");
     call.args(["--no-gui", "--no-autostart", "--pass-io", vm, command]);
     call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    // what the manager gave to us, it gave to nobody else
+    for ours in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "INVOCATION_ID"] {
+        call.env_remove(ours);
+    }
     call
 }
 

@@ -274,7 +274,7 @@ pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
     if config.vms.is_empty() {
         return Err(Refusal::NoVms);
     }
-    let keys = Store::new(&paths.keys);
+    let keys = Store::new(&paths.keys, super::keys::credentials());
     if config.vms.iter().all(|vm| keys.read(vm).is_err()) {
         return Err(Refusal::NoKeys);
     }

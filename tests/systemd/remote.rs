@@ -1,0 +1,153 @@
+//! `qvm-remote-dom0.service` under the system manager: ready, watched, stopped, killed. The qube is the test user, whom
+//! a stand-in for `qvm-run` reaches through a unit of his own, as dom0 reaches a qube through another machine.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    support::{Process, eventually},
+    tree::{As, Tree, shell},
+};
+
+const UNIT: &str = "qvm-remote-dom0.service";
+
+/// With `qvm-run` and `qvm-check`, and less patience than the unit has.
+fn with_a_qube(tree: Tree) -> Tree {
+    tree.prepare(
+        r#"
+mkdir -p /etc/qubes /etc/systemd/system/qvm-remote-dom0.service.d
+printf '#!/bin/sh\n' >/usr/local/bin/qvm-check
+cat >/usr/local/bin/qvm-run <<'X'
+#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+exec setpriv --reuid=tester --regid=tester --clear-groups env -i HOME=/home/tester PATH=/usr/bin:/bin XDG_RUNTIME_DIR=/run/user/$(id -u tester) systemd-run --user --quiet --collect --pipe --wait bash -c "cd; $2"
+X
+chmod 755 /usr/local/bin/qvm-*
+[ -e /home/tester/.qvm-remote ] || runuser -u tester -- env HOME=/home/tester qvm-remote key gen >/root/work.key 2>/dev/null
+echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf
+printf '[Service]\nRestartSec=100ms\nWatchdogSec=2\n' >/etc/systemd/system/qvm-remote-dom0.service.d/test.conf
+"#,
+    )
+}
+
+fn property(name: &str) -> String {
+    shell(&format!("systemctl show -p {name} --value {UNIT}"))
+}
+
+/// `qvm-remote` in the qube.
+fn remote(words: &str) -> Process {
+    let mut command = std::process::Command::new("runuser");
+    command
+        .args(["-u", "tester", "--", "env", "HOME=/home/tester", "bash", "-c"])
+        .arg(format!("cd; exec qvm-remote {words}"));
+    Process::start(command)
+}
+
+#[track_caller]
+fn answer(words: &str) -> String {
+    let mut process = remote(words);
+    let status = process.wait();
+    let (out, err) = (process.stdout.to_the_end().join("\n"), process.stderr.to_the_end().join("\n"));
+    assert!(status.success(), "{words}: {status}\n{out}\n{err}\n{}", shell(&format!("journalctl -q -o cat -u {UNIT}")));
+    out
+}
+
+/// How many processes have this argument.
+fn sleepers(argument: &str) -> usize {
+    let all = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| *line == format!("sleep\0{argument}\0").into_bytes()).count()
+}
+
+#[test]
+fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
+    let Some(tree) = tree!() else { return };
+    let tree = with_a_qube(tree);
+    tree.boot("serve", As::Root, || {
+        // a key that only systemd has read, and a policy
+        shell(&format!(
+            "mkdir -m 700 /etc/qubes/remote.d; echo 'allow shell *' >/etc/qubes/remote.d/work.policy; \
+             printf '[Service]\nLoadCredential=work.key:/root/work.key\n' >/etc/systemd/system/{UNIT}.d/key.conf; \
+             systemctl daemon-reload; systemctl start {UNIT}"
+        ));
+        assert_eq!((property("ActiveState"), property("StatusText")), ("active".into(), "serving work".into()));
+        assert_eq!(answer("hostname"), shell("hostname"));
+        // a group of its own for each command, below the service's
+        let group = answer("cat /proc/self/cgroup");
+        assert!(group.contains(&format!("{UNIT}/command-")), "{group}");
+        let dir = format!("/sys/fs/cgroup{}", property("ControlGroup"));
+        eventually("the group went with its command", || shell(&format!("ls -d {dir}/command-* || true")).is_empty());
+        // nothing of the service's is the command's
+        let environment = answer("env");
+        for name in ["CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG", "INVOCATION_ID"] {
+            assert!(!environment.contains(name), "{environment}");
+        }
+        // a revocation counts at once although the key is a credential, and so does a new key
+        assert_eq!(shell("qvm-remote-dom0 keys | wc -l"), "2");
+        assert_eq!(shell("qvm-remote-dom0 revoke work"), "Revoked VM 'work'.");
+        let mut refused = remote("true");
+        assert_eq!(refused.wait().code(), Some(126));
+        shell(&format!("systemctl restart {UNIT} || true")); // no key at all: it does not start
+        assert_ne!(property("ActiveState"), "active");
+        shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl reset-failed {UNIT}; systemctl start {UNIT}"));
+        assert_eq!(answer("echo again"), "again");
+        // it says that it lives, for longer than the watchdog waits; stopped, it is killed and started again
+        let before = property("MainPID");
+        let began = Instant::now();
+        let mut lost = remote("'echo up; sleep 4751'");
+        lost.stdout.wait_for("up");
+        while began.elapsed() < Duration::from_secs(5) {
+            assert_eq!(property("MainPID"), before);
+            std::thread::sleep(Duration::from_millis(200)); // measured: a time without a fault
+        }
+        shell(&format!("kill -STOP {before}"));
+        eventually("another process", || !["0", before.as_str()].contains(&property("MainPID").as_str()));
+        assert_eq!(property("Result"), "success");
+        assert!(!lost.wait().success());
+        eventually("no sleep left", || sleepers("4751") == 0);
+        assert_eq!(answer("echo after the watchdog"), "after the watchdog");
+    });
+}
+
+#[test]
+fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_running() {
+    let Some(tree) = tree!() else { return };
+    let tree = with_a_qube(tree);
+    tree.boot("life", As::Root, || {
+        shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));
+        assert_eq!(answer("echo up"), "up");
+        // a crash: what was running is answered, and never run again
+        let durable = remote("--queue -t 60 'echo x >>/root/ran; setsid -f sleep 4752; sleep 4752'");
+        let mut live = remote("'echo up; setsid -f sleep 4752; sleep 4752'");
+        live.stdout.wait_for("up");
+        eventually("both run", || Path::new("/root/ran").exists() && sleepers("4752") == 4);
+        shell(&format!("systemctl kill --kill-who=main -s KILL {UNIT}"));
+        eventually("nothing of them is left", || sleepers("4752") == 0);
+        let mut durable = durable;
+        assert_eq!(durable.wait().code(), Some(130));
+        assert!(durable.stderr.to_the_end().join("\n").contains("daemon restarted while this command was running"));
+        assert_eq!(live.wait().code(), Some(255));
+        assert_eq!(answer("cat /root/ran"), "x");
+        assert_eq!(property("NRestarts"), "1");
+        // a stop: commands may end; a second TERM is for those that do not
+        let mut polite = remote("'echo up; read x </root/fifo; echo end'");
+        let mut deaf = remote("'trap \"\" TERM; echo up; setsid -f sleep 4753; while :; do sleep 4753; done'");
+        shell("mkfifo /root/fifo");
+        polite.stdout.wait_for("up");
+        deaf.stdout.wait_for("up");
+        shell(&format!("systemctl stop --no-block {UNIT}"));
+        eventually("it drains", || property("StatusText").starts_with("stopping, 2 commands"));
+        shell("echo >/root/fifo");
+        assert!(polite.wait().success());
+        assert_eq!(polite.stdout.to_the_end().last().map(String::as_str), Some("end"));
+        assert!(sleepers("4753") > 0);
+        shell(&format!("systemctl kill --kill-who=main -s TERM {UNIT}"));
+        assert_eq!(deaf.wait().code(), Some(130));
+        eventually("it has stopped", || property("ActiveState") == "inactive");
+        assert_eq!((sleepers("4753"), property("Result")), (0, "success".into()));
+        assert_eq!(shell("ls /run/qvm-remote 2>/dev/null || true"), "");
+    });
+}
