@@ -192,16 +192,12 @@ fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Failure> {
 }
 
 fn explain(refusal: Refusal) -> Failure {
-    let failure = |text: String| Failure::new(Code::Failure, text);
+    let failure = Failure::new(Code::Failure, &refusal);
     match refusal {
-        Refusal::Running => failure("another qvm-remote-dom0 is running".into())
-            .hint("what it does: qvm-remote-dom0 status; to stop it: systemctl stop qvm-remote-dom0"),
-        Refusal::NoVms => {
-            failure("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM".into())
+        Refusal::Running => {
+            failure.hint("what it does: qvm-remote-dom0 status; to stop it: systemctl stop qvm-remote-dom0")
         }
-        Refusal::NoKeys => failure("no VM that is listed has a key, so there is nobody to serve".into())
-            .hint("in the qube: qvm-remote key gen; here: qvm-remote-dom0 authorize VM KEY"),
-        Refusal::NoSuchVm(vm) => failure(format!("VM '{vm}' does not exist")),
-        Refusal::Io(what, e) => failure(format!("{what}: {e}")),
+        Refusal::NoKeys => failure.hint("in the qube: qvm-remote key gen; here: qvm-remote-dom0 authorize VM KEY"),
+        Refusal::NoVms | Refusal::NoSuchVm(_) | Refusal::Io(..) => failure,
     }
 }

@@ -203,3 +203,37 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
 }
+
+#[test]
+fn the_list_of_qubes_is_read_again_when_it_is_asked_for() {
+    let world = world!("work", "dev");
+    world.authorize();
+    let list = |names: &str| world.dom0(&format!("echo 'QVM_REMOTE_VMS=\"{names}\"' >/etc/qubes/remote.conf"));
+    let reread = || world.dom0("kill -HUP $(qvm-remote-dom0 status --json | grep -oE '\"pid\":[0-9]+' | cut -d: -f2)");
+    list("work");
+    let daemon = world.dom0_start("qvm-remote-dom0");
+    eventually("work", || world.remote("work", &["ping"]).code == 0);
+    world.remote("dev", &["--connect-timeout", "1", "true"]).expect(255, "");
+    list("work dev ../x nosuch");
+    reread().expect(0, "");
+    eventually("dev", || world.remote("dev", &["ping"]).code == 0);
+    world.remote("work", &["echo untouched"]).expect(0, "untouched\n");
+    // one that is taken off: what runs for it is ended and answered, another's goes on
+    let mut off = world.remote_start("work", &["echo up; sleep 4742"]);
+    let mut on = world.remote_start("dev", &["-i", "echo up; read x; echo $x"]);
+    off.wait_for("up\n");
+    on.wait_for("up\n");
+    list("dev");
+    reread().expect(0, "");
+    assert_eq!(off.end().code, 130);
+    eventually("no sleep left", || world.processes("sleep 4742") == 0);
+    on.write(b"still\n");
+    on.end().expect(0, "up\nstill\n");
+    eventually("its channel is closed", || world.remote("work", &["--connect-timeout", "1", "true"]).code == 255);
+    assert!(!world.dom0("qvm-remote-dom0 status --json").text().contains("\"work\""));
+    // and put back
+    list("dev work");
+    reread().expect(0, "");
+    eventually("work", || world.remote("work", &["ping"]).code == 0);
+    drop(daemon);
+}

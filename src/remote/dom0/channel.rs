@@ -121,19 +121,19 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
             vm.set("no key");
             tokio::select! {
                 () = sleep(RETRY.1) => continue,
-                () = shared.stop.cancelled() => return,
+                () = vm.stop.cancelled() => return,
             }
         }
         if wait_for_vm(&shared, &vm).await {
             (wait, next_probe) = (RETRY.0, Instant::now()); // it has just been started
         }
-        if shared.stop.is_cancelled() {
+        if vm.stop.is_cancelled() {
             return;
         }
         let ended = if Instant::now() >= next_probe {
             tokio::select! {
                 ended = attempt(&shared, &vm) => ended,
-                () = shared.stop.cancelled() => return,
+                () = vm.stop.cancelled() => return,
             }
         } else {
             Ok(Ended::NoAgent)
@@ -155,7 +155,7 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
                 if v1 {
                     tokio::select! {
                         () = queue::serve(&shared, &vm, next_probe) => {}
-                        () = shared.stop.cancelled() => return,
+                        () = vm.stop.cancelled() => return,
                     }
                     wait = RETRY.0;
                 }
@@ -170,7 +170,7 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
         }
         tokio::select! {
             () = sleep(jitter(wait)) => {}
-            () = shared.stop.cancelled() => return,
+            () = vm.stop.cancelled() => return,
         }
         wait = (wait * 2).min(RETRY.1);
     }
@@ -199,7 +199,7 @@ async fn wait_for_vm(shared: &Shared, vm: &Vm) -> bool {
         vm.set("halted");
         tokio::select! {
             read = events.read(&mut buffer) => if read.is_err() { break },
-            () = shared.stop.cancelled() => break,
+            () = vm.stop.cancelled() => break,
         }
     }
     waited
@@ -251,9 +251,7 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     let hello = Hello { version: VERSION, nonce: session.nonce, vm: vm.name.clone(), streams: MAX_STREAMS, seq: 1 };
     let _ = session.out.send(Frame::Hello(hello).to_vec(0)).await;
     let why = session.read(&frames, buffer, &mut bytes).await;
-    for inbox in session.streams.values() {
-        inbox.gone();
-    }
+    session.streams.drain().for_each(|(_, inbox)| inbox.gone());
     let idle = session.idle;
     let why = match why {
         // what the parser did not let through; it has ended when its pipe has
@@ -306,6 +304,13 @@ struct Session<'a> {
     streams: HashMap<u32, Arc<Inbox>>,
     /// The agent has nothing more in its queue, and this was all that was wanted.
     idle: bool,
+}
+
+/// However it ends, its commands hear of it.
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.streams.values().for_each(|inbox| inbox.gone());
+    }
 }
 
 impl Session<'_> {

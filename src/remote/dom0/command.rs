@@ -83,6 +83,10 @@ async fn attend(
 ) -> Result<(), No> {
     let known = authenticate(shared, vm, nonce, first)?;
     let id = known.id.clone();
+    if !vm.listed() {
+        let text = "not authorized: dom0's /etc/qubes/remote.conf does not list this qube any more";
+        return Err(refuse(shared, vm, &id, "AUTH-DENY", Refusal::NotAuthorised, text));
+    }
     let payload = body(port, known.length).await?;
     if let Some(request) = &known.request {
         if mac::digest(&payload) != request.payload {

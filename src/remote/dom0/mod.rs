@@ -18,12 +18,13 @@ mod command;
 pub mod control;
 mod execute;
 pub mod ledger;
+mod listed;
 mod port;
 mod queue;
 mod transfer;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io,
     path::PathBuf,
@@ -115,11 +116,19 @@ pub struct Vm {
     window: Mutex<Window>,
     /// What the channel is, for `status`.
     state: Mutex<&'static str>,
+    /// Whether the configuration still lists it.
+    listed: AtomicBool,
+    /// Its channel is to end: the daemon stops, or the VM is not listed any more.
+    stop: CancellationToken,
 }
 
 impl Vm {
     fn sequence(&self) -> MutexGuard<'_, Window> {
         self.window.lock().expect("no panic under this lock")
+    }
+
+    fn listed(&self) -> bool {
+        self.listed.load(Relaxed)
     }
 
     fn set(&self, state: &'static str) {
@@ -225,6 +234,8 @@ impl Shared {
                     running: Arc::new(Semaphore::new(running.into())),
                     window: Mutex::default(),
                     state: Mutex::new("absent"),
+                    listed: true.into(),
+                    stop: self.stop.child_token(),
                 })
             })
             .clone()
@@ -244,6 +255,20 @@ pub enum Refusal {
     NoSuchVm(String),
     /// Something of the system does not work: what, and why.
     Io(String, io::Error),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Running => f.write_str("another qvm-remote-dom0 is running"),
+            Self::NoVms => {
+                f.write_str("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM")
+            }
+            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is nobody to serve"),
+            Self::NoSuchVm(vm) => write!(f, "VM '{vm}' does not exist"),
+            Self::Io(what, e) => write!(f, "{what}: {e}"),
+        }
+    }
 }
 
 fn io_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Refusal {
@@ -306,43 +331,35 @@ pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
         paths,
         config,
     });
-    serve(&shared).await
+    serve(&shared, &options).await
 }
 
-async fn serve(shared: &Arc<Shared>) -> Result<(), Refusal> {
+async fn serve(shared: &Arc<Shared>, options: &Options) -> Result<(), Refusal> {
     let names = &shared.config.vms;
     let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
     shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));
     emit(Event::new(Kind::ServiceReady, format!("{text}; listening for commands from: {}", names.join(" "))));
-    for bad in &shared.config.bad {
-        let text = format!(
-            "{}: no qube can have this name: {}",
-            shared.paths.conf.display(),
-            crate::log::escape(bad.as_bytes())
-        );
-        emit(Event::new(Kind::ConfigurationRejected, text));
-    }
     let channels = TaskTracker::new();
-    let seen: HashSet<&String> = names.iter().collect();
-    for name in seen {
-        if let Err(e) = shared.keys.read(name) {
-            let text =
-                format!("{name} has no usable key, so it is not served ({e}); qvm-remote-dom0 authorize {name} KEY");
-            shared.audit.write("AUTH-DENY", &format!("vm={name} no key"));
-            emit(Event::new(Kind::ConfigurationRejected, text));
-        }
-        channels.spawn(channel::keep(shared.clone(), shared.vm(name)));
-    }
+    shared.bad_names(&shared.config);
+    names.iter().for_each(|name| shared.open(name, &channels));
     channels.close();
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
     let watchdog = tokio::spawn(watchdog());
     let mut term = signal(SignalKind::terminate()).map_err(io_at("SIGTERM"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io_at("SIGINT"))?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = channels.wait() => {}
+    let mut hup = signal(SignalKind::hangup()).map_err(io_at("SIGHUP"))?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => tokio::select! {
+                () = shared.reread(options, &channels) => {}
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+            },
+            () = channels.wait(), if shared.once => break,
+        }
     }
     shared.draining.store(true, Relaxed);
     let count = shared.commands().len();
