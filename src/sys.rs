@@ -60,6 +60,15 @@ pub fn trim() {
     }
 }
 
+/// From now on this process ends, by SIGPIPE, when nobody reads what it prints: for programs that only print. Rust's
+/// start-up has had the signal ignored, and `println!` panics at EPIPE.
+pub fn end_with_the_reader() {
+    // SAFETY: the default action replaces no handler that anybody relies on; signal(2) touches no memory of ours.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 /// Registers a descriptor with the runtime.
 ///
 /// # Errors

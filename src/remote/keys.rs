@@ -210,13 +210,13 @@ mod tests {
         let [one, two] = std::array::from_fn(|_| generate().expect("random bytes"));
         assert!(store.list().is_empty() && !store.remove("work").expect("nothing to remove"));
         fs::write(credentials.path().join("work.key"), one.to_hex().as_bytes()).expect("written");
-        assert_eq!(store.read("work").expect("the credential"), [one.clone()]);
+        assert_eq!(store.read("work").expect("the credential"), std::slice::from_ref(&one));
         assert_eq!(store.list(), ["work"]);
         assert!(store.remove("work").expect("revoked") && !store.remove("work").expect("once"));
         assert_eq!(store.read("work").map_err(|e| e.kind()), Err(ErrorKind::NotFound));
         assert!(store.list().is_empty());
         store.write("work", &two, true).expect("written");
-        assert_eq!(store.read("work").expect("the file"), [two.clone()], "what was revoked is no old key");
+        assert_eq!(store.read("work").expect("the file"), std::slice::from_ref(&two), "what was revoked is no old key");
         let own = dir.path().join("auth.key");
         write_own(&own, &one).expect("written");
         fs::write(credentials.path().join("qvm-remote.key"), two.to_hex().as_bytes()).expect("written");

@@ -231,20 +231,6 @@ fn files_go_both_ways_where_the_policy_says_so() {
 }
 
 #[test]
-fn it_can_be_the_remote_shell_of_others() {
-    let world = world!("work");
-    let _daemon = world.ready();
-    world
-        .vm("work", &["qvm-remote-ssh", "-o", "BatchMode=yes", "-p", "22", "root@dom0", "echo", "hi"])
-        .expect(0, "hi\n");
-    world.shell("work", "echo in | qvm-remote-ssh dom0 'cat; exit 4'").expect(4, "in\n");
-    world.vm("work", &["qvm-remote-ssh", "other", "true"]).expect(255, "").says("the only host is dom0");
-    world.dom0("git init -q /root/repo && cd /root/repo && git -c user.name=x -c user.email=x commit -q --allow-empty -m one").expect(0, "");
-    let clone = "GIT_SSH=/mnt/bin/qvm-remote-ssh GIT_SSH_VARIANT=ssh git clone -q ssh://dom0/root/repo r && git -C r log --format=%s";
-    world.shell("work", clone).expect(0, "one\n");
-}
-
-#[test]
 fn where_no_daemon_is_the_client_says_so_within_its_time() {
     let world = world!("work");
     world.authorize();

@@ -11,3 +11,4 @@ mod crashes;
 mod legacy;
 mod load;
 mod owner;
+mod shells;

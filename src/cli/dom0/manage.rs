@@ -39,6 +39,7 @@ pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
         return Err(fail("must run as root"));
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    crate::sys::end_with_the_reader();
     let store = Store::new(&paths.keys, Some(CREDENTIALS.into()));
     match command {
         Command::Authorize { vm, key, policy, deny, keep_old } => {

@@ -16,12 +16,14 @@ use crate::{
         client::{self, Ask, Home, Trouble, history},
         files, keys, serve,
     },
+    sys,
 };
 
 type Outcome = Result<ExitCode, Trouble>;
 
 /// `key gen | show | import [KEY]`.
 pub(super) fn key(home: &Home, words: &[&str]) -> Outcome {
+    sys::end_with_the_reader();
     let path = home.at("auth.key");
     match words {
         ["gen"] => {
@@ -136,6 +138,7 @@ pub(super) fn status(home: &Home, words: &[&str]) -> Outcome {
 
 /// `queue [status | clean | debug]`.
 pub(super) fn queue(home: &Home, word: Option<&str>) -> Outcome {
+    sys::end_with_the_reader();
     match word {
         None | Some("status") => {
             let counts = client::counts(home);
@@ -197,6 +200,7 @@ fn count(words: &[&str], default: usize) -> Result<usize, Trouble> {
 
 /// `log [N]`: the last entries of this side's log, without what a terminal would obey.
 pub(super) fn log(home: &Home, words: &[&str]) -> Outcome {
+    sys::end_with_the_reader();
     let count = count(words, 20)?;
     let text = files::read(&home.at("audit.log"), 16 << 20).unwrap_or_default();
     let lines: Vec<&[u8]> = text.split(|b| *b == b'\n').filter(|line| !line.is_empty()).collect();
@@ -214,6 +218,7 @@ pub(super) fn log(home: &Home, words: &[&str]) -> Outcome {
 
 /// `history [N]`.
 pub(super) fn history(home: &Home, words: &[&str]) -> Outcome {
+    sys::end_with_the_reader();
     print!("{}", history::table(&home.at("history"), count(words, 10)?));
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io,
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Ask, Home, Trouble, history::Record};
+use super::{Ask, Home, Trouble, history::Record, stdio};
 use crate::{
     log::escape,
     proto::{
@@ -148,7 +148,7 @@ impl Writer {
         std::thread::spawn(move || {
             while let Ok(bytes) = line.recv() {
                 let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let written = file.write_all(&bytes).is_ok();
+                let written = stdio::write_all(&mut file, &bytes).is_ok();
                 if done.send(if written { n } else { 0 }).is_err() || !written {
                     return;
                 }
@@ -205,10 +205,6 @@ impl Signals {
     }
 }
 
-fn file(fd: impl std::os::fd::AsFd) -> io::Result<File> {
-    fd.as_fd().try_clone_to_owned().map(File::from)
-}
-
 async fn once(
     home: &Home,
     key: &Key,
@@ -246,9 +242,9 @@ async fn once(
     let (done, mut written) = mpsc::unbounded_channel();
     let stdout = match ask.output.take() {
         Some(file) => file,
-        None => file(io::stdout()).map_err(own)?,
+        None => stdio::file(io::stdout()).map_err(own)?,
     };
-    let writers = [Writer::start(stdout, done.clone()), Writer::start(file(io::stderr()).map_err(own)?, done)];
+    let writers = [Writer::start(stdout, done.clone()), Writer::start(stdio::file(io::stderr()).map_err(own)?, done)];
     let mut input: Option<mpsc::Receiver<Vec<u8>>> = None;
     let mut raw = None;
     let (mut out, mut err) = (Sha256::new(), Sha256::new());
@@ -287,7 +283,7 @@ async fn once(
                         }
                         let source = match ask.input.take() {
                             Some(file) => file,
-                            None => file(io::stdin()).map_err(own)?,
+                            None => stdio::file(io::stdin()).map_err(own)?,
                         };
                         input = Some(read_input(source));
                     }
@@ -424,15 +420,13 @@ fn read_input(mut from: File) -> mpsc::Receiver<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = vec![0; SLICE];
         loop {
-            match from.read(&mut bytes) {
-                Ok(0) => return,
-                Ok(n) => {
+            match stdio::read(&mut from, &mut bytes) {
+                Ok(n) if n > 0 => {
                     if to.blocking_send(bytes[..n].to_vec()).is_err() {
                         return;
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                _ => return,
             }
         }
     });

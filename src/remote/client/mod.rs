@@ -3,6 +3,7 @@
 pub mod history;
 mod live;
 mod queue;
+pub mod stdio;
 
 use std::{
     io,

@@ -4,8 +4,7 @@
 //! up takes the request back: nothing runs later that nobody waits for.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -17,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Ask, Home, Trouble, Way, history::Record};
+use super::{Ask, Home, Trouble, Way, history::Record, stdio};
 use crate::{
     log::escape,
     proto::{
@@ -195,8 +194,8 @@ pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record
         record.keep(which, bytes);
     }
     let broken = |e: io::Error| if e.kind() == io::ErrorKind::BrokenPipe { Trouble::Signal(13) } else { own(e) };
-    io::stdout().write_all(&out).and_then(|()| io::stdout().flush()).map_err(broken)?;
-    io::stderr().write_all(&err).map_err(broken)?;
+    stdio::file(io::stdout()).and_then(|mut to| stdio::write_all(&mut to, &out)).map_err(broken)?;
+    stdio::file(io::stderr()).and_then(|mut to| stdio::write_all(&mut to, &err)).map_err(broken)?;
     Ok(status)
 }
 
