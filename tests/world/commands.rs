@@ -261,3 +261,70 @@ fn a_queued_command_waits_for_the_daemon() {
         assert_eq!(left, 0, "{dir}");
     }
 }
+
+/// A shell text at a terminal of its own, of which nothing but its output comes here. Its input never ends: script(1)
+/// would pass that on as Ctrl-D.
+fn at_a_terminal(world: &crate::world::World, text: &str) -> crate::world::Running {
+    std::fs::write(world.home("work").join("typed.sh"), text).expect("written");
+    let shell = "cd; rm -f still; mkfifo still; exec script -qec 'bash ./typed.sh' /dev/null <>still";
+    world.vm_start("work", &["bash", "-c", shell])
+}
+
+#[test]
+fn somebody_at_a_terminal_is_told_of_input_that_goes_nowhere() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    const HINT: &str = "standard input is not passed on; for that: qvm-remote -i COMMAND";
+    world.shell("work", "echo data >f").expect(0, "");
+    let text = |words: &str| at_a_terminal(&world, words).end().text();
+    assert!(text("qvm-remote 'echo done' <f").contains(HINT));
+    for quiet in
+        ["qvm-remote -q 'echo done' <f", "qvm-remote -i 'cat; echo done' <f", "qvm-remote 'echo done' </dev/null"]
+    {
+        let said = text(quiet);
+        assert!(!said.contains(HINT) && said.contains("done"), "{quiet}: {said}");
+    }
+    // in a script, in a pipe, in a log: never
+    assert_eq!(world.shell("work", "qvm-remote 'echo done' <f").err, "");
+}
+
+#[test]
+fn a_long_wait_shows_that_it_waits() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    // half a minute passes in less than a second for the client, and for nobody else
+    let fast = "faketime -f '+0 x50' qvm-remote --connect-timeout 500";
+    let waits = world.shell("work", &format!("{fast} -t 400 'sleep 1.5; echo out'"));
+    waits.expect(0, "out\n").says("[qvm-remote] waiting... 30s/400s\n").says("[qvm-remote] waiting... 60s/400s\n");
+    let quiet = world.shell("work", &format!("{fast} -q -t 400 'sleep 1.5; echo out'"));
+    quiet.expect(0, "out\n");
+    assert_eq!(quiet.err, "");
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_clients_and_follows_it() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let mut running = at_a_terminal(
+        &world,
+        "tty >name; stty rows 33 cols 101; exec qvm-remote --tty 'trap \"stty size; exit 7\" WINCH; sleep 0.2; stty size; \
+         while :; do sleep 0.05; done'; echo $?",
+    );
+    running.wait_for("33 101\r\n");
+    world.shell("work", "stty -F $(cat name) rows 44 cols 55").expect(0, "");
+    running.wait_for("44 55\r\n");
+    assert_eq!(running.end().code, 7);
+}
+
+#[test]
+fn what_only_prints_ends_with_its_reader() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.shell("work", "for n in $(seq 30); do qvm-remote \"echo $n\" >/dev/null; done").expect(0, "");
+    for words in ["log 1000", "history 1000", "--help"] {
+        let done = world.shell("work", &format!("qvm-remote {words} | head -c 1; exit ${{PIPESTATUS[0]}}"));
+        assert!([0, 141].contains(&done.code) && done.err.is_empty(), "{words}: {done:#?}");
+    }
+    let done = world.dom0("qvm-remote-dom0 keys | true; qvm-remote-dom0 authorize work $(printf %064d 1) | true");
+    assert_eq!((done.code, done.err.as_str()), (0, ""));
+}

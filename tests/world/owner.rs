@@ -237,3 +237,61 @@ fn the_list_of_qubes_is_read_again_when_it_is_asked_for() {
     eventually("work", || world.remote("work", &["ping"]).code == 0);
     drop(daemon);
 }
+
+#[test]
+fn a_policy_of_the_owners_own_is_there_before_the_key() {
+    let world = world!("work");
+    let key = world.remote("work", &["key", "gen"]).text();
+    let authorize = |words: &str| world.dom0(&format!("qvm-remote-dom0 authorize {words} work {}", key.trim()));
+    world.dom0(
+        "printf 'allow qvm-ls *\\npermit shell *\\nv1 = perhaps\\n' >/root/bad; printf 'allow qvm-ls *\\n' >/root/good",
+    );
+    let bad = authorize("--policy /root/bad");
+    assert_eq!((bad.code, bad.text().as_str()), (78, ""), "{bad:#?}");
+    bad.says("/root/bad:2: ").says("/root/bad:3: ");
+    world.dom0("ls /etc/qubes/remote.d 2>/dev/null").expect(2, "");
+    assert_eq!(authorize("--policy /root/good --deny").code, 2);
+    assert_eq!(authorize("--policy /root/nosuch").code, 1);
+    let good = authorize("--policy /root/good");
+    assert!(good.text().contains("What it may do (/etc/qubes/remote.d/work.policy):\n  allow qvm-ls *\n"), "{good:#?}");
+    assert!(!good.text().contains("WARNING"), "{good:#?}");
+    world.dom0("echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf");
+    let _daemon = world.daemon();
+    world.remote("work", &["--argv", "qvm-ls"]).expect(0, "NAME STATE\nwork Running\n");
+    world.remote("work", &["id"]).expect(126, "");
+    // another key leaves the policy as the owner made it
+    assert!(authorize("").text().contains("  allow qvm-ls *\n"));
+}
+
+#[test]
+fn the_installer_takes_a_program_that_a_key_of_dom0_has_signed() {
+    let world = world!("work");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/install-dom0.sh");
+    std::fs::copy(env!("CARGO_BIN_EXE_qvm-remote-dom0"), world.home("work").join("program")).expect("copied");
+    world.remote("work", &["key", "gen"]);
+    // whoever builds signs, with a key of which dom0 has the public half; the other key is anybody's
+    let made = world.dom0(
+        "export GNUPGHOME=/root/gpg; mkdir -m 700 $GNUPGHOME; cd $WORLD/vms/work/home/user; \
+         for who in builder other; do gpg -q --batch --passphrase '' --quick-gen-key $who ed25519 sign never; done && \
+         gpg -q --export builder >/root/keyring.gpg && gpg -q --batch -u builder -o program.sig --detach-sign program && \
+         gpg -q --batch -u other -o other.sig --detach-sign program && cp program other && chown 1000:1000 *; gpgconf --kill all",
+    );
+    assert_eq!(made.code, 0, "{made:#?}");
+    let install = |words: &str| world.dom0(&format!("bash {source} --yes --signature {words} </dev/null"));
+    let installed = || world.dom0("ls /usr/bin/qvm-remote-dom0 /etc/qubes/remote.conf 2>/dev/null").text();
+    install("/root/nosuch.gpg work /home/user/program").expect(1, "").says("no such keyring");
+    install("/root/keyring.gpg work /home/user/other")
+        .expect(1, "")
+        .says("its signature is not good: nothing was installed");
+    assert_eq!(installed(), "");
+    world.shell("work", "cp program changed; cp program.sig changed.sig; echo >>changed").expect(0, "");
+    install("/root/keyring.gpg work /home/user/changed").expect(1, "").says("nothing was installed");
+    world.shell("work", "cp program unsigned").expect(0, "");
+    install("/root/keyring.gpg work /home/user/unsigned").expect(1, "").says("unsigned.sig could not be read");
+    assert_eq!(installed(), "");
+    let done = install("/root/keyring.gpg work /home/user/program");
+    assert!(done.code == 0 && done.text().contains("Installed. In work: qvm-remote ping."), "{done:#?}");
+    world.dom0("cmp /usr/bin/qvm-remote-dom0 $WORLD/vms/work/home/user/program").expect(0, "");
+    let _daemon = world.daemon();
+    world.remote("work", &["hostname"]).expect(0, "dom0\n");
+}
