@@ -72,6 +72,21 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Has the running service read its configuration again, and waits for how that goes: for ExecReload=, which gives its
+/// process id in `MAINPID`.
+///
+/// # Errors
+/// The new configuration is not used, or it is not known whether it is.
+pub(super) fn reload() -> Result<ExitCode, Failure> {
+    let pid = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok());
+    let pid = pid.ok_or_else(|| {
+        let what = "MAINPID is not set: this is what ExecReload= of the unit runs";
+        Failure::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
+    })?;
+    let asked = service::ask_to_reload(pid).map_err(|why| Failure::new(Code::Failure, why));
+    asked.map(|()| ExitCode::SUCCESS)
+}
+
 fn log_level(level: LogLevel) -> log::Level {
     match level {
         LogLevel::Error => log::Level::Error,

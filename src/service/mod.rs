@@ -13,6 +13,7 @@ mod manager;
 mod netns_watch;
 mod notify;
 mod own;
+mod reload;
 mod route;
 mod session;
 mod sessions;
@@ -36,6 +37,7 @@ use listener::Listening;
 use netns_watch::Watch;
 use notify::Count;
 use own::{Own, Wanted};
+pub use reload::ask as ask_to_reload;
 use route::Route;
 use session::{Parked, Shared, say};
 use signals::{Order, Signals};
@@ -354,63 +356,6 @@ impl Service {
         status.abort();
         self.drain(signals, at_most).await
     }
-
-    /// Reads the configuration again; what is wrong with it changes nothing.
-    async fn reload(&mut self) {
-        let now = NotifyState::monotonic_usec_now();
-        let _ = now.map(|now| notify::tell(&[NotifyState::Reloading, now]));
-        match self.resolve_all() {
-            Ok(meant) => {
-                let mut changed = 0;
-                for (listening, route) in self.listening.iter().zip(meant.routes) {
-                    if !listening.route().leads_as(&route) {
-                        listening.set_route(Arc::new(route));
-                        changed += 1;
-                    }
-                }
-                self.behind = meant.behind;
-                let held = self.own.let_go();
-                let own = self.reconcile(&meant.forwards, held).await;
-                self.accept_own();
-                let mut text = format!(
-                    "configuration read again: {} listeners lead elsewhere or otherwise",
-                    changed + own.changed
-                );
-                if own.opened + own.closed > 0 {
-                    text += &format!(", {} opened, {} closed", own.opened, own.closed);
-                }
-                say(Kind::ConfigurationReloaded, text);
-            }
-            Err(why) => say(Kind::ConfigurationRejected, format!("the new configuration is not used: {why}")),
-        }
-        notify::tell(&[NotifyState::Ready]);
-    }
-
-    /// What the configuration says now.
-    fn resolve_all(&self) -> Result<Meant, String> {
-        let rules = (self.load)()?;
-        let mut behind = Vec::new();
-        let route = |l: &Arc<Listening>| {
-            let old = l.route();
-            let forward = (rules.resolve)(&old.name, l.kind())?;
-            behind.extend(own::wanted(&forward, None));
-            let leg = forward.legs.front().clone();
-            Route::new(old.name.clone(), &old.listener, leg, forward.options, &self.shared.gates)
-        };
-        let routes = self.listening.iter().map(route).collect::<Result<_, _>>()?;
-        let forwards = (rules.forwards)(&self.names)?;
-        Ok(Meant { routes, behind, forwards })
-    }
-}
-
-/// What a configuration means for the listeners there are.
-struct Meant {
-    /// For the inherited ones, in their order.
-    routes: Vec<Route>,
-    /// What lies behind those and is ours to bind.
-    behind: Vec<Wanted>,
-    /// What is asked for beside them.
-    forwards: Vec<Forward>,
 }
 
 /// Ready when namespaces of our listeners may have come or gone.

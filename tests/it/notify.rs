@@ -1,10 +1,10 @@
 //! What the manager hears: ready, status, signs of life, reloads; and the service's own end when it has nothing to do.
 
-use std::{fs, io::Write, time::Duration};
+use std::{fs, io::Write, process::Command, time::Duration};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Activated, Activation, FakeQrexec, Pace, Server, exchange, notify::Message};
+use crate::support::{Activated, Activation, FakeQrexec, Pace, Server, exchange, notify::Message, run};
 
 /// The first message in `messages` that assigns `value` to `key`.
 fn position(messages: &[Message], key: &str, value: &str) -> usize {
@@ -150,6 +150,39 @@ fn a_reload_with_a_missing_file_keeps_the_old_configuration() {
     let _peer = service.connect(0);
     server.accept();
     service.stop();
+}
+
+#[test]
+fn who_waits_for_a_reload_hears_when_it_is_in_force_or_why_it_is_not() {
+    let (old, new) = (Server::tcp(), Server::tcp());
+    let activation = Activation::qrexec_connect().tcp("it");
+    let (file, directory) = (activation.dir().join("it.toml"), activation.dir().to_owned());
+    write(&activation, &old.port().to_string());
+    let service = activation.arg("--config").arg(&file).env("RUNTIME_DIRECTORY", &directory).start().ready();
+    let pid = service.process.pid();
+    let ask = |program: &str, word: &str| {
+        let mut command = Command::new(program);
+        command.arg(word).env("RUNTIME_DIRECTORY", &directory).env("MAINPID", pid.to_string());
+        let output = run(command);
+        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+    };
+    let programs = [(env!("CARGO_BIN_EXE_qrexec-connect"), "reload"), (env!("CARGO_BIN_EXE_pfwd"), "--reload")];
+    for (program, word) in programs {
+        for server in [&new, &old] {
+            fs::write(&file, toml(&server.port().to_string())).expect("writable");
+            assert_eq!(ask(program, word), (Some(0), String::new()));
+            let _peer = service.connect(0);
+            server.accept();
+        }
+        fs::write(&file, toml("nowhere")).expect("writable");
+        let (code, said) = ask(program, word);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("the new configuration is not used") && said.contains("it.toml:3:"), "{said}");
+        assert!(!directory.join("reload").exists());
+    }
+    service.stop();
+    let (code, said) = ask(programs[0].0, programs[0].1);
+    assert!(code == Some(1) && said.contains(&format!("cannot find process {pid}")), "{said}");
 }
 
 #[test]

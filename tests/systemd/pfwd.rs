@@ -80,8 +80,11 @@ target = \"127.0.0.1:7\"
         let [first, second] = &mut wires;
         exchange(first, 2, 10_000, Pace::BULK);
         exchange(second, 3, 10_000, Pace::BULK);
-        shell("sed -i s/2222/2223/ /etc/pfwd.toml; systemctl reload pfwd.service");
-        exchange(&mut port(2223), 4, 10_000, Pace::BULK);
+        for (from, to) in [(2222, 2223), (2223, 2224), (2224, 2225)] {
+            // in force when systemctl returns
+            shell(&format!("sed -i s/{from}/{to}/ /etc/pfwd.toml; systemctl reload pfwd.service"));
+            exchange(&mut port(to), 4, 10_000, Pace::BULK);
+        }
         shell("systemctl stop pfwd.service");
         assert!(!Path::new("/run/qdhcp/ssh.sock").exists());
         assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");

@@ -59,6 +59,9 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
+    #[command(hide = true)]
+    Reload,
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Add(options) => add::add(&options),
         Command::Remove(options) => add::remove(&options),
         Command::Demo { check } => demo::run(check),
+        Command::Reload => serve::reload(),
         Command::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)

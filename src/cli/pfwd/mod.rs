@@ -52,6 +52,9 @@ struct Arguments {
     /// Print the network namespaces that are asked for, with their paths and inodes, and end
     #[arg(long, group = "instead")]
     show_netns: bool,
+    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
+    #[arg(long, group = "instead", hide = true)]
+    reload: bool,
     /// End when a forward cannot be served, instead of serving the others
     #[arg(long)]
     strict: bool,
@@ -81,6 +84,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    if arguments.reload {
+        return serve::reload();
+    }
     let sources = Sources { file: arguments.config, places: vec![FILE.into()], forwards: arguments.forward };
     if arguments.check || arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
