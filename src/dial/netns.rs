@@ -47,13 +47,26 @@ impl fmt::Display for Id {
     }
 }
 
-/// A namespace that was found; keeps it alive.
-#[derive(Debug)]
-pub struct Found {
+/// A namespace, and where it was found; displayed, it is what logs have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
     /// Where.
     pub path: PathBuf,
     /// Which.
     pub id: Id,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", escape(self.path.as_os_str().as_encoded_bytes()), self.id)
+    }
+}
+
+/// A namespace that was found; keeps it alive.
+#[derive(Debug)]
+pub struct Found {
+    /// Where, and which.
+    pub place: Place,
     file: fs::File,
 }
 
@@ -135,17 +148,18 @@ fn open(path: &Path) -> Result<Found, Trouble> {
         return Err(Trouble::Strange(path.to_owned()));
     }
     let meta = file.metadata().map_err(|error| Trouble::Io { doing: format!("look at {}", path.display()), error })?;
-    Ok(Found { path: path.to_owned(), id: Id { device: meta.dev(), inode: meta.ino() }, file })
+    Ok(Found { place: Place { path: path.to_owned(), id: Id { device: meta.dev(), inode: meta.ino() } }, file })
 }
 
 impl Found {
     fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Trouble> {
+        let path = &self.place.path;
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
-            nix::Error::EPERM => Trouble::Denied(self.path.clone()),
-            error => Trouble::Io { doing: format!("enter {}", self.path.display()), error: error.into() },
+            nix::Error::EPERM => Trouble::Denied(path.clone()),
+            error => Trouble::Io { doing: format!("enter {}", path.display()), error: error.into() },
         })?;
         Socket::new(domain, kind, Some(protocol))
-            .map_err(|error| Trouble::Io { doing: format!("make a socket in {}", self.path.display()), error })
+            .map_err(|error| Trouble::Io { doing: format!("make a socket in {}", path.display()), error })
     }
 }
 
@@ -156,7 +170,7 @@ impl Found {
 ///
 /// # Cancel safety
 /// Dropped, the socket is closed as soon as it is there.
-pub async fn socket(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Id), Trouble> {
+pub async fn socket(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Place), Trouble> {
     let (send, receive) = oneshot::channel();
     thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
     receive.await.unwrap_or_else(|_| Err(vanished()))
@@ -166,7 +180,12 @@ pub async fn socket(netns: &Netns, domain: Domain, kind: Type, protocol: Protoco
 ///
 /// # Errors
 /// See [`Trouble`].
-pub fn socket_blocking(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Id), Trouble> {
+pub fn socket_blocking(
+    netns: &Netns,
+    domain: Domain,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<(Socket, Place), Trouble> {
     let (send, receive) = std::sync::mpsc::channel();
     thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
     receive.recv().unwrap_or_else(|_| Err(vanished()))
@@ -177,10 +196,10 @@ fn thread(
     domain: Domain,
     kind: Type,
     protocol: Protocol,
-    give: impl FnOnce(Result<(Socket, Id), Trouble>) + Send + 'static,
+    give: impl FnOnce(Result<(Socket, Place), Trouble>) + Send + 'static,
 ) -> Result<(), Trouble> {
     let run = move || {
-        give(find(&netns).and_then(|found| Ok((found.make(domain, kind, protocol)?, found.id))));
+        give(find(&netns).and_then(|found| Ok((found.make(domain, kind, protocol)?, found.place))));
     };
     let thread = std::thread::Builder::new().name("netns".into()).stack_size(STACK).spawn(run);
     thread.map(drop).map_err(|error| Trouble::Io { doing: "start a thread to enter a network namespace".into(), error })

@@ -1,6 +1,10 @@
 //! The PROXY header (haproxy's `doc/proxy-protocol.txt`): tells the upstream who the peer is, before the first byte.
 //!
-//! It is at most 232 bytes, so it always fits into the buffer of a socket that has carried nothing yet: it is written
+//! A peer over a UNIX socket has no address that the upstream could use: it is told to take that of the connection
+//! itself (UNKNOWN in version 1, LOCAL in version 2; haproxy 2.6 breaks connections with the family AF_UNIX, and those
+//! that are PROXY with none).
+//!
+//! It is at most 107 bytes, so it always fits into the buffer of a socket that has carried nothing yet: it is written
 //! at once or not at all.
 
 use std::{
@@ -9,7 +13,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use nix::sys::socket::{SockaddrLike as _, SockaddrStorage, getpeername, getsockname};
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use ppp::{v1, v2};
 
 use super::{Failure, way::io_failure};
@@ -42,19 +46,16 @@ fn header(peer: &Stream, version: ProxyProtocol) -> io::Result<Vec<u8>> {
             let addresses = addresses.map_or(v1::Addresses::Unknown, v1::Addresses::from);
             Ok(addresses.to_string().into_bytes())
         }
-        (ProxyProtocol::V2, Some(addresses)) => build(addresses.into(), v2::Protocol::Stream),
+        (ProxyProtocol::V2, Some(addresses)) => {
+            let command = v2::Version::Two | v2::Command::Proxy;
+            v2::Builder::with_addresses(command, v2::Protocol::Stream, addresses).build()
+        }
         (ProxyProtocol::V2, None) => {
-            // A peer over a UNIX socket: what it connected to says more than nothing.
-            let (mut source, mut destination) = ([0; 108], [0; 108]);
-            unix(&getpeername(fd)?, &mut source);
-            unix(&getsockname(fd)?, &mut destination);
-            build(v2::Addresses::Unix(v2::Unix { source, destination }), v2::Protocol::Stream)
+            let command = v2::Version::Two | v2::Command::Local;
+            let nothing = v2::Addresses::Unspecified;
+            v2::Builder::with_addresses(command, v2::Protocol::Unspecified, nothing).build()
         }
     }
-}
-
-fn build(addresses: v2::Addresses, protocol: v2::Protocol) -> io::Result<Vec<u8>> {
-    v2::Builder::with_addresses(v2::Version::Two | v2::Command::Proxy, protocol, addresses).build()
 }
 
 /// The address, an IPv4 one as such also on a dual-stack socket: both of a connection are of one family.
@@ -65,22 +66,6 @@ fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
         (None, None) => return None,
     };
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
-}
-
-/// Puts the path or the abstract name (with its leading NUL) into the header's field.
-fn unix(address: &SockaddrStorage, field: &mut [u8; 108]) {
-    if address.family() != Some(nix::sys::socket::AddressFamily::Unix) {
-        return;
-    }
-    let Some(unix) = address.as_unix_addr() else { return };
-    match (unix.path(), unix.as_abstract()) {
-        (Some(path), _) => {
-            let path = path.as_os_str().as_encoded_bytes();
-            field[..path.len()].copy_from_slice(path);
-        }
-        (None, Some(name)) => field[1..=name.len()].copy_from_slice(name),
-        (None, None) => {}
-    }
 }
 
 #[cfg(test)]
@@ -122,6 +107,6 @@ mod tests {
         assert_eq!(header(&peer, ProxyProtocol::V1).unwrap(), b"PROXY UNKNOWN\r\n");
         let bytes = header(&peer, ProxyProtocol::V2).unwrap();
         let parsed = v2::Header::try_from(&bytes[..]).unwrap();
-        assert_eq!(parsed.address_family(), v2::AddressFamily::Unix);
+        assert_eq!((parsed.command, parsed.addresses), (v2::Command::Local, v2::Addresses::Unspecified));
     }
 }

@@ -15,11 +15,11 @@ use crate::{
     stream::{Kind, Stream},
 };
 
-/// The first pause before another try, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The first pause before another try, and the longest: 1/32 s, that doubled comes to whole seconds.
+const PAUSE: (Duration, Duration) = (Duration::from_micros(31_250), Duration::from_secs(4));
 
 /// Connects to `addr`. While nobody serves it (ENOENT, ECONNREFUSED) or its backlog is full (EAGAIN, unix(7)) it
-/// tries again, pausing 50 ms, doubling to 5 s, until `allowed` has passed; `waiting` hears of each failed try and of
+/// tries again, pausing 1/32 s, doubling to 4 s, until `allowed` has passed; `waiting` hears of each failed try and of
 /// the pause that follows.
 ///
 /// # Errors

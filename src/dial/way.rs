@@ -18,7 +18,7 @@ pub struct Way<'a> {
     /// The address and the interface to dial from.
     pub via: Option<&'a Via>,
     /// Hears which namespace it was.
-    pub entered: Option<&'a (dyn Fn(netns::Id) + Sync)>,
+    pub entered: Option<&'a (dyn Fn(netns::Place) + Sync)>,
 }
 
 impl Way<'_> {
@@ -28,9 +28,9 @@ impl Way<'_> {
         let socket = match self.netns {
             Some(netns) => {
                 let made = netns::socket(netns, domain, kind, protocol).await;
-                let (socket, id) = made.map_err(Failure::Netns)?;
+                let (socket, place) = made.map_err(Failure::Netns)?;
                 if let Some(entered) = self.entered {
-                    entered(id);
+                    entered(place);
                 }
                 socket
             }

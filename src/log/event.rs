@@ -181,6 +181,8 @@ pub struct Event {
     pub open_ms: Option<u64>,
     /// DIAL_MS: milliseconds from accept to connected.
     pub dial_ms: Option<u64>,
+    /// NETNS: path and inode of the namespace that the upstream was dialled in.
+    pub netns: Option<Arc<str>>,
     /// END.
     pub end: Option<End>,
     /// EXIT_CODE: 0..=255, of `qrexec-client-vm`.
@@ -205,6 +207,7 @@ impl Event {
             bytes: None,
             open_ms: None,
             dial_ms: None,
+            netns: None,
             end: None,
             exit_code: None,
             qube: None,

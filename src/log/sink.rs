@@ -80,6 +80,7 @@ fn to_journal(e: &Event) {
                 DOWN_BYTES = e.bytes.map(|b| b.1),
                 OPEN_MS = e.open_ms,
                 DIAL_MS = e.dial_ms,
+                NETNS = e.netns.as_deref(),
                 END = end,
                 EXIT_CODE = exit_code,
                 QUBE = e.qube.as_deref(),

@@ -8,13 +8,14 @@ use std::{
 
 use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
-    unistd::User,
+    unistd::{User, geteuid},
 };
 use socket2::SockAddr;
 
 use crate::{
     log::escape,
     spec::{Account, Admit, Network},
+    stream::Stream,
 };
 
 /// Who connected; displayed, it is what logs call the peer.
@@ -68,8 +69,9 @@ impl fmt::Display for Peer {
 pub struct Access {
     networks: Vec<Network>,
     uids: Vec<u32>,
-    /// Whether this very process may connect whatever the lists say.
-    ourselves: bool,
+    /// Processes of ours that may connect whatever the lists say: this one, and those before it, whose connections may
+    /// still wait to be accepted.
+    ourselves: Vec<u32>,
 }
 
 impl Access {
@@ -79,13 +81,26 @@ impl Access {
     /// A user that does not exist: the list would otherwise keep out whom it was written for.
     pub fn new(admit: &Admit) -> Result<Self, String> {
         let uids: Result<_, _> = admit.uids.iter().map(uid).collect();
-        Ok(Self { networks: admit.from.clone(), uids: uids?, ourselves: false })
+        Ok(Self { networks: admit.from.clone(), uids: uids?, ourselves: Vec::new() })
     }
 
-    /// The same, and this process may connect too: the other half of a forward comes in here.
+    /// The same, and this process may connect too: the other half of a forward comes in here. So may those `before`
+    /// it.
     #[must_use]
-    pub fn and_ourselves(self) -> Self {
-        Self { ourselves: true, ..self }
+    pub fn and_ourselves(self, before: &[u32]) -> Self {
+        Self { ourselves: [&[std::process::id()], before].concat(), ..self }
+    }
+
+    /// Whether the peer at the other end of `stream` is the other half of a forward.
+    pub fn is_own(&self, stream: &Stream) -> bool {
+        !self.ourselves.is_empty()
+            && getsockopt(&stream.as_fd(), PeerCredentials).is_ok_and(|c| self.is_ours(c.uid(), c.pid()))
+    }
+
+    /// A process that ended may have left its number to another: so it is to be one of our own user, too, who may do
+    /// with us what he likes anyway.
+    fn is_ours(&self, uid: u32, pid: i32) -> bool {
+        uid == geteuid().as_raw() && u32::try_from(pid).is_ok_and(|pid| self.ourselves.contains(&pid))
     }
 
     /// Whether `peer` may connect; otherwise which list it is not on.
@@ -99,8 +114,7 @@ impl Access {
                 if known { Ok(()) } else { Err("allow_from") }
             }
             Peer::Unix { uid, pid, .. } if !self.uids.is_empty() => {
-                let ours = self.ourselves && u32::try_from(*pid) == Ok(std::process::id());
-                if ours || self.uids.contains(uid) { Ok(()) } else { Err("allow_uid") }
+                if self.is_ours(*uid, *pid) || self.uids.contains(uid) { Ok(()) } else { Err("allow_uid") }
             }
             Peer::Unknown if !self.uids.is_empty() => Err("allow_uid"),
             Peer::Unknown if !self.networks.is_empty() => Err("allow_from"),

@@ -4,11 +4,11 @@ use std::{io, time::Duration};
 
 use super::{route::Route, sessions::Info};
 use crate::{
-    dial::{Failure, qrexec::Exit},
+    dial::{Failure, netns::Place, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
-    spec::{Upstream, policy_line},
+    spec::{UnixAddr, Upstream, policy_line},
 };
 
 /// An event about a session.
@@ -34,10 +34,15 @@ fn subject(info: &Info) -> String {
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
-/// The session has both its ends.
-pub fn started(info: &Info) -> Event {
-    let message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
-    about(info, Kind::SessionStart, message)
+/// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
+pub fn started(info: &Info, at: Option<&Place>) -> Event {
+    let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
+    if let Some(at) = at {
+        message += &format!(" ({at})");
+    }
+    let mut event = about(info, Kind::SessionStart, message);
+    event.netns = at.map(|at| at.to_string().into());
+    event
 }
 
 /// The session is over.
@@ -89,7 +94,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
                 }
                 io::ErrorKind::PermissionDenied if doing.starts_with("start ") => "; is it executable for this user?",
                 io::ErrorKind::ConnectionRefused => "; nobody listens there",
-                io::ErrorKind::NotFound => "; its service has not started",
+                io::ErrorKind::NotFound => "; its endpoint has not started",
                 io::ErrorKind::PermissionDenied => "; check the owner and mode of the socket and its directory",
                 _ => "",
             };
@@ -155,14 +160,20 @@ pub fn stderr(info: &Info, line: String) {
     log::emit(about(info, Kind::CallStderr, format!("session {}: {line}", short(info))));
 }
 
-/// A dial waits for its upstream to appear.
-pub fn waiting(route: &Route, error: &io::Error, pause: Duration) {
+/// A pause as logs have it: 0.03, 0.5, 2.
+pub fn seconds(pause: Duration) -> String {
+    let text = format!("{:.2}", pause.as_secs_f32());
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A dial waits for the UNIX socket `addr` to appear.
+pub fn waiting(route: &Route, addr: &UnixAddr, error: &io::Error, pause: Duration) {
     let why = match error.raw_os_error() {
-        Some(libc::ENOENT) => "does not exist yet: its service has not started",
-        Some(libc::ECONNREFUSED) => "has nobody listening: its service has stopped",
-        _ => "has a full backlog: its service does not accept",
+        Some(libc::ENOENT) => "does not exist yet: its endpoint has not started",
+        Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",
+        _ => "has a full backlog: its endpoint does not accept",
     };
-    let message = format!("{} {why}; next try in {:.1} s", route.upstream_text, pause.as_secs_f32());
+    let message = format!("{addr} {why}; next try in {} s", seconds(pause));
     let mut event = Event::new(Kind::DialWaiting, message);
     event.listener = Some(route.listener.clone());
     event.upstream = Some(route.upstream_text.clone());

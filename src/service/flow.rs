@@ -36,7 +36,7 @@ use super::{
     sessions::Info,
 };
 use crate::{
-    dial::{self, Failure, Way},
+    dial::{self, Failure, Way, netns::Place},
     log::End,
     relay::{
         Counters, Why,
@@ -317,22 +317,25 @@ impl Session {
             };
             let connected = match dialled {
                 Err(why) => return self.flow_interrupted(flow, why),
-                Ok(Ok(upstream)) => flow.connected(upstream).map_err(|error| {
+                Ok(Ok((upstream, at))) => flow.connected(upstream).map(|()| at).map_err(|error| {
                     let doing = format!("watch the socket to {}", info.route.upstream_text);
                     Failure::Io { doing, error }
                 }),
                 Ok(Err(failure)) => Err(failure),
             };
-            if let Err(failure) = connected {
-                let next = self.failed(&failure);
-                // The peer will ask again soon; it is not to be an event each time.
-                tokio::select! {
-                    () = sleep(PAUSE) => {}
-                    _ = info.interrupt.requested_async() => {}
+            let at = match connected {
+                Ok(at) => at,
+                Err(failure) => {
+                    let next = self.failed(&failure);
+                    // The peer will ask again soon; it is not to be an event each time.
+                    tokio::select! {
+                        () = sleep(PAUSE) => {}
+                        _ = info.interrupt.requested_async() => {}
+                    }
+                    return next;
                 }
-                return next;
-            }
-            self.connected();
+            };
+            self.connected(at.as_ref());
         }
         let allowed = info.route.options.udp_idle_timeout;
         let idle = sleep_until(Instant::now() + allowed.saturating_sub(flow.quiet()));
@@ -378,13 +381,16 @@ impl Session {
     }
 }
 
-async fn dial_upstream(info: &Info) -> Result<OwnedFd, Failure> {
+/// The upstream, and the namespace that it is in when that is not our own.
+async fn dial_upstream(info: &Info) -> Result<(OwnedFd, Option<Place>), Failure> {
     let route = &info.route;
     let Some(Upstream::Udp { addr, netns }) = &route.upstream else {
         let error = io::ErrorKind::Unsupported.into();
         return Err(Failure::Io { doing: format!("send to {}", route.upstream_text), error });
     };
-    let entered = |id| route.entered(id);
+    let at = Mutex::new(None);
+    let entered = |place| route.entered(place, &at);
     let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
-    dial::udp(addr, way, route.options.connect_timeout).await
+    let upstream = dial::udp(addr, way, route.options.connect_timeout).await?;
+    Ok((upstream, at.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }

@@ -27,7 +27,7 @@ use sd_notify::NotifyState;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     task::{AbortHandle, JoinSet},
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -342,6 +342,12 @@ impl Service {
                         status = self.tell_status(&mut keep, usize::MAX);
                     }
                 }
+                () = due(self.own.next_try()) => {
+                    if self.try_again() {
+                        status.abort();
+                        status = self.tell_status(&mut keep, usize::MAX);
+                    }
+                }
                 () = nothing_left(&self.shared, nothing, exit_idle) => {
                     self.stop_accepting().await;
                     if self.shared.sessions.count() == 0 {
@@ -362,6 +368,14 @@ impl Service {
 async fn moved(watch: &mut Option<Watch>) {
     match watch {
         Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ready at that time.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -2,19 +2,23 @@
 //! wants them, opened and closed with the namespaces that they are in.
 //!
 //! Each leg of a forward whose listening side is ours has a [`Post`]. A post that cannot serve keeps no other from
-//! serving; it is tried again when its namespace appears or the configuration is read again.
+//! serving; it is tried again when its namespace appears, when the configuration is read again, and, where something else
+//! than its namespace is missing (its port is taken, say), after a while.
 
 use std::{
     collections::HashMap,
     os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Service,
     bind::{self, Bound, Claim},
+    explain,
     listener::Listening,
     netns_watch::Watch,
     refuse,
@@ -26,6 +30,11 @@ use crate::{
     log::{Event, Kind, emit},
     spec::{Forward, Leg, Listen, Netns, OnRemove, Options},
 };
+
+/// The pause before a listener that cannot be opened is tried again, and the longest it doubles to.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// So many processes back, a listener knows who served it: what those dialled may still wait in its backlog.
+const REMEMBERED: usize = 8;
 
 /// A leg that is to have a listener of ours.
 #[derive(Clone, Debug)]
@@ -59,6 +68,8 @@ pub struct Kept {
     pub listen: String,
     /// The socket and what belongs to it.
     pub bound: Bound,
+    /// The processes that served it, the last one first.
+    pub before: Vec<u32>,
 }
 
 impl Kept {
@@ -76,6 +87,8 @@ struct Post {
     serving: Option<Serving>,
     /// The last reason why it does not.
     trouble: Option<String>,
+    /// When it is tried again, and the pause before that; absent while it serves or waits for its namespace.
+    again: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug)]
@@ -85,6 +98,8 @@ struct Serving {
     claim: Option<Claim>,
     /// The namespace that it is in.
     netns: Option<Id>,
+    /// The processes that served it before, the last one first.
+    before: Vec<u32>,
     /// Ends its task.
     stop: CancellationToken,
     /// Cancelled when its task has ended.
@@ -127,11 +142,11 @@ impl Wanted {
         self.netns().map_or_else(|| local.to_owned(), |netns| format!("{local} in {netns}"))
     }
 
-    fn route(&self, listener: &str, shared: &Shared) -> Result<Arc<Route>, String> {
+    fn route(&self, listener: &str, before: &[u32], shared: &Shared) -> Result<Arc<Route>, String> {
         // No name: no socket unit has it, so no other listener's sessions are ever taken for its own.
         let mut route = Route::new(String::new(), listener, self.leg.clone(), self.options.clone(), &shared.gates)?;
         if self.back {
-            route.access = route.access.and_ourselves();
+            route.access = route.access.and_ourselves(before);
         }
         Ok(Arc::new(route))
     }
@@ -149,20 +164,29 @@ impl Wanted {
 
 impl Post {
     fn new(wanted: Wanted) -> Self {
-        Self { wanted, serving: None, trouble: None }
+        Self { wanted, serving: None, trouble: None, again: None }
     }
 
     /// Tries to serve, on the socket given or on a new one.
-    fn start(&mut self, kept: Option<Bound>, shared: &Shared) {
-        let bound = kept.map_or_else(|| bind::bind(self.wanted.listen()), Ok);
+    fn start(&mut self, kept: Option<Kept>, shared: &Shared) {
+        let now = Instant::now();
+        let due = self.again.take().filter(|(at, _)| *at <= now);
+        let pause = due.map_or(PAUSE.0, |(_, pause)| (pause * 2).min(PAUSE.1));
+        let bound = match kept {
+            Some(kept) => Ok((kept.bound, kept.before)),
+            None => bind::bind(self.wanted.listen()).map(|bound| (bound, Vec::new())),
+        };
         let (why, awaited) = match bound {
-            Ok(bound) => match self.serve(bound, shared) {
+            Ok((bound, before)) => match self.serve(bound, before, shared) {
                 Ok(()) => return self.trouble = None,
                 Err(why) => (why, false),
             },
             Err(bind::Trouble::NoNamespace(why)) => (why, true),
             Err(bind::Trouble::Failed(why)) => (why, false),
         };
+        if !awaited {
+            self.again = Some((now + pause, pause));
+        }
         if self.trouble.as_ref() != Some(&why) {
             let listen = self.wanted.listen().to_string();
             let named = self.wanted.label.as_ref().map(|label| format!("{label}: ")).unwrap_or_default();
@@ -172,19 +196,23 @@ impl Post {
                 event.listener = Some(listen.into());
                 emit(event);
             } else {
+                let why = format!("{why}; next try in {} s", explain::seconds(pause));
                 refuse(&format!("{named}{listen}"), None, &why);
             }
         }
         self.trouble = Some(why);
     }
 
-    fn serve(&mut self, bound: Bound, shared: &Shared) -> Result<(), String> {
+    fn serve(&mut self, bound: Bound, before: Vec<u32>, shared: &Shared) -> Result<(), String> {
         let listener = self.wanted.called(&bound.local.to_string());
-        let route = self.wanted.route(&listener, shared)?;
+        let route = self.wanted.route(&listener, &before, shared)?;
         let listening = Listening::new(bound.socket, route.clone()).map_err(|e| e.to_string())?;
         let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
         let named = self.wanted.label.as_ref().map(|label| format!("{label}: ")).unwrap_or_default();
-        let text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, leads_into(&route));
+        let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, leads_into(&route));
+        if let Some(trouble) = &self.trouble {
+            text += &format!("; before, it was not served: {trouble}");
+        }
         let mut event = Event::new(Kind::ListenerServing, text);
         event.listener = Some(route.listener.clone());
         event.upstream = Some(route.upstream_text.clone());
@@ -194,6 +222,7 @@ impl Post {
             listening: Arc::new(listening),
             claim: bound.claim,
             netns: bound.netns,
+            before,
             stop: CancellationToken::new(),
             ended: ended(),
         });
@@ -209,7 +238,7 @@ impl Post {
         };
         let old = serving.listening.route();
         let mut changed = false;
-        match wanted.route(&old.listener, shared) {
+        match wanted.route(&old.listener, &serving.before, shared) {
             Ok(route) if !old.leads_as(&route) => {
                 serving.listening.set_route(route);
                 changed = true;
@@ -245,8 +274,8 @@ pub fn leads_into(route: &Route) -> String {
         Some(Upstream::Tcp { netns: Some(netns), .. } | Upstream::Udp { netns: Some(netns), .. }) => {
             match netns::find(netns) {
                 Ok(found) => {
-                    route.entered.store(found.id.inode, Relaxed);
-                    format!(" ({}, {})", found.path.display(), found.id)
+                    route.entered.store(found.place.id.inode, Relaxed);
+                    format!(" ({})", found.place)
                 }
                 Err(trouble) => format!(" ({trouble})"),
             }
@@ -300,6 +329,11 @@ impl Own {
         Some(format!("{}: {why}", post.wanted.listen()))
     }
 
+    /// When the next of those that do not serve is to be tried again.
+    pub fn next_try(&self) -> Option<Instant> {
+        self.posts.iter().filter_map(|post| post.again).map(|(at, _)| at).min()
+    }
+
     /// The listeners that serve.
     pub fn listening(&self) -> impl Iterator<Item = &Arc<Listening>> {
         self.posts.iter().filter_map(|post| post.serving.as_ref()).map(|serving| &serving.listening)
@@ -333,7 +367,9 @@ fn keep((wanted, serving): (Wanted, Serving)) -> Option<Kept> {
     let socket = serving.listening.duplicate().ok()?;
     let local = socket.local().ok()?;
     let bound = Bound { socket, local, claim: serving.claim, netns: serving.netns };
-    Some(Kept { listen: wanted.listen().to_string(), bound })
+    let before = [&[std::process::id()], &*serving.before].concat();
+    let before = before.into_iter().take(REMEMBERED).collect();
+    Some(Kept { listen: wanted.listen().to_string(), bound, before })
 }
 
 impl Service {
@@ -368,7 +404,7 @@ impl Service {
         }
         for wanted in new {
             let listen = wanted.listen().to_string();
-            let kept = kept.iter().position(|kept| kept.listen == listen).map(|index| kept.swap_remove(index).bound);
+            let kept = kept.iter().position(|kept| kept.listen == listen).map(|index| kept.swap_remove(index));
             let mut post = Post::new(wanted);
             post.start(kept, &self.shared);
             posts.push(post);
@@ -424,13 +460,29 @@ impl Service {
         }
     }
 
+    /// Tries again to open what could not be opened, where it is time to; whether any is served now.
+    pub fn try_again(&mut self) -> bool {
+        let now = Instant::now();
+        let mut changed = false;
+        for post in &mut self.own.posts {
+            if post.again.is_some_and(|(at, _)| at <= now) {
+                post.start(None, &self.shared);
+                changed |= post.serving.is_some();
+            }
+        }
+        if changed {
+            self.accept_own();
+        }
+        changed
+    }
+
     /// Looks at the namespaces again: closes listeners in those that are gone, opens those that have come.
     pub async fn look_at_namespaces(&mut self) -> bool {
         let mut changed = false;
         for index in 0..self.own.posts.len() {
             let post = &mut self.own.posts[index];
             let Some(netns) = post.wanted.netns() else { continue };
-            let now = netns::find(netns).map(|found| found.id).ok();
+            let now = netns::find(netns).map(|found| found.place.id).ok();
             let was = post.serving.as_ref().map(|serving| serving.netns);
             if was == Some(now) || (was.is_none() && now.is_none()) {
                 continue;

@@ -1,7 +1,7 @@
 //! Where the connections of one listener go, and under which conditions.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::access::Access;
 use crate::{
     dial::{
-        netns::Id,
+        netns::Place,
         qrexec::gate::{Gate, Gates},
     },
     log::{Event, Kind, emit},
@@ -99,8 +99,10 @@ impl Route {
         }
     }
 
-    /// A dial went through this namespace: told when it is another than before.
-    pub fn entered(&self, id: Id) {
+    /// A dial goes through this namespace, which is noted in `at`, and told when it is another than before.
+    pub fn entered(&self, place: Place, at: &Mutex<Option<Place>>) {
+        let id = place.id;
+        *at.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
         if self.entered.swap(id.inode, Relaxed) != id.inode {
             let text = format!("{} leads to {}, which is {id} now", self.listener, self.upstream_text);
             let mut event = Event::new(Kind::ListenerServing, text);

@@ -10,7 +10,10 @@
 //!
 //! While the peer is not read it is watched; when it is gone, so is the session.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc::UnboundedSender},
@@ -28,6 +31,7 @@ use super::{
 use crate::{
     dial::{
         self, Failure, Way,
+        netns::Place,
         qrexec::{
             Call, Child, Client, Decision, Exit, ParkedCall, Stderr,
             gate::{Gates, Ticket, UNDECIDED},
@@ -216,9 +220,9 @@ impl Session {
         self.over(end)
     }
 
-    pub(super) fn connected(&self) {
+    pub(super) fn connected(&self, at: Option<&Place>) {
         self.story.info.connected(self.story.info.age_ms());
-        log::emit(explain::started(&self.story.info));
+        log::emit(explain::started(&self.story.info, at));
     }
 
     async fn wait(&mut self, peer: Stream) -> Next {
@@ -230,14 +234,16 @@ impl Session {
             dialled = self.dial(&info.route) => Ok(dialled),
         };
         match dialled {
-            Ok(Ok(Dialled::Stream(upstream))) => {
-                if let Some(version) = info.route.via.proxy_protocol {
+            Ok(Ok(Dialled::Stream(upstream, at))) => {
+                // What comes from our own front half has its header already.
+                let version = info.route.via.proxy_protocol.filter(|_| !info.route.access.is_own(&peer));
+                if let Some(version) = version {
                     if let Err(failure) = dial::proxy::introduce(&peer, &upstream, version) {
                         peer.reset();
                         return self.failed(&failure);
                     }
                 }
-                self.connected();
+                self.connected(at.as_ref());
                 let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
                 let relay = new_relay(peer, upstream, &info.route);
                 Some(Stage::Relaying(Box::new(relay), None))
@@ -267,16 +273,20 @@ impl Session {
                 Ok(Dialled::Call(Call::start(&self.story.shared.client, &limits.call)?, ticket))
             }
             (Some(Upstream::Unix(addr)), _) => {
-                let waiting = |e: &std::io::Error, pause| explain::waiting(route, e, pause);
-                dial::unix(addr, left(options.connect_timeout), waiting).await.map(Dialled::Stream)
+                let waiting = |e: &std::io::Error, pause| explain::waiting(route, addr, e, pause);
+                let dialled = dial::unix(addr, left(options.connect_timeout), waiting).await;
+                dialled.map(|upstream| Dialled::Stream(upstream, None))
             }
             (Some(Upstream::Tcp { addr, netns }), _) => {
                 let allowed = options.connect_timeout;
-                let entered = |id| route.entered(id);
+                let at = Mutex::new(None);
+                let entered = |place| route.entered(place, &at);
                 let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
-                match dial::tcp(addr, way, left(allowed), options.keepalive).await {
+                let dialled = dial::tcp(addr, way, left(allowed), options.keepalive).await;
+                let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
+                match dialled {
                     Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
-                    result => result.map(Dialled::Stream),
+                    result => result.map(|upstream| Dialled::Stream(upstream, at)),
                 }
             }
             _ => {
@@ -321,7 +331,7 @@ impl Session {
                         return next;
                     }
                 }
-                self.connected();
+                self.connected(None);
                 let upstream = relay::End::pipes(parts.from, parts.to);
                 let relay = new_relay(relay::End::Socket(peer), upstream, &info.route);
                 Some(Stage::Relaying(Box::new(relay), Some(Box::new((parts.child, parts.stderr)))))
@@ -509,7 +519,8 @@ fn new_relay(peer: relay::End, upstream: relay::End, route: &Route) -> Relay {
 
 /// What a dial gave.
 enum Dialled {
-    Stream(Stream),
+    /// And the namespace that it was dialled in, when that is not our own.
+    Stream(Stream, Option<Place>),
     Call(Call, Ticket),
 }
 

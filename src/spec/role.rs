@@ -265,16 +265,22 @@ impl Reading<'_> {
                 return None;
             }
         };
-        let front_proxy = pick!(self, proxy_protocol).copied().filter(|_| !self.datagram);
+        let proxy = pick!(self, proxy_protocol).copied().filter(|_| !self.datagram);
         match &mut legs {
-            Legs::One(leg) => self.furnish(leg),
+            Legs::One(leg) => {
+                self.furnish(leg);
+                // As a default it is meant for targets: a host proxy's endpoint, which has the same default, would send
+                // its own header before that of the proxy.
+                let unix = matches!(leg.upstream, Upstream::Unix(_));
+                leg.via.proxy_protocol = proxy.filter(|_| !unix || self.keys.proxy_protocol.is_some());
+            }
             Legs::Two { front, back } => {
                 self.furnish(front);
                 self.furnish(back);
+                // Each for those who come in there; what the front leg brings has its header already.
+                front.via.proxy_protocol = proxy;
+                back.via.proxy_protocol = proxy;
             }
-        }
-        match &mut legs {
-            Legs::One(front) | Legs::Two { front, .. } => front.via.proxy_protocol = front_proxy,
         }
         Some(legs)
     }

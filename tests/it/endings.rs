@@ -406,7 +406,7 @@ fn a_unix_server_that_appears_later_is_awaited() {
     let service = Activation::qrexec_connect().tcp(&format!("uds={}", path.display())).start().ready();
     let mut peer = service.connect(0);
     peer.write_all(b"early").expect("connected");
-    let line = service.process.stderr.wait_for("does not exist yet: its service has not started; next try in ");
+    let line = service.process.stderr.wait_for("does not exist yet: its endpoint has not started; next try in ");
     assert!(line.contains(&path.display().to_string()), "{line}");
     let server = Server::unix(&path);
     let mut far = server.accept();
@@ -417,7 +417,7 @@ fn a_unix_server_that_appears_later_is_awaited() {
 
     // the path is still there, and nobody listens
     let mut peer = service.connect(0);
-    service.process.stderr.wait_for("has nobody listening: its service has stopped");
+    service.process.stderr.wait_for("has nobody listening: its endpoint has stopped");
     std::fs::remove_file(&path).expect("it is there");
     let server = Server::unix(&path);
     let mut far = server.accept();
@@ -434,7 +434,7 @@ fn a_unix_server_that_never_appears_fails_when_the_time_is_over() {
     service.connect(0).expect_reset();
     let end = service.end();
     assert_eq!(end.brief(), "dial-failed up 0 down 0");
-    assert!(end.note.contains(&path) && end.note.contains("its service has not started"), "{end:?}");
+    assert!(end.note.contains(&path) && end.note.contains("its endpoint has not started"), "{end:?}");
     service.stop();
 }
 
@@ -448,7 +448,7 @@ fn a_unix_server_with_a_full_backlog_is_awaited() {
     let _first = Wire::unix(&path);
     let service = Activation::qrexec_connect().unix(&format!("uds={}", path.display())).start().ready();
     let mut peer = service.connect(0);
-    service.process.stderr.wait_for("has a full backlog: its service does not accept");
+    service.process.stderr.wait_for("has a full backlog: its endpoint does not accept");
     let (_taken, _) = full.accept().expect("the first one waits");
     let (far, _) = full.accept().expect("the session");
     let mut far = Wire::from_unix(std::os::fd::OwnedFd::from(far).into());

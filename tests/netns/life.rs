@@ -381,3 +381,181 @@ fn an_inherited_socket_and_a_file_are_served_together() {
     }
     service.stop();
 }
+
+#[test]
+fn what_could_not_be_opened_is_opened_as_soon_as_it_can_be() {
+    sandbox!();
+    netns("a");
+    let here = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "hello");
+    let udp = echo_udp(std::net::UdpSocket::bind("127.0.0.1:0").expect("free"));
+    // others have all the places, each for another reason than its namespace
+    let tcp = TcpListener::bind(at(4000)).expect("free");
+    let inner = inside("a", || TcpListener::bind(at(80)).expect("free"));
+    let datagrams = std::net::UdpSocket::bind(at(5300)).expect("free");
+    fs::write("/run/file", "").expect("ours");
+    let forwards = [
+        format!("label=web,listen=127.0.0.1+4000,target={here}"),
+        format!("listen=127.0.0.1+80,listen_namespace=a,target={here}"),
+        format!("udp_listen=127.0.0.1+5300,udp_target={udp}"),
+        format!("uds=/run/file/a.sock,target={here}"), // not a directory
+        format!("listen=127.0.0.1+4001,target={here}"),
+    ];
+    let forwards: Vec<&str> = forwards.iter().map(String::as_str).collect();
+    let service = forwarding(&forwards);
+    let status = |text: &str| service.notifications.wait_for("STATUS", |status| status.starts_with(text));
+    status("1 of 5 forwards");
+    Wire::tcp(at(4001)).expect(b"hello");
+    let line = service.process.stderr.wait_for("web: tcp 127.0.0.1:4000 is not served");
+    assert!(line.contains("Address already in use") && line.ends_with("next try in 1 s"), "{line}");
+
+    drop(tcp);
+    let line = service.process.stderr.wait_for("web: 127.0.0.1:4000 leads to");
+    assert!(line.contains("before, it was not served: cannot listen on 127.0.0.1:4000"), "{line}");
+    status("2 of 5 forwards");
+    Wire::tcp(at(4000)).expect(b"hello");
+    drop((inner, datagrams));
+    fs::remove_file("/run/file").expect("ours");
+    status("5 forwards");
+    inside("a", || Wire::tcp(at(80)).expect(b"hello"));
+    Wire::unix(Path::new("/run/file/a.sock")).expect(b"hello");
+    let asker = asker("127.0.0.1");
+    asker.send_to(b"x", at(5300)).expect("sent");
+    assert_eq!(asker.recv(&mut [0; 9]).expect("answered"), 1);
+    // each was told once, however often it was tried
+    assert_eq!(service.process.stderr.count("is not served"), 4);
+    service.stop();
+
+    // --strict does not wait
+    let _taken = TcpListener::bind(at(4001)).expect("free again");
+    let mut strict = pfwd().arg("--strict").args(["--forward", forwards[4]]).start();
+    assert_eq!(strict.process.wait().code(), Some(1));
+}
+
+#[test]
+fn a_pipelines_front_half_is_let_in_across_restarts_where_others_are_not() {
+    sandbox!();
+    netns("a");
+    let there = echo_inside("a", "127.0.0.1", "hello");
+    // one session for each half: the second to come waits in the backlog of the UNIX socket
+    let forward = format!(
+        "listen=127.0.0.1+4000,uds=/run/pipe,namespace=a,target={there},allow_uid=65534,mode=0666,max_connections=1"
+    );
+    let mut service = forwarding(&[&forward]);
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    command.args(["socat", "-u", "UNIX-CONNECT:/run/pipe", "STDOUT"]).stdin(std::process::Stdio::null());
+    let first = crate::support::Process::start(command);
+    service.process.stderr.wait_for("from uid 65534");
+    let mut second = Wire::tcp(at(4000));
+    service.process.stderr.wait_for("to unix /run/pipe: connected after");
+    // what was dialled by a process that is gone waits through several
+    for _ in 0..3 {
+        restart(&mut service);
+    }
+    drop(first);
+    second.expect(b"hello");
+    exchange(&mut second, 1, 1000, Pace::BULK);
+    // it is the process that counts: root is not on the list
+    Wire::unix(Path::new("/run/pipe")).expect_end();
+    service.process.stderr.wait_for("not in allow_uid");
+    service.stop();
+}
+
+#[test]
+fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_client() {
+    sandbox!();
+    netns("a");
+    let there = echo_inside("a", "127.0.0.1", "");
+    let good = format!(
+        "[[forward]]\nlisten = \"127.0.0.1:4000\"\nnamespace = \"a\"\ntarget = \"{there}\"\n\
+         [[forward]]\nuds = \"/run/a.sock\"\nnamespace = \"a\"\ntarget = \"{there}\"\n"
+    );
+    let config = Path::new("/run/pfwd.toml");
+    fs::write(config, &good).expect("ours");
+    let mut service = pfwd().args(["--config", "/run/pfwd.toml"]).start().ready();
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata("/run/a.sock").expect("served"));
+    let mut old = [Wire::tcp(at(4000)), Wire::unix(Path::new("/run/a.sock"))];
+    old.iter_mut().for_each(|wire| {
+        send(&mut *wire, 1, 100, Pace::BULK).expect("it is taken");
+        receive(&mut *wire, 1, 100, Pace::BULK).expect("it comes back");
+    });
+    fs::write(config, "[[forward]]\nlisten = 1\n").expect("ours");
+    let mut waiting = Vec::new();
+    for round in 1..=2 {
+        restart(&mut service);
+        service.process.stderr.wait_for("the configuration is not used, and no listener is served");
+        // who comes now waits
+        waiting.extend([Wire::tcp(at(4000)), Wire::unix(Path::new("/run/a.sock"))]);
+        old.iter_mut().for_each(|wire| {
+            send(&mut *wire, round, 100, Pace::BULK).expect("it is taken");
+            receive(&mut *wire, round, 100, Pace::BULK).expect("it comes back");
+        });
+        assert_eq!(service.process.stderr.count("connected after"), 0);
+    }
+    // mended, it is in force at the next reload, or the next start
+    fs::write(config, &good).expect("ours");
+    service.process.signal(Signal::SIGHUP);
+    waiting.iter_mut().for_each(|wire| exchange(wire, 3, 1000, Pace::BULK));
+    waiting.clear();
+    fs::write(config, "[[forward]]\nlisten = 1\n").expect("ours");
+    restart(&mut service);
+    let mut late = Wire::tcp(at(4000));
+    fs::write(config, &good).expect("ours");
+    restart(&mut service);
+    exchange(&mut late, 4, 1000, Pace::BULK);
+    assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata("/run/a.sock").expect("served")), inode);
+    let [tcp, unix] = &mut old;
+    exchange(tcp, 5, 1000, Pace::BULK);
+    exchange(unix, 6, 1000, Pace::BULK);
+    service.stop();
+    assert!(!Path::new("/run/a.sock").exists());
+}
+
+#[test]
+fn a_session_says_which_namespace_it_entered() {
+    sandbox!();
+    netns("a");
+    let there = echo_inside("a", "127.0.0.1", "");
+    let udp = crate::sandbox::echo_udp_inside("a", "127.0.0.1");
+    let service = forwarding(&[
+        &format!("listen=127.0.0.1+4000,namespace=a,target={there}"),
+        &format!("listen=127.0.0.1+4001,setns_path=/run/netns/a,target={there}"),
+        &format!("udp_listen=127.0.0.1+5300,namespace=a,udp_target={udp}"),
+        "listen=127.0.0.1+4003,target=127.0.0.1+4000",
+    ]);
+    exchange(&mut Wire::tcp(at(4000)), 1, 100, Pace::BULK);
+    exchange(&mut Wire::tcp(at(4001)), 1, 100, Pace::BULK);
+    asker("127.0.0.1").send_to(b"x", at(5300)).expect("sent");
+    exchange(&mut Wire::tcp(at(4003)), 1, 100, Pace::BULK);
+    let inode = crate::sandbox::inode_of("a");
+    service.process.stderr.wait_for_nth("connected after", 5);
+    for line in service.process.stderr.so_far().iter().filter(|line| line.contains("connected after")) {
+        let said = line.ends_with(&format!("(/run/netns/a, {inode})"));
+        assert_eq!(said, !line.contains(" on 127.0.0.1:4003 "), "{line}");
+    }
+    service.stop();
+}
+
+#[test]
+fn a_test_that_is_killed_leaves_nobody_behind() {
+    /// Set in the test process that is to be killed.
+    const VICTIM: &str = "FORWARDER_TEST_VICTIM";
+    sandbox!();
+    if std::env::var_os(VICTIM).is_some() {
+        let service = forwarding(&["listen=127.0.0.1+0,target=127.0.0.1+9"]);
+        println!("\nstarted {}", service.process.pid());
+        loop {
+            thread::park();
+        }
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().expect("it has a path"));
+    let name = "life::a_test_that_is_killed_leaves_nobody_behind";
+    command.args(["--exact", name, "--nocapture"]).env(VICTIM, "1").stdin(std::process::Stdio::null());
+    let victim = crate::support::Process::start(command);
+    let line = victim.stdout.wait_for("started ");
+    let pid = line.rsplit(' ').next().expect("a number").to_owned();
+    let lives = || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pfwd\n");
+    assert!(lives());
+    victim.signal(Signal::SIGKILL);
+    eventually("its pfwd is gone", || !lives());
+}

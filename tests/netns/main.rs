@@ -11,6 +11,7 @@ mod support;
 mod sandbox; // first: the macro `sandbox!`
 mod cli;
 mod life;
+mod proxy;
 mod roles;
 mod udp;
 mod uds;

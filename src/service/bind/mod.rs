@@ -101,7 +101,7 @@ fn make(
             socket.map(|socket| (socket, None)).map_err(|e| Trouble::Failed(format!("cannot make a socket: {e}")))
         }
         Some(netns) => match netns::socket_blocking(netns, domain, kind, protocol) {
-            Ok((socket, id)) => Ok((socket, Some(id))),
+            Ok((socket, place)) => Ok((socket, Some(place.id))),
             Err(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) => {
                 Err(Trouble::NoNamespace(trouble.to_string()))
             }

@@ -42,6 +42,9 @@ struct Own {
     /// Device and inode of its namespace, when that is not the service's own.
     netns: Option<(u64, u64)>,
     claim: Option<ClaimRecord>,
+    /// The processes that served it, the last one first.
+    #[serde(default)]
+    before: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -78,7 +81,7 @@ pub(super) fn write(kept: &Kept, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) ->
         claim = Some(ClaimRecord { path: path.as_os_str().as_bytes().to_vec(), inode });
     }
     let netns = kept.bound.netns.map(|id| (id.device, id.inode));
-    let own = Own { listen: kept.listen.clone(), kind, netns, claim };
+    let own = Own { listen: kept.listen.clone(), kind, netns, claim, before: kept.before.clone() };
     serde_json::to_writer(&mut *lines, &Line { v: VERSION, id: Uuid::new_v4(), fds: (first, fds.len() - first), own })?;
     lines.write_all(b"\n")
 }
@@ -110,5 +113,6 @@ fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Kept, String> {
     };
     let local = socket.local().map_err(|e| e.to_string())?;
     let netns = line.own.netns.map(|(device, inode)| Id { device, inode });
-    Ok(Kept { listen: line.own.listen, bound: Bound { socket, local, claim, netns } })
+    let bound = Bound { socket, local, claim, netns };
+    Ok(Kept { listen: line.own.listen, bound, before: line.own.before })
 }

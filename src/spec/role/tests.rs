@@ -124,7 +124,7 @@ fn each_option_reaches_the_leg_that_it_concerns() {
     assert_eq!((front.admit.from.len(), front.admit.uids.len()), (1, 0));
     assert_eq!((back.admit.from.len(), back.admit.uids.len()), (0, 1));
     assert!(front.via.proxy_protocol.is_some() && front.via.source.is_none() && front.via.device.is_none());
-    assert!(back.via.proxy_protocol.is_none() && back.via.source.is_some() && back.via.device.is_some());
+    assert!(back.via.proxy_protocol.is_some() && back.via.source.is_some() && back.via.device.is_some());
     assert!(matches!(front.listen, Listen::Tcp { backlog, .. } if backlog.get() == 7));
     let Listen::Unix { rights, .. } = back.listen else { panic!("the back leg serves the UNIX socket") };
     assert_eq!((rights.mode.bits(), rights.dir_mode.bits()), (0o660, 0o700));
@@ -148,6 +148,10 @@ fn defaults_concern_whom_they_may() {
     assert!(matches!(&unix.legs.front().listen, Listen::Unix { rights, backlog, .. }
         if rights.mode.bits() == 0o640 && backlog.get() == 3));
     assert_eq!((unix.options.max_setups, unix.legs.front().admit.uids.len()), (2, 1));
+    // one header, from whoever dials the target
+    assert!(unix.legs.front().via.proxy_protocol.is_some());
+    assert!(mean("listen=127.0.0.1:1,uds=/a").legs.front().via.proxy_protocol.is_none());
+    assert!(mean("listen=127.0.0.1:1,uds=/a,proxy_protocol=v2").legs.front().via.proxy_protocol.is_some());
 }
 
 #[test]

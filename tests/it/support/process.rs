@@ -7,7 +7,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -180,6 +180,7 @@ impl Process {
     }
 
     fn spawn(mut command: Command, descriptors: &[OwnedFd]) -> Self {
+        guard();
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let mark = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         command.env(MARK, &mark).process_group(0);
@@ -336,6 +337,22 @@ impl Drop for Process {
         self.leash = None;
         let _ = self.child.wait();
     }
+}
+
+/// Watches over this test process from outside, once: when it is gone, however it went, whoever it has started and
+/// still lives is killed. (PR_SET_PDEATHSIG would be about the thread that started them, and tests have many.)
+fn guard() {
+    /// Its input ends with this process.
+    static GUARD: OnceLock<Child> = OnceLock::new();
+    GUARD.get_or_init(|| {
+        let script = r#"cat >/dev/null
+            grep -lsz "^$1\." /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done"#;
+        let mark = format!("{MARK}={}", std::process::id());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh", &mark]).env_remove(MARK).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("there is a shell")
+    });
 }
 
 /// Runs a short program to its end; its output, within [`PATIENCE`].
