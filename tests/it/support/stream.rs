@@ -158,6 +158,7 @@ impl Wire {
                 Ok(0) => panic!("a plain end of stream instead of a reset"),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => panic!("instead of a reset: {e}"),
             }
         }
