@@ -9,6 +9,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
+    mem::ManuallyDrop,
     process::ExitCode,
 };
 
@@ -55,7 +56,7 @@ pub fn run(uid: u32, language: Language) -> io::Result<ExitCode> {
         Language::Frames => frames(),
         Language::Listing => {
             let (from, mut to) = ends();
-            legacy::parse(&mut io::BufReader::new(from), &mut to).map_err(|_| FAULT)
+            legacy::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
         }
     };
     Ok(result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
@@ -103,9 +104,9 @@ fn filter() -> io::Result<BpfProgram> {
     filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)
 }
 
-/// Standard input and output, unbuffered.
-fn ends() -> (File, File) {
-    (File::from(sys::own(0)), File::from(sys::own(1)))
+/// Standard input and output, unbuffered; closed by the end of the process, for the filter lets no more pass.
+fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
+    (ManuallyDrop::new(File::from(sys::own(0))), ManuallyDrop::new(File::from(sys::own(1))))
 }
 
 /// Passes frames on, each read whole and written anew.

@@ -80,6 +80,7 @@ fn a_qube_that_is_halted_takes_its_commands_with_it_and_comes_back() {
     daemon.wait_for_channel("work", "live");
     world.remote("work", &["echo back"]).expect(0, "back\n");
     assert!(!world.path().join("AUTOSTARTED").exists(), "no qube is ever started");
+    assert!(!world.log().contains("CUT"), "nobody broke the protocol: {}", world.log());
 }
 
 #[test]

@@ -59,6 +59,20 @@ fn the_pythons_client_is_served_by_calls_where_there_is_no_agent() {
     // nothing in the queue that is no regular file is ever read, and it starves nobody
     world.shell("work", "cd .qvm-remote/queue/pending; ln -s /dev/zero zero; for n in 1 2 3 4 5 6 7 8; do mkfifo f$n f$n.auth; done").expect(0, "");
     world.shell("work", "touch $'.qvm-remote/queue/pending/b\\xff'; python3 v1.py echo still").expect(0, "still\n");
+    // one that runs while an agent is looked for again is served once, and answered by what it did
+    let looks = || std::fs::read_to_string(world.path().join("calls")).unwrap_or_default().matches("serve").count();
+    let before = looks();
+    world.dom0("mkfifo /root/fifo").expect(0, "");
+    let mut long = world
+        .vm_start("work", &["bash", "-c", "cd; python3 v1.py 'echo ran >>/root/ran; read x </root/fifo; echo long'"]);
+    eventually("a look for an agent", || looks() > before);
+    eventually("a look at the queue after it", || {
+        let calls = std::fs::read_to_string(world.path().join("calls")).unwrap_or_default();
+        calls.rsplit("serve").next().is_some_and(|after| after.matches("pass_io=1").count() > 1)
+    });
+    world.dom0("echo >/root/fifo; cat /root/ran").expect(0, "ran\n");
+    long.wait_for("long\n");
+    assert_eq!(long.end().code, 0);
     // a client that gives up takes its command with it
     let done = world.shell("work", "python3 v1.py -t 3 'sleep 4721'");
     assert_eq!(done.code, 124);

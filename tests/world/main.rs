@@ -6,6 +6,7 @@
 #[macro_use]
 mod world; // first: the macro `world!`
 mod attacks;
+mod clocks;
 mod commands;
 mod crashes;
 mod legacy;

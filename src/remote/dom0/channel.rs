@@ -28,7 +28,7 @@ use super::{
     Refusal, Shared, Vm,
     command::{self, First},
     port::{Inbox, Out, Port},
-    queue,
+    queue::{self, Queue},
 };
 use crate::{
     log::{Event, Kind, emit},
@@ -50,8 +50,9 @@ const DEAD: Duration = Duration::from_secs(45);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A channel that lived so long was a good one: the next attempt comes at once.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// How often an agent is looked for in a VM that had none.
-const PROBE: Duration = Duration::from_secs(600);
+/// Between two looks for an agent in a VM that had none, doubled from the first to the last: it may have been slow, or
+/// it may never come.
+const PROBE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// Frames that wait for the VM: with data, half a megabyte.
 const WAITING: usize = 16;
 /// Where qrexec's sockets of running VMs lie.
@@ -114,8 +115,9 @@ pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Pipe)> {
 
 /// Keeps the channel until the daemon stops.
 pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
-    let mut wait = RETRY.0;
+    let (mut wait, mut probe) = (RETRY.0, PROBE.0);
     let mut next_probe = Instant::now();
+    let queue = Queue::default();
     loop {
         if shared.keys.read(&vm.name).is_err() {
             vm.set("no key");
@@ -125,7 +127,7 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
             }
         }
         if wait_for_vm(&shared, &vm).await {
-            (wait, next_probe) = (RETRY.0, Instant::now()); // it has just been started
+            (wait, probe, next_probe) = (RETRY.0, PROBE.0, Instant::now()); // it has just been started
         }
         if vm.stop.is_cancelled() {
             return;
@@ -142,19 +144,21 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
             Ok(Ended::Lived(time)) => {
                 vm.set("absent");
                 wait = if time >= HEALTHY { RETRY.0 } else { wait };
+                probe = PROBE.0;
                 say(&vm, Kind::ChannelClosed, format!("the channel to {} ended after {} s", vm.name, time.as_secs()));
             }
             Ok(Ended::Idle) => return,
             Ok(Ended::Absent) => vm.set("absent"),
             Ok(Ended::NoAgent) => {
                 if next_probe <= Instant::now() {
-                    next_probe = Instant::now() + PROBE;
+                    next_probe = Instant::now() + probe;
+                    probe = (probe * 2).min(PROBE.1);
                 }
                 let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
                 vm.set(if v1 { "v1 queue" } else { "no agent" });
                 if v1 {
                     tokio::select! {
-                        () = queue::serve(&shared, &vm, next_probe) => {}
+                        () = queue::serve(&shared, &vm, &queue, next_probe) => {}
                         () = vm.stop.cancelled() => return,
                     }
                     wait = RETRY.0;

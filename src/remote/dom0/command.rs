@@ -22,7 +22,7 @@ use super::{
 use crate::{
     log::{Event, Kind, emit, escape},
     proto::{
-        mac::{self, Digest, Key, Outcome, hex},
+        mac::{self, Digest, Key, KeyId, Outcome, hex},
         remote::{Ending, Frame, Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
@@ -54,6 +54,8 @@ struct No(Refusal, String);
 /// What was authenticated.
 struct Known {
     id: String,
+    /// Of the key that it carries a code of.
+    kid: KeyId,
     /// `None`: the original's token.
     v2: Option<(Key, Digest)>,
     request: Option<Box<Request>>,
@@ -109,8 +111,7 @@ async fn attend(
     }
     let (task, decision, shown) = judge(shared, vm, &policy, &known, &payload)?;
     let queued = known.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
-    let key = known.v2.as_ref().map_or([0; 8], |(key, _)| key.id());
-    let mark = queued.then(|| ledger::mark(&vm.name, &key, &id));
+    let mark = queued.then(|| ledger::mark(&vm.name, &known.kid, &id));
     if mark.as_ref().is_some_and(|mark| shared.ledger().knows(mark)) {
         return Err(again(shared, vm, &id));
     }
@@ -134,7 +135,16 @@ async fn attend(
         return Err(No(Refusal::Draining, "qvm-remote-dom0 is being stopped".into()));
     }
     if let Some(mark) = mark {
-        let begun = shared.ledger().begin(mark, known.request.is_some(), now_ms());
+        let begin = || shared.ledger().begin(mark, known.kid, known.request.is_some(), now_ms());
+        let begun = match begin() {
+            Err(Refused::Full) => {
+                let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
+                let active: Vec<_> = keys.map(|key| key.id()).collect();
+                shared.ledger().retain_keys(&active);
+                begin()
+            }
+            begun => begun,
+        };
         begun.map_err(|refused| match refused {
             Refused::Again => again(shared, vm, &id),
             Refused::Full => {
@@ -188,10 +198,9 @@ fn authenticate(shared: &Shared, vm: &Vm, nonce: Option<&[u8; 32]>, first: First
             if token.is_empty() {
                 return Err(fail(&id, "not authorized: it carries no token"));
             }
-            if !keys.iter().any(|key| key.v1_verify(&id, &token)) {
-                return Err(fail(&id, "not authorized: its token is wrong"));
-            }
-            Ok(Known { id, v2: None, request: None, length })
+            let key = keys.iter().find(|key| key.v1_verify(&id, &token));
+            let key = key.ok_or_else(|| fail(&id, "not authorized: its token is wrong"))?;
+            Ok(Known { id, kid: key.id(), v2: None, request: None, length })
         }
         First::Open(request, mac) => {
             let id = request.id.clone();
@@ -211,13 +220,17 @@ fn authenticate(shared: &Shared, vm: &Vm, nonce: Option<&[u8; 32]>, first: First
                     let text = format!("too old, or the clocks differ: by {} s, 300 are allowed", skew / 1000);
                     return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, &text));
                 }
+                if shared.ledger().forgot(request.created_ms) {
+                    let text = "older than what dom0 remembers: its clock was set back";
+                    return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, text));
+                }
             } else if nonce != Some(&request.nonce) {
                 return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "made for another session"));
             } else if !vm.sequence().fresh(request.seq) {
                 return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "its number was used before"));
             }
             let length = request.length;
-            Ok(Known { id, v2: Some((key, mac)), request: Some(request), length })
+            Ok(Known { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
         }
     }
 }

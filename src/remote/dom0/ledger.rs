@@ -12,12 +12,13 @@ use std::{
 };
 
 use crate::{
-    proto::mac::{hex, unhex},
+    proto::mac::{KeyId, hex, unhex},
     remote::files,
 };
 use sha2::{Digest as _, Sha256};
 
-/// Entries at most: 4 MiB of file. Old ones of dated requests make room; those of undated ones never do.
+/// Entries at most: 9 MiB of file, which is written anew when it has twice as many lines. Old ones of dated requests make
+/// room; those of undated ones only when their key is gone.
 const MOST: usize = 60_000;
 /// A dated request is refused by its date after this long: twice the skew that is allowed, in milliseconds.
 const DATED: u64 = 2 * SKEW_MS;
@@ -27,16 +28,33 @@ pub const SKEW_MS: u64 = 300_000;
 /// What is remembered of a request: a digest of the VM, the key and the id.
 type Mark = [u8; 16];
 
+/// A line that is no mark, but how far back dates count.
+const FLOOR: Mark = [0; 16];
+
+/// A request that was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Begun {
+    /// When, in milliseconds; 0: it has no date of its own, so it is kept as long as its key.
+    ms: u64,
+    key: KeyId,
+}
+
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ledger {
     /// `None`: a dry run, which writes nothing.
     path: Option<PathBuf>,
     file: Option<File>,
-    /// When each was begun, in milliseconds; 0: undated, kept for ever.
-    known: HashMap<Mark, u64>,
+    /// Lines in the file, those included that mean nothing any more.
+    lines: usize,
+    /// Entries at most.
+    most: usize,
+    known: HashMap<Mark, Begun>,
     /// The dated ones, oldest first.
     order: VecDeque<Mark>,
+    /// Requests of this date or an older one may have been begun and forgotten, in milliseconds. While the clock goes
+    /// on, their date refuses them; when it was set back, this does.
+    floor: u64,
 }
 
 /// Why a request is not begun.
@@ -61,12 +79,26 @@ pub fn mark(vm: &str, key: &[u8], id: &str) -> Mark {
     std::array::from_fn(|i| digest[i])
 }
 
+fn line(mark: &Mark, begun: Begun) -> String {
+    format!("{} {} {}\n", hex(mark), begun.ms, hex(&begun.key))
+}
+
+fn parse(line: &[u8]) -> Option<(Mark, Begun)> {
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let (mark, ms, key) = (unhex(words.next()?.as_bytes())?, words.next()?.parse().ok()?, words.next()?);
+    Some((mark, Begun { ms, key: unhex(key.as_bytes())? }))
+}
+
 impl Ledger {
     /// Reads the ledger, or begins one.
     ///
     /// # Errors
     /// What the file system says. A line that is damaged (the last one, after a crash) is left out.
     pub fn open(path: &Path, now_ms: u64) -> io::Result<Self> {
+        Self::open_for(path, now_ms, MOST)
+    }
+
+    fn open_for(path: &Path, now_ms: u64, most: usize) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             files::private_dir(dir)?;
         }
@@ -75,15 +107,14 @@ impl Ledger {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e),
         };
-        let mut ledger =
-            Self { path: Some(path.to_owned()), file: None, known: HashMap::new(), order: VecDeque::new() };
-        for line in text.split(|b| *b == b'\n') {
-            let Some((mark, time)) = line.split_at_checked(32) else { continue };
-            let time = std::str::from_utf8(time).ok().and_then(|t| t.trim().parse::<u64>().ok());
-            if let (Some(mark), Some(time)) = (unhex(mark), time) {
-                if time == 0 || now_ms.saturating_sub(time) <= DATED {
-                    ledger.remember(mark, time);
-                }
+        let mut ledger = Self { path: Some(path.to_owned()), most, ..Self::default() };
+        for (mark, begun) in text.split(|b| *b == b'\n').filter_map(parse) {
+            if mark == FLOOR {
+                ledger.floor = ledger.floor.max(begun.ms);
+            } else if begun.ms != 0 && now_ms.saturating_sub(begun.ms) > DATED {
+                ledger.forget(begun);
+            } else {
+                ledger.known.insert(mark, begun);
             }
         }
         ledger.rewrite()?;
@@ -92,13 +123,12 @@ impl Ledger {
 
     /// One that is never written.
     pub fn in_memory() -> Self {
-        Self { path: None, file: None, known: HashMap::new(), order: VecDeque::new() }
+        Self { most: MOST, ..Self::default() }
     }
 
-    fn remember(&mut self, mark: Mark, time: u64) {
-        if self.known.insert(mark, time).is_none() && time != 0 {
-            self.order.push_back(mark);
-        }
+    /// A dated one goes: it was dated at most so much later than it was begun.
+    fn forget(&mut self, begun: Begun) {
+        self.floor = self.floor.max(begun.ms + SKEW_MS);
     }
 
     /// Whether a request was begun before.
@@ -106,44 +136,77 @@ impl Ledger {
         self.known.contains_key(mark)
     }
 
+    /// Whether a request of this date may have been begun and forgotten: the clock was set back.
+    pub fn forgot(&self, created_ms: u64) -> bool {
+        created_ms <= self.floor
+    }
+
     /// Writes down, to the disk, that a request is begun at `now_ms`; `dated` when it carries a time of its own.
     ///
     /// # Errors
     /// When it must not be begun.
-    pub fn begin(&mut self, mark: Mark, dated: bool, now_ms: u64) -> Result<(), Refused> {
+    pub fn begin(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<(), Refused> {
         if self.knows(&mark) {
             return Err(Refused::Again);
         }
-        while self.known.len() >= MOST {
-            match self.order.pop_front() {
-                Some(old) if self.known.get(&old).is_some_and(|t| now_ms.saturating_sub(*t) > DATED) => {
-                    self.known.remove(&old);
-                }
-                _ => return Err(Refused::Full),
-            }
+        let floor = self.floor;
+        while self.known.len() >= self.most {
+            let oldest = self.order.front().and_then(|mark| self.known.get(mark).copied());
+            let old = oldest.filter(|begun| now_ms.saturating_sub(begun.ms) > DATED).ok_or(Refused::Full)?;
+            self.forget(old);
+            self.order.pop_front().and_then(|mark| self.known.remove(&mark));
         }
-        let time = if dated { now_ms } else { 0 };
-        self.append(&mark, time).map_err(Refused::Io)?;
-        self.remember(mark, time);
+        let begun = Begun { ms: if dated { now_ms } else { 0 }, key };
+        // first what is forgotten, then what is begun
+        let mut text = String::new();
+        if self.floor > floor {
+            text += &line(&FLOOR, Begun { ms: self.floor, key: [0; 8] });
+        }
+        text += &line(&mark, begun);
+        self.append(&text).map_err(Refused::Io)?;
+        self.known.insert(mark, begun);
+        if dated {
+            self.order.push_back(mark);
+        }
+        if self.lines > 2 * self.most {
+            // what it says is on the disk already
+            let _ = self.rewrite();
+        }
         Ok(())
     }
 
-    fn append(&mut self, mark: &Mark, time: u64) -> io::Result<()> {
+    /// Forgets undated requests of keys that are no longer anybody's: their tokens are worth nothing now.
+    pub fn retain_keys(&mut self, active: &[KeyId]) {
+        self.known.retain(|_, begun| begun.ms != 0 || active.contains(&begun.key));
+        let _ = self.rewrite();
+    }
+
+    fn append(&mut self, text: &str) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         if self.file.is_none() {
             self.file = Some(files::append(path, 0o600)?);
         }
         let Some(file) = &mut self.file else { return Ok(()) };
-        let result = file.write_all(format!("{} {time}\n", hex(mark)).as_bytes()).and_then(|()| file.sync_data());
+        let result = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
         if result.is_err() {
             self.file = None;
         }
+        self.lines += text.lines().count();
         result
     }
 
     fn rewrite(&mut self) -> io::Result<()> {
-        let lines: String = self.known.iter().map(|(mark, time)| format!("{} {time}\n", hex(mark))).collect();
-        self.path.as_ref().map_or(Ok(()), |path| files::replace(path, 0o600, lines.as_bytes()))
+        let mut dated: Vec<_> = self.known.iter().filter(|(_, begun)| begun.ms != 0).map(|(m, b)| (b.ms, *m)).collect();
+        dated.sort_unstable();
+        self.order = dated.into_iter().map(|(_, mark)| mark).collect();
+        let mut text = line(&FLOOR, Begun { ms: self.floor, key: [0; 8] });
+        self.known.iter().for_each(|(mark, begun)| text += &line(mark, *begun));
+        if let Some(path) = &self.path {
+            files::replace(path, 0o600, text.as_bytes())?;
+            self.file = None; // the one that is open has no name any more
+            self.lines = self.known.len();
+        }
+        Ok(())
     }
 }
 
@@ -151,19 +214,21 @@ impl Ledger {
 mod tests {
     use super::*;
 
+    const KEY: KeyId = *b"the key.";
+
     #[test]
     fn a_request_is_begun_once_also_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state/ledger");
         let (a, b) = (mark("work", b"k", "a"), mark("work", b"k", "b"));
         let mut ledger = Ledger::open(&path, 1000).expect("opened");
-        assert!(ledger.begin(a, true, 1000).is_ok());
-        assert!(ledger.begin(b, false, 1000).is_ok());
-        assert!(matches!(ledger.begin(a, true, 1000), Err(Refused::Again)));
+        assert!(ledger.begin(a, KEY, true, 1000).is_ok());
+        assert!(ledger.begin(b, KEY, false, 1000).is_ok());
+        assert!(matches!(ledger.begin(a, KEY, true, 1000), Err(Refused::Again)));
         drop(ledger);
         let mut ledger = Ledger::open(&path, 2000).expect("opened");
-        assert!(matches!(ledger.begin(a, true, 2000), Err(Refused::Again)));
-        assert!(ledger.knows(&b));
+        assert!(matches!(ledger.begin(a, KEY, true, 2000), Err(Refused::Again)));
+        assert!(ledger.knows(&b) && !ledger.forgot(1));
         drop(ledger);
         let ledger = Ledger::open(&path, 1000 + DATED + 1).expect("opened");
         assert!(!ledger.knows(&a), "its own date refuses it now");
@@ -171,11 +236,52 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_back_brings_nothing_back_that_was_forgotten() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ledger");
+        let now = 10 * DATED;
+        let mut ledger = Ledger::open(&path, now).expect("opened");
+        ledger.begin(mark("work", b"k", "a"), KEY, true, now).expect("begun");
+        drop(ledger);
+        // a day later, and back again; the request's own date may be later than dom0's was, by the skew
+        drop(Ledger::open(&path, now + 86_400_000).expect("opened"));
+        let ledger = Ledger::open(&path, now).expect("opened");
+        assert!(ledger.forgot(now) && ledger.forgot(now + SKEW_MS));
+        assert!(!ledger.forgot(now + SKEW_MS + 1), "and nothing that cannot be it");
+    }
+
+    #[test]
+    fn old_entries_make_room_and_the_file_stays_small() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ledger");
+        let mut ledger = Ledger::open_for(&path, 1, 10).expect("opened");
+        let id = |n: u64| mark("work", b"k", &n.to_string());
+        for n in 1..100 {
+            ledger.begin(id(n), KEY, true, n * DATED).expect("room");
+        }
+        assert!(ledger.forgot(80 * DATED) && !ledger.forgot(99 * DATED));
+        assert!(std::fs::metadata(&path).expect("there").len() < 40 * 60);
+        let mut ledger = Ledger::open_for(&path, 99 * DATED, 10).expect("opened");
+        assert!(ledger.knows(&id(99)) && ledger.forgot(80 * DATED));
+        // undated ones make none, but for those of a key that is gone
+        let mut n = 1000;
+        while ledger.begin(id(n), KEY, false, 100 * DATED).is_ok() {
+            n += 1;
+        }
+        assert!(n > 1000 && matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(Refused::Full)));
+        ledger.retain_keys(&[KEY]);
+        assert!(matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(Refused::Full)));
+        ledger.retain_keys(&[]);
+        assert!(ledger.begin(id(n), KEY, false, 100 * DATED).is_ok());
+        assert!(!Ledger::open_for(&path, 100 * DATED, 10).expect("opened").knows(&id(1000)));
+    }
+
+    #[test]
     fn a_line_cut_by_a_crash_costs_that_line_only() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ledger");
         let a = mark("work", b"k", "a");
-        std::fs::write(&path, format!("{} 0\n00112233", hex(&a))).expect("written");
+        std::fs::write(&path, format!("{} 0 {}\n00112233", hex(&a), hex(&KEY))).expect("written");
         assert!(Ledger::open(&path, 1).expect("opened").knows(&a));
     }
 

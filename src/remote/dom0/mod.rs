@@ -4,8 +4,8 @@
 //! *Absent*: the VM is halted; where /run/qubes shows that, it costs nothing until its socket appears there, else a
 //! call every 30 s. *Greeting*: `qvm-run` was started, and the agent's magic is waited for, 5 s. *Live*: frames pass;
 //! 45 s of silence, a fault or the end of either process end it, and all its commands with it. *Legacy*: no agent
-//! answered, so the original's queue is read by calls, if the policy says `v1 = yes`; an agent is looked for again
-//! every ten minutes.
+//! answered, so the original's queue is read by calls, if the policy says `v1 = yes`; an agent is looked for again,
+//! less and less often, at last every ten minutes.
 //!
 //! # A stop
 //! SIGTERM: no new commands, those that run may end (the unit's time-out allows 90 s), then they are ended. When the

@@ -45,13 +45,18 @@ struct Seen {
     bare: HashMap<String, StdInstant>,
 }
 
-/// Serves the queue until `until`, or until a call fails.
-pub async fn serve(shared: &Arc<Shared>, vm: &Arc<Vm>, until: Instant) {
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let streams = AtomicU32::new(1);
+/// What is known of a VM's queue, over all the times that it is served.
+#[derive(Default)]
+pub struct Queue {
+    seen: Arc<Mutex<Seen>>,
+    streams: AtomicU32,
+}
+
+/// Serves the queue until `until`, or until a call fails. Commands that run go on.
+pub async fn serve(shared: &Arc<Shared>, vm: &Arc<Vm>, queue: &Queue, until: Instant) {
     loop {
         let Ok(listing) = fetch(shared, vm).await else { return };
-        let taken = take(shared, vm, listing, &seen, &streams);
+        let taken = take(shared, vm, listing, &queue.seen, &queue.streams);
         if shared.once {
             for task in taken {
                 let _ = task.await;
@@ -148,7 +153,7 @@ fn take(
         let (out, line) = mpsc::channel(WAITING);
         let inbox: Arc<Inbox> = Arc::default();
         state.active.insert(id.clone(), inbox.clone());
-        let port = Port { stream: streams.fetch_add(1, Relaxed), out, inbox: inbox.clone() };
+        let port = Port { stream: streams.fetch_add(1, Relaxed) + 1, out, inbox: inbox.clone() };
         let (shared, vm, seen) = (shared.clone(), vm.clone(), seen.clone());
         let tasks_of = shared.tasks.clone();
         tasks.push(tasks_of.spawn(async move {
