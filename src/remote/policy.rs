@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! # rules: allow|deny|ask, what, [options]
-//! allow qvm-ls *
+//! allow qvm-ls *                            # up to here; a word that begins so is quoted
 //! ask   /usr/bin/qvm-shutdown --wait *      [timeout=120]
 //! allow shell 'xl info'
 //! allow get /var/log/xen                    [max-size=50M]
@@ -191,6 +191,7 @@ impl Policy {
             "ask" => Verdict::Ask,
             _ => return self.setting(line),
         };
+        let line = without_comment(line);
         let (line, options) = match line.strip_suffix(']').and_then(|l| l.rsplit_once(" [")) {
             Some((rule, options)) => (rule, parse_options(options)?),
             None => (line, Options::default()),
@@ -355,6 +356,22 @@ fn size(text: &str) -> Result<u64, String> {
 struct Word {
     text: String,
     quoted: bool,
+}
+
+/// A rule up to the word that begins with `#`, unless it is quoted.
+fn without_comment(line: &str) -> &str {
+    let (mut quote, mut before) = (None, ' ');
+    for (at, c) in line.char_indices() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if before.is_whitespace() && c == '#' => return line[..at].trim_end(),
+            None if before.is_whitespace() && (c == '\'' || c == '"') => quote = Some(c),
+            None => {}
+        }
+        before = c;
+    }
+    line
 }
 
 fn words(line: &str) -> Result<Vec<Word>, String> {

@@ -12,4 +12,5 @@ mod crashes;
 mod legacy;
 mod load;
 mod owner;
+mod readme;
 mod shells;

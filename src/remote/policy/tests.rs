@@ -45,6 +45,19 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn a_comment_may_stand_behind_a_rule_and_changes_nothing_of_it() {
+    let bare =
+        "deny qvm-run *\nallow /bin/echo '#1' a#b \"c # d\" [timeout=5 stdin=no]\nallow shell 'echo # x'\nallow get /x";
+    let explained: String = bare.lines().map(|line| format!("{line}\t# it's \"so\" [user=nobody]\n")).collect();
+    assert_eq!(policy(&explained).rules, policy(bare).rules);
+    let p = policy(&explained);
+    assert_eq!(argv(&p, &["/bin/echo", "#1", "a#b", "c # d"]), Verdict::Allow);
+    assert_eq!(argv(&p, &["/usr/bin/qvm-run", "x"]), Verdict::Deny);
+    assert_eq!(shell(&p, "echo # x"), Verdict::Allow);
+    assert!(Policy::parse("allow # everything").is_err());
+}
+
+#[test]
 fn an_argv_rule_is_not_left_by_a_semicolon_nor_by_a_path() {
     let p = policy("allow qvm-ls *\nallow /usr/bin/uptime");
     assert_eq!(shell(&p, "qvm-ls; reboot"), Verdict::Deny);
