@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::world::eventually;
+use crate::world::{World, eventually};
 
 /// How often a command that appends a line to this file has run.
 const COUNT: &str = "cat /root/ran 2>/dev/null | wc -l";
@@ -116,4 +116,76 @@ fn a_machine_that_slept_loses_nothing() {
     let done = running.end();
     assert_eq!((done.code, done.out.len()), (0, 3_000_000 + 7), "{}", done.err);
     world.remote("work", &["echo after"]).expect(0, "after\n");
+}
+
+/// The daemon's system calls that others can see, in their order, each as `strace` counts it: by name.
+fn steps(world: &World) -> Vec<(String, usize)> {
+    let mut counts = std::collections::HashMap::<String, usize>::new();
+    let trace = world.dom0("cat /root/trace").text();
+    let names = trace.lines().filter_map(|line| line.split_once('(')).map(|(name, _)| name.trim().to_owned());
+    names
+        .filter(|name| STEPS.split(',').any(|step| step == name))
+        .map(|name| {
+            let count = counts.entry(name.clone()).or_default();
+            *count += 1;
+            (name, *count)
+        })
+        .collect()
+}
+
+const STEPS: &str =
+    "write,writev,sendto,sendmsg,fdatasync,rename,renameat,renameat2,clone,clone3,vfork,unlink,mkdir,rmdir,connect";
+
+#[test]
+fn wherever_the_daemon_dies_each_command_runs_at_most_once_and_is_answered() {
+    let world = world!("work");
+    world.authorize();
+    let pending = world.home("work").join(".qvm-remote/queue/pending");
+    // one of each kind waits for the daemon
+    let ask = |n: usize| {
+        let text = |kind: &str| format!("echo x >>/root/{kind}-{n}; echo {kind}");
+        let durable = world.remote_start("work", &["--queue", "-t", "60", &text("durable")]);
+        let live = world.remote_start("work", &["--connect-timeout", "60", &text("live")]);
+        eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() >= 2));
+        (durable, live)
+    };
+    let strace =
+        |words: &str| world.dom0_start(&format!("strace -qq -o /root/trace -e trace={STEPS} {words} qvm-remote-dom0"));
+    let (durable, live) = ask(0);
+    let whole = strace("");
+    durable.end().expect(0, "durable\n");
+    live.end().expect(0, "live\n");
+    world.dom0("kill -TERM $(pgrep -x qvm-remote-dom0)");
+    whole.end();
+    let steps = steps(&world);
+    assert!((20..200).contains(&steps.len()), "{steps:?}");
+    let (mut died, mut lost) = (0, 0);
+    for (n, (call, count)) in steps.iter().enumerate() {
+        let n = n + 1;
+        let step = format!("step {n} of {}: {call} {count}", steps.len());
+        let (mut durable, mut live) = ask(n);
+        let mut first = strace(&format!("-e inject={call}:signal=KILL:when={count}"));
+        eventually(&step, || first.ended() || durable.ended() && live.ended());
+        let killed = first.ended();
+        died += usize::from(killed);
+        let daemon = if killed { Some(world.dom0_start("qvm-remote-dom0")) } else { None };
+        let (durable, live) = (durable.end(), live.end());
+        for (kind, done) in [("durable", &durable), ("live", &live)] {
+            let ran = world.dom0(&format!("cat /root/{kind}-{n} 2>/dev/null | wc -l")).text().trim().to_owned();
+            match done.code {
+                0 => assert_eq!((done.text().trim(), ran.as_str()), (kind, "1"), "{step}: {done:#?}"),
+                126 | 130 if kind == "durable" => {
+                    done.says(if done.code == 126 { "is not run twice" } else { "daemon restarted while" });
+                }
+                255 if kind == "live" => _ = done.says("the connection to dom0 was lost"),
+                _ => panic!("{step}: {done:#?}\n{}", world.log()),
+            }
+            assert!(ran == "0" || ran == "1", "{step}: {kind} ran {ran} times");
+            lost += usize::from(done.code != 0);
+        }
+        world.dom0("pkill -KILL -x qvm-remote-dom0; true");
+        daemon.unwrap_or(first).end();
+        eventually("nothing is left", || world.processes("/proc/self/exe") == 0);
+    }
+    assert!(died > steps.len() / 2 && lost > 2, "of {} daemons {died} died, {lost} commands were lost", steps.len());
 }

@@ -135,6 +135,11 @@ impl Running {
             .expect(0, "");
     }
 
+    /// Whether it has ended.
+    pub(crate) fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
     /// How it ended, within the time.
     #[track_caller]
     pub(crate) fn end_within(mut self, time: Duration) -> Done {
