@@ -31,8 +31,8 @@ pub struct Inherited {
     pub listeners: Vec<Listener>,
     /// What was passed but cannot be served.
     pub refused: Vec<Refused>,
-    /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE), by the name they were given.
-    pub stored: Vec<(String, OwnedFd)>,
+    /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE).
+    pub stored: Vec<OwnedFd>,
 }
 
 /// An inherited listener.
@@ -172,7 +172,7 @@ pub fn receive(stored: impl Fn(&str) -> bool) -> Result<Inherited, Broken> {
         };
         if stored(&name) {
             if let Ok(Some(fd)) = taken.take_raw_fd(index) {
-                all.stored.push((name, sys::own(fd)));
+                all.stored.push(sys::own(fd));
             }
             continue;
         }

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use nix::sys::socket::MsgFlags;
 use socket2::SockAddr;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -29,8 +30,8 @@ fn thread_count() -> usize {
 
 /// Takes ownership of an inherited descriptor.
 ///
-/// The number must come from `LISTEN_FDS` or SCM_RIGHTS and be taken once; [`crate::activation`] and the handover
-/// are the only callers.
+/// The number must come from `LISTEN_FDS`, SCM_RIGHTS or F_DUPFD and be taken once; [`crate::activation`] and the
+/// handover are the only callers.
 pub fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the descriptor was passed to this process and nothing else here owns it (see above).
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -122,11 +123,16 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
 
 /// One message with at most `MAX` descriptors, close-on-exec: the bytes received, and the descriptors. Where this
 /// process has no room for all of them (EMFILE), the kernel closes the rest, and those that came are given here; that
-/// is why this is not nix's recvmsg, which then gives none and leaves them open.
+/// is why this is not nix's recvmsg, which then gives none and leaves them open. With MSG_PEEK in `flags` the message
+/// stays, and the descriptors are duplicates.
 ///
 /// # Errors
 /// What recvmsg(2) says; EAGAIN when no message waits.
-pub fn receive<const MAX: usize>(from: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub fn receive<const MAX: usize>(
+    from: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    flags: MsgFlags,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     /// Room for one header and `MAX` descriptors, aligned as a header must be (cmsg(3)).
     #[repr(C)]
     union Control<const MAX: usize> {
@@ -134,6 +140,7 @@ pub fn receive<const MAX: usize>(from: BorrowedFd<'_>, bytes: &mut [u8]) -> io::
         _header: [u8; 64],
         _room: [RawFd; MAX],
     }
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let mut control = [const { std::mem::MaybeUninit::<Control<MAX>>::zeroed() }; 2];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain old data, for which all zeroes is a value.
@@ -143,7 +150,7 @@ pub fn receive<const MAX: usize>(from: BorrowedFd<'_>, bytes: &mut [u8]) -> io::
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: the message points to `bytes` and `control` with their sizes, and both outlive the call.
-    let n = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
+    let n = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, flags.bits()) };
     let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     let mut fds = Vec::new();
     // SAFETY: the kernel has filled `control` with whole headers, which the macros walk within msg_controllen; a

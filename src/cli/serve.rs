@@ -50,6 +50,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     }
     config::check_permission(&plan)?;
     service::keep_headroom();
+    service::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let guard = log::start(options.program, log_level(level)).map_err(failed)?;

@@ -1,15 +1,20 @@
 //! Taking up the sessions of the previous process.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{
     Resolve, Service,
     flow::Flow,
-    handover::{Adopted, Lost},
+    handover::{Adopted, Lost, Sessions},
     listener::Listening,
-    notify::sessions,
+    notify::sessions as sessions_text,
     route::Route,
-    session::{self, ParkedStage, Permits, Stage, say},
+    session::{self, ParkedStage, Permits, Shared, Stage, say},
     sessions::Info,
 };
 use crate::{
@@ -20,56 +25,121 @@ use crate::{
     stream::{Kind, Stream},
 };
 
+/// The most threads that take up sessions: each registers descriptors with the same epoll instance, one at a time.
+const HANDS: usize = 4;
+/// How many sessions one of them takes at a time.
+const ARMFUL: usize = 64;
+
+/// Who takes up sessions.
+struct Adoption {
+    shared: Arc<Shared>,
+    /// What is served, and where it leads.
+    listening: Vec<(Arc<Listening>, Arc<Route>)>,
+    resolve: Arc<Resolve>,
+    sessions: Sessions,
+    /// The first that nobody has taken.
+    next: AtomicUsize,
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Tally {
+    taken_up: usize,
+    kept: usize,
+    drained: usize,
+    children: Vec<u32>,
+}
+
 impl Service {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason.
-    pub fn adopt(&mut self, adopted: Vec<Adopted>, lost: Vec<Lost>, resolve: &Resolve) {
+    pub async fn adopt(&mut self, sessions: Vec<Sessions>, lost: Vec<Lost>, resolve: Resolve) {
         lost.iter().for_each(tell);
-        let (mut taken_up, mut kept, mut drained) = (0, 0, 0);
-        for session in adopted {
-            let here = |r: &Route| *r.listener == *session.listener && r.name == session.name;
-            let listening = self.listening.iter().chain(self.own.listening()).find(|l| here(&l.route())).cloned();
-            let route = listening.as_ref().map(|l| l.route());
-            let orphan = route.is_none();
-            let id = session.id;
-            self.adopted.extend(child(&session.stage));
-            let route = route.map_or_else(|| self.orphan(&session, resolve), Ok);
-            let taken = match route {
-                Ok(route) => self.take_up(session, route, listening.as_ref()),
-                Err(why) => {
-                    session.stage.abandon();
-                    Err(why)
-                }
-            };
-            match taken {
-                Ok(info) => {
-                    taken_up += 1;
-                    match info.route.options.on_remove {
-                        _ if !orphan => {}
-                        OnRemove::Keep => kept += 1,
-                        OnRemove::Drain => {
-                            drained += 1;
-                            tokio::spawn(drain(info));
-                        }
-                    }
-                }
-                Err(why) => tell(&Lost { session: Some(id), what: format!("session {id}"), why }),
+        let mut all = Tally::default();
+        let listening = self.listening.iter().chain(self.own.listening());
+        let listening: Vec<_> = listening.map(|l| (l.clone(), l.route())).collect();
+        let resolve = Arc::new(resolve);
+        for sessions in sessions.into_iter().filter(|s| s.len() > 0) {
+            let workers = Handle::current().metrics().num_workers();
+            let hands = sessions.len().div_ceil(ARMFUL).min(workers).min(HANDS);
+            let (shared, listening, resolve) = (self.shared.clone(), listening.clone(), resolve.clone());
+            let adoption = Arc::new(Adoption { shared, listening, resolve, sessions, next: AtomicUsize::new(0) });
+            let mut working = JoinSet::new();
+            for _ in 0..hands {
+                let adoption = adoption.clone();
+                working.spawn(async move { adoption.work() });
+            }
+            for tally in working.join_all().await {
+                all.taken_up += tally.taken_up;
+                all.kept += tally.kept;
+                all.drained += tally.drained;
+                self.adopted.extend(tally.children);
             }
         }
+        let Tally { taken_up, kept, drained, .. } = all;
         if taken_up > 0 {
-            say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions(taken_up)));
+            say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions_text(taken_up)));
         }
         if kept > 0 {
             say(Event::ListenerRemoved, format!("{} on after their socket was stopped (on_remove=keep)", go(kept)));
         }
         if drained > 0 {
-            let text = format!("{} to end because their socket was stopped (on_remove=drain)", sessions(drained));
+            let text = format!("{} to end because their socket was stopped (on_remove=drain)", sessions_text(drained));
             say(Event::ListenerRemoved, text);
+        }
+    }
+}
+
+impl Adoption {
+    /// Takes up sessions until there are none left. It awaits nothing, on a worker of the runtime: while all of them are at
+    /// it, none looks for events, which every registration brings, and none is woken for a session that was begun.
+    fn work(&self) -> Tally {
+        let mut tally = Tally::default();
+        loop {
+            let first = self.next.fetch_add(ARMFUL, Relaxed);
+            if first >= self.sessions.len() {
+                return tally;
+            }
+            for index in first..self.sessions.len().min(first + ARMFUL) {
+                match self.sessions.read(index) {
+                    Ok(session) => self.adopt(session, &mut tally),
+                    Err(lost) => tell(&lost),
+                }
+            }
+        }
+    }
+
+    fn adopt(&self, session: Adopted<'_>, tally: &mut Tally) {
+        let here = |r: &Route| *r.listener == *session.listener && r.name == session.name;
+        let found = self.listening.iter().find(|(_, route)| here(route));
+        let id = session.id;
+        tally.children.extend(child(&session.stage));
+        let route = found.map_or_else(|| self.orphan(&session), |(_, route)| Ok(route.clone()));
+        let taken = match route {
+            Ok(route) => self.take_up(session, route, found.map(|(listening, _)| listening)),
+            Err(why) => {
+                session.stage.abandon();
+                Err(why)
+            }
+        };
+        match taken {
+            Ok(info) => {
+                tally.taken_up += 1;
+                match info.route.options.on_remove {
+                    _ if found.is_some() => {}
+                    OnRemove::Keep => tally.kept += 1,
+                    OnRemove::Drain => {
+                        tally.drained += 1;
+                        tokio::spawn(drain(info));
+                    }
+                }
+            }
+            Err(why) => tell(&Lost { session: Some(id), what: format!("session {id}"), why }),
         }
     }
 
     /// The route of a session whose listener is gone: its name still says where it leads. One that has its upstream
     /// already goes on even where the name means nothing any more.
-    fn orphan(&self, session: &Adopted, resolve: &Resolve) -> Result<Arc<Route>, String> {
+    fn orphan(&self, session: &Adopted<'_>) -> Result<Arc<Route>, String> {
         let kind = match &session.stage {
             ParkedStage::Waiting(kind, _) | ParkedStage::SettingUp(kind, ..) => *kind,
             ParkedStage::Relaying(relay, _) => match relay.peer {
@@ -80,21 +150,21 @@ impl Service {
         };
         let kind = if kind == Kind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
         let relaying = matches!(session.stage, ParkedStage::Relaying(..));
-        let mut route = match resolve(&session.name, kind) {
+        let mut route = match (self.resolve)(&session.name, kind) {
             Ok(forward) => {
                 let leg = forward.legs.front().clone();
-                Route::new(session.name.clone(), &session.listener, leg, forward.options, &self.shared.gates)?
+                Route::new(session.name.to_string(), &session.listener, leg, forward.options, &self.shared.gates)?
             }
-            Err(_) if relaying => Route::unknown(session.name.clone(), &session.listener),
+            Err(_) if relaying => Route::unknown(session.name.to_string(), &session.listener),
             Err(why) => return Err(why),
         };
-        route.upstream_text = session.upstream.as_str().into();
+        route.upstream_text = (*session.upstream).into();
         Ok(Arc::new(route))
     }
 
     fn take_up(
         &self,
-        session: Adopted,
+        session: Adopted<'_>,
         route: Arc<Route>,
         listening: Option<&Arc<Listening>>,
     ) -> Result<Arc<Info>, String> {
@@ -104,7 +174,7 @@ impl Service {
             return Err("its name no longer means a qrexec call".to_owned());
         }
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-        let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
+        let info = Info::new(session.id, route.clone(), (*session.peer).into(), session.age, counters);
         if let Some(ms) = session.dial_ms {
             info.connected(ms);
         }
@@ -142,7 +212,7 @@ pub(super) async fn drain(info: Arc<Info>) {
 }
 
 fn go(n: usize) -> String {
-    format!("{} go{}", sessions(n), if n == 1 { "es" } else { "" })
+    format!("{} go{}", sessions_text(n), if n == 1 { "es" } else { "" })
 }
 
 /// Tells that a session could not be taken up; that is its end.

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use handover::NAME as STORED;
+pub use handover::{NAME as STORED, make_room};
 pub use headroom::keep as keep_headroom;
 use listener::Listening;
 use netns_watch::Watch;
@@ -183,12 +183,12 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         passed,
         adopted: Vec::new(),
     };
-    let handover = handover::take(stored.into_iter().map(|(_, fd)| fd).collect());
+    let handover = handover::take(stored);
     match forwards {
         Some(forwards) => drop(service.reconcile(&forwards, handover.listeners).await),
         None => service.own.hold(handover.listeners),
     }
-    service.adopt(handover.sessions, handover.lost, &resolve);
+    service.adopt(handover.sessions, handover.lost, resolve).await;
     service.settle_children();
     let routes: Vec<_> = service.listening.iter().chain(service.own.listening()).map(|l| l.route()).collect();
     if let Some(warning) = limits::warning(routes.iter().map(|r| &**r), service.shared.gates.per_qube()) {

@@ -27,7 +27,7 @@ use nix::{
 };
 use sd_notify::NotifyState;
 
-pub use record::{Adopted, Lost};
+pub use record::{Adopted, Lost, Sessions};
 
 use super::{
     headroom::Headroom,
@@ -89,11 +89,21 @@ pub fn abandon(fd: &OwnedFd) {
     let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGTERM);
 }
 
+/// Makes the table of descriptors as large as it will be when what waits in the store's entries was received.
+///
+/// To be called before the first thread is started: while threads share the table, each time that it grows waits for a
+/// grace period of the kernel (fs/file.c, `expand_fdtable`), seven times on the way to 16,000. Received itself is
+/// nothing yet: until there is somebody to take a SIGTERM as an order, it is safe where it is.
+pub fn make_room(stored: &[OwnedFd]) {
+    let _headroom = Headroom::take();
+    stored.iter().for_each(|end| transport::make_room(end.as_fd()));
+}
+
 /// What the previous process gave.
 #[derive(Debug, Default)]
 pub struct Taken {
     /// Its sessions.
-    pub sessions: Vec<Adopted>,
+    pub sessions: Vec<Sessions>,
     /// The listeners that it had bound itself.
     pub listeners: Vec<Kept>,
     /// What cannot be taken up.
@@ -110,7 +120,7 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     let headroom = Headroom::take();
     for end in &stored {
         match transport::receive(end.as_fd()) {
-            Ok(Some(received)) => record::read(&received.records, received.descriptors, &mut taken),
+            Ok(Some(received)) => record::open(received.records, received.descriptors, &mut taken),
             Ok(None) => {}
             Err(e) => taken.lost.push(Lost::all(e.to_string())),
         }

@@ -5,10 +5,12 @@
 //! little-endian), the lines, the held bytes.
 
 use std::{
+    borrow::Cow,
     io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -37,17 +39,17 @@ const HEADER: usize = 16;
 
 /// A session of the previous process.
 #[derive(Debug)]
-pub struct Adopted {
+pub struct Adopted<'a> {
     /// SESSION_ID.
     pub id: Uuid,
     /// The fd name of its listener.
-    pub name: String,
+    pub name: Cow<'a, str>,
     /// The listener's address.
-    pub listener: String,
+    pub listener: Cow<'a, str>,
     /// Where it leads, as logs have it.
-    pub upstream: String,
+    pub upstream: Cow<'a, str>,
     /// Who connected, as logs have it.
-    pub peer: Arc<str>,
+    pub peer: Cow<'a, str>,
     /// Since it was accepted.
     pub age: Duration,
     /// Milliseconds from accept to connected.
@@ -84,15 +86,19 @@ struct Head {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Record {
+struct Record<'a> {
     v: u32,
     id: Uuid,
     /// Index of its first descriptor, and how many there are.
     fds: (usize, usize),
-    name: String,
-    listener: String,
-    upstream: String,
-    peer: String,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    listener: Cow<'a, str>,
+    #[serde(borrow)]
+    upstream: Cow<'a, str>,
+    #[serde(borrow)]
+    peer: Cow<'a, str>,
     age_ms: u64,
     dial_ms: Option<u64>,
     bytes: (u64, u64),
@@ -198,10 +204,10 @@ impl Writer {
             v: VERSION,
             id: info.id,
             fds: (first, self.fds.len() - first),
-            name: info.route.name.clone(),
-            listener: info.route.listener.to_string(),
-            upstream: info.route.upstream_text.to_string(),
-            peer: info.peer.to_string(),
+            name: Cow::Borrowed(&info.route.name),
+            listener: Cow::Borrowed(&info.route.listener),
+            upstream: Cow::Borrowed(&info.route.upstream_text),
+            peer: Cow::Borrowed(&info.peer),
             age_ms: info.age_ms(),
             dial_ms: info.dial_ms(),
             bytes: (info.counters.up(), info.counters.down()),
@@ -279,47 +285,114 @@ impl Writer {
     }
 }
 
-/// Reads what [`write`] wrote, here or in another version of this program, into `taken`. Descriptors that no record
-/// claims are abandoned.
-pub fn read(bytes: &[u8], mut fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
-    read_all(bytes, &mut fds, taken);
-    fds.iter().flatten().for_each(super::abandon);
-}
-
-fn read_all(bytes: &[u8], fds: &mut [Option<OwnedFd>], taken: &mut Taken) {
-    let (lines, held) = match lines(bytes) {
-        Ok(lines) => lines,
+/// Opens what [`write`] wrote, here or in another version of this program: the listeners, which come first, are read,
+/// the sessions are left to be read.
+pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
+    let mut sessions = Sessions { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
+    match lines(&sessions.bytes) {
+        Ok((lines, held)) => (sessions.lines, sessions.held) = (lines, held),
         Err(why) => return taken.lost.push(Lost::all(why)),
-    };
-    for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        match own::read(line, fds) {
-            Some(Ok(kept)) => {
-                taken.listeners.push(kept);
-                continue;
-            }
+    }
+    let mut own = 0;
+    for line in &sessions.lines {
+        match own::read(&sessions.bytes[line.clone()], &mut sessions.fds.lock().unwrap_or_else(PoisonError::into_inner))
+        {
+            Some(Ok(kept)) => taken.listeners.push(kept),
             Some(Err(why)) => {
                 let what = "a listener of the previous process".to_owned();
                 taken.lost.push(Lost { session: None, what, why });
-                continue;
             }
-            None => {}
+            None => break,
         }
-        match read_one(line, held, fds) {
-            Ok(session) => taken.sessions.push(session),
-            Err(why) => {
-                let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
-                let what = match session {
-                    Some(id) => format!("session {id}"),
-                    None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
-                };
-                taken.lost.push(Lost { session, what, why });
-            }
-        }
+        own += 1;
+    }
+    sessions.lines.drain(..own);
+    taken.sessions.push(sessions);
+}
+
+/// The sessions of the previous process, to be read one by one, by several threads if need be. Dropped, it abandons the
+/// descriptors that no record claimed.
+#[derive(Debug)]
+pub struct Sessions {
+    bytes: Vec<u8>,
+    /// Where the records are.
+    lines: Vec<Range<usize>>,
+    /// Where the held bytes are.
+    held: Range<usize>,
+    fds: Mutex<Vec<Option<OwnedFd>>>,
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        let fds = self.fds.get_mut().unwrap_or_else(PoisonError::into_inner);
+        fds.iter().flatten().for_each(super::abandon);
     }
 }
 
-/// The lines and the held bytes.
-fn lines(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
+impl Sessions {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Reads one; each can be read once.
+    ///
+    /// # Errors
+    /// When its record or a descriptor of it is damaged, missing, or of another version.
+    pub fn read(&self, index: usize) -> Result<Adopted<'_>, Lost> {
+        let line = &self.bytes[self.lines[index].clone()];
+        self.read_line(line).map_err(|why| {
+            let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
+            let what = match session {
+                Some(id) => format!("session {id}"),
+                None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
+            };
+            Lost { session, what, why }
+        })
+    }
+
+    fn read_line<'a>(&'a self, line: &'a [u8]) -> Result<Adopted<'a>, String> {
+        let version = |v| format!("its record has version {v}, and this version reads {VERSION}");
+        let record = match serde_json::from_slice::<Record<'_>>(line) {
+            Ok(record) if record.v == VERSION => record,
+            Ok(record) => return Err(version(record.v)),
+            // What another version writes may be anything but for its head.
+            Err(e) => match serde_json::from_slice::<Head>(line) {
+                Ok(head) if head.v != VERSION => return Err(version(head.v)),
+                _ => return Err(format!("its record is damaged: {e}")),
+            },
+        };
+        let mut reader = Reader { fds: self.claim(record.fds)?.into_iter(), held: &self.bytes[self.held.clone()] };
+        let stage = reader.stage(record.stage);
+        reader.fds.for_each(|fd| super::abandon(&fd));
+        let stage = stage?;
+        Ok(Adopted {
+            id: record.id,
+            name: record.name,
+            listener: record.listener,
+            upstream: record.upstream,
+            peer: record.peer,
+            age: Duration::from_millis(record.age_ms),
+            dial_ms: record.dial_ms,
+            bytes: record.bytes,
+            stage,
+        })
+    }
+
+    /// Takes descriptors for a record: all that it names, or none.
+    fn claim(&self, (first, count): (usize, usize)) -> Result<Vec<OwnedFd>, String> {
+        let mut fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
+        let mine = mine.ok_or("its descriptors did not come")?;
+        if mine.iter().any(Option::is_none) {
+            return Err("a descriptor of it did not come".to_owned());
+        }
+        Ok(mine.iter_mut().filter_map(Option::take).collect())
+    }
+}
+
+/// Where each line is, and where the held bytes are.
+fn lines(bytes: &[u8]) -> Result<(Vec<Range<usize>>, Range<usize>), String> {
     let header = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC));
     let (header, rest) = header.ok_or("the records are damaged")?;
     let format = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
@@ -329,44 +402,26 @@ fn lines(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     let mut length = [0; 8];
     length.copy_from_slice(&header[8..]);
     let split = usize::try_from(u64::from_le_bytes(length)).ok().and_then(|n| rest.split_at_checked(n));
-    split.ok_or_else(|| "the records are cut short".to_owned())
-}
-
-fn read_one(line: &[u8], held: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Adopted, String> {
-    let head: Head = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
-    if head.v != VERSION {
-        return Err(format!("its record has version {}, and this version reads {VERSION}", head.v));
+    let (lines, held) = split.ok_or("the records are cut short")?;
+    let mut at = HEADER;
+    let mut found = Vec::new();
+    for line in lines.split(|b| *b == b'\n') {
+        if !line.is_empty() {
+            found.push(at..at + line.len());
+        }
+        at += line.len() + 1;
     }
-    let record: Record = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
-    let (first, count) = record.fds;
-    let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
-    let mine = mine.ok_or("its descriptors did not come")?;
-    if mine.iter().any(Option::is_none) {
-        return Err("a descriptor of it did not come".to_owned());
-    }
-    let mut reader = Reader { fds: mine.iter_mut(), held };
-    let stage = reader.stage(record.stage)?;
-    Ok(Adopted {
-        id: record.id,
-        name: record.name,
-        listener: record.listener,
-        upstream: record.upstream,
-        peer: record.peer.into(),
-        age: Duration::from_millis(record.age_ms),
-        dial_ms: record.dial_ms,
-        bytes: record.bytes,
-        stage,
-    })
+    Ok((found, bytes.len() - held.len()..bytes.len()))
 }
 
 struct Reader<'a> {
-    fds: std::slice::IterMut<'a, Option<OwnedFd>>,
+    fds: std::vec::IntoIter<OwnedFd>,
     held: &'a [u8],
 }
 
 impl Reader<'_> {
     fn fd(&mut self) -> Result<OwnedFd, String> {
-        self.fds.next().and_then(Option::take).ok_or_else(|| "a descriptor of it did not come".to_owned())
+        self.fds.next().ok_or_else(|| "a descriptor of it did not come".to_owned())
     }
 
     fn fd_if(&mut self, there: bool) -> Result<Option<OwnedFd>, String> {
@@ -389,8 +444,8 @@ impl Reader<'_> {
                 ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, quiet }
             }
             Stage::Relaying { peer, upstream, up, down, reset_by, child } => {
-                let (peer, upstream) = (self.end(&peer)?, self.end(&upstream)?);
                 let (up, down) = (self.direction(&up)?, self.direction(&down)?);
+                let (peer, upstream) = (self.end(&peer)?, self.end(&upstream)?);
                 let reset_by = reset_by.map(|side| match side {
                     SideRecord::Peer => Side::Peer,
                     SideRecord::Upstream => Side::Upstream,
