@@ -559,3 +559,35 @@ fn a_test_that_is_killed_leaves_nobody_behind() {
     victim.signal(Signal::SIGKILL);
     eventually("its pfwd is gone", || !lives());
 }
+
+#[test]
+fn a_killed_process_is_followed_by_one_that_serves_the_same_at_once() {
+    sandbox!();
+    netns("a");
+    let there = echo_inside("a", "127.0.0.1", "hello");
+    let udp = crate::sandbox::echo_udp_inside("a", "127.0.0.1");
+    let forwards = [
+        format!("listen=127.0.0.1+4000,uds=/run/k.sock,namespace=a,target={there}"),
+        format!("listen=[::1]+4001,namespace=a,target={there}"),
+        format!("listen=127.0.0.1+80,listen_namespace=a,namespace=a,target={there}"),
+        format!("udp_listen=127.0.0.1+5300,namespace=a,udp_target={udp}"),
+    ];
+    let forwards: Vec<&str> = forwards.iter().map(String::as_str).collect();
+    for _ in 0..3 {
+        let mut service = forwarding(&forwards);
+        assert_eq!(service.notifications.status().as_deref(), Some("4 forwards, 0 sessions"));
+        // connections that stand, so that their addresses linger
+        let mut wires = [
+            Wire::tcp(at(4000)),
+            Wire::tcp("[::1]:4001".parse().expect("one")),
+            Wire::unix(Path::new("/run/k.sock")),
+            inside("a", || Wire::tcp(at(80))),
+        ];
+        wires.iter_mut().for_each(|wire| wire.expect(b"hello"));
+        let asker = asker("127.0.0.1");
+        asker.send_to(b"x", at(5300)).expect("sent");
+        assert_eq!(asker.recv(&mut [0; 9]).expect("answered"), 1);
+        service.process.signal(Signal::SIGKILL);
+        service.process.wait();
+    }
+}

@@ -15,3 +15,4 @@ mod proxy;
 mod roles;
 mod udp;
 mod uds;
+mod walk;

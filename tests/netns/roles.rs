@@ -357,3 +357,60 @@ fn what_is_no_namespace_is_not_entered() {
     assert!(process.wait().success());
     drop(UnixListener::bind("/run/free"));
 }
+
+#[test]
+fn a_namespace_is_found_by_name_in_both_directories_and_by_the_path_of_a_process() {
+    sandbox!();
+    netns("a");
+    let there = plus(echo_inside("a", "127.0.0.1", "inside"));
+    let here = plus(echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "outside"));
+    // a process in it, and then no name
+    let sleeper = socat(Some("a"), &["TCP-LISTEN:7000,bind=127.0.0.1", "STDOUT"]);
+    eventually("it is in there", || {
+        fs::read_link(format!("/proc/{}/ns/net", sleeper.pid())).is_ok_and(|ns| ns.to_string_lossy() == inode_of("a"))
+    });
+    let path = format!("/proc/{}/ns/net", sleeper.pid());
+    // where /var/run is no link to /run, names are there
+    run("mount -t tmpfs tmpfs /var");
+    fs::create_dir_all("/var/run/netns").expect("a new file system");
+    fs::write("/var/run/netns/b", "").expect("new");
+    run(&format!("mount --bind {path} /var/run/netns/b"));
+    let inode = inode_of("a");
+    let service = forwarding(&[
+        &format!("listen=127.0.0.1+4400,setns_path={path},target={there}"),
+        &format!("listen=127.0.0.1+4401,namespace=b,target={there}"),
+        &format!("listen=127.0.0.1+4402,listen_namespace={path},target={here}"),
+    ]);
+    for port in [4400, 4401] {
+        Wire::tcp(SocketAddr::from(([127, 0, 0, 1], port))).expect(b"inside");
+    }
+    inside("a", || Wire::tcp("127.0.0.1:4402".parse().expect("one")).expect(b"outside"));
+    service.process.stderr.wait_for(&format!("({path}, {inode})"));
+    service.process.stderr.wait_for(&format!("(/var/run/netns/b, {inode})"));
+    // it goes with the process, of which no mount tells
+    drop(sleeper);
+    service.process.stderr.wait_for("is closed: its namespace is gone");
+    Wire::tcp("127.0.0.1:4400".parse().expect("one")).expect_reset();
+    service.stop();
+}
+
+#[test]
+fn a_name_is_looked_up_at_each_dial() {
+    sandbox!();
+    run("ip addr add 10.5.0.1/32 dev lo");
+    run("ip addr add 10.5.0.2/32 dev lo");
+    for (address, says) in [("10.5.0.1:7000", "one"), ("10.5.0.2:7000", "two")] {
+        echo_tcp(TcpListener::bind(address).expect("nobody has it"), says);
+    }
+    fs::write("/run/hosts", "10.5.0.1 moves.test\n").expect("ours");
+    run("mount --bind /run/hosts /etc/hosts");
+    let service = forwarding(&["listen=127.0.0.1+4500,target=moves.test+7000"]);
+    let dial = || Wire::tcp("127.0.0.1:4500".parse().expect("one"));
+    dial().expect(b"one");
+    fs::write("/run/hosts", "10.5.0.2 moves.test\n").expect("ours");
+    dial().expect(b"two");
+    fs::write("/run/hosts", "").expect("ours");
+    dial().expect_reset();
+    service.process.stderr.wait_for("cannot look up moves.test");
+    service.stop();
+}

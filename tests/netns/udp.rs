@@ -159,3 +159,87 @@ fn five_thousand_clients_get_their_answers() {
         assert_eq!(lines.iter().filter(|line| line.contains(text)).count(), 5000, "{text}");
     }
 }
+
+#[test]
+fn datagrams_find_their_namespace_source_and_interface_in_both_families() {
+    sandbox!();
+    // the same addresses in both, and a listener on the same address in each
+    let mut forwards = Vec::new();
+    for (index, name) in ["one", "two"].into_iter().enumerate() {
+        netns(name);
+        for address in ["10.6.0.1/24", "10.6.0.2/24", "fd06::1/64", "fd06::2/64"] {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            run(&format!("ip -n {name} addr add {address} dev lo{nodad}"));
+        }
+        for (port, ip, source) in [(5300, "10.6.0.1", "10.6.0.2"), (5310, "[fd06::1]", "fd06::2")] {
+            let socket = crate::sandbox::inside(name, || UdpSocket::bind(format!("{ip}:53")).expect("free"));
+            tell(socket, name);
+            let here = if ip.starts_with('[') { "[::1]" } else { "127.0.0.1" };
+            forwards.push(format!(
+                "udp_listen={here}+{},namespace={name},udp_target={ip}+53,source={source},bind_device=lo",
+                port + index
+            ));
+            let inner = if ip.starts_with('[') { "[fd06::2]" } else { "10.6.0.2" };
+            forwards.push(format!("udp_listen={inner}+54,listen_namespace={name},namespace={name},udp_target={ip}+53"));
+        }
+    }
+    forwards.push("udp_listen=127.0.0.1+5320,namespace=one,udp_target=10.6.0.1+53,allow_from=10.0.0.0/8".to_owned());
+    forwards.push("udp_listen=127.0.0.1+5321,namespace=one,udp_target=10.6.0.1+53,bind_device=none".to_owned());
+    let service = forwarding(&forwards.iter().map(String::as_str).collect::<Vec<_>>());
+    let answer = |asker: &UdpSocket, server: &str| {
+        asker.send_to(b"who?", server).expect("sent");
+        let mut buffer = [0; 100];
+        let (len, from) = asker.recv_from(&mut buffer).expect("answered");
+        assert_eq!(from.to_string(), server);
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    for (index, name) in ["one", "two"].into_iter().enumerate() {
+        let told = answer(&asker("127.0.0.1"), &format!("127.0.0.1:{}", 5300 + index));
+        assert_eq!(told.rsplit_once(':').expect("a port").0, format!("{name} 10.6.0.2"));
+        let told = answer(&asker("[::1]"), &format!("[::1]:{}", 5310 + index));
+        assert_eq!(told.rsplit_once(':').expect("a port").0, format!("{name} [fd06::2]"));
+        crate::sandbox::inside(name, || {
+            assert!(answer(&asker("10.6.0.1"), "10.6.0.2:54").starts_with(&format!("{name} 10.6.0.1:")));
+            assert!(answer(&asker("[fd06::1]"), "[fd06::2]:54").starts_with(&format!("{name} [fd06::1]:")));
+        });
+    }
+    asker("127.0.0.1").send_to(b"x", "127.0.0.1:5320").expect("sent");
+    service.process.stderr.wait_for("not in allow_from");
+    asker("127.0.0.1").send_to(b"x", "127.0.0.1:5321").expect("sent");
+    service.process.stderr.wait_for("cannot dial through the interface none: No such device");
+    service.stop();
+}
+
+/// Answers each datagram with `name` and the address that it came from, for ever.
+fn tell(socket: UdpSocket, name: &'static str) {
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 100]) {
+            let _ = socket.send_to(format!("{name} {from}").as_bytes(), from);
+        }
+    });
+}
+
+#[test]
+fn a_reload_ends_the_flows_of_the_forward_that_goes_and_of_no_other() {
+    sandbox!();
+    let server = echo_udp(UdpSocket::bind("127.0.0.1:0").expect("free"));
+    let forward = |port: u16| format!("[[forward]]\nudp_listen = \"127.0.0.1:{port}\"\nudp_target = \"{server}\"\n");
+    std::fs::write("/run/pfwd.toml", forward(5300) + &forward(5301)).expect("ours");
+    let service = pfwd().args(["--config", "/run/pfwd.toml"]).start().ready();
+    let asker = asker("127.0.0.1");
+    for port in [5300, 5301] {
+        ask(&asker, SocketAddr::from(([127, 0, 0, 1], port)), b"first");
+    }
+    std::fs::write("/run/pfwd.toml", forward(5301) + &forward(5302)).expect("ours");
+    service.process.signal(Signal::SIGHUP);
+    service.process.stderr.wait_for("configuration read again");
+    service.process.stderr.wait("the end of its flow", |lines| {
+        lines.iter().find(|line| line.contains("on 127.0.0.1:5300 ") && line.contains(": drained after")).cloned()
+    });
+    for port in [5301, 5302] {
+        ask(&asker, SocketAddr::from(([127, 0, 0, 1], port)), b"second");
+    }
+    service.process.stderr.wait_for_nth("connected after", 3);
+    assert_eq!(service.process.stderr.count("on 127.0.0.1:5301 to"), 1, "one flow, which goes on");
+    service.stop();
+}

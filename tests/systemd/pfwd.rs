@@ -117,3 +117,55 @@ fn three_lines_lead_into_a_namespace_and_join_a_running_service() {
         assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", ""));
     });
 }
+
+#[test]
+fn the_units_it_prints_do_what_the_file_does() {
+    let Some(tree) = tree!() else { return };
+    let config = "\
+[defaults]
+mode = \"0640\"
+owner = \"root:adm\"
+uds_dir = \"/run/qdhcp\"
+
+[[forward]]
+label = \"end\"
+namespace = \"blue\"
+uds = \"ssh.sock\"
+target = \"127.0.0.1:7\"
+
+[[forward]]
+label = \"proxy\"
+listen = \"0.0.0.0:2222\"
+uds = \"ssh.sock\"
+
+[[forward]]
+label = \"both\"
+listen = \"[::1]:80\"
+listen_namespace = \"blue\"
+uds = \"web.sock\"
+setns_path = \"/run/netns/blue\"
+target = \"127.0.0.1:7\"
+";
+    tree.boot("units", As::Root, || {
+        echo_in("blue");
+        std::fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        shell(
+            "pfwd --print-units | awk '/^# [/]etc/ { file = $2; next } { print > file }'; rm /etc/pfwd.toml; \
+             systemctl daemon-reload; \
+             cd /etc/systemd/system; systemctl enable --now pfwd-end.socket pfwd-proxy.socket pfwd-both.socket \
+               pfwd-both-endpoint.socket",
+        );
+        exchange(&mut port(2222), 1, 10_000, Pace::BULK);
+        for name in ["ssh", "web"] {
+            let path = format!("/run/qdhcp/{name}.sock");
+            exchange(&mut Wire::unix(Path::new(&path)), 2, 10_000, Pace::BULK);
+            assert_eq!(shell(&format!("stat -c '%a %U %G' {path}")), "640 root adm");
+        }
+        let said = shell(
+            "echo hello | ip netns exec blue timeout 10 bash -c 'exec 3<>/dev/tcp/::1/80; cat >&3; head -n1 <&3'",
+        );
+        assert_eq!(said, "hello");
+        settled();
+        assert!(shell("systemctl show -p StatusText --value pfwd.service").starts_with("4 listeners"));
+    });
+}

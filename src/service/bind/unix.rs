@@ -349,3 +349,30 @@ fn hint(error: &io::Error) -> &'static str {
 fn show(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_removes_the_socket_and_its_lock_but_nothing_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        for replaced in [false, true] {
+            let path = dir.path().join("a.sock");
+            let addr = UnixAddr::Path(path.clone());
+            let ended = std::thread::scope(|scope| {
+                let panics = scope.spawn(|| {
+                    let _bound = bind(&addr, &Rights::default(), NonZeroU32::MIN).unwrap();
+                    if replaced {
+                        fs::remove_file(&path).unwrap();
+                        fs::write(&path, "another's").unwrap();
+                    }
+                    assert!(!path.exists(), "as if something were wrong");
+                });
+                panics.join()
+            });
+            assert!(ended.is_err());
+            assert_eq!((path.exists(), lock_path(&path).exists()), (replaced, false));
+        }
+    }
+}

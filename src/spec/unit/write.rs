@@ -87,8 +87,11 @@ fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], 
     };
     let reads = |items: &[String]| fdname::resolve(&items.join(","), kind, &Config::default()).is_ok();
     for item in defaults {
-        let given = items.iter().any(|own| own.split('=').next() == item.split('=').next());
-        if !given && !left_out(item) {
+        let name = item.split('=').next().unwrap_or_default();
+        let given = items.iter().any(|own| own.split('=').next() == Some(name));
+        // As a default it is not for UNIX sockets that are dialled; in a name it would be.
+        let for_targets = name == Key::ProxyProtocol.name() && leg.via.proxy_protocol.is_none();
+        if !given && !for_targets && !left_out(item) {
             items.push(item.clone());
             if !reads(&items) {
                 items.pop(); // it does not concern this leg
@@ -143,6 +146,7 @@ owner = "root:adm"
 uds_dir = "/run/qdhcp"
 udp_idle_timeout = 30
 connect_timeout = 3
+proxy_protocol = "v2"
 
 [[forward]]
 label = "end"
@@ -163,6 +167,12 @@ allow_uid = 0
 udp_listen = "0.0.0.0:53"
 udp_target = "10.0.0.5:53"
 setns_path = "/run/netns/c"
+
+[[forward]]
+label = "proxy"
+listen = "[::1]:81"
+uds = "ssh.sock"
+max_connections = 7
 "#;
 
     #[test]
@@ -170,16 +180,18 @@ setns_path = "/run/netns/c"
         let config = Config::parse("pfwd.toml", FILE).unwrap();
         let units = config.socket_units("pfwd-");
         let names: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
-        assert_eq!(names, ["pfwd-end.socket", "pfwd-web.socket", "pfwd-web-endpoint.socket", "pfwd-3.socket"]);
+        assert_eq!(names, ["end", "web", "web-endpoint", "3", "proxy"].map(|stem| format!("pfwd-{stem}.socket")));
         assert_eq!(
             units[0].text,
             "[Socket]\nListenStream=/run/qdhcp/ssh.sock\nSocketMode=0660\nSocketUser=root\nSocketGroup=adm\n\
-             DirectoryMode=0755\nBacklog=4096\nFileDescriptorName=namespace=a,target=10.0.0.5+22,connect_timeout=3\n"
+             DirectoryMode=0755\nBacklog=4096\nFileDescriptorName=namespace=a,target=10.0.0.5+22,connect_timeout=3,proxy_protocol=v2\n"
         );
         assert!(units[1].text.contains("NetworkNamespacePath=/run/netns/b\n"), "{}", units[1].text);
         let plan = config.plan().unwrap();
-        let legs = plan.forwards.iter().flat_map(|forward| forward.legs.iter());
-        for (unit, leg) in units.iter().zip(legs) {
+        let legs = plan.forwards.iter().flat_map(|forward| forward.legs.iter().map(move |leg| (leg, &forward.options)));
+        let legs: Vec<_> = legs.collect();
+        assert_eq!(legs.len(), units.len());
+        for (unit, (leg, options)) in units.iter().zip(legs) {
             let kind = match &leg.listen {
                 Listen::Udp { .. } => SocketKind::Udp,
                 Listen::Unix { .. } => SocketKind::Unix,
@@ -188,7 +200,16 @@ setns_path = "/run/netns/c"
             let name = unit.text.lines().find_map(|line| line.strip_prefix("FileDescriptorName=")).expect(&unit.text);
             let forward = fdname::resolve(name, kind, &Config::default()).expect(name);
             let front = forward.legs.front();
-            assert_eq!((&front.upstream, &front.admit, &front.via), (&leg.upstream, &leg.admit, &leg.via), "{name}");
+            let mut via = leg.via.clone();
+            if unit.name.ends_with("-endpoint.socket") {
+                via.proxy_protocol = None; // the unit of the front leg sends it, and this one cannot tell who comes
+            }
+            assert_eq!((&front.upstream, &front.admit, &front.via), (&leg.upstream, &leg.admit, &via), "{name}");
+            let mut options = options.clone();
+            if kind != SocketKind::Udp {
+                options.udp_idle_timeout = forward.options.udp_idle_timeout; // it concerns nothing here
+            }
+            assert_eq!(forward.options, options, "{name}");
         }
     }
 
