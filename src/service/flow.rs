@@ -7,7 +7,9 @@
 //!
 //! Nobody says when a flow is over: it is when nothing passed either way for `udp_idle_timeout`, or when it is the one
 //! that was quiet the longest and a new peer finds all places taken. An ICMP error ("nobody listens") ends nothing: the
-//! upstream may be back for the next datagram. What cannot be sent at once is dropped, as anywhere on a datagram's way.
+//! upstream may be back for the next datagram. But where a namespace has no way out any more, it is perhaps about to be
+//! made anew under its name, which a flow with a busy peer would never notice: it ends, and the next datagram begins
+//! another. What cannot be sent at once is dropped, as anywhere on a datagram's way.
 
 use std::{
     collections::HashMap,
@@ -86,6 +88,8 @@ pub struct Flow {
     began: Instant,
     /// Another flow was given its place.
     evicted: AtomicBool,
+    /// Its namespace has no way to its upstream any more.
+    cut_off: AtomicBool,
 }
 
 impl Table {
@@ -134,6 +138,7 @@ impl Flow {
             last_ms: AtomicU64::new(0),
             began,
             evicted: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
         }
     }
 
@@ -180,9 +185,18 @@ impl Flow {
     }
 
     fn send(&self, upstream: &AsyncFd<OwnedFd>, bytes: &[u8]) {
-        if datagram::send_connected(upstream.get_ref().as_fd(), bytes).is_ok() {
-            self.info.counters.add_up(bytes.len());
+        match datagram::send_connected(upstream.get_ref().as_fd(), bytes) {
+            Ok(()) => self.info.counters.add_up(bytes.len()),
+            Err(e) if has_no_way(&e) && self.is_elsewhere() && !self.cut_off.swap(true, Relaxed) => {
+                self.info.interrupt.request(Why::Killed);
+            }
+            Err(_) => {}
         }
+    }
+
+    /// Whether its upstream is in another namespace than this process.
+    fn is_elsewhere(&self) -> bool {
+        matches!(self.info.route.upstream, Some(Upstream::Udp { netns: Some(_), .. }))
     }
 
     /// It has its upstream now; what waited for it goes first.
@@ -241,6 +255,11 @@ impl Flow {
         let upstream = upstream.get_ref().try_clone()?;
         Ok(ParkedStage::Flow { asked: self.asked, upstream, quiet: self.quiet() })
     }
+}
+
+/// Whether the kernel knows no way to send at all, whatever the other end may say.
+fn has_no_way(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL))
 }
 
 /// Receives for all flows of a listener until `stop`.
@@ -367,6 +386,11 @@ impl Session {
             let most = self.story.info.route.options.max_connections;
             self.story.note = format!("it made room for another: {most} flows were there (max_connections)");
             return self.over(End::Idle);
+        }
+        if flow.cut_off.load(Relaxed) {
+            self.story.note =
+                "its namespace has no way there any more; the next datagram looks for one again".to_owned();
+            return self.over(End::Reset);
         }
         match why {
             Why::Park => match flow.park() {

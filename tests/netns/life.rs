@@ -336,7 +336,7 @@ fn a_thousand_forwards_start_within_a_second_and_rest() {
         .collect();
     fs::write("/run/pfwd.toml", text).expect("ours");
     let began = Instant::now();
-    let service = pfwd().args(["--config", "/run/pfwd.toml"]).nofile(65_536).start().ready();
+    let mut service = pfwd().args(["--config", "/run/pfwd.toml"]).nofile(65_536).start().ready();
     let took = began.elapsed();
     assert_eq!(service.notifications.status().as_deref(), Some("1000 forwards, 0 sessions"));
     let pid = service.process.pid();
@@ -354,7 +354,15 @@ fn a_thousand_forwards_start_within_a_second_and_rest() {
     exchange(&mut Wire::tcp(at(10_000)), 1, 1000, Pace::BULK);
     exchange(&mut Wire::unix(Path::new("/run/u/997")), 1, 1000, Pace::BULK);
     inside("a", || exchange(&mut Wire::tcp(at(10_999)), 1, 1000, Pace::BULK));
+    // and all of them are handed over
+    let mut kept = Wire::unix(Path::new("/run/u/1"));
+    restart(&mut service);
+    assert_eq!(service.notifications.status().as_deref(), Some("1000 forwards, 1 session"));
+    exchange(&mut kept, 2, 1000, Pace::BULK);
+    exchange(&mut Wire::tcp(at(10_996)), 3, 1000, Pace::BULK);
+    inside("a", || exchange(&mut Wire::tcp(at(10_003)), 1, 1000, Pace::BULK));
     service.stop();
+    assert!(fs::read_dir("/run/u").expect("it stays").next().is_none());
 }
 
 #[test]
@@ -590,4 +598,53 @@ fn a_killed_process_is_followed_by_one_that_serves_the_same_at_once() {
         service.process.signal(Signal::SIGKILL);
         service.process.wait();
     }
+}
+
+#[test]
+fn a_deleted_namespace_is_kept_by_live_sessions_only_and_busy_flows_move_to_its_successor() {
+    sandbox!();
+    let make = || crate::sandbox::netns_with_link("a", "10.4.0.1/24", "10.4.0.2/24");
+    // when the kernel lets go of a namespace, its end of a link goes, and the other end with it
+    let links = || {
+        let output = std::process::Command::new("ip").args(["-o", "link", "show", "type", "veth"]).output();
+        String::from_utf8(output.expect("iproute2").stdout).expect("text").lines().count()
+    };
+    make();
+    let service = forwarding(&[
+        "listen=127.0.0.1+4000,namespace=a,target=10.4.0.2+7000",
+        "listen=127.0.0.1+80,listen_namespace=a,target=127.0.0.1+4000",
+        "udp_listen=127.0.0.1+5300,namespace=a,udp_target=10.4.0.2+7001,udp_idle_timeout=2",
+        "udp_listen=127.0.0.1+5301,namespace=a,udp_target=10.4.0.3+7001",
+    ]);
+    for _ in 0..3 {
+        Wire::tcp(at(4000)).expect_reset(); // nobody listens there
+    }
+    asker("127.0.0.1").send_to(b"x", at(5300)).expect("sent");
+    service.process.stderr.wait_for("udp 10.4.0.2:7001 in a: connected after");
+    run("ip netns del a");
+    service.process.stderr.wait_for("127.0.0.1:80 in a is closed: its namespace is gone");
+    assert_eq!(links(), 1, "a flow lives in it");
+    service.process.stderr.wait_for("udp 10.4.0.2:7001 in a: idle after");
+    eventually("the namespace is gone for good", || links() == 0);
+
+    // a peer that never pauses: its flow would never be idle
+    make();
+    let busy = asker("127.0.0.1");
+    busy.set_read_timeout(Some(std::time::Duration::from_millis(20))).expect("not zero");
+    let answered = || {
+        busy.send_to(b"x", at(5301)).expect("sent");
+        busy.recv(&mut [0; 9]).is_ok()
+    };
+    assert!(!answered());
+    run("ip -n a link del inside");
+    eventually("its flow ends", || {
+        assert!(!answered());
+        service.process.stderr.count("its namespace has no way there any more") > 0
+    });
+    run("ip netns del a");
+    make();
+    run("ip -n a addr add 10.4.0.3/32 dev lo");
+    echo_udp(inside("a", || std::net::UdpSocket::bind("10.4.0.3:7001").expect("free")));
+    eventually("the successor answers", answered);
+    service.stop();
 }
