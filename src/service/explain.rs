@@ -167,15 +167,12 @@ pub fn seconds(pause: Duration) -> String {
 }
 
 /// A dial waits for the UNIX socket `addr` to appear.
-pub fn waiting(route: &Route, addr: &UnixAddr, error: &io::Error, pause: Duration) {
+pub fn waiting(info: &Info, addr: &UnixAddr, error: &io::Error, pause: Duration) {
     let why = match error.raw_os_error() {
         Some(libc::ENOENT) => "does not exist yet: its endpoint has not started",
         Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",
         _ => "has a full backlog: its endpoint does not accept",
     };
     let message = format!("{addr} {why}; next try in {} s", seconds(pause));
-    let mut event = Event::new(Kind::DialWaiting, message);
-    event.listener = Some(route.listener.clone());
-    event.upstream = Some(route.upstream_text.clone());
-    log::emit(event);
+    log::emit(about(info, Kind::DialWaiting, message));
 }

@@ -195,7 +195,8 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         say(Kind::DescriptorPressure, warning);
     }
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
-        if notify::managed() {
+        // Without sessions there is nothing to keep: what was opened here goes again.
+        if notify::managed() && service.shared.sessions.count() > 0 {
             service.hand_over(Ended::Broken).await;
         }
         return Err(Failed::Listener(trouble));

@@ -273,7 +273,7 @@ impl Session {
                 Ok(Dialled::Call(Call::start(&self.story.shared.client, &limits.call)?, ticket))
             }
             (Some(Upstream::Unix(addr)), _) => {
-                let waiting = |e: &std::io::Error, pause| explain::waiting(route, addr, e, pause);
+                let waiting = |e: &std::io::Error, pause| explain::waiting(&self.story.info, addr, e, pause);
                 let dialled = dial::unix(addr, left(options.connect_timeout), waiting).await;
                 dialled.map(|upstream| Dialled::Stream(upstream, None))
             }

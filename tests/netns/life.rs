@@ -435,8 +435,10 @@ fn what_could_not_be_opened_is_opened_as_soon_as_it_can_be() {
 
     // --strict does not wait
     let _taken = TcpListener::bind(at(4001)).expect("free again");
-    let mut strict = pfwd().arg("--strict").args(["--forward", forwards[4]]).start();
+    let uds = format!("uds=/run/strict/a.sock,target={here}");
+    let mut strict = pfwd().arg("--strict").args(["--forward", &uds, "--forward", forwards[4]]).start();
     assert_eq!(strict.process.wait().code(), Some(1));
+    assert!(fs::read_dir("/run/strict").expect("it was made").next().is_none(), "nothing is left in there");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::support::{Activated, Activation, PATIENCE, Process};
+use crate::support::{Activated, Activation, PATIENCE, Process, eventually};
 
 /// Enters a sandbox, or ends the test where there can be none.
 macro_rules! sandbox {
@@ -62,15 +62,28 @@ pub(crate) fn netns_with_link(name: &str, outer: &str, inner: &str) {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let here = format!("v{}", NEXT.fetch_add(1, Ordering::Relaxed));
     run(&format!("ip link add {here} type veth peer name inside netns {name}"));
-    run(&format!("ip addr add {outer} dev {here} {}", nodad(outer)));
     run(&format!("ip link set {here} up"));
-    run(&format!("ip -n {name} addr add {inner} dev inside {}", nodad(inner)));
     run(&format!("ip -n {name} link set inside up"));
+    address(None, &here, outer);
+    address(Some(name), "inside", inner);
 }
 
-/// An IPv6 address is of use at once when nobody is asked whether it is taken.
-fn nodad(address: &str) -> &str {
-    if address.contains(':') { "nodad" } else { "" }
+/// Gives a device, in a namespace or here, an address with its prefix's length, and waits until it is of use. An IPv6
+/// address, even one that nobody is asked about (nodad), can be bound some time before the kernel knows it as a way to
+/// itself, and what is sent to it until then is lost.
+#[track_caller]
+pub(crate) fn address(namespace: Option<&str>, device: &str, address: &str) {
+    let ip = namespace.map_or_else(|| "ip".to_owned(), |name| format!("ip -n {name}"));
+    if !address.contains(':') {
+        return run(&format!("{ip} addr add {address} dev {device}"));
+    }
+    run(&format!("{ip} addr add {address} dev {device} nodad"));
+    let local = format!("local {} ", address.split('/').next().expect("an address"));
+    eventually(&format!("{address} is of use"), || {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{ip} -6 route show table local")]).stdin(Stdio::null());
+        String::from_utf8_lossy(&command.output().expect("iproute2").stdout).contains(&local)
+    });
 }
 
 /// What `work` makes in a namespace; only sockets and such stay there.

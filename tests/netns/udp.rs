@@ -11,7 +11,7 @@ use nix::sys::{
 };
 
 use crate::{
-    sandbox::{asker, echo_udp, echo_udp_inside, forwarding, netns, pfwd, run},
+    sandbox::{address, asker, echo_udp, echo_udp_inside, forwarding, netns, pfwd},
     support::eventually,
 };
 
@@ -43,10 +43,9 @@ fn datagrams_of_every_size_come_back_over_both_families() {
 #[test]
 fn answers_come_from_the_address_that_was_asked() {
     sandbox!();
-    run("ip addr add 10.8.0.1/24 dev lo");
-    run("ip addr add 10.8.0.2/24 dev lo");
-    run("ip addr add fd00::1/64 dev lo nodad");
-    run("ip addr add fd00::2/64 dev lo nodad");
+    for one in ["10.8.0.1/24", "10.8.0.2/24", "fd00::1/64", "fd00::2/64"] {
+        address(None, "lo", one);
+    }
     let server = echo_udp(UdpSocket::bind("127.0.0.1:0").expect("free"));
     let service = forwarding(&[
         &format!("udp_listen=0.0.0.0+5300,udp_target={server}"),
@@ -167,9 +166,8 @@ fn datagrams_find_their_namespace_source_and_interface_in_both_families() {
     let mut forwards = Vec::new();
     for (index, name) in ["one", "two"].into_iter().enumerate() {
         netns(name);
-        for address in ["10.6.0.1/24", "10.6.0.2/24", "fd06::1/64", "fd06::2/64"] {
-            let nodad = if address.contains(':') { " nodad" } else { "" };
-            run(&format!("ip -n {name} addr add {address} dev lo{nodad}"));
+        for one in ["10.6.0.1/24", "10.6.0.2/24", "fd06::1/64", "fd06::2/64"] {
+            address(Some(name), "lo", one);
         }
         for (port, ip, source) in [(5300, "10.6.0.1", "10.6.0.2"), (5310, "[fd06::1]", "fd06::2")] {
             let socket = crate::sandbox::inside(name, || UdpSocket::bind(format!("{ip}:53")).expect("free"));
