@@ -24,6 +24,8 @@ pub(super) struct Options {
     pub(super) exit_idle_time: Option<std::time::Duration>,
     /// Whether to end when a listener cannot be served.
     pub(super) strict: bool,
+    /// Where the control socket is to be, if the arguments say so.
+    pub(super) control: Option<std::path::PathBuf>,
     /// What is logged, if the arguments say so.
     pub(super) log_level: Option<LogLevel>,
     /// What to say when there is nothing to serve and nobody who would pass a socket.
@@ -62,6 +64,8 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
         calls_per_qube: options.calls_per_qube.into(),
         exit_idle: options.exit_idle_time,
         strict: options.strict,
+        program: options.program,
+        control: options.control.or_else(control),
     };
     let ended = runtime.block_on(service::run(setup));
     drop(guard);
@@ -86,6 +90,14 @@ pub(super) fn reload() -> Result<ExitCode, Failure> {
     })?;
     let asked = service::ask_to_reload(pid).map_err(|why| Failure::new(Code::Failure, why));
     asked.map(|()| ExitCode::SUCCESS)
+}
+
+/// Where the unit has a place for the control socket (`RuntimeDirectory=`, systemd.exec(5)): the first, if there are
+/// several.
+fn control() -> Option<std::path::PathBuf> {
+    let dirs = std::env::var_os("RUNTIME_DIRECTORY")?.into_string().ok()?;
+    let first = dirs.split(':').next().filter(|dir| dir.starts_with('/'))?;
+    Some(std::path::Path::new(first).join(service::control::SOCKET))
 }
 
 fn log_level(level: LogLevel) -> log::Level {

@@ -41,6 +41,19 @@ pub enum End {
 }
 
 impl End {
+    /// Every ending, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Eof,
+        Self::Reset,
+        Self::Idle,
+        Self::Refused,
+        Self::DialFailed,
+        Self::Drained,
+        Self::Timeout,
+        Self::Killed,
+        Self::Panicked,
+    ];
+
     /// As the log has it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -110,6 +123,12 @@ kinds! {
     ListenerAwaited "listener-awaited" Warning "ca2a5fdd64e742829d07d9dc7a00e589",
     /// A limit makes connections wait in the backlog.
     LimitReached "limit-reached" Warning "da15f83b8b474f17b8c83f9173414efa",
+    /// Somebody had a listener paused.
+    ListenerPaused "listener-paused" Info "3682360408bb47ab95c6fc26d2abfb41",
+    /// Somebody had a listener resumed.
+    ListenerResumed "listener-resumed" Info "7ca072b573794f51b5dc6150dcf3b3bd",
+    /// The control socket, or what lies beside it, is not as it should be.
+    ControlTrouble "control-trouble" Warning "5a3c8676e20e4978a7f31458c22b7603",
     /// The service is ready.
     ServiceReady "service-ready" Info "b78cece03afc4dc58495b5477dabef82",
     /// The service lets its sessions end.
@@ -244,6 +263,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 32);
+        assert_eq!(kinds.len(), 35);
     }
 }

@@ -51,6 +51,16 @@ impl Peer {
             Err(_) => Self::Unknown,
         }
     }
+
+    /// The peer that is displayed so.
+    pub fn read(text: &str) -> Option<Self> {
+        if let Ok(address) = text.parse() {
+            return Some(Self::Inet(address));
+        }
+        let (uid, rest) = text.strip_prefix("uid ")?.split_once(" pid ")?;
+        let (pid, path) = rest.split_once(" at ").map_or((rest, None), |(pid, path)| (pid, Some(path.to_owned())));
+        Some(Self::Unix { uid: uid.parse().ok()?, pid: pid.parse().ok()?, path })
+    }
 }
 
 impl fmt::Display for Peer {
@@ -144,6 +154,17 @@ mod tests {
 
     fn unix(uid: u32) -> Peer {
         Peer::Unix { uid, pid: 1, path: None }
+    }
+
+    #[test]
+    fn what_a_log_calls_a_peer_can_be_read_back() {
+        let at = |path: &str| Peer::Unix { uid: 7, pid: 4242, path: Some(path.into()) };
+        for peer in [inet("192.0.2.1"), inet("fd00::1"), unix(1000), at("/run/a at b"), at("/x uid 1 pid 2")] {
+            assert_eq!(Peer::read(&peer.to_string()), Some(peer));
+        }
+        for text in ["an unknown peer", "", "uid 7", "uid x pid 1", "uid 7 pid 1x at /y"] {
+            assert_eq!(Peer::read(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -153,9 +153,9 @@ impl Adoption {
         let mut route = match (self.resolve)(&session.name, kind) {
             Ok(forward) => {
                 let leg = forward.legs.front().clone();
-                Route::new(session.name.to_string(), &session.listener, leg, forward.options, &self.shared.gates)?
+                Route::new(session.name.to_string(), &session.listener, leg, forward.options, &self.shared)?
             }
-            Err(_) if relaying => Route::unknown(session.name.to_string(), &session.listener),
+            Err(_) if relaying => Route::unknown(session.name.to_string(), &session.listener, &self.shared),
             Err(why) => return Err(why),
         };
         route.upstream_text = (*session.upstream).into();

@@ -299,6 +299,9 @@ fn take(listening: &Arc<Listening>, shared: &Arc<Shared>, bytes: &[u8], asked: A
         return flow.up(bytes);
     }
     let route = listening.route();
+    if route.tally.paused() {
+        return; // those who are there go on
+    }
     let peer = Peer::Inet(asked.peer);
     if let Err(list) = route.access.check(&peer) {
         return deny(&route, &peer, list, denied);
@@ -309,7 +312,7 @@ fn take(listening: &Arc<Listening>, shared: &Arc<Shared>, bytes: &[u8], asked: A
     let flow = Arc::new(Flow::new(asked, info.clone(), listening, Duration::ZERO));
     flow.up(bytes);
     listening.flows().enter(&flow, most);
-    session::start(shared, info, Stage::Flow(flow), Permits::default());
+    session::begin(shared, info, Stage::Flow(flow), Permits::default());
 }
 
 /// Takes a flow out of its table, however its task ends.

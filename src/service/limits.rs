@@ -36,12 +36,12 @@ fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{dial::qrexec::gate::Gates, spec};
+    use crate::{service::session::tests::shared, spec};
 
     fn route(name: &str) -> Route {
         let forward = spec::fdname::resolve(name, spec::SocketKind::Tcp, &spec::Config::default()).expect("a name");
         let leg = forward.legs.front().clone();
-        Route::new(name.to_owned(), "127.0.0.1:1", leg, forward.options, &Gates::new(32)).expect("a route")
+        Route::new(name.to_owned(), "127.0.0.1:1", leg, forward.options, &shared()).expect("a route")
     }
 
     #[test]

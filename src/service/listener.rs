@@ -122,6 +122,8 @@ impl Listening {
         let mut denied = Reminder::default();
         let mut pause = PAUSE.0;
         loop {
+            let tally = self.route().tally.clone();
+            let Some(()) = stop.run_until_cancelled(tally.resumed()).await else { return };
             let Some(Ok(mut ready)) = stop.run_until_cancelled(self.io.readable()).await else { return };
             let route = self.route();
             let Some(permits) = stop.run_until_cancelled(self.permits(&route, &mut limits)).await else { return };
@@ -129,6 +131,9 @@ impl Listening {
                 ready.clear_ready();
                 continue;
             };
+            if tally.paused() {
+                continue; // while we waited
+            }
             match sys::accept(self.io.get_ref().as_fd()) {
                 Ok(accepted) => {
                     pause = PAUSE.0;
@@ -180,7 +185,7 @@ impl Listening {
             return deny(&route, &peer, list, denied);
         }
         let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
-        session::start(shared, Arc::new(info), Stage::Waiting(stream), permits);
+        session::begin(shared, Arc::new(info), Stage::Waiting(stream), permits);
     }
 
     /// Waits until the listener and, for a qrexec call, the qube have room; `None` when nobody waits for it after all.
@@ -237,6 +242,7 @@ impl AsFd for Listening {
 
 /// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
 pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
+    route.tally.peer_denied();
     let left_out = reminder.left_out;
     if !reminder.due() {
         return;

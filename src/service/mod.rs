@@ -3,6 +3,7 @@
 mod access;
 mod adopt;
 mod bind;
+pub mod control;
 mod explain;
 mod flow;
 mod handover;
@@ -19,9 +20,15 @@ mod session;
 mod sessions;
 mod signals;
 mod stop;
+mod tally;
 mod tidy;
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 use tokio::{
@@ -31,6 +38,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use control::{Control, api, asked};
 pub use handover::{NAME as STORED, make_room};
 pub use headroom::keep as keep_headroom;
 use listener::Listening;
@@ -78,6 +86,10 @@ pub struct Setup {
     pub exit_idle: Option<Duration>,
     /// Whether to end when a listener cannot be served, rather than to serve the others.
     pub strict: bool,
+    /// What it is called.
+    pub program: &'static str,
+    /// Where the control socket is to be, if anywhere.
+    pub control: Option<PathBuf>,
 }
 
 /// How a service ended.
@@ -133,6 +145,20 @@ struct Service {
     passed: usize,
     /// Children taken up from the previous process.
     adopted: Vec<u32>,
+    /// Listeners that were passed and cannot be served, for those who ask.
+    refused: Vec<api::Listener>,
+    /// Listeners that were passed for those who scrape metrics.
+    metrics: Vec<Place>,
+    /// The tasks that answer those, as long as there is anything to tell.
+    scraping: JoinSet<()>,
+    /// For those who ask.
+    control: Option<Control>,
+}
+
+/// Where a listener is that leads nowhere.
+struct Place {
+    address: String,
+    kind: api::Kind,
 }
 
 /// Runs a service until it is told to stop.
@@ -161,14 +187,29 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         client: Client { program: setup.client, group: Group::find() },
         gates: Gates::new(setup.calls_per_qube),
         sessions: Default::default(),
+        tallies: Default::default(),
+        watchers: Default::default(),
         tasks: TaskTracker::new(),
         parked,
     });
-    for r in refused {
-        refuse(&escape(r.name.as_bytes()), None, &r.why);
+    if let Some(path) = &setup.control {
+        Control::take_up(path, &shared);
     }
+    let mut unserved: Vec<api::Listener> = Vec::new();
+    for r in refused {
+        let name = escape(r.name.as_bytes());
+        refuse(&name, None, &r.why);
+        unserved.push(control::troubled(&name, None, &r.name, api::State::Refused, &r.why));
+    }
+    let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &resolve));
     let mut behind = Vec::new();
-    let listening = listeners.into_iter().filter_map(|l| listen(l, &resolve, &shared, &mut behind)).collect();
+    let mut listening = Vec::new();
+    for from in listeners {
+        match listen(from, &resolve, &shared, &mut behind) {
+            Ok(served) => listening.push(served),
+            Err(refused) => unserved.push(*refused),
+        }
+    }
     let mut service = Service {
         shared,
         listening,
@@ -182,6 +223,10 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         names,
         passed,
         adopted: Vec::new(),
+        refused: unserved,
+        metrics: Vec::new(),
+        scraping: JoinSet::new(),
+        control: None,
     };
     let handover = handover::take(stored);
     match forwards {
@@ -201,7 +246,9 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         }
         return Err(Failed::Listener(trouble));
     }
+    service.open_control(setup.control.as_deref(), setup.program);
     service.accept();
+    service.accept_scrapers(scraped, setup.program);
     let told = service.shared.sessions.count();
     let status = notify::line(service.count(), told);
     say(Kind::ServiceReady, format!("ready: {status}"));
@@ -216,12 +263,12 @@ fn listen(
     resolve: &Resolve,
     shared: &Shared,
     behind: &mut Vec<Wanted>,
-) -> Option<Arc<Listening>> {
-    let local = from.local.to_string();
-    let listening = resolve(&from.name, from.socket.kind()).and_then(|forward| {
+) -> Result<Arc<Listening>, Box<api::Listener>> {
+    let (local, kind) = (from.local.to_string(), from.socket.kind());
+    let listening = resolve(&from.name, kind).and_then(|forward| {
         behind.extend(own::wanted(&forward, None));
         let (leg, options) = (forward.legs.front().clone(), forward.options);
-        let route = Route::new(from.name.clone(), &local, leg, options, &shared.gates)?;
+        let route = Route::new(from.name.clone(), &local, leg, options, shared)?;
         Listening::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())
     });
     match listening {
@@ -233,13 +280,20 @@ fn listen(
             event.upstream = Some(route.upstream_text.clone());
             event.call = route.call_text.clone();
             emit(event);
-            Some(Arc::new(listening))
+            Ok(Arc::new(listening))
         }
         Err(why) => {
             refuse(&local, Some(&from.name), &why);
-            None
+            let kind = Some(control::kind(kind));
+            Err(Box::new(control::troubled(&local, kind, &from.name, api::State::Refused, &why)))
         }
     }
+}
+
+/// Whether a listener is there for metrics: it is called so, and the configuration means nothing else by that name.
+fn is_for_metrics(listener: &activation::Listener, resolve: &Resolve) -> bool {
+    let kind = listener.socket.kind();
+    listener.name == control::METRICS && kind != SocketKind::Udp && resolve(&listener.name, kind).is_err()
 }
 
 fn refuse(listener: &str, name: Option<&str>, why: &str) {
@@ -263,6 +317,32 @@ impl Service {
         }
     }
 
+    /// Opens the control socket. Without it everything else is as it was, so that this fails is no reason to end.
+    fn open_control(&mut self, path: Option<&Path>, program: &'static str) {
+        self.shared.tallies.prune();
+        let Some(path) = path else { return };
+        match Control::open(path, program, &self.shared) {
+            Ok(control) => self.control = Some(control),
+            Err(why) => {
+                let text = format!("nobody can ask what goes on here: the control socket is not there: {why}");
+                say(Kind::ControlTrouble, text);
+            }
+        }
+    }
+
+    /// Starts a task for each listener that is there for metrics. They are inherited: they come again with a restart.
+    fn accept_scrapers(&mut self, scraped: Vec<activation::Listener>, program: &'static str) {
+        for listener in scraped {
+            let address = listener.local.to_string();
+            let mut event =
+                Event::new(Kind::ListenerServing, format!("{address} leads to {}", control::METRICS_UPSTREAM));
+            event.listener = Some(address.as_str().into());
+            emit(event);
+            self.metrics.push(Place { address, kind: control::kind(listener.socket.kind()) });
+            self.scraping.spawn(control::serve_metrics(listener.socket, self.shared.clone(), program));
+        }
+    }
+
     /// Starts a task for each listener.
     fn accept(&mut self) {
         for listening in &self.listening {
@@ -275,13 +355,13 @@ impl Service {
     fn count(&self) -> Count {
         let (served, all) = self.own.count();
         let behind = self.own.troubled_behind();
-        let served = served + self.listening.len().saturating_sub(behind);
+        let served = served + (self.listening.len() + self.metrics.len()).saturating_sub(behind);
         Count { served, all: all + self.passed, forwards: all > 0 }
     }
 
     /// Why something is not served, if anything is not.
     fn trouble(&self) -> Option<String> {
-        if self.listening.len() < self.passed {
+        if !self.refused.is_empty() {
             return Some("an inherited socket was refused".to_owned());
         }
         self.own.trouble()
@@ -337,6 +417,7 @@ impl Service {
                         return self.hand_over(Ended::Broken).await;
                     }
                 }
+                ask = asked(&mut self.control) => self.answer(ask),
                 () = moved(&mut self.watch) => {
                     if self.look_at_namespaces().await {
                         status.abort();

@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     Service,
     bind::{self, Bound, Claim},
-    explain,
+    control, explain,
     listener::Listening,
     netns_watch::Watch,
     refuse,
@@ -137,6 +137,15 @@ impl Wanted {
         }
     }
 
+    /// Where it is to listen, for people.
+    fn address(&self) -> String {
+        match &self.leg.listen {
+            Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } => self.called(&addr.to_string()),
+            Listen::Unix { addr, .. } => addr.to_string(),
+            Listen::Inherited => String::new(),
+        }
+    }
+
     /// What the log calls the listener whose address is `local`.
     fn called(&self, local: &str) -> String {
         self.netns().map_or_else(|| local.to_owned(), |netns| format!("{local} in {netns}"))
@@ -144,7 +153,7 @@ impl Wanted {
 
     fn route(&self, listener: &str, before: &[u32], shared: &Shared) -> Result<Arc<Route>, String> {
         // No name: no socket unit has it, so no other listener's sessions are ever taken for its own.
-        let mut route = Route::new(String::new(), listener, self.leg.clone(), self.options.clone(), &shared.gates)?;
+        let mut route = Route::new(String::new(), listener, self.leg.clone(), self.options.clone(), shared)?;
         if self.back {
             route.access = route.access.and_ourselves(before);
         }
@@ -337,6 +346,39 @@ impl Own {
     /// The listeners that serve.
     pub fn listening(&self) -> impl Iterator<Item = &Arc<Listening>> {
         self.posts.iter().filter_map(|post| post.serving.as_ref()).map(|serving| &serving.listening)
+    }
+
+    /// Their routes, with what their forwards are called.
+    pub fn labelled(&self) -> impl Iterator<Item = (Arc<Route>, String)> {
+        let serving = self.posts.iter().filter_map(|post| Some((post.serving.as_ref()?, post)));
+        serving.map(|(serving, post)| (serving.listening.route(), post.wanted.label.clone().unwrap_or_default()))
+    }
+
+    /// All of them, served or not, as others are to see them. `sessions` are those of each listener.
+    pub fn view(&self, sessions: &HashMap<Arc<str>, u64>) -> Vec<control::api::Listener> {
+        let view = |post: &Post| {
+            let name = post.wanted.label.as_deref().unwrap_or_default();
+            if let Some(serving) = &post.serving {
+                return control::listener(&serving.listening, name, sessions);
+            }
+            let kind = match post.wanted.listen() {
+                Listen::Tcp { .. } => control::api::Kind::Tcp,
+                Listen::Udp { .. } => control::api::Kind::Udp,
+                Listen::Unix { .. } | Listen::Inherited => control::api::Kind::Unix,
+            };
+            let state = if post.trouble.is_some() && post.again.is_none() {
+                control::api::State::Awaited
+            } else {
+                control::api::State::Refused
+            };
+            let upstream = post.wanted.leg.upstream.to_string();
+            let why = post.trouble.as_deref().unwrap_or("it has not been tried yet");
+            control::api::Listener {
+                upstream,
+                ..control::troubled(&post.wanted.address(), Some(kind), name, state, why)
+            }
+        };
+        self.posts.iter().map(view).collect()
     }
 
     /// Keeps listeners as they are, until a configuration says what to do with them.

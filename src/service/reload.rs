@@ -143,7 +143,7 @@ impl Service {
             let forward = (rules.resolve)(&old.name, l.kind())?;
             behind.extend(own::wanted(&forward, None));
             let leg = forward.legs.front().clone();
-            Route::new(old.name.clone(), &old.listener, leg, forward.options, &self.shared.gates)
+            Route::new(old.name.clone(), &old.listener, leg, forward.options, &self.shared)
         };
         let routes = self.listening.iter().map(route).collect::<Result<_, _>>()?;
         let forwards = (rules.forwards)(&self.names)?;

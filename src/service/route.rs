@@ -7,12 +7,9 @@ use std::sync::{
 
 use tokio::sync::Semaphore;
 
-use super::access::Access;
+use super::{access::Access, session::Shared, tally::Tally};
 use crate::{
-    dial::{
-        netns::Place,
-        qrexec::gate::{Gate, Gates},
-    },
+    dial::{netns::Place, qrexec::gate::Gate},
     log::{Event, Kind, emit},
     spec::{Call, Leg, Options, Upstream, Via},
 };
@@ -40,6 +37,8 @@ pub struct Route {
     pub entered: AtomicU64,
     /// Sessions that this listener may still have.
     pub room: Arc<Semaphore>,
+    /// What is counted of its sessions, with those of earlier routes of the same listener.
+    pub tally: Arc<Tally>,
     /// What all routes to one qube and to one service share.
     pub call: Option<CallLimits>,
 }
@@ -60,16 +59,19 @@ impl Route {
     ///
     /// # Errors
     /// What can only be found out here: a user that does not exist.
-    pub fn new(name: String, listener: &str, leg: Leg, options: Options, gates: &Gates) -> Result<Self, String> {
+    pub fn new(name: String, listener: &str, leg: Leg, options: Options, shared: &Shared) -> Result<Self, String> {
+        let gates = &shared.gates;
         let call = match &leg.upstream {
             Upstream::Qrexec(call) => {
                 Some(CallLimits { call: call.clone(), room: gates.calls(&call.target), gate: gates.gate(call) })
             }
             _ => None,
         };
+        let listener: Arc<str> = listener.into();
         Ok(Self {
             name,
-            listener: listener.into(),
+            tally: shared.tallies.of(&listener),
+            listener,
             upstream_text: leg.upstream.to_string().into(),
             call_text: call.as_ref().map(|c| (c.call.target.as_str().into(), c.call.service.as_str().into())),
             room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
@@ -83,10 +85,12 @@ impl Route {
     }
 
     /// The route of sessions whose name means nothing any more.
-    pub fn unknown(name: String, listener: &str) -> Self {
+    pub fn unknown(name: String, listener: &str, shared: &Shared) -> Self {
+        let listener: Arc<str> = listener.into();
         Self {
             name,
-            listener: listener.into(),
+            tally: shared.tallies.of(&listener),
+            listener,
             upstream: None,
             upstream_text: "".into(),
             call_text: None,

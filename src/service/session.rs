@@ -22,11 +22,13 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
+    control::{Ending, Watchers, api::Happened},
     explain,
     flow::{Asked, Flow},
     handover,
     route::Route,
     sessions::{Info, Sessions},
+    tally::{Reason, Tallies},
 };
 use crate::{
     dial::{
@@ -65,6 +67,10 @@ pub struct Shared {
     pub gates: Gates,
     /// The sessions that live now.
     pub sessions: Sessions,
+    /// What is counted.
+    pub tallies: Tallies,
+    /// Those who want to hear what happens to sessions.
+    pub watchers: Watchers,
     /// Their tasks.
     pub tasks: TaskTracker,
     /// Where parked sessions go.
@@ -139,6 +145,20 @@ impl ParkedStage {
     }
 }
 
+/// Begins a session that was accepted just now.
+pub fn begin(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permits) {
+    info.route.tally.session_began();
+    shared.watchers.tell(Happened::Began, &info, None);
+    start(shared, info, stage, permits);
+}
+
+/// Tells that a session is over.
+pub(super) fn tell_end(shared: &Shared, info: &Info, end: End, exit: Option<u8>, note: &str) {
+    info.route.tally.session_ended(end, (info.counters.up(), info.counters.down()));
+    shared.watchers.tell(Happened::Ended, info, Some(Ending { end, exit, note }));
+    log::emit(explain::ended(info, end, exit, note));
+}
+
 /// Starts the session's task.
 pub fn start(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permits) {
     shared.sessions.add(info.clone());
@@ -163,7 +183,7 @@ impl Drop for Story {
         self.shared.sessions.remove(&self.info.id);
         if !self.parked {
             let end = self.end.unwrap_or(End::Panicked);
-            log::emit(explain::ended(&self.info, end, self.exit, &self.note));
+            tell_end(&self.shared, &self.info, end, self.exit, &self.note);
         }
     }
 }
@@ -215,14 +235,22 @@ impl Session {
     }
 
     pub(super) fn failed(&mut self, failure: &Failure) -> Next {
-        let (end, note) = explain::failure(&self.story.info.route, failure);
+        let info = &self.story.info;
+        // A call may turn out to have been refused when it was taken for connected.
+        if info.dial_ms().is_none() {
+            info.route.tally.dial_failed(Reason::from(failure));
+        }
+        let (end, note) = explain::failure(&info.route, failure);
         self.story.note = note;
         self.over(end)
     }
 
     pub(super) fn connected(&self, at: Option<&Place>) {
-        self.story.info.connected(self.story.info.age_ms());
-        log::emit(explain::started(&self.story.info, at));
+        let (info, ms) = (&self.story.info, self.story.info.age_ms());
+        info.connected(ms);
+        info.route.tally.dialled(ms);
+        self.story.shared.watchers.tell(Happened::Connected, info, None);
+        log::emit(explain::started(info, at));
     }
 
     async fn wait(&mut self, peer: Stream) -> Next {
@@ -530,4 +558,4 @@ pub fn say(kind: Kind, message: impl Into<String>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

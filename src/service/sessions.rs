@@ -100,6 +100,11 @@ impl Sessions {
         self.count.subscribe()
     }
 
+    /// Whether it is among them.
+    pub fn contains(&self, id: &Uuid) -> bool {
+        self.lock().contains_key(id)
+    }
+
     /// Looks at each.
     pub fn for_each(&self, look: impl FnMut(&Arc<Info>)) {
         self.lock().values().for_each(look);

@@ -9,14 +9,16 @@ use tokio::{
 };
 
 use super::{
-    Ended, Service, explain, handover,
+    Ended, Service,
+    control::Control,
+    handover,
     notify::{self, sessions as n_sessions},
     own::Kept,
-    session::say,
+    session::{say, tell_end},
     signals::Signals,
 };
 use crate::{
-    log::{End, Kind, emit},
+    log::{End, Kind},
     relay::Why,
 };
 
@@ -28,6 +30,8 @@ const ENDING: Duration = Duration::from_secs(5);
 impl Service {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
+        // First: whoever asks from now on is to ask the next process.
+        self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
         self.stop_accepting().await;
         let began = Instant::now();
         let sessions = &self.shared.sessions;
@@ -59,13 +63,14 @@ impl Service {
             Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
         for info in infos {
-            emit(explain::ended(&info, End::Drained, None, "it could not be handed over"));
+            tell_end(&self.shared, &info, End::Drained, None, "it could not be handed over");
         }
         Ended::Broken
     }
 
     /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`, and within `at_most`.
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
+        self.control.iter_mut().for_each(Control::deaf);
         self.stop_accepting().await;
         self.own.close();
         let sessions = &self.shared.sessions;

@@ -83,6 +83,9 @@ struct Serve {
     /// Calls into one qube at a time; the rest wait in the backlog
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     calls_per_qube: u16,
+    /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// End after this many seconds without a session; the next connection starts the service again
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     exit_idle_time: Option<Duration>,
@@ -127,6 +130,7 @@ fn serve(options: Serve) -> Result<ExitCode, Failure> {
         calls_per_qube: options.calls_per_qube,
         exit_idle_time: options.exit_idle_time,
         strict: false,
+        control: options.control,
         log_level: None,
         lonely,
     })

@@ -58,6 +58,9 @@ struct Arguments {
     /// End when a forward cannot be served, instead of serving the others
     #[arg(long)]
     strict: bool,
+    /// Where the control socket is, or is to be, instead of /run/pfwd/control
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// What is logged: error, warn, info or debug
     #[arg(long, value_name = "LEVEL", value_parser = log_level)]
     log_level: Option<LogLevel>,
@@ -108,6 +111,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         calls_per_qube: arguments.calls_per_qube,
         exit_idle_time: arguments.exit_idle_time,
         strict: arguments.strict,
+        control: arguments.control,
         log_level: arguments.log_level,
         lonely,
     })

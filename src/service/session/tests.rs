@@ -15,12 +15,15 @@ use crate::{
     stream::Kind as StreamKind,
 };
 
-fn shared() -> Arc<Shared> {
+/// What sessions share, with nobody to speak to.
+pub(in crate::service) fn shared() -> Arc<Shared> {
     let (parked, _) = unbounded_channel();
     Arc::new(Shared {
         client: Client { program: "/nonexistent".into(), group: None },
         gates: Gates::new(32),
         sessions: Sessions::default(),
+        tallies: Tallies::default(),
+        watchers: Watchers::default(),
         tasks: TaskTracker::new(),
         parked,
     })
@@ -28,14 +31,9 @@ fn shared() -> Arc<Shared> {
 
 fn info(shared: &Shared) -> Arc<Info> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
-    let route = Route::new(
-        "uds=/nonexistent".into(),
-        "/listener",
-        forward.legs.front().clone(),
-        forward.options,
-        &shared.gates,
-    )
-    .expect("a route");
+    let route =
+        Route::new("uds=/nonexistent".into(), "/listener", forward.legs.front().clone(), forward.options, shared)
+            .expect("a route");
     Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), "somebody".into(), Duration::ZERO, Counters::default()))
 }
 

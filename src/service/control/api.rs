@@ -1,0 +1,302 @@
+//! The control interface as types. `org.qrexec-connect.Control.varlink` describes them for everybody; a test holds the
+//! two against each other. What `--json` prints is made of the same types, so it changes only as that interface does:
+//! fields may be added.
+
+use serde::{Deserialize, Serialize};
+
+/// The interface's name.
+pub const INTERFACE: &str = "org.qrexec-connect.Control";
+/// Its description in Varlink's own language.
+pub const DESCRIPTION: &str = include_str!("org.qrexec-connect.Control.varlink");
+
+/// The kinds of listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// TCP.
+    Tcp,
+    /// UNIX stream.
+    Unix,
+    /// UDP.
+    Udp,
+}
+
+/// What a listener does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It accepts.
+    Serving,
+    /// Somebody told it to let connections wait.
+    Paused,
+    /// It cannot be served.
+    Refused,
+    /// Its network namespace is not there yet.
+    Awaited,
+}
+
+impl State {
+    /// As people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::Refused => "refused",
+            Self::Awaited => "awaited",
+        }
+    }
+}
+
+/// Where connections come in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// What the log calls LISTENER.
+    pub address: String,
+    /// Which kind of socket; none where it is none that could be served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Its fd name or label; may be empty.
+    pub name: String,
+    /// Where it leads; empty where its name means nothing.
+    pub upstream: String,
+    /// What it does.
+    pub state: State,
+    /// Why it is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its sessions.
+    pub sessions: u64,
+    /// How many it may have.
+    pub max_sessions: u64,
+    /// Connections in its backlog, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
+}
+
+/// A process of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Whose it is.
+    pub uid: u32,
+    /// The systemd unit that it belongs to, escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Its command line, escaped, cut at 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// SESSION_ID.
+    pub id: String,
+    /// The listener's address.
+    pub listener: String,
+    /// The listener's name.
+    pub name: String,
+    /// Who connected.
+    pub peer: String,
+    /// Where it leads.
+    pub upstream: String,
+    /// Whether it has both its ends.
+    pub connected: bool,
+    /// Milliseconds since it was accepted.
+    pub age_ms: u64,
+    /// Milliseconds from then to connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dial_ms: Option<u64>,
+    /// Bytes delivered from the peer to the upstream.
+    pub up_bytes: u64,
+    /// Bytes delivered from the upstream to the peer.
+    pub down_bytes: u64,
+    /// Who connected, when asked for and where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+}
+
+/// Whether it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Life {
+    /// It accepts.
+    Serving,
+    /// It lets its sessions end.
+    Stopping,
+}
+
+/// The reply to `Status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `qrexec-connect` or `pfwd`.
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Whether it goes on.
+    pub state: Life,
+    /// Its listeners, served or not.
+    pub listeners: Vec<Listener>,
+    /// How many sessions there are.
+    pub sessions: u64,
+}
+
+/// The reply to `ListListeners`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listeners {
+    /// Served or not.
+    pub listeners: Vec<Listener>,
+}
+
+/// The arguments of `ListSessions`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    /// The id, or the beginning of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether the peers' processes are looked up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<bool>,
+}
+
+/// A reply to `ListSessions`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sessions {
+    /// In no order.
+    pub sessions: Vec<Session>,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Happened {
+    /// Nothing yet: from here on everything is told.
+    Ready,
+    /// A session was accepted.
+    Began,
+    /// It has both its ends.
+    Connected,
+    /// It is over.
+    Ended,
+    /// Events were left out.
+    Dropped,
+}
+
+/// A reply to `Watch`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// What happened.
+    pub event: Happened,
+    /// To whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
+    /// END.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// EXIT_CODE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// What else was said of the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// How many events were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<u64>,
+}
+
+/// The arguments of `Kill` and its reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Id {
+    /// SESSION_ID, or in the arguments the beginning of one.
+    pub id: String,
+}
+
+/// The arguments of `Pause` and `Resume`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    /// Address, name or label.
+    pub listener: String,
+}
+
+/// The reply to `Pause` and `Resume`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Of those that were meant.
+    pub listeners: Vec<String>,
+}
+
+/// The formats of `Metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    #[default]
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4, which `promtool check metrics` reads.
+    Prometheus,
+}
+
+/// The arguments of `Metrics`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct As {
+    /// OpenMetrics where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+}
+
+/// The reply to `Metrics`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Text {
+    /// Many lines.
+    pub text: String,
+}
+
+/// The errors of the interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No session has an id that begins so.
+    NoSuchSession(String),
+    /// Several have.
+    AmbiguousSession(String, usize),
+    /// It did not end in time.
+    StillThere(String),
+    /// No listener is called so.
+    NoSuchListener(String),
+    /// The service is about to stop or to restart.
+    Stopping,
+    /// `Watch` without `more`.
+    ExpectedMore,
+    /// An argument that makes no sense: its name.
+    InvalidParameter(String),
+    /// No such method.
+    MethodNotFound(String),
+}
+
+impl Refusal {
+    /// The error's name, and its parameters.
+    pub fn reply(&self) -> (String, serde_json::Value) {
+        use serde_json::json;
+        let ours = |name: &str| format!("{INTERFACE}.{name}");
+        match self {
+            Self::NoSuchSession(id) => (ours("NoSuchSession"), json!({ "id": id })),
+            Self::AmbiguousSession(id, matches) => (ours("AmbiguousSession"), json!({ "id": id, "matches": matches })),
+            Self::StillThere(id) => (ours("StillThere"), json!({ "id": id })),
+            Self::NoSuchListener(listener) => (ours("NoSuchListener"), json!({ "listener": listener })),
+            Self::Stopping => (ours("Stopping"), json!({})),
+            Self::ExpectedMore => (ours("ExpectedMore"), json!({})),
+            Self::InvalidParameter(name) => {
+                ("org.varlink.service.InvalidParameter".to_owned(), json!({ "parameter": name }))
+            }
+            Self::MethodNotFound(method) => {
+                ("org.varlink.service.MethodNotFound".to_owned(), json!({ "method": method }))
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The asking side, for our own commands: one call after the other, without a runtime.
+
+use std::{
+    fmt,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use varlink::{
+    Request,
+    sansio::protocol::{parse_reply, serialize_request},
+};
+
+use super::api::INTERFACE;
+use crate::log::escape;
+
+/// How long an answer may take; ending a session takes seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// No reply is larger, in bytes.
+const REPLY: u64 = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failed {
+    /// Nobody is there, or nobody who lets us in.
+    Connect(io::Error),
+    /// The connection ended in the middle: the service restarts, or has too many clients.
+    Cut,
+    /// What it said makes no sense.
+    Strange(String),
+    /// It said no: the error's last name, and its parameters.
+    Refused(String, Value),
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => error.fmt(f),
+            Self::Cut => f.write_str("the service ended the connection"),
+            Self::Strange(what) => write!(f, "the service's answer makes no sense: {what}"),
+            Self::Refused(name, parameters) => {
+                let text = |key| match &parameters[key] {
+                    Value::String(text) => escape(text.as_bytes()),
+                    other => other.to_string(),
+                };
+                match name.as_str() {
+                    "NoSuchSession" => write!(f, "no session has an id that begins with {}", text("id")),
+                    "AmbiguousSession" => {
+                        write!(f, "{} sessions have an id that begins with {}", text("matches"), text("id"))
+                    }
+                    "StillThere" => write!(f, "session {} was told to end, and is still there", text("id")),
+                    "NoSuchListener" => {
+                        write!(f, "no listener that is served has the address, name or label {}", text("listener"))
+                    }
+                    "Stopping" => f.write_str("the service is stopping"),
+                    "InvalidParameter" => write!(f, "the service did not understand \"{}\"", text("parameter")),
+                    "MethodNotFound" => f.write_str("the running service is of another version and cannot do that"),
+                    other => write!(f, "the service refused: {}", escape(other.as_bytes())),
+                }
+            }
+        }
+    }
+}
+
+/// A connection to a service.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// To the one that listens at `path`.
+    ///
+    /// # Errors
+    /// [`Failed::Connect`].
+    pub fn connect(path: &Path) -> Result<Self, Failed> {
+        let stream = UnixStream::connect(path).map_err(Failed::Connect)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(Failed::Connect)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(Failed::Connect)?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// One call with one answer.
+    ///
+    /// # Errors
+    /// See [`Failed`].
+    pub fn call<T: DeserializeOwned>(&mut self, method: &str, arguments: &impl Serialize) -> Result<T, Failed> {
+        self.send(method, arguments, false)?;
+        Ok(self.receive()?.0)
+    }
+
+    /// One call with several answers: `take` is given each, until there are no more or it returns false. Between them
+    /// any time may pass.
+    ///
+    /// # Errors
+    /// See [`Failed`].
+    pub fn each<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        arguments: &impl Serialize,
+        mut take: impl FnMut(T) -> bool,
+    ) -> Result<(), Failed> {
+        self.send(method, arguments, true)?;
+        self.stream.get_ref().set_read_timeout(None).map_err(Failed::Connect)?;
+        loop {
+            let (answer, more) = self.receive()?;
+            if !take(answer) || !more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send(&mut self, method: &str, arguments: &impl Serialize, more: bool) -> Result<(), Failed> {
+        let strange = |e: &dyn fmt::Display| Failed::Strange(e.to_string());
+        let arguments = serde_json::to_value(arguments).map_err(|e| strange(&e))?;
+        let mut request = Request::create(format!("{INTERFACE}.{method}"), Some(arguments));
+        request.more = more.then_some(true);
+        let bytes = serialize_request(&request).map_err(|e| strange(&e))?;
+        self.stream.get_mut().write_all(&bytes).map_err(|_| Failed::Cut)
+    }
+
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, bool), Failed> {
+        let mut message = Vec::new();
+        match (&mut self.stream).take(REPLY).read_until(0, &mut message) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Failed::Strange(format!("there was none within {} s", PATIENCE.as_secs())));
+            }
+            Err(_) => return Err(Failed::Cut),
+            Ok(_) if message.pop() != Some(0) => return Err(Failed::Cut),
+            Ok(_) => {}
+        }
+        let strange = |e: &dyn fmt::Display| Failed::Strange(escape(e.to_string().as_bytes()));
+        let reply = parse_reply(&message).map_err(|e| strange(&e))?;
+        if let Some(error) = reply.error {
+            let name = error.rsplit('.').next().unwrap_or_default().to_owned();
+            return Err(Failed::Refused(name, reply.parameters.unwrap_or_default()));
+        }
+        let parameters = reply.parameters.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        let answer = serde_json::from_value(parameters).map_err(|e| strange(&e))?;
+        Ok((answer, reply.continues == Some(true)))
+    }
+}

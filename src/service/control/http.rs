@@ -1,0 +1,181 @@
+//! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP as
+//! that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{api::Format, metrics};
+use crate::{activation::Socket, service::session::Shared};
+
+/// The fd name.
+pub const NAME: &str = "metrics";
+/// Where such a listener leads, as logs and tables have it.
+pub const UPSTREAM: &str = "the metrics of this service";
+
+/// Scrapers at once; one more waits in the backlog.
+const CLIENTS: usize = 8;
+/// The head of a request is not longer, in bytes.
+const HEAD: usize = 8 << 10;
+/// A scrape takes no longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause after an accept(2) that failed.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Waits for no content that a request may have had, but lets a client that sent some read its answer.
+const LINGER: Duration = Duration::from_secs(1);
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
+/// Answers scrapes, for ever. A socket that is not for streams is closed at once.
+pub async fn serve(socket: Socket, shared: Arc<Shared>, program: &'static str) {
+    let listener = match socket {
+        Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Listener::Tcp),
+        Socket::Unix(unix) => UnixListener::from_std(unix).map(Listener::Unix),
+        Socket::Udp(_) => return,
+    };
+    let Ok(listener) = listener else { return };
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
+                Ok(stream) => {
+                    let shared = shared.clone();
+                    clients.spawn(async move {
+                        let _ = timeout(PATIENCE, answer(stream, &shared, program)).await;
+                    });
+                }
+                Err(_) => sleep(PAUSE).await,
+            },
+            Some(_) = clients.join_next() => {}
+        }
+    }
+}
+
+async fn answer(mut stream: Box<dyn Stream>, shared: &Arc<Shared>, program: &str) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    let end = loop {
+        if let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
+            break Some(end);
+        }
+        if head.len() > HEAD {
+            break None;
+        }
+        let mut chunk = [0; 1024];
+        match stream.read(&mut chunk).await? {
+            0 => return Ok(()),
+            n => head.extend_from_slice(&chunk[..n]),
+        }
+    };
+    let head = end.map(|end| String::from_utf8_lossy(&head[..end]).into_owned());
+    let reply = match head.as_deref().map(asked) {
+        Some(Asked::Metrics(format, whole)) => {
+            let kind = match format {
+                Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            };
+            let text = metrics::text(shared, program, format);
+            response("200 OK", kind, &text, whole)
+        }
+        Some(Asked::Else) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),
+        Some(Asked::Otherwise) => {
+            response("405 Method Not Allowed\r\nAllow: GET, HEAD", "text/plain", "GET /metrics\n", true)
+        }
+        Some(Asked::Nonsense) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
+        None => response("431 Request Header Fields Too Large", "text/plain", "at most 8 KiB\n", true),
+    };
+    stream.write_all(reply.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing while bytes of the client wait would be a reset, which takes the answer back.
+    let _ = timeout(LINGER, tokio::io::copy(&mut (&mut stream).take(1 << 20), &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+/// What a head asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    /// Metrics in a format; the text itself or only its head.
+    Metrics(Format, bool),
+    /// Another path.
+    Else,
+    /// Another method.
+    Otherwise,
+    /// No request line.
+    Nonsense,
+}
+
+fn asked(head: &str) -> Asked {
+    let mut lines = head.split("\r\n");
+    let mut words = lines.next().unwrap_or_default().split(' ');
+    let (method, target, version) = (words.next(), words.next(), words.next());
+    let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) = (method, target, version, words.next())
+    else {
+        return Asked::Nonsense;
+    };
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    if path != "/metrics" {
+        return Asked::Else;
+    }
+    let accepts = lines.filter_map(|line| line.split_once(':')).filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
+    // Whoever names it can read it; what Prometheus prefers among those is what it names first.
+    let open = accepts.flat_map(|(_, value)| value.split(',')).any(|kind| {
+        let kind = kind.split(';').next().unwrap_or_default();
+        kind.trim().eq_ignore_ascii_case("application/openmetrics-text")
+    });
+    let format = if open { Format::OpenMetrics } else { Format::Prometheus };
+    match method {
+        "GET" => Asked::Metrics(format, true),
+        "HEAD" => Asked::Metrics(format, false),
+        _ => Asked::Otherwise,
+    }
+}
+
+fn response(status: &str, kind: &str, text: &str, whole: bool) -> String {
+    let length = text.len();
+    let text = if whole { text } else { "" };
+    format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_is_what_the_scraper_says_it_can_read() {
+        let get = |rest: &str| asked(&format!("GET /metrics HTTP/1.1\r\nHost: x{rest}"));
+        assert_eq!(get(""), Asked::Metrics(Format::Prometheus, true));
+        assert_eq!(get("\r\nAccept: */*"), Asked::Metrics(Format::Prometheus, true));
+        let prometheus = "\r\naccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2,*/*;q=0.1";
+        assert_eq!(get(prometheus), Asked::Metrics(Format::OpenMetrics, true));
+    }
+
+    #[test]
+    fn other_requests_are_told_apart() {
+        assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0"), Asked::Metrics(Format::Prometheus, false));
+        assert_eq!(asked("GET / HTTP/1.1"), Asked::Else);
+        assert_eq!(asked("POST /metrics HTTP/1.1"), Asked::Otherwise);
+        for nonsense in ["", "GET", "GET /metrics", "GET /metrics HTTP/2", "GET  /metrics HTTP/1.1", "\u{16}\u{3}\u{1}"]
+        {
+            assert_eq!(asked(nonsense), Asked::Nonsense, "{nonsense:?}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions that
+//! live.
+//!
+//! Labels are a listener's address, which the configuration bounds, and words of ours; nothing that a peer chooses.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric as _, MetricEncoder, NoLabelSet, text,
+    },
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use super::api::Format;
+use crate::{
+    log::End,
+    service::{
+        session::Shared,
+        tally::{Counted, DIAL_BOUNDS_MS, Reason},
+    },
+};
+
+/// The metrics of this service. Names begin with that of the program.
+pub fn text(shared: &Arc<Shared>, program: &str, format: Format) -> String {
+    let mut registry = Registry::with_prefix(program.replace('-', "_"));
+    registry.register_collector(Box::new(Scrape(shared.clone())));
+    let mut out = String::new();
+    let encoded = text::encode(&mut out, &registry);
+    debug_assert!(encoded.is_ok(), "a String takes everything");
+    match format {
+        Format::OpenMetrics => out,
+        Format::Prometheus => older(&out),
+    }
+}
+
+/// OpenMetrics as the older format. The two differ here in comments only: that one names counters as their samples are
+/// named, and knows neither units nor an end.
+fn older(text: &str) -> String {
+    let counters: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut out = String::with_capacity(text.len() + 256);
+    for line in text.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+        let renamed = ["# HELP ", "# TYPE "].iter().find_map(|start| {
+            let (name, rest) = line.strip_prefix(start)?.split_once(' ')?;
+            counters.contains(&name).then(|| format!("{start}{name}_total {rest}"))
+        });
+        out.push_str(renamed.as_deref().unwrap_or(line));
+        out.push('\n');
+    }
+    out
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Shared>);
+
+/// A listener and what belongs to it.
+struct Row {
+    listener: Arc<str>,
+    counted: Counted,
+    /// Sessions that live.
+    sessions: u64,
+    /// Their bytes so far: up, down.
+    bytes: (u64, u64),
+    paused: bool,
+}
+
+type Label<'a> = (&'static str, &'a str);
+
+impl Scrape {
+    fn rows(&self) -> Vec<Row> {
+        let mut live: HashMap<Arc<str>, (u64, u64, u64)> = HashMap::new();
+        self.0.sessions.for_each(|info| {
+            let (n, up, down) = live.entry(info.route.listener.clone()).or_default();
+            *n += 1;
+            *up += info.counters.up();
+            *down += info.counters.down();
+        });
+        let row = |(listener, tally): (Arc<str>, Arc<crate::service::tally::Tally>)| {
+            let (sessions, up, down) = live.get(&listener).copied().unwrap_or_default();
+            Row { counted: tally.counted(), sessions, bytes: (up, down), paused: tally.paused(), listener }
+        };
+        self.0.tallies.all().into_iter().map(row).collect()
+    }
+}
+
+fn count(metric: &mut MetricEncoder<'_>, labels: &[Label<'_>], value: impl EncodeCounterValue) -> fmt::Result {
+    ConstCounter::new(value).encode(metric.encode_family(&labels)?)
+}
+
+fn level(metric: &mut MetricEncoder<'_>, labels: &[Label<'_>], value: impl EncodeGaugeValue) -> fmt::Result {
+    ConstGauge::new(value).encode(metric.encode_family(&labels)?)
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        use MetricType::{Counter, Gauge, Histogram};
+        let rows = self.rows();
+
+        let help = "Sessions that live now.";
+        let mut metric = to.encode_descriptor("sessions", help, None, Gauge)?;
+        for row in &rows {
+            level(&mut metric, &[("listener", &row.listener)], row.sessions)?;
+        }
+
+        let help = "Sessions that were accepted.";
+        let mut metric = to.encode_descriptor("sessions_accepted", help, None, Counter)?;
+        for row in &rows {
+            count(&mut metric, &[("listener", &row.listener)], row.counted.began)?;
+        }
+
+        let help = "Sessions that ended, by how (END in the journal).";
+        let mut metric = to.encode_descriptor("sessions_ended", help, None, Counter)?;
+        for row in &rows {
+            for (end, n) in End::ALL.iter().zip(row.counted.ends).filter(|(_, n)| *n > 0) {
+                count(&mut metric, &[("listener", &row.listener), ("end", end.as_str())], n)?;
+            }
+        }
+
+        let help = "Bytes delivered: up from peers to upstreams, down from upstreams to peers.";
+        let mut metric = to.encode_descriptor("delivered", help, Some(&Unit::Bytes), Counter)?;
+        for row in &rows {
+            let ended = row.counted.bytes;
+            for (direction, n) in [("up", row.bytes.0 + ended[0]), ("down", row.bytes.1 + ended[1])] {
+                count(&mut metric, &[("listener", &row.listener), ("direction", direction)], n)?;
+            }
+        }
+
+        let help = "Dials that were decided, one way or the other.";
+        let mut metric = to.encode_descriptor("dials", help, None, Counter)?;
+        for row in &rows {
+            let decided = row.counted.dials.iter().chain(&row.counted.failures).sum::<u64>();
+            count(&mut metric, &[("listener", &row.listener)], decided)?;
+        }
+
+        let help = "Dials that failed, by why.";
+        let mut metric = to.encode_descriptor("dial_failures", help, None, Counter)?;
+        for row in &rows {
+            for (reason, n) in Reason::ALL.iter().zip(row.counted.failures).filter(|(_, n)| *n > 0) {
+                count(&mut metric, &[("listener", &row.listener), ("reason", reason.as_str())], n)?;
+            }
+        }
+
+        let help = "Time from accept to connected.";
+        let mut metric = to.encode_descriptor("dial_duration", help, Some(&Unit::Seconds), Histogram)?;
+        for row in &rows {
+            // in thousandths, which a float of 64 bits holds exactly for longer than anybody waits
+            let seconds = |ms: u64| ms as f64 / 1000.0;
+            let bounds = DIAL_BOUNDS_MS.iter().map(|ms| seconds(*ms)).chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(row.counted.dials).collect();
+            let dials = row.counted.dials.iter().sum();
+            let labels: &[Label<'_>] = &[("listener", &row.listener)];
+            let sum = seconds(row.counted.dials_ms);
+            metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
+        }
+
+        let help = "Peers that allow_from or allow_uid kept out.";
+        let mut metric = to.encode_descriptor("peers_denied", help, None, Counter)?;
+        for row in &rows {
+            count(&mut metric, &[("listener", &row.listener)], row.counted.denied)?;
+        }
+
+        let help = "Whether a listener is paused.";
+        let mut metric = to.encode_descriptor("listener_paused", help, None, Gauge)?;
+        for row in &rows {
+            level(&mut metric, &[("listener", &row.listener)], u64::from(row.paused))?;
+        }
+
+        let help = "Restarts of the service that handed over to the process that answers.";
+        let metric = to.encode_descriptor("handovers", help, None, Counter)?;
+        ConstCounter::new(self.0.tallies.handovers()).encode(metric)?;
+
+        let help = "When the counting began, since 1970: at the last stop or crash, not at a restart.";
+        let metric = to.encode_descriptor("start_time", help, Some(&Unit::Seconds), Gauge)?;
+        ConstGauge::new(self.0.tallies.since_ms() as f64 / 1000.0).encode(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::older;
+
+    #[test]
+    fn the_older_format_names_counters_as_their_samples() {
+        let new = "# HELP a_b B.\n# TYPE a_b counter\n# UNIT a_b bytes\na_b_total{x=\"# EOF\"} 1\n# HELP a A.\n# TYPE a gauge\na 2\n# EOF\n";
+        let old = "# HELP a_b_total B.\n# TYPE a_b_total counter\na_b_total{x=\"# EOF\"} 1\n# HELP a A.\n# TYPE a gauge\na 2\n";
+        assert_eq!(older(new), old);
+    }
+}

@@ -1,0 +1,371 @@
+//! Varlink on a socket: who may ask, how much, and the answers.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot},
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use uuid::Uuid;
+use varlink::{
+    ConnectionHandler as _, Reply, Request, VarlinkService,
+    sansio::{self, protocol::serialize_request},
+};
+
+use super::{
+    Ask,
+    api::{self, Refusal},
+    metrics, view, watch, who,
+};
+use crate::{
+    log::{Kind, escape},
+    relay::Why,
+    service::session::{Shared, say},
+};
+
+/// Clients at once. They are this user's, or root's; one more finds the door shut.
+const CLIENTS: usize = 32;
+/// A request above this size is a mistake, in bytes.
+const REQUEST: usize = 64 << 10;
+/// A client that asks nothing for so long is let go.
+const QUIET: Duration = Duration::from_secs(600);
+/// A client that reads nothing for so long is let go.
+const UNREAD: Duration = Duration::from_secs(10);
+/// How long a session may take to end: two seconds for a child to obey SIGTERM, and a margin.
+const ENDING: Duration = Duration::from_secs(8);
+/// The pause after an accept(2) that failed, for want of descriptors mostly.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Sessions in one reply, when the client takes several.
+const CHUNK: usize = 500;
+/// The beginning of an id has at least so many digits; logs show eight.
+const SHORTEST: usize = 4;
+
+/// What all connections share.
+pub struct Server {
+    program: &'static str,
+    shared: Arc<Shared>,
+    asks: mpsc::Sender<Ask>,
+    service: VarlinkService,
+}
+
+/// Only its description is ours to tell by way of the library: its calls are answered here, where one can wait.
+struct Described;
+
+impl varlink::Interface for Described {
+    fn get_description(&self) -> &'static str {
+        api::DESCRIPTION
+    }
+
+    fn get_name(&self) -> &'static str {
+        api::INTERFACE
+    }
+
+    fn call_upgraded(&self, _: &mut varlink::Call<'_>, _: &mut dyn std::io::BufRead) -> varlink::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn call(&self, _: &mut varlink::Call<'_>) -> varlink::Result<()> {
+        Ok(())
+    }
+}
+
+/// The connection is of no more use.
+struct Gone;
+
+/// One client.
+struct Client {
+    server: Arc<Server>,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    wire: sansio::Server,
+}
+
+impl Server {
+    pub fn new(program: &'static str, shared: Arc<Shared>, asks: mpsc::Sender<Ask>) -> Self {
+        let described: Vec<Box<dyn varlink::Interface + Send + Sync>> = vec![Box::new(Described)];
+        let version = env!("CARGO_PKG_VERSION");
+        let service = VarlinkService::new("qrexec-connect", program, version, "man:qrexec-connect(1)", described);
+        Self { program, shared, asks, service }
+    }
+
+    /// Lets clients in, for ever. Dropped, it lets all of them go.
+    pub async fn run(self, listener: UnixListener) {
+        let server = Arc::new(self);
+        let mut clients = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        if clients.len() < CLIENTS && may_ask(&stream) {
+                            clients.spawn(serve(server.clone(), stream));
+                        }
+                    }
+                    Err(e) => {
+                        say(Kind::DescriptorPressure, format!("cannot accept on the control socket: {e}"));
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some(_) = clients.join_next() => {}
+            }
+        }
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.asks.send(ask(answer)).await.map_err(|_| Refusal::Stopping)?;
+        answered.await.map_err(|_| Refusal::Stopping)
+    }
+
+    async fn status(&self) -> api::Status {
+        let listeners = self.ask(Ask::Listeners).await;
+        api::Status {
+            program: self.program.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state: if listeners.is_ok() { api::Life::Serving } else { api::Life::Stopping },
+            listeners: listeners.unwrap_or_default(),
+            sessions: self.shared.sessions.count() as u64,
+        }
+    }
+
+    async fn sessions(&self, which: api::Which) -> Result<Vec<api::Session>, Refusal> {
+        let only = which.id.as_deref().map(|id| self.meant(id)).transpose()?;
+        let mut sessions = Vec::new();
+        self.shared.sessions.for_each(|info| {
+            if only.is_none_or(|id| id == info.id) {
+                sessions.push(view::session(info));
+            }
+        });
+        if which.processes != Some(true) {
+            return Ok(sessions);
+        }
+        let looked_up = spawn_blocking(move || {
+            let wanted = |s: &api::Session| who::Wanted {
+                peer: s.peer.clone(),
+                listener: s.listener.clone(),
+                age: Duration::from_millis(s.age_ms),
+            };
+            let processes = who::look_up(&sessions.iter().map(wanted).collect::<Vec<_>>());
+            sessions.iter_mut().zip(processes).for_each(|(session, process)| session.process = process);
+            sessions
+        });
+        looked_up.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// The one session whose id is this, or begins so.
+    fn meant(&self, id: &str) -> Result<Uuid, Refusal> {
+        let beginning = id.to_ascii_lowercase();
+        if beginning.len() < SHORTEST {
+            return Err(Refusal::InvalidParameter("id".to_owned()));
+        }
+        let mut found = Vec::new();
+        self.shared.sessions.for_each(|info| {
+            let mut text = Uuid::encode_buffer();
+            if info.id.hyphenated().encode_lower(&mut text).starts_with(&beginning) {
+                found.push(info.id);
+            }
+        });
+        match found[..] {
+            [] => Err(Refusal::NoSuchSession(escape(id.as_bytes()))),
+            [one] => Ok(one),
+            _ => Err(Refusal::AmbiguousSession(escape(id.as_bytes()), found.len())),
+        }
+    }
+
+    /// Ends a session, and waits until it is over.
+    async fn kill(&self, id: &str) -> Result<api::Id, Refusal> {
+        let id = self.meant(id)?;
+        let sessions = &self.shared.sessions;
+        let mut count = sessions.watch();
+        sessions.interrupt(Why::Killed, |info| info.id == id);
+        let deadline = Instant::now() + ENDING;
+        while sessions.contains(&id) {
+            let changed = timeout_at(deadline, count.changed()).await;
+            changed.map_err(|_| Refusal::StillThere(id.to_string()))?.map_err(|_| Refusal::Stopping)?;
+        }
+        Ok(api::Id { id: id.to_string() })
+    }
+
+    async fn pause(&self, named: api::Named, paused: bool) -> Result<api::Addresses, Refusal> {
+        let called = named.listener;
+        let listener = called.clone();
+        let listeners = self.ask(|answer| Ask::Pause { listener, paused, answer }).await?;
+        if listeners.is_empty() {
+            return Err(Refusal::NoSuchListener(escape(called.as_bytes())));
+        }
+        Ok(api::Addresses { listeners })
+    }
+
+    /// The answer to a call that has one.
+    async fn answer(&self, method: &str, parameters: Option<Value>) -> Result<Value, Refusal> {
+        let value = match method {
+            "Status" => json(self.status().await),
+            "ListListeners" => json(api::Listeners { listeners: self.ask(Ask::Listeners).await? }),
+            "ListSessions" => json(api::Sessions { sessions: self.sessions(arguments(parameters)?).await? }),
+            "Kill" => json(self.kill(&arguments::<api::Id>(parameters)?.id).await?),
+            "Pause" => json(self.pause(arguments(parameters)?, true).await?),
+            "Resume" => json(self.pause(arguments(parameters)?, false).await?),
+            "Metrics" => {
+                let format = arguments::<api::As>(parameters)?.format.unwrap_or_default();
+                json(api::Text { text: metrics::text(&self.shared, self.program, format) })
+            }
+            _ => return Err(Refusal::MethodNotFound(format!("{}.{}", api::INTERFACE, escape(method.as_bytes())))),
+        };
+        Ok(value)
+    }
+}
+
+/// Root, or whom the service runs as. The socket's mode says the same; it is not relied upon.
+fn may_ask(stream: &UnixStream) -> bool {
+    let ours = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0)
+}
+
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our types have nothing that JSON has not")
+}
+
+/// The arguments of a call. serde says which one is wrong between backticks.
+fn arguments<T: DeserializeOwned>(parameters: Option<Value>) -> Result<T, Refusal> {
+    serde_json::from_value(parameters.unwrap_or_else(|| json!({}))).map_err(|e| {
+        let text = e.to_string();
+        let name = text.split('`').nth(1).unwrap_or("parameters");
+        Refusal::InvalidParameter(escape(name.as_bytes()))
+    })
+}
+
+fn refused(refusal: &Refusal) -> Reply {
+    let (name, parameters) = refusal.reply();
+    Reply::error(name, Some(parameters))
+}
+
+/// Answers one client until it goes, is quiet for too long, or makes no sense.
+async fn serve(server: Arc<Server>, stream: UnixStream) {
+    let (from, to) = stream.into_split();
+    let mut client = Client { server, from, to, wire: sansio::Server::new() };
+    while let Ok(request) = client.next().await {
+        if client.call(request).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Client {
+    async fn next(&mut self) -> Result<Request<'static>, Gone> {
+        let (mut chunk, mut incomplete) = ([0; 4096], 0);
+        loop {
+            match self.wire.poll_event() {
+                Some(sansio::ServerEvent::Request { request }) => return Ok(request),
+                Some(sansio::ServerEvent::Upgrade { .. }) => return Err(Gone),
+                None if incomplete > REQUEST => return Err(Gone),
+                None => {}
+            }
+            match timeout(QUIET, self.from.read(&mut chunk)).await {
+                Ok(Ok(n)) if n > 0 => {
+                    incomplete += n;
+                    self.wire.handle_input(&chunk[..n]).map_err(|_| Gone)?;
+                }
+                _ => return Err(Gone),
+            }
+        }
+    }
+
+    async fn call(&mut self, request: Request<'static>) -> Result<(), Gone> {
+        let server = self.server.clone();
+        let oneway = request.oneway == Some(true);
+        let more = request.more == Some(true);
+        let Some(method) = request.method.strip_prefix(api::INTERFACE).and_then(|m| m.strip_prefix('.')) else {
+            return self.introspect(&request, oneway).await;
+        };
+        match method {
+            "Watch" if oneway => return Ok(()),
+            "Watch" if !more => return self.reply(refused(&Refusal::ExpectedMore)).await,
+            "Watch" => return self.watch().await,
+            "ListSessions" if more && !oneway => {
+                return match arguments(request.parameters) {
+                    Ok(which) => self.many(server.sessions(which).await).await,
+                    Err(refusal) => self.reply(refused(&refusal)).await,
+                };
+            }
+            _ => {}
+        }
+        let answer = server.answer(method, request.parameters).await;
+        if oneway {
+            return Ok(());
+        }
+        self.reply(answer.map_or_else(|refusal| refused(&refusal), |value| Reply::parameters(Some(value)))).await
+    }
+
+    /// `org.varlink.service` is the library's.
+    async fn introspect(&mut self, request: &Request<'_>, oneway: bool) -> Result<(), Gone> {
+        let asked = serialize_request(request).map_err(|_| Gone)?;
+        let mut reply = Vec::new();
+        self.server.service.handle(&mut &asked[..], &mut reply, None).map_err(|_| Gone)?;
+        if oneway { Ok(()) } else { self.write(&reply).await }
+    }
+
+    /// Sessions in several replies.
+    async fn many(&mut self, sessions: Result<Vec<api::Session>, Refusal>) -> Result<(), Gone> {
+        let mut sessions = match sessions {
+            Ok(sessions) => sessions,
+            Err(refusal) => return self.reply(refused(&refusal)).await,
+        };
+        loop {
+            let rest = if sessions.len() > CHUNK { sessions.split_off(CHUNK) } else { Vec::new() };
+            let last = rest.is_empty();
+            let value = json(api::Sessions { sessions });
+            self.reply(Reply { continues: Some(!last), ..Reply::parameters(Some(value)) }).await?;
+            if last {
+                return Ok(());
+            }
+            sessions = rest;
+        }
+    }
+
+    /// Tells events until the client goes, or says anything: there is nothing to be said meanwhile.
+    async fn watch(&mut self) -> Result<(), Gone> {
+        let mut watching = self.server.shared.watchers.add();
+        self.event(&watch::happened(api::Happened::Ready)).await?;
+        let mut ignored = [0; 16];
+        loop {
+            let event = tokio::select! {
+                event = watching.next() => event.ok_or(Gone)?,
+                _ = self.from.read(&mut ignored) => return Err(Gone),
+            };
+            if let Some(dropped) = watching.dropped() {
+                self.event(&dropped).await?;
+            }
+            self.event(&event).await?;
+        }
+    }
+
+    async fn event(&mut self, event: &api::Event) -> Result<(), Gone> {
+        self.reply(Reply { continues: Some(true), ..Reply::parameters(Some(json(event))) }).await
+    }
+
+    async fn reply(&mut self, reply: Reply) -> Result<(), Gone> {
+        self.wire.send_reply(reply).map_err(|_| Gone)?;
+        while let Some(part) = self.wire.poll_transmit() {
+            self.write(&part.payload).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
+        while !bytes.is_empty() {
+            match timeout(UNREAD, self.to.write(bytes)).await {
+                Ok(Ok(n)) if n > 0 => bytes = &bytes[n..],
+                _ => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! What outlives a restart beside sessions and listeners: pauses, and what was counted. One small file beside the control
+//! socket, in the runtime directory that the unit keeps over a restart and that goes away with a stop.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use crate::service::tally::Kept;
+
+/// More than that was not written by us, in bytes.
+const LIMIT: u64 = 16 << 20;
+
+fn file(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".state");
+    name.into()
+}
+
+/// What lies beside the socket. A file that cannot be read, or is of another version, says nothing.
+pub fn read(socket: &Path) -> Kept {
+    let read = || -> io::Result<Kept> {
+        let mut bytes = Vec::new();
+        File::open(file(socket))?.take(LIMIT).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    read().unwrap_or_default()
+}
+
+/// Leaves it beside the socket, whole or not at all; where there is nothing to keep, no file.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(socket: &Path, kept: &Kept) -> io::Result<()> {
+    let file = file(socket);
+    if *kept == Kept::default() {
+        return match fs::remove_file(&file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+    }
+    let dir = file.parent().ok_or(io::ErrorKind::NotFound)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(dir)?; // 0600
+    temporary.write_all(&serde_json::to_vec(kept)?)?;
+    temporary.persist(&file).map(drop).map_err(|e| e.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_read_back_and_rubbish_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control");
+        assert_eq!(read(&socket), Kept::default());
+        let kept = Kept { paused: vec!["127.0.0.1:1".into()], counts: None };
+        write(&socket, &kept).unwrap();
+        assert_eq!(read(&socket), kept);
+        fs::write(file(&socket), "{\"paused\": 7}").unwrap();
+        assert_eq!(read(&socket), Kept::default());
+        write(&socket, &Kept::default()).unwrap();
+        assert!(!file(&socket).exists());
+        write(&socket, &Kept::default()).unwrap();
+    }
+}

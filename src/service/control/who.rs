@@ -1,0 +1,271 @@
+//! Which process of this machine is at the other end of a connection: asked of the kernel when somebody wants to know,
+//! never for each connection.
+//!
+//! * UNIX: the process that called connect(2) was told at accept (SO_PEERCRED, unix(7)) and is part of the peer's name
+//!   in logs, where a later process of ours finds it, too.
+//! * TCP from this machine and network namespace: /proc/net/tcp has the inode of the peer's socket, and whoever has a
+//!   descriptor with that inode is it. Descriptors of other users' processes are hidden from all but the mightiest.
+//!
+//! A process id may have come round again since: a process that started after the session was accepted is not its peer.
+//! What the kernel gives here, a peer may have chosen (command lines, names of units of its own): all is escaped.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::Duration,
+};
+
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
+
+use super::api::Process;
+use crate::{log::escape, service::access::Peer};
+
+/// As much of a file of /proc is read, in bytes.
+const LIMIT: u64 = 4096;
+/// A command line is cut after so many characters.
+const COMMAND: usize = 256;
+/// Start times come in hundredths of a second, and the two clocks are not read at once.
+const SLACK: Duration = Duration::from_millis(50);
+
+/// Whom to look for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The peer, as logs have it.
+    pub peer: String,
+    /// The listener's address, as logs have it.
+    pub listener: String,
+    /// How long ago it was accepted.
+    pub age: Duration,
+}
+
+/// The process of each, where the kernel tells. Reads /proc: not for a thread that must not wait.
+pub fn look_up(wanted: &[Wanted]) -> Vec<Option<Process>> {
+    let mut pids: Vec<Option<(u32, Option<u32>)>> = Vec::with_capacity(wanted.len());
+    // TCP connections as the peer's own socket has them: local address, port of the other side.
+    let mut ends: HashMap<(SocketAddr, u16), usize> = HashMap::new();
+    for (index, one) in wanted.iter().enumerate() {
+        pids.push(match Peer::read(&one.peer) {
+            Some(Peer::Unix { uid, pid, .. }) => u32::try_from(pid).ok().filter(|pid| *pid > 0).map(|p| (p, Some(uid))),
+            Some(Peer::Inet(address)) => {
+                if let Some(port) = port_of(&one.listener) {
+                    ends.insert((canonical(address), port), index);
+                }
+                None
+            }
+            _ => None,
+        });
+    }
+    if !ends.is_empty() {
+        for (index, pid, uid) in holders(inodes(&ends)) {
+            pids[index] = Some((pid, Some(uid)));
+        }
+    }
+    let describe = |(one, pid): (&Wanted, Option<(u32, Option<u32>)>)| {
+        let (pid, uid) = pid?;
+        process(pid, uid, one.age)
+    };
+    wanted.iter().zip(pids).map(describe).collect()
+}
+
+/// The port of `127.0.0.1:80`, `[::1]:80` and `0.0.0.0:80 in NAMESPACE`; the latter is of another world.
+fn port_of(listener: &str) -> Option<u16> {
+    listener.parse::<SocketAddr>().ok().map(|address| address.port())
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Inode and user of the socket of each.
+fn inodes(ends: &HashMap<(SocketAddr, u16), usize>) -> HashMap<u64, (usize, u32)> {
+    let mut found = HashMap::new();
+    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+        let Ok(file) = File::open(table) else { continue };
+        for line in BufReader::new(file).lines().map_while(Result::ok).skip(1) {
+            let Some((local, port, uid, inode)) = row(&line) else { continue };
+            if let Some(index) = ends.get(&(canonical(local), port)).filter(|_| inode > 0) {
+                found.insert(inode, (*index, uid));
+            }
+        }
+    }
+    found
+}
+
+/// Local address, remote port, user and inode of a line of /proc/net/tcp (proc_pid_net(5)): `sl local remote st
+/// tx:rx tr:when retransmits uid timeout inode …`.
+fn row(line: &str) -> Option<(SocketAddr, u16, u32, u64)> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let local = address(words.next()?)?;
+    let remote = address(words.next()?)?;
+    let mut words = words.skip(4);
+    Some((local, remote.port(), words.next()?.parse().ok()?, words.nth(1)?.parse().ok()?))
+}
+
+/// `0100007F:0050`: words of 32 bits in the machine's order, the port as it is read.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |n: usize| u32::from_str_radix(ip.get(n * 8..n * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut bytes = [0; 16];
+            for (n, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(n)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes))
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// Who holds these sockets: index, process, user.
+fn holders(mut inodes: HashMap<u64, (usize, u32)>) -> Vec<(usize, u32, u32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if inodes.is_empty() {
+            break;
+        }
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        for descriptor in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
+            let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            if let Some((index, uid)) = inode.and_then(|inode: u64| inodes.remove(&inode)) {
+                found.push((index, pid, uid));
+            }
+        }
+    }
+    found
+}
+
+/// What there is to say of a process, unless it started after the session.
+fn process(pid: u32, uid: Option<u32>, age: Duration) -> Option<Process> {
+    let dir = Path::new("/proc").join(pid.to_string());
+    let uid = uid.or_else(|| dir.metadata().ok().map(|m| m.uid()))?;
+    let (unit, command) = (unit(&read(&dir.join("cgroup"))), command(&dir));
+    // Last: whoever has the number by now has it for good.
+    let was_there = started(&dir)? <= since_boot().saturating_sub(age) + SLACK;
+    was_there.then_some(Process { pid, uid, unit, command })
+}
+
+fn read(file: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(file) {
+        let _ = file.take(LIMIT).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from)
+}
+
+/// When a process started, since boot (proc_pid_stat(5), field 22). The name in field 2 may hold anything, so fields are
+/// counted from its last parenthesis.
+fn started(dir: &Path) -> Option<Duration> {
+    let stat = String::from_utf8_lossy(&read(&dir.join("stat"))).into_owned();
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok()?.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0)?;
+    Some(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
+}
+
+/// The unit that a process belongs to, by its place in the cgroup tree (cgroups(7)): the innermost service or scope.
+fn unit(cgroup: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(cgroup);
+    // cgroup2, or the named hierarchy of systemd beside others
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1)))?;
+    let unit = path.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
+    Some(escape(unit.as_bytes()))
+}
+
+/// A command line, escaped, with words that need it in quotes; a process without one in brackets, as ps(1) has it.
+fn command(dir: &Path) -> Option<String> {
+    let bytes = read(&dir.join("cmdline"));
+    let Some(words) = bytes.strip_suffix(b"\0").or(Some(&bytes[..])).filter(|words| !words.is_empty()) else {
+        let name = read(&dir.join("comm"));
+        return Some(format!("[{}]", escape(name.strip_suffix(b"\n")?)));
+    };
+    let words = words.split(|b| *b == 0).map(|word| {
+        let word = escape(word);
+        if word.is_empty() || word.contains([' ', '\'', '"']) { format!("'{word}'") } else { word }
+    });
+    let line = words.collect::<Vec<_>>().join(" ");
+    Some(match line.char_indices().nth(COMMAND) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    fn wanted(peer: impl ToString, listener: impl ToString) -> Vec<Wanted> {
+        vec![Wanted { peer: peer.to_string(), listener: listener.to_string(), age: Duration::ZERO }]
+    }
+
+    #[test]
+    fn a_tcp_peer_of_this_machine_is_found_by_its_socket() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(any).unwrap();
+            let at = listener.local_addr().unwrap();
+            let peer = TcpStream::connect(at).unwrap();
+            let found = look_up(&wanted(peer.local_addr().unwrap(), at)).remove(0).expect("it is this process");
+            assert_eq!(found.pid, std::process::id(), "{any}");
+            assert_eq!(look_up(&wanted("192.0.2.1:7", at)), [None]);
+        }
+    }
+
+    #[test]
+    fn a_process_that_started_after_the_session_is_not_its_peer() {
+        let me = wanted(format!("uid 0 pid {}", std::process::id()), "/x");
+        assert!(look_up(&me)[0].is_some());
+        let long_ago = Wanted { age: since_boot(), ..me[0].clone() };
+        assert_eq!(look_up(&[long_ago]), [None]);
+    }
+
+    #[test]
+    fn a_hostile_command_line_is_spelled_out_and_cut() {
+        let mut command = Command::new("/bin/sh");
+        let hostile = "\u{1b}]0;owned\u{7}\r\n\u{202e}\u{9b}31m";
+        command.args(["-c", "echo; read line", hostile, &"x".repeat(1000)]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap(); // it is the shell by now
+        let found = look_up(&wanted(format!("uid 7 pid {}", child.id()), "/x")).remove(0).expect("it lives");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let line = found.command.expect("it has one");
+        assert!(
+            line.starts_with("/bin/sh -c 'echo; read line' \\x1b]0;owned\\x07\\x0d\\x0a\\u{202e}\\x9b31m xxx"),
+            "{line}"
+        );
+        assert!(line.ends_with("x…") && line.chars().count() == COMMAND + 1, "{line}");
+        assert_eq!(found.uid, 7);
+    }
+
+    #[test]
+    fn the_innermost_service_or_scope_is_the_unit() {
+        let of = |text: &str| unit(text.as_bytes());
+        let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/firefox.service\n";
+        assert_eq!(of(user).as_deref(), Some("firefox.service"));
+        assert_eq!(of("0::/system.slice/x.service/calls\n").as_deref(), Some("x.service"));
+        assert_eq!(of("2:cpu:/x.service\n1:name=systemd:/a/b.scope\n").as_deref(), Some("b.scope"));
+        assert_eq!(of("0::/a\u{1b}[31m.service\n").as_deref(), Some("a\\x1b[31m.service"));
+        assert_eq!(of("0::/\n"), None);
+    }
+}

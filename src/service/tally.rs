@@ -1,0 +1,367 @@
+//! What is counted: plain numbers beside each route, added to without a lock and read when somebody asks.
+//!
+//! A tally belongs to a listener's address and outlives its routes: a new configuration goes on counting. It is also
+//! where a listener's pause is kept, for the same reason.
+
+use std::{
+    array,
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{dial::Failure, log::End, proto::qrexec::SetUp};
+
+/// Upper bounds of the buckets of dial times, in milliseconds: from a local socket to an `ask` prompt that somebody has
+/// to walk to.
+pub const DIAL_BOUNDS_MS: [u64; 16] =
+    [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000];
+/// Those, and the one without a bound.
+const BUCKETS: usize = DIAL_BOUNDS_MS.len() + 1;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
+        /// Why a dial failed, coarse enough to be a label.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// As a label.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// dom0 said no.
+    Refused "refused",
+    /// The qube has no such service.
+    NoService "no-service",
+    /// The address or the qube is there, and nobody listens.
+    NobodyListens "nobody-listens",
+    /// No such socket.
+    NotFound "not-found",
+    /// We may not.
+    Permission "permission",
+    /// Nobody answered in time.
+    Timeout "timeout",
+    /// The peer did not wait.
+    PeerGone "peer-gone",
+    /// The network namespace is not there.
+    NoNamespace "no-namespace",
+    /// The local qrexec agent, or what speaks to it, failed.
+    Agent "agent",
+    /// Anything else.
+    Other "other",
+}
+
+const REASONS: usize = Reason::ALL.len();
+const ENDS: usize = End::ALL.len();
+
+impl From<&Failure> for Reason {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Call(Some(SetUp::Refused)) | Failure::RefusedAlready => Self::Refused,
+            Failure::Call(Some(SetUp::Missing)) => Self::NoService,
+            Failure::Call(Some(SetUp::Qrexec)) => Self::NobodyListens,
+            Failure::Call(Some(SetUp::Local | SetUp::Usage)) => Self::Agent,
+            Failure::Call(Some(SetUp::Service(_)) | None) => Self::Other,
+            Failure::TimedOut(_) => Self::Timeout,
+            Failure::PeerGone => Self::PeerGone,
+            Failure::Netns(_) => Self::NoNamespace,
+            Failure::Io { error, .. } => match error.kind() {
+                io::ErrorKind::ConnectionRefused => Self::NobodyListens,
+                io::ErrorKind::NotFound => Self::NotFound,
+                io::ErrorKind::PermissionDenied => Self::Permission,
+                _ => Self::Other,
+            },
+        }
+    }
+}
+
+/// What one listener's sessions amount to.
+#[derive(Debug)]
+pub struct Tally {
+    /// Sessions that were accepted.
+    began: AtomicU64,
+    /// Sessions that ended, by how.
+    ends: [AtomicU64; ENDS],
+    /// Dials that failed, by why.
+    failures: [AtomicU64; REASONS],
+    /// Peers that were not let in.
+    denied: AtomicU64,
+    /// Bytes of sessions that ended: up, down.
+    bytes: [AtomicU64; 2],
+    /// Dials that succeeded, by how long they took.
+    dials: [AtomicU64; BUCKETS],
+    /// How long those took together, in milliseconds.
+    dials_ms: AtomicU64,
+    /// Whether connections are to wait.
+    paused: watch::Sender<bool>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        fn zeroes<const N: usize>() -> [AtomicU64; N] {
+            array::from_fn(|_| AtomicU64::new(0))
+        }
+        Self {
+            began: AtomicU64::new(0),
+            ends: zeroes(),
+            failures: zeroes(),
+            denied: AtomicU64::new(0),
+            bytes: zeroes(),
+            dials: zeroes(),
+            dials_ms: AtomicU64::new(0),
+            paused: watch::Sender::new(false),
+        }
+    }
+}
+
+/// A [`Tally`] at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Sessions that were accepted.
+    pub began: u64,
+    /// Sessions that ended, in the order of [`End::ALL`].
+    pub ends: [u64; ENDS],
+    /// Dials that failed, in the order of [`Reason::ALL`].
+    pub failures: [u64; REASONS],
+    /// Peers that were not let in.
+    pub denied: u64,
+    /// Bytes of sessions that ended: up, down.
+    pub bytes: [u64; 2],
+    /// Dials that succeeded: for each of [`DIAL_BOUNDS_MS`] those that took no longer (and longer than the bound
+    /// before), then the rest.
+    pub dials: [u64; BUCKETS],
+    /// How long those took together, in milliseconds.
+    pub dials_ms: u64,
+}
+
+fn add(cell: &AtomicU64, n: u64) {
+    cell.fetch_add(n, Relaxed);
+}
+
+fn read<const N: usize>(cells: &[AtomicU64; N]) -> [u64; N] {
+    array::from_fn(|i| cells[i].load(Relaxed))
+}
+
+impl Tally {
+    /// A session was accepted.
+    pub fn session_began(&self) {
+        add(&self.began, 1);
+    }
+
+    /// A session has both its ends, `ms` milliseconds after it was accepted.
+    pub fn dialled(&self, ms: u64) {
+        add(&self.dials[DIAL_BOUNDS_MS.partition_point(|bound| *bound < ms)], 1);
+        add(&self.dials_ms, ms);
+    }
+
+    /// A dial failed.
+    pub fn dial_failed(&self, why: Reason) {
+        add(&self.failures[why as usize], 1);
+    }
+
+    /// A session ended, with so many bytes up and down.
+    pub fn session_ended(&self, how: End, (up, down): (u64, u64)) {
+        add(&self.ends[how as usize], 1);
+        add(&self.bytes[0], up);
+        add(&self.bytes[1], down);
+    }
+
+    /// A peer was not let in.
+    pub fn peer_denied(&self) {
+        add(&self.denied, 1);
+    }
+
+    /// All of it, now.
+    pub fn counted(&self) -> Counted {
+        Counted {
+            began: self.began.load(Relaxed),
+            ends: read(&self.ends),
+            failures: read(&self.failures),
+            denied: self.denied.load(Relaxed),
+            bytes: read(&self.bytes),
+            dials: read(&self.dials),
+            dials_ms: self.dials_ms.load(Relaxed),
+        }
+    }
+
+    /// Goes on from what an earlier process had counted.
+    fn go_on_from(&self, earlier: &Counted) {
+        let each = |cells: &[AtomicU64], numbers: &[u64]| cells.iter().zip(numbers).for_each(|(cell, n)| add(cell, *n));
+        add(&self.began, earlier.began);
+        each(&self.ends, &earlier.ends);
+        each(&self.failures, &earlier.failures);
+        add(&self.denied, earlier.denied);
+        each(&self.bytes, &earlier.bytes);
+        each(&self.dials, &earlier.dials);
+        add(&self.dials_ms, earlier.dials_ms);
+    }
+
+    /// Whether connections are to wait.
+    pub fn paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Has connections wait, or no longer; whether that is news.
+    pub fn pause(&self, paused: bool) -> bool {
+        self.paused.send_if_modified(|now| std::mem::replace(now, paused) != paused)
+    }
+
+    /// Waits until connections need not wait.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn resumed(&self) {
+        if self.paused() {
+            // The sender is this tally's own, so it is there.
+            let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+        }
+    }
+}
+
+/// All tallies, by the address of their listener as logs have it.
+#[derive(Debug)]
+pub struct Tallies {
+    of: Mutex<BTreeMap<Arc<str>, Arc<Tally>>>,
+    /// Handovers that the sessions counted here have seen.
+    handovers: AtomicU64,
+    /// When the counting began, in milliseconds since 1970: with the first of a row of processes that handed over.
+    since_ms: AtomicU64,
+}
+
+impl Default for Tallies {
+    fn default() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into();
+        Self { of: Mutex::default(), handovers: AtomicU64::new(0), since_ms }
+    }
+}
+
+/// What outlives this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The addresses of listeners that are paused.
+    pub paused: Vec<String>,
+    /// What was counted, when a handover took place: after a crash counting begins anew, as whoever reads expects.
+    pub counts: Option<Counts>,
+}
+
+/// What a row of processes has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Handovers, that to the reader of this included.
+    pub handovers: u64,
+    /// When the counting began, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// By listener.
+    pub of: BTreeMap<String, Counted>,
+}
+
+impl Tallies {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Tally>>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That of the listener with this address.
+    pub fn of(&self, listener: &Arc<str>) -> Arc<Tally> {
+        self.lock().entry(listener.clone()).or_default().clone()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<(Arc<str>, Arc<Tally>)> {
+        self.lock().iter().map(|(listener, tally)| (listener.clone(), tally.clone())).collect()
+    }
+
+    /// Handovers so far.
+    pub fn handovers(&self) -> u64 {
+        self.handovers.load(Relaxed)
+    }
+
+    /// When the counting began, in milliseconds since 1970.
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms.load(Relaxed)
+    }
+
+    /// Forgets listeners that no route leads from any more and that are not paused.
+    pub fn prune(&self) {
+        self.lock().retain(|_, tally| Arc::strong_count(tally) > 1 || tally.paused());
+    }
+
+    /// Takes up what an earlier process has left. A pause of a listener that is gone is kept for its return.
+    pub fn take_up(&self, kept: &Kept) {
+        for listener in &kept.paused {
+            self.of(&listener.as_str().into()).pause(true);
+        }
+        let Some(counts) = &kept.counts else { return };
+        add(&self.handovers, counts.handovers);
+        self.since_ms.fetch_min(counts.since_ms, Relaxed);
+        for (listener, counted) in &counts.of {
+            self.of(&listener.as_str().into()).go_on_from(counted);
+        }
+    }
+
+    /// What is to outlive this process; with the counts when it hands over.
+    pub fn keep(&self, handing_over: bool) -> Kept {
+        let all = self.all();
+        let paused = all.iter().filter(|(_, tally)| tally.paused()).map(|(listener, _)| listener.to_string()).collect();
+        let counts = handing_over.then(|| Counts {
+            handovers: self.handovers() + 1,
+            since_ms: self.since_ms(),
+            of: all.iter().map(|(listener, tally)| (listener.to_string(), tally.counted())).collect(),
+        });
+        Kept { paused, counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dial_is_counted_where_its_time_belongs() {
+        let tally = Tally::default();
+        for ms in [0, 1, 2, 3, 300_000, 300_001, u64::MAX / 2] {
+            tally.dialled(ms);
+        }
+        let dials = tally.counted().dials;
+        assert_eq!((dials[0], dials[1], dials[2], dials[15], dials[16]), (2, 1, 1, 1, 2));
+        assert_eq!(dials.iter().sum::<u64>(), 7);
+    }
+
+    #[test]
+    fn the_next_process_counts_on_and_keeps_pauses() {
+        let first = Tallies::default();
+        let tally = first.of(&"a".into());
+        tally.session_began();
+        tally.dial_failed(Reason::Timeout);
+        tally.session_ended(End::Killed, (5, 7));
+        tally.dialled(3);
+        assert!(tally.pause(true) && !tally.pause(true));
+        let kept = first.keep(true);
+        let text = serde_json::to_string(&kept).expect("plain data");
+        assert_eq!(serde_json::from_str::<Kept>(&text).expect("as it was written"), kept);
+
+        let second = Tallies::default();
+        second.take_up(&kept);
+        assert_eq!(second.of(&"a".into()).counted(), tally.counted());
+        assert!(second.of(&"a".into()).paused());
+        assert_eq!((second.handovers(), second.since_ms()), (1, first.since_ms()));
+        assert_eq!(second.keep(true).counts.map(|c| c.handovers), Some(2));
+        assert_eq!(second.keep(false).counts, None);
+    }
+}
