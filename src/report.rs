@@ -43,6 +43,14 @@ impl Failure {
     }
 }
 
+/// What happened, and in the next line what to do.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "\n{hint}"))
+    }
+}
+
 /// What a program ends with: its exit code, after telling a failure on stderr as `program: what` with its hint.
 pub fn end(program: &str, result: Result<ExitCode, Failure>) -> ExitCode {
     match result {

@@ -2,6 +2,7 @@
 
 mod config;
 pub mod connect;
+mod control;
 pub mod dom0;
 mod generator;
 pub mod pfwd;

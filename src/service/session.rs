@@ -236,10 +236,7 @@ impl Session {
 
     pub(super) fn failed(&mut self, failure: &Failure) -> Next {
         let info = &self.story.info;
-        // A call may turn out to have been refused when it was taken for connected.
-        if info.dial_ms().is_none() {
-            info.route.tally.dial_failed(Reason::from(failure));
-        }
+        info.route.tally.dial_failed(Reason::from(failure), info.dial_ms().is_some());
         let (end, note) = explain::failure(&info.route, failure);
         self.story.note = note;
         self.over(end)

@@ -100,6 +100,8 @@ pub struct Tally {
     ends: [AtomicU64; ENDS],
     /// Dials that failed, by why.
     failures: [AtomicU64; REASONS],
+    /// Those of them that were taken for a success first: a call is connected before its service is found missing.
+    late: AtomicU64,
     /// Peers that were not let in.
     denied: AtomicU64,
     /// Bytes of sessions that ended: up, down.
@@ -121,6 +123,7 @@ impl Default for Tally {
             began: AtomicU64::new(0),
             ends: zeroes(),
             failures: zeroes(),
+            late: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             bytes: zeroes(),
             dials: zeroes(),
@@ -139,6 +142,8 @@ pub struct Counted {
     pub ends: [u64; ENDS],
     /// Dials that failed, in the order of [`Reason::ALL`].
     pub failures: [u64; REASONS],
+    /// Those of them that are among [`Self::dials`], too.
+    pub late: u64,
     /// Peers that were not let in.
     pub denied: u64,
     /// Bytes of sessions that ended: up, down.
@@ -170,9 +175,10 @@ impl Tally {
         add(&self.dials_ms, ms);
     }
 
-    /// A dial failed.
-    pub fn dial_failed(&self, why: Reason) {
+    /// A dial failed, perhaps after it had looked like a success.
+    pub fn dial_failed(&self, why: Reason, connected: bool) {
         add(&self.failures[why as usize], 1);
+        add(&self.late, connected.into());
     }
 
     /// A session ended, with so many bytes up and down.
@@ -193,6 +199,7 @@ impl Tally {
             began: self.began.load(Relaxed),
             ends: read(&self.ends),
             failures: read(&self.failures),
+            late: self.late.load(Relaxed),
             denied: self.denied.load(Relaxed),
             bytes: read(&self.bytes),
             dials: read(&self.dials),
@@ -206,6 +213,7 @@ impl Tally {
         add(&self.began, earlier.began);
         each(&self.ends, &earlier.ends);
         each(&self.failures, &earlier.failures);
+        add(&self.late, earlier.late);
         add(&self.denied, earlier.denied);
         each(&self.bytes, &earlier.bytes);
         each(&self.dials, &earlier.dials);
@@ -348,7 +356,7 @@ mod tests {
         let first = Tallies::default();
         let tally = first.of(&"a".into());
         tally.session_began();
-        tally.dial_failed(Reason::Timeout);
+        tally.dial_failed(Reason::Timeout, true);
         tally.session_ended(End::Killed, (5, 7));
         tally.dialled(3);
         assert!(tally.pause(true) && !tally.pause(true));

@@ -5,6 +5,7 @@
 mod access;
 mod activation;
 mod architecture;
+mod control;
 mod demo;
 mod drain;
 mod endings;

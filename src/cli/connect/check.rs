@@ -15,6 +15,7 @@ use crate::{
     cli::units::{self, Found, Scope},
     log::escape,
     report::{Code, Failure},
+    service::control::{METRICS, METRICS_UPSTREAM},
     spec::{
         Config, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
         unit::{Listening, expand, rejected, repair},
@@ -156,6 +157,10 @@ fn check_unit(found: &Found, config: &Config, tally: &mut Tally) {
                 tally.listeners += 1;
                 describe(listening, &forward);
             }
+            Err(_) if is_for_metrics(found, kind) => {
+                tally.listeners += 1;
+                println!("  {} -> {METRICS_UPSTREAM}", escape(listening.setting.value.as_bytes()));
+            }
             // The same name beside another address has the same faults: said once.
             Err(faults) if told.contains(&faults) => {}
             Err(faults) => {
@@ -164,6 +169,24 @@ fn check_unit(found: &Found, config: &Config, tally: &mut Tally) {
             }
         }
     }
+}
+
+/// Where a listener of the unit leads, as the service would say it.
+///
+/// # Errors
+/// What is wrong with its name.
+pub(in crate::cli) fn leads_to(found: &Found, kind: SocketKind, config: &Config) -> Result<Option<String>, Faults> {
+    let repaired = found.unit.fd_name().and_then(|written| repair(&written.value));
+    match meaning(found, kind, repaired.as_deref(), config) {
+        Ok(forward) => Ok(Some(forward.legs.front().upstream.to_string())),
+        Err(_) if is_for_metrics(found, kind) => Ok(Some(METRICS_UPSTREAM.to_owned())),
+        Err(faults) => Err(faults),
+    }
+}
+
+/// Whether a unit's listener is there for metrics, when its name means nothing else.
+fn is_for_metrics(found: &Found, kind: SocketKind) -> bool {
+    kind != SocketKind::Udp && found.unit.fd_name().is_some_and(|name| name.value == METRICS)
 }
 
 /// What a listener of the unit leads to.

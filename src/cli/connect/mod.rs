@@ -1,22 +1,28 @@
 //! The face of `qrexec-connect`.
 
 mod add;
-mod check;
+pub(super) mod check;
 mod config;
 mod demo;
 mod stand_in;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{generator, serve, units::Scope};
+use super::{control, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Failure},
 };
 
 const PROGRAM: &str = "qrexec-connect";
+const FACE: control::Face = control::Face { program: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
 
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
@@ -53,6 +59,8 @@ enum Command {
     Add(add::Add),
     /// Stop, disable and delete a socket unit that `add` wrote
     Remove(add::Remove),
+    #[command(flatten)]
+    Control(control::Command<Place>),
     /// Show it working on this machine: no root, no Qubes, no systemd
     Demo {
         /// Make one request through each listener, then end
@@ -69,6 +77,27 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+}
+
+/// Which service is asked: there is one for each user, and one of the system.
+#[derive(Clone, Debug, Args)]
+struct Place {
+    /// Ask the system's service instead of the user's
+    #[arg(long)]
+    system: bool,
+    /// Ask at this control socket
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+impl control::Place for Place {
+    fn scope(&self) -> Scope {
+        if self.system { Scope::System } else { Scope::User }
+    }
+
+    fn socket(&self) -> Option<&Path> {
+        self.control.as_deref()
+    }
 }
 
 /// Options of `serve`.
@@ -114,6 +143,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Add(options) => add::add(&options),
         Command::Remove(options) => add::remove(&options),
+        Command::Control(command) => control::run(FACE, &command),
         Command::Demo { check } => demo::run(check),
         Command::Reload => serve::reload(),
         Command::StandIn { words } => stand_in::run(&words),

@@ -2,13 +2,20 @@
 
 mod show;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-use clap::Parser;
+use clap::{Args, Parser};
 
 use super::{
     config::Sources,
+    control,
     serve::{self, Options},
+    units::Scope,
 };
 use crate::{
     dial::qrexec::CLIENT,
@@ -20,7 +27,10 @@ const PROGRAM: &str = "pfwd";
 /// Where the configuration is, unless an argument says otherwise.
 const FILE: &str = "/etc/pfwd.toml";
 
+const FACE: control::Face = control::Face { program: PROGRAM, prefix: "pfwd-", sources };
+
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands about the running service")]
 #[command(name = PROGRAM, version, about = "Forwards TCP, UDP and UNIX sockets, also from and into network namespaces")]
 #[command(long_about = "\
 Forwards TCP, UDP and UNIX sockets, also from and into network namespaces.
@@ -36,6 +46,8 @@ or in two steps, over a UNIX socket that both sides can see:
 
 The same keys serve as FileDescriptorName= of a socket unit pfwd-NAME.socket; --print-units writes those.")]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<control::Command<Place>>,
     /// Read this configuration instead of /etc/pfwd.toml
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -58,7 +70,7 @@ struct Arguments {
     /// End when a forward cannot be served, instead of serving the others
     #[arg(long)]
     strict: bool,
-    /// Where the control socket is, or is to be, instead of /run/pfwd/control
+    /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// What is logged: error, warn, info or debug
@@ -73,6 +85,29 @@ struct Arguments {
     /// End after this many seconds without a session, when all sockets were passed by systemd
     #[arg(long, value_name = "SECONDS", value_parser = super::connect::seconds)]
     exit_idle_time: Option<Duration>,
+}
+
+/// Which service is asked: there is one.
+#[derive(Clone, Debug, Args)]
+struct Place {
+    /// Ask at this control socket instead of /run/pfwd/control
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+impl control::Place for Place {
+    fn scope(&self) -> Scope {
+        Scope::System
+    }
+
+    fn socket(&self) -> Option<&Path> {
+        self.control.as_deref()
+    }
+}
+
+/// From `given`, else from the usual file.
+fn sources(given: Option<PathBuf>) -> Sources {
+    Sources { file: given, places: vec![FILE.into()], forwards: Vec::new() }
 }
 
 fn log_level(text: &str) -> Result<LogLevel, String> {
@@ -90,7 +125,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     if arguments.reload {
         return serve::reload();
     }
-    let sources = Sources { file: arguments.config, places: vec![FILE.into()], forwards: arguments.forward };
+    if let Some(command) = &arguments.command {
+        return control::run(FACE, command);
+    }
+    let sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
     if arguments.check || arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,

@@ -57,6 +57,9 @@ impl fmt::Display for Failed {
                         write!(f, "no listener that is served has the address, name or label {}", text("listener"))
                     }
                     "Stopping" => f.write_str("the service is stopping"),
+                    "InvalidParameter" if text("parameter") == "id" => {
+                        f.write_str("an id has at least four digits, such as the eight that `sessions` shows")
+                    }
                     "InvalidParameter" => write!(f, "the service did not understand \"{}\"", text("parameter")),
                     "MethodNotFound" => f.write_str("the running service is of another version and cannot do that"),
                     other => write!(f, "the service refused: {}", escape(other.as_bytes())),

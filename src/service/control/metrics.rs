@@ -132,7 +132,7 @@ impl Collector for Scrape {
         let mut metric = to.encode_descriptor("dials", help, None, Counter)?;
         for row in &rows {
             let decided = row.counted.dials.iter().chain(&row.counted.failures).sum::<u64>();
-            count(&mut metric, &[("listener", &row.listener)], decided)?;
+            count(&mut metric, &[("listener", &row.listener)], decided.saturating_sub(row.counted.late))?;
         }
 
         let help = "Dials that failed, by why.";

@@ -73,9 +73,12 @@ pub enum Ask {
 #[derive(Debug)]
 pub struct Control {
     path: PathBuf,
-    task: Option<JoinHandle<()>>,
-    claim: Option<Claim>,
+    task: JoinHandle<()>,
+    /// Removes the socket when it is dropped.
+    _claim: Option<Claim>,
     asked: Option<mpsc::Receiver<Ask>>,
+    /// What lies beside the socket is for the next process.
+    handed_over: bool,
 }
 
 impl Control {
@@ -97,8 +100,9 @@ impl Control {
         let listener = UnixListener::from_std(listener).map_err(|e| e.to_string())?;
         let (asks, asked) = mpsc::channel(1);
         let server = server::Server::new(program, shared.clone(), asks);
-        let task = Some(tokio::spawn(server.run(listener)));
-        let control = Self { path: path.to_owned(), task, claim: bound.claim, asked: Some(asked) };
+        let task = tokio::spawn(server.run(listener));
+        let asked = Some(asked);
+        let control = Self { path: path.to_owned(), task, _claim: bound.claim, asked, handed_over: false };
         // The counts have been taken up; should this process crash, counting begins anew.
         control.save(&shared.tallies.keep(false));
         Ok(control)
@@ -132,20 +136,17 @@ impl Control {
 
     /// Closes the socket, for the next process to open it, and leaves it what it has to know.
     pub fn hand_over(mut self, shared: &Shared) {
+        self.handed_over = true;
         self.save(&shared.tallies.keep(true));
-        self.close();
-    }
-
-    fn close(&mut self) {
-        self.deaf();
-        self.task.take().inspect(JoinHandle::abort);
-        self.claim = None;
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.close();
+        self.task.abort();
+        if !self.handed_over {
+            self.save(&Kept::default());
+        }
     }
 }
 

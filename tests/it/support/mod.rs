@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports)] // a tool box: not every test binary needs every tool
 
 pub(crate) mod activated;
+pub(crate) mod asking;
 pub(crate) mod fake_qrexec;
 pub(crate) mod notify;
 #[path = "../../fakes/pattern.rs"]
@@ -18,6 +19,7 @@ pub(crate) mod story;
 pub(crate) mod stream;
 
 pub(crate) use activated::{Activated, Activation, Address};
+pub(crate) use asking::{Asking, Said};
 pub(crate) use fake_qrexec::{Event, FakeQrexec};
 pub(crate) use notify::Notifications;
 pub(crate) use pattern::{Pattern, SERVICE_SEED, Sum};

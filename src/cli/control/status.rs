@@ -1,0 +1,442 @@
+//! `status`: what is configured, what systemd says of it, what the service makes of it, side by side.
+//!
+//! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
+//! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
+
+use std::{collections::BTreeMap, fmt, process::ExitCode};
+
+use serde::Serialize;
+
+use super::{
+    Service, manager, print, print_json,
+    table::{self, Cell, Colour, Paper},
+};
+use crate::{
+    cli::{
+        config::Sources,
+        connect::check,
+        units::{self, Found},
+    },
+    log::escape,
+    report::{Code, Failure},
+    service::control::{api, client::Failed},
+    spec::{Config, Forward, Listen, SocketKind},
+};
+
+/// What is asked of systemd about a unit.
+const PROPERTIES: [&str; 8] =
+    ["Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NeedDaemonReload", "Listen"];
+
+/// What `status --json` prints: one object. Fields may be added.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// `qrexec-connect` or `pfwd`.
+    program: &'static str,
+    /// Whether every listener is served, or would be as soon as somebody connects.
+    served: bool,
+    /// Its service.
+    service: ServiceState,
+    /// Its listeners, configured or there.
+    listeners: Vec<Row>,
+    /// What is wrong with the configuration: nothing of it is used.
+    faults: Vec<String>,
+}
+
+/// The service, as systemd and as it itself says.
+#[derive(Debug, Serialize)]
+struct ServiceState {
+    /// Its unit.
+    unit: String,
+    /// Whether it answers.
+    running: bool,
+    /// systemd's ActiveState (`active`, `inactive`, `failed`…); absent where systemd does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<String>,
+    /// Its process, when it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    /// Its version, when it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// Its sessions, when it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u64>,
+    /// Why it does not answer although it should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+/// What becomes of those who connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// They are served.
+    Serving,
+    /// They are served: the first starts the service.
+    Ready,
+    /// They wait in the backlog.
+    Paused,
+    /// They wait, or are turned away: the listener cannot be served.
+    Refused,
+    /// They are turned away until the listener's namespace is there.
+    Awaited,
+    /// They are turned away: it should be served, and systemd does not listen or the service does not run.
+    Down,
+    /// They are turned away: nobody asked for it to be served.
+    Off,
+}
+
+impl State {
+    fn colour(self) -> Colour {
+        match self {
+            Self::Serving | Self::Ready => Colour::Green,
+            Self::Paused => Colour::Yellow,
+            Self::Refused | Self::Awaited | Self::Down => Colour::Red,
+            Self::Off => Colour::Dim,
+        }
+    }
+
+    /// Whether that is as it should be.
+    fn fine(self) -> bool {
+        matches!(self, Self::Serving | Self::Ready | Self::Off)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Serving => "serving",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+            Self::Refused => "refused",
+            Self::Awaited => "awaited",
+            Self::Down => "down",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl From<api::State> for State {
+    fn from(state: api::State) -> Self {
+        match state {
+            api::State::Serving => Self::Serving,
+            api::State::Paused => Self::Paused,
+            api::State::Refused => Self::Refused,
+            api::State::Awaited => Self::Awaited,
+        }
+    }
+}
+
+/// A listener.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// Where it listens.
+    address: String,
+    /// Its fd name or label.
+    name: String,
+    /// Where it leads, as far as that is known.
+    upstream: String,
+    /// What becomes of those who connect.
+    state: State,
+    /// Why, where that is not obvious.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Its sessions.
+    sessions: u64,
+    /// How many it may have, when it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_sessions: Option<u64>,
+    /// Connections in its backlog, where the kernel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<u64>,
+    /// Its socket unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    /// systemd's ActiveState of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<String>,
+    /// systemd's UnitFileState of that: `enabled`, `disabled`…
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enabled: Option<String>,
+}
+
+/// A socket unit, as its files and as systemd say.
+struct Unit {
+    name: String,
+    found: Option<Found>,
+    shown: manager::Shown,
+}
+
+/// Says how things stand.
+///
+/// # Errors
+/// Output that cannot be written. That something is not served is told by the exit code alone.
+pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<ExitCode, Failure> {
+    let report = gather(service, &sources);
+    let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&text(service, &report, Paper::stdout()))?;
+    }
+    Ok(code)
+}
+
+fn gather(service: &Service, sources: &Sources) -> Report {
+    let (config, plan, faults) = match sources.read() {
+        Ok((config, plan)) => (config, plan.forwards, Vec::new()),
+        Err(bad) => (Config::default(), Vec::new(), bad.to_string().lines().map(str::to_owned).collect()),
+    };
+    let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
+        Ok(live) => (Some(live), None),
+        Err(Failed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
+        Err(failed) => (None, Some(failed.to_string())),
+    };
+    let active = manager::show(service.scope, &["ActiveState"], &[service.unit()])
+        .and_then(|units| units.into_iter().next())
+        .and_then(|unit| unit.last("ActiveState"))
+        .filter(|_| service.usual);
+    let units = if service.usual { units(service) } else { Vec::new() };
+    let mut theirs = live.as_ref().map(|live| live.listeners.clone()).unwrap_or_default();
+    let mut listeners = Vec::new();
+    for unit in &units {
+        listeners.extend(of_unit(service, unit, live.is_some(), &mut theirs, &config));
+    }
+    // What no unit accounts for: forwards of the configuration, and sockets of another supervisor.
+    listeners.extend(theirs.into_iter().map(|listener| of_service(listener, None)));
+    if live.is_none() {
+        listeners.extend(plan.iter().filter_map(|forward| of_plan(service, forward)));
+    }
+    let stopping = live.as_ref().is_some_and(|live| live.state == api::Life::Stopping);
+    let failed = active.as_deref() == Some("failed");
+    let trouble = trouble.or_else(|| stopping.then(|| "it is stopping".to_owned()));
+    let served = listeners.iter().all(|row| row.state.fine()) && faults.is_empty() && trouble.is_none() && !failed;
+    let state = ServiceState {
+        unit: service.unit(),
+        running: live.is_some(),
+        active,
+        pid: live.as_ref().map(|live| live.pid),
+        version: live.as_ref().map(|live| live.version.clone()),
+        sessions: live.as_ref().map(|live| live.sessions),
+        trouble,
+    };
+    Report { program: service.face.program, served, service: state, listeners, faults }
+}
+
+/// The socket units there are: by their files, and instances of templates that systemd has loaded.
+fn units(service: &Service) -> Vec<Unit> {
+    let prefix = service.face.prefix;
+    let found = units::find(&service.scope.search_path(), &[prefix]);
+    let mut all: BTreeMap<String, Option<Found>> = BTreeMap::new();
+    // A template listens nowhere itself.
+    all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
+    for name in manager::loaded(service.scope, prefix) {
+        all.entry(name).or_default();
+    }
+    let names: Vec<String> = all.keys().cloned().collect();
+    let shown = manager::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
+    let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    all.into_iter()
+        .zip(shown)
+        .map(|((name, found), shown)| Unit { name, found, shown: shown.unwrap_or_default() })
+        .collect()
+}
+
+/// The rows of a socket unit; what the service says of its addresses is taken out of `theirs`.
+fn of_unit(
+    service: &Service,
+    unit: &Unit,
+    running: bool,
+    theirs: &mut Vec<api::Listener>,
+    config: &Config,
+) -> Vec<Row> {
+    let mut places: Vec<(String, Option<SocketKind>)> = Vec::new();
+    for (address, kind) in unit.shown.listens() {
+        let unix = address.starts_with(['/', '@']);
+        let kind = match kind.as_str() {
+            "Stream" => Some(if unix { SocketKind::Unix } else { SocketKind::Tcp }),
+            "Datagram" if !unix => Some(SocketKind::Udp),
+            _ => None,
+        };
+        places.push((address, kind));
+    }
+    if let Some(found) = unit.found.as_ref().filter(|_| places.is_empty()) {
+        places.extend(found.unit.listens().iter().map(|l| (l.setting.value.clone(), l.socket())));
+    }
+    let row = |(address, kind): (String, Option<SocketKind>)| {
+        let here = theirs.iter().position(|l| l.address == escape(address.as_bytes()));
+        match here {
+            Some(index) => of_service(theirs.remove(index), Some(unit)),
+            None => unserved(service, unit, running, &address, kind, config),
+        }
+    };
+    places.into_iter().map(row).collect()
+}
+
+/// A listener that the service told of.
+fn of_service(listener: api::Listener, unit: Option<&Unit>) -> Row {
+    let served = matches!(listener.state, api::State::Serving | api::State::Paused);
+    Row {
+        address: listener.address,
+        name: listener.name,
+        upstream: listener.upstream,
+        state: listener.state.into(),
+        reason: listener.reason,
+        sessions: listener.sessions,
+        max_sessions: Some(listener.max_sessions).filter(|_| served),
+        waiting: listener.waiting,
+        unit: unit.map(|unit| unit.name.clone()),
+        active: unit.and_then(|unit| unit.shown.last("ActiveState")),
+        enabled: unit.and_then(|unit| unit.shown.last("UnitFileState")),
+    }
+}
+
+/// A listener of a unit that the service, if it runs, does not know.
+fn unserved(
+    service: &Service,
+    unit: &Unit,
+    running: bool,
+    address: &str,
+    kind: Option<SocketKind>,
+    config: &Config,
+) -> Row {
+    let (flag, name) = (service.scope.flag(), &unit.name);
+    let meant = match (&unit.found, kind) {
+        (Some(found), Some(kind)) => check::leads_to(found, kind, config).map_err(|faults| faults.to_string()),
+        (_, None) => Err("sockets of this kind are not forwarded; use ListenStream=".to_owned()),
+        (None, Some(_)) => Ok(None),
+    };
+    let active = unit.shown.last("ActiveState");
+    let enabled = unit.shown.last("UnitFileState");
+    let wanted = enabled.as_deref().is_some_and(|state| matches!(state, "enabled" | "enabled-runtime"));
+    let (state, reason) = match (active.as_deref(), &meant) {
+        (Some("active" | "activating"), Err(why)) => (State::Refused, Some(why.clone())),
+        (Some("active" | "activating"), Ok(_)) if !running => (State::Ready, None),
+        (Some("active" | "activating"), Ok(_)) => {
+            let service = service.face.program;
+            (State::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
+        }
+        (Some("failed"), _) => {
+            let result = unit.shown.last("Result").unwrap_or_default();
+            (State::Down, Some(format!("systemd cannot listen there ({result}); see: systemctl {flag}status {name}")))
+        }
+        (_, Err(why)) if wanted => (State::Down, Some(why.clone())),
+        (Some(_), _) if wanted => {
+            (State::Down, Some(format!("enabled, and not started; run: systemctl {flag}start {name}")))
+        }
+        (None, _) => (State::Off, Some("systemd does not answer".to_owned())),
+        (Some(_), Err(why)) => (State::Off, Some(why.clone())),
+        (Some(_), Ok(_)) => (State::Off, None),
+    };
+    let stale = unit.shown.last("NeedDaemonReload").as_deref() == Some("yes");
+    let reason = match reason {
+        None if stale => Some(format!("its file has changed; run: systemctl {flag}daemon-reload")),
+        reason => reason,
+    };
+    let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
+    Row {
+        address: escape(address.as_bytes()),
+        name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
+        upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
+        state,
+        reason,
+        sessions: 0,
+        max_sessions: None,
+        waiting: None,
+        unit: Some(unit.name.clone()),
+        active,
+        enabled,
+    }
+}
+
+/// A forward of the configuration whose listening side is the service's to bind, while that does not run.
+fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
+    let leg = forward.legs.front();
+    let listen = match &leg.listen {
+        Listen::Inherited => return None,
+        Listen::Tcp { addr, netns, .. } | Listen::Udp { addr, netns } => {
+            netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
+        }
+        Listen::Unix { addr, .. } => addr.to_string(),
+    };
+    let (flag, unit) = (service.scope.flag(), service.unit());
+    Some(Row {
+        address: listen,
+        name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
+        upstream: leg.upstream.to_string(),
+        state: State::Down,
+        reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
+        sessions: 0,
+        max_sessions: None,
+        waiting: None,
+        unit: None,
+        active: None,
+        enabled: None,
+    })
+}
+
+/// The report for people.
+fn text(service: &Service, report: &Report, paper: Paper) -> String {
+    let state = &report.service;
+    let mut out = String::new();
+    let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
+    let (word, colour, rest) = match (state.running, state.pid, &state.active) {
+        (true, pid, _) => {
+            let pid = pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
+            ("running", Colour::Green, format!("{pid}, {}", of(state.sessions.unwrap_or(0))))
+        }
+        (false, _, Some(active)) if active == "failed" => {
+            let flag = service.scope.flag();
+            ("failed", Colour::Red, format!("; see: systemctl {flag}status {}", state.unit))
+        }
+        (false, _, Some(active)) if active == "inactive" => ("not running", Colour::Dim, String::new()),
+        (false, _, Some(active)) => {
+            ("not answering", Colour::Red, format!(", which systemd calls {}", table::clean(active)))
+        }
+        (false, _, None) => ("not answering", Colour::Dim, String::new()),
+    };
+    out += &format!("{}: {}{rest}\n", state.unit, paper.paint(Some(colour), word));
+    if let Some(trouble) = &state.trouble {
+        out += &format!("  {}\n", table::clean(trouble));
+    }
+    for fault in &report.faults {
+        out += &format!("  {}\n", paper.paint(Some(Colour::Red), &table::clean(fault)));
+    }
+    if report.listeners.is_empty() {
+        out += "no listeners are configured\n";
+        return out;
+    }
+    let rows: Vec<_> = report.listeners.iter().map(row).collect();
+    out += "\n";
+    out += &table::render(paper, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
+    let mut told = Vec::new();
+    for row in &report.listeners {
+        let Some(reason) = &row.reason else { continue };
+        if told.is_empty() {
+            out.push('\n');
+        }
+        told.push(());
+        let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
+        for (number, line) in reason.lines().enumerate() {
+            let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
+            out += &format!("  {}{}\n", paper.paint(Some(colour), &table::clean(&address)), table::clean(line));
+        }
+    }
+    out
+}
+
+fn row(row: &Row) -> [Cell; 6] {
+    let upstream = if row.upstream.is_empty() { &row.name } else { &row.upstream };
+    let unit = row.unit.as_ref().map(|unit| match row.enabled.as_deref() {
+        Some("enabled") | None => unit.clone(),
+        Some(other) => format!("{unit} ({other})"),
+    });
+    [
+        Cell::from(&row.address),
+        Cell::from(row.state.to_string()).painted(row.state.colour()),
+        Cell::number(row.max_sessions.map_or_else(|| "-".to_owned(), |most| format!("{}/{most}", row.sessions))),
+        Cell::number(row.waiting.map_or_else(|| "-".to_owned(), |n| n.to_string())),
+        Cell::from(upstream),
+        Cell::from(unit.unwrap_or_default()),
+    ]
+}
