@@ -197,6 +197,7 @@ fn requests_and_clients_are_bounded_and_nonsense_ends_only_its_connection() {
     let mut peer = service.connect(0);
     drop(server.accept());
     peer.expect_end();
+    drop(peer);
     service.stop();
 }
 
@@ -280,12 +281,13 @@ fn status_without_a_service_says_what_is_configured_and_what_is_wrong() {
     assert_eq!(asking.ok(&["status"]).stdout, "qrexec-connect.service: not answering\nno listeners are configured\n");
 
     // as systemd shows a socket that it listens on
+    fs::write(dir.join("bin/show.qrexec-connect.service"), "ActiveState=inactive\n").expect("writable");
     unit("qrexec-connect-a.socket", "work qubes.ConnectTCP+22");
     let shown = |active: &str, file: &str| {
         let text = format!(
             "Id=qrexec-connect-a.socket\nActiveState={active}\nUnitFileState={file}\nResult=resources\nListen=127.0.0.1:7001 (Stream)\n"
         );
-        fs::write(dir.join("bin/show"), text).expect("writable");
+        fs::write(dir.join("bin/show.qrexec-connect-a.socket"), text).expect("writable");
     };
     let state = |code: i32| {
         let said = asking.say(&["status", "--json"]);
@@ -372,7 +374,7 @@ fn no_command_line_of_a_peer_reaches_a_terminal() {
     // socat becomes the peer, with a name of our choice
     unix.args(["-c", &format!("exec -a $'soc\\e[31mat\\n' socat -u UNIX-CONNECT:{} STDOUT", path.display())]);
     let unix = Process::start(unix);
-    let _fars = [server.accept(), server.accept()];
+    let fars = [server.accept(), server.accept()];
     eventually("both are known", || {
         asking.sessions().iter().filter(|s| s["process"]["command"].is_string()).count() == 2
     });
@@ -388,7 +390,7 @@ fn no_command_line_of_a_peer_reaches_a_terminal() {
     }
     assert!(shown[0].contains("\\x1b]0;owned\\x07\\x1b[2J\\x0d\\x0aFAKE-ROW"), "{}", shown[0]);
     assert!(shown[0].contains("soc\\x1b[31mat\\x0a"), "{}", shown[0]);
-    drop((peer, unix));
+    drop((peer, unix, fars));
     service.stop();
 }
 
@@ -415,7 +417,7 @@ fn those_who_follow_hear_of_every_session_also_over_a_restart() {
         round(&service, before + 1);
         people.stdout.count("ended") > 0
     });
-    fs::write(service.dir().join("bin/show"), "ActiveState=active\n").expect("writable");
+    fs::write(service.dir().join("bin/show.qrexec-connect.service"), "ActiveState=active\n").expect("writable");
     let before = machine.stdout.count("\"ended\"");
     service.restart(|process| {
         process.signal(Signal::SIGUSR1);
@@ -598,6 +600,7 @@ fn a_paused_listener_keeps_its_sessions_and_has_others_wait_also_over_a_restart(
     let mut peer = service.connect(0);
     drop(server.accept());
     peer.expect_end();
+    drop(peer);
     service.stop();
 }
 

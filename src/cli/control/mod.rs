@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a service that restarts may take to answer.
-const RESTART: Duration = Duration::from_secs(10);
+const RESTART: Duration = Duration::from_secs(5);
 /// How often it is tried meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 
