@@ -9,6 +9,7 @@
 mod support;
 #[macro_use]
 mod tree; // first: the macro `tree!`
+mod control;
 mod crowd;
 mod enable;
 mod figures;

@@ -260,10 +260,8 @@ impl Service {
         let (path, flag) = (self.socket.display(), self.scope.flag());
         let program = self.face.program;
         match failed {
-            Failed::Connect(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                Failure::new(Code::Permission, format!("{path}: {e}"))
-                    .hint("only the user whom the service runs as and root may ask it")
-            }
+            failed if failed.is_forbidden() => Failure::new(Code::Permission, format!("{path}: {failed}"))
+                .hint("only the user whom the service runs as and root may ask it"),
             Failed::Connect(e) => {
                 let other = match self.scope {
                     Scope::User => format!("; for the system's service: {program} … --system"),

@@ -15,6 +15,7 @@ use crate::{
     service::control::{
         api::{self, Happened},
         client::{Client, Failed},
+        who,
     },
     sys,
 };
@@ -38,6 +39,7 @@ pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<
         Ok(all)
     });
     let mut sessions = all.map_err(|failed| service.failure(failed))?;
+    look_further(&mut sessions);
     sessions.sort_by(|a, b| b.age_ms.cmp(&a.age_ms).then_with(|| a.id.cmp(&b.id)));
     if json {
         return print_json(&api::Sessions { sessions });
@@ -51,6 +53,14 @@ pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<
     let rows: Vec<_> = sessions.iter().map(row).collect();
     let head = ["ID", "AGE", "LISTENER", "LEADS TO", "STATE", "UP", "DOWN", "PEER", "PROCESS"];
     print(&table::render(Paper::stdout(), head, &rows))
+}
+
+/// Looks for processes that the service may not see. It is held to few capabilities, and whoever asks is often root.
+fn look_further(sessions: &mut [api::Session]) {
+    let mut unknown: Vec<&mut api::Session> = sessions.iter_mut().filter(|s| s.process.is_none()).collect();
+    let wanted: Vec<_> = unknown.iter().map(|session| who::Wanted::of(session)).collect();
+    let found = who::look_up(&wanted);
+    unknown.iter_mut().zip(found).for_each(|(session, process)| session.process = process);
 }
 
 fn row(s: &api::Session) -> [Cell; 9] {

@@ -170,9 +170,10 @@ struct Unit {
 /// Says how things stand.
 ///
 /// # Errors
-/// Output that cannot be written. That something is not served is told by the exit code alone.
+/// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
+/// alone.
 pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<ExitCode, Failure> {
-    let report = gather(service, &sources);
+    let report = gather(service, &sources)?;
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
         print_json(&report)?;
@@ -182,7 +183,7 @@ pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<Exi
     Ok(code)
 }
 
-fn gather(service: &Service, sources: &Sources) -> Report {
+fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
     let (config, plan, faults) = match sources.read() {
         Ok((config, plan)) => (config, plan.forwards, Vec::new()),
         Err(bad) => (Config::default(), Vec::new(), bad.to_string().lines().map(str::to_owned).collect()),
@@ -190,6 +191,7 @@ fn gather(service: &Service, sources: &Sources) -> Report {
     let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
         Ok(live) => (Some(live), None),
         Err(Failed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
+        Err(failed @ Failed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
     let active = manager::show(service.scope, &["ActiveState"], &[service.unit()])
@@ -220,7 +222,7 @@ fn gather(service: &Service, sources: &Sources) -> Report {
         sessions: live.as_ref().map(|live| live.sessions),
         trouble,
     };
-    Report { program: service.face.program, served, service: state, listeners, faults }
+    Ok(Report { program: service.face.program, served, service: state, listeners, faults })
 }
 
 /// The socket units there are: by their files, and instances of templates that systemd has loaded.
@@ -263,8 +265,10 @@ fn of_unit(
     if let Some(found) = unit.found.as_ref().filter(|_| places.is_empty()) {
         places.extend(found.unit.listens().iter().map(|l| (l.setting.value.clone(), l.socket())));
     }
+    // One that systemd does not listen for may still name an address that another listens on.
+    let gone = unit.shown.last("ActiveState").is_some_and(|state| matches!(state.as_str(), "inactive" | "failed"));
     let row = |(address, kind): (String, Option<SocketKind>)| {
-        let here = theirs.iter().position(|l| l.address == escape(address.as_bytes()));
+        let here = theirs.iter().position(|l| !gone && l.address == escape(address.as_bytes()));
         match here {
             Some(index) => of_service(theirs.remove(index), Some(unit)),
             None => unserved(service, unit, running, &address, kind, config),

@@ -36,6 +36,13 @@ pub enum Failed {
     Refused(String, Value),
 }
 
+impl Failed {
+    /// Whether somebody is there who does not let us in.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

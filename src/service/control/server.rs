@@ -148,12 +148,7 @@ impl Server {
             return Ok(sessions);
         }
         let looked_up = spawn_blocking(move || {
-            let wanted = |s: &api::Session| who::Wanted {
-                peer: s.peer.clone(),
-                listener: s.listener.clone(),
-                age: Duration::from_millis(s.age_ms),
-            };
-            let processes = who::look_up(&sessions.iter().map(wanted).collect::<Vec<_>>());
+            let processes = who::look_up(&sessions.iter().map(who::Wanted::of).collect::<Vec<_>>());
             sessions.iter_mut().zip(processes).for_each(|(session, process)| session.process = process);
             sessions
         });

@@ -24,7 +24,7 @@ use nix::{
     unistd::{SysconfVar, sysconf},
 };
 
-use super::api::Process;
+use super::api::{self, Process};
 use crate::{log::escape, service::access::Peer};
 
 /// As much of a file of /proc is read, in bytes.
@@ -43,6 +43,14 @@ pub struct Wanted {
     pub listener: String,
     /// How long ago it was accepted.
     pub age: Duration,
+}
+
+impl Wanted {
+    /// Who is at the other end of that session.
+    pub fn of(session: &api::Session) -> Self {
+        let (peer, listener) = (session.peer.clone(), session.listener.clone());
+        Self { peer, listener, age: Duration::from_millis(session.age_ms) }
+    }
 }
 
 /// The process of each, where the kernel tells. Reads /proc: not for a thread that must not wait.
@@ -180,12 +188,13 @@ fn started(dir: &Path) -> Option<Duration> {
 /// The unit that a process belongs to, by its place in the cgroup tree (cgroups(7)): the innermost service or scope.
 fn unit(cgroup: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(cgroup);
-    // cgroup2, or the named hierarchy of systemd beside others
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1)))?;
-    let unit = path.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
-    Some(escape(unit.as_bytes()))
+    // cgroup2, or else the named hierarchy that systemd keeps beside others
+    let paths = |start: &'static str| text.lines().filter_map(move |line| line.split_once(start).map(|(_, path)| path));
+    let unit = |path: &str| {
+        let found = path.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"));
+        found.map(|unit| escape(unit.as_bytes()))
+    };
+    paths("0::/").chain(paths(":name=systemd:/")).find_map(unit)
 }
 
 /// A command line, escaped, with words that need it in quotes; a process without one in brackets, as ps(1) has it.
@@ -264,6 +273,7 @@ mod tests {
         let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/firefox.service\n";
         assert_eq!(of(user).as_deref(), Some("firefox.service"));
         assert_eq!(of("0::/system.slice/x.service/calls\n").as_deref(), Some("x.service"));
+        assert_eq!(of("9:name=systemd:/\n0::/a/b.service/c\n").as_deref(), Some("b.service"));
         assert_eq!(of("2:cpu:/x.service\n1:name=systemd:/a/b.scope\n").as_deref(), Some("b.scope"));
         assert_eq!(of("0::/a\u{1b}[31m.service\n").as_deref(), Some("a\\x1b[31m.service"));
         assert_eq!(of("0::/\n"), None);
