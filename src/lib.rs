@@ -24,15 +24,22 @@
 //! its upstream. *up*/*down*: peer to upstream / upstream to peer. *half-close*: one direction ended, the other
 //! lives. *drain*: stop accepting, let sessions end by a deadline. *refuse*/*fail*: we or policy said no / it broke.
 
+#[cfg(feature = "forward")]
 pub mod activation;
 pub mod cli;
+#[cfg(feature = "forward")]
 pub mod dial;
 pub mod log;
 pub mod proto;
+#[cfg(feature = "forward")]
 pub mod relay;
+#[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
 pub mod report;
+#[cfg(feature = "forward")]
 pub mod service;
+#[cfg(feature = "forward")]
 pub mod spec;
+#[cfg(feature = "forward")]
 pub mod stream;
 pub mod sys;

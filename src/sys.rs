@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::sys::socket::MsgFlags;
+#[cfg(feature = "forward")]
 use socket2::SockAddr;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -110,6 +111,7 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 ///
 /// # Errors
 /// What accept4(2) says; EAGAIN when none waits.
+#[cfg(feature = "forward")]
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: try_init gives a zeroed sockaddr_storage and its size, which accept4 fills and shortens.

@@ -1,11 +1,20 @@
 //! One face for each program: arguments, then a plan, then the run, then an exit code.
 
+#[cfg(feature = "forward")]
 mod config;
+#[cfg(feature = "forward")]
 pub mod connect;
+#[cfg(feature = "forward")]
 mod control;
+#[cfg(feature = "dom0")]
 pub mod dom0;
+#[cfg(feature = "forward")]
 mod generator;
+#[cfg(feature = "forward")]
 pub mod pfwd;
+#[cfg(feature = "remote")]
 pub mod remote;
+#[cfg(feature = "forward")]
 mod serve;
+#[cfg(feature = "forward")]
 mod units;

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+#[cfg(feature = "forward")]
 use uuid::Uuid;
 
 /// How serious an event is, as syslog has it.
@@ -185,6 +186,7 @@ pub struct Event {
     /// The sentence.
     pub message: String,
     /// SESSION_ID.
+    #[cfg(feature = "forward")]
     pub session: Option<Uuid>,
     /// LISTENER: the local address.
     pub listener: Option<Arc<str>>,
@@ -218,6 +220,7 @@ impl Event {
         Self {
             kind,
             message: message.into(),
+            #[cfg(feature = "forward")]
             session: None,
             listener: None,
             peer: None,

@@ -7,6 +7,8 @@
 
 mod escape;
 mod event;
+#[cfg(feature = "events")]
+mod journal;
 mod sink;
 
 use std::{

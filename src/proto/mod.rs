@@ -1,5 +1,8 @@
 //! Bytes to values: what other programs' protocols and exit codes mean, and our own protocol with dom0. Pure.
 
+#[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod mac;
+#[cfg(feature = "forward")]
 pub mod qrexec;
+#[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;

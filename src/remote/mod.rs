@@ -14,14 +14,21 @@
 //! In the VM, [`client`] asks the agent through a socket that only the same user can open.
 
 pub mod audit;
+#[cfg(feature = "remote")]
 pub mod client;
+#[cfg(feature = "dom0")]
 pub mod config;
+#[cfg(feature = "dom0")]
 pub mod dom0;
 pub mod files;
 pub mod keys;
 pub mod legacy;
+#[cfg(feature = "dom0")]
 pub mod parser;
 pub mod pipe;
+#[cfg(feature = "dom0")]
 pub mod policy;
+#[cfg(feature = "remote")]
 pub mod serve;
+#[cfg(feature = "dom0")]
 pub mod supervise;

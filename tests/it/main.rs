@@ -10,6 +10,7 @@ mod demo;
 mod drain;
 mod endings;
 mod fake;
+mod features;
 mod handover;
 mod harness;
 mod limits;
