@@ -5,7 +5,7 @@ mod text;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     log::{self, Level},
@@ -149,6 +149,11 @@ fn identity(text: &str) -> Result<Identity, String> {
     let (uid, gid, groups) = (uid.ok_or_else(bad)?, gid.ok_or_else(bad)?, groups.ok_or_else(bad)?);
     let groups: Result<Vec<u32>, String> = groups.split(',').filter(|g| !g.is_empty()).map(number).collect();
     Ok(Identity { uid: number(uid)?, gid: number(gid)?, groups: groups? })
+}
+
+/// Its arguments, for the manual and for shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs `qvm-remote-dom0`.

@@ -29,6 +29,8 @@ use crate::{
     },
 };
 
+pub use usage::TEXT as USAGE;
+
 const PROGRAM: &str = "qvm-remote";
 
 /// What was typed before the first word.

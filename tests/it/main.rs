@@ -15,6 +15,7 @@ mod handover;
 mod harness;
 mod limits;
 mod log;
+mod manual;
 mod names;
 mod notify;
 mod qrexec;

@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{control, generator, serve, units::Scope};
+use super::{complete, control, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Failure},
@@ -128,6 +128,11 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds.into()))
 }
 
+/// Its arguments, for the manual and for shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs `qrexec-connect`, or the generator when called by that name.
 pub fn main() -> ExitCode {
     let mut words = std::env::args_os();
@@ -137,6 +142,7 @@ pub fn main() -> ExitCode {
         let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
         return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
     }
+    complete::answer(command);
     let arguments = Arguments::parse();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(options) => serve(options),

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory as _, Parser};
 
 use super::{
+    complete,
     config::Sources,
     control,
     serve::{self, Options},
@@ -115,8 +116,14 @@ fn log_level(text: &str) -> Result<LogLevel, String> {
     levels.into_iter().find(|level| level.as_str() == text).ok_or_else(|| "error, warn, info or debug".to_owned())
 }
 
+/// Its arguments, for the manual and for shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs `pfwd`.
 pub fn main() -> ExitCode {
+    complete::answer(command);
     let arguments = Arguments::parse();
     report::end(PROGRAM, run(arguments))
 }

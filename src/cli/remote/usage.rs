@@ -1,7 +1,7 @@
 //! What `qvm-remote --help` prints.
 
 /// On standard output, exit code 0.
-pub(super) const TEXT: &str = "\
+pub const TEXT: &str = "\
 qvm-remote: run commands in dom0 of Qubes OS, as ssh runs them on a server
 
 Usage:

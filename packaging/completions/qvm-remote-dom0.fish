@@ -1,0 +1,83 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_qvm_remote_dom0_global_optspecs
+    string join \n vm= once dry-run v/verbose h/help V/version
+end
+
+function __fish_qvm_remote_dom0_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_qvm_remote_dom0_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_qvm_remote_dom0_using_subcommand
+    set -l cmd (__fish_qvm_remote_dom0_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -l vm -d 'Serve this qube, whatever the configuration lists' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -l once -d 'Do what waits now, then end'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -l dry-run -d 'Say what would be done; touch nothing'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -s v -l verbose -d 'Say more'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -s V -l version -d 'Print version'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "revoke" -d 'Remove a qube\'s key'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "keys" -d 'List the authorised qubes'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "v1" -d 'Take the tokens of the Python client from a qube, or no longer'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "enable" -d 'Start the service now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "disable" -d 'Stop the service, now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "start" -d 'Start the service until the next boot, or for a while'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "approve" -d 'Allow a command that waits for approval; without an id, list those that wait'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "status" -d 'What the running daemon does'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "unit" -d 'Print the unit file, for installers'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "parse" -d 'Read what a VM sends (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "supervise" -d 'Look after one command (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authorize" -l policy -d 'Begin with this policy' -r -F
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authorize" -l deny -d 'Begin with a policy that allows nothing'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authorize" -l keep-old -d 'Take the key that was there until now as well, until the next authorize: for changing keys'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authorize" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand revoke" -l kill -d 'End its commands, too'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand revoke" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand keys" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand v1" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand enable" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand disable" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -l for -d 'For so long: 30min, 2h (systemd.time(7))' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l deny -d 'Refuse it'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l yes -d 'Do not ask again here'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -l json -d 'As JSON'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand unit" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -l uid -d 'The user id to take on' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -l listing -d 'The listing of a queue instead of frames'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l identity -d 'UID:GID:GROUPS' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cgroup -d 'A control group of its own' -r -F
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l tty -d 'Standard input is a terminal'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "revoke" -d 'Remove a qube\'s key'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "keys" -d 'List the authorised qubes'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "v1" -d 'Take the tokens of the Python client from a qube, or no longer'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "enable" -d 'Start the service now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "disable" -d 'Stop the service, now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "start" -d 'Start the service until the next boot, or for a while'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "approve" -d 'Allow a command that waits for approval; without an id, list those that wait'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "status" -d 'What the running daemon does'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "unit" -d 'Print the unit file, for installers'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "parse" -d 'Read what a VM sends (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "supervise" -d 'Look after one command (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,153 @@
+//! The manual and the completions say what the programs do: what is made from the definitions is what is committed, and
+//! what people wrote names every key, field and default that there is.
+
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+
+use qrexec_connect::spec::{Config, Key, Options};
+
+use crate::support::{example, run};
+
+fn packaging() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging"))
+}
+
+fn page(name: &str) -> String {
+    // hyphens that are minus signs are of no interest here
+    fs::read_to_string(packaging().join("man").join(name)).expect("a page").replace("\\-", "-")
+}
+
+#[test]
+fn pages_and_completions_are_those_that_follow_from_the_definitions() {
+    let made = tempfile::tempdir().expect("a directory");
+    let mut generate = Command::new(example("generate"));
+    generate.arg(made.path());
+    let output = run(generate);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut compared = 0;
+    for dir in ["man", "completions"] {
+        let names = |root: &Path| -> Vec<_> {
+            let entries = fs::read_dir(root.join(dir)).expect("a directory").flatten();
+            let mut names: Vec<_> = entries.map(|e| e.file_name().into_string().expect("plain")).collect();
+            names.retain(|name| !name.ends_with(".in"));
+            names.sort();
+            names
+        };
+        assert_eq!(names(made.path()), names(packaging()), "files in packaging/{dir}");
+        for name in names(packaging()) {
+            let read = |root: &Path| fs::read_to_string(root.join(dir).join(&name)).expect("a file");
+            let same = read(made.path()) == read(packaging());
+            assert!(same, "packaging/{dir}/{name} is out of date: cargo run --example generate -- packaging");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 19, "only {compared} files compared");
+}
+
+#[test]
+fn every_key_is_in_the_manual() {
+    let manual = page("pfwd.toml.5");
+    for key in Key::ALL {
+        let name = key.name();
+        let headings = [format!(".B {name}\n"), format!(".BR {name} \""), format!("\" {name}\n")];
+        assert!(headings.iter().any(|heading| manual.contains(heading)), "{name}");
+    }
+    for word in ["uds_dir", "log_level"] {
+        assert!(manual.contains(&format!(".B {word}\n")), "{word}");
+    }
+}
+
+#[test]
+fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
+    let Options {
+        max_connections,
+        connect_timeout,
+        setup_timeout,
+        max_setups,
+        idle_timeout,
+        udp_idle_timeout,
+        drain_timeout,
+        keepalive,
+        ..
+    } = Options::default();
+    assert_eq!(idle_timeout, None);
+    let defaults = [
+        ("max_connections", max_connections.to_string()),
+        ("connect_timeout", connect_timeout.as_secs().to_string()),
+        ("setup_timeout", setup_timeout.as_secs().to_string()),
+        ("max_setups", max_setups.to_string()),
+        ("idle_timeout", "off".to_owned()),
+        ("drain_timeout", drain_timeout.as_secs().to_string()),
+        ("keepalive", keepalive.to_string()),
+    ];
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    for (key, value) in &defaults {
+        assert!(readme.contains(&format!("| `{key}` | {value} |")), "README.md: {key} is {value} by default");
+    }
+    let udp = ("udp_idle_timeout", udp_idle_timeout.as_secs().to_string());
+    for (name, keys) in
+        [("qrexec-connect.socket.5", defaults.to_vec()), ("pfwd.toml.5", [&defaults[..], &[udp]].concat())]
+    {
+        let page = page(name);
+        for (key, value) in keys {
+            let (_, text) = page.split_once(&format!(".B {key}\n")).unwrap_or_else(|| panic!("{name}: {key}"));
+            let text = text.split(".TP").next().expect("there is a first");
+            assert!(text.contains(&format!("({value})")), "{name}: {key} is {value} by default, not as in {text}");
+        }
+    }
+}
+
+#[test]
+fn every_field_of_the_journal_is_in_the_manual() {
+    let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/log/journal.rs")).expect("the source");
+    let manual = page("qrexec-connect.journal.7");
+    let (_, fields) = source.split_once("target: \"qrexec_connect\",").expect("the event that journald gets");
+    let fields = fields.split_once("\"{}\"").expect("its message").0;
+    let mut seen = 0;
+    for field in fields.lines().filter_map(|line| Some(line.split_once(" = ")?.0.trim())) {
+        assert!(manual.contains(field), "{field} is not in qrexec-connect.journal(7)");
+        seen += 1;
+    }
+    assert!(seen >= 14, "only {seen} fields seen");
+}
+
+#[test]
+fn the_example_in_the_manual_is_a_configuration() {
+    let manual = page("pfwd.toml.5");
+    let example = manual.split_once(".EX\n").and_then(|(_, rest)| rest.split_once(".EE")).expect("an example").0;
+    let text = example.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\");
+    assert_eq!(text.matches("[[forward]]").count(), 5);
+    Config::parse("pfwd.toml(5)", &text).and_then(|config| config.plan()).expect("it has a meaning");
+}
+
+/// What bash offers for a line, by the completion that is installed.
+fn completed(home: &Path, line: &str) -> Vec<String> {
+    let script = "source \"$1\"; COMP_WORDS=($2); [[ $2 != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); \
+        COMP_TYPE=9; word=${COMP_WORDS[COMP_CWORD]}; compopt() { :; }; \
+        _clap_complete_qrexec_connect qrexec-connect \"$word\" ''; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    bash.args(["--noprofile", "--norc", "-c", script, "bash"]);
+    bash.arg(packaging().join("completions/qrexec-connect.bash")).arg(line);
+    let bin = home.join("bin");
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    bash.env_clear().env("PATH", path).env("HOME", home);
+    let output = run(bash);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_shell_completes_commands_options_and_the_units_that_are_there() {
+    let home = tempfile::tempdir().expect("a directory");
+    for dir in ["bin", ".config/systemd/user"] {
+        fs::create_dir_all(home.path().join(dir)).expect("ours");
+    }
+    symlink(env!("CARGO_BIN_EXE_qrexec-connect"), home.path().join("bin/qrexec-connect")).expect("ours");
+    for unit in ["qrexec-connect-gitweb.socket", "qrexec-connect-mail.socket", "other.socket"] {
+        let text = "[Socket]\nListenStream=127.0.0.1:1\nFileDescriptorName=@default a.B\n";
+        fs::write(home.path().join(".config/systemd/user").join(unit), text).expect("ours");
+    }
+    assert_eq!(completed(home.path(), "qrexec-connect rem"), ["remove"]);
+    assert_eq!(completed(home.path(), "qrexec-connect remove g"), ["gitweb"]);
+    assert_eq!(completed(home.path(), "qrexec-connect check qrexec-connect-m"), ["qrexec-connect-mail.socket"]);
+    assert!(completed(home.path(), "qrexec-connect serve --q").contains(&"--qrexec-client".to_owned()));
+}
