@@ -31,7 +31,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
     process,
@@ -84,6 +84,7 @@ streams:
   test.Stall            connected, and then neither reads nor writes
   test.Tcp+PORT         127.0.0.1:PORT, both half-closes kept
   qubes.ConnectTCP+PORT the same, but the call ends as soon as the server ends its sending
+  (a file)              qubes-rpc/SERVICE beside the journal is run, if there is one, as qrexec-agent runs a service
 other:
   test.StderrFlood+BYTES  BYTES on stderr first, then as test.Echo
   test.StderrEscapes    a line with terminal escapes on stderr, then as test.Echo
@@ -594,9 +595,26 @@ fn serve_streams(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32>
             err.write_all(b"vchan connection closed early (fds: 1 0 -1, status: -1 -1)\n")?;
             return Ok(255);
         }
-        _ => return Ok(127),
+        _ => return installed(call, place, ends),
     }
     Ok(0)
+}
+
+/// A service of the test's own, a file beside the journal: run as qrexec-agent runs one (qubes-rpc-multiplexer).
+fn installed(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32> {
+    let file = place.dir.as_ref().map(|dir| dir.join("qubes-rpc").join(&call.service));
+    let Some(file) = file.filter(|file| file.exists()) else { return Ok(127) };
+    let mut service = process::Command::new(file);
+    if let Some(argument) = &call.argument {
+        service.arg(argument).env("QREXEC_SERVICE_ARGUMENT", argument);
+    }
+    service.env("QREXEC_SERVICE_FULL_NAME", call.full_service()).env("QREXEC_REMOTE_DOMAIN", "work");
+    service.stdin(ends.up.try_clone()?).stderr(ends.err.try_clone()?);
+    service.stdout(ends.down.take().expect("open at the start"));
+    let mut child = service.spawn()?;
+    drop(service); // it holds the ends, too
+    let status = child.wait()?;
+    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
 }
 
 /// What comes goes back.

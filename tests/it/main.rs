@@ -5,6 +5,7 @@
 mod access;
 mod activation;
 mod architecture;
+mod connect_unix;
 mod control;
 mod demo;
 mod drain;

@@ -20,6 +20,7 @@ mod journal;
 mod life;
 mod pfwd;
 mod remote;
+mod security;
 mod service;
 mod storm;
 mod system;
