@@ -1,0 +1,3 @@
+# In a template: the package.
+qrexec-connect:
+  pkg.installed: []

@@ -1,0 +1,3 @@
+# In a template: the client and the agent.
+qvm-remote:
+  pkg.installed: []
