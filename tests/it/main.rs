@@ -8,6 +8,7 @@ mod architecture;
 mod connect_unix;
 mod control;
 mod demo;
+mod deny;
 mod drain;
 mod endings;
 mod fake;
