@@ -11,7 +11,7 @@
 //! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
-//! | [`service`] | the life of sessions: accept, limits, drain, handover |
+//! | [`service`] | the life of sessions: accept, limits, drain, handover, control |
 //! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may |
 //! | [`cli`] | one face for each program: arguments, plan, run, exit code |
 //! | [`stream`] | one descriptor with its readiness: what `dial` gives and `relay` takes |

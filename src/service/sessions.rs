@@ -105,7 +105,12 @@ impl Sessions {
         self.lock().contains_key(id)
     }
 
-    /// Looks at each.
+    /// All of them, for those who take their time.
+    pub fn all(&self) -> Vec<Arc<Info>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Looks at each; nobody comes or goes meanwhile.
     pub fn for_each(&self, look: impl FnMut(&Arc<Info>)) {
         self.lock().values().for_each(look);
     }

@@ -30,8 +30,7 @@ const ENDING: Duration = Duration::from_secs(5);
 impl Service {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
-        // First: whoever asks from now on is to ask the next process.
-        self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
+        self.control.iter_mut().for_each(Control::close);
         self.stop_accepting().await;
         let began = Instant::now();
         let sessions = &self.shared.sessions;
@@ -46,6 +45,7 @@ impl Service {
             let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
+        self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
         let listeners = self.own.park();
         if parked.is_empty() && listeners.is_empty() {
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");

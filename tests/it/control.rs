@@ -697,13 +697,17 @@ fn samples(text: &str) -> std::collections::BTreeMap<String, f64> {
     samples
 }
 
-/// promtool finds nothing to say, where there is one.
+/// promtool finds nothing to say. Where there is none, that is said; with `CI=true` it is a failure.
 #[track_caller]
 fn assert_promtool_is_content(text: &str) {
-    let promtool = std::env::var("PROMTOOL").unwrap_or_else(|_| "promtool".into());
-    let mut command = Command::new(promtool);
+    let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let Ok(mut child) = command.spawn() else { return };
+    let Ok(mut child) = command.spawn() else {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "promtool is missing (Debian: prometheus)");
+        // not by a macro: the test harness would keep it to itself
+        let _ = writeln!(std::io::stderr(), "SKIPPED promtool check metrics: there is no promtool");
+        return;
+    };
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();

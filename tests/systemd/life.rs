@@ -217,7 +217,7 @@ fn the_whole_manager_goes_down_in_two_seconds_whatever_sessions_may_take() {
 fn shipped_units_and_examples_are_all_right_for_systemd_analyze() {
     let Some(tree) = tree!() else { return };
     tree.boot("verify", As::Root, || {
-        for (manager, examples) in [("user", "gitweb ssh-agent"), ("system", "system-gitweb")] {
+        for (manager, examples) in [("user", "gitweb ssh-agent metrics"), ("system", "system-gitweb")] {
             shell(&format!(
                 "for e in {examples}; do cp /usr/share/doc/qrexec-connect/examples/qrexec-connect-$e.socket /etc/systemd/{manager}/; done"
             ));

@@ -353,5 +353,37 @@ fn print(text: &str) -> Result<ExitCode, Failure> {
 /// Prints as JSON, in one line.
 fn print_json(value: &impl Serialize) -> Result<ExitCode, Failure> {
     let text = serde_json::to_string(value).map_err(|e| Failure::new(Code::Failure, e))?;
-    print(&format!("{text}\n"))
+    print(&format!("{}\n", harmless(&text)))
+}
+
+/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters only.
+fn harmless(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        let mut bytes = [0; 4];
+        let text: &str = c.encode_utf8(&mut bytes);
+        if (' '..='~').contains(&c) || escape(text.as_bytes()) == text {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out += &format!("\\u{unit:04x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn json_holds_nothing_that_a_terminal_obeys_and_says_the_same() {
+        let text = "größer \u{1b}[31m \u{7f}\u{9b}2J \u{202e} \u{e0041} \\x1b \"quoted\"";
+        let json = serde_json::to_string(text).expect("text");
+        let printed = harmless(&json);
+        assert!(
+            printed.contains("größer") && !printed.contains(|c: char| c.is_control() || c == '\u{202e}'),
+            "{printed}"
+        );
+        assert_eq!(serde_json::from_str::<String>(&printed).expect("JSON"), text);
+    }
 }

@@ -75,7 +75,7 @@ pub struct Control {
     path: PathBuf,
     task: JoinHandle<()>,
     /// Removes the socket when it is dropped.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
     asked: Option<mpsc::Receiver<Ask>>,
     /// What lies beside the socket is for the next process.
     handed_over: bool,
@@ -102,7 +102,7 @@ impl Control {
         let server = server::Server::new(program, shared.clone(), asks);
         let task = tokio::spawn(server.run(listener));
         let asked = Some(asked);
-        let control = Self { path: path.to_owned(), task, _claim: bound.claim, asked, handed_over: false };
+        let control = Self { path: path.to_owned(), task, claim: bound.claim, asked, handed_over: false };
         // The counts have been taken up; should this process crash, counting begins anew.
         control.save(&shared.tallies.keep(false));
         Ok(control)
@@ -134,9 +134,16 @@ impl Control {
         self.asked = None;
     }
 
-    /// Closes the socket, for the next process to open it, and leaves it what it has to know.
-    pub fn hand_over(mut self, shared: &Shared) {
+    /// Closes the socket: whoever asks from now on is to ask the next process.
+    pub fn close(&mut self) {
+        self.deaf();
+        self.task.abort();
+        self.claim = None;
         self.handed_over = true;
+    }
+
+    /// Leaves to the next process what it has to know.
+    pub fn hand_over(self, shared: &Shared) {
         self.save(&shared.tallies.keep(true));
     }
 }

@@ -138,12 +138,9 @@ impl Server {
 
     async fn sessions(&self, which: api::Which) -> Result<Vec<api::Session>, Refusal> {
         let only = which.id.as_deref().map(|id| self.meant(id)).transpose()?;
-        let mut sessions = Vec::new();
-        self.shared.sessions.for_each(|info| {
-            if only.is_none_or(|id| id == info.id) {
-                sessions.push(view::session(info));
-            }
-        });
+        let mut all = self.shared.sessions.all();
+        all.retain(|info| only.is_none_or(|id| id == info.id));
+        let mut sessions: Vec<_> = all.iter().map(|info| view::session(info)).collect();
         if which.processes != Some(true) {
             return Ok(sessions);
         }
