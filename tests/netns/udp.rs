@@ -126,7 +126,7 @@ fn five_thousand_clients_get_their_answers() {
     sandbox!();
     netns("a");
     let there = echo_udp_inside("a", "127.0.0.1").port();
-    let service = pfwd()
+    let mut service = pfwd()
         .args([
             "--forward",
             &format!("udp_listen=127.0.0.1+5300,namespace=a,udp_target=127.0.0.1+{there},max_connections=5000"),
@@ -149,11 +149,19 @@ fn five_thousand_clients_get_their_answers() {
                 assert_eq!(&buffer[..len], text(n).as_bytes());
             }
         }
+        if round == 1 {
+            let status = service.restart(|process| {
+                process.signal(Signal::SIGUSR1);
+                process.signal(Signal::SIGTERM);
+            });
+            assert!(status.success(), "{status}");
+            service.process.stderr.wait_for("5000 sessions taken up");
+        }
     }
     service.process.signal(Signal::SIGTERM);
-    let mut process = service.process;
-    assert!(process.wait().success());
-    let lines = process.stderr.to_the_end();
+    assert!(service.process.wait().success());
+    service.process.stderr.to_the_end();
+    let lines = service.log();
     for text in ["connected after", "drained after"] {
         assert_eq!(lines.iter().filter(|line| line.contains(text)).count(), 5000, "{text}");
     }
