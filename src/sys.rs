@@ -107,6 +107,33 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// How the process behind a pidfd ended, as wait(2) has it, when that was collected already by whoever is its parent now
+/// (PIDFD_GET_INFO with PIDFD_INFO_EXIT of linux/pidfd.h, Linux 6.15); `None` while it was not.
+///
+/// # Errors
+/// ENOTTY, EINVAL or ESRCH where the kernel does not keep it.
+pub fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    /// `struct pidfd_info` in its first version, 64 bytes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        /// Process, group, parent, and eight user and group ids.
+        ids: [u32; 11],
+        exit: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xff, 11, struct pidfd_info)`.
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the request reads and writes as many bytes as its number says (64), which is the size of `info`.
+    if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((info.mask & EXIT != 0).then_some(info.exit))
+}
+
 /// Accepts one connection: its descriptor (non-blocking, close-on-exec) and the peer's address.
 ///
 /// # Errors

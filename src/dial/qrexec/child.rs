@@ -1,15 +1,16 @@
 //! A child process by its pidfd: never by a number that somebody else might get.
 //!
 //! A child belongs to somebody at every moment: to the session that started it, to the next process (its pidfd is
-//! handed over), or to a task that ends it. One taken over cannot be waited for, only watched: its exit code is lost.
+//! handed over), or to a task that ends it. One taken over cannot be waited for, only watched: its exit code comes from
+//! the kernel where that keeps it (Linux 6.15), and is lost elsewhere.
 
 use std::{
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::process::CommandExt as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
     },
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use nix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::sys;
@@ -39,7 +40,7 @@ pub enum Exit {
     Code(u8),
     /// By this signal.
     Signal(u8),
-    /// Not known: it was started by an earlier process.
+    /// Not known: it was started by an earlier process, and the kernel does not keep it.
     Unknown,
 }
 
@@ -109,7 +110,10 @@ impl Child {
     pub async fn exited(&mut self) -> Exit {
         if let (None, Some(pidfd)) = (self.exit, &self.pidfd) {
             let _ = pidfd.readable().await;
-            self.exit = Some(reap(pidfd));
+            self.exit = Some(match reap(pidfd) {
+                Exit::Unknown => collected(pidfd).await,
+                exit => exit,
+            });
         }
         self.exit.unwrap_or(Exit::Unknown)
     }
@@ -144,11 +148,49 @@ impl Drop for Child {
     }
 }
 
+/// How a child of an earlier process ended: its parent now (a service manager) collects it, and the kernel keeps it with
+/// the pidfd from Linux 6.15 on.
+async fn collected(pidfd: &AsyncFd<OwnedFd>) -> Exit {
+    for pause in [0, 1, 2, 4, 8, 16, 32] {
+        sleep(Duration::from_millis(pause)).await;
+        match sys::pidfd_exit(pidfd.as_fd()).map(|status| status.map(ExitStatus::from_raw)) {
+            Ok(Some(status)) => return exit_of(status),
+            Ok(None) => {} // not yet
+            Err(_) => break,
+        }
+    }
+    Exit::Unknown
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    let byte = |n: i32| u8::try_from(n & 0xff).unwrap_or(u8::MAX);
+    let signal = || status.signal().map(|signal| Exit::Signal(byte(signal)));
+    status.code().map(|code| Exit::Code(byte(code))).or_else(signal).unwrap_or(Exit::Unknown)
+}
+
 /// Collects the exit of a child whose pidfd became readable (pidfd_open(2), waitid(2) P_PIDFD).
 fn reap(pidfd: &AsyncFd<OwnedFd>) -> Exit {
     match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
         Ok(WaitStatus::Exited(_, code)) => Exit::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         Ok(WaitStatus::Signaled(_, signal, _)) => Exit::Signal(u8::try_from(signal as i32).unwrap_or(0)),
         Err(Errno::ECHILD) | Ok(_) | Err(_) => Exit::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_somebody_else_has_collected_is_known_where_the_kernel_keeps_it() {
+        for (script, exit) in [("exit 7", Exit::Code(7)), ("kill -9 $$", Exit::Signal(9))] {
+            let mut child = Command::new("/bin/sh").args(["-c", script]).spawn().expect("a shell");
+            let pidfd = sys::pidfd_open(child.id()).expect("a pidfd");
+            let again = pidfd.try_clone().expect("a descriptor");
+            child.wait().expect("our child");
+            let known = Child::adopt(child.id(), pidfd).expect("it is watched").exited().await;
+            let kept = sys::pidfd_exit(again.as_fd()).is_ok();
+            assert_eq!(known, if kept { exit } else { Exit::Unknown });
+        }
     }
 }

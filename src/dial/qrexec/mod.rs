@@ -172,7 +172,9 @@ impl Call {
                     if served || self.connected() || self.from.unread() > 0 {
                         return Decision::Connected; // what it wrote is in the pipe
                     }
-                    return Decision::Failed(Failure::Call(exit.code().map(SetUp::from_exit)));
+                    let by_code = exit.code().map(SetUp::from_exit);
+                    let refused = || self.stderr.says_refused(&mut said).then_some(SetUp::Refused);
+                    return Decision::Failed(Failure::Call(by_code.or_else(refused)));
                 }
                 () = abandoned(peer) => return Decision::Failed(Failure::PeerGone),
                 () = self.from.readable(), if !output_ended => {

@@ -10,11 +10,15 @@ const LINE: usize = 512;
 /// Lines told for one session; later ones are counted.
 const LINES: u32 = 20;
 
+/// What `qrexec-client-vm` says when dom0 said no (agent/qrexec-client-vm.c, since R4.0).
+const REFUSED: &[u8] = b"Request refused";
+
 /// The reading end of a child's standard error.
 #[derive(Debug)]
 pub struct Stderr {
     stream: Option<Stream>,
     line: Vec<u8>,
+    refused: bool,
     told: u32,
     /// Bytes that nobody was told of.
     left_out: u64,
@@ -23,7 +27,7 @@ pub struct Stderr {
 impl Stderr {
     /// Reads `stream`; `None` for one that has ended.
     pub fn new(stream: Option<Stream>) -> Self {
-        Self { stream, line: Vec::new(), told: 0, left_out: 0 }
+        Self { stream, line: Vec::new(), refused: false, told: 0, left_out: 0 }
     }
 
     /// Takes the descriptor off the runtime.
@@ -46,15 +50,26 @@ impl Stderr {
         std::future::pending().await
     }
 
-    /// Tells what is left: an unfinished line, and how much was left out.
-    pub fn finish(&mut self, mut said: impl FnMut(String)) {
+    /// Whether it says that dom0 refused the call. To be asked when the child has ended: all it wrote is there. Before a
+    /// call is connected nobody but `qrexec-client-vm` itself writes there.
+    pub fn says_refused(&mut self, said: impl FnMut(String)) -> bool {
+        self.read_rest(said);
+        self.refused
+    }
+
+    /// Reads what is there now. Nobody waits for more: it is all.
+    fn read_rest(&mut self, mut said: impl FnMut(String)) {
         if let Some(stream) = self.stream.take() {
-            // Nobody waits for more: what is there now is all.
             let mut buffer = [0; 1024];
             while let Ok(n @ 1..) = nix::unistd::read(&stream, &mut buffer) {
                 buffer[..n].iter().for_each(|b| self.take(*b, &mut said));
             }
         }
+    }
+
+    /// Tells what is left: an unfinished line, and how much was left out.
+    pub fn finish(&mut self, mut said: impl FnMut(String)) {
+        self.read_rest(&mut said);
         if !self.line.is_empty() {
             self.take(b'\n', &mut said);
         }
@@ -67,6 +82,7 @@ impl Stderr {
     fn take(&mut self, byte: u8, said: &mut impl FnMut(String)) {
         match byte {
             b'\n' if self.told < LINES => {
+                self.refused |= self.line == REFUSED;
                 if !self.line.is_empty() {
                     said(escape(&self.line));
                     self.told += 1;
