@@ -6,9 +6,12 @@ use super::config::{self, Sources};
 use crate::{
     activation, log,
     report::{Code, Failure},
-    service::{self, Ended, Failed, Setup},
+    service::{self, Ended, Failed, Kept, Setup},
     spec::{LogLevel, Plan},
 };
+
+/// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
+const DESERTED: u8 = 75;
 
 /// What a program wants of the service.
 pub(super) struct Options {
@@ -98,6 +101,23 @@ fn control() -> Option<std::path::PathBuf> {
     let dirs = std::env::var_os("RUNTIME_DIRECTORY")?.into_string().ok()?;
     let first = dirs.split(':').next().filter(|dir| dir.starts_with('/'))?;
     Some(std::path::Path::new(first).join(service::control::SOCKET))
+}
+
+/// Keeps what the service leaves between two of its processes, for as long as another may come.
+///
+/// # Errors
+/// No runtime.
+pub(super) fn keep(program: &'static str) -> Result<ExitCode, Failure> {
+    let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
+    service::keep_headroom();
+    let guard = log::start(program, log::Level::Info).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let kept = runtime.block_on(service::keep());
+    drop(guard);
+    Ok(match kept.map_err(failed)? {
+        Kept::Stopped => ExitCode::SUCCESS,
+        Kept::Deserted => ExitCode::from(DESERTED),
+    })
 }
 
 fn log_level(level: LogLevel) -> log::Level {

@@ -155,7 +155,7 @@ impl Adoption {
                 let leg = forward.legs.front().clone();
                 Route::new(session.name.to_string(), &session.listener, leg, forward.options, &self.shared)?
             }
-            Err(_) if relaying => Route::unknown(session.name.to_string(), &session.listener, &self.shared),
+            Err(_) if relaying => Route::unknown(session.name.to_string(), &session.listener, &self.shared.tallies),
             Err(why) => return Err(why),
         };
         route.upstream_text = (*session.upstream).into();
@@ -216,7 +216,7 @@ fn go(n: usize) -> String {
 }
 
 /// Tells that a session could not be taken up; that is its end.
-fn tell(lost: &Lost) {
+pub(super) fn tell(lost: &Lost) {
     let text = format!("{} could not be taken up: {}", lost.what, lost.why);
     let mut event = log::Event::new(Event::HandoverLost, text);
     event.session = lost.session;

@@ -40,6 +40,35 @@ pub async fn meaning_of_sigterm() -> Order {
     }
 }
 
+/// What the manager makes of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It runs.
+    There,
+    /// It is on its way, up or down.
+    Between,
+    /// It does not run, and no job will start it.
+    Gone,
+}
+
+/// What the manager makes of `unit`; `None` when it does not say.
+///
+/// # Cancel safety
+/// Safe; the question is left to end by itself.
+pub async fn presence(unit: &str) -> Option<Presence> {
+    let state = ask(&["show", "--property=ActiveState", "--property=Job", unit]).await?;
+    let says = |line: &str| state.lines().any(|l| l == line);
+    Some(if !says("Job=") {
+        Presence::Between
+    } else if says("ActiveState=inactive") || says("ActiveState=failed") {
+        Presence::Gone
+    } else if says("ActiveState=active") {
+        Presence::There
+    } else {
+        Presence::Between
+    })
+}
+
 /// Whether the jobs of `unit` will start it again. Each line is `JOB UNIT TYPE STATE`; under a burst of restarts there
 /// are several, `nop` ones among them, in any order.
 fn restarts(jobs: &str, unit: &str) -> bool {
@@ -79,7 +108,7 @@ async fn ask(arguments: &[&str]) -> Option<String> {
 }
 
 /// The unit that this process belongs to (cgroups(7), /proc/PID/cgroup).
-fn own_unit() -> String {
+pub fn own_unit() -> String {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
     let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service"));

@@ -7,7 +7,11 @@ use std::sync::{
 
 use tokio::sync::Semaphore;
 
-use super::{access::Access, session::Shared, tally::Tally};
+use super::{
+    access::Access,
+    session::Shared,
+    tally::{Tallies, Tally},
+};
 use crate::{
     dial::{netns::Place, qrexec::gate::Gate},
     log::{Event, Kind, emit},
@@ -85,11 +89,11 @@ impl Route {
     }
 
     /// The route of sessions whose name means nothing any more.
-    pub fn unknown(name: String, listener: &str, shared: &Shared) -> Self {
+    pub fn unknown(name: String, listener: &str, tallies: &Tallies) -> Self {
         let listener: Arc<str> = listener.into();
         Self {
             name,
-            tally: shared.tallies.of(&listener),
+            tally: tallies.of(&listener),
             listener,
             upstream: None,
             upstream_text: "".into(),

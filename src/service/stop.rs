@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     Ended, Service,
     control::Control,
-    handover,
+    handover, keeper,
     notify::{self, sessions as n_sessions},
     own::Kept,
     session::{say, tell_end},
@@ -48,6 +48,7 @@ impl Service {
         self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
         let listeners = self.own.park();
         if parked.is_empty() && listeners.is_empty() {
+            let _ = keeper::leave(None);
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
             return ended;
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,8 +15,8 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Activated, Activation, Ended, FakeQrexec, Handed, Pace, Pattern, SERVICE_SEED, Server, Sum, Wire, ends, eventually,
-    exchange, fake_qrexec::What, receive, send, starts,
+    Activated, Activation, Ended, FakeQrexec, Handed, Pace, Pattern, Process, SERVICE_SEED, Server, Sum, Wire, ends,
+    eventually, exchange, fake_qrexec::What, receive, send, starts,
 };
 
 /// A restart as the manager does it: one that was announced, and one for which the manager has a job.
@@ -758,4 +759,39 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     far.write_all(b"served again").expect("connected");
     another.expect(b"served again");
     service.stop();
+}
+
+#[test]
+fn what_no_next_process_takes_up_is_ended_by_the_keeper_and_told_once() {
+    let fake = FakeQrexec::new();
+    let server = Server::tcp();
+    let service = Activation::calling(&fake).tcp(&server.name()).tcp("work test.Echo");
+    let [directory, calls] = ["run/service", "run/service-calls"].map(|name| service.dir().join(name));
+    std::fs::create_dir_all(&calls).expect("the test's directory is writable");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
+    command.arg("keep").env("RUNTIME_DIRECTORY", &calls);
+    let mut keeper = Process::start(command);
+    eventually("the keeper listens", || calls.join("kept").exists());
+    let mut service = service.env("RUNTIME_DIRECTORY", &directory).start().ready();
+    let (mut peer, mut far) = (service.connect(0), server.accept());
+    let mut call = service.connect(1);
+    exchange_some(&mut call);
+    service.wait_for_starts(2);
+    for _ in 0..3 {
+        restart(&mut service); // what was taken up is the next process's
+        far.write_all(b"still here").expect("it goes on");
+        peer.expect(b"still here");
+        exchange_some(&mut call);
+    }
+    service.park();
+    keeper.signal(Signal::SIGTERM);
+    assert!(keeper.wait().success());
+    peer.expect_reset();
+    call.expect_reset();
+    far.expect_reset();
+    let mut told: Vec<_> = ends(&keeper.stderr.to_the_end()).iter().map(Ended::brief).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["drained up 0 down 30", "drained up 40 down 40"]);
+    assert_eq!(ends(&service.log()).len(), 0, "nobody else tells of them");
+    eventually("the call is ended", || fake.ended() == 1);
 }

@@ -10,7 +10,7 @@ use crate::{
     crowd::{Crowd, Kind, Knocker, Place, Rate},
     service::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_nothing_leaked, assert_stops_clean,
-        enable_now, main_pid, messages, property, restart, service_drop_in, settled, socket, units,
+        enable_now, events, journal, main_pid, messages, property, restart, service_drop_in, settled, socket, units,
     },
     support::{Pace, Wire, eventually, exchange},
     tree::{As, attempt, installed_fake, shell},
@@ -284,7 +284,7 @@ fn a_service_that_ends_when_idle_never_costs_a_connection_or_a_socket() {
         pids.dedup();
         assert_eq!(pids.len(), 3, "{pids:?}");
         // connections around the very moment of its end
-        for pause in [940, 980, 995, 1005, 1020] {
+        for pause in [4, 8, 10, 12, 14, 18, 25] {
             assert_serves(2001);
             std::thread::sleep(Duration::from_millis(pause));
             assert_serves(2001);
@@ -351,6 +351,46 @@ fn a_sigterm_that_no_job_explains_drains() {
         eventually("it has ended", || property("ActiveState") == "inactive");
         assert_eq!(property("Result"), "success");
         port(2002).expect_reset(); // the next connection starts it again; where it leads has gone with the crowd
+        assert_stops_clean();
+    });
+}
+
+#[test]
+fn a_stop_on_the_heels_of_a_restart_ends_every_session_with_a_reset_and_a_word() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("heels", As::Tester, || {
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001,drain_timeout=1");
+        socket("call", "127.0.0.1:2002", "work test.Echo drain_timeout=1");
+        socket("other", "127.0.0.1:2003", "work test.Echo");
+        enable_now(&["tcp", "call", "other"]);
+        let crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        let mut wanted = 0;
+        // the departing socket asks for the restart; the stop meets the parking, the old process's end, the next one's start
+        for pause in [4, 8, 10, 12, 14, 18, 25] {
+            let mut wires: Vec<_> = [2001, 2001, 2001, 2002, 2002].map(port).into();
+            for wire in &mut wires[3..] {
+                std::io::Write::write_all(wire, b"x").expect("it is served");
+                wire.expect(b"x");
+            }
+            wanted += wires.len();
+            eventually("all stand", || events("session-start").len() == wanted);
+            shell(&format!(
+                "systemctl --user stop qrexec-connect-other.socket; sleep 0.{pause:03}; \
+                 systemctl --user stop qrexec-connect.service"
+            ));
+            for wire in &mut wires {
+                wire.expect_reset();
+            }
+            shell("systemctl --user reset-failed; systemctl --user start qrexec-connect-other.socket"); // more than five in ten seconds
+        }
+        eventually("each has an end", || journal("END=drained").len() == wanted);
+        assert_eq!(assert_each_session_is_told_once(), wanted);
+        let kept = messages("session-end").iter().filter(|message| message.contains("its next process")).count();
+        println!("{kept} of {wanted} were ended between two processes");
+        eventually("no call is left", || crate::service::processes_called(&["qrexec-client-v"]).is_empty());
+        drop(crowd);
+        assert_no_complaints_but(&[]);
         assert_stops_clean();
     });
 }

@@ -70,6 +70,9 @@ enum Command {
     /// Have the running service read its configuration again, and wait until it has: for ExecReload=
     #[command(hide = true)]
     Reload,
+    /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
+    #[command(hide = true)]
+    Keep,
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -152,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Control(command) => control::run(FACE, &command),
         Command::Demo { check } => demo::run(check),
         Command::Reload => serve::reload(),
+        Command::Keep => serve::keep(PROGRAM),
         Command::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)

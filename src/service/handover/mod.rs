@@ -17,7 +17,7 @@ mod transport;
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ pub use record::{Adopted, Lost, Sessions};
 
 use super::{
     headroom::Headroom,
+    keeper,
     notify::{tell, tell_with},
     own::Kept,
     session::Parked,
@@ -62,6 +63,7 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let (ours, theirs) = transport::pair()?;
     let sent = transport::send(ours.as_fd(), records, descriptors)?;
     descriptors[sent..].iter().for_each(abandon);
+    let _ = keeper::leave(Some(theirs.as_fd()));
     let name = format!("FDNAME={NAME}");
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
     let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
@@ -116,17 +118,30 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     if stored.is_empty() {
         return taken;
     }
-    // What the previous process had while it was at its limit, this one may need to have too.
-    let headroom = Headroom::take();
-    for end in &stored {
-        match transport::receive(end.as_fd()) {
-            Ok(Some(received)) => record::open(received.records, received.descriptors, &mut taken),
-            Ok(None) => {}
-            Err(e) => taken.lost.push(Lost::all(e.to_string())),
-        }
-    }
-    drop((headroom, stored));
+    stored.into_iter().for_each(|end| open_into(&mut taken, &end));
     let name = format!("FDNAME={NAME}");
     tell(&[NotifyState::FdStoreRemove, NotifyState::Custom(&name)]);
     taken
+}
+
+/// Whether anything waits in one end of a pair.
+pub fn waits(end: BorrowedFd<'_>) -> bool {
+    transport::waits(end)
+}
+
+/// Takes what waits in one end of a pair.
+pub fn open(end: OwnedFd) -> Taken {
+    let mut taken = Taken::default();
+    open_into(&mut taken, &end);
+    taken
+}
+
+fn open_into(taken: &mut Taken, end: &OwnedFd) {
+    // What the previous process had while it was at its limit, this one may need to have too.
+    let _headroom = Headroom::take();
+    match transport::receive(end.as_fd()) {
+        Ok(Some(received)) => record::open(received.records, received.descriptors, taken),
+        Ok(None) => {}
+        Err(e) => taken.lost.push(Lost::all(e.to_string())),
+    }
 }

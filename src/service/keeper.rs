@@ -1,0 +1,180 @@
+//! The owner of sessions that are between two processes.
+//!
+//! # Theory
+//! Between the process that parked its sessions and the next one they are nowhere but in the descriptor store, and a
+//! stop that comes just then (the restart that a departing socket asks for, and right after it `systemctl stop`) turns
+//! the restart into a stop and empties the store: their peers would see an end, which makes a part look complete, and
+//! nobody would tell of it. `ExecStopPost=` cannot have them: no process but the service itself is given the store.
+//!
+//! So the unit of the calls, which is there as long as the service may come back, holds the pair in which they wait,
+//! too. Its process reads nothing of it: what the next process takes up is gone from there. When that unit is stopped,
+//! which comes after the service's own end, whatever still waits is ended as any stop ends a session: by a reset, with
+//! an end event.
+//!
+//! That stop comes because nothing needs the unit any more, and systemd looks whether that is so when something stops. A
+//! stop of the service between two processes stops nothing: it takes back a start. So when a second after a process has
+//! left no other has come, the keeper asks whether one will.
+
+use std::{
+    fs, io,
+    io::IoSlice,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    adopt::tell,
+    explain,
+    handover::{self, Adopted},
+    manager::{self, Presence},
+    route::Route,
+    sessions::Info,
+    tally::Tallies,
+};
+use crate::{
+    log::{End, emit},
+    relay::Counters,
+    sys,
+};
+
+/// What the keeper's socket is called in its unit's own directory.
+const SOCKET: &str = "kept";
+
+/// How long after a process has left the next one may be on its way without anybody asking for it.
+const RETURN: Duration = Duration::from_secs(1);
+
+/// A directory of this process's unit (systemd.exec(5), `RuntimeDirectory=`).
+fn runtime_directory() -> Option<PathBuf> {
+    let all = std::env::var_os("RUNTIME_DIRECTORY")?.into_string().ok()?;
+    all.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from)
+}
+
+/// Tells the keeper of `NAME-calls.service` that this process of `NAME.service` leaves, for another to come, and gives it
+/// the reading end of the pair in which its sessions wait.
+///
+/// # Errors
+/// Where there is no keeper: the sessions go on all the same, unless a stop comes in between.
+pub(super) fn leave(end: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut directory = runtime_directory().ok_or(io::ErrorKind::NotFound)?.into_os_string();
+    directory.push("-calls");
+    let keeper = UnixAddr::new(&Path::new(&directory).join(SOCKET))?;
+    let socket = UnixDatagram::unbound()?;
+    let fds = end.map(|end| [end.as_raw_fd()]);
+    let control = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(b"left")], control.as_slice(), flags, Some(&keeper))?;
+    Ok(())
+}
+
+/// Why a keeper has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It was told to.
+    Stopped,
+    /// The service was stopped between two processes.
+    Deserted,
+}
+
+/// Keeps what the service leaves, until SIGTERM, or until it is certain that the service does not come back; then ends
+/// the sessions that nobody has taken up.
+///
+/// # Errors
+/// When signals cannot be had.
+pub async fn keep() -> io::Result<Kept> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let socket = listen().ok(); // without one, the unit is still the owner of the calls
+    let mut kept = Vec::new();
+    let mut doubt = None;
+    let why = loop {
+        let left = async {
+            match &socket {
+                Some(socket) => socket.readable().await.map(|mut guard| guard.clear_ready()),
+                None => std::future::pending().await,
+            }
+        };
+        let doubted = async {
+            match doubt {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break Kept::Stopped,
+            left = left => {
+                left?;
+                // Those that were taken up are empty.
+                kept.retain(|end: &OwnedFd| handover::waits(end.as_fd()));
+                take_in(socket.as_ref(), &mut kept);
+                doubt = Some(Instant::now() + RETURN);
+            }
+            () = doubted => match manager::presence(&service()).await {
+                Some(Presence::Gone) => break Kept::Deserted,
+                Some(Presence::Between) => doubt = Some(Instant::now() + RETURN),
+                // Whoever cannot be asked stops this unit in the end.
+                Some(Presence::There) | None => doubt = None,
+            },
+        }
+    };
+    take_in(socket.as_ref(), &mut kept);
+    kept.into_iter().for_each(end_all);
+    Ok(why)
+}
+
+/// The unit whose calls this process's unit owns.
+fn service() -> String {
+    let own = manager::own_unit();
+    own.strip_suffix("-calls.service").map_or(own.clone(), |name| format!("{name}.service"))
+}
+
+fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>) {
+    let next = |socket: &AsyncFd<OwnedFd>| sys::receive::<4>(socket.as_fd(), &mut [0; 16], MsgFlags::empty());
+    while let Some(Ok((_, fds))) = socket.map(next) {
+        kept.extend(fds);
+    }
+}
+
+fn listen() -> io::Result<AsyncFd<OwnedFd>> {
+    let path = runtime_directory().ok_or(io::ErrorKind::NotFound)?.join(SOCKET);
+    let _ = fs::remove_file(&path); // of an earlier process of this unit, which alone may write there
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_nonblocking(true)?;
+    sys::register(socket.into(), Interest::READABLE)
+}
+
+fn end_all(end: OwnedFd) {
+    let taken = handover::open(end);
+    taken.lost.iter().for_each(tell);
+    for sessions in taken.sessions {
+        for index in 0..sessions.len() {
+            match sessions.read(index) {
+                Ok(session) => end_one(session),
+                Err(lost) => tell(&lost),
+            }
+        }
+    }
+}
+
+fn end_one(session: Adopted<'_>) {
+    let mut route = Route::unknown(session.name.to_string(), &session.listener, &Tallies::default());
+    route.upstream_text = (*session.upstream).into();
+    let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
+    let info = Info::new(session.id, Arc::new(route), (*session.peer).into(), session.age, counters);
+    if let Some(ms) = session.dial_ms {
+        info.connected(ms);
+    }
+    session.stage.abandon();
+    emit(explain::ended(&info, End::Drained, None, "the service was stopped before its next process took this up"));
+}
