@@ -502,3 +502,31 @@ fn a_reader_that_reads_only_the_beginning_ends_the_session() {
         assert_eq!(service.ends(listener + 1)[listener].end, "reset");
     });
 }
+
+/// Of the connection from `local` (any port where `None`) to `peer`, whether the kernel's timer for an idle one runs
+/// (Documentation/networking/proc_net_tcp.rst: timer_active 2).
+#[track_caller]
+fn is_watched(local: Option<u16>, peer: u16) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("proc(5)");
+    let loopback = |port: u16| format!("0100007F:{port:04X}");
+    let mut lines = sockets.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let found = lines.find(|words| {
+        words[2] == loopback(peer) && words[3] == "01" && local.is_none_or(|local| words[1] == loopback(local))
+    });
+    found.expect("the connection stands")[5].starts_with("02:")
+}
+
+#[test]
+fn a_dead_peer_or_upstream_is_looked_for_unless_that_is_not_wished() {
+    for (option, wished) in [("", true), (",keepalive=false", false)] {
+        let server = Server::tcp();
+        let service = Activation::qrexec_connect().tcp(&format!("{}{option}", server.name())).start().ready();
+        let (peer, far) = (service.connect(0), server.accept());
+        service.wait_for_starts(1);
+        let port = peer.local().rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address");
+        assert_eq!(is_watched(Some(service.port(0)), port), wished, "the peer: {option:?}");
+        assert_eq!(is_watched(None, server.port()), wished, "the upstream: {option:?}");
+        drop((peer, far));
+        service.stop();
+    }
+}
