@@ -23,6 +23,7 @@ pub mod dom0;
 pub mod files;
 pub mod keys;
 pub mod legacy;
+pub mod line;
 #[cfg(feature = "dom0")]
 pub mod parser;
 pub mod pipe;

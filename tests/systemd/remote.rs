@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    service::message_id,
     support::{Process, eventually},
     tree::{As, Tree, shell},
 };
@@ -80,6 +81,12 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
         assert!(group.contains(&format!("{UNIT}/command-")), "{group}");
         let dir = format!("/sys/fs/cgroup{}", property("ControlGroup"));
         eventually("the group went with its command", || shell(&format!("ls -d {dir}/command-* || true")).is_empty());
+        // each command is two events in the journal
+        for (kind, part) in [("command-start", "work runs cmd=hostname"), ("command-end", "a command of work ended: exit=0")] {
+            let matches = format!("MESSAGE_ID={} -u {UNIT}", message_id(kind));
+            eventually(part, || shell(&format!("journalctl -q -o cat {matches}")).contains(part));
+            assert!(shell(&format!("journalctl -q -o json {matches}")).contains("\"QUBE\":\"work\""), "{kind}");
+        }
         // nothing of the service's is the command's
         let environment = answer("env");
         for name in ["CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG", "INVOCATION_ID"] {

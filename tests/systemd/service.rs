@@ -12,7 +12,10 @@ use crate::{
 
 /// MESSAGE_IDs, by the names that the catalog has for them.
 pub(crate) fn message_id(name: &str) -> String {
-    let catalog = include_str!("../../packaging/catalog/qrexec-connect.catalog");
+    let catalog = concat!(
+        include_str!("../../packaging/catalog/qrexec-connect.catalog"),
+        include_str!("../../packaging/catalog/qvm-remote.catalog")
+    );
     let mut lines = catalog.lines();
     lines.by_ref().find(|line| *line == format!("# {name}")).unwrap_or_else(|| panic!("the catalog has no {name}"));
     lines.next().and_then(|line| line.strip_prefix("-- ")).expect("the id stands below the name").to_owned()

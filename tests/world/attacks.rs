@@ -250,3 +250,92 @@ fn parallel_commands_leave_every_line_and_every_file() {
     log.expect(0, "20\n20\n");
     assert_eq!(world.log().lines().filter(|l| l.contains("DONE vm=work id=p-")).count(), 20);
 }
+
+#[test]
+fn a_listing_that_is_a_lie_makes_no_file_and_stops_nobody() {
+    let world = world!("work", "dev");
+    world.authorize();
+    world.dom0("qvm-remote-dom0 v1 work on; qvm-remote-dom0 v1 dev on");
+    // whatever dom0 asks of the shell in that qube, the answer is an attacker's
+    let answers = [
+        "../../../etc/cron.d/x 3 00\\nid\\n",
+        "a 4294967295 00\\n",
+        "a -1 00\\nxx",
+        "x\\033]52;c;x\\007 3 00\\nid\\n",
+        "a\\nb 3 00\\nid\\n",
+        "a 3 \\303\\251\\nid\\n",
+    ];
+    for (n, answer) in answers.iter().enumerate() {
+        fs::write(world.home("work").join(format!("answer-{n}")), answer.replace("\\\\", "\\")).expect("written");
+    }
+    let shell = "#!/bin/sh\nn=$(cat /home/user/n 2>/dev/null || echo 0)\necho $(((n + 1) % 7)) >/home/user/n\n\
+                 [ $n = 6 ] && exec cat /dev/zero\nprintf \"$(cat /home/user/answer-$n)\"\n";
+    let evil = world.home("work").join("sh");
+    fs::write(&evil, shell).expect("written");
+    fs::set_permissions(&evil, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    world
+        .dom0("nsenter -t $(cat $WORLD/vms/work/pid) -m -- mount --bind /home/user/sh /usr/bin/bash; touch /root/since; sleep 0.01")
+        .expect(0, "");
+    let found = "find /etc /root /var/lib /var/log /run /usr/bin -newer /root/since -type f | grep -vE 'remote.d|ledger|/lock$|qvm-remote.log|mtab'";
+    let look = |options: &str| {
+        let once = world.dom0(&format!("qvm-remote-dom0 --vm work --once {options}"));
+        assert!(!once.err.contains(['\x1b', '\x07']), "{once:#?}");
+    };
+    for _ in 0..7 {
+        look("--dry-run");
+    }
+    for _ in 0..7 {
+        look("");
+    }
+    assert_eq!(world.dom0(found).text(), "", "no file was made in dom0");
+    let log = world.log();
+    assert!(!log.contains("] CMD ") && !log.contains("cron"), "{log}");
+    let _daemon = world.dom0_start("qvm-remote-dom0");
+    eventually("dev", || world.remote("dev", &["ping"]).code == 0);
+}
+
+#[test]
+fn a_request_that_was_given_up_runs_no_more() {
+    let world = world!("work");
+    world.authorize();
+    let done = world.remote("work", &["--queue", "-t", "1", "touch /root/late"]);
+    done.expect(124, "").says("timed out after 1s");
+    let given_up = world.remote_start("work", &["--queue", "-t", "60", "touch /root/late"]);
+    eventually("a request", || pending(&world).read_dir().is_ok_and(|d| d.count() == 2));
+    given_up.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(given_up.end().code, 130);
+    assert_eq!(pending(&world).read_dir().expect("there").count(), 0);
+    let _daemon = world.daemon();
+    world.remote("work", &["--queue", "echo next"]).expect(0, "next\n");
+    world.dom0("ls /root/late 2>/dev/null").expect(2, "");
+}
+
+#[test]
+fn no_key_no_code_and_no_value_of_the_environment_is_in_any_log() {
+    let world = world!("work");
+    let key = world.remote("work", &["key", "gen"]).text();
+    world.dom0(&format!(
+        "echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf; qvm-remote-dom0 authorize work {}",
+        key.trim()
+    ));
+    world.policy("work", "v1 = yes\nallow shell * [env=TZ,EDITOR]\n");
+    fs::write(world.home("work").join("v1.py"), include_str!("peers/v1-client.py")).expect("written");
+    let daemon = world.dom0_start("qvm-remote-dom0 --verbose");
+    eventually("an answer", || world.remote("work", &["ping"]).code == 0);
+    let secret = "value-that-is-nobodys-business";
+    world.shell("work", &format!("EDITOR={secret} qvm-remote -v '[[ $EDITOR == {}* ]]'", &secret[..9])).expect(0, "");
+    world.shell("work", &format!("EDITOR={secret} qvm-remote --queue true")).expect(0, "");
+    world.shell("work", "V1_ID=one python3 v1.py true").expect(0, "");
+    world.shell("work", "V1_TOKEN=0123456789abcdef0123456789abcdef python3 v1.py true").expect(126, "");
+    let token = world.shell("work", "python3 -c 'import hmac; print(hmac.new(open(\".qvm-remote/auth.key\").read().strip().encode(), b\"one\", \"sha256\").hexdigest())'").text();
+    let status = world.dom0("qvm-remote-dom0 status --json; qvm-remote-dom0 keys").text();
+    world.dom0("kill -TERM $(qvm-remote-dom0 status --json | grep -oE '\"pid\":[0-9]+' | cut -d: -f2)").expect(0, "");
+    let said = daemon.end();
+    let kept = world.shell("work", "cat .qvm-remote/audit.log; find .qvm-remote/history -type f -exec cat {} +").text();
+    assert!(kept.contains("[[ $EDITOR == "), "{kept}");
+    for text in [&world.log(), &said.err, &said.text(), &kept, &status] {
+        for secret in [key.trim(), secret, token.trim(), "0123456789abcdef0123456789abcdef"] {
+            assert!(!text.contains(&secret[..24]), "{secret} in {text}");
+        }
+    }
+}

@@ -118,6 +118,7 @@ fn whoever_follows_the_readme_by_hand_reaches_dom0() {
 fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
     let sources = [
         ("attacks", include_str!("attacks.rs")),
+        ("clocks", include_str!("clocks.rs")),
         ("commands", include_str!("commands.rs")),
         ("crashes", include_str!("crashes.rs")),
         ("legacy", include_str!("legacy.rs")),

@@ -34,6 +34,7 @@ use crate::{
     log::{Event, Kind, emit},
     proto::remote::{Buffer, Frame, Hello, MAX_STREAMS, VERSION},
     remote::{
+        line::{self, DEAD, SILENCE, WAITING},
         parser::{FIRST_UID, NO_AGENT},
         pipe::{self, Pipe},
     },
@@ -41,11 +42,6 @@ use crate::{
 
 /// How long an agent may take to greet: dom0 has to start `qvm-run`, and the VM a shell.
 const GREETING: Duration = Duration::from_secs(5);
-/// A ping after so much silence.
-const SILENCE: Duration = Duration::from_secs(15);
-/// A channel that is silent for so long has ended. Timers of tokio stand still while the machine sleeps
-/// (CLOCK_MONOTONIC), so a suspend ends none.
-const DEAD: Duration = Duration::from_secs(45);
 /// Between two attempts, doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A channel that lived so long was a good one: the next attempt comes at once.
@@ -53,8 +49,6 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Between two looks for an agent in a VM that had none, doubled from the first to the last: it may have been slow, or
 /// it may never come.
 const PROBE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// Frames that wait for the VM: with data, half a megabyte.
-const WAITING: usize = 16;
 /// Where qrexec's sockets of running VMs lie.
 const SOCKETS: &str = "/run/qubes";
 
@@ -247,8 +241,8 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     let began = Instant::now();
     vm.set("live");
     say(vm, Kind::ChannelOpen, format!("the agent in {} answers", vm.name));
-    let (out, line) = mpsc::channel(WAITING);
-    let writer = tokio::spawn(write(Pipe::writer(to_write)?, line));
+    let (out, frames_out) = mpsc::channel(WAITING);
+    let writer = tokio::spawn(line::write(Pipe::writer(to_write)?, frames_out));
     let mut session = Session { shared, vm, nonce: [0; 32], out, streams: HashMap::new(), idle: false };
     getrandom::fill(&mut session.nonce)?;
     *vm.sequence() = super::Window::default();
@@ -283,20 +277,6 @@ fn say(vm: &Vm, kind: Kind, text: String) {
     let mut event = Event::new(kind, text);
     event.qube = Some(vm.name.as_str().into());
     emit(event);
-}
-
-/// Writes frames in the order in which they came: the streams wait in line for each.
-async fn write(to: Pipe, mut line: mpsc::Receiver<Vec<u8>>) {
-    while let Some(mut bytes) = line.recv().await {
-        // small frames go together: ACCEPT, output and EXIT of a short command are one write
-        while bytes.len() < 4096 {
-            let Ok(more) = line.try_recv() else { break };
-            bytes.extend_from_slice(&more);
-        }
-        if to.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// A live channel.

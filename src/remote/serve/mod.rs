@@ -35,6 +35,7 @@ use tokio::{
 
 use super::{
     files,
+    line::{self, DEAD, SILENCE, WAITING},
     pipe::{self, Pipe},
 };
 use crate::proto::remote::{Buffer, Frame, Hello, MAGIC, Raw, frame::Type};
@@ -45,14 +46,8 @@ pub const SOCKET: &str = "run/sock";
 pub const NAME: &str = "run/vm";
 /// dom0 greets at once.
 const GREETING: Duration = Duration::from_secs(10);
-/// As in dom0.
-const SILENCE: Duration = Duration::from_secs(15);
-/// As in dom0.
-const DEAD: Duration = Duration::from_secs(45);
 /// How long what has arrived may take to be passed on when the channel has ended.
 const LINGER: Duration = Duration::from_secs(3);
-/// Frames that wait for dom0.
-const WAITING: usize = 16;
 /// Clients that wait for a free stream, at most.
 const CLIENTS: usize = 4096;
 
@@ -151,7 +146,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
     files::private_dir(&run)?;
     files::replace(&home.join(NAME), 0o600, hello.vm.as_bytes())?;
     let (listener, socket) = listen(&home.join(SOCKET))?;
-    let (out, line) = mpsc::channel(WAITING);
+    let (out, frames) = mpsc::channel(WAITING);
     let streams = usize::from(hello.streams);
     let agent = Arc::new(Agent {
         seq: AtomicU64::new(hello.seq),
@@ -161,7 +156,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
         hello,
     });
     let mut tasks = JoinSet::new();
-    tasks.spawn(write(to, line));
+    tasks.spawn(line::write(to, frames));
     tasks.spawn(accept(listener, agent.clone()));
     tasks.spawn(queue::watch(agent.clone(), home.to_owned()));
     let result = read(&from, buffer, bytes, &agent).await;
@@ -222,18 +217,6 @@ async fn read(from: &Pipe, mut buffer: Buffer, mut bytes: Vec<u8>, agent: &Agent
                 }
                 let _ = agent.out.try_send(Frame::Ping(1).to_vec(0));
             }
-        }
-    }
-}
-
-async fn write(to: Pipe, mut line: mpsc::Receiver<Vec<u8>>) {
-    while let Some(mut bytes) = line.recv().await {
-        while bytes.len() < 4096 {
-            let Ok(more) = line.try_recv() else { break };
-            bytes.extend_from_slice(&more);
-        }
-        if to.write_all(&bytes).await.is_err() {
-            return;
         }
     }
 }

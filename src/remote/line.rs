@@ -1,0 +1,31 @@
+//! What both ends of a channel have in common: how frames get into it, and when it counts as dead.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::pipe::Pipe;
+
+/// Frames that wait for the other end: with data, half a megabyte.
+pub const WAITING: usize = 16;
+/// A ping after so much silence.
+pub const SILENCE: Duration = Duration::from_secs(15);
+/// A channel that is silent for so long has ended. Timers of tokio stand still while the machine sleeps
+/// (CLOCK_MONOTONIC), so a suspend ends none.
+pub const DEAD: Duration = Duration::from_secs(45);
+/// Frames that wait are written together up to so many bytes.
+const TOGETHER: usize = 4096;
+
+/// Writes frames in the order in which they came, until nobody sends any more or nobody reads: the streams wait in line
+/// for each. Small ones go together: ACCEPT, output and EXIT of a short command are one write.
+pub async fn write(to: Pipe, mut line: mpsc::Receiver<Vec<u8>>) {
+    while let Some(mut bytes) = line.recv().await {
+        while bytes.len() < TOGETHER {
+            let Ok(more) = line.try_recv() else { break };
+            bytes.extend_from_slice(&more);
+        }
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
