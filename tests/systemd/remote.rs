@@ -10,7 +10,7 @@ use std::{
 use crate::{
     service::message_id,
     support::{Process, eventually},
-    tree::{As, Tree, shell},
+    tree::{As, Tree, attempt, shell},
 };
 
 const UNIT: &str = "qvm-remote-dom0.service";
@@ -92,6 +92,22 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
         for name in ["CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG", "INVOCATION_ID"] {
             assert!(!environment.contains(name), "{environment}");
         }
+        // a service in the qube has its key from there, too
+        shell(
+            "mv /home/tester/.qvm-remote/auth.key /root/kept; \
+             printf '[Service]\nType=oneshot\nUser=tester\nEnvironment=HOME=/home/tester\n\
+             LoadCredential=qvm-remote.key:/root/work.key\nExecStart=/usr/bin/qvm-remote echo by credential\n' \
+             >/run/systemd/system/client.service; systemctl daemon-reload; systemctl start client.service",
+        );
+        eventually("its output", || shell("journalctl -q -o cat -u client.service").contains("by credential\n"));
+        let mut without = remote("true");
+        assert_eq!(without.wait().code(), Some(1));
+        shell("mv /root/kept /home/tester/.qvm-remote/auth.key");
+        // the list of qubes is read again
+        shell(&format!("echo 'QVM_REMOTE_VMS=\"work dev\"' >/etc/qubes/remote.conf; systemctl reload {UNIT}"));
+        eventually("two qubes", || property("StatusText") == "serving work dev");
+        shell(&format!("echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf; systemctl reload {UNIT}"));
+        eventually("one qube", || property("StatusText") == "serving work");
         // a revocation counts at once although the key is a credential, and so does a new key
         assert_eq!(shell("qvm-remote-dom0 keys | wc -l"), "2");
         assert_eq!(shell("qvm-remote-dom0 revoke work"), "Revoked VM 'work'.");
@@ -156,5 +172,25 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         eventually("it has stopped", || property("ActiveState") == "inactive");
         assert_eq!((sleepers("4753"), property("Result")), (0, "success".into()));
         assert_eq!(shell("ls /run/qvm-remote 2>/dev/null || true"), "");
+        // for a while, and then no more
+        assert_eq!(shell("qvm-remote-dom0 start --for 2s"), "Started for 2s.");
+        assert_eq!(answer("echo for a while"), "for a while");
+        eventually("the while is over", || property("ActiveState") == "inactive");
+        shell(&format!("systemctl start {UNIT}"));
+    });
+    tree.boot("after a reboot", As::Root, || {
+        assert_eq!(property("ActiveState"), "inactive", "nobody has enabled it");
+        let (code, ..) = attempt("echo no | qvm-remote-dom0 enable");
+        assert_eq!((code, property("ActiveState")), (Some(1), "inactive".into()));
+        assert_eq!(
+            shell("echo yes | qvm-remote-dom0 enable"),
+            "Enabled and started. Disable with: qvm-remote-dom0 disable"
+        );
+        assert_eq!(answer("echo enabled"), "enabled");
+    });
+    tree.boot("after another", As::Root, || {
+        assert_eq!(answer("echo still enabled"), "still enabled");
+        assert_eq!(shell("qvm-remote-dom0 disable"), "Disabled and stopped.");
+        assert_eq!((property("ActiveState"), property("UnitFileState")), ("inactive".into(), "disabled".into()));
     });
 }
