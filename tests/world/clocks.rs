@@ -76,6 +76,7 @@ fn a_clock_of_dom0_that_jumps_a_day_ends_nothing_and_brings_nothing_back() {
     let kept = keep_a_request(&world, "echo x >>/root/ran; echo once");
     let first = daemon();
     kept.end().expect(0, "once\n");
+    // the date jumps and the time that passes does not: so it is, too, after a day of sleep
     for by in ["+1d", "-1d"] {
         let mut running = world.remote_start("work", &["-i", "-t", "100", "echo up; read x; echo $x"]);
         running.wait_for("up\n");
