@@ -22,7 +22,7 @@ use std::{
 
 use crate::{
     log::escape,
-    proto::remote::{BadText, MAX_COMMAND, Mode, argv_payload, check_text},
+    proto::remote::{BadText, MAX_COMMAND, Mode, argv, argv_payload, check_text},
     remote::{
         client::{self, Ask, Home, Trouble, Way, stdio},
         serve,
@@ -219,6 +219,8 @@ fn submit(home: &Home, options: &Options, mode: Mode, payload: Vec<u8>, shown: V
         })?;
     } else if payload.len() > MAX_COMMAND {
         return Err(own(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len())));
+    } else if mode == Mode::Argv {
+        argv(&payload).map_err(|fault| own(format!("the command has {fault}")))?;
     }
     ask(home, options, Ask { shown, ..plain(options, mode, payload) })
 }

@@ -77,8 +77,12 @@ pub fn check_text(text: &[u8]) -> Result<(), BadText> {
     if text.len() > MAX_COMMAND {
         return Err(BadText::Oversized(text.len()));
     }
-    let control = |b: &u8| matches!(b, 0..=8 | 0x0b | 0x0c | 0x0e..=0x1f);
-    if text.iter().any(control) { Err(BadText::Binary) } else { Ok(()) }
+    if text.iter().any(is_control) { Err(BadText::Binary) } else { Ok(()) }
+}
+
+/// What no command may hold: 00–08, 0B, 0C, 0E–1F.
+fn is_control(byte: &u8) -> bool {
+    matches!(byte, 0..=8 | 0x0b | 0x0c | 0x0e..=0x1f)
 }
 
 /// How a command ended.

@@ -30,12 +30,12 @@ fn rsync_copies_both_ways_and_only_what_changed() {
     let list = "find notes -printf '%p %y %s %l %Ts\\n' | sort; cat notes/big 'notes/sub/a b' | sha256sum";
     let sent = world.shell("work", list).text();
     world.dom0(&format!("cd /root; {list}")).expect(0, &sent);
-    world.shell("work", "echo two >'notes/sub/a b'; rm notes/link").expect(0, "");
+    world.shell("work", "echo another >'notes/sub/a b'; rm notes/link").expect(0, "");
     let stats = world.shell("work", "rsync -e qvm-remote-ssh -a --delete --stats root@dom0:/root/notes/ copy");
     assert!(stats.text().contains("Number of regular files transferred: 2"), "{stats:#?}");
     let stats = world.shell("work", "rsync -e qvm-remote-ssh -a --delete --stats notes/ dom0:/root/notes/");
     assert!(stats.text().contains("Number of regular files transferred: 1"), "{stats:#?}");
-    world.dom0("cat '/root/notes/sub/a b'; ls /root/notes").expect(0, "two\nbig\nsub\n");
+    world.dom0("cat '/root/notes/sub/a b'; ls /root/notes").expect(0, "another\nbig\nsub\n");
     world.policy("work", "allow shell true\n");
     // with our status, or with its own for a shell that was gone too soon
     let refused = world.shell("work", "rsync -e qvm-remote-ssh -a notes dom0:/root/");

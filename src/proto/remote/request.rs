@@ -194,7 +194,8 @@ pub fn argv_payload<S: AsRef<[u8]>>(words: &[S]) -> Vec<u8> {
     out
 }
 
-/// Reads [`argv_payload`] back: at least one word, no NUL in any, the first not empty.
+/// Reads [`argv_payload`] back: at least one word, nothing in any that no command's text may hold
+/// ([`super::check_text`]), the first not empty.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -203,8 +204,8 @@ pub fn argv(payload: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
     while !r.0.is_empty() {
         let length = u32::from_be_bytes(r.array()?);
         let word = r.take(usize::try_from(length).map_err(|_| Fault("a word too long"))?)?;
-        if word.contains(&0) {
-            return Err(Fault("a word with a NUL in it"));
+        if word.iter().any(super::is_control) {
+            return Err(Fault("a word with control characters"));
         }
         words.push(word.to_vec());
     }
@@ -277,8 +278,11 @@ mod tests {
         }
 
         #[test]
-        fn words_are_read_back_as_they_were(words in prop::collection::vec(prop::collection::vec(1u8.., 1..20), 1..6)) {
-            prop_assert_eq!(argv(&argv_payload(&words)), Ok(words));
+        fn words_are_read_back_as_they_were(
+            words in prop::collection::vec(prop::collection::vec(prop_oneof![99 => 0x20u8.., 1 => 1u8..], 1..20), 1..6)
+        ) {
+            let control = words.iter().flatten().any(super::super::is_control);
+            prop_assert_eq!(argv(&argv_payload(&words)).ok(), (!control).then_some(words));
         }
 
         #[test]
@@ -294,5 +298,7 @@ mod tests {
         assert!(argv(b"").is_err());
         assert!(argv(&argv_payload(&["", "x"])).is_err());
         assert!(argv(&argv_payload(&["a\0b"])).is_err());
+        assert!(argv(&argv_payload(&["a", "\x1b]52;c;x\x07"])).is_err());
+        assert!(argv(&argv_payload(&["a", "\tb\r\n\x7f\u{9b}"])).is_ok(), "as in a text");
     }
 }
