@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{config::Sources, units::Scope};
@@ -68,9 +68,6 @@ pub(super) enum Command<P: Place> {
     Resume(Listeners<P>),
     /// Print the service's counters as text for Prometheus
     Metrics(Metrics<P>),
-    /// Print what a word of a command line may be, one in a line, a tab, and what it is: for shells
-    #[command(hide = true)]
-    Complete(Complete<P>),
 }
 
 /// Options of `status`.
@@ -132,26 +129,6 @@ pub(super) struct Metrics<P: Place> {
     openmetrics: bool,
 }
 
-/// Options of `complete`.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Complete<P: Place> {
-    #[command(flatten)]
-    place: P,
-    /// What is wanted
-    what: Words,
-}
-
-/// What can be completed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Words {
-    /// Ids of sessions.
-    Sessions,
-    /// Listeners that are served.
-    Listeners,
-    /// Socket units.
-    Units,
-}
-
 /// Runs a command.
 ///
 /// # Errors
@@ -178,10 +155,6 @@ pub(super) fn run<P: Place>(face: Face, command: &Command<P>) -> Result<ExitCode
             let service = Service::new(face, &options.place);
             let answer: api::Text = service.call("Metrics", &api::As { format: Some(format) })?;
             print(&answer.text)
-        }
-        Command::Complete(options) => {
-            let service = Service::new(face, &options.place);
-            print(&complete(&service, options.what))
         }
     }
 }
@@ -312,31 +285,6 @@ fn each(words: &[String], mut act: impl FnMut(&str) -> Result<Vec<String>, Failu
         }
     }
     failed.map_or(Ok(ExitCode::SUCCESS), Err)
-}
-
-/// Words for a shell; where there is no service, none.
-fn complete(service: &Service, what: Words) -> String {
-    let lines: Vec<(String, String)> = match what {
-        Words::Sessions => {
-            let none = api::Sessions::default();
-            let all = Client::connect(&service.socket).and_then(|mut c| c.call("ListSessions", &api::Which::default()));
-            let all: api::Sessions = all.unwrap_or(none);
-            all.sessions.into_iter().map(|s| (s.id, format!("{} to {}", s.peer, s.upstream))).collect()
-        }
-        Words::Listeners => {
-            let asked =
-                Client::connect(&service.socket).and_then(|mut c| c.call("ListListeners", &serde_json::json!({})));
-            let all = asked.map_or_else(|_| Vec::new(), |all: api::Listeners| all.listeners);
-            let served = all.into_iter().filter(|l| matches!(l.state, api::State::Serving | api::State::Paused));
-            served.map(|l| (l.address, l.upstream)).collect()
-        }
-        Words::Units => {
-            let found = super::units::find(&service.scope.search_path(), &[service.face.prefix]);
-            let name = |unit: &super::units::Found| unit.unit.fd_name().map(|s| s.value.clone()).unwrap_or_default();
-            found.iter().map(|unit| (unit.name.clone(), name(unit))).collect()
-        }
-    };
-    lines.iter().map(|(word, what)| format!("{}\t{}\n", table::clean(word), table::clean(what))).collect()
 }
 
 /// Prints, and does not mind a reader that has seen enough.
