@@ -9,16 +9,15 @@ use std::{
     process::{Command, Stdio},
 };
 
-use clap_complete::{ArgValueCandidates, CompletionCandidate, env::CompleteEnv};
-use serde_json::Value;
-
 use super::units::{self, Scope};
-use crate::{log::escape, spec::PREFIXES};
+use crate::spec::PREFIXES;
+use clap_complete::{ArgValueCandidates, CompletionCandidate, env::CompleteEnv};
 
 /// What an argument of `command` with this value name takes, if it is something that the machine knows.
 fn known(command: &str, value_name: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
     match (command, value_name) {
-        (_, "UNIT" | "UNIT-OR-FILE" | "LISTENER") => Some(unit_names),
+        (_, "UNIT" | "UNIT-OR-FILE") => Some(unit_names),
+        (_, "LISTENER") => Some(listeners),
         ("remove", "NAME") => Some(added),
         (_, "ID" | "SESSION") => Some(sessions),
         _ => None,
@@ -66,42 +65,32 @@ fn added() -> Vec<CompletionCandidate> {
     found().filter_map(|(scope, found)| Some(CompletionCandidate::new(short(&found.name)?).help(help(scope)))).collect()
 }
 
-/// Sessions of the running service, as it tells them itself.
+/// Sessions of the running service.
 fn sessions() -> Vec<CompletionCandidate> {
+    asked("sessions")
+}
+
+/// Listeners of the running service, and the units that it may serve.
+fn listeners() -> Vec<CompletionCandidate> {
+    asked("listeners").into_iter().chain(unit_names()).collect()
+}
+
+/// What the hidden command `complete` says: it asks the service, in a process that may take as long as it wants to end.
+fn asked(what: &str) -> Vec<CompletionCandidate> {
     let Ok(program) = env::current_exe() else { return Vec::new() };
     let mut ask = Command::new(program);
-    ask.args(["sessions", "--json"]).env_remove("COMPLETE").stdin(Stdio::null()).stderr(Stdio::null());
+    ask.args(["complete", what]).env_remove("COMPLETE").stdin(Stdio::null()).stderr(Stdio::null());
     let Ok(output) = ask.output() else { return Vec::new() };
-    session_ids(&output.stdout)
-        .into_iter()
-        .map(|(id, peer)| CompletionCandidate::new(id).help(Some(escape(peer.as_bytes()).into())))
-        .collect()
+    let candidate = |(word, what): (String, String)| CompletionCandidate::new(word).help(Some(what.into()));
+    words(&String::from_utf8_lossy(&output.stdout)).into_iter().map(candidate).collect()
 }
 
-/// The ids in what `sessions --json` says, one document or one a line, each with who connected.
-fn session_ids(json: &[u8]) -> Vec<(String, String)> {
-    let mut ids = Vec::new();
-    for document in serde_json::Deserializer::from_slice(json).into_iter::<Value>().map_while(Result::ok) {
-        collect(&document, &mut ids);
-    }
-    ids
-}
-
-fn collect(value: &Value, ids: &mut Vec<(String, String)>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| collect(item, ids)),
-        Value::Object(map) => {
-            let text = |keys: &[&str]| keys.iter().find_map(|key| map.get(*key)?.as_str()).map(str::to_owned);
-            match text(&["session", "id"]) {
-                // an id is an id: nothing that a shell would read otherwise
-                Some(id) if id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') => {
-                    ids.push((id, text(&["peer"]).unwrap_or_default()));
-                }
-                _ => map.values().for_each(|item| collect(item, ids)),
-            }
-        }
-        _ => {}
-    }
+/// The words in what `complete` says, each with what it is. A word that a shell would read otherwise is left out.
+fn words(text: &str) -> Vec<(String, String)> {
+    let plain =
+        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/@[]%+".contains(&b));
+    let lines = text.lines().map(|line| line.split_once('\t').unwrap_or((line, "")));
+    lines.filter(|(word, _)| plain(word)).map(|(word, what)| (word.to_owned(), what.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -109,12 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_are_found_in_one_document_and_in_lines_and_nothing_else_is_taken_for_one() {
-        let ids = |json: &str| session_ids(json.as_bytes()).into_iter().map(|(id, _)| id).collect::<Vec<_>>().join(" ");
-        assert_eq!(ids(r#"{"sessions":[{"id":"819f8405-0a","peer":"127.0.0.1:6"},{"id":"00"}]}"#), "819f8405-0a 00");
-        assert_eq!(ids("{\"session\":\"a1\"}\n{\"session\":\"b2\"}\n"), "a1 b2");
-        assert_eq!(ids(r#"[{"id":"$(reboot)"},{"id":"x;y"},{"id":7}]"#), "");
-        assert_eq!(ids("error: it does not run"), "");
-        assert_eq!(ids(""), "");
+    fn a_word_that_a_shell_would_read_otherwise_is_not_offered() {
+        let offered = |text: &str| words(text).into_iter().map(|(word, _)| word).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            offered("819f8405\ta to b\n127.0.0.1:80\t\n@name\n[::1]:80\tx\n"),
+            "819f8405 127.0.0.1:80 @name [::1]:80"
+        );
+        assert_eq!(offered("$(reboot)\tx\nx;y\n`z`\na b\n*\n\n"), "");
     }
 }
