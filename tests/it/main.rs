@@ -21,4 +21,5 @@ mod manual;
 mod names;
 mod notify;
 mod qrexec;
+mod readme;
 mod support;

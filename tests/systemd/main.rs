@@ -19,6 +19,7 @@ mod harness;
 mod journal;
 mod life;
 mod pfwd;
+mod readme;
 mod remote;
 mod security;
 mod service;

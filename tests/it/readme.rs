@@ -1,0 +1,132 @@
+//! Every command that the README shows is run by a test, or has a reason why not; every configuration in it means
+//! something; every forward that something else becomes is understood.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::support::run;
+
+const README: &str = include_str!("../../README.md");
+
+/// Who runs the commands of a section: the file of a test below tests, and its name.
+const RUN_BY: &[(&str, &str, &str)] = &[
+    ("The first socket", "systemd/readme.rs", "the_commands_for_the_first_socket_do_what_the_readme_says"),
+    ("What you may rely on", "systemd/readme.rs", "the_commands_for_the_first_socket_do_what_the_readme_says"),
+    ("What is it doing, for whom?", "systemd/readme.rs", "the_commands_for_the_first_socket_do_what_the_readme_says"),
+    ("Into network namespaces: pfwd", "netns/walk.rs", ""),
+    ("qvm-remote", "world/readme.rs", ""),
+];
+
+/// Commands that no test runs as they stand, and what is done instead.
+const NOT_RUN: &[(&str, &str)] = &[
+    ("cargo run --release --bin qrexec-connect -- demo", "it/demo.rs runs the demo, built for tests"),
+    ("tests/run", "this is part of it"),
+    ("make -C packaging deb", "tests/package runs it, with programs that are built already"),
+    ("sudo apt install ./packaging/out/qrexec-connect_*.deb", "tests/package does it in throwaway roots, by dpkg"),
+    ("cargo build --release", "tests/reproducible does it for one program"),
+    ("sudo make -C packaging install", "the tests under systemd do it into their trees"),
+    ("sudo systemctl daemon-reload &&", "booting those trees does it"),
+    ("cargo test --lib", "this is part of it"),
+    ("cargo test --test it", "this is it"),
+    ("cargo test --test netns", "tests/run does it"),
+    ("cargo run --example generate -- packaging", "it/manual.rs runs it, into another directory"),
+    ("tests/package", "tests/run does it"),
+    (".ci/run", "it runs this"),
+];
+
+/// The sections with the lines of their commands.
+fn sections() -> Vec<(&'static str, Vec<&'static str>)> {
+    let sections = README.split("\n## ").map(|section| {
+        let title = section.lines().next().expect("a title");
+        let blocks = section.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
+        (title, blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).collect())
+    });
+    sections.collect()
+}
+
+#[test]
+fn every_command_is_run_by_a_test_or_says_why_not() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let (mut seen, mut used) = (0, Vec::new());
+    for (title, lines) in sections() {
+        seen += lines.len();
+        if let Some((_, file, name)) = RUN_BY.iter().find(|(section, ..)| *section == title) {
+            let text = fs::read_to_string(tests.join(file)).unwrap_or_else(|e| panic!("tests/{file}: {e}"));
+            assert!(text.contains("README"), "tests/{file} does not read the README");
+            assert!(text.contains(&format!("fn {name}")), "tests/{file} has no {name}");
+            continue;
+        }
+        for line in lines {
+            let reason = NOT_RUN.iter().find(|(command, _)| line.starts_with(command));
+            used.extend(reason);
+            assert!(reason.is_some(), "README.md, {title}: no test runs `{line}`");
+        }
+    }
+    assert!(seen >= 40, "only {seen} commands seen");
+    let unused: Vec<_> = NOT_RUN.iter().filter(|reason| !used.contains(reason)).collect();
+    assert!(unused.is_empty(), "no longer in README.md: {unused:?}");
+}
+
+/// Cells of the table in a section.
+fn table(title: &str) -> Vec<Vec<&'static str>> {
+    let (_, section) = README.split_once(&format!("\n## {title}\n")).expect("there is such a section");
+    let rows = section.split("\n## ").next().expect("a first").lines().filter(|line| line.starts_with('|'));
+    rows.skip(2).map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+#[test]
+fn what_something_else_becomes_is_understood() {
+    let (mut forwards, mut names, mut adds) = (0, 0, 0);
+    let dir = tempfile::tempdir().expect("a directory");
+    for row in table("Coming from something else") {
+        let becomes = row[1];
+        for code in becomes.split('`').skip(1).step_by(2) {
+            if let Some(arguments) = code.strip_prefix("pfwd ") {
+                let mut pfwd = Command::new(env!("CARGO_BIN_EXE_pfwd"));
+                pfwd.args(arguments.split(' ')).arg("--check").arg("--config").arg("/dev/null");
+                let output = run(pfwd);
+                assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stderr));
+                forwards += 1;
+            } else if let Some(arguments) = code.strip_prefix("qrexec-connect add ") {
+                let line = format!("exec {} add {arguments} --dry-run", env!("CARGO_BIN_EXE_qrexec-connect"));
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &line.replace(" --now", "")]);
+                let output = run(shell);
+                assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stderr));
+                adds += 1;
+            } else if code.strip_prefix("FileDescriptorName=").is_some_and(|name| !name.is_empty()) {
+                let unit = dir.path().join("pfwd-web.socket");
+                fs::write(&unit, format!("[Socket]\nListenStream=127.0.0.1:80\n{code}\n")).expect("ours");
+                let mut check = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
+                check.arg("check").arg(&unit);
+                let output = run(check);
+                assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stdout));
+                names += 1;
+            }
+        }
+    }
+    assert_eq!((forwards, names, adds), (4, 2, 1));
+}
+
+#[test]
+fn the_picture_is_the_one_that_the_script_draws_and_every_file_linked_to_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut picture = Command::new("python3");
+    picture.arg(root.join("packaging/picture")).arg("--check");
+    let output = run(picture);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let links: Vec<_> = README.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(links.len() >= 8, "{links:?}");
+    let anchor = |title: &str| {
+        let plain = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
+        title.to_lowercase().chars().filter(plain).collect::<String>().replace(' ', "-")
+    };
+    let titles: Vec<_> =
+        README.lines().filter(|l| l.starts_with('#')).map(|l| anchor(l.trim_start_matches('#').trim())).collect();
+    for link in links {
+        match link.strip_prefix('#') {
+            Some(title) => assert!(titles.iter().any(|t| t == title), "{link}: no such section"),
+            None if link.starts_with("http") => {}
+            None => assert!(root.join(link).exists(), "{link}: no such file"),
+        }
+    }
+}
