@@ -13,6 +13,10 @@ use crate::{
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
 const DESERTED: u8 = 75;
 
+/// Threads that move bytes: one for each processor, up to this many. `tests/bench/run` shows that each moves more than
+/// 10 Gbit/s, so these are enough for any host; each costs 64 KiB of scratch buffer, a stack and an arena of malloc.
+const WORKERS: usize = 16;
+
 /// What a program wants of the service.
 pub(super) struct Options {
     /// Its name, for messages and the journal.
@@ -59,7 +63,9 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let guard = log::start(options.program, log_level(level)).map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
     let setup = Setup {
         inherited,
         load: options.sources.load(),
