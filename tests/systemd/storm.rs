@@ -391,6 +391,9 @@ fn a_stop_on_the_heels_of_a_restart_ends_every_session_with_a_reset_and_a_word()
         eventually("no call is left", || crate::service::processes_called(&["qrexec-client-v"]).is_empty());
         drop(crowd);
         assert_no_complaints_but(&[]);
+        // systemd 257 keeps the pair, which the keeper has emptied, until the next process has it removed
+        shell("systemctl --user start qrexec-connect.service");
+        settled();
         assert_stops_clean();
     });
 }
