@@ -9,9 +9,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::units::{self, Scope};
-use crate::spec::PREFIXES;
 use clap_complete::{ArgValueCandidates, CompletionCandidate, env::CompleteEnv};
+use serde_json::Value;
+
+use super::units::{self, Scope};
+use crate::{log::escape, spec::PREFIXES};
 
 /// What an argument of `command` with this value name takes, if it is something that the machine knows.
 fn known(command: &str, value_name: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
@@ -65,32 +67,49 @@ fn added() -> Vec<CompletionCandidate> {
     found().filter_map(|(scope, found)| Some(CompletionCandidate::new(short(&found.name)?).help(help(scope)))).collect()
 }
 
-/// Sessions of the running service.
+/// Sessions of the running service, as it tells of them itself.
 fn sessions() -> Vec<CompletionCandidate> {
-    asked("sessions")
+    asked("sessions", "id")
 }
 
 /// Listeners of the running service, and the units that it may serve.
 fn listeners() -> Vec<CompletionCandidate> {
-    asked("listeners").into_iter().chain(unit_names()).collect()
+    asked("status", "address").into_iter().chain(unit_names()).collect()
 }
 
-/// What the hidden command `complete` says: it asks the service, in a process that may take as long as it wants to end.
-fn asked(what: &str) -> Vec<CompletionCandidate> {
+/// What the command `what` tells as JSON, under `key`: asked in a process of its own, which may end as it wants.
+fn asked(what: &str, key: &str) -> Vec<CompletionCandidate> {
     let Ok(program) = env::current_exe() else { return Vec::new() };
     let mut ask = Command::new(program);
-    ask.args(["complete", what]).env_remove("COMPLETE").stdin(Stdio::null()).stderr(Stdio::null());
+    ask.args([what, "--json"]).env_remove("COMPLETE").stdin(Stdio::null()).stderr(Stdio::null());
     let Ok(output) = ask.output() else { return Vec::new() };
-    let candidate = |(word, what): (String, String)| CompletionCandidate::new(word).help(Some(what.into()));
-    words(&String::from_utf8_lossy(&output.stdout)).into_iter().map(candidate).collect()
+    let candidate =
+        |(word, what): (String, String)| CompletionCandidate::new(word).help(Some(escape(what.as_bytes()).into()));
+    words(&output.stdout, key).into_iter().map(candidate).collect()
 }
 
-/// The words in what `complete` says, each with what it is. A word that a shell would read otherwise is left out.
-fn words(text: &str) -> Vec<(String, String)> {
-    let plain =
-        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/@[]%+".contains(&b));
-    let lines = text.lines().map(|line| line.split_once('\t').unwrap_or((line, "")));
-    lines.filter(|(word, _)| plain(word)).map(|(word, what)| (word.to_owned(), what.to_owned())).collect()
+/// The values of `key` in a JSON document, each with the upstream beside it. A word that a shell would read otherwise is
+/// left out.
+fn words(json: &[u8], key: &str) -> Vec<(String, String)> {
+    fn collect(value: &Value, key: &str, words: &mut Vec<(String, String)>) {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/@[]%+".contains(&b);
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| collect(item, key, words)),
+            Value::Object(map) => match map.get(key).and_then(Value::as_str) {
+                Some(word) if !word.is_empty() && word.bytes().all(plain) => {
+                    let upstream = map.get("upstream").and_then(Value::as_str).unwrap_or_default();
+                    words.push((word.to_owned(), upstream.to_owned()));
+                }
+                _ => map.values().for_each(|item| collect(item, key, words)),
+            },
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if let Ok(document) = serde_json::from_slice(json) {
+        collect(&document, key, &mut found);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -99,11 +118,13 @@ mod tests {
 
     #[test]
     fn a_word_that_a_shell_would_read_otherwise_is_not_offered() {
-        let offered = |text: &str| words(text).into_iter().map(|(word, _)| word).collect::<Vec<_>>().join(" ");
+        let offered =
+            |json: &str| words(json.as_bytes(), "id").into_iter().map(|(word, _)| word).collect::<Vec<_>>().join(" ");
         assert_eq!(
-            offered("819f8405\ta to b\n127.0.0.1:80\t\n@name\n[::1]:80\tx\n"),
-            "819f8405 127.0.0.1:80 @name [::1]:80"
+            offered(r#"{"sessions":[{"id":"819f8405-0a","upstream":"x"},{"id":"[::1]:80"},{"id":"@name"}]}"#),
+            "819f8405-0a [::1]:80 @name"
         );
-        assert_eq!(offered("$(reboot)\tx\nx;y\n`z`\na b\n*\n\n"), "");
+        assert_eq!(offered(r#"[{"id":"$(reboot)"},{"id":"x;y"},{"id":"a b"},{"id":"*"},{"id":""},{"id":7}]"#), "");
+        assert_eq!(offered("it does not run"), "");
     }
 }

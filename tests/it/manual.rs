@@ -1,11 +1,11 @@
 //! The manual and the completions say what the programs do: what is made from the definitions is what is committed, and
 //! what people wrote names every key, field and default that there is.
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use qrexec_connect::spec::{Config, Key, Options};
 
-use crate::support::{example, run};
+use crate::support::{Activation, FakeQrexec, eventually, example, run};
 
 fn packaging() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging"))
@@ -129,7 +129,7 @@ fn completed(home: &Path, line: &str) -> Vec<String> {
     bash.arg(packaging().join("completions/qrexec-connect.bash")).arg(line);
     let bin = home.join("bin");
     let path = format!("{}:/usr/bin:/bin", bin.display());
-    bash.env_clear().env("PATH", path).env("HOME", home);
+    bash.env_clear().env("PATH", path).env("HOME", home).env("XDG_RUNTIME_DIR", home.join("run"));
     let output = run(bash);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text").split_whitespace().map(str::to_owned).collect()
@@ -150,4 +150,24 @@ fn a_shell_completes_commands_options_and_the_units_that_are_there() {
     assert_eq!(completed(home.path(), "qrexec-connect remove g"), ["gitweb"]);
     assert_eq!(completed(home.path(), "qrexec-connect check qrexec-connect-m"), ["qrexec-connect-mail.socket"]);
     assert!(completed(home.path(), "qrexec-connect serve --q").contains(&"--qrexec-client".to_owned()));
+}
+
+#[test]
+fn a_shell_completes_the_sessions_and_listeners_of_the_running_service() {
+    let fake = FakeQrexec::new();
+    let service = Activation::calling(&fake).with_control().tcp("work test.Echo").start().ready();
+    let home = service.dir();
+    fs::create_dir_all(home.join("bin")).expect("ours");
+    symlink(env!("CARGO_BIN_EXE_qrexec-connect"), home.join("bin/qrexec-connect")).expect("ours");
+    let none = completed(home, "qrexec-connect kill ");
+    assert!(none.iter().all(|word| word.starts_with('-')), "no session yet: {none:?}");
+    let mut peer = service.connect(0);
+    peer.write_all(b"hello").expect("connected");
+    peer.expect(b"hello");
+    let id =
+        service.asking().ok(&["sessions", "--json"]).json()["sessions"][0]["id"].as_str().expect("text").to_owned();
+    eventually("the session is offered", || completed(home, "qrexec-connect kill ").contains(&id));
+    let listeners = completed(home, "qrexec-connect pause 127");
+    assert_eq!(listeners, [format!("127.0.0.1:{}", service.port(0))]);
+    service.stop();
 }
