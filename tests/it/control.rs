@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream, UdpSocket},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
@@ -715,7 +715,10 @@ fn assert_promtool_is_content(text: &str) {
 fn metrics_count_what_happened_and_go_on_after_a_restart() {
     let fake = FakeQrexec::new();
     let server = Server::tcp();
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    // Bound, so that nobody else gets the port, and not listening.
+    let refusing = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    refusing.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    let nobody = refusing.local_addr().expect("bound").as_socket().expect("an address").port();
     let mut service = Activation::calling(&fake)
         .tcp(&server.name())
         .tcp(&format!("target=127.0.0.1+{nobody}"))

@@ -5,6 +5,8 @@ use std::{
     io::{Read, Write},
     path::Path,
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -170,7 +172,15 @@ fn a_killed_run_leaves_nothing_behind() {
         let mut process = Process::start(command);
         process.stdout.wait_for("inside");
         assert_eq!(cgroups_of(&process), 1);
-        process.signal(signal);
+        // Again if need be: what reaches a shell just before it begins to wait(1) is only heard when that is over.
+        eventually(&format!("{signal} ends it"), || {
+            process.signal(signal);
+            let heard = Instant::now() + Duration::from_secs(8);
+            while process.running() && Instant::now() < heard {
+                thread::sleep(Duration::from_millis(2));
+            }
+            !process.running()
+        });
         assert_eq!(process.wait().code(), code, "{signal}");
         // those inside have an environment of their own: what they hold is their end of our pipe
         process.stdout.to_the_end();
