@@ -9,13 +9,10 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{
     Resolve, Service,
-    flow::Flow,
     handover::{Adopted, Lost, Sessions},
     listener::Listening,
     notify::sessions as sessions_text,
-    route::Route,
-    session::{self, ParkedStage, Permits, Shared, Stage, say},
-    sessions::Info,
+    session::{self, Flow, Info, ParkedStage, Permits, Route, Shared, Stage, say},
 };
 use crate::{
     dial::qrexec::Call,

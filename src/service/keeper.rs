@@ -36,12 +36,9 @@ use tokio::{
 
 use super::{
     adopt::tell,
-    explain,
     handover::{self, Adopted},
     manager::{self, Presence},
-    route::Route,
-    sessions::Info,
-    tally::Tallies,
+    session::{Info, Route, Tallies, event},
 };
 use crate::{
     log::{End, emit},
@@ -176,5 +173,5 @@ fn end_one(session: Adopted<'_>) {
         info.connected(ms);
     }
     session.stage.abandon();
-    emit(explain::ended(&info, End::Drained, None, "the service was stopped before its next process took this up"));
+    emit(event::ended(&info, End::Drained, None, "the service was stopped before its next process took this up"));
 }

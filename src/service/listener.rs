@@ -20,12 +20,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    access::Peer,
+use super::session::{
+    self, Info, Peer, Permits, Route, Shared, Stage,
     flow::{self, Table},
-    route::Route,
-    session::{self, Permits, Shared, Stage, say},
-    sessions::Info,
+    say,
 };
 use crate::{
     activation,

@@ -1,28 +1,20 @@
 //! The life of sessions: listeners in, drain or handover out.
 
-mod access;
 mod adopt;
 mod bind;
 pub mod control;
-mod explain;
-mod flow;
 mod handover;
 mod headroom;
 mod keeper;
-mod limits;
 mod listener;
 mod manager;
 mod netns_watch;
 mod notify;
 mod own;
 mod reload;
-mod route;
 mod session;
-mod sessions;
 mod signals;
 mod stop;
-mod tally;
-mod tidy;
 
 use std::{
     fmt, io,
@@ -48,8 +40,7 @@ use netns_watch::Watch;
 use notify::Count;
 use own::{Own, Wanted};
 pub use reload::ask as ask_to_reload;
-use route::Route;
-use session::{Parked, Shared, say};
+use session::{Parked, Route, Shared, descriptors, say, tidy};
 use signals::{Order, Signals};
 
 use crate::{
@@ -238,7 +229,7 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
     service.adopt(handover.sessions, handover.lost, resolve).await;
     service.settle_children();
     let routes: Vec<_> = service.listening.iter().chain(service.own.listening()).map(|l| l.route()).collect();
-    if let Some(warning) = limits::warning(routes.iter().map(|r| &**r), service.shared.gates.per_qube()) {
+    if let Some(warning) = descriptors::warning(routes.iter().map(|r| &**r), service.shared.gates.per_qube()) {
         say(Kind::DescriptorPressure, warning);
     }
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {

@@ -23,8 +23,7 @@ use super::{
     listener::Listening,
     notify,
     own::{self, Wanted},
-    route::Route,
-    session::say,
+    session::{Route, say},
 };
 use crate::{log::Kind, spec::Forward, sys};
 

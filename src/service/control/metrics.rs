@@ -17,10 +17,7 @@ use prometheus_client::{
 use super::api::Format;
 use crate::{
     log::End,
-    service::{
-        session::Shared,
-        tally::{Counted, DIAL_BOUNDS_MS, Reason},
-    },
+    service::session::{Counted, DIAL_BOUNDS_MS, Reason, Shared, Tally},
 };
 
 /// The metrics of this service. Names begin with that of the program.
@@ -78,7 +75,7 @@ impl Scrape {
             *up += info.counters.up();
             *down += info.counters.down();
         });
-        let row = |(listener, tally): (Arc<str>, Arc<crate::service::tally::Tally>)| {
+        let row = |(listener, tally): (Arc<str>, Arc<Tally>)| {
             let (sessions, up, down) = live.get(&listener).copied().unwrap_or_default();
             Row { counted: tally.counted(), sessions, bytes: (up, down), paused: tally.paused(), listener }
         };

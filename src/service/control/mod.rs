@@ -16,8 +16,7 @@ mod http;
 mod metrics;
 mod server;
 mod state;
-mod view;
-mod watch;
+pub mod view;
 pub mod who;
 
 use std::{
@@ -34,13 +33,11 @@ use tokio::{
 
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
 pub use view::{kind, listener, troubled};
-pub use watch::{Ending, Watchers};
 
 use super::{
     Service,
     bind::{self, Claim},
-    session::{Shared, say},
-    tally::Kept,
+    session::{Kept, Shared, say},
 };
 use crate::{
     activation,

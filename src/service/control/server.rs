@@ -23,12 +23,12 @@ use varlink::{
 use super::{
     Ask,
     api::{self, Refusal},
-    metrics, view, watch, who,
+    metrics, view, who,
 };
 use crate::{
     log::{Kind, escape},
     relay::Why,
-    service::session::{Shared, say},
+    service::session::{Shared, say, watch},
 };
 
 /// Clients at once. They are this user's, or root's; one more finds the door shut.

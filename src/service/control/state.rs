@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::service::tally::Kept;
+use crate::service::session::Kept;
 
 /// More than that was not written by us, in bytes.
 const LIMIT: u64 = 16 << 20;

@@ -4,7 +4,10 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
-    service::{listener::Listening, session::Shared, sessions::Info},
+    service::{
+        listener::Listening,
+        session::{Info, Shared},
+    },
     spec::SocketKind,
     sys,
 };

@@ -23,9 +23,8 @@ use crate::{
     log::escape,
     relay::{self, ParkedDirection, ParkedEnd, Phase, Side, datagram::Destination},
     service::{
-        flow::Asked,
         own::Kept,
-        session::{Parked, ParkedStage},
+        session::{Asked, Parked, ParkedStage},
     },
     stream::{Kind, Stream},
 };

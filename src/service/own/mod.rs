@@ -20,8 +20,7 @@ use super::{
     control,
     listener::Listening,
     netns_watch::Watch,
-    route::Route,
-    session::say,
+    session::{Route, say},
 };
 use crate::{
     dial::netns,

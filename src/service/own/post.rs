@@ -15,11 +15,9 @@ use crate::{
     log::{Event, Kind, emit},
     service::{
         bind::{self, Bound, Claim},
-        explain,
         listener::Listening,
         refuse,
-        route::Route,
-        session::Shared,
+        session::{Route, Shared, event},
     },
     spec::{Forward, Leg, Listen, Netns, Options},
 };
@@ -159,7 +157,7 @@ impl Post {
                 event.listener = Some(listen.into());
                 emit(event);
             } else {
-                let why = format!("{why}; next try in {} s", explain::seconds(pause));
+                let why = format!("{why}; next try in {} s", event::seconds(pause));
                 refuse(&format!("{named}{listen}"), None, &why);
             }
         }

@@ -71,7 +71,7 @@ async fn a_panicking_session_ends_as_panicked_and_the_others_live_on() {
     });
     assert!(task.await.is_err_and(|e| e.is_panic()));
     assert_eq!(shared.sessions.count(), 1, "the one that panicked is gone");
-    let event = explain::ended(&doomed, End::Panicked, None, "");
+    let event = event::ended(&doomed, End::Panicked, None, "");
     assert_eq!((event.kind, event.end), (Kind::SessionFailed, Some(End::Panicked)));
 
     peer.write_all(b"still here").expect("it lives");

@@ -21,15 +21,24 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{
-    control::{Ending, Watchers, api::Happened},
-    explain,
-    flow::{Asked, Flow},
-    handover,
-    route::Route,
-    sessions::{Info, Sessions},
-    tally::{Reason, Tallies},
-};
+mod access;
+pub mod descriptors;
+pub mod event;
+pub mod flow;
+mod route;
+mod sessions;
+mod tally;
+pub mod tidy;
+pub mod watch;
+
+pub use access::Peer;
+pub use flow::{Asked, Flow};
+pub use route::Route;
+pub use sessions::{Info, Sessions};
+pub use tally::{Counted, DIAL_BOUNDS_MS, Kept, Reason, Tallies, Tally};
+pub use watch::{Ending, Watchers};
+
+use super::{control::api::Happened, handover};
 use crate::{
     dial::{
         self, Failure, Way,
@@ -156,7 +165,7 @@ pub fn begin(shared: &Arc<Shared>, info: Arc<Info>, stage: Stage, permits: Permi
 pub(super) fn tell_end(shared: &Shared, info: &Info, end: End, exit: Option<u8>, note: &str) {
     info.route.tally.session_ended(end, (info.counters.up(), info.counters.down()));
     shared.watchers.tell(Happened::Ended, info, Some(Ending { end, exit, note }));
-    log::emit(explain::ended(info, end, exit, note));
+    log::emit(event::ended(info, end, exit, note));
 }
 
 /// Starts the session's task.
@@ -237,7 +246,7 @@ impl Session {
     pub(super) fn failed(&mut self, failure: &Failure) -> Next {
         let info = &self.story.info;
         info.route.tally.dial_failed(Reason::from(failure), info.dial_ms().is_some());
-        let (end, note) = explain::failure(&info.route, failure);
+        let (end, note) = event::failure(&info.route, failure);
         self.story.note = note;
         self.over(end)
     }
@@ -247,7 +256,7 @@ impl Session {
         info.connected(ms);
         info.route.tally.dialled(ms);
         self.story.shared.watchers.tell(Happened::Connected, info, None);
-        log::emit(explain::started(info, at));
+        log::emit(event::started(info, at));
     }
 
     async fn wait(&mut self, peer: Stream) -> Next {
@@ -298,7 +307,7 @@ impl Session {
                 Ok(Dialled::Call(Call::start(&self.story.shared.client, &limits.call)?, ticket))
             }
             (Some(Upstream::Unix(addr)), _) => {
-                let waiting = |e: &std::io::Error, pause| explain::waiting(&self.story.info, addr, e, pause);
+                let waiting = |e: &std::io::Error, pause| event::waiting(&self.story.info, addr, e, pause);
                 let dialled = dial::unix(addr, left(options.connect_timeout), waiting).await;
                 dialled.map(|upstream| Dialled::Stream(upstream, None))
             }
@@ -328,7 +337,7 @@ impl Session {
             let allowed = info.route.options.setup_timeout;
             // From accept on: the wait at the gate counts.
             let deadline = info.accepted + allowed;
-            let decided = call.decided(&peer, (deadline, allowed), |line| explain::stderr(&info, line));
+            let decided = call.decided(&peer, (deadline, allowed), |line| event::stderr(&info, line));
             tokio::pin!(decided);
             let mut late = false;
             loop {
@@ -362,7 +371,7 @@ impl Session {
                 Some(Stage::Relaying(Box::new(relay), Some(Box::new((parts.child, parts.stderr)))))
             }
             Ok(Decision::Failed(failure)) => {
-                if explain::is_refusal(&failure) {
+                if event::is_refusal(&failure) {
                     ticket.refused();
                 } else {
                     drop(ticket);
@@ -410,7 +419,7 @@ impl Session {
             let outcome = tokio::select! {
                 biased;
                 outcome = relay.run(&info.counters, &info.interrupt) => outcome,
-                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+                () = stderr.drain(|line| event::stderr(&info, line)) => unreachable!("it is drained for ever"),
             };
             if !matches!(outcome, Outcome::UpstreamEnded) {
                 break outcome;
@@ -418,7 +427,7 @@ impl Session {
             let exit = tokio::select! {
                 biased;
                 exit = timeout(VERDICT, child.exited()) => exit.unwrap_or(Exit::Unknown),
-                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+                () = stderr.drain(|line| event::stderr(&info, line)) => unreachable!("it is drained for ever"),
                 _ = info.interrupt.requested_async() => Exit::Unknown,
             };
             match exit {
@@ -446,7 +455,7 @@ impl Session {
             let exited = tokio::select! {
                 biased;
                 exit = timeout(EXIT_GRACE, child.exited()) => Ok(exit.is_ok()),
-                () = stderr.drain(|line| explain::stderr(&info, line)) => unreachable!("it is drained for ever"),
+                () = stderr.drain(|line| event::stderr(&info, line)) => unreachable!("it is drained for ever"),
                 why = info.interrupt.requested_async() => Err(why),
             };
             if let Err(Why::Park) = exited {
@@ -458,7 +467,7 @@ impl Session {
         }
         let next = self.close(*relay, outcome);
         if let Some(exit) = lost {
-            self.story.note = explain::lost(exit);
+            self.story.note = event::lost(exit);
         }
         self.end_child(child, stderr).await;
         next
@@ -479,7 +488,7 @@ impl Session {
                     Side::Peer => upstream.reset(),
                     Side::Upstream => peer.reset(),
                 }
-                self.story.note = explain::reset(by, error.as_ref());
+                self.story.note = event::reset(by, error.as_ref());
                 self.over(End::Reset)
             }
             // Told to go on, it says how it ends.
@@ -507,12 +516,12 @@ impl Session {
                 let (_, killed) = child.end().await;
                 if killed {
                     let text = format!("process {} ignored SIGTERM and was killed", child.pid());
-                    log::emit(explain::about(&info, Kind::CallKilled, text));
+                    log::emit(event::about(&info, Kind::CallKilled, text));
                 }
                 Exit::Unknown
             }
         };
-        stderr.finish(|line| explain::stderr(&info, line));
+        stderr.finish(|line| event::stderr(&info, line));
         self.story.exit = exit.code();
     }
 }

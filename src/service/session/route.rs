@@ -8,8 +8,8 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{
+    Shared,
     access::Access,
-    session::Shared,
     tally::{Tallies, Tally},
 };
 use crate::{

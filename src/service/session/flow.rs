@@ -31,12 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    access::Peer,
-    listener::{Listening, Reminder, deny},
-    session::{self, Next, ParkedStage, Permits, Session, Shared, Stage},
-    sessions::Info,
-};
+use super::{Next, ParkedStage, Permits, Session, Shared, Stage, access::Peer, sessions::Info};
 use crate::{
     dial::{self, Failure, Way, netns::Place},
     log::End,
@@ -44,6 +39,7 @@ use crate::{
         Counters, Why,
         datagram::{self, Destination},
     },
+    service::listener::{Listening, Reminder, deny},
     spec::Upstream,
     sys,
 };
@@ -312,7 +308,7 @@ fn take(listening: &Arc<Listening>, shared: &Arc<Shared>, bytes: &[u8], asked: A
     let flow = Arc::new(Flow::new(asked, info.clone(), listening, Duration::ZERO));
     flow.up(bytes);
     listening.flows().enter(&flow, most);
-    session::begin(shared, info, Stage::Flow(flow), Permits::default());
+    super::begin(shared, info, Stage::Flow(flow), Permits::default());
 }
 
 /// Takes a flow out of its table, however its task ends.

@@ -7,8 +7,11 @@ use std::sync::{
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::{api, view};
-use crate::{log::End, service::sessions::Info};
+use super::sessions::Info;
+use crate::{
+    log::End,
+    service::control::{api, view},
+};
 
 /// Events that may wait for one of them; more are left out, and their number is told.
 const QUEUE: usize = 1024;
