@@ -14,12 +14,12 @@ use super::{
     listener::Listening,
     notify::sessions as sessions_text,
     route::Route,
-    session::{self, ParkedStage, Permits, Shared, Stage, say},
+    session::{self, ParkedStage, Permits, Shared, Stage},
     sessions::Info,
 };
 use crate::{
     dial::qrexec::Call,
-    log::{self, End, Kind as Event},
+    log::{self, End, Kind as Event, say},
     relay::{Counters, ParkedEnd, Relay, Why},
     spec::{OnRemove, SocketKind},
     stream::{Kind, Stream},

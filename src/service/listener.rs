@@ -24,12 +24,12 @@ use super::{
     access::Peer,
     flow::{self, Table},
     route::Route,
-    session::{self, Permits, Shared, Stage, say},
+    session::{self, Permits, Shared, Stage},
     sessions::Info,
 };
 use crate::{
     activation,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     relay::{Counters, datagram},
     spec::SocketKind,
     stream::{self, Stream},

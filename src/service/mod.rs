@@ -49,13 +49,13 @@ use notify::Count;
 use own::{Own, Wanted};
 pub use reload::ask as ask_to_reload;
 use route::Route;
-use session::{Parked, Shared, say};
+use session::{Parked, Shared};
 use signals::{Order, Signals};
 
 use crate::{
     activation,
     dial::qrexec::{Client, Group, gate::Gates},
-    log::{Event, Kind, emit, escape},
+    log::{Event, Kind, emit, escape, say},
     spec::{Forward, SocketKind},
 };
 

@@ -5,11 +5,8 @@ use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::{
-    headroom::Headroom,
-    session::{Shared, say},
-};
-use crate::log::Kind;
+use super::{headroom::Headroom, session::Shared};
+use crate::log::{Kind, say};
 
 /// How often the status is written at most.
 const STATUS: Duration = Duration::from_secs(1);

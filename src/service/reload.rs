@@ -24,9 +24,12 @@ use super::{
     notify,
     own::{self, Wanted},
     route::Route,
-    session::say,
 };
-use crate::{log::Kind, spec::Forward, sys};
+use crate::{
+    log::{Kind, say},
+    spec::Forward,
+    sys,
+};
 
 /// Where an answer is waited for, in the runtime directory.
 const ANSWER: &str = "reload";

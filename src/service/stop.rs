@@ -14,11 +14,11 @@ use super::{
     handover, keeper,
     notify::{self, sessions as n_sessions},
     own::Kept,
-    session::{say, tell_end},
+    session::tell_end,
     signals::Signals,
 };
 use crate::{
-    log::{End, Kind},
+    log::{End, Kind, say},
     relay::Why,
 };
 

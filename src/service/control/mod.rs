@@ -39,12 +39,12 @@ pub use watch::{Ending, Watchers};
 use super::{
     Service,
     bind::{self, Claim},
-    session::{Shared, say},
+    session::Shared,
     tally::Kept,
 };
 use crate::{
     activation,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     spec::{Listen, Rights, UnixAddr},
 };
 

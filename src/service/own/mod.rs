@@ -21,11 +21,10 @@ use super::{
     listener::Listening,
     netns_watch::Watch,
     route::Route,
-    session::say,
 };
 use crate::{
     dial::netns,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     spec::{Forward, Listen, Netns, OnRemove},
 };
 
