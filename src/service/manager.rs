@@ -86,7 +86,7 @@ async fn ask(arguments: &[&str]) -> Option<String> {
         command.arg("--user");
     }
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    for name in crate::dial::qrexec::OURS_ALONE {
+    for name in crate::sys::OURS_ALONE {
         command.env_remove(name);
     }
     let answer = timeout(
