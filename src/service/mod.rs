@@ -380,11 +380,11 @@ impl Service {
         panicked
     }
 
-    /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that it knows of;
-    /// one that cannot be has it told at once.
-    fn tell_status(&self, keep: &mut JoinSet<()>, told: usize) -> AbortHandle {
+    /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
+    /// was told last; `None` sends the status at once.
+    fn tell_status(&self, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
         let count = self.count();
-        keep.spawn(notify::status(self.shared.clone(), told, move |sessions| notify::line(count, sessions)))
+        keep.spawn(notify::status(self.shared.sessions.watch(), told, move |sessions| notify::line(count, sessions)))
     }
 
     /// Serves until an order comes. `told` is the number of sessions that the manager knows of.
@@ -392,7 +392,7 @@ impl Service {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
         keep.spawn(tidy::after_crowds(self.shared.sessions.watch()));
-        let mut status = self.tell_status(&mut keep, told);
+        let mut status = self.tell_status(&mut keep, Some(told));
         let at_most = loop {
             // What nobody passed, nobody would start again.
             let exit_idle = exit_idle.filter(|_| self.own.is_empty());
@@ -402,7 +402,7 @@ impl Service {
                     Order::Reload => {
                         self.reload().await;
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                     Order::Park if notify::managed() => return self.hand_over(Ended::HandedOver).await,
                     // Nobody would keep what is parked.
@@ -423,13 +423,13 @@ impl Service {
                 () = moved(&mut self.watch) => {
                     if self.look_at_namespaces().await {
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                 }
                 () = due(self.own.next_try()) => {
                     if self.try_again() {
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                 }
                 () = nothing_left(&self.shared, nothing, exit_idle) => {

@@ -97,7 +97,7 @@ impl Service {
         let status = notify::stopping(count);
         notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
         let mut keep = JoinSet::new();
-        keep.spawn(notify::status(self.shared.clone(), count, notify::stopping));
+        keep.spawn(notify::status(sessions.watch(), Some(count), notify::stopping));
         self.shared.tasks.close();
         let began = Instant::now();
         let (mut hurry, mut cut) = (false, 0);

@@ -18,13 +18,9 @@ mod transport;
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use sd_notify::NotifyState;
 
 pub use record::{Adopted, Lost, Sessions};
@@ -32,7 +28,7 @@ pub use record::{Adopted, Lost, Sessions};
 use super::{
     headroom::Headroom,
     keeper,
-    notify::{tell, tell_with},
+    notify::{barrier, tell, tell_with},
     own::Kept,
     session::Parked,
 };
@@ -40,10 +36,6 @@ use crate::sys;
 
 /// The name of our entries in the descriptor store.
 pub const NAME: &str = "handover";
-
-/// How long the manager may take to confirm that it has the descriptors. It answers within milliseconds unless it is
-/// overloaded; when it does not, leaving without it would lose the sessions.
-const CONFIRM: Duration = Duration::from_secs(10);
 
 /// Gives parked sessions and listeners of our own to the service manager; to be followed by the process's exit.
 ///
@@ -68,19 +60,7 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
     let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
     tell_with(&state, &[ours.as_fd(), theirs.as_fd()])?;
-    confirm()
-}
-
-/// Waits until the manager has read all that was sent before (sd_notify_barrier(3)).
-fn confirm() -> io::Result<()> {
-    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
-    drop(theirs);
-    let timeout = PollTimeout::try_from(CONFIRM).unwrap_or(PollTimeout::MAX);
-    match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
-        _ => Ok(()),
-    }
+    barrier()
 }
 
 /// Ends what nobody takes up: a socket's other side sees a reset and no end, which would make a part look complete; a
