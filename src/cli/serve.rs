@@ -8,6 +8,7 @@ use crate::{
     report::{Code, Failure},
     service::{self, Ended, Failed, Kept, Setup},
     spec::{LogLevel, Plan},
+    systemd::headroom,
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -58,7 +59,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
         return Err((options.lonely)());
     }
     config::check_permission(&plan)?;
-    service::keep_headroom();
+    headroom::keep();
     service::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
@@ -115,7 +116,7 @@ fn control() -> Option<std::path::PathBuf> {
 /// No runtime.
 pub(super) fn keep(program: &'static str) -> Result<ExitCode, Failure> {
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
-    service::keep_headroom();
+    headroom::keep();
     let guard = log::start(program, log::Level::Info).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let kept = runtime.block_on(service::keep());

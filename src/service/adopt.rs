@@ -12,7 +12,6 @@ use super::{
     flow::Flow,
     handover::{Adopted, Lost, Sessions},
     listener::Listening,
-    notify::sessions as sessions_text,
     route::Route,
     session::{self, ParkedStage, Permits, Shared, Stage},
     sessions::Info,
@@ -23,6 +22,7 @@ use crate::{
     relay::{Counters, ParkedEnd, Relay, Why},
     spec::{OnRemove, SocketKind},
     stream::{Kind, Stream},
+    systemd::notify::sessions as sessions_text,
 };
 
 /// The most threads that take up sessions: each registers descriptors with the same epoll instance, one at a time.

@@ -38,7 +38,6 @@ use super::{
     adopt::tell,
     explain,
     handover::{self, Adopted},
-    manager::{self, Presence},
     route::Route,
     sessions::Info,
     tally::Tallies,
@@ -47,6 +46,7 @@ use crate::{
     log::{End, emit},
     relay::Counters,
     sys,
+    systemd::jobs::{self, Presence},
 };
 
 /// What the keeper's socket is called in its unit's own directory.
@@ -120,7 +120,7 @@ pub async fn keep() -> io::Result<Kept> {
                 take_in(socket.as_ref(), &mut kept);
                 doubt = Some(Instant::now() + RETURN);
             }
-            () = doubted => match manager::presence(&service()).await {
+            () = doubted => match jobs::presence(&service()).await {
                 Some(Presence::Gone) => break Kept::Deserted,
                 Some(Presence::Between) => doubt = Some(Instant::now() + RETURN),
                 // Whoever cannot be asked stops this unit in the end.
@@ -135,7 +135,7 @@ pub async fn keep() -> io::Result<Kept> {
 
 /// The unit whose calls this process's unit owns.
 fn service() -> String {
-    let own = manager::own_unit();
+    let own = jobs::own_unit();
     own.strip_suffix("-calls.service").map_or(own.clone(), |name| format!("{name}.service"))
 }
 

@@ -7,19 +7,15 @@ pub mod control;
 mod explain;
 mod flow;
 mod handover;
-mod headroom;
 mod keeper;
 mod limits;
 mod listener;
-mod manager;
 mod netns_watch;
-mod notify;
 mod own;
 mod reload;
 mod route;
 mod session;
 mod sessions;
-mod signals;
 mod stop;
 mod tally;
 mod tidy;
@@ -41,22 +37,23 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use control::{Control, api, asked};
 pub use handover::{NAME as STORED, make_room};
-pub use headroom::keep as keep_headroom;
 pub use keeper::{Kept, keep};
 use listener::Listening;
 use netns_watch::Watch;
-use notify::Count;
 use own::{Own, Wanted};
 pub use reload::ask as ask_to_reload;
 use route::Route;
 use session::{Parked, Shared};
-use signals::{Order, Signals};
 
 use crate::{
     activation,
     dial::qrexec::{Client, Group, gate::Gates},
     log::{Event, Kind, emit, escape, say},
     spec::{Forward, SocketKind},
+    systemd::{
+        notify::{self, Count},
+        signals::{Order, Signals},
+    },
 };
 
 /// What a name on a socket of that kind means, in the configuration that is in force; or what is wrong with it.

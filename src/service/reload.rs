@@ -21,7 +21,6 @@ use sd_notify::NotifyState;
 use super::{
     Service,
     listener::Listening,
-    notify,
     own::{self, Wanted},
     route::Route,
 };
@@ -29,6 +28,7 @@ use crate::{
     log::{Kind, say},
     spec::Forward,
     sys,
+    systemd::notify,
 };
 
 /// Where an answer is waited for, in the runtime directory.

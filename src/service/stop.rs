@@ -8,18 +8,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{
-    Ended, Service,
-    control::Control,
-    handover, keeper,
-    notify::{self, sessions as n_sessions},
-    own::Kept,
-    session::tell_end,
-    signals::Signals,
-};
+use super::{Ended, Service, control::Control, handover, keeper, own::Kept, session::tell_end};
 use crate::{
     log::{End, Kind, say},
     relay::Why,
+    systemd::{
+        notify::{self, sessions as n_sessions},
+        signals::Signals,
+    },
 };
 
 /// How long all sessions together may take to be parked. Each needs one poll of its task.

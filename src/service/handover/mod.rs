@@ -25,14 +25,14 @@ use sd_notify::NotifyState;
 
 pub use record::{Adopted, Lost, Sessions};
 
-use super::{
-    headroom::Headroom,
-    keeper,
-    notify::{barrier, tell, tell_with},
-    own::Kept,
-    session::Parked,
+use super::{keeper, own::Kept, session::Parked};
+use crate::{
+    sys,
+    systemd::{
+        headroom::Headroom,
+        notify::{barrier, tell, tell_with},
+    },
 };
-use crate::sys;
 
 /// The name of our entries in the descriptor store.
 pub const NAME: &str = "handover";

@@ -1,6 +1,6 @@
 //! What the service is told to do, by signals.
 //!
-//! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`manager`]); SIGINT
+//! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`jobs`]); SIGINT
 //! is a stop; SIGHUP reads the configuration again. SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
 //! that keep descriptors but cannot be asked.
 
@@ -9,7 +9,7 @@ use std::{io, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
-    manager::{self, Job},
+    jobs::{self, Job},
     notify,
 };
 
@@ -108,7 +108,7 @@ async fn meaning_of_sigterm() -> Order {
     if !notify::managed() {
         return Order::Drain { at_most: None };
     }
-    match manager::own_job().await {
+    match jobs::own_job().await {
         Job::Restart | Job::Silent => Order::Park,
         Job::Stop { machine } => Order::Drain { at_most: machine.then_some(SHUTDOWN) },
         Job::None => Order::Drain { at_most: None },
