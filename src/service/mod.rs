@@ -41,7 +41,6 @@ pub use keeper::{Kept, keep};
 use listener::Listening;
 use netns_watch::Watch;
 use own::{Own, Wanted};
-pub use reload::ask as ask_to_reload;
 use route::Route;
 use session::{Parked, Shared};
 

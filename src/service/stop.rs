@@ -8,13 +8,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Ended, Service, control::Control, handover, keeper, own::Kept, session::tell_end};
+use super::{Ended, Service, control::Control, handover, own::Kept, session::tell_end};
 use crate::{
     log::{End, Kind, say},
     relay::Why,
     systemd::{
         notify::{self, sessions as n_sessions},
         signals::Signals,
+        unit::leave,
     },
 };
 
@@ -44,7 +45,7 @@ impl Service {
         self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
         let listeners = self.own.park();
         if parked.is_empty() && listeners.is_empty() {
-            let _ = keeper::leave(None);
+            let _ = leave(None);
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
             return ended;
         }

@@ -5,14 +5,13 @@
 //! has read READY=1, and a burst of starting sockets causes just that.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::headroom::Headroom;
+use super::{headroom::Headroom, unit};
 
 /// How long the manager may take to answer; it takes 6 to 40 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,7 +37,7 @@ pub enum Job {
 /// # Cancel safety
 /// Safe; the question is left to end by itself.
 pub async fn own_job() -> Job {
-    let unit = own_unit();
+    let unit = unit::name();
     match ask(&["--no-legend", "--plain", "--no-pager", "list-jobs", &unit]).await {
         Some(jobs) if restarts(&jobs, &unit) => Job::Restart,
         Some(jobs) => {
@@ -121,14 +120,6 @@ async fn ask(arguments: &[&str]) -> Option<String> {
     // is-system-running says "stopping" with a status that is not zero.
     let known = answer.status.success() || !answer.stdout.is_empty();
     known.then(|| String::from_utf8_lossy(&answer.stdout).into_owned())
-}
-
-/// The unit that this process belongs to (cgroups(7), /proc/PID/cgroup).
-pub fn own_unit() -> String {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
-    let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service"));
-    unit.unwrap_or("qrexec-connect.service").to_owned()
 }
 
 #[cfg(test)]

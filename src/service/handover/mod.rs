@@ -25,12 +25,13 @@ use sd_notify::NotifyState;
 
 pub use record::{Adopted, Lost, Sessions};
 
-use super::{keeper, own::Kept, session::Parked};
+use super::{own::Kept, session::Parked};
 use crate::{
     sys,
     systemd::{
         headroom::Headroom,
         notify::{barrier, tell, tell_with},
+        unit::leave,
     },
 };
 
@@ -55,7 +56,7 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let (ours, theirs) = transport::pair()?;
     let sent = transport::send(ours.as_fd(), records, descriptors)?;
     descriptors[sent..].iter().for_each(abandon);
-    let _ = keeper::leave(Some(theirs.as_fd()));
+    let _ = leave(Some(theirs.as_fd()));
     let name = format!("FDNAME={NAME}");
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
     let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
