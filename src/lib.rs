@@ -12,6 +12,7 @@
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
 //! | [`service`] | the life of sessions: accept, limits, drain, handover, control |
+//! | [`systemd`] | what we say to the service manager, and what it asks for |
 //! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may |
 //! | [`cli`] | one face for each program: arguments, plan, run, exit code |
 //! | [`stream`] | one descriptor with its readiness: what `dial` gives and `relay` takes |
@@ -43,3 +44,5 @@ pub mod spec;
 #[cfg(feature = "forward")]
 pub mod stream;
 pub mod sys;
+#[cfg(any(feature = "forward", feature = "dom0"))]
+pub mod systemd;

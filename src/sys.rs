@@ -12,6 +12,11 @@ use nix::sys::socket::MsgFlags;
 use socket2::SockAddr;
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// Variables by which systemd speaks to this process alone (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+/// No child may see them: systemd would take a child's message to NOTIFY_SOCKET for a message of the service.
+pub const OURS_ALONE: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// Removes variables from the environment.
 ///
 /// # Panics

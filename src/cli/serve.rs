@@ -8,6 +8,7 @@ use crate::{
     report::{Code, Failure},
     service::{self, Ended, Failed, Kept, Setup},
     spec::{LogLevel, Plan},
+    systemd::{headroom, reload, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -58,7 +59,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
         return Err((options.lonely)());
     }
     config::check_permission(&plan)?;
-    service::keep_headroom();
+    headroom::keep();
     service::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
@@ -97,16 +98,13 @@ pub(super) fn reload() -> Result<ExitCode, Failure> {
         let what = "MAINPID is not set: this is what ExecReload= of the unit runs";
         Failure::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
     })?;
-    let asked = service::ask_to_reload(pid).map_err(|why| Failure::new(Code::Failure, why));
+    let asked = reload::ask(pid).map_err(|why| Failure::new(Code::Failure, why));
     asked.map(|()| ExitCode::SUCCESS)
 }
 
-/// Where the unit has a place for the control socket (`RuntimeDirectory=`, systemd.exec(5)): the first, if there are
-/// several.
+/// Where the unit has a place for the control socket.
 fn control() -> Option<std::path::PathBuf> {
-    let dirs = std::env::var_os("RUNTIME_DIRECTORY")?.into_string().ok()?;
-    let first = dirs.split(':').next().filter(|dir| dir.starts_with('/'))?;
-    Some(std::path::Path::new(first).join(service::control::SOCKET))
+    unit::runtime_directory().map(|directory| directory.join(service::control::SOCKET))
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.
@@ -115,7 +113,7 @@ fn control() -> Option<std::path::PathBuf> {
 /// No runtime.
 pub(super) fn keep(program: &'static str) -> Result<ExitCode, Failure> {
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
-    service::keep_headroom();
+    headroom::keep();
     let guard = log::start(program, log::Level::Info).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let kept = runtime.block_on(service::keep());

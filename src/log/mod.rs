@@ -101,6 +101,11 @@ pub fn emit(event: Event) {
     }
 }
 
+/// Queues an event that has no fields besides its kind and its sentence.
+pub fn say(kind: Kind, message: impl Into<String>) {
+    emit(Event::new(kind, message));
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         let deadline = Instant::now() + FLUSH;

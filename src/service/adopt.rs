@@ -11,15 +11,15 @@ use super::{
     Resolve, Service,
     handover::{Adopted, Lost, Sessions},
     listener::Listening,
-    notify::sessions as sessions_text,
-    session::{self, Flow, Info, ParkedStage, Permits, Route, Shared, Stage, say},
+    session::{self, Flow, Info, ParkedStage, Permits, Route, Shared, Stage},
 };
 use crate::{
     dial::qrexec::Call,
-    log::{self, End, Kind as Event},
+    log::{self, End, Kind as Event, say},
     relay::{Counters, ParkedEnd, Relay, Why},
     spec::{OnRemove, SocketKind},
     stream::{Kind, Stream},
+    systemd::notify::sessions as sessions_text,
 };
 
 /// The most threads that take up sessions: each registers descriptors with the same epoll instance, one at a time.

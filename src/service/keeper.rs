@@ -17,17 +17,15 @@
 
 use std::{
     fs, io,
-    io::IoSlice,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::net::UnixDatagram,
     },
-    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::MsgFlags;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -37,43 +35,20 @@ use tokio::{
 use super::{
     adopt::tell,
     handover::{self, Adopted},
-    manager::{self, Presence},
     session::{Info, Route, Tallies, event},
 };
 use crate::{
     log::{End, emit},
     relay::Counters,
     sys,
+    systemd::{
+        jobs::{self, Presence},
+        unit,
+    },
 };
-
-/// What the keeper's socket is called in its unit's own directory.
-const SOCKET: &str = "kept";
 
 /// How long after a process has left the next one may be on its way without anybody asking for it.
 const RETURN: Duration = Duration::from_secs(1);
-
-/// A directory of this process's unit (systemd.exec(5), `RuntimeDirectory=`).
-fn runtime_directory() -> Option<PathBuf> {
-    let all = std::env::var_os("RUNTIME_DIRECTORY")?.into_string().ok()?;
-    all.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from)
-}
-
-/// Tells the keeper of `NAME-calls.service` that this process of `NAME.service` leaves, for another to come, and gives it
-/// the reading end of the pair in which its sessions wait.
-///
-/// # Errors
-/// Where there is no keeper: the sessions go on all the same, unless a stop comes in between.
-pub(super) fn leave(end: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut directory = runtime_directory().ok_or(io::ErrorKind::NotFound)?.into_os_string();
-    directory.push("-calls");
-    let keeper = UnixAddr::new(&Path::new(&directory).join(SOCKET))?;
-    let socket = UnixDatagram::unbound()?;
-    let fds = end.map(|end| [end.as_raw_fd()]);
-    let control = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg(socket.as_raw_fd(), &[IoSlice::new(b"left")], control.as_slice(), flags, Some(&keeper))?;
-    Ok(())
-}
 
 /// Why a keeper has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +92,7 @@ pub async fn keep() -> io::Result<Kept> {
                 take_in(socket.as_ref(), &mut kept);
                 doubt = Some(Instant::now() + RETURN);
             }
-            () = doubted => match manager::presence(&service()).await {
+            () = doubted => match jobs::presence(&unit::service_of_calls()).await {
                 Some(Presence::Gone) => break Kept::Deserted,
                 Some(Presence::Between) => doubt = Some(Instant::now() + RETURN),
                 // Whoever cannot be asked stops this unit in the end.
@@ -130,12 +105,6 @@ pub async fn keep() -> io::Result<Kept> {
     Ok(why)
 }
 
-/// The unit whose calls this process's unit owns.
-fn service() -> String {
-    let own = manager::own_unit();
-    own.strip_suffix("-calls.service").map_or(own.clone(), |name| format!("{name}.service"))
-}
-
 fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>) {
     let next = |socket: &AsyncFd<OwnedFd>| sys::receive::<4>(socket.as_fd(), &mut [0; 16], MsgFlags::empty());
     while let Some(Ok((_, fds))) = socket.map(next) {
@@ -144,7 +113,7 @@ fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>) {
 }
 
 fn listen() -> io::Result<AsyncFd<OwnedFd>> {
-    let path = runtime_directory().ok_or(io::ErrorKind::NotFound)?.join(SOCKET);
+    let path = unit::runtime_directory().ok_or(io::ErrorKind::NotFound)?.join(unit::KEEPER);
     let _ = fs::remove_file(&path); // of an earlier process of this unit, which alone may write there
     let socket = UnixDatagram::bind(&path)?;
     socket.set_nonblocking(true)?;

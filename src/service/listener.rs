@@ -23,11 +23,10 @@ use uuid::Uuid;
 use super::session::{
     self, Info, Peer, Permits, Route, Shared, Stage,
     flow::{self, Table},
-    say,
 };
 use crate::{
     activation,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     relay::{Counters, datagram},
     spec::SocketKind,
     stream::{self, Stream},

@@ -4,16 +4,12 @@ mod adopt;
 mod bind;
 pub mod control;
 mod handover;
-mod headroom;
 mod keeper;
 mod listener;
-mod manager;
 mod netns_watch;
-mod notify;
 mod own;
 mod reload;
 mod session;
-mod signals;
 mod stop;
 
 use std::{
@@ -33,21 +29,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use control::{Control, api, asked};
 pub use handover::{NAME as STORED, make_room};
-pub use headroom::keep as keep_headroom;
 pub use keeper::{Kept, keep};
 use listener::Listening;
 use netns_watch::Watch;
-use notify::Count;
 use own::{Own, Wanted};
-pub use reload::ask as ask_to_reload;
-use session::{Parked, Route, Shared, descriptors, say, tidy};
-use signals::{Order, Signals};
+use session::{Parked, Route, Shared, descriptors, tidy};
 
 use crate::{
     activation,
     dial::qrexec::{Client, Group, gate::Gates},
-    log::{Event, Kind, emit, escape},
+    log::{Event, Kind, emit, escape, say},
     spec::{Forward, SocketKind},
+    systemd::{
+        notify::{self, Count},
+        signals::{Order, Signals},
+    },
 };
 
 /// What a name on a socket of that kind means, in the configuration that is in force; or what is wrong with it.
@@ -371,11 +367,11 @@ impl Service {
         panicked
     }
 
-    /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that it knows of;
-    /// one that cannot be has it told at once.
-    fn tell_status(&self, keep: &mut JoinSet<()>, told: usize) -> AbortHandle {
+    /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
+    /// was told last; `None` sends the status at once.
+    fn tell_status(&self, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
         let count = self.count();
-        keep.spawn(notify::status(self.shared.clone(), told, move |sessions| notify::line(count, sessions)))
+        keep.spawn(notify::status(self.shared.sessions.watch(), told, move |sessions| notify::line(count, sessions)))
     }
 
     /// Serves until an order comes. `told` is the number of sessions that the manager knows of.
@@ -383,7 +379,7 @@ impl Service {
         let mut keep = JoinSet::new();
         keep.spawn(notify::watchdog());
         keep.spawn(tidy::after_crowds(self.shared.sessions.watch()));
-        let mut status = self.tell_status(&mut keep, told);
+        let mut status = self.tell_status(&mut keep, Some(told));
         let at_most = loop {
             // What nobody passed, nobody would start again.
             let exit_idle = exit_idle.filter(|_| self.own.is_empty());
@@ -393,7 +389,7 @@ impl Service {
                     Order::Reload => {
                         self.reload().await;
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                     Order::Park if notify::managed() => return self.hand_over(Ended::HandedOver).await,
                     // Nobody would keep what is parked.
@@ -414,13 +410,13 @@ impl Service {
                 () = moved(&mut self.watch) => {
                     if self.look_at_namespaces().await {
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                 }
                 () = due(self.own.next_try()) => {
                     if self.try_again() {
                         status.abort();
-                        status = self.tell_status(&mut keep, usize::MAX);
+                        status = self.tell_status(&mut keep, None);
                     }
                 }
                 () = nothing_left(&self.shared, nothing, exit_idle) => {

@@ -8,18 +8,15 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{
-    Ended, Service,
-    control::Control,
-    handover, keeper,
-    notify::{self, sessions as n_sessions},
-    own::Kept,
-    session::{say, tell_end},
-    signals::Signals,
-};
+use super::{Ended, Service, control::Control, handover, own::Kept, session::tell_end};
 use crate::{
-    log::{End, Kind},
+    log::{End, Kind, say},
     relay::Why,
+    systemd::{
+        notify::{self, sessions as n_sessions},
+        signals::Signals,
+        unit::leave,
+    },
 };
 
 /// How long all sessions together may take to be parked. Each needs one poll of its task.
@@ -48,7 +45,7 @@ impl Service {
         self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
         let listeners = self.own.park();
         if parked.is_empty() && listeners.is_empty() {
-            let _ = keeper::leave(None);
+            let _ = leave(None);
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
             return ended;
         }
@@ -97,7 +94,7 @@ impl Service {
         let status = notify::stopping(count);
         notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
         let mut keep = JoinSet::new();
-        keep.spawn(notify::status(self.shared.clone(), count, notify::stopping));
+        keep.spawn(notify::status(sessions.watch(), Some(count), notify::stopping));
         self.shared.tasks.close();
         let began = Instant::now();
         let (mut hurry, mut cut) = (false, 0);

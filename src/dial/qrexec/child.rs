@@ -28,11 +28,6 @@ use crate::sys;
 /// How long a child has between SIGTERM and SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What systemd tells this process alone (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)): no child is to see
-/// it. With NOTIFY_SOCKET a child's message would be held against the service.
-pub const OURS_ALONE: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -70,7 +65,7 @@ impl Child {
     /// # Errors
     /// What fork, exec or pidfd_open(2) say.
     pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
-        for name in OURS_ALONE {
+        for name in sys::OURS_ALONE {
             command.env_remove(name);
         }
         let mut child = command.process_group(0).spawn()?;

@@ -34,7 +34,7 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::time::{Instant, sleep_until};
 
-pub use self::child::{Child, Exit, OURS_ALONE};
+pub use self::child::{Child, Exit};
 pub use self::group::Group;
 pub use self::stderr::Stderr;
 use super::{Failure, abandoned};

@@ -40,7 +40,7 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, Semaphore},
-    time::{Instant, interval, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -51,7 +51,10 @@ use super::{
     keys::Store,
     policy::Policy,
 };
-use crate::log::{Event, Kind, emit};
+use crate::{
+    log::{Event, Kind, emit},
+    systemd::{notify, unit},
+};
 use control::Approvals;
 use ledger::Ledger;
 
@@ -326,7 +329,7 @@ pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
         stop: CancellationToken::new(),
         draining: false.into(),
         tasks: TaskTracker::new(),
-        cgroup: if options.dry_run { None } else { own_cgroup() },
+        cgroup: if options.dry_run { None } else { unit::delegated_group() },
         vms: Mutex::default(),
         paths,
         config,
@@ -345,7 +348,7 @@ async fn serve(shared: &Arc<Shared>, options: &Options) -> Result<(), Refusal> {
     channels.close();
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
-    let watchdog = tokio::spawn(watchdog());
+    let watchdog = tokio::spawn(notify::watchdog());
     let mut term = signal(SignalKind::terminate()).map_err(io_at("SIGTERM"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io_at("SIGINT"))?;
     let mut hup = signal(SignalKind::hangup()).map_err(io_at("SIGHUP"))?;
@@ -387,26 +390,6 @@ async fn serve(shared: &Arc<Shared>, options: &Options) -> Result<(), Refusal> {
     shared.audit.write("INFO", &format!("Shutting down (pid={})", std::process::id()));
     emit(Event::new(Kind::ServiceStopped, "qvm-remote-dom0 has stopped".to_owned()));
     Ok(())
-}
-
-/// Signs of life from the very runtime that does the work.
-async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
-    let mut tick = interval(period / 2);
-    loop {
-        tick.tick().await;
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-    }
-}
-
-/// Our own control group, when the manager left it to us (`Delegate=`, which says so in an attribute of the
-/// directory: systemd's CGROUP_DELEGATION.md), so that commands can have groups below it.
-fn own_cgroup() -> Option<PathBuf> {
-    std::env::var_os("INVOCATION_ID")?; // only under a manager
-    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let dir = PathBuf::from("/sys/fs/cgroup").join(path);
-    (path.ends_with(".service") && dir.join("cgroup.procs").exists()).then_some(dir)
 }
 
 #[cfg(test)]

@@ -37,11 +37,11 @@ pub use view::{kind, listener, troubled};
 use super::{
     Service,
     bind::{self, Claim},
-    session::{Kept, Shared, say},
+    session::{Kept, Shared},
 };
 use crate::{
     activation,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     spec::{Listen, Rights, UnixAddr},
 };
 

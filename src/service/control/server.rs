@@ -26,9 +26,9 @@ use super::{
     metrics, view, who,
 };
 use crate::{
-    log::{Kind, escape},
+    log::{Kind, escape, say},
     relay::Why,
-    service::session::{Shared, say, watch},
+    service::session::{Shared, watch},
 };
 
 /// Clients at once. They are this user's, or root's; one more finds the door shut.

@@ -18,32 +18,25 @@ mod transport;
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use sd_notify::NotifyState;
 
 pub use record::{Adopted, Lost, Sessions};
 
-use super::{
-    headroom::Headroom,
-    keeper,
-    notify::{tell, tell_with},
-    own::Kept,
-    session::Parked,
+use super::{own::Kept, session::Parked};
+use crate::{
+    sys,
+    systemd::{
+        headroom::Headroom,
+        notify::{barrier, tell, tell_with},
+        unit::leave,
+    },
 };
-use crate::sys;
 
 /// The name of our entries in the descriptor store.
 pub const NAME: &str = "handover";
-
-/// How long the manager may take to confirm that it has the descriptors. It answers within milliseconds unless it is
-/// overloaded; when it does not, leaving without it would lose the sessions.
-const CONFIRM: Duration = Duration::from_secs(10);
 
 /// Gives parked sessions and listeners of our own to the service manager; to be followed by the process's exit.
 ///
@@ -63,24 +56,12 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let (ours, theirs) = transport::pair()?;
     let sent = transport::send(ours.as_fd(), records, descriptors)?;
     descriptors[sent..].iter().for_each(abandon);
-    let _ = keeper::leave(Some(theirs.as_fd()));
+    let _ = leave(Some(theirs.as_fd()));
     let name = format!("FDNAME={NAME}");
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
     let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
     tell_with(&state, &[ours.as_fd(), theirs.as_fd()])?;
-    confirm()
-}
-
-/// Waits until the manager has read all that was sent before (sd_notify_barrier(3)).
-fn confirm() -> io::Result<()> {
-    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
-    drop(theirs);
-    let timeout = PollTimeout::try_from(CONFIRM).unwrap_or(PollTimeout::MAX);
-    match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
-        _ => Ok(()),
-    }
+    barrier()
 }
 
 /// Ends what nobody takes up: a socket's other side sees a reset and no end, which would make a part look complete; a

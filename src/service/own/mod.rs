@@ -20,11 +20,11 @@ use super::{
     control,
     listener::Listening,
     netns_watch::Watch,
-    session::{Route, say},
+    session::Route,
 };
 use crate::{
     dial::netns,
-    log::{Event, Kind, emit},
+    log::{Event, Kind, emit, say},
     spec::{Forward, Listen, Netns, OnRemove},
 };
 

@@ -48,7 +48,7 @@ use crate::{
             gate::{Gates, Ticket, UNDECIDED},
         },
     },
-    log::{self, End, Event, Kind},
+    log::{self, End, Kind},
     proto::qrexec::{LOST, SetUp},
     relay::{self, Outcome, Relay, Side, Why},
     spec::Upstream,
@@ -556,11 +556,6 @@ enum Dialled {
     /// And the namespace that it was dialled in, when that is not our own.
     Stream(Stream, Option<Place>),
     Call(Call, Ticket),
-}
-
-/// An event about nothing but the service.
-pub fn say(kind: Kind, message: impl Into<String>) {
-    log::emit(Event::new(kind, message));
 }
 
 #[cfg(test)]

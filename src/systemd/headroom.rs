@@ -11,12 +11,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// that is started.
 const KEPT: u64 = 16;
 
-/// Who uses what is kept back: one at a time, so that nobody lowers the limit under another.
-static IN_USE: Mutex<()> = Mutex::new(());
+/// Whether descriptors are kept back in this process. The lock is held by whoever uses them: one at a time, so that
+/// nobody lowers the limit under another.
+static IN_USE: Mutex<bool> = Mutex::new(false);
 
 /// Allows as many descriptors as may be, but for those kept back. A session takes two to six, and the soft limit is
 /// often 1024.
 pub fn keep() {
+    *lock() = true;
+    lower();
+}
+
+fn lock() -> MutexGuard<'static, bool> {
+    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lower() {
     limit(|hard| hard - KEPT.min(hard / 4));
 }
 
@@ -26,23 +36,28 @@ fn limit(soft: impl Fn(u64) -> u64) {
     }
 }
 
-/// Leave to use what is kept back, until it is dropped.
+/// Guard: raises the limit of descriptors to the hard one until it is dropped. It changes nothing in a process that keeps
+/// none back.
 #[derive(Debug)]
 pub struct Headroom {
-    _alone: MutexGuard<'static, ()>,
+    alone: MutexGuard<'static, bool>,
 }
 
 impl Headroom {
     /// Waits until nobody else uses it.
     pub fn take() -> Self {
-        let alone = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-        limit(|hard| hard);
-        Self { _alone: alone }
+        let alone = lock();
+        if *alone {
+            limit(|hard| hard);
+        }
+        Self { alone }
     }
 }
 
 impl Drop for Headroom {
     fn drop(&mut self) {
-        keep();
+        if *self.alone {
+            lower();
+        }
     }
 }

@@ -1,14 +1,20 @@
 //! What the service is told to do, by signals.
 //!
-//! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`manager`]); SIGINT is a
-//! stop; SIGHUP reads the configuration again. SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
+//! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`jobs`]); SIGINT
+//! is a stop; SIGHUP reads the configuration again. SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
 //! that keep descriptors but cannot be asked.
 
 use std::{io, time::Duration};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::manager;
+use super::{
+    jobs::{self, Job},
+    notify,
+};
+
+/// How long sessions get when the whole manager goes down: the machine does not wait for them.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// An order to the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +66,7 @@ impl Signals {
                     biased;
                     // Signals that come together may be seen in either order.
                     _ = self.restart.recv() => Order::Park,
-                    order = manager::meaning_of_sigterm() => order,
+                    order = meaning_of_sigterm() => order,
                 };
                 self.asking = false;
                 return order;
@@ -89,5 +95,22 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+/// What a SIGTERM means. Without a manager, and when no job explains the signal (`systemctl kill`), it is a stop. When
+/// systemd does not answer, it is a restart: a restart keeps the sessions, and a stop under such a load would hardly let
+/// them end.
+///
+/// # Cancel safety
+/// Safe; the question is left to end by itself.
+async fn meaning_of_sigterm() -> Order {
+    if !notify::managed() {
+        return Order::Drain { at_most: None };
+    }
+    match jobs::own_job().await {
+        Job::Restart | Job::Silent => Order::Park,
+        Job::Stop { machine } => Order::Drain { at_most: machine.then_some(SHUTDOWN) },
+        Job::None => Order::Drain { at_most: None },
     }
 }

@@ -1,42 +1,52 @@
-//! Asking the service manager what is going on.
+//! Which job the service manager runs for a unit, and whether a unit is there.
 //!
-//! systemd sends SIGTERM for a stop and for a restart alike, and a restart is to keep every session. The unit's job
-//! tells which of the two it is, and it is asked for at the SIGTERM itself: an `ExecStop=` that asked would be skipped
-//! until systemd has read READY=1, and sockets that start in a burst cause just that.
+//! systemd sends SIGTERM for a stop and for a restart alike, and a restart keeps every session. The unit's job tells
+//! which of the two it is. The service asks for the job at the SIGTERM itself: systemd skips an `ExecStop=` until it
+//! has read READY=1, and a burst of starting sockets causes just that.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{headroom::Headroom, signals::Order};
+use super::{headroom::Headroom, unit};
 
 /// How long the manager may take to answer; it takes 6 to 40 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long sessions get when the whole manager goes down: the machine is not to wait for them.
-const SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// What a SIGTERM means. Without a manager, and when no job explains it (`systemctl kill`), it is a stop. When systemd
-/// does not answer, sessions are parked: a restart keeps them, and a stop under such a load would hardly let them end.
+/// The job that the service manager runs for this process's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// One that will start the unit again.
+    Restart,
+    /// The unit stops.
+    Stop {
+        /// Because the whole manager goes down.
+        machine: bool,
+    },
+    /// None, or there is no systemd.
+    None,
+    /// systemd does not answer.
+    Silent,
+}
+
+/// Which job the service manager runs for this process's unit.
 ///
 /// # Cancel safety
 /// Safe; the question is left to end by itself.
-pub async fn meaning_of_sigterm() -> Order {
-    if !super::notify::managed() {
-        return Order::Drain { at_most: None };
-    }
-    let unit = own_unit();
+pub async fn own_job() -> Job {
+    let unit = unit::name();
     match ask(&["--no-legend", "--plain", "--no-pager", "list-jobs", &unit]).await {
-        Some(jobs) if restarts(&jobs, &unit) => Order::Park,
-        Some(_) => {
-            let stopping = ask(&["is-system-running"]).await.is_some_and(|state| state.trim() == "stopping");
-            Order::Drain { at_most: stopping.then_some(SHUTDOWN) }
+        Some(jobs) if restarts(&jobs, &unit) => Job::Restart,
+        Some(jobs) => {
+            let machine = ask(&["is-system-running"]).await.is_some_and(|state| state.trim() == "stopping");
+            let stops = machine || types(&jobs, &unit).any(|job| job == "stop");
+            if stops { Job::Stop { machine } } else { Job::None }
         }
-        None if sd_notify::booted().unwrap_or(true) => Order::Park,
-        None => Order::Drain { at_most: None }, // a supervisor of another kind, which keeps nothing
+        None if sd_notify::booted().unwrap_or(true) => Job::Silent,
+        None => Job::None, // a supervisor of another kind
     }
 }
 
@@ -69,12 +79,17 @@ pub async fn presence(unit: &str) -> Option<Presence> {
     })
 }
 
-/// Whether the jobs of `unit` will start it again. Each line is `JOB UNIT TYPE STATE`; under a burst of restarts there
-/// are several, `nop` ones among them, in any order.
+/// Whether the jobs of `unit` will start it again.
 fn restarts(jobs: &str, unit: &str) -> bool {
-    jobs.lines().any(|line| {
+    types(jobs, unit).any(|job| matches!(job, "restart" | "try-restart" | "start"))
+}
+
+/// The types of the jobs of `unit`. Each line is `JOB UNIT TYPE STATE`; under a burst of restarts there are several,
+/// `nop` ones among them, in any order.
+fn types<'a>(jobs: &'a str, unit: &str) -> impl Iterator<Item = &'a str> {
+    jobs.lines().filter_map(move |line| {
         let mut words = line.split_ascii_whitespace().skip(1);
-        words.next() == Some(unit) && matches!(words.next(), Some("restart" | "try-restart" | "start"))
+        words.next().filter(|name| *name == unit).and(words.next())
     })
 }
 
@@ -86,7 +101,7 @@ async fn ask(arguments: &[&str]) -> Option<String> {
         command.arg("--user");
     }
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    for name in crate::dial::qrexec::OURS_ALONE {
+    for name in crate::sys::OURS_ALONE {
         command.env_remove(name);
     }
     let answer = timeout(
@@ -105,14 +120,6 @@ async fn ask(arguments: &[&str]) -> Option<String> {
     // is-system-running says "stopping" with a status that is not zero.
     let known = answer.status.success() || !answer.stdout.is_empty();
     known.then(|| String::from_utf8_lossy(&answer.stdout).into_owned())
-}
-
-/// The unit that this process belongs to (cgroups(7), /proc/PID/cgroup).
-pub fn own_unit() -> String {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
-    let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service"));
-    unit.unwrap_or("qrexec-connect.service").to_owned()
 }
 
 #[cfg(test)]

@@ -1,18 +1,30 @@
 //! What the service manager hears of us: ready, status, signs of life, more time.
 
-use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
-
-use sd_notify::NotifyState;
-use tokio::time::{MissedTickBehavior, interval, sleep};
-
-use super::{
-    headroom::Headroom,
-    session::{Shared, say},
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
 };
-use crate::log::Kind;
+
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::pipe2,
+};
+use sd_notify::NotifyState;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::headroom::Headroom;
+use crate::log::{Kind, say};
 
 /// How often the status is written at most.
 const STATUS: Duration = Duration::from_secs(1);
+/// How long the manager may take to confirm that it has read everything. It answers within milliseconds unless it is
+/// overloaded. A process that left without the answer would lose its sessions.
+const CONFIRM: Duration = Duration::from_secs(10);
 
 /// Tells the manager. Without one (`NOTIFY_SOCKET` unset) it goes nowhere; a failure is logged, for there is nobody
 /// else to tell.
@@ -29,6 +41,21 @@ pub fn tell(state: &[NotifyState<'_>]) {
 /// What sendmsg(2) says.
 pub fn tell_with(state: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     sd_notify::notify_with_fds(state, fds)
+}
+
+/// Waits until the manager has read all messages that were sent before (sd_notify_barrier(3)).
+///
+/// # Errors
+/// What pipe(2) and sendmsg(2) say; `TimedOut` when the manager does not answer.
+pub fn barrier() -> io::Result<()> {
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    drop(theirs);
+    let timeout = PollTimeout::try_from(CONFIRM).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the service manager does not answer")),
+        _ => Ok(()),
+    }
 }
 
 fn report(result: io::Result<()>) {
@@ -66,14 +93,13 @@ pub struct Count {
 }
 
 /// Keeps `systemctl status` up to date with the `line` for the number of sessions. An idle service sleeps.
-/// `told` is what the manager was told last.
-pub async fn status(shared: Arc<Shared>, mut told: usize, line: impl Fn(usize) -> String) {
-    let mut count = shared.sessions.watch();
+/// `told` is the number that the manager was told last; `None` sends the status at once.
+pub async fn status(mut count: watch::Receiver<usize>, mut told: Option<usize>, line: impl Fn(usize) -> String) {
     loop {
         let now = *count.borrow_and_update();
-        if now != told {
+        if told != Some(now) {
             tell(&[NotifyState::Status(&line(now))]);
-            told = now;
+            told = Some(now);
             sleep(STATUS).await;
         }
         if count.changed().await.is_err() {
