@@ -1,6 +1,8 @@
 //! The only unsafe code: the few system calls that neither std nor nix offers as safe functions.
 #![allow(unsafe_code)]
 
+pub mod accept;
+
 use std::{
     ffi::OsStr,
     io,

@@ -1,5 +1,4 @@
-//! Where configuration comes from: a file, none of which is needed, and `--forward` arguments over it. What it makes
-//! of the name on a listener, and which listeners it asks for beside those.
+//! Where configuration comes from: a file, none of which is needed, and `--forward` arguments over it.
 
 use std::{
     fmt, fs, io,
@@ -10,8 +9,8 @@ use std::{
 use crate::{
     dial::netns,
     report::{Code, Failure},
-    service::{Load, Rules},
-    spec::{Config, Faults, Forward, Label, Legs, Listen, Plan, Upstream, fdname},
+    service::Load,
+    spec::{Config, Faults, Plan},
 };
 
 /// A configuration file above this size is a mistake, in bytes.
@@ -95,41 +94,10 @@ impl Sources {
         Ok(None)
     }
 
-    /// What reads the configuration each time it is called.
+    /// A function that reads the configuration each time it is called.
     pub(super) fn load(self) -> Load {
-        Box::new(move || {
-            let (config, _) = self.read().map_err(|bad| bad.to_string())?;
-            let names = config.clone();
-            Ok(Rules {
-                resolve: Box::new(move |name: &str, kind| {
-                    fdname::resolve(name, kind, &names).map_err(|faults| faults.to_string())
-                }),
-                forwards: Box::new(move |names: &[String]| beside(&config, names)),
-            })
-        })
+        Box::new(move || self.read().map(|(config, _)| config).map_err(|bad| bad.to_string()))
     }
-}
-
-/// The forwards with a listening side of their own, without those that sockets of these names are served by.
-fn beside(config: &Config, names: &[String]) -> Result<Vec<Forward>, String> {
-    let names: Vec<_> = names.iter().filter_map(|name| fdname::parse(name).ok()).collect();
-    let entries = names.iter().filter_map(|name| name.entry(config));
-    let taken: Vec<&Label> = entries.filter_map(|keys| keys.label.as_ref()).map(|label| label.value()).collect();
-    let plan = config.plan_beside(&taken).map_err(|faults| faults.to_string())?;
-    may_enter(&plan).map_err(|()| netns::NEEDS.to_owned())?;
-    Ok(plan.forwards)
-}
-
-/// Whether the namespaces of a plan can be entered, if there are any.
-fn may_enter(plan: &Plan) -> Result<(), ()> {
-    let enters = |forward: &Forward| {
-        forward.legs.iter().any(|leg| {
-            let listens = matches!(leg.listen, Listen::Tcp { netns: Some(_), .. } | Listen::Udp { netns: Some(_), .. });
-            let (Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. }) = &leg.upstream else { return listens };
-            listens || netns.is_some()
-        })
-    };
-    if plan.forwards.iter().any(enters) && !netns::permitted() { Err(()) } else { Ok(()) }
 }
 
 /// The failure of a plan with namespaces in a process that may not enter any.
@@ -137,7 +105,10 @@ fn may_enter(plan: &Plan) -> Result<(), ()> {
 /// # Errors
 /// That one.
 pub(super) fn check_permission(plan: &Plan) -> Result<(), Failure> {
-    may_enter(plan).map_err(|()| Failure::new(Code::Permission, "may not enter network namespaces").hint(netns::NEEDS))
+    if !plan.enters_namespaces() || netns::permitted() {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Permission, "may not enter network namespaces").hint(netns::NEEDS))
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -148,13 +119,4 @@ fn read_text(path: &Path) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
     Ok(text)
-}
-
-/// Whether a plan asks for anything that is ours to do.
-pub(super) fn is_idle(plan: &Plan) -> bool {
-    plan.forwards.is_empty()
-        || plan
-            .forwards
-            .iter()
-            .all(|forward| matches!(&forward.legs, Legs::One(leg) if leg.listen == Listen::Inherited))
 }

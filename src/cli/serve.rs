@@ -6,7 +6,7 @@ use super::config::{self, Sources};
 use crate::{
     activation, log,
     report::{Code, Failure},
-    service::{self, Ended, Failed, Kept, Setup},
+    service::{self, Ended, Failed, Setup, Stay},
     spec::{LogLevel, Plan},
     systemd::{headroom, reload, unit},
 };
@@ -49,13 +49,13 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let inherited = activation::receive(|name| name == service::STORED).map_err(|e| Failure::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
-    let plan = match options.sources.read() {
-        Ok((_, plan)) => plan,
-        // Sessions that were handed over go on without; the service says what is wrong.
-        Err(_) if !inherited.stored.is_empty() => Plan::default(),
+    let (config, plan) = match options.sources.read() {
+        Ok((config, plan)) => (Ok(config), plan),
+        // Sessions that were handed over go on without a configuration; the service says what is wrong.
+        Err(bad) if !inherited.stored.is_empty() => (Err(bad.to_string()), Plan::default()),
         Err(bad) => return Ok(bad.tell(options.program, false)),
     };
-    if nothing && !managed && config::is_idle(&plan) {
+    if nothing && !managed && plan.is_idle() {
         return Err((options.lonely)());
     }
     config::check_permission(&plan)?;
@@ -69,6 +69,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
     let setup = Setup {
         inherited,
+        config,
         load: options.sources.load(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),
@@ -119,8 +120,8 @@ pub(super) fn keep(program: &'static str) -> Result<ExitCode, Failure> {
     let kept = runtime.block_on(service::keep());
     drop(guard);
     Ok(match kept.map_err(failed)? {
-        Kept::Stopped => ExitCode::SUCCESS,
-        Kept::Deserted => ExitCode::from(DESERTED),
+        Stay::Stopped => ExitCode::SUCCESS,
+        Stay::Deserted => ExitCode::from(DESERTED),
     })
 }
 

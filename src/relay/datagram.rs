@@ -38,6 +38,15 @@ pub struct Destination {
     pub interface: u32,
 }
 
+/// What tells the flows of one listener apart: who asked, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The peer's address.
+    pub peer: SocketAddr,
+    /// Our address, on listeners that have several.
+    pub at: Option<Destination>,
+}
+
 /// Lets the kernel tell where each datagram was sent to, if that is not clear from the socket's own address.
 ///
 /// # Errors

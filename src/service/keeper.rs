@@ -32,14 +32,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{
-    adopt::tell,
-    handover::{self, Adopted},
-    session::{Info, Route, Tallies, event},
-};
 use crate::{
     log::{End, emit},
     relay::Counters,
+    service::{
+        handover::{self, Adopted, Lost},
+        session::{Ending, Info, Routes, ended_event},
+    },
     sys,
     systemd::{
         jobs::{self, Presence},
@@ -52,7 +51,7 @@ const RETURN: Duration = Duration::from_secs(1);
 
 /// Why a keeper has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum Stay {
     /// It was told to.
     Stopped,
     /// The service was stopped between two processes.
@@ -64,7 +63,7 @@ pub enum Kept {
 ///
 /// # Errors
 /// When signals cannot be had.
-pub async fn keep() -> io::Result<Kept> {
+pub async fn keep() -> io::Result<Stay> {
     let mut terminate = signal(SignalKind::terminate())?;
     let socket = listen().ok(); // without one, the unit is still the owner of the calls
     let mut kept = Vec::new();
@@ -84,7 +83,7 @@ pub async fn keep() -> io::Result<Kept> {
         };
         tokio::select! {
             biased;
-            _ = terminate.recv() => break Kept::Stopped,
+            _ = terminate.recv() => break Stay::Stopped,
             left = left => {
                 left?;
                 // Those that were taken up are empty.
@@ -93,7 +92,7 @@ pub async fn keep() -> io::Result<Kept> {
                 doubt = Some(Instant::now() + RETURN);
             }
             () = doubted => match jobs::presence(&unit::service_of_calls()).await {
-                Some(Presence::Gone) => break Kept::Deserted,
+                Some(Presence::Gone) => break Stay::Deserted,
                 Some(Presence::Between) => doubt = Some(Instant::now() + RETURN),
                 // Whoever cannot be asked stops this unit in the end.
                 Some(Presence::There) | None => doubt = None,
@@ -122,25 +121,25 @@ fn listen() -> io::Result<AsyncFd<OwnedFd>> {
 
 fn end_all(end: OwnedFd) {
     let taken = handover::open(end);
-    taken.lost.iter().for_each(tell);
+    taken.lost.iter().for_each(Lost::emit);
     for sessions in taken.sessions {
         for index in 0..sessions.len() {
             match sessions.read(index) {
                 Ok(session) => end_one(session),
-                Err(lost) => tell(&lost),
+                Err(lost) => lost.emit(),
             }
         }
     }
 }
 
 fn end_one(session: Adopted<'_>) {
-    let mut route = Route::unknown(session.name.to_string(), &session.listener, &Tallies::default());
-    route.upstream_text = (*session.upstream).into();
+    let route = Routes::new(0).unknown(session.name.to_string(), &session.listener, &session.upstream);
     let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
     let info = Info::new(session.id, Arc::new(route), (*session.peer).into(), session.age, counters);
     if let Some(ms) = session.dial_ms {
         info.connected(ms);
     }
     session.stage.abandon();
-    emit(event::ended(&info, End::Drained, None, "the service was stopped before its next process took this up"));
+    let note = "the service was stopped before its next process took this up";
+    emit(ended_event(&info, &Ending::new(End::Drained, note)));
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 
 use super::{
-    Service,
-    listener::Listening,
-    own::{self, Wanted},
-    session::Route,
+    setup::{forwards, resolve},
+    state::Service,
 };
 use crate::{
     log::{Kind, say},
+    service::{
+        listener::{Listening, Wanted, wanted},
+        session::Route,
+    },
     spec::Forward,
     systemd::{notify, reload::answer},
 };
@@ -41,9 +43,10 @@ impl Service {
                     }
                 }
                 self.behind = meant.behind;
-                let held = self.own.let_go();
-                let own = self.reconcile(&meant.forwards, held).await;
-                self.accept_own();
+                let held = self.posts.let_go();
+                let wanted = (&*self.behind, &*meant.forwards);
+                let own = self.posts.reconcile(wanted, held, &self.sessions, &self.routes).await;
+                self.posts.accept(&self.sessions, &mut self.accepting);
                 let mut text = format!(
                     "configuration read again: {} listeners lead elsewhere or otherwise",
                     changed + own.changed
@@ -66,17 +69,17 @@ impl Service {
 
     /// What the configuration says now.
     fn resolve_all(&self) -> Result<Meant, String> {
-        let rules = (self.load)()?;
+        let config = (self.load)()?;
         let mut behind = Vec::new();
         let route = |l: &Arc<Listening>| {
             let old = l.route();
-            let forward = (rules.resolve)(&old.name, l.kind())?;
-            behind.extend(own::wanted(&forward, None));
+            let forward = resolve(&config, &old.name, l.kind())?;
+            behind.extend(wanted(&forward, None));
             let leg = forward.legs.front().clone();
-            Route::new(old.name.clone(), &old.listener, leg, forward.options, &self.shared)
+            self.routes.make(old.name.clone(), &old.listener, leg, forward.options)
         };
         let routes = self.listening.iter().map(route).collect::<Result<_, _>>()?;
-        let forwards = (rules.forwards)(&self.names)?;
+        let forwards = forwards(&config, &self.names)?;
         Ok(Meant { routes, behind, forwards })
     }
 }

@@ -1,6 +1,6 @@
 //! The two ways to stop: hand everything over, or drain.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{
@@ -8,10 +8,16 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Ended, Service, control::Control, handover, own::Kept, session::tell_end};
+use super::{setup::Ended, state::Service};
 use crate::{
     log::{End, Kind, say},
     relay::Why,
+    service::{
+        control::Control,
+        handover,
+        listener::Handed,
+        session::{Ending, tell_end},
+    },
     systemd::{
         notify::{self, sessions as n_sessions},
         signals::Signals,
@@ -28,12 +34,11 @@ impl Service {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
         self.control.iter_mut().for_each(Control::close);
-        self.stop_accepting().await;
+        self.accepting.stop().await;
         let began = Instant::now();
-        let sessions = &self.shared.sessions;
+        let sessions = &self.sessions;
         let wanted = sessions.interrupt(Why::Park, |_| true);
-        self.shared.tasks.close();
-        let all = timeout(PARKING, self.shared.tasks.wait()).await.is_ok();
+        let all = timeout(PARKING, sessions.ended()).await.is_ok();
         let mut parked = Vec::with_capacity(wanted);
         while let Ok(session) = self.parking.try_recv() {
             parked.push(session);
@@ -42,8 +47,8 @@ impl Service {
             let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
-        self.control.take().into_iter().for_each(|control| control.hand_over(&self.shared));
-        let listeners = self.own.park();
+        self.control.take().into_iter().for_each(|control| control.hand_over(self.routes.tallies()));
+        let listeners = self.posts.park();
         if parked.is_empty() && listeners.is_empty() {
             let _ = leave(None);
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
@@ -53,7 +58,7 @@ impl Service {
         let count = parked.len();
         match handover::give(parked, &listeners) {
             Ok(()) => {
-                listeners.into_iter().for_each(Kept::release);
+                listeners.into_iter().for_each(Handed::release);
                 let ms = began.elapsed().as_millis();
                 say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
                 return ended;
@@ -61,29 +66,28 @@ impl Service {
             Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
         for info in infos {
-            tell_end(&self.shared, &info, End::Drained, None, "it could not be handed over");
+            tell_end(&self.sessions, &info, Ending::new(End::Drained, "it could not be handed over"));
         }
         Ended::Broken
     }
 
-    /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`, and within `at_most`.
+    /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`,
+    /// and within `at_most`.
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
         self.control.iter_mut().for_each(Control::deaf);
-        self.stop_accepting().await;
-        self.own.close();
-        let sessions = &self.shared.sessions;
+        self.accepting.stop().await;
+        self.posts.close();
+        let sessions = &self.sessions;
         // A flow has no end that could be waited for.
         let flows = sessions.interrupt(Why::Drained, |info| info.route.is_datagram());
         let count = sessions.count().saturating_sub(flows);
         let allowed = |own: Duration| at_most.map_or(own, |most| own.min(most));
-        let mut deadlines: HashMap<Duration, ()> = HashMap::new();
+        let mut deadlines: BTreeSet<Duration> = BTreeSet::new();
         sessions.for_each(|info| {
             if !info.route.is_datagram() {
-                deadlines.insert(allowed(info.route.options.drain_timeout), ());
+                deadlines.insert(allowed(info.route.options.drain_timeout));
             }
         });
-        let mut deadlines: Vec<Duration> = deadlines.into_keys().collect();
-        deadlines.sort_unstable();
         let longest = deadlines.last().copied().unwrap_or(Duration::ZERO);
         if count > 0 {
             let text = format!("stopping: up to {} s for {} to end", longest.as_secs_f32(), n_sessions(count));
@@ -95,12 +99,11 @@ impl Service {
         notify::tell(&[NotifyState::Stopping, NotifyState::Custom(&more), NotifyState::Status(&status)]);
         let mut keep = JoinSet::new();
         keep.spawn(notify::status(sessions.watch(), Some(count), notify::stopping));
-        self.shared.tasks.close();
         let began = Instant::now();
         let (mut hurry, mut cut) = (false, 0);
         for deadline in deadlines {
             let ended = tokio::select! {
-                () = self.shared.tasks.wait() => true,
+                () = sessions.ended() => true,
                 () = sleep_until(began + deadline), if !hurry => false,
                 () = signals.impatient(), if !hurry => {
                     hurry = true;
@@ -118,7 +121,7 @@ impl Service {
                 break;
             }
         }
-        if timeout(ENDING, self.shared.tasks.wait()).await.is_err() {
+        if timeout(ENDING, sessions.ended()).await.is_err() {
             say(Kind::ServiceStopped, format!("{} not ending; left behind", n_sessions(sessions.count())));
         }
         say(

@@ -5,6 +5,7 @@ use std::{collections::HashMap, net::SocketAddr};
 use super::{
     endpoint::{Netns, UnixAddr},
     error::{Fault, Faults, Place},
+    fdname,
     file::Config,
     keys::{At, Key, Keys},
     plan::{Forward, Listen, Plan, SocketKind},
@@ -68,6 +69,17 @@ impl Config {
     /// Everything that is missing, contradictory or without effect, and what two forwards both claim.
     pub fn plan(&self) -> Result<Plan, Faults> {
         self.plan_beside(&[])
+    }
+
+    /// The plan without the entries that sockets of these names are served by. A name that says nothing takes none.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_beside_names(&self, names: &[String]) -> Result<Plan, Faults> {
+        let names: Vec<_> = names.iter().filter_map(|name| fdname::parse(name).ok()).collect();
+        let entries = names.iter().filter_map(|name| name.entry(self));
+        let taken: Vec<&Label> = entries.filter_map(|keys| keys.label.as_ref()).map(|label| label.value()).collect();
+        self.plan_beside(&taken)
     }
 
     /// The plan without the entries whose labels inherited sockets have taken: those forwards are running already.

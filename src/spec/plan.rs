@@ -199,3 +199,22 @@ impl fmt::Display for Plan {
         self.waiting.iter().try_for_each(|label| writeln!(f, "{label}: waits for a socket unit of that name"))
     }
 }
+
+impl Plan {
+    /// Whether a forward listens or dials in a network namespace.
+    pub fn enters_namespaces(&self) -> bool {
+        let leg = |leg: &Leg| {
+            let listens = matches!(leg.listen, Listen::Tcp { netns: Some(_), .. } | Listen::Udp { netns: Some(_), .. });
+            let dials =
+                matches!(leg.upstream, Upstream::Tcp { netns: Some(_), .. } | Upstream::Udp { netns: Some(_), .. });
+            listens || dials
+        };
+        self.forwards.iter().any(|forward| forward.legs.iter().any(leg))
+    }
+
+    /// Whether no forward has a listening side that is ours to bind.
+    pub fn is_idle(&self) -> bool {
+        let inherited = |forward: &Forward| matches!(&forward.legs, Legs::One(leg) if leg.listen == Listen::Inherited);
+        self.forwards.iter().all(inherited)
+    }
+}

@@ -28,6 +28,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -53,16 +54,23 @@ pub struct Client {
     /// The `qrexec-client-vm`.
     pub program: PathBuf,
     /// Where its processes live; in the service's own control group when `None`.
-    pub group: Option<Group>,
+    pub group: Option<Arc<Group>>,
+}
+
+/// The `qrexec-client-vm` of one call.
+#[derive(Debug)]
+pub struct Helper {
+    /// The process.
+    pub child: Child,
+    /// What the process writes on its standard error.
+    pub stderr: Stderr,
 }
 
 /// A call in set-up: the child, our ends of its pipes, and the second descriptor of its standard input.
 #[derive(Debug)]
 pub struct Call {
     /// The `qrexec-client-vm`.
-    pub child: Child,
-    /// What it writes on its standard error.
-    pub stderr: Stderr,
+    pub helper: Helper,
     to: Stream,
     from: Stream,
     probe: OwnedFd,
@@ -82,9 +90,7 @@ pub enum Decision {
 #[derive(Debug)]
 pub struct Parts {
     /// The `qrexec-client-vm`.
-    pub child: Child,
-    /// What it writes on its standard error.
-    pub stderr: Stderr,
+    pub helper: Helper,
     /// Its standard output: the service's bytes.
     pub from: Stream,
     /// Its standard input: bytes for the service.
@@ -110,7 +116,7 @@ impl Call {
         let started = Self::spawn(&client.program, call).map_err(failed)?;
         if let Some(group) = &client.group {
             // Without it the call works all the same, but does not outlive a restart; said once, when the service began.
-            let _ = group.take(started.child.pid());
+            let _ = group.take(started.helper.child.pid());
         }
         Ok(started)
     }
@@ -130,8 +136,7 @@ impl Call {
             .stderr(Stdio::from(child_err));
         let child = Child::spawn(command)?;
         Ok(Self {
-            child,
-            stderr: Stderr::new(Some(stream(err, Kind::PipeReader)?)),
+            helper: Helper { child, stderr: Stderr::new(Some(stream(err, Kind::PipeReader)?)) },
             to: stream(to, Kind::PipeWriter)?,
             from: stream(from, Kind::PipeReader)?,
             probe,
@@ -166,14 +171,14 @@ impl Call {
             let next = deadline.min(Instant::now() + pause);
             tokio::select! {
                 biased;
-                exit = self.child.exited() => {
+                exit = self.helper.child.exited() => {
                     // Over already, and the flag with it, unless the child was killed.
                     let served = matches!(exit, Exit::Code(code) if SetUp::from_exit(code).is_the_services());
                     if served || self.connected() || self.from.unread() > 0 {
                         return Decision::Connected; // what it wrote is in the pipe
                     }
                     let by_code = exit.code().map(SetUp::from_exit);
-                    let refused = || self.stderr.says_refused(&mut said).then_some(SetUp::Refused);
+                    let refused = || self.helper.stderr.says_refused(&mut said).then_some(SetUp::Refused);
                     return Decision::Failed(Failure::Call(by_code.or_else(refused)));
                 }
                 () = abandoned(peer) => return Decision::Failed(Failure::PeerGone),
@@ -183,7 +188,7 @@ impl Call {
                     }
                     output_ended = true; // without a byte: the flag or the exit code will tell why
                 }
-                () = self.stderr.drain(&mut said) => {}
+                () = self.helper.stderr.drain(&mut said) => {}
                 () = sleep_until(next) => {
                     if Instant::now() >= deadline {
                         return Decision::Failed(Failure::TimedOut(allowed));
@@ -195,25 +200,24 @@ impl Call {
 
     /// The parts of a connected call.
     pub fn into_parts(self) -> Parts {
-        Parts { child: self.child, stderr: self.stderr, from: self.from, to: self.to }
+        Parts { helper: self.helper, from: self.from, to: self.to }
     }
 
     /// Takes a call in set-up off the runtime: it is never asked again.
-    pub fn park(self) -> (Child, Stderr, ParkedCall) {
+    pub fn park(self) -> (Helper, ParkedCall) {
         let pipes = [self.to.into_fd(), self.from.into_fd(), self.probe];
-        (self.child, self.stderr, ParkedCall { pipes, taken: self.began.elapsed() })
+        (self.helper, ParkedCall { pipes, taken: self.began.elapsed() })
     }
 
     /// Takes up what [`Call::park`] gave another process.
     ///
     /// # Errors
     /// As [`Stream::new`].
-    pub fn resume(child: Child, stderr: Stderr, parked: ParkedCall) -> io::Result<Self> {
+    pub fn resume(helper: Helper, parked: ParkedCall) -> io::Result<Self> {
         let [to, from, probe] = parked.pipes;
         let now = Instant::now();
         Ok(Self {
-            child,
-            stderr,
+            helper,
             to: Stream::new(to, Kind::PipeWriter)?,
             from: Stream::new(from, Kind::PipeReader)?,
             probe,

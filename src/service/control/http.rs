@@ -1,7 +1,7 @@
 //! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP as
 //! that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -10,8 +10,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{api::Format, metrics};
-use crate::{activation::Socket, service::session::Shared};
+use super::{api::Format, ask::Subject, metrics};
+use crate::{
+    activation::Socket,
+    sys::accept::{Backoff, Next},
+};
 
 /// The fd name.
 pub const NAME: &str = "metrics";
@@ -24,8 +27,6 @@ const CLIENTS: usize = 8;
 const HEAD: usize = 8 << 10;
 /// A scrape takes no longer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The pause after an accept(2) that failed.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Waits for no content that a request may have had, but lets a client that sent some read its answer.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -47,7 +48,7 @@ impl Listener {
 }
 
 /// Answers scrapes, for ever. A socket that is not for streams is closed at once.
-pub async fn serve(socket: Socket, shared: Arc<Shared>, program: &'static str) {
+pub async fn serve(socket: Socket, subject: Subject) {
     let listener = match socket {
         Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Listener::Tcp),
         Socket::Unix(unix) => UnixListener::from_std(unix).map(Listener::Unix),
@@ -55,23 +56,27 @@ pub async fn serve(socket: Socket, shared: Arc<Shared>, program: &'static str) {
     };
     let Ok(listener) = listener else { return };
     let mut clients = JoinSet::new();
+    let mut backoff = Backoff::default();
     loop {
         tokio::select! {
             accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
                 Ok(stream) => {
-                    let shared = shared.clone();
+                    backoff.reset();
+                    let subject = subject.clone();
                     clients.spawn(async move {
-                        let _ = timeout(PATIENCE, answer(stream, &shared, program)).await;
+                        let _ = timeout(PATIENCE, answer(stream, &subject)).await;
                     });
                 }
-                Err(_) => sleep(PAUSE).await,
+                Err(e) => if let Next::Pause(pause) = backoff.after(&e) {
+                    sleep(pause).await;
+                },
             },
             Some(_) = clients.join_next() => {}
         }
     }
 }
 
-async fn answer(mut stream: Box<dyn Stream>, shared: &Arc<Shared>, program: &str) -> std::io::Result<()> {
+async fn answer(mut stream: Box<dyn Stream>, subject: &Subject) -> std::io::Result<()> {
     let mut head = Vec::new();
     let end = loop {
         if let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -93,14 +98,14 @@ async fn answer(mut stream: Box<dyn Stream>, shared: &Arc<Shared>, program: &str
                 Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             };
-            let text = metrics::text(shared, program, format);
+            let text = metrics::text(subject, format);
             response("200 OK", kind, &text, whole)
         }
-        Some(Asked::Else) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),
-        Some(Asked::Otherwise) => {
+        Some(Asked::NotFound) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),
+        Some(Asked::MethodNotAllowed) => {
             response("405 Method Not Allowed\r\nAllow: GET, HEAD", "text/plain", "GET /metrics\n", true)
         }
-        Some(Asked::Nonsense) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
+        Some(Asked::BadRequest) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
         None => response("431 Request Header Fields Too Large", "text/plain", "at most 8 KiB\n", true),
     };
     stream.write_all(reply.as_bytes()).await?;
@@ -116,11 +121,11 @@ enum Asked {
     /// Metrics in a format; the text itself or only its head.
     Metrics(Format, bool),
     /// Another path.
-    Else,
+    NotFound,
     /// Another method.
-    Otherwise,
+    MethodNotAllowed,
     /// No request line.
-    Nonsense,
+    BadRequest,
 }
 
 fn asked(head: &str) -> Asked {
@@ -129,11 +134,11 @@ fn asked(head: &str) -> Asked {
     let (method, target, version) = (words.next(), words.next(), words.next());
     let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) = (method, target, version, words.next())
     else {
-        return Asked::Nonsense;
+        return Asked::BadRequest;
     };
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     if path != "/metrics" {
-        return Asked::Else;
+        return Asked::NotFound;
     }
     let accepts = lines.filter_map(|line| line.split_once(':')).filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
     // Whoever names it can read it; what Prometheus prefers among those is what it names first.
@@ -145,7 +150,7 @@ fn asked(head: &str) -> Asked {
     match method {
         "GET" => Asked::Metrics(format, true),
         "HEAD" => Asked::Metrics(format, false),
-        _ => Asked::Otherwise,
+        _ => Asked::MethodNotAllowed,
     }
 }
 
@@ -171,11 +176,11 @@ mod tests {
     #[test]
     fn other_requests_are_told_apart() {
         assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0"), Asked::Metrics(Format::Prometheus, false));
-        assert_eq!(asked("GET / HTTP/1.1"), Asked::Else);
-        assert_eq!(asked("POST /metrics HTTP/1.1"), Asked::Otherwise);
+        assert_eq!(asked("GET / HTTP/1.1"), Asked::NotFound);
+        assert_eq!(asked("POST /metrics HTTP/1.1"), Asked::MethodNotAllowed);
         for nonsense in ["", "GET", "GET /metrics", "GET /metrics HTTP/2", "GET  /metrics HTTP/1.1", "\u{16}\u{3}\u{1}"]
         {
-            assert_eq!(asked(nonsense), Asked::Nonsense, "{nonsense:?}");
+            assert_eq!(asked(nonsense), Asked::BadRequest, "{nonsense:?}");
         }
     }
 }

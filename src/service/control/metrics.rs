@@ -14,16 +14,16 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::api::Format;
+use super::{api::Format, ask::Subject};
 use crate::{
     log::End,
-    service::session::{Counted, DIAL_BOUNDS_MS, Reason, Shared, Tally},
+    service::session::{Counted, DIAL_BOUNDS_MS, Reason, Tally},
 };
 
 /// The metrics of this service. Names begin with that of the program.
-pub fn text(shared: &Arc<Shared>, program: &str, format: Format) -> String {
-    let mut registry = Registry::with_prefix(program.replace('-', "_"));
-    registry.register_collector(Box::new(Scrape(shared.clone())));
+pub fn text(subject: &Subject, format: Format) -> String {
+    let mut registry = Registry::with_prefix(subject.program.replace('-', "_"));
+    registry.register_collector(Box::new(Scrape(subject.clone())));
     let mut out = String::new();
     let encoded = text::encode(&mut out, &registry);
     debug_assert!(encoded.is_ok(), "a String takes everything");
@@ -51,7 +51,7 @@ fn older(text: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Scrape(Arc<Shared>);
+struct Scrape(Subject);
 
 /// A listener and what belongs to it.
 struct Row {
@@ -79,7 +79,7 @@ impl Scrape {
             let (sessions, up, down) = live.get(&listener).copied().unwrap_or_default();
             Row { counted: tally.counted(), sessions, bytes: (up, down), paused: tally.paused(), listener }
         };
-        self.0.tallies.all().into_iter().map(row).collect()
+        self.0.routes.tallies().all().into_iter().map(row).collect()
     }
 }
 
@@ -167,11 +167,11 @@ impl Collector for Scrape {
 
         let help = "Restarts of the service that handed over to the process that answers.";
         let metric = to.encode_descriptor("handovers", help, None, Counter)?;
-        ConstCounter::new(self.0.tallies.handovers()).encode(metric)?;
+        ConstCounter::new(self.0.routes.tallies().handovers()).encode(metric)?;
 
         let help = "When the counting began, since 1970: at the last stop or crash, not at a restart.";
         let metric = to.encode_descriptor("start_time", help, Some(&Unit::Seconds), Gauge)?;
-        ConstGauge::new(self.0.tallies.since_ms() as f64 / 1000.0).encode(metric)
+        ConstGauge::new(self.0.routes.tallies().since_ms() as f64 / 1000.0).encode(metric)
     }
 }
 

@@ -21,14 +21,14 @@ use varlink::{
 };
 
 use super::{
-    Ask,
     api::{self, Refusal},
+    ask::{Ask, Subject},
     metrics, view, who,
 };
 use crate::{
     log::{Kind, escape, say},
     relay::Why,
-    service::session::{Shared, watch},
+    sys::accept::{Backoff, Next},
 };
 
 /// Clients at once. They are this user's, or root's; one more finds the door shut.
@@ -41,8 +41,6 @@ const QUIET: Duration = Duration::from_secs(600);
 const UNREAD: Duration = Duration::from_secs(10);
 /// How long a session may take to end: two seconds for a child to obey SIGTERM, and a margin.
 const ENDING: Duration = Duration::from_secs(8);
-/// The pause after an accept(2) that failed, for want of descriptors mostly.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Sessions in one reply, when the client takes several.
 const CHUNK: usize = 500;
 /// The beginning of an id has at least so many digits; logs show eight.
@@ -50,8 +48,7 @@ const SHORTEST: usize = 4;
 
 /// What all connections share.
 pub struct Server {
-    program: &'static str,
-    shared: Arc<Shared>,
+    subject: Subject,
     asks: mpsc::Sender<Ask>,
     service: VarlinkService,
 }
@@ -89,28 +86,31 @@ struct Client {
 }
 
 impl Server {
-    pub fn new(program: &'static str, shared: Arc<Shared>, asks: mpsc::Sender<Ask>) -> Self {
+    pub fn new(subject: Subject, asks: mpsc::Sender<Ask>) -> Self {
         let described: Vec<Box<dyn varlink::Interface + Send + Sync>> = vec![Box::new(Described)];
         let version = env!("CARGO_PKG_VERSION");
-        let service = VarlinkService::new("qrexec-connect", program, version, "man:qrexec-connect(1)", described);
-        Self { program, shared, asks, service }
+        let service =
+            VarlinkService::new("qrexec-connect", subject.program, version, "man:qrexec-connect(1)", described);
+        Self { subject, asks, service }
     }
 
     /// Lets clients in, for ever. Dropped, it lets all of them go.
     pub async fn run(self, listener: UnixListener) {
         let server = Arc::new(self);
         let mut clients = JoinSet::new();
+        let mut backoff = Backoff::default();
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
+                        backoff.reset();
                         if clients.len() < CLIENTS && may_ask(&stream) {
                             clients.spawn(serve(server.clone(), stream));
                         }
                     }
-                    Err(e) => {
+                    Err(e) => if let Next::Pause(pause) = backoff.after(&e) {
                         say(Kind::DescriptorPressure, format!("cannot accept on the control socket: {e}"));
-                        sleep(PAUSE).await;
+                        sleep(pause).await;
                     }
                 },
                 Some(_) = clients.join_next() => {}
@@ -127,18 +127,18 @@ impl Server {
     async fn status(&self) -> api::Status {
         let listeners = self.ask(Ask::Listeners).await;
         api::Status {
-            program: self.program.to_owned(),
+            program: self.subject.program.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             state: if listeners.is_ok() { api::Life::Serving } else { api::Life::Stopping },
             listeners: listeners.unwrap_or_default(),
-            sessions: self.shared.sessions.count() as u64,
+            sessions: self.subject.sessions.count() as u64,
         }
     }
 
     async fn sessions(&self, which: api::Which) -> Result<Vec<api::Session>, Refusal> {
         let only = which.id.as_deref().map(|id| self.meant(id)).transpose()?;
-        let mut all = self.shared.sessions.all();
+        let mut all = self.subject.sessions.all();
         all.retain(|info| only.is_none_or(|id| id == info.id));
         let mut sessions: Vec<_> = all.iter().map(|info| view::session(info)).collect();
         if which.processes != Some(true) {
@@ -159,7 +159,7 @@ impl Server {
             return Err(Refusal::InvalidParameter("id".to_owned()));
         }
         let mut found = Vec::new();
-        self.shared.sessions.for_each(|info| {
+        self.subject.sessions.for_each(|info| {
             let mut text = Uuid::encode_buffer();
             if info.id.hyphenated().encode_lower(&mut text).starts_with(&beginning) {
                 found.push(info.id);
@@ -175,7 +175,7 @@ impl Server {
     /// Ends a session, and waits until it is over.
     async fn kill(&self, id: &str) -> Result<api::Id, Refusal> {
         let id = self.meant(id)?;
-        let sessions = &self.shared.sessions;
+        let sessions = &self.subject.sessions;
         let mut count = sessions.watch();
         sessions.interrupt(Why::Killed, |info| info.id == id);
         let deadline = Instant::now() + ENDING;
@@ -207,7 +207,7 @@ impl Server {
             "Resume" => json(self.pause(arguments(parameters)?, false).await?),
             "Metrics" => {
                 let format = arguments::<api::As>(parameters)?.format.unwrap_or_default();
-                json(api::Text { text: metrics::text(&self.shared, self.program, format) })
+                json(api::Text { text: metrics::text(&self.subject, format) })
             }
             _ => return Err(Refusal::MethodNotFound(format!("{}.{}", api::INTERFACE, escape(method.as_bytes())))),
         };
@@ -324,18 +324,19 @@ impl Client {
 
     /// Tells events until the client goes, or says anything: there is nothing to be said meanwhile.
     async fn watch(&mut self) -> Result<(), Gone> {
-        let mut watching = self.server.shared.watchers.add();
-        self.event(&watch::happened(api::Happened::Ready)).await?;
+        let mut watching = self.server.subject.sessions.subscribe();
+        self.event(&view::event(api::Happened::Ready)).await?;
         let mut ignored = [0; 16];
         loop {
             let event = tokio::select! {
                 event = watching.next() => event.ok_or(Gone)?,
                 _ = self.from.read(&mut ignored) => return Err(Gone),
             };
-            if let Some(dropped) = watching.dropped() {
-                self.event(&dropped).await?;
+            let dropped = watching.dropped();
+            if dropped > 0 {
+                self.event(&view::dropped(dropped)).await?;
             }
-            self.event(&event).await?;
+            self.event(&view::happening(&event)).await?;
         }
     }
 

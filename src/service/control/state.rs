@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::service::session::Kept;
+use crate::service::session::Snapshot;
 
 /// More than that was not written by us, in bytes.
 const LIMIT: u64 = 16 << 20;
@@ -19,8 +19,8 @@ fn file(socket: &Path) -> PathBuf {
 }
 
 /// What lies beside the socket. A file that cannot be read, or is of another version, says nothing.
-pub fn read(socket: &Path) -> Kept {
-    let read = || -> io::Result<Kept> {
+pub fn read(socket: &Path) -> Snapshot {
+    let read = || -> io::Result<Snapshot> {
         let mut bytes = Vec::new();
         File::open(file(socket))?.take(LIMIT).read_to_end(&mut bytes)?;
         Ok(serde_json::from_slice(&bytes)?)
@@ -32,9 +32,9 @@ pub fn read(socket: &Path) -> Kept {
 ///
 /// # Errors
 /// What the file system says.
-pub fn write(socket: &Path, kept: &Kept) -> io::Result<()> {
+pub fn write(socket: &Path, kept: &Snapshot) -> io::Result<()> {
     let file = file(socket);
-    if *kept == Kept::default() {
+    if *kept == Snapshot::default() {
         return match fs::remove_file(&file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
@@ -54,14 +54,14 @@ mod tests {
     fn what_was_kept_is_read_back_and_rubbish_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control");
-        assert_eq!(read(&socket), Kept::default());
-        let kept = Kept { paused: vec!["127.0.0.1:1".into()], counts: None };
+        assert_eq!(read(&socket), Snapshot::default());
+        let kept = Snapshot { paused: vec!["127.0.0.1:1".into()], counts: None };
         write(&socket, &kept).unwrap();
         assert_eq!(read(&socket), kept);
         fs::write(file(&socket), "{\"paused\": 7}").unwrap();
-        assert_eq!(read(&socket), Kept::default());
-        write(&socket, &Kept::default()).unwrap();
+        assert_eq!(read(&socket), Snapshot::default());
+        write(&socket, &Snapshot::default()).unwrap();
         assert!(!file(&socket).exists());
-        write(&socket, &Kept::default()).unwrap();
+        write(&socket, &Snapshot::default()).unwrap();
     }
 }

@@ -4,9 +4,10 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
+    log::escape,
     service::{
-        listener::Listening,
-        session::{Info, Shared},
+        listener::{Listening, Post, Standing},
+        session::{Figures, Happened, Happening, Info, Sessions},
     },
     spec::SocketKind,
     sys,
@@ -14,26 +15,29 @@ use crate::{
 
 /// A session, without its process.
 pub fn session(info: &Info) -> api::Session {
-    let dial_ms = info.dial_ms();
+    session_with(info, Figures::of(info))
+}
+
+fn session_with(info: &Info, figures: Figures) -> api::Session {
     api::Session {
         id: info.id.to_string(),
         listener: info.route.listener.to_string(),
-        name: crate::log::escape(info.route.name.as_bytes()),
+        name: escape(info.route.name.as_bytes()),
         peer: info.peer.to_string(),
         upstream: info.route.upstream_text.to_string(),
-        connected: dial_ms.is_some(),
-        age_ms: info.age_ms(),
-        dial_ms,
-        up_bytes: info.counters.up(),
-        down_bytes: info.counters.down(),
+        connected: figures.dial_ms.is_some(),
+        age_ms: figures.age_ms,
+        dial_ms: figures.dial_ms,
+        up_bytes: figures.up,
+        down_bytes: figures.down,
         process: None,
     }
 }
 
 /// Sessions of each listener.
-pub fn sessions_by_listener(shared: &Shared) -> HashMap<Arc<str>, u64> {
+pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, u64> {
     let mut count = HashMap::new();
-    shared.sessions.for_each(|info| *count.entry(info.route.listener.clone()).or_default() += 1);
+    sessions.for_each(|info| *count.entry(info.route.listener.clone()).or_default() += 1);
     count
 }
 
@@ -43,7 +47,7 @@ pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, 
     api::Listener {
         address: route.listener.to_string(),
         kind: Some(kind(listening.kind())),
-        name: crate::log::escape(name.as_bytes()),
+        name: escape(name.as_bytes()),
         upstream: route.upstream_text.to_string(),
         state: if route.tally.paused() { api::State::Paused } else { api::State::Serving },
         reason: None,
@@ -56,12 +60,52 @@ pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, 
     }
 }
 
+/// A listener of ours, served or not.
+pub fn post(post: &Post, sessions: &HashMap<Arc<str>, u64>) -> api::Listener {
+    if let Some(listening) = post.listening() {
+        return listener(listening, post.label(), sessions);
+    }
+    let state = match post.standing() {
+        Standing::Awaited { .. } => api::State::Awaited,
+        Standing::Untried | Standing::Serving(_) | Standing::Failed { .. } => api::State::Refused,
+    };
+    let why = post.trouble().unwrap_or_default();
+    let upstream = post.upstream();
+    api::Listener { upstream, ..troubled(&post.address(), Some(kind(post.kind())), post.label(), state, why) }
+}
+
+/// What happened to a session.
+pub fn happening(Happening { what, info, figures }: &Happening) -> api::Event {
+    let session = Some(session_with(info, *figures));
+    match what {
+        Happened::Began => api::Event { session, ..event(api::Happened::Began) },
+        Happened::Connected => api::Event { session, ..event(api::Happened::Connected) },
+        Happened::Ended(ending) => api::Event {
+            session,
+            end: Some(ending.end.as_str().to_owned()),
+            exit_code: ending.exit,
+            note: Some(ending.note.clone()).filter(|note| !note.is_empty()),
+            ..event(api::Happened::Ended)
+        },
+    }
+}
+
+/// Events were left out.
+pub fn dropped(n: u64) -> api::Event {
+    api::Event { dropped: Some(n), ..event(api::Happened::Dropped) }
+}
+
+/// An event that says no more than that.
+pub fn event(event: api::Happened) -> api::Event {
+    api::Event { event, session: None, end: None, exit_code: None, note: None, dropped: None }
+}
+
 /// A listener that is not served.
 pub fn troubled(address: &str, kind: Option<api::Kind>, name: &str, state: api::State, why: &str) -> api::Listener {
     api::Listener {
         address: address.to_owned(),
         kind,
-        name: crate::log::escape(name.as_bytes()),
+        name: escape(name.as_bytes()),
         upstream: String::new(),
         state,
         reason: Some(why.to_owned()),

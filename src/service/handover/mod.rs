@@ -11,23 +11,26 @@
 //! What cannot be sent, or not be read by the next process, ends that session, with the reason in its end event; the
 //! others go on.
 
-mod own;
+mod listeners;
+mod read;
 mod record;
 mod transport;
+mod write;
 
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
 use sd_notify::NotifyState;
 
-pub use record::{Adopted, Lost, Sessions};
+pub use read::{Adopted, Lost, Records, Taken};
 
-use super::{own::Kept, session::Parked};
 use crate::{
-    sys,
+    service::{
+        listener::Handed,
+        session::{Parked, abandon},
+    },
     systemd::{
         headroom::Headroom,
         notify::{barrier, tell, tell_with},
@@ -42,9 +45,9 @@ pub const NAME: &str = "handover";
 ///
 /// # Errors
 /// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
-pub fn give(parked: Vec<Parked>, listeners: &[Kept]) -> io::Result<()> {
+pub fn give(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<()> {
     let _headroom = Headroom::take();
-    let (records, descriptors) = record::write(parked, listeners)?;
+    let (records, descriptors) = write::write(parked, listeners)?;
     let given = store(&records, &descriptors);
     if given.is_err() {
         descriptors.iter().for_each(abandon);
@@ -64,14 +67,6 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     barrier()
 }
 
-/// Ends what nobody takes up: a socket's other side sees a reset and no end, which would make a part look complete; a
-/// child is asked to end. What a descriptor is not, it refuses to be (ENOTSOCK, EBADF).
-pub fn abandon(fd: &OwnedFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let _ = setsockopt(fd, sockopt::Linger, &linger);
-    let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGTERM);
-}
-
 /// Makes the table of descriptors as large as it will be when what waits in the store's entries was received.
 ///
 /// To be called before the first thread is started: while threads share the table, each time that it grows waits for a
@@ -80,17 +75,6 @@ pub fn abandon(fd: &OwnedFd) {
 pub fn make_room(stored: &[OwnedFd]) {
     let _headroom = Headroom::take();
     stored.iter().for_each(|end| transport::make_room(end.as_fd()));
-}
-
-/// What the previous process gave.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// Its sessions.
-    pub sessions: Vec<Sessions>,
-    /// The listeners that it had bound itself.
-    pub listeners: Vec<Kept>,
-    /// What cannot be taken up.
-    pub lost: Vec<Lost>,
 }
 
 /// Takes what the previous process gave, and the store's entries with it.
@@ -121,7 +105,7 @@ fn open_into(taken: &mut Taken, end: &OwnedFd) {
     // What the previous process had while it was at its limit, this one may need to have too.
     let _headroom = Headroom::take();
     match transport::receive(end.as_fd()) {
-        Ok(Some(received)) => record::open(received.records, received.descriptors, taken),
+        Ok(Some(received)) => read::open(received.records, received.descriptors, taken),
         Ok(None) => {}
         Err(e) => taken.lost.push(Lost::all(e.to_string())),
     }

@@ -28,20 +28,21 @@ fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize
     let calls = u64::try_from(calls_per_qube).unwrap_or(u64::MAX);
     let sessions = routes.into_iter().map(|route| {
         let most = u64::from(route.options.max_connections);
-        if route.call.is_some() { most.min(calls).saturating_mul(CALL) } else { most.saturating_mul(SOCKETS) }
+        if route.call().is_some() { most.min(calls).saturating_mul(CALL) } else { most.saturating_mul(SOCKETS) }
     });
     sessions.fold(BASE, u64::saturating_add)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::route::Routes;
     use super::*;
-    use crate::{service::session::tests::shared, spec};
+    use crate::spec;
 
     fn route(name: &str) -> Route {
         let forward = spec::fdname::resolve(name, spec::SocketKind::Tcp, &spec::Config::default()).expect("a name");
         let leg = forward.legs.front().clone();
-        Route::new(name.to_owned(), "127.0.0.1:1", leg, forward.options, &shared()).expect("a route")
+        Routes::new(32).make(name.to_owned(), "127.0.0.1:1", leg, forward.options).expect("a route")
     }
 
     #[test]

@@ -2,13 +2,17 @@
 
 use std::{io, time::Duration};
 
-use super::{route::Route, sessions::Info};
+use super::{
+    info::Info,
+    route::{Lead, Route},
+    watch::Ending,
+};
 use crate::{
     dial::{Failure, netns::Place, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
-    spec::{UnixAddr, Upstream, policy_line},
+    spec::{UnixAddr, policy_line},
 };
 
 /// An event about a session.
@@ -18,7 +22,7 @@ pub fn about(info: &Info, kind: Kind, message: String) -> Event {
     event.listener = Some(info.route.listener.clone());
     event.peer = Some(info.peer.clone());
     event.upstream = Some(info.route.upstream_text.clone());
-    event.call = info.route.call_text.clone();
+    event.call = info.route.call_text();
     event.dial_ms = info.dial_ms();
     event
 }
@@ -46,7 +50,8 @@ pub fn started(info: &Info, at: Option<&Place>) -> Event {
 }
 
 /// The session is over.
-pub fn ended(info: &Info, end: End, exit: Option<u8>, note: &str) -> Event {
+pub fn ended(info: &Info, ending: &Ending) -> Event {
+    let Ending { end, exit, note } = ending;
     let (up, down) = (info.counters.up(), info.counters.down());
     let mut message = format!("{}: {end} after {} ms, {up} bytes up, {down} down", subject(info), info.age_ms());
     if let Some(code) = exit {
@@ -63,8 +68,8 @@ pub fn ended(info: &Info, end: End, exit: Option<u8>, note: &str) -> Event {
     let mut event = about(info, kind, message);
     event.bytes = Some((up, down));
     event.open_ms = Some(info.age_ms());
-    event.end = Some(end);
-    event.exit_code = exit;
+    event.end = Some(*end);
+    event.exit_code = *exit;
     event
 }
 
@@ -79,8 +84,8 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         Failure::Call(what) => call_failure(route, *what),
         Failure::RefusedAlready => (End::Refused, "refused together with another session that asked the same".into()),
         Failure::TimedOut(allowed) => {
-            let hint = match route.upstream {
-                Some(Upstream::Qrexec(_)) => "an `ask` prompt unanswered in dom0, or a qube that does not start",
+            let hint = match route.lead {
+                Lead::Call(_) => "an `ask` prompt unanswered in dom0, or a qube that does not start",
                 _ => "nobody answers there",
             };
             (End::Timeout, format!("not connected within {} s: {hint}", allowed.as_secs_f32()))
@@ -104,10 +109,10 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
 }
 
 fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
-    let (target, service) = route.call_text.clone().unwrap_or_else(|| ("?".into(), "?".into()));
+    let (target, service) = route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
     match what {
         Some(SetUp::Refused) => {
-            let line = route.call.as_ref().map(|c| policy_line(&c.call, None)).unwrap_or_default();
+            let line = route.call().map(|c| policy_line(&c.call, None)).unwrap_or_default();
             let why = format!(
                 "dom0 refused it: no policy allows it, an `ask` was cancelled, {target} cannot be started or has no \
                  free port (at most 128 calls); to allow it, add to /etc/qubes/policy.d/30-user.policy in dom0: {line}"

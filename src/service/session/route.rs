@@ -8,14 +8,16 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{
-    Shared,
     access::Access,
     tally::{Tallies, Tally},
 };
 use crate::{
-    dial::{netns::Place, qrexec::gate::Gate},
+    dial::{
+        netns::{self, Place},
+        qrexec::gate::{Gate, Gates},
+    },
     log::{Event, Kind, emit},
-    spec::{Call, Leg, Options, Upstream, Via},
+    spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
 };
 
 /// A listener's forward, resolved: everything a session needs to know.
@@ -25,111 +27,204 @@ pub struct Route {
     pub name: String,
     /// The local address, as logs have it.
     pub listener: Arc<str>,
-    /// Where sessions lead; `None` for sessions that are there already while their name means nothing any more.
-    pub upstream: Option<Upstream>,
+    /// Where sessions lead.
+    pub lead: Lead,
     /// The same, as logs have it.
     pub upstream_text: Arc<str>,
-    /// Target and service of a qrexec call, as logs have them.
-    pub call_text: Option<(Arc<str>, Arc<str>)>,
     /// Who may connect.
     pub access: Access,
     /// How the upstream is dialled.
     pub via: Via,
     /// Timeouts, limits and the rest.
     pub options: Options,
-    /// The inode of the namespace that it led into last; 0 before the first time.
+    /// The inode of the namespace that the route led into last; 0 before the first time.
     pub entered: AtomicU64,
     /// Sessions that this listener may still have.
     pub room: Arc<Semaphore>,
-    /// What is counted of its sessions, with those of earlier routes of the same listener.
+    /// What is counted of the listener's sessions, with those of earlier routes of the same listener.
     pub tally: Arc<Tally>,
-    /// What all routes to one qube and to one service share.
-    pub call: Option<CallLimits>,
 }
 
-/// The limits of qrexec calls, shared by all routes that lead to the same place.
+/// Where sessions lead.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lead {
+    /// To a service in another qube.
+    Call(CallLimits),
+    /// To a Unix socket.
+    Unix(UnixAddr),
+    /// To a TCP address.
+    Tcp {
+        /// The address.
+        addr: HostPort,
+        /// The namespace to dial in, when that is not the service's own.
+        netns: Option<Netns>,
+    },
+    /// To a UDP address.
+    Udp {
+        /// The address.
+        addr: HostPort,
+        /// The namespace to dial in, when that is not the service's own.
+        netns: Option<Netns>,
+    },
+    /// Sessions are there already while their name means nothing any more.
+    Unknown,
+}
+
+/// A qrexec call, with the limits that all routes to the same place share.
 #[derive(Debug)]
 pub struct CallLimits {
     /// The call.
     pub call: Call,
+    /// Target and service, as logs have them.
+    text: (Arc<str>, Arc<str>),
     /// Calls that the qube may still have.
     pub room: Arc<Semaphore>,
     /// The gate of the service.
     pub gate: Arc<Gate>,
 }
 
-impl Route {
+impl PartialEq for CallLimits {
+    fn eq(&self, other: &Self) -> bool {
+        self.call == other.call
+    }
+}
+
+impl Eq for CallLimits {}
+
+/// Makes routes: those to one qube share the count of its calls and the gate of each service, those of one listener
+/// share a tally.
+#[derive(Debug)]
+pub struct Routes {
+    gates: Gates,
+    tallies: Tallies,
+}
+
+impl Routes {
+    /// Routes that let at most `calls_per_qube` calls into one qube at a time.
+    pub fn new(calls_per_qube: usize) -> Self {
+        Self { gates: Gates::new(calls_per_qube), tallies: Tallies::default() }
+    }
+
+    /// Calls allowed into one qube at a time.
+    pub fn calls_per_qube(&self) -> usize {
+        self.gates.per_qube()
+    }
+
+    /// What is counted, by listener.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
     /// The route of a listener called `name` at `listener`.
     ///
     /// # Errors
     /// What can only be found out here: a user that does not exist.
-    pub fn new(name: String, listener: &str, leg: Leg, options: Options, shared: &Shared) -> Result<Self, String> {
-        let gates = &shared.gates;
-        let call = match &leg.upstream {
-            Upstream::Qrexec(call) => {
-                Some(CallLimits { call: call.clone(), room: gates.calls(&call.target), gate: gates.gate(call) })
-            }
-            _ => None,
+    pub fn make(&self, name: String, listener: &str, leg: Leg, options: Options) -> Result<Route, String> {
+        let upstream_text = leg.upstream.to_string().into();
+        let lead = match leg.upstream {
+            Upstream::Qrexec(call) => Lead::Call(CallLimits {
+                text: (call.target.as_str().into(), call.service.as_str().into()),
+                room: self.gates.calls(&call.target),
+                gate: self.gates.gate(&call),
+                call,
+            }),
+            Upstream::Unix(addr) => Lead::Unix(addr),
+            Upstream::Tcp { addr, netns } => Lead::Tcp { addr, netns },
+            Upstream::Udp { addr, netns } => Lead::Udp { addr, netns },
         };
         let listener: Arc<str> = listener.into();
-        Ok(Self {
+        Ok(Route {
             name,
-            tally: shared.tallies.of(&listener),
+            tally: self.tallies.of(&listener),
             listener,
-            upstream_text: leg.upstream.to_string().into(),
-            call_text: call.as_ref().map(|c| (c.call.target.as_str().into(), c.call.service.as_str().into())),
+            lead,
+            upstream_text,
             room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
-            upstream: Some(leg.upstream),
             access: Access::new(&leg.admit)?,
             via: leg.via,
             entered: AtomicU64::new(0),
             options,
-            call,
         })
     }
 
     /// The route of sessions whose name means nothing any more.
-    pub fn unknown(name: String, listener: &str, tallies: &Tallies) -> Self {
+    pub fn unknown(&self, name: String, listener: &str, upstream: &str) -> Route {
         let listener: Arc<str> = listener.into();
-        Self {
+        Route {
             name,
-            tally: tallies.of(&listener),
+            tally: self.tallies.of(&listener),
             listener,
-            upstream: None,
-            upstream_text: "".into(),
-            call_text: None,
+            lead: Lead::Unknown,
+            upstream_text: upstream.into(),
             room: Arc::new(Semaphore::new(0)),
             access: Access::default(),
             via: Via::default(),
             entered: AtomicU64::new(0),
             options: Options::default(),
-            call: None,
+        }
+    }
+}
+
+impl Route {
+    /// The call, where the route leads to one.
+    pub fn call(&self) -> Option<&CallLimits> {
+        match &self.lead {
+            Lead::Call(limits) => Some(limits),
+            Lead::Unix(_) | Lead::Tcp { .. } | Lead::Udp { .. } | Lead::Unknown => None,
         }
     }
 
-    /// A dial goes through this namespace, which is noted in `at`, and told when it is another than before.
+    /// Target and service of a qrexec call, as logs have them.
+    pub fn call_text(&self) -> Option<(Arc<str>, Arc<str>)> {
+        self.call().map(|limits| limits.text.clone())
+    }
+
+    /// The namespace that the route leads into, when that is not the service's own.
+    pub fn netns(&self) -> Option<&Netns> {
+        match &self.lead {
+            Lead::Tcp { netns, .. } | Lead::Udp { netns, .. } => netns.as_ref(),
+            Lead::Call(_) | Lead::Unix(_) | Lead::Unknown => None,
+        }
+    }
+
+    /// An event about the listener and where it leads.
+    pub fn event(&self, kind: Kind, text: String) -> Event {
+        let mut event = Event::new(kind, text);
+        event.listener = Some(self.listener.clone());
+        event.upstream = Some(self.upstream_text.clone());
+        event.call = self.call_text();
+        event
+    }
+
+    /// The namespace that the route leads into, as it is now, for the end of a sentence; empty without one.
+    pub fn place_now(&self) -> String {
+        let Some(netns) = self.netns() else { return String::new() };
+        match netns::find(netns) {
+            Ok(found) => {
+                self.entered.store(found.place.id.inode, Relaxed);
+                format!(" ({})", found.place)
+            }
+            Err(trouble) => format!(" ({trouble})"),
+        }
+    }
+
+    /// Notes in `at` that a dial goes through this namespace, and tells when it is another than before.
     pub fn entered(&self, place: Place, at: &Mutex<Option<Place>>) {
         let id = place.id;
         *at.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
         if self.entered.swap(id.inode, Relaxed) != id.inode {
             let text = format!("{} leads to {}, which is {id} now", self.listener, self.upstream_text);
-            let mut event = Event::new(Kind::ListenerServing, text);
-            event.listener = Some(self.listener.clone());
-            event.upstream = Some(self.upstream_text.clone());
-            emit(event);
+            emit(self.event(Kind::ListenerServing, text));
         }
     }
 
-    /// Whether it carries datagrams.
+    /// Whether the route carries datagrams.
     pub fn is_datagram(&self) -> bool {
-        matches!(self.upstream, Some(Upstream::Udp { .. }))
+        matches!(self.lead, Lead::Udp { .. })
     }
 
     /// Whether another route would treat a session the same.
     pub fn leads_as(&self, other: &Self) -> bool {
-        self.upstream == other.upstream
-            && self.access == other.access
-            && self.via == other.via
-            && self.options == other.options
+        self.lead == other.lead && self.access == other.access && self.via == other.via && self.options == other.options
     }
 }

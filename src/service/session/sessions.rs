@@ -1,124 +1,139 @@
-//! The sessions that live now.
+//! The sessions that live now: who they are, how many, and how all of them are reached at once.
+//!
+//! Other rooms count sessions, look at them, interrupt them and subscribe to what happens to them. Only this room
+//! starts tasks, calls and hands parked sessions on.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
+    time::sleep,
+};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::route::Route;
-use crate::relay::{Counters, Interrupt, Why};
+use super::{
+    info::Info,
+    parked::Parked,
+    watch::{Happened, Watchers, Watching},
+};
+use crate::{dial::qrexec::Client, relay::Why};
 
-/// What everybody may know about a session.
+/// The registry of sessions, with everything that sessions have in common.
 #[derive(Debug)]
-pub struct Info {
-    /// SESSION_ID.
-    pub id: Uuid,
-    /// The route it took.
-    pub route: Arc<Route>,
-    /// Who connected, as logs have it.
-    pub peer: Arc<str>,
-    /// When it was accepted.
-    pub accepted: Instant,
-    /// Milliseconds from then to connected, plus one; 0 while it is not.
-    dial_ms: AtomicU64,
-    /// Bytes delivered.
-    pub counters: Counters,
-    /// How it is told to stop.
-    pub interrupt: Interrupt,
-}
-
-impl Info {
-    /// A session accepted `age` ago.
-    pub fn new(id: Uuid, route: Arc<Route>, peer: Arc<str>, age: Duration, counters: Counters) -> Self {
-        let now = Instant::now();
-        Self {
-            id,
-            route,
-            peer,
-            accepted: now.checked_sub(age).unwrap_or(now),
-            dial_ms: AtomicU64::new(0),
-            counters,
-            interrupt: Interrupt::default(),
-        }
-    }
-
-    /// Milliseconds from accept to connected, once it is.
-    pub fn dial_ms(&self) -> Option<u64> {
-        self.dial_ms.load(Relaxed).checked_sub(1)
-    }
-
-    /// It is connected, `ms` milliseconds after it was accepted.
-    pub fn connected(&self, ms: u64) {
-        self.dial_ms.store(ms.saturating_add(1), Relaxed);
-    }
-
-    /// Milliseconds since it was accepted.
-    pub fn age_ms(&self) -> u64 {
-        u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// All of them.
-#[derive(Debug, Default)]
 pub struct Sessions {
+    /// Starts the processes of qrexec calls.
+    client: Client,
     live: Mutex<HashMap<Uuid, Arc<Info>>>,
     count: watch::Sender<usize>,
+    watchers: Watchers,
+    tasks: TaskTracker,
+    /// Takes parked sessions to whoever hands them over.
+    parked: UnboundedSender<Parked>,
 }
 
 impl Sessions {
+    /// An empty registry whose qrexec calls are made by `client`, and where its sessions arrive when they are parked.
+    pub fn new(client: Client) -> (Arc<Self>, UnboundedReceiver<Parked>) {
+        let (parked, parking) = unbounded_channel();
+        let sessions = Self {
+            client,
+            live: Mutex::default(),
+            count: watch::Sender::default(),
+            watchers: Watchers::default(),
+            tasks: TaskTracker::new(),
+            parked,
+        };
+        (Arc::new(sessions), parking)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Info>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a session.
-    pub fn add(&self, info: Arc<Info>) {
-        self.lock().insert(info.id, info);
-        self.count.send_modify(|n| *n += 1);
-    }
-
-    /// Leaves one out.
-    pub fn remove(&self, id: &Uuid) {
-        if self.lock().remove(id).is_some() {
-            self.count.send_modify(|n| *n -= 1);
-        }
-    }
-
-    /// How many there are.
+    /// The number of sessions.
     pub fn count(&self) -> usize {
         *self.count.borrow()
     }
 
-    /// Follows their number.
+    /// Follows the number of sessions.
     pub fn watch(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
     }
 
-    /// Whether it is among them.
+    /// Whether the session with this id lives.
     pub fn contains(&self, id: &Uuid) -> bool {
         self.lock().contains_key(id)
     }
 
-    /// All of them, for those who take their time.
+    /// A copy of the list of all sessions, for a caller that takes its time.
     pub fn all(&self) -> Vec<Arc<Info>> {
         self.lock().values().cloned().collect()
     }
 
-    /// Looks at each; nobody comes or goes meanwhile.
+    /// Looks at each session; no session begins or ends meanwhile.
     pub fn for_each(&self, look: impl FnMut(&Arc<Info>)) {
         self.lock().values().for_each(look);
     }
 
-    /// Tells those for which `which` holds to stop; how many there were.
+    /// Interrupts the sessions for which `which` holds, and returns their number.
     pub fn interrupt(&self, why: Why, which: impl Fn(&Info) -> bool) -> usize {
         let chosen: Vec<_> = self.lock().values().filter(|info| which(info)).cloned().collect();
         chosen.iter().for_each(|info| info.interrupt.request(why));
         chosen.len()
     }
+
+    /// Subscribes to what happens to sessions from now on.
+    pub fn subscribe(&self) -> Watching {
+        self.watchers.add()
+    }
+
+    /// Waits until no session's task runs.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ended(&self) {
+        self.tasks.close(); // else the tracker waits for tasks that may still come
+        self.tasks.wait().await;
+    }
+
+    pub(super) fn add(&self, info: Arc<Info>) {
+        self.lock().insert(info.id, info);
+        self.count.send_modify(|n| *n += 1);
+    }
+
+    pub(super) fn remove(&self, id: &Uuid) {
+        if self.lock().remove(id).is_some() {
+            self.count.send_modify(|n| *n -= 1);
+        }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn tell(&self, what: Happened, info: &Arc<Info>) {
+        self.watchers.tell(what, info);
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// The receiver outlives all sessions; were it gone, the session would end by closing what it holds.
+    pub(super) fn park(&self, session: Parked) {
+        let _ = self.parked.send(session);
+    }
+}
+
+/// Lets a session live for its `drain_timeout`, then interrupts it.
+pub async fn drain(info: Arc<Info>) {
+    sleep(info.route.options.drain_timeout).await;
+    info.interrupt.request(Why::Drained);
 }

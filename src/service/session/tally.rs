@@ -262,7 +262,7 @@ impl Default for Tallies {
 
 /// What outlives this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct Snapshot {
     /// The addresses of listeners that are paused.
     pub paused: Vec<String>,
     /// What was counted, when a handover took place: after a crash counting begins anew, as whoever reads expects.
@@ -311,7 +311,7 @@ impl Tallies {
     }
 
     /// Takes up what an earlier process has left. A pause of a listener that is gone is kept for its return.
-    pub fn take_up(&self, kept: &Kept) {
+    pub fn take_up(&self, kept: &Snapshot) {
         for listener in &kept.paused {
             self.of(&listener.as_str().into()).pause(true);
         }
@@ -324,7 +324,7 @@ impl Tallies {
     }
 
     /// What is to outlive this process; with the counts when it hands over.
-    pub fn keep(&self, handing_over: bool) -> Kept {
+    pub fn keep(&self, handing_over: bool) -> Snapshot {
         let all = self.all();
         let paused = all.iter().filter(|(_, tally)| tally.paused()).map(|(listener, _)| listener.to_string()).collect();
         let counts = handing_over.then(|| Counts {
@@ -332,7 +332,7 @@ impl Tallies {
             since_ms: self.since_ms(),
             of: all.iter().map(|(listener, tally)| (listener.to_string(), tally.counted())).collect(),
         });
-        Kept { paused, counts }
+        Snapshot { paused, counts }
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
         assert!(tally.pause(true) && !tally.pause(true));
         let kept = first.keep(true);
         let text = serde_json::to_string(&kept).expect("plain data");
-        assert_eq!(serde_json::from_str::<Kept>(&text).expect("as it was written"), kept);
+        assert_eq!(serde_json::from_str::<Snapshot>(&text).expect("as it was written"), kept);
 
         let second = Tallies::default();
         second.take_up(&kept);

@@ -3,37 +3,39 @@
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
+    sync::Arc,
+    time::Duration,
 };
 
-use tokio::sync::mpsc::unbounded_channel;
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    event,
+    info::Info,
+    route::Routes,
+    run::{resume, run},
+    sessions::Sessions,
+    stage::{Permits, Stage},
+    story::Story,
+    watch::Ending,
+};
 use crate::{
-    relay::{Counters, End as RelayEnd},
+    dial::qrexec::Client,
+    log::{End, Kind},
+    relay::{Counters, End as RelayEnd, Relay},
     spec::{Config, SocketKind, fdname},
-    stream::Kind as StreamKind,
+    stream::{Kind as StreamKind, Stream},
 };
 
-/// What sessions share, with nobody to speak to.
-pub(in crate::service) fn shared() -> Arc<Shared> {
-    let (parked, _) = unbounded_channel();
-    Arc::new(Shared {
-        client: Client { program: "/nonexistent".into(), group: None },
-        gates: Gates::new(32),
-        sessions: Sessions::default(),
-        tallies: Tallies::default(),
-        watchers: Watchers::default(),
-        tasks: TaskTracker::new(),
-        parked,
-    })
+/// A registry whose sessions nobody takes when they are parked.
+fn sessions() -> Arc<Sessions> {
+    Sessions::new(Client { program: "/nonexistent".into(), group: None }).0
 }
 
-fn info(shared: &Shared) -> Arc<Info> {
+fn info() -> Arc<Info> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
-    let route =
-        Route::new("uds=/nonexistent".into(), "/listener", forward.legs.front().clone(), forward.options, shared)
-            .expect("a route");
+    let leg = forward.legs.front().clone();
+    let route = Routes::new(32).make("uds=/nonexistent".into(), "/listener", leg, forward.options).expect("a route");
     Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), "somebody".into(), Duration::ZERO, Counters::default()))
 }
 
@@ -50,28 +52,21 @@ fn relayed() -> (Stage, UnixStream, UnixStream) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panicking_session_ends_as_panicked_and_the_others_live_on() {
-    let shared = shared();
+    let sessions = sessions();
     let (stage, mut peer, mut upstream) = relayed();
-    start(&shared, info(&shared), stage, Permits::default());
+    resume(&sessions, info(), stage, Permits::default());
 
-    let doomed = info(&shared);
-    shared.sessions.add(doomed.clone());
-    let story = Story {
-        info: doomed.clone(),
-        shared: shared.clone(),
-        end: None,
-        exit: None,
-        note: String::new(),
-        parked: false,
-    };
-    assert_eq!(shared.sessions.count(), 2);
-    let task = shared.tasks.spawn(async move {
+    let doomed = info();
+    sessions.add(doomed.clone());
+    let story = Story::new(sessions.clone(), doomed.clone(), Permits::default());
+    assert_eq!(sessions.count(), 2);
+    let task = tokio::spawn(async move {
         let _story = story;
         panic!("for this test");
     });
     assert!(task.await.is_err_and(|e| e.is_panic()));
-    assert_eq!(shared.sessions.count(), 1, "the one that panicked is gone");
-    let event = event::ended(&doomed, End::Panicked, None, "");
+    assert_eq!(sessions.count(), 1, "the one that panicked is gone");
+    let event = event::ended(&doomed, &Ending::new(End::Panicked, ""));
     assert_eq!((event.kind, event.end), (Kind::SessionFailed, Some(End::Panicked)));
 
     peer.write_all(b"still here").expect("it lives");
@@ -88,9 +83,9 @@ async fn a_panicking_session_ends_as_panicked_and_the_others_live_on() {
 /// bytes fit into three of the lines of 128 bytes that it is made of.
 #[test]
 fn a_session_is_small() {
-    fn size<F>(_: impl Fn(Session, Stage) -> F) -> usize {
+    fn size<F>(_: impl Fn(Story, Stage) -> F) -> usize {
         size_of::<F>()
     }
-    assert!(size(Session::run) <= 272, "{}", size(Session::run));
+    assert!(size(run) <= 272, "{}", size(run));
     assert!(size_of::<Relay>() <= 176, "{}", size_of::<Relay>());
 }

@@ -1,4 +1,4 @@
-//! Those who want to hear what happens to sessions. While there are none, an event costs one load.
+//! Subscribers to what happens to sessions. While there are none, an event costs one load.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -7,44 +7,90 @@ use std::sync::{
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::sessions::Info;
-use crate::{
-    log::End,
-    service::control::{api, view},
-};
+use super::info::Info;
+use crate::log::End;
 
-/// Events that may wait for one of them; more are left out, and their number is told.
+/// How many events may wait for one subscriber; further events are left out and counted.
 const QUEUE: usize = 1024;
 
+/// What happened to a session.
+#[derive(Clone, Debug)]
+pub enum Happened {
+    /// The session was accepted.
+    Began,
+    /// The session has both its ends.
+    Connected,
+    /// The session is over.
+    Ended(Ending),
+}
+
 /// How a session ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Ending<'a> {
+#[derive(Clone, Debug)]
+pub struct Ending {
     /// END.
     pub end: End,
     /// EXIT_CODE.
     pub exit: Option<u8>,
-    /// What else was said.
-    pub note: &'a str,
+    /// What else is to be said of the end; may be empty.
+    pub note: String,
 }
 
-/// One of them, as we see it.
+impl Ending {
+    /// An end without an exit code.
+    pub fn new(end: End, note: impl Into<String>) -> Self {
+        Self { end, exit: None, note: note.into() }
+    }
+}
+
+/// What happened to a session, with its figures at that moment.
+#[derive(Debug)]
+pub struct Happening {
+    /// What happened.
+    pub what: Happened,
+    /// The session.
+    pub info: Arc<Info>,
+    /// The session's figures at that moment.
+    pub figures: Figures,
+}
+
+/// The figures of a session at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Milliseconds since accept.
+    pub age_ms: u64,
+    /// Milliseconds from accept to connected, once the session is connected.
+    pub dial_ms: Option<u64>,
+    /// Bytes delivered to the upstream.
+    pub up: u64,
+    /// Bytes delivered to the peer.
+    pub down: u64,
+}
+
+impl Figures {
+    /// The figures of a session now.
+    pub fn of(info: &Info) -> Self {
+        Self { age_ms: info.age_ms(), dial_ms: info.dial_ms(), up: info.counters.up(), down: info.counters.down() }
+    }
+}
+
+/// The sending side of one subscription.
 #[derive(Debug)]
 struct Watcher {
-    events: Sender<Arc<api::Event>>,
+    events: Sender<Arc<Happening>>,
     dropped: Arc<AtomicU64>,
 }
 
-/// All of them.
+/// The sending sides of all subscriptions.
 #[derive(Debug, Default)]
-pub struct Watchers {
+pub(super) struct Watchers {
     count: AtomicUsize,
     all: Mutex<Vec<Watcher>>,
 }
 
-/// One of them, as it sees us.
+/// The receiving side of one subscription.
 #[derive(Debug)]
 pub struct Watching {
-    events: Receiver<Arc<api::Event>>,
+    events: Receiver<Arc<Happening>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -53,8 +99,8 @@ impl Watchers {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more; from now on it is told everything.
-    pub fn add(&self) -> Watching {
+    /// Adds a subscriber.
+    pub(super) fn add(&self) -> Watching {
         let (sender, events) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let mut all = self.lock();
@@ -63,20 +109,14 @@ impl Watchers {
         Watching { events, dropped }
     }
 
-    /// Tells what happened to a session.
-    pub fn tell(&self, event: api::Happened, info: &Info, ending: Option<Ending<'_>>) {
+    /// Tells every subscriber what happened to a session.
+    pub(super) fn tell(&self, what: Happened, info: &Arc<Info>) {
         if self.count.load(Relaxed) == 0 {
             return;
         }
-        let event = Arc::new(api::Event {
-            session: Some(view::session(info)),
-            end: ending.map(|e| e.end.as_str().to_owned()),
-            exit_code: ending.and_then(|e| e.exit),
-            note: ending.map(|e| e.note).filter(|note| !note.is_empty()).map(str::to_owned),
-            ..happened(event)
-        });
+        let happening = Arc::new(Happening { what, info: info.clone(), figures: Figures::of(info) });
         let mut all = self.lock();
-        all.retain(|watcher| match watcher.events.try_send(event.clone()) {
+        all.retain(|watcher| match watcher.events.try_send(happening.clone()) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 watcher.dropped.fetch_add(1, Relaxed);
@@ -89,23 +129,16 @@ impl Watchers {
 }
 
 impl Watching {
-    /// The next event; first how many were left out, if any were. `None` when the service ends.
+    /// The next event; `None` when the service ends.
     ///
     /// # Cancel safety
     /// Safe: an event that was not returned comes the next time.
-    pub async fn next(&mut self) -> Option<Arc<api::Event>> {
-        let event = self.events.recv().await?;
-        Some(event)
+    pub async fn next(&mut self) -> Option<Arc<Happening>> {
+        self.events.recv().await
     }
 
-    /// How many were left out since the last time this was asked.
-    pub fn dropped(&self) -> Option<api::Event> {
-        let n = self.dropped.swap(0, Relaxed);
-        (n > 0).then(|| api::Event { dropped: Some(n), ..happened(api::Happened::Dropped) })
+    /// How many events were left out since the last call.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.swap(0, Relaxed)
     }
-}
-
-/// An event that says no more than that.
-pub fn happened(event: api::Happened) -> api::Event {
-    api::Event { event, session: None, end: None, exit_code: None, note: None, dropped: None }
 }

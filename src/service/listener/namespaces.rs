@@ -21,7 +21,7 @@ const NOW_AND_THEN: Duration = Duration::from_secs(2);
 
 /// Says when to look at namespaces again.
 #[derive(Debug)]
-pub struct Watch {
+pub struct NamespaceWatch {
     mounts: Option<AsyncFd<OwnedFd>>,
     /// Whether to look now and then.
     others: bool,
@@ -29,7 +29,7 @@ pub struct Watch {
     due: Option<Instant>,
 }
 
-impl Watch {
+impl NamespaceWatch {
     /// Hears of mounts from now on, and looks once soon, for what has changed just before. Where /proc does not tell, it
     /// only looks now and then; `others` says whether there are namespaces that are no mounts.
     pub fn new(others: bool) -> Self {

@@ -1,5 +1,5 @@
-//! Listeners of our own, handed over: with their backlogs, and UNIX sockets with their inodes. They are written before
-//! all sessions, so that none of them is what does not fit.
+//! The records of listeners of our own: a listener keeps its backlog, and a UNIX socket its inode. They are written
+//! before all sessions, so that listeners are never cut when the pair is full.
 
 use std::{
     ffi::OsString,
@@ -17,14 +17,11 @@ use super::record::VERSION;
 use crate::{
     activation::Socket,
     dial::netns::Id,
-    service::{
-        bind::{Bound, Claim},
-        own::Kept,
-    },
+    service::listener::{Bound, Claim, Handed},
     spec::SocketKind,
 };
 
-/// A line about a listener. It begins as every line does, so that a version that knows no such lines says so.
+/// A line about a listener. It has the same head as a session record, so that an older version can report it by id.
 #[derive(Serialize, Deserialize)]
 struct Line {
     v: u32,
@@ -66,33 +63,33 @@ struct Probe {
     own: Option<serde::de::IgnoredAny>,
 }
 
-/// Adds a line for `kept` to `lines`, and its descriptors to `fds`.
-pub(super) fn write(kept: &Kept, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+/// Adds a line for `handed` to `lines`, and its descriptors to `fds`.
+pub(super) fn write(handed: &Handed, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
     let first = fds.len();
-    let kind = match kept.bound.socket.kind() {
+    let kind = match handed.bound.socket.kind() {
         SocketKind::Tcp => Kind::Tcp,
         SocketKind::Unix => Kind::Unix,
         SocketKind::Udp => Kind::Udp,
     };
-    fds.push(std::os::fd::AsFd::as_fd(&kept.bound.socket).try_clone_to_owned()?);
+    fds.push(std::os::fd::AsFd::as_fd(&handed.bound.socket).try_clone_to_owned()?);
     let mut claim = None;
-    if let Some((path, inode, lock)) = kept.bound.claim.as_ref().map(Claim::parts).transpose()? {
+    if let Some((path, inode, lock)) = handed.bound.claim.as_ref().map(Claim::parts).transpose()? {
         fds.push(lock);
         claim = Some(ClaimRecord { path: path.as_os_str().as_bytes().to_vec(), inode });
     }
-    let netns = kept.bound.netns.map(|id| (id.device, id.inode));
-    let own = Own { listen: kept.listen.clone(), kind, netns, claim, before: kept.before.clone() };
+    let netns = handed.bound.netns.map(|id| (id.device, id.inode));
+    let own = Own { listen: handed.listen.clone(), kind, netns, claim, before: handed.before.clone() };
     serde_json::to_writer(&mut *lines, &Line { v: VERSION, id: Uuid::new_v4(), fds: (first, fds.len() - first), own })?;
     lines.write_all(b"\n")
 }
 
 /// Reads a line about a listener of ours; `None` when it is about something else.
-pub(super) fn read(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Option<Result<Kept, String>> {
+pub(super) fn read(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Option<Result<Handed, String>> {
     serde_json::from_slice::<Probe>(line).ok()?.own?;
     Some(read_it(line, fds))
 }
 
-fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Kept, String> {
+fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Handed, String> {
     let line: Line = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
     if line.v != VERSION {
         return Err(format!("its record has version {}, and this version reads {VERSION}", line.v));
@@ -114,5 +111,5 @@ fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Kept, String> {
     let local = socket.local().map_err(|e| e.to_string())?;
     let netns = line.own.netns.map(|(device, inode)| Id { device, inode });
     let bound = Bound { socket, local, claim, netns };
-    Ok(Kept { listen: line.own.listen, bound, before: line.own.before })
+    Ok(Handed { listen: line.own.listen, bound, before: line.own.before })
 }

@@ -1,0 +1,60 @@
+//! What the service's own task answers to the control room.
+
+use super::state::Service;
+use crate::{
+    log::{Kind, emit},
+    service::{
+        control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
+        listener::Post,
+    },
+};
+
+impl Service {
+    /// Answers a question.
+    pub(super) fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Listeners(answer) => drop(answer.send(self.view())),
+            Ask::Pause { listener, paused, answer } => drop(answer.send(self.pause(&listener, paused))),
+        }
+    }
+
+    /// All listeners, served or not.
+    fn view(&self) -> Vec<api::Listener> {
+        let sessions = control::sessions_by_listener(&self.sessions);
+        let inherited = self.listening.iter().map(|l| control::listener(l, &l.route().name, &sessions));
+        let mut all: Vec<_> = inherited.collect();
+        all.extend(self.posts.each().map(|post| control::post(post, &sessions)));
+        all.extend(self.metrics.iter().map(|listener| api::Listener {
+            upstream: METRICS_UPSTREAM.to_owned(),
+            reason: None,
+            ..control::troubled(&listener.address, Some(listener.kind), METRICS, api::State::Serving, "")
+        }));
+        all.extend(self.refused.iter().cloned());
+        all
+    }
+
+    /// Pauses the listeners that are called so, or resumes them; their addresses.
+    fn pause(&self, called: &str, paused: bool) -> Vec<String> {
+        let inherited = self.listening.iter().map(|l| (l.route(), l.route().name.clone()));
+        let label = |post: &Post| post.listening().map(|l| (l.route(), post.label().to_owned()));
+        let mut meant = Vec::new();
+        for (route, name) in inherited.chain(self.posts.each().filter_map(label)) {
+            if *route.listener != *called && (called.is_empty() || name != called) {
+                continue;
+            }
+            meant.push(route.listener.to_string());
+            if route.tally.pause(paused) {
+                let (kind, text) = if paused {
+                    (Kind::ListenerPaused, format!("{} is paused: connections wait in the backlog", route.listener))
+                } else {
+                    (Kind::ListenerResumed, format!("{} is resumed", route.listener))
+                };
+                emit(route.event(kind, text));
+            }
+        }
+        if let Some(control) = self.control.as_ref().filter(|_| !meant.is_empty()) {
+            control.save(self.routes.tallies());
+        }
+        meant
+    }
+}

@@ -1,0 +1,298 @@
+//! Records become parked sessions and listeners again, here or in another version of this program.
+
+use std::{
+    borrow::Cow,
+    io,
+    ops::Range,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use uuid::Uuid;
+
+use super::{
+    listeners,
+    record::{
+        ChildRecord, Direction, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord, SocketKind,
+        Stage, VERSION,
+    },
+};
+use crate::{
+    dial::qrexec::{Child, Helper, ParkedCall, Stderr},
+    log::{End, Event, Kind as EventKind, emit, escape},
+    relay::{
+        self, ParkedDirection, ParkedEnd, Phase, Side,
+        datagram::{Asked, Destination},
+    },
+    service::{
+        listener::Handed,
+        session::{ParkedPeer, ParkedStage, abandon},
+    },
+    stream::{Kind, Stream},
+};
+
+/// What the previous process gave.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Its sessions.
+    pub sessions: Vec<Records>,
+    /// The listeners that it had bound itself.
+    pub listeners: Vec<Handed>,
+    /// What cannot be taken up.
+    pub lost: Vec<Lost>,
+}
+
+/// A session of the previous process.
+#[derive(Debug)]
+pub struct Adopted<'a> {
+    /// SESSION_ID.
+    pub id: Uuid,
+    /// The fd name of its listener.
+    pub name: Cow<'a, str>,
+    /// The listener's address.
+    pub listener: Cow<'a, str>,
+    /// Where it leads, as logs have it.
+    pub upstream: Cow<'a, str>,
+    /// Who connected, as logs have it.
+    pub peer: Cow<'a, str>,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// Milliseconds from accept to connected.
+    pub dial_ms: Option<u64>,
+    /// Bytes delivered so far: up, down.
+    pub bytes: (u64, u64),
+    /// Where it stood.
+    pub stage: ParkedStage,
+}
+
+/// A session that could not be taken up.
+#[derive(Debug)]
+pub struct Lost {
+    /// Its SESSION_ID, where it is known.
+    pub session: Option<Uuid>,
+    /// Which.
+    pub what: String,
+    /// Why.
+    pub why: String,
+}
+
+impl Lost {
+    /// Tells that the session could not be taken up; that is its end.
+    pub fn emit(&self) {
+        let text = format!("{} could not be taken up: {}", self.what, self.why);
+        let mut event = Event::new(EventKind::HandoverLost, text);
+        event.session = self.session;
+        event.end = self.session.map(|_| End::Drained);
+        emit(event);
+    }
+
+    /// Nothing of the whole handover can be used.
+    pub fn all(why: impl Into<String>) -> Self {
+        Self { session: None, what: "all sessions of the previous process".into(), why: why.into() }
+    }
+}
+
+/// Opens what [`write`] wrote, here or in another version of this program: the listeners, which come first, are read,
+/// the sessions are left to be read.
+pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
+    let mut sessions = Records { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
+    match lines(&sessions.bytes) {
+        Ok((lines, held)) => (sessions.lines, sessions.held) = (lines, held),
+        Err(why) => return taken.lost.push(Lost::all(why)),
+    }
+    let mut own = 0;
+    for line in &sessions.lines {
+        match listeners::read(
+            &sessions.bytes[line.clone()],
+            &mut sessions.fds.lock().unwrap_or_else(PoisonError::into_inner),
+        ) {
+            Some(Ok(handed)) => taken.listeners.push(handed),
+            Some(Err(why)) => {
+                let what = "a listener of the previous process".to_owned();
+                taken.lost.push(Lost { session: None, what, why });
+            }
+            None => break,
+        }
+        own += 1;
+    }
+    sessions.lines.drain(..own);
+    taken.sessions.push(sessions);
+}
+
+/// The sessions of the previous process, to be read one by one, by several threads if need be. Dropped, it abandons the
+/// descriptors that no record claimed.
+#[derive(Debug)]
+pub struct Records {
+    bytes: Vec<u8>,
+    /// Where the records are.
+    lines: Vec<Range<usize>>,
+    /// Where the held bytes are.
+    held: Range<usize>,
+    fds: Mutex<Vec<Option<OwnedFd>>>,
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        let fds = self.fds.get_mut().unwrap_or_else(PoisonError::into_inner);
+        fds.iter().flatten().for_each(abandon);
+    }
+}
+
+impl Records {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Reads one; each can be read once.
+    ///
+    /// # Errors
+    /// When its record or a descriptor of it is damaged, missing, or of another version.
+    pub fn read(&self, index: usize) -> Result<Adopted<'_>, Lost> {
+        let line = &self.bytes[self.lines[index].clone()];
+        self.read_line(line).map_err(|why| {
+            let session = serde_json::from_slice::<Head>(line).ok().map(|head| head.id);
+            let what = match session {
+                Some(id) => format!("session {id}"),
+                None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
+            };
+            Lost { session, what, why }
+        })
+    }
+
+    fn read_line<'a>(&'a self, line: &'a [u8]) -> Result<Adopted<'a>, String> {
+        let version = |v| format!("its record has version {v}, and this version reads {VERSION}");
+        let record = match serde_json::from_slice::<Record<'_>>(line) {
+            Ok(record) if record.v == VERSION => record,
+            Ok(record) => return Err(version(record.v)),
+            // What another version writes may be anything but for its head.
+            Err(e) => match serde_json::from_slice::<Head>(line) {
+                Ok(head) if head.v != VERSION => return Err(version(head.v)),
+                _ => return Err(format!("its record is damaged: {e}")),
+            },
+        };
+        let mut reader = Reader { fds: self.claim(record.fds)?.into_iter(), held: &self.bytes[self.held.clone()] };
+        let stage = reader.stage(record.stage);
+        reader.fds.for_each(|fd| abandon(&fd));
+        let stage = stage?;
+        Ok(Adopted {
+            id: record.id,
+            name: record.name,
+            listener: record.listener,
+            upstream: record.upstream,
+            peer: record.peer,
+            age: Duration::from_millis(record.age_ms),
+            dial_ms: record.dial_ms,
+            bytes: record.bytes,
+            stage,
+        })
+    }
+
+    /// Takes descriptors for a record: all that it names, or none.
+    fn claim(&self, (first, count): (usize, usize)) -> Result<Vec<OwnedFd>, String> {
+        let mut fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
+        let mine = mine.ok_or("its descriptors did not come")?;
+        if mine.iter().any(Option::is_none) {
+            return Err("a descriptor of it did not come".to_owned());
+        }
+        Ok(mine.iter_mut().filter_map(Option::take).collect())
+    }
+}
+
+/// Where each line is, and where the held bytes are.
+fn lines(bytes: &[u8]) -> Result<(Vec<Range<usize>>, Range<usize>), String> {
+    let header = bytes.split_at_checked(HEADER).filter(|(h, _)| h.starts_with(MAGIC));
+    let (header, rest) = header.ok_or("the records are damaged")?;
+    let format = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    if format != FORMAT {
+        return Err(format!("their format is {format}, and this version reads {FORMAT}"));
+    }
+    let mut length = [0; 8];
+    length.copy_from_slice(&header[8..]);
+    let split = usize::try_from(u64::from_le_bytes(length)).ok().and_then(|n| rest.split_at_checked(n));
+    let (lines, held) = split.ok_or("the records are cut short")?;
+    let mut at = HEADER;
+    let mut found = Vec::new();
+    for line in lines.split(|b| *b == b'\n') {
+        if !line.is_empty() {
+            found.push(at..at + line.len());
+        }
+        at += line.len() + 1;
+    }
+    Ok((found, bytes.len() - held.len()..bytes.len()))
+}
+
+struct Reader<'a> {
+    fds: std::vec::IntoIter<OwnedFd>,
+    held: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn fd(&mut self) -> Result<OwnedFd, String> {
+        self.fds.next().ok_or_else(|| "a descriptor of it did not come".to_owned())
+    }
+
+    fn fd_if(&mut self, there: bool) -> Result<Option<OwnedFd>, String> {
+        there.then(|| self.fd()).transpose()
+    }
+
+    fn stage(&mut self, stage: Stage) -> Result<ParkedStage, String> {
+        Ok(match stage {
+            Stage::Waiting { peer } => ParkedStage::Waiting(self.peer(peer)?),
+            Stage::SettingUp { peer, child, taken_ms } => {
+                let peer = self.peer(peer)?;
+                let pipes = [self.fd()?, self.fd()?, self.fd()?];
+                let helper = self.helper(&child)?;
+                let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
+                ParkedStage::SettingUp { peer, helper, call }
+            }
+            Stage::Flow { peer, at, quiet_ms } => {
+                let at = at.map(|(ip, interface)| Destination { ip, interface });
+                let quiet = Duration::from_millis(quiet_ms);
+                ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, quiet }
+            }
+            Stage::Relaying { peer, upstream, up, down, reset_by, child } => {
+                let (up, down) = (self.direction(&up)?, self.direction(&down)?);
+                let (peer, upstream) = (self.end(&peer)?, self.end(&upstream)?);
+                let reset_by = reset_by.map(|side| match side {
+                    SideRecord::Peer => Side::Peer,
+                    SideRecord::Upstream => Side::Upstream,
+                });
+                let helper = child.map(|child| self.helper(&child)).transpose()?;
+                let relay = relay::Parked { peer, upstream, up, down, reset_by };
+                ParkedStage::Relaying { relay, helper }
+            }
+        })
+    }
+
+    fn peer(&mut self, kind: SocketKind) -> Result<ParkedPeer, String> {
+        Ok(ParkedPeer { kind: kind.into(), fd: self.fd()? })
+    }
+
+    fn helper(&mut self, record: &ChildRecord) -> Result<Helper, String> {
+        let failed = |e: io::Error| e.to_string();
+        let child = Child::adopt(record.pid, self.fd()?).map_err(failed)?;
+        let stderr = self.fd_if(record.stderr)?.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose();
+        Ok(Helper { child, stderr: Stderr::new(stderr.map_err(failed)?) })
+    }
+
+    fn end(&mut self, record: &EndRecord) -> Result<ParkedEnd, String> {
+        Ok(match record {
+            EndRecord::Socket(kind) => ParkedEnd::Socket((*kind).into(), self.fd()?),
+            EndRecord::Pipes { from, to } => ParkedEnd::Pipes { from: self.fd_if(*from)?, to: self.fd_if(*to)? },
+        })
+    }
+
+    fn direction(&self, record: &Direction) -> Result<ParkedDirection, String> {
+        let (at, len) = record.held;
+        let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
+        let phase = match record.phase {
+            PhaseRecord::Open => Phase::Open,
+            PhaseRecord::Deaf => Phase::Deaf,
+            PhaseRecord::Done => Phase::Done,
+        };
+        Ok(ParkedDirection { phase, held: held.to_vec(), dropped: record.dropped })
+    }
+}

@@ -1,0 +1,133 @@
+//! Parked sessions and listeners become records and descriptors.
+
+use std::{borrow::Cow, io, os::fd::OwnedFd};
+
+use super::{
+    listeners,
+    record::{
+        ChildRecord, Direction, EndRecord, FORMAT, HEADER, MAGIC, PhaseRecord, Record, SideRecord, Stage, VERSION,
+    },
+};
+use crate::{
+    dial::qrexec::Helper,
+    relay::{ParkedDirection, ParkedEnd, Phase, Side},
+    service::{
+        listener::Handed,
+        session::{Parked, ParkedStage},
+    },
+};
+
+/// Everything that is written.
+#[derive(Default)]
+struct Writer {
+    lines: Vec<u8>,
+    held: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// The records and the descriptors of `listeners` and `parked`.
+pub fn write(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut w = Writer::default();
+    for handed in listeners {
+        listeners::write(handed, &mut w.lines, &mut w.fds)?;
+    }
+    for session in parked {
+        w.session(session)?;
+    }
+    let mut all = Vec::with_capacity(HEADER + w.lines.len() + w.held.len());
+    all.extend_from_slice(MAGIC);
+    all.extend_from_slice(&FORMAT.to_le_bytes());
+    all.extend_from_slice(&(w.lines.len() as u64).to_le_bytes());
+    all.append(&mut w.lines);
+    all.append(&mut w.held);
+    Ok((all, w.fds))
+}
+
+impl Writer {
+    fn session(&mut self, Parked { info, stage }: Parked) -> io::Result<()> {
+        let first = self.fds.len();
+        let stage = self.stage(stage);
+        let record = Record {
+            v: VERSION,
+            id: info.id,
+            fds: (first, self.fds.len() - first),
+            name: Cow::Borrowed(&info.route.name),
+            listener: Cow::Borrowed(&info.route.listener),
+            upstream: Cow::Borrowed(&info.route.upstream_text),
+            peer: Cow::Borrowed(&info.peer),
+            age_ms: info.age_ms(),
+            dial_ms: info.dial_ms(),
+            bytes: (info.counters.up(), info.counters.down()),
+            stage,
+        };
+        serde_json::to_writer(&mut self.lines, &record)?;
+        self.lines.push(b'\n');
+        Ok(())
+    }
+
+    fn stage(&mut self, stage: ParkedStage) -> Stage {
+        match stage {
+            ParkedStage::Waiting(peer) => {
+                self.fds.push(peer.fd);
+                Stage::Waiting { peer: peer.kind.into() }
+            }
+            ParkedStage::SettingUp { peer, helper, call } => {
+                self.fds.push(peer.fd);
+                self.fds.extend(call.pipes);
+                let taken_ms = u64::try_from(call.taken.as_millis()).unwrap_or(u64::MAX);
+                Stage::SettingUp { peer: peer.kind.into(), child: self.child(helper), taken_ms }
+            }
+            ParkedStage::Relaying { relay, helper } => Stage::Relaying {
+                peer: self.end(relay.peer),
+                upstream: self.end(relay.upstream),
+                up: self.direction(relay.up),
+                down: self.direction(relay.down),
+                reset_by: relay.reset_by.map(|side| match side {
+                    Side::Peer => SideRecord::Peer,
+                    Side::Upstream => SideRecord::Upstream,
+                }),
+                child: helper.map(|helper| self.child(helper)),
+            },
+            ParkedStage::Flow { asked, upstream, quiet } => {
+                self.fds.push(upstream);
+                let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
+                Stage::Flow { peer: asked.peer, at: asked.at.map(|at| (at.ip, at.interface)), quiet_ms }
+            }
+        }
+    }
+
+    fn child(&mut self, Helper { child, stderr }: Helper) -> ChildRecord {
+        let pid = child.pid();
+        self.fds.extend(child.release().map(|(_, fd)| fd));
+        let stderr = stderr.into_fd();
+        let record = ChildRecord { pid, stderr: stderr.is_some() };
+        self.fds.extend(stderr);
+        record
+    }
+
+    fn end(&mut self, end: ParkedEnd) -> EndRecord {
+        match end {
+            ParkedEnd::Socket(kind, fd) => {
+                self.fds.push(fd);
+                EndRecord::Socket(kind.into())
+            }
+            ParkedEnd::Pipes { from, to } => {
+                let record = EndRecord::Pipes { from: from.is_some(), to: to.is_some() };
+                self.fds.extend(from);
+                self.fds.extend(to);
+                record
+            }
+        }
+    }
+
+    fn direction(&mut self, d: ParkedDirection) -> Direction {
+        let held = (self.held.len(), d.held.len());
+        self.held.extend_from_slice(&d.held);
+        let phase = match d.phase {
+            Phase::Open => PhaseRecord::Open,
+            Phase::Deaf => PhaseRecord::Deaf,
+            Phase::Done => PhaseRecord::Done,
+        };
+        Direction { phase, held, dropped: d.dropped }
+    }
+}

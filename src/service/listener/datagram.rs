@@ -1,0 +1,84 @@
+//! One task for each UDP listener: it receives for all flows of the listener, and begins flows.
+
+use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
+
+use tokio::{task::yield_now, time::sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{listening::Listening, refuse::deny, reminder::Reminder};
+use crate::{
+    relay::{
+        Counters,
+        datagram::{self, Asked},
+    },
+    service::session::{self, Flows, Info, Peer, Permits, Sessions, Stage},
+};
+
+/// Datagrams received in one go, before the task looks whether it is to stop.
+const BATCH: usize = 64;
+/// The pause after a receive that failed for want of memory.
+const EXHAUSTED: Duration = Duration::from_millis(5);
+
+/// Receives for all flows of a listener until `stop`.
+pub(super) async fn receive(
+    listening: &Listening,
+    flows: &Arc<Flows>,
+    sessions: &Arc<Sessions>,
+    stop: &CancellationToken,
+) {
+    let mut denied = Reminder::default();
+    loop {
+        let Some(Ok(mut ready)) = stop.run_until_cancelled(flows.io().readable()).await else { return };
+        let mut more = true;
+        for _ in 0..BATCH {
+            let received = datagram::receive(flows.as_fd(), |bytes, peer, at| {
+                take(listening, flows, sessions, bytes, Asked { peer, at }, &mut denied);
+            });
+            match received {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    more = false;
+                    break;
+                }
+                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) || e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    sleep(EXHAUSTED).await;
+                    break;
+                }
+                Err(_) => {} // an ICMP error that an answer of ours met
+            }
+        }
+        if more {
+            yield_now().await; // a flood of datagrams leaves room for others
+        }
+    }
+}
+
+/// Gives one datagram to its flow, which is begun if the peer may have one.
+fn take(
+    listening: &Listening,
+    flows: &Arc<Flows>,
+    sessions: &Arc<Sessions>,
+    bytes: &[u8],
+    asked: Asked,
+    denied: &mut Reminder,
+) {
+    if let Some(flow) = flows.get(&asked) {
+        return flow.up(bytes);
+    }
+    let route = listening.route();
+    if route.tally.paused() {
+        return; // flows that are there go on
+    }
+    let peer = Peer::Inet(asked.peer);
+    if let Err(list) = route.access.check(&peer) {
+        return deny(&route, &peer, list, denied);
+    }
+    let most = route.options.max_connections;
+    let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
+    let info = Arc::new(info);
+    let flow = flows.begin(asked, info.clone(), most);
+    flow.up(bytes);
+    session::begin(sessions, info, Stage::Flow(flow), Permits::default());
+}

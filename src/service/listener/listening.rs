@@ -1,0 +1,119 @@
+//! A listener that is served: its socket and its route.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    activation::Socket,
+    dial,
+    relay::datagram,
+    service::session::{Flows, Route},
+    spec::SocketKind,
+    stream, sys,
+};
+
+/// A listener that is served.
+#[derive(Debug)]
+pub struct Listening {
+    pub(super) io: Io,
+    route: Mutex<Arc<Route>>,
+}
+
+/// The socket of a listener.
+#[derive(Debug)]
+pub(super) enum Io {
+    /// Connections are accepted.
+    Streams(Streams),
+    /// Datagrams are received.
+    Datagrams(Arc<Flows>),
+}
+
+/// A socket that connections are accepted on.
+#[derive(Debug)]
+pub(super) struct Streams {
+    pub(super) fd: AsyncFd<OwnedFd>,
+    /// The kind of accepted sockets.
+    pub(super) kind: stream::Kind,
+}
+
+impl Listening {
+    /// Registers a listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
+    ///
+    /// # Errors
+    /// What setsockopt(2) or epoll_ctl(2) say.
+    pub fn new(socket: Socket, route: Arc<Route>) -> io::Result<Self> {
+        match &socket {
+            Socket::Tcp(tcp) => {
+                let socket = socket2::SockRef::from(tcp);
+                socket.set_tcp_nodelay(true)?;
+                if route.options.keepalive {
+                    dial::keep_alive(&socket)?;
+                }
+            }
+            Socket::Unix(_) => {}
+            Socket::Udp(udp) => datagram::ask_for_destinations(udp)?,
+        }
+        let kind = socket.kind();
+        let fd = sys::register(socket.into(), Interest::READABLE)?;
+        let io = match kind {
+            SocketKind::Tcp => Io::Streams(Streams { fd, kind: stream::Kind::Tcp }),
+            SocketKind::Unix => Io::Streams(Streams { fd, kind: stream::Kind::Unix }),
+            SocketKind::Udp => Io::Datagrams(Flows::new(fd)),
+        };
+        Ok(Self { io, route: Mutex::new(route) })
+    }
+
+    /// TCP, UNIX or UDP.
+    pub fn kind(&self) -> SocketKind {
+        match &self.io {
+            Io::Streams(Streams { kind: stream::Kind::Unix, .. }) => SocketKind::Unix,
+            Io::Streams(_) => SocketKind::Tcp,
+            Io::Datagrams(_) => SocketKind::Udp,
+        }
+    }
+
+    /// The flows of a UDP listener.
+    pub fn flows(&self) -> Option<&Arc<Flows>> {
+        match &self.io {
+            Io::Streams(_) => None,
+            Io::Datagrams(flows) => Some(flows),
+        }
+    }
+
+    /// Another descriptor of the socket, as what it is.
+    ///
+    /// # Errors
+    /// EMFILE and its kin.
+    pub fn duplicate(&self) -> io::Result<Socket> {
+        let fd = self.as_fd().try_clone_to_owned()?;
+        Ok(match self.kind() {
+            SocketKind::Tcp => Socket::Tcp(fd.into()),
+            SocketKind::Unix => Socket::Unix(fd.into()),
+            SocketKind::Udp => Socket::Udp(fd.into()),
+        })
+    }
+
+    /// The route that new sessions take.
+    pub fn route(&self) -> Arc<Route> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives new sessions another route.
+    pub fn set_route(&self, route: Arc<Route>) {
+        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.io {
+            Io::Streams(streams) => streams.fd.get_ref().as_fd(),
+            Io::Datagrams(flows) => flows.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Listeners: sockets that accept connections or receive datagrams, inherited from systemd or bound here.
+//!
+//! # Theory
+//! A [`Listening`] is a socket with the route that its new sessions take. One task accepts on it (`accept`) or receives
+//! (`datagram`); [`Accepting`] owns these tasks. Each peer is checked before its session begins; `refuse` says so when
+//! it may not connect.
+//!
+//! Listeners of our own come from the configuration. A forward has one or two *legs*; each leg whose listening side is
+//! ours has a [`Post`], which binds (`bind`), serves, retries, and closes. [`Posts`] is the set of them: it compares the
+//! posts with what the configuration wants, and follows the namespaces that come and go (`namespaces`). [`Handed`] is a
+//! listener of ours between two processes.
+
+mod accept;
+mod accepting;
+mod bind;
+mod datagram;
+mod handed;
+mod listening;
+mod namespaces;
+mod post;
+mod posts;
+mod refuse;
+mod reminder;
+
+pub use accepting::Accepting;
+pub use bind::{Bound, Claim, bind};
+pub use handed::Handed;
+pub use listening::Listening;
+pub use post::{Post, Standing, Wanted, wanted};
+pub use posts::Posts;
+pub use refuse::refuse;

@@ -1,0 +1,343 @@
+//! One leg of a forward whose listening side is ours: what is wanted, and what became of it.
+
+use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    accepting::{AcceptTask, Accepting},
+    bind::{self, Bound, Claim},
+    handed::Handed,
+    listening::Listening,
+    refuse::refuse,
+};
+use crate::{
+    dial::netns::Id,
+    log::{Event, Kind, emit},
+    service::session::{Route, Routes, Sessions, seconds},
+    spec::{Forward, Leg, Listen, Netns, Options, SocketKind},
+};
+
+/// The pause before the first retry of a listener that cannot be opened, and the longest that it doubles to.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How many earlier processes a listener remembers; connections that they made may still be in its backlog.
+const REMEMBERED: usize = 8;
+
+/// A leg that is to have a listener of ours.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    leg: Leg,
+    /// The options of the forward.
+    pub(super) options: Options,
+    /// What the log calls the forward.
+    label: Option<String>,
+    /// The index of the forward in the configuration; `None` for what lies behind an inherited listener.
+    pub(super) number: Option<usize>,
+    /// Whether it is the back leg of a forward, into which the front leg dials.
+    back: bool,
+}
+
+/// The legs of a forward whose listening side is ours; `number` is the index of the forward in the configuration, and
+/// absent for what lies behind an inherited listener.
+pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
+    let label = forward.label.as_ref().map(|label| label.as_str().to_owned());
+    let legs = forward.legs.iter().enumerate().filter(|(_, leg)| leg.listen != Listen::Inherited);
+    let wanted = |(index, leg): (usize, &Leg)| {
+        let (leg, options, label) = (leg.clone(), forward.options.clone(), label.clone());
+        Wanted { leg, options, label, number, back: index > 0 }
+    };
+    legs.map(wanted).collect()
+}
+
+/// One leg, and what became of it.
+#[derive(Debug)]
+pub struct Post {
+    pub(super) wanted: Wanted,
+    pub(super) standing: Standing,
+}
+
+/// What became of a leg.
+#[derive(Debug)]
+pub enum Standing {
+    /// Not tried yet.
+    Untried,
+    /// The listener serves.
+    Serving(Serving),
+    /// The namespace is not there.
+    Awaited {
+        /// What the namespace's lookup said.
+        why: String,
+    },
+    /// The listener cannot be opened.
+    Failed {
+        /// The reason.
+        why: String,
+        /// When it is retried.
+        again: Instant,
+        /// The pause before that.
+        pause: Duration,
+    },
+}
+
+/// A listener of ours that serves.
+#[derive(Debug)]
+pub struct Serving {
+    /// The listener.
+    pub listening: Arc<Listening>,
+    /// What it made in the file system.
+    claim: Option<Claim>,
+    /// The namespace that it is in.
+    netns: Option<Id>,
+    /// The processes that served it before, the last one first.
+    before: Vec<u32>,
+    /// Its task, once started.
+    task: Option<AcceptTask>,
+}
+
+impl Wanted {
+    pub(super) fn listen(&self) -> &Listen {
+        &self.leg.listen
+    }
+
+    pub(super) fn netns(&self) -> Option<&Netns> {
+        match &self.leg.listen {
+            Listen::Tcp { netns, .. } | Listen::Udp { netns, .. } => netns.as_ref(),
+            Listen::Unix { .. } | Listen::Inherited => None,
+        }
+    }
+
+    /// What the log calls the listener whose address is `local`.
+    fn called(&self, local: &str) -> String {
+        self.netns().map_or_else(|| local.to_owned(), |netns| format!("{local} in {netns}"))
+    }
+
+    /// The beginning of a message about the forward.
+    fn named(&self) -> String {
+        self.label.as_ref().map(|label| format!("{label}: ")).unwrap_or_default()
+    }
+
+    fn backlog(&self) -> Option<i32> {
+        match &self.leg.listen {
+            Listen::Tcp { backlog, .. } | Listen::Unix { backlog, .. } => i32::try_from(backlog.get()).ok(),
+            Listen::Udp { .. } | Listen::Inherited => None,
+        }
+    }
+
+    fn route(&self, listener: &str, before: &[u32], routes: &Routes) -> Result<Arc<Route>, String> {
+        // No name: no socket unit has it, so no other listener's sessions are ever taken for its own.
+        let mut route = routes.make(String::new(), listener, self.leg.clone(), self.options.clone())?;
+        if self.back {
+            route.access = route.access.and_ourselves(before);
+        }
+        Ok(Arc::new(route))
+    }
+
+    /// Whether a listener of `other` can go on as that of this leg.
+    pub(super) fn same_place(&self, other: &Self) -> bool {
+        match (self.listen(), other.listen()) {
+            (Listen::Tcp { addr: a, netns: m, .. }, Listen::Tcp { addr: b, netns: n, .. })
+            | (Listen::Udp { addr: a, netns: m }, Listen::Udp { addr: b, netns: n }) => a == b && m == n,
+            (Listen::Unix { addr: a, .. }, Listen::Unix { addr: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Post {
+    pub(super) fn new(wanted: Wanted) -> Self {
+        Self { wanted, standing: Standing::Untried }
+    }
+
+    /// What became of the leg.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// What the log calls the forward.
+    pub fn label(&self) -> &str {
+        self.wanted.label.as_deref().unwrap_or_default()
+    }
+
+    /// Where the leg is to listen, for people.
+    pub fn address(&self) -> String {
+        match &self.wanted.leg.listen {
+            Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } => self.wanted.called(&addr.to_string()),
+            Listen::Unix { addr, .. } => addr.to_string(),
+            Listen::Inherited => String::new(),
+        }
+    }
+
+    /// The kind of the listener.
+    pub fn kind(&self) -> SocketKind {
+        match &self.wanted.leg.listen {
+            Listen::Tcp { .. } => SocketKind::Tcp,
+            Listen::Udp { .. } => SocketKind::Udp,
+            Listen::Unix { .. } | Listen::Inherited => SocketKind::Unix,
+        }
+    }
+
+    /// Where the leg leads, for people.
+    pub fn upstream(&self) -> String {
+        self.wanted.leg.upstream.to_string()
+    }
+
+    /// The listener, while it serves.
+    pub fn listening(&self) -> Option<&Arc<Listening>> {
+        self.serving().map(|serving| &serving.listening)
+    }
+
+    pub(super) fn serving(&self) -> Option<&Serving> {
+        match &self.standing {
+            Standing::Serving(serving) => Some(serving),
+            Standing::Untried | Standing::Awaited { .. } | Standing::Failed { .. } => None,
+        }
+    }
+
+    /// Why the leg is not served, if it is not.
+    pub fn trouble(&self) -> Option<&str> {
+        match &self.standing {
+            Standing::Serving(_) => None,
+            Standing::Untried => Some("it has not been tried yet"),
+            Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
+        }
+    }
+
+    /// When the listener is opened again, where it could not be opened.
+    pub(super) fn again(&self) -> Option<Instant> {
+        match &self.standing {
+            Standing::Failed { again, .. } => Some(*again),
+            Standing::Untried | Standing::Serving(_) | Standing::Awaited { .. } => None,
+        }
+    }
+
+    /// Tries to serve, on the socket given or on a new one.
+    pub(super) fn start(&mut self, handed: Option<Handed>, routes: &Routes) {
+        let bound = match handed {
+            Some(handed) => Ok((handed.bound, handed.before)),
+            None => bind::bind(&self.wanted.leg.listen).map(|bound| (bound, Vec::new())),
+        };
+        let served = bound.and_then(|(bound, before)| self.serve(bound, before, routes).map_err(bind::Trouble::Failed));
+        let standing = match served {
+            Ok(serving) => Standing::Serving(serving),
+            Err(bind::Trouble::NoNamespace(why)) => self.awaited(why),
+            Err(bind::Trouble::Failed(why)) => self.failed(why),
+        };
+        self.standing = standing;
+    }
+
+    fn awaited(&self, why: String) -> Standing {
+        if self.last_trouble() != Some(&why) {
+            let listen = self.wanted.listen().to_string();
+            let text = format!("{}{listen} waits for its namespace: {why}", self.wanted.named());
+            let mut event = Event::new(Kind::ListenerAwaited, text);
+            event.listener = Some(listen.into());
+            emit(event);
+        }
+        Standing::Awaited { why }
+    }
+
+    fn failed(&self, why: String) -> Standing {
+        let now = Instant::now();
+        let pause = match &self.standing {
+            Standing::Failed { again, pause, .. } if *again <= now => (*pause * 2).min(PAUSE.1),
+            _ => PAUSE.0,
+        };
+        if self.last_trouble() != Some(&why) {
+            let listener = format!("{}{}", self.wanted.named(), self.wanted.listen());
+            refuse(&listener, None, &format!("{why}; next try in {} s", seconds(pause)));
+        }
+        Standing::Failed { why, again: now + pause, pause }
+    }
+
+    /// The last reason why the leg was not served.
+    fn last_trouble(&self) -> Option<&str> {
+        match &self.standing {
+            Standing::Untried | Standing::Serving(_) => None,
+            Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
+        }
+    }
+
+    fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
+        let listener = self.wanted.called(&bound.local.to_string());
+        let route = self.wanted.route(&listener, &before, routes)?;
+        let listening = Listening::new(bound.socket, route.clone()).map_err(|e| e.to_string())?;
+        let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
+        let named = self.wanted.named();
+        let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, route.place_now());
+        if let Some(trouble) = self.last_trouble() {
+            text += &format!("; before, it was not served: {trouble}");
+        }
+        emit(route.event(Kind::ListenerServing, text));
+        let (listening, claim, netns) = (Arc::new(listening), bound.claim, bound.netns);
+        Ok(Serving { listening, claim, netns, before, task: None })
+    }
+
+    /// Takes over what a new configuration says of the same place; whether that changed anything.
+    pub(super) fn change(&mut self, wanted: Wanted, routes: &Routes) -> bool {
+        let Some(serving) = self.serving() else {
+            self.wanted = wanted;
+            self.start(None, routes);
+            return true;
+        };
+        let old = serving.listening.route();
+        let mut changed = false;
+        match wanted.route(&old.listener, &serving.before, routes) {
+            Ok(route) if !old.leads_as(&route) => {
+                serving.listening.set_route(route);
+                changed = true;
+            }
+            Ok(_) => {}
+            Err(why) => refuse(&old.listener, None, &format!("it goes on as it was: {why}")),
+        }
+        if let (Listen::Unix { rights, .. }, Some(claim)) = (wanted.listen(), &serving.claim) {
+            if matches!(self.wanted.listen(), Listen::Unix { rights: old, .. } if old != rights) {
+                changed = true;
+                if let Err(why) = claim.change(rights) {
+                    refuse(&old.listener, None, &format!("it goes on with the rights it had: {why}"));
+                }
+            }
+        }
+        if let Some(length) = wanted.backlog().filter(|length| Some(*length) != self.wanted.backlog()) {
+            changed = true;
+            let _ = socket2::SockRef::from(&serving.listening.as_fd()).listen(length);
+        }
+        self.wanted = wanted;
+        changed
+    }
+
+    /// Starts the task of the listener, where it serves and has none.
+    pub(super) fn accept(&mut self, sessions: &Arc<Sessions>, accepting: &mut Accepting) {
+        if let Standing::Serving(serving) = &mut self.standing {
+            if !serving.task.as_ref().is_some_and(AcceptTask::runs) {
+                serving.task = Some(accepting.start(&serving.listening, sessions));
+            }
+        }
+    }
+
+    /// The listener for the next process. Its task must have ended.
+    pub(super) fn hand(self) -> Option<Handed> {
+        let Standing::Serving(serving) = self.standing else { return None };
+        let socket = serving.listening.duplicate().ok()?;
+        let local = socket.local().ok()?;
+        let bound = Bound { socket, local, claim: serving.claim, netns: serving.netns };
+        let before = [&[std::process::id()], &*serving.before].concat();
+        let before = before.into_iter().take(REMEMBERED).collect();
+        Some(Handed { listen: self.wanted.listen().to_string(), bound, before })
+    }
+}
+
+impl Serving {
+    pub(super) fn netns(&self) -> Option<Id> {
+        self.netns
+    }
+
+    /// Closes the listener, and waits until it is closed.
+    pub(super) async fn end(self) {
+        if let Some(task) = &self.task {
+            task.end().await;
+        }
+        if let Some(flows) = self.listening.flows() {
+            flows.end();
+        }
+    }
+}

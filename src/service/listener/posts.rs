@@ -1,0 +1,287 @@
+//! Listeners that the configuration asks for and nobody passed: bound here, closed when the configuration no longer
+//! wants them, opened and closed with the namespaces that they are in.
+//!
+//! Each leg of a forward whose listening side is ours has a [`Post`]. A post that cannot serve keeps no other from
+//! serving; it is retried when its namespace appears, when the configuration is read again, and, where something else
+//! than its namespace is missing (its port is taken, say), after a pause.
+
+use std::{collections::HashMap, future::pending, sync::Arc};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    accepting::Accepting,
+    handed::Handed,
+    listening::Listening,
+    namespaces::NamespaceWatch,
+    post::{Post, Standing, Wanted, wanted},
+};
+use crate::{
+    dial::netns,
+    log::{Event, Kind, emit, say},
+    service::session::{Routes, Sessions, drain},
+    spec::{Forward, Netns, OnRemove},
+};
+
+/// What became of the listeners of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconciled {
+    /// Listeners that lead elsewhere or otherwise, or were retried.
+    pub changed: usize,
+    /// New listeners.
+    pub opened: usize,
+    /// Listeners that no forward wants any more.
+    pub closed: usize,
+}
+
+/// What there is to do for a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Namespaces of listeners may have come or gone.
+    Namespaces,
+    /// A listener that could not be opened is to be retried.
+    Retry,
+}
+
+/// All listeners of ours.
+#[derive(Debug, Default)]
+pub struct Posts {
+    posts: Vec<Post>,
+    /// Taken over from the previous process while no configuration says what to do with them: who connects waits.
+    held: Vec<Handed>,
+    /// Follows namespaces, when one of the listeners is in one.
+    watch: Option<NamespaceWatch>,
+}
+
+impl Posts {
+    /// All of them, served or not.
+    pub fn each(&self) -> impl Iterator<Item = &Post> {
+        self.posts.iter()
+    }
+
+    /// Forwards of the configuration that are served with all their legs, and all forwards.
+    pub fn count(&self) -> (usize, usize) {
+        let mut served: HashMap<usize, bool> = HashMap::new();
+        for post in &self.posts {
+            let Some(number) = post.wanted.number else { continue };
+            *served.entry(number).or_insert(true) &= post.serving().is_some();
+        }
+        (served.values().filter(|served| **served).count(), served.len())
+    }
+
+    /// The number of legs behind inherited listeners that are not served.
+    pub fn troubled_behind(&self) -> usize {
+        self.posts.iter().filter(|post| post.wanted.number.is_none() && post.serving().is_none()).count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.posts.is_empty() && self.held.is_empty()
+    }
+
+    /// Why the first that does not serve does not.
+    pub fn trouble(&self) -> Option<String> {
+        let post = self.posts.iter().find(|post| post.serving().is_none())?;
+        Some(format!("{}: {}", post.wanted.listen(), post.trouble().unwrap_or_default()))
+    }
+
+    /// The listeners that serve.
+    pub fn listening(&self) -> impl Iterator<Item = &Arc<Listening>> {
+        self.posts.iter().filter_map(Post::listening)
+    }
+
+    /// Waits until there is something to do for a listener.
+    ///
+    /// # Cancel safety
+    /// Safe: what was heard of namespaces is kept.
+    pub async fn due(&mut self) -> Due {
+        let retry = self.posts.iter().filter_map(Post::again).min();
+        let moved = async {
+            match &mut self.watch {
+                Some(watch) => watch.changed().await,
+                None => pending().await,
+            }
+        };
+        let due = async {
+            match retry {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = moved => Due::Namespaces,
+            () = due => Due::Retry,
+        }
+    }
+
+    /// Does what is due; whether it changed what is served.
+    pub async fn follow(
+        &mut self,
+        due: Due,
+        sessions: &Arc<Sessions>,
+        routes: &Routes,
+        accepting: &mut Accepting,
+    ) -> bool {
+        let changed = match due {
+            Due::Namespaces => self.look_at_namespaces(routes).await,
+            Due::Retry => self.retry(routes),
+        };
+        if changed {
+            self.accept(sessions, accepting);
+        }
+        changed
+    }
+
+    /// Keeps listeners as they are, until a configuration says what to do with them.
+    pub fn hold(&mut self, handed: Vec<Handed>) {
+        self.held = handed;
+    }
+
+    /// The listeners that were held.
+    pub fn let_go(&mut self) -> Vec<Handed> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Takes all listeners off, for the next process. Their tasks must have ended.
+    pub fn park(&mut self) -> Vec<Handed> {
+        let posts = std::mem::take(&mut self.posts);
+        self.let_go().into_iter().chain(posts.into_iter().filter_map(Post::hand)).collect()
+    }
+
+    /// Closes all of them, and removes what they made.
+    pub fn close(&mut self) {
+        self.held.clear();
+        self.posts.clear();
+    }
+
+    /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
+    /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
+    /// to be started with [`Self::accept`].
+    pub async fn reconcile(
+        &mut self,
+        (behind, forwards): (&[Wanted], &[Forward]),
+        mut handed: Vec<Handed>,
+        sessions: &Sessions,
+        routes: &Routes,
+    ) -> Reconciled {
+        let mut old = std::mem::take(&mut self.posts);
+        let mut changed = 0;
+        let (mut posts, mut new) = (Vec::new(), Vec::new());
+        for wanted in all_wanted(behind, forwards) {
+            match old.iter().position(|post| post.wanted.same_place(&wanted)) {
+                Some(index) => {
+                    let mut post = old.swap_remove(index);
+                    changed += usize::from(post.change(wanted, routes));
+                    posts.push(post);
+                }
+                None => new.push(wanted),
+            }
+        }
+        // First away with the old: a new one may want the same port.
+        let reconciled = Reconciled { changed, opened: new.len(), closed: old.len() };
+        for post in old {
+            remove(post, sessions).await;
+        }
+        for wanted in new {
+            let listen = wanted.listen().to_string();
+            let handed = handed.iter().position(|handed| handed.listen == listen).map(|i| handed.swap_remove(i));
+            let mut post = Post::new(wanted);
+            post.start(handed, routes);
+            posts.push(post);
+        }
+        self.posts = posts;
+        self.watch = self.in_namespaces().then(|| NamespaceWatch::new(self.in_namespaces_by_path()));
+        for gone in handed {
+            say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
+        }
+        reconciled
+    }
+
+    /// Whether a listener is in a namespace, or is to be.
+    fn in_namespaces(&self) -> bool {
+        self.posts.iter().any(|post| post.wanted.netns().is_some())
+    }
+
+    /// Whether a listener is in a namespace that is no mount to hear of.
+    fn in_namespaces_by_path(&self) -> bool {
+        let path = |post: &Post| matches!(post.wanted.netns(), Some(Netns::Path(path)) if path.starts_with("/proc"));
+        self.posts.iter().any(path)
+    }
+
+    /// Starts a task for each listener that serves and has none.
+    pub fn accept(&mut self, sessions: &Arc<Sessions>, accepting: &mut Accepting) {
+        self.posts.iter_mut().for_each(|post| post.accept(sessions, accepting));
+    }
+
+    /// Retries listeners that could not be opened, where it is time to; whether any is served now.
+    fn retry(&mut self, routes: &Routes) -> bool {
+        let now = Instant::now();
+        let mut changed = false;
+        for post in &mut self.posts {
+            if post.again().is_some_and(|at| at <= now) {
+                post.start(None, routes);
+                changed |= post.serving().is_some();
+            }
+        }
+        changed
+    }
+
+    /// Looks at the namespaces again: closes listeners in those that are gone, opens those that have come. Whether any
+    /// listener changed.
+    async fn look_at_namespaces(&mut self, routes: &Routes) -> bool {
+        let mut changed = false;
+        for post in &mut self.posts {
+            let Some(netns) = post.wanted.netns() else { continue };
+            let now = netns::find(netns).map(|found| found.place.id).ok();
+            let was = post.serving().map(|serving| serving.netns());
+            if was == Some(now) || (was.is_none() && now.is_none()) {
+                continue;
+            }
+            changed = true;
+            if post.serving().is_some() {
+                close_without_namespace(post).await;
+            }
+            post.start(None, routes);
+        }
+        changed
+    }
+}
+
+async fn close_without_namespace(post: &mut Post) {
+    let Standing::Serving(serving) = std::mem::replace(&mut post.standing, Standing::Untried) else { return };
+    let listener = serving.listening.route().listener.clone();
+    let mut event = Event::new(Kind::ListenerRemoved, format!("{listener} is closed: its namespace is gone"));
+    event.listener = Some(listener);
+    emit(event);
+    serving.end().await;
+}
+
+/// What is wanted. Several sockets of one name share what lies behind them.
+fn all_wanted(behind: &[Wanted], forwards: &[Forward]) -> Vec<Wanted> {
+    let mut all: Vec<Wanted> = Vec::new();
+    for leg in behind {
+        if !all.iter().any(|other| other.same_place(leg)) {
+            all.push(leg.clone());
+        }
+    }
+    all.extend(forwards.iter().enumerate().flat_map(|(number, forward)| wanted(forward, Some(number))));
+    all
+}
+
+async fn remove(post: Post, sessions: &Sessions) {
+    let drains = post.wanted.options.on_remove == OnRemove::Drain;
+    let Standing::Serving(serving) = post.standing else { return };
+    let route = serving.listening.route();
+    let text = format!("{} is closed: no forward wants it any more", route.listener);
+    let mut event = Event::new(Kind::ListenerRemoved, text);
+    event.listener = Some(route.listener.clone());
+    emit(event);
+    serving.end().await;
+    if drains {
+        sessions.for_each(|info| {
+            if info.route.listener == route.listener && info.route.name.is_empty() {
+                tokio::spawn(drain(info.clone()));
+            }
+        });
+    }
+}

@@ -1,0 +1,29 @@
+//! What the log says of listeners that are not served, and of peers that may not connect.
+
+use super::reminder::Reminder;
+use crate::{
+    log::{End, Event, Kind, emit, escape},
+    service::session::{Peer, Route},
+};
+
+/// Tells that a listener is not served; `name` is its `FileDescriptorName=`, where it has one.
+pub fn refuse(listener: &str, name: Option<&str>, why: &str) {
+    let named = name.map(|n| format!(" (FileDescriptorName={})", escape(n.as_bytes()))).unwrap_or_default();
+    let mut event = Event::new(Kind::ListenerRefused, format!("{listener}{named} is not served: {why}"));
+    event.listener = Some(listener.into());
+    emit(event);
+}
+
+/// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
+pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
+    route.tally.peer_denied();
+    let Some(left_out) = reminder.due() else { return };
+    let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
+    let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
+    let mut event = Event::new(Kind::AccessDenied, message);
+    event.listener = Some(route.listener.clone());
+    event.upstream = Some(route.upstream_text.clone());
+    event.peer = Some(peer.to_string().into());
+    event.end = Some(End::Refused);
+    emit(event);
+}

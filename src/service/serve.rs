@@ -1,0 +1,110 @@
+//! The service's own task: it serves until an order comes.
+
+use std::{sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
+
+use super::{setup::Ended, state::Service};
+use crate::{
+    log::{Kind, say},
+    service::{
+        control::asked,
+        session::{Sessions, after_crowds},
+    },
+    systemd::{
+        notify::{self, line},
+        signals::{Order, Signals},
+    },
+};
+
+/// Serves until an order comes. `told` is the number of sessions that the manager knows of.
+pub(super) async fn until_stopped(
+    mut service: Service,
+    signals: &mut Signals,
+    exit_idle: Option<Duration>,
+    told: usize,
+) -> Ended {
+    let mut keep = JoinSet::new();
+    keep.spawn(notify::watchdog());
+    keep.spawn(after_crowds(service.sessions.watch()));
+    let mut status = tell_status(&service, &mut keep, Some(told));
+    let at_most = loop {
+        // What nobody passed, nobody would start again.
+        let exit_idle = exit_idle.filter(|_| service.posts.is_empty());
+        let nothing = service.passed == 0 && service.posts.is_empty();
+        let changed = tokio::select! {
+            order = signals.next() => match order {
+                Order::Reload => {
+                    service.reload().await;
+                    true
+                }
+                Order::Park if notify::managed() => return service.hand_over(Ended::HandedOver).await,
+                // Nobody would keep what is parked.
+                Order::Park => break None,
+                Order::Drain { at_most } => break at_most,
+            },
+            () = service.accepting.panicked() => {
+                say(Kind::ServiceStopped, "a listener's task panicked: starting anew, with all sessions");
+                if !notify::managed() {
+                    service.drain(signals, None).await;
+                    return Ended::Broken;
+                }
+                return service.hand_over(Ended::Broken).await;
+            }
+            ask = asked(&mut service.control) => {
+                service.answer(ask);
+                false
+            }
+            due = service.posts.due() => {
+                let Service { posts, sessions, routes, accepting, .. } = &mut service;
+                posts.follow(due, sessions, routes, accepting).await
+            }
+            () = nothing_left(&service.sessions, nothing, exit_idle) => {
+                service.accepting.stop().await;
+                if service.sessions.count() == 0 {
+                    say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
+                    notify::tell(&[NotifyState::Stopping]);
+                    return Ended::Done;
+                }
+                service.accept(); // one came in at the last moment
+                false
+            }
+        };
+        if changed {
+            status.abort();
+            status = tell_status(&service, &mut keep, None);
+        }
+    };
+    status.abort();
+    service.drain(signals, at_most).await
+}
+
+/// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
+/// knows of; without one it is told at once.
+fn tell_status(service: &Service, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
+    let count = service.count();
+    keep.spawn(notify::status(service.sessions.watch(), told, move |sessions| line(count, sessions)))
+}
+
+/// Waits until the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for
+/// the time after which it is to end. One whose listeners were all refused stays: whoever waits in their backlogs would
+/// have systemd start it again at once, until that gives the sockets up.
+async fn nothing_left(sessions: &Arc<Sessions>, no_listeners: bool, exit_idle: Option<Duration>) {
+    let patience = match exit_idle {
+        _ if no_listeners => Duration::ZERO,
+        Some(patience) => patience,
+        None => return std::future::pending().await,
+    };
+    let mut count = sessions.watch();
+    loop {
+        let busy = *count.borrow_and_update() > 0;
+        tokio::select! {
+            changed = count.changed() => if changed.is_err() { return },
+            () = sleep(patience), if !busy => return,
+        }
+    }
+}

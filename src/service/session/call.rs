@@ -1,0 +1,216 @@
+//! The stages of a session whose upstream is a qrexec call: set-up, relay through the child, the child's end.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::{
+    event,
+    info::Info,
+    parked::ParkedStage,
+    stage::{Next, SettingUp, Stage},
+    story::Story,
+    stream::{close, delivered, new_relay},
+};
+use crate::{
+    dial::{
+        self, Failure,
+        qrexec::{
+            Call, Decision, Exit, Helper, Parts,
+            gate::{Ticket, UNDECIDED},
+        },
+    },
+    log::{self, Kind},
+    proto::qrexec::{LOST, SetUp},
+    relay::{self, Outcome, Relay, Side, Why},
+    stream::Stream,
+};
+
+/// How long a child may take to end by itself after both its pipes have ended: what it still does is to wait for the
+/// service's exit code.
+const EXIT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long the end of a service's output is kept from the peer, for the exit code that says what it means. It comes
+/// 1 to 2 ms after the output's end (qrexec 4.1 and 4.2, with a shell and two pipes behind the service: up to 30 ms), and
+/// later only when the service ended nothing but its output.
+const VERDICT: Duration = Duration::from_millis(100);
+
+/// Waits until dom0 and the other qube have decided about the call.
+pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Next {
+    let SettingUp { peer, mut call, mut ticket } = *setting_up;
+    match decided(&story.info, &peer, &mut call, &mut ticket).await {
+        Ok(Decision::Connected) => {
+            ticket.allowed();
+            connected(story, peer, call.into_parts()).await
+        }
+        Ok(Decision::Failed(failure)) => {
+            if event::is_refusal(&failure) {
+                ticket.refused();
+            } else {
+                drop(ticket);
+            }
+            peer.reset();
+            let next = story.failed(&failure);
+            end_call(story, call.into_parts()).await;
+            next
+        }
+        Err(Why::Park) => {
+            let (helper, call) = call.park();
+            story.park(ParkedStage::SettingUp { peer: peer.into(), helper, call })
+        }
+        Err(why) => {
+            peer.reset();
+            let next = story.interrupted(why);
+            end_call(story, call.into_parts()).await;
+            next
+        }
+    }
+}
+
+/// The decision, unless the session is interrupted first. The ticket gives its place back when the decision takes long.
+async fn decided(info: &Info, peer: &Stream, call: &mut Call, ticket: &mut Ticket) -> Result<Decision, Why> {
+    let allowed = info.route.options.setup_timeout;
+    // From accept on: the wait at the gate counts.
+    let deadline = info.accepted + allowed;
+    let decided = call.decided(peer, (deadline, allowed), |line| event::stderr(info, line));
+    tokio::pin!(decided);
+    let mut late = false;
+    loop {
+        tokio::select! {
+            biased;
+            why = info.interrupt.requested_async() => return Err(why),
+            decision = &mut decided => return Ok(decision),
+            () = sleep(UNDECIDED), if !late => {
+                late = true;
+                ticket.undecided();
+            }
+        }
+    }
+}
+
+/// The call is connected: the relay begins.
+async fn connected(story: &mut Story, peer: Stream, call: Parts) -> Next {
+    let route = story.info.route.clone();
+    if let Some(version) = route.via.proxy_protocol {
+        if let Err(failure) = dial::proxy::introduce(&peer, &call.to, version) {
+            peer.reset();
+            let next = story.failed(&failure);
+            end_call(story, call).await;
+            return next;
+        }
+    }
+    story.connected(None);
+    let upstream = relay::End::pipes(call.from, call.to);
+    let relay = new_relay(relay::End::Socket(peer), upstream, &route);
+    Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))
+}
+
+/// Closes the pipes of a call that is not to go on, and ends its child.
+async fn end_call(story: &mut Story, Parts { helper, from, to }: Parts) {
+    drop((from, to));
+    end_child(story, helper).await;
+}
+
+/// How the relay of a call came to its end.
+enum Came {
+    /// To this outcome.
+    To(Outcome),
+    /// The call was lost in the middle: its exit says so.
+    Lost(Exit),
+    /// The service never began, although the call had looked connected.
+    NeverBegan(SetUp),
+}
+
+/// Relays between the peer and the child's pipes.
+pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut helper: Box<Helper>) -> Next {
+    let info = story.info.clone();
+    relay.hold_end();
+    let (mut outcome, lost) = match until_end(&info, &mut relay, &mut helper).await {
+        Came::To(outcome) => (outcome, None),
+        Came::Lost(exit) => (Outcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
+        Came::NeverBegan(what) => {
+            let (peer, upstream) = relay.into_ends();
+            peer.reset();
+            upstream.reset();
+            let next = story.failed(&Failure::Call(Some(what)));
+            end_child(story, *helper).await;
+            return next;
+        }
+    };
+    if lost.is_some() {
+        if let Err(why) = delivered(&relay, Side::Peer, &info).await {
+            outcome = Outcome::Interrupted(why);
+        }
+    }
+    if matches!(outcome, Outcome::Eof { .. }) {
+        if let Err(Why::Park) = grace(&info, &mut helper).await {
+            outcome = Outcome::Interrupted(Why::Park);
+        }
+    }
+    if let Outcome::Interrupted(Why::Park) = outcome {
+        return story.park(ParkedStage::Relaying { relay: relay.park(), helper: Some(*helper) });
+    }
+    let next = close(story, *relay, outcome);
+    if let Some(exit) = lost {
+        story.noted(event::lost(exit));
+    }
+    end_child(story, *helper).await;
+    next
+}
+
+/// Relays until the end is known: what the end of the child's output means, its exit code says.
+async fn until_end(info: &Info, relay: &mut Relay, helper: &mut Helper) -> Came {
+    let Helper { child, stderr } = helper;
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            outcome = relay.run(&info.counters, &info.interrupt) => outcome,
+            () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
+        };
+        if !matches!(outcome, Outcome::UpstreamEnded) {
+            return Came::To(outcome);
+        }
+        let exit = tokio::select! {
+            biased;
+            exit = timeout(VERDICT, child.exited()) => exit.unwrap_or(Exit::Unknown),
+            () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
+            _ = info.interrupt.requested_async() => Exit::Unknown,
+        };
+        match exit {
+            Exit::Code(code) if info.counters.down() == 0 && SetUp::from_exit(code).never_began() => {
+                return Came::NeverBegan(SetUp::from_exit(code));
+            }
+            Exit::Code(LOST) | Exit::Signal(_) => return Came::Lost(exit),
+            Exit::Code(_) | Exit::Unknown => relay.pass_end(),
+        }
+    }
+}
+
+/// Lets the child end by itself; an interruption comes first.
+async fn grace(info: &Info, Helper { child, stderr }: &mut Helper) -> Result<(), Why> {
+    tokio::select! {
+        biased;
+        _ = timeout(EXIT_GRACE, child.exited()) => Ok(()),
+        () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
+        why = info.interrupt.requested_async() => Err(why),
+    }
+}
+
+/// Makes sure that the child has ended, and notes its exit code when it ended by itself.
+async fn end_child(story: &mut Story, Helper { mut child, mut stderr }: Helper) {
+    let info = story.info.clone();
+    let by_itself = timeout(Duration::ZERO, child.exited()).await;
+    let exit = match by_itself {
+        Ok(exit) => exit,
+        Err(_) => {
+            let (_, killed) = child.end().await;
+            if killed {
+                let text = format!("process {} ignored SIGTERM and was killed", child.pid());
+                log::emit(event::about(&info, Kind::CallKilled, text));
+            }
+            Exit::Unknown
+        }
+    };
+    stderr.finish(|line| event::stderr(&info, line));
+    story.exited(exit.code());
+}

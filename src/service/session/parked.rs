@@ -1,0 +1,106 @@
+//! A session taken off the runtime, for the next process.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::info::Info;
+use crate::{
+    dial::qrexec::{Helper, ParkedCall},
+    relay::{self, datagram::Asked},
+    stream, sys,
+};
+
+/// A session for the next process.
+#[derive(Debug)]
+pub struct Parked {
+    /// What is known about the session.
+    pub info: Arc<Info>,
+    /// Where the session stood.
+    pub stage: ParkedStage,
+}
+
+/// The stage of a session, taken off the runtime.
+#[derive(Debug)]
+pub enum ParkedStage {
+    /// Not connected yet.
+    Waiting(ParkedPeer),
+    /// A qrexec call that is not decided yet.
+    SettingUp {
+        /// The peer's socket.
+        peer: ParkedPeer,
+        /// The child.
+        helper: Helper,
+        /// The child's pipes.
+        call: ParkedCall,
+    },
+    /// Both ends and what was between them.
+    Relaying {
+        /// The relay.
+        relay: relay::Parked,
+        /// The child, where the upstream is a qrexec call.
+        helper: Option<Helper>,
+    },
+    /// A flow's upstream socket.
+    Flow {
+        /// The key of the flow among those of its listener.
+        asked: Asked,
+        /// The upstream socket.
+        upstream: OwnedFd,
+        /// How long nothing had passed.
+        quiet: Duration,
+    },
+}
+
+/// The socket of a peer that was accepted.
+#[derive(Debug)]
+pub struct ParkedPeer {
+    /// TCP or UNIX.
+    pub kind: stream::Kind,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+impl From<stream::Stream> for ParkedPeer {
+    fn from(peer: stream::Stream) -> Self {
+        Self { kind: peer.kind(), fd: peer.into_fd() }
+    }
+}
+
+impl ParkedStage {
+    /// The session's child.
+    pub fn helper(&self) -> Option<&Helper> {
+        match self {
+            Self::SettingUp { helper, .. } | Self::Relaying { helper: Some(helper), .. } => Some(helper),
+            Self::Waiting(_) | Self::Relaying { helper: None, .. } | Self::Flow { .. } => None,
+        }
+    }
+
+    /// Ends what no process takes up: peers see a reset. A child is killed when it is dropped.
+    pub fn abandon(self) {
+        match self {
+            Self::Waiting(peer) | Self::SettingUp { peer, .. } => abandon(&peer.fd),
+            Self::Relaying { relay, .. } => {
+                for end in [relay.peer, relay.upstream] {
+                    if let relay::ParkedEnd::Socket(_, fd) = end {
+                        abandon(&fd);
+                    }
+                }
+            }
+            Self::Flow { .. } => {} // nobody sees the end of a datagram socket
+        }
+    }
+}
+
+/// Ends a descriptor that no process takes up, whatever its kind is: the other side of a socket sees a reset and no
+/// end, which would make a part look complete; a child is asked to end. Errors for other kinds of descriptors
+/// (ENOTSOCK, EBADF) are ignored.
+pub fn abandon(fd: &OwnedFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = setsockopt(fd, sockopt::Linger, &linger);
+    let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGTERM);
+}

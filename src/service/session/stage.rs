@@ -1,0 +1,49 @@
+//! Where a session stands, and what it takes up meanwhile.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::flows::Flow;
+use crate::{
+    dial::qrexec::{Call, Helper, gate::Ticket},
+    relay::Relay,
+    stream::Stream,
+};
+
+/// Where a session stands.
+#[derive(Debug)]
+pub enum Stage {
+    /// The session is not dialled yet, or dials.
+    Waiting(Stream),
+    /// A qrexec call that is not decided yet.
+    SettingUp(Box<SettingUp>),
+    /// Bytes flow; through a child where the upstream is a qrexec call.
+    Relaying(Box<Relay>, Option<Box<Helper>>),
+    /// Datagrams flow.
+    Flow(Arc<Flow>),
+}
+
+/// A qrexec call that is not decided yet, and who waits for it.
+#[derive(Debug)]
+pub struct SettingUp {
+    /// The peer; not read before the call is connected.
+    pub peer: Stream,
+    /// The call.
+    pub call: Call,
+    /// Its place in the gate.
+    pub ticket: Ticket,
+}
+
+/// The stage after this one; `None` when the session's task is done.
+pub(super) type Next = Option<Stage>;
+
+/// The places that a session takes up, on its listener and among the calls into its qube; given back when the session
+/// ends.
+#[derive(Debug, Default)]
+pub struct Permits {
+    /// On the listener.
+    pub _session: Option<OwnedSemaphorePermit>,
+    /// Among the calls.
+    pub _call: Option<OwnedSemaphorePermit>,
+}

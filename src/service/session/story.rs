@@ -1,0 +1,109 @@
+//! One running session: what became of it so far, and its end event.
+
+use std::sync::Arc;
+
+use super::{
+    event,
+    info::Info,
+    parked::{Parked, ParkedStage},
+    sessions::Sessions,
+    stage::{Next, Permits},
+    tally::Reason,
+    watch::{Ending, Happened},
+};
+use crate::{
+    dial::{Failure, netns::Place},
+    log::{self, End},
+    relay::Why,
+};
+
+/// One running session. The end event is sent when the story is dropped, so that no ending misses it: a story that is
+/// dropped while its fate is [`Fate::Running`] belongs to a task that panicked.
+#[derive(Debug)]
+pub(super) struct Story {
+    pub(super) info: Arc<Info>,
+    pub(super) sessions: Arc<Sessions>,
+    _permits: Permits,
+    fate: Fate,
+}
+
+/// What became of a session.
+#[derive(Debug)]
+enum Fate {
+    Running,
+    /// The next process tells its end.
+    Parked,
+    Over(Ending),
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        self.sessions.remove(&self.info.id);
+        match std::mem::replace(&mut self.fate, Fate::Parked) {
+            Fate::Parked => {}
+            Fate::Running => tell_end(&self.sessions, &self.info, Ending::new(End::Panicked, "")),
+            Fate::Over(ending) => tell_end(&self.sessions, &self.info, ending),
+        }
+    }
+}
+
+impl Story {
+    pub(super) fn new(sessions: Arc<Sessions>, info: Arc<Info>, permits: Permits) -> Self {
+        Self { info, sessions, _permits: permits, fate: Fate::Running }
+    }
+
+    /// Gives the session to the next process.
+    pub(super) fn park(&mut self, stage: ParkedStage) -> Next {
+        self.fate = Fate::Parked;
+        self.sessions.park(Parked { info: self.info.clone(), stage });
+        None
+    }
+
+    /// The session has ended.
+    pub(super) fn over(&mut self, end: End, note: impl Into<String>) -> Next {
+        self.fate = Fate::Over(Ending::new(end, note));
+        None
+    }
+
+    /// Replaces what else is to be said of the session's end.
+    pub(super) fn noted(&mut self, note: String) {
+        if let Fate::Over(ending) = &mut self.fate {
+            ending.note = note;
+        }
+    }
+
+    /// Adds the exit code of the session's child to its end.
+    pub(super) fn exited(&mut self, code: Option<u8>) {
+        if let Fate::Over(ending) = &mut self.fate {
+            ending.exit = code;
+        }
+    }
+
+    /// The session was told to end.
+    pub(super) fn interrupted(&mut self, why: Why) -> Next {
+        self.over(if why == Why::Killed { End::Killed } else { End::Drained }, "")
+    }
+
+    /// The dial failed.
+    pub(super) fn failed(&mut self, failure: &Failure) -> Next {
+        self.info.route.tally.dial_failed(Reason::from(failure), self.info.dial_ms().is_some());
+        let (end, note) = event::failure(&self.info.route, failure);
+        self.over(end, note)
+    }
+
+    /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
+    pub(super) fn connected(&self, at: Option<&Place>) {
+        let ms = self.info.age_ms();
+        self.info.connected(ms);
+        self.info.route.tally.dialled(ms);
+        self.sessions.tell(Happened::Connected, &self.info);
+        log::emit(event::started(&self.info, at));
+    }
+}
+
+/// Tells that a session is over: counts it, tells subscribers, writes the end event.
+pub fn tell_end(sessions: &Sessions, info: &Arc<Info>, ending: Ending) {
+    info.route.tally.session_ended(ending.end, (info.counters.up(), info.counters.down()));
+    log::emit(event::ended(info, &ending));
+    sessions.tell(Happened::Ended(ending), info);
+}

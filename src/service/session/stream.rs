@@ -1,0 +1,191 @@
+//! The stages of a stream session: wait and dial, relay, close.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    event,
+    info::Info,
+    parked::ParkedStage,
+    route::{CallLimits, Lead, Route},
+    stage::{Next, SettingUp, Stage},
+    story::Story,
+};
+use crate::{
+    dial::{
+        self, Failure, Way,
+        netns::Place,
+        qrexec::{Call, gate::Ticket},
+    },
+    log::End,
+    relay::{self, Outcome, Relay, Side, Why},
+    spec::{HostPort, Netns},
+    stream::Stream,
+};
+
+/// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
+const DELIVERY: Duration = Duration::from_secs(10);
+
+/// What a dial gave.
+enum Dialled {
+    /// A connected stream, and the namespace that it was dialled in, when that is not our own.
+    Stream(Stream, Option<Place>),
+    /// A call that is not decided yet.
+    Call(Call, Ticket),
+}
+
+/// Dials the upstream, and watches the peer meanwhile.
+pub(super) async fn wait(story: &mut Story, peer: Stream) -> Next {
+    let info = story.info.clone();
+    let dialled = tokio::select! {
+        biased;
+        why = info.interrupt.requested_async() => Err(why),
+        () = dial::abandoned(&peer) => Ok(Err(Failure::PeerGone)),
+        dialled = dial(story) => Ok(dialled),
+    };
+    match dialled {
+        Ok(Ok(Dialled::Stream(upstream, at))) => {
+            // What comes from our own front half has its header already.
+            let version = info.route.via.proxy_protocol.filter(|_| !info.route.access.is_own(&peer));
+            if let Some(version) = version {
+                if let Err(failure) = dial::proxy::introduce(&peer, &upstream, version) {
+                    peer.reset();
+                    return story.failed(&failure);
+                }
+            }
+            story.connected(at.as_ref());
+            let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
+            Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
+        }
+        Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))),
+        Ok(Err(failure)) => {
+            peer.reset();
+            story.failed(&failure)
+        }
+        Err(Why::Park) => story.park(ParkedStage::Waiting(peer.into())),
+        Err(why) => {
+            peer.reset();
+            story.interrupted(why)
+        }
+    }
+}
+
+async fn dial(story: &Story) -> Result<Dialled, Failure> {
+    let info = &story.info;
+    let allowed = info.route.options.connect_timeout;
+    match &info.route.lead {
+        Lead::Call(limits) => begin_call(story, limits).await,
+        Lead::Unix(addr) => {
+            let waiting = |e: &std::io::Error, pause| event::waiting(info, addr, e, pause);
+            let upstream = dial::unix(addr, left(info, allowed), waiting).await?;
+            Ok(Dialled::Stream(upstream, None))
+        }
+        Lead::Tcp { addr, netns } => dial_tcp(info, addr, netns.as_ref()).await,
+        Lead::Udp { .. } | Lead::Unknown => {
+            let error = std::io::ErrorKind::Unsupported.into();
+            Err(Failure::Io { doing: format!("reach {}", info.route.upstream_text), error })
+        }
+    }
+}
+
+/// What is left of the time `allowed`: a session that an earlier process accepted has had some of it.
+fn left(info: &Info, allowed: Duration) -> Duration {
+    allowed.saturating_sub(info.accepted.elapsed())
+}
+
+async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failure> {
+    let options = &story.info.route.options;
+    let allowed = options.setup_timeout;
+    let turn = timeout(left(&story.info, allowed), limits.gate.clone().enter(options.max_setups)).await;
+    let ticket = turn.map_err(|_| Failure::TimedOut(allowed))?.map_err(|_| Failure::RefusedAlready)?;
+    Ok(Dialled::Call(Call::start(story.sessions.client(), &limits.call)?, ticket))
+}
+
+async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
+    let (route, options) = (&info.route, &info.route.options);
+    let allowed = options.connect_timeout;
+    let at = Mutex::new(None);
+    let entered = |place| route.entered(place, &at);
+    let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };
+    let dialled = dial::tcp(addr, way, left(info, allowed), options.keepalive).await;
+    let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match dialled {
+        Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
+        result => result.map(|upstream| Dialled::Stream(upstream, at)),
+    }
+}
+
+/// Relays between two sockets.
+pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> Next {
+    let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
+    if let Outcome::Reset { by, .. } = outcome {
+        if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
+            outcome = Outcome::Interrupted(why);
+        }
+    }
+    match outcome {
+        Outcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
+        outcome => close(story, *relay, outcome),
+    }
+}
+
+/// Closes both ends as the outcome asks.
+pub(super) fn close(story: &mut Story, relay: Relay, outcome: Outcome) -> Next {
+    let (peer, upstream) = relay.into_ends();
+    match outcome {
+        // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
+        Outcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
+        Outcome::Eof { dropped } => {
+            story.over(End::Eof, format!("the upstream had ended before {dropped} more bytes of the peer came"))
+        }
+        Outcome::Reset { by, error } => {
+            match by {
+                Side::Peer => upstream.reset(),
+                Side::Upstream => peer.reset(),
+            }
+            story.over(End::Reset, event::reset(by, error.as_ref()))
+        }
+        // Only a relay that holds the end back gives this outcome; who resumes it knows the end.
+        Outcome::UpstreamEnded => story.over(End::Eof, ""),
+        Outcome::Idle => {
+            peer.reset();
+            upstream.reset();
+            story.over(End::Idle, "")
+        }
+        Outcome::Interrupted(why) => {
+            peer.reset();
+            upstream.reset();
+            story.interrupted(why)
+        }
+    }
+}
+
+/// Waits until `side` has what was written to it, so that a reset takes nothing back. A side that acknowledges nothing
+/// more for [`DELIVERY`] has itself to blame.
+pub(super) async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<(), Why> {
+    let (mut left, mut since, mut pause) = (usize::MAX, Instant::now(), Duration::from_millis(1));
+    loop {
+        let now = relay.undelivered(side);
+        if now == 0 || (now == left && since.elapsed() > DELIVERY) {
+            return Ok(());
+        }
+        if now != left {
+            (left, since) = (now, Instant::now());
+        }
+        tokio::select! {
+            why = info.interrupt.requested_async() => return Err(why),
+            () = sleep(pause) => pause = (pause * 2).min(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// A relay with the options of a route.
+pub(super) fn new_relay(peer: relay::End, upstream: relay::End, route: &Route) -> Relay {
+    let mut relay = Relay::new(peer, upstream, route.options.idle_timeout);
+    route.options.buffer_size.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
+    relay
+}
