@@ -29,7 +29,13 @@
 pub mod activation;
 pub mod cli;
 #[cfg(feature = "forward")]
+pub mod control;
+#[cfg(feature = "forward")]
 pub mod dial;
+#[cfg(feature = "forward")]
+pub mod handover;
+#[cfg(feature = "forward")]
+pub mod listener;
 pub mod log;
 pub mod proto;
 #[cfg(feature = "forward")]
@@ -39,6 +45,8 @@ pub mod remote;
 pub mod report;
 #[cfg(feature = "forward")]
 pub mod service;
+#[cfg(feature = "forward")]
+pub mod session;
 #[cfg(feature = "forward")]
 pub mod spec;
 #[cfg(feature = "forward")]

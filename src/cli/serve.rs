@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use super::config::{self, Sources};
 use crate::{
-    activation, log,
+    activation,
+    control::SOCKET,
+    handover, log,
     report::{Code, Failure},
     service::{self, Ended, Failed, Setup, Stay},
     spec::{LogLevel, Plan},
@@ -46,7 +48,7 @@ pub(super) struct Options {
 /// Nothing to serve, a configuration that cannot be used, no runtime.
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     // Before any thread: it changes the environment.
-    let inherited = activation::receive(|name| name == service::STORED).map_err(|e| Failure::new(Code::Config, e))?;
+    let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Failure::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let (config, plan) = match options.sources.read() {
@@ -60,7 +62,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     }
     config::check_permission(&plan)?;
     headroom::keep();
-    service::make_room(&inherited.stored);
+    handover::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let guard = log::start(options.program, log_level(level)).map_err(failed)?;
@@ -105,7 +107,7 @@ pub(super) fn reload() -> Result<ExitCode, Failure> {
 
 /// Where the unit has a place for the control socket.
 fn control() -> Option<std::path::PathBuf> {
-    unit::runtime_directory().map(|directory| directory.join(service::control::SOCKET))
+    unit::runtime_directory().map(|directory| directory.join(SOCKET))
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.

@@ -10,15 +10,12 @@ use tokio::{runtime::Handle, task::JoinSet};
 use super::{setup::Rules, state::Service};
 use crate::{
     dial::qrexec::Call,
+    handover::{Adopted, Lost, Records},
+    listener::Listening,
     log::{Kind as Event, say},
     relay::{Counters, ParkedEnd, Relay},
-    service::{
-        handover::{Adopted, Lost, Records},
-        listener::Listening,
-        session::{
-            CallLimits, Info, ParkedPeer, ParkedStage, Permits, Route, Routes, Sessions, SettingUp, Stage, drain,
-            resume,
-        },
+    session::{
+        CallLimits, Info, ParkedPeer, ParkedStage, Permits, Route, Routes, Sessions, SettingUp, Stage, drain, resume,
     },
     spec::{OnRemove, SocketKind},
     stream::{Kind, Stream},
@@ -60,7 +57,7 @@ impl Service {
         let listening = self.listening.iter().chain(self.posts.listening());
         let listening: Vec<_> = listening.map(|l| (l.clone(), l.route())).collect();
         let rules = Arc::new(rules);
-        for records in all_records.into_iter().filter(|records| records.len() > 0) {
+        for records in all_records.into_iter().filter(|records| !records.is_empty()) {
             let workers = Handle::current().metrics().num_workers();
             let tasks = records.len().div_ceil(BATCH).min(workers).min(WORKERS);
             let adoption = Arc::new(Adoption {

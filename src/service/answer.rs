@@ -2,11 +2,9 @@
 
 use super::state::Service;
 use crate::{
+    control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
+    listener::Post,
     log::{Kind, emit},
-    service::{
-        control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
-        listener::Post,
-    },
 };
 
 impl Service {

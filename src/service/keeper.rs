@@ -33,12 +33,10 @@ use tokio::{
 };
 
 use crate::{
+    handover::{self, Adopted, Lost},
     log::{End, emit},
     relay::Counters,
-    service::{
-        handover::{self, Adopted, Lost},
-        session::{Ending, Info, Routes, ended_event},
-    },
+    session::{Ending, Info, Routes, ended_event},
     sys,
     systemd::{
         jobs::{self, Presence},

@@ -8,19 +8,14 @@
 
 mod adopt;
 mod answer;
-pub mod control;
-mod handover;
 mod keeper;
-mod listener;
 mod reload;
 mod run;
 mod serve;
-mod session;
 mod setup;
 mod state;
 mod stop;
 
-pub use handover::{NAME as STORED, make_room};
 pub use keeper::{Stay, keep};
 pub use run::run;
 pub use setup::{Ended, Failed, Load, Setup};

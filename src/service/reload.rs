@@ -9,11 +9,9 @@ use super::{
     state::Service,
 };
 use crate::{
+    listener::{Listening, Wanted, wanted},
     log::{Kind, say},
-    service::{
-        listener::{Listening, Wanted, wanted},
-        session::Route,
-    },
+    session::Route,
     spec::Forward,
     systemd::{notify, reload::answer},
 };

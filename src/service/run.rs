@@ -17,14 +17,12 @@ use super::{
 };
 use crate::{
     activation,
+    control::{self, Control, Subject, api},
     dial::qrexec::{Client, Group},
+    handover,
+    listener::{Accepting, Listening, Posts, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
-    service::{
-        control::{self, Control, Subject, api},
-        handover,
-        listener::{Accepting, Listening, Posts, Wanted, refuse, wanted},
-        session::{Routes, Sessions, descriptor_warning},
-    },
+    session::{Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, SocketKind},
     systemd::{
         notify::{self, line},

@@ -10,11 +10,9 @@ use tokio::{
 
 use super::{setup::Ended, state::Service};
 use crate::{
+    control::asked,
     log::{Kind, say},
-    service::{
-        control::asked,
-        session::{Sessions, after_crowds},
-    },
+    session::{Sessions, after_crowds},
     systemd::{
         notify::{self, line},
         signals::{Order, Signals},

@@ -6,12 +6,10 @@ use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::setup::Load;
 use crate::{
+    control::{Control, api},
     dial::qrexec::Group,
-    service::{
-        control::{Control, api},
-        listener::{Accepting, Listening, Posts, Wanted},
-        session::{Parked, Routes, Sessions},
-    },
+    listener::{Accepting, Listening, Posts, Wanted},
+    session::{Parked, Routes, Sessions},
     systemd::notify::Count,
 };
 

@@ -10,14 +10,12 @@ use tokio::{
 
 use super::{setup::Ended, state::Service};
 use crate::{
+    control::Control,
+    handover,
+    listener::Handed,
     log::{End, Kind, say},
     relay::Why,
-    service::{
-        control::Control,
-        handover,
-        listener::Handed,
-        session::{Ending, tell_end},
-    },
+    session::{Ending, tell_end},
     systemd::{
         notify::{self, sessions as n_sessions},
         signals::Signals,

@@ -19,7 +19,7 @@ use crate::support::{
     ends, eventually, run,
 };
 
-const DESCRIPTION: &str = include_str!("../../src/service/control/org.qrexec-connect.Control.varlink");
+const DESCRIPTION: &str = include_str!("../../src/control/org.qrexec-connect.Control.varlink");
 
 /// A service with a control socket, of one TCP listener that leads to `server`.
 fn serving(server: &Server) -> Activated {

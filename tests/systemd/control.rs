@@ -16,7 +16,7 @@ use crate::{
     tree::{As, attempt, shell, user_unit},
 };
 
-const DESCRIPTION: &str = include_str!("../../src/service/control/org.qrexec-connect.Control.varlink");
+const DESCRIPTION: &str = include_str!("../../src/control/org.qrexec-connect.Control.varlink");
 
 #[track_caller]
 fn port(port: u16) -> Wire {

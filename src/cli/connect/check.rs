@@ -13,9 +13,9 @@ use clap::Args;
 use super::config::{self, Bad};
 use crate::{
     cli::units::{self, Found, Scope},
+    control::{METRICS, METRICS_UPSTREAM},
     log::escape,
     report::{Code, Failure},
-    service::control::{METRICS, METRICS_UPSTREAM},
     spec::{
         Config, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
         unit::{Listening, expand, rejected, repair},

@@ -19,13 +19,13 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{config::Sources, units::Scope};
 use crate::{
-    log::escape,
-    report::{Code, Failure},
-    service::control::{
+    control::{
         SOCKET,
         api::{self, Format},
         client::{Client, Failed},
     },
+    log::escape,
+    report::{Code, Failure},
 };
 
 /// How long a service that restarts may take to answer.

@@ -11,12 +11,12 @@ use super::{
     table::{self, Cell, Colour, Paper, bytes, duration},
 };
 use crate::{
-    report::{Code, Failure},
-    service::control::{
+    control::{
         api::{self, Happened},
         client::{Client, Failed},
         who,
     },
+    report::{Code, Failure},
     sys,
 };
 

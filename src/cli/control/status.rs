@@ -17,9 +17,9 @@ use crate::{
         connect::check,
         units::{self, Found},
     },
+    control::{api, client::Failed},
     log::escape,
     report::{Code, Failure},
-    service::control::{api, client::Failed},
     spec::{Config, Forward, Listen, SocketKind},
 };
 

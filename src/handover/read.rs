@@ -20,15 +20,13 @@ use super::{
 };
 use crate::{
     dial::qrexec::{Child, Helper, ParkedCall, Stderr},
+    listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
     relay::{
         self, ParkedDirection, ParkedEnd, Phase, Side,
         datagram::{Asked, Destination},
     },
-    service::{
-        listener::Handed,
-        session::{ParkedPeer, ParkedStage, abandon},
-    },
+    session::{ParkedPeer, ParkedStage, abandon},
     stream::{Kind, Stream},
 };
 
@@ -143,6 +141,11 @@ impl Records {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.lines.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// Reads one; each can be read once.

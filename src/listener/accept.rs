@@ -27,7 +27,7 @@ use super::{
 use crate::{
     log::{Kind, emit, say},
     relay::Counters,
-    service::session::{self, Info, Peer, Permits, Route, Sessions, Stage},
+    session::{self, Info, Peer, Permits, Route, Sessions, Stage},
     stream::Stream,
     sys::{
         self,

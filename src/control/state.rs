@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::service::session::Snapshot;
+use crate::session::Snapshot;
 
 /// More than that was not written by us, in bytes.
 const LIMIT: u64 = 16 << 20;

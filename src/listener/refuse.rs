@@ -3,7 +3,7 @@
 use super::reminder::Reminder;
 use crate::{
     log::{End, Event, Kind, emit, escape},
-    service::session::{Peer, Route},
+    session::{Peer, Route},
 };
 
 /// Tells that a listener is not served; `name` is its `FileDescriptorName=`, where it has one.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     dial::netns::Id,
     log::{Event, Kind, emit},
-    service::session::{Route, Routes, Sessions, seconds},
+    session::{Route, Routes, Sessions, seconds},
     spec::{Forward, Leg, Listen, Netns, Options, SocketKind},
 };
 

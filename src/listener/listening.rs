@@ -12,7 +12,7 @@ use crate::{
     activation::Socket,
     dial,
     relay::datagram,
-    service::session::{Flows, Route},
+    session::{Flows, Route},
     spec::SocketKind,
     stream, sys,
 };

@@ -25,7 +25,7 @@ use nix::{
 };
 
 use super::api::{self, Process};
-use crate::{log::escape, service::session::Peer};
+use crate::{log::escape, session::Peer};
 
 /// As much of a file of /proc is read, in bytes.
 const LIMIT: u64 = 4096;

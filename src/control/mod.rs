@@ -33,11 +33,9 @@ pub use view::{kind, listener, post, sessions_by_listener, troubled};
 
 use crate::{
     activation,
+    listener::{Claim, bind},
     log::{Kind, say},
-    service::{
-        listener::{Claim, bind},
-        session::{Snapshot, Tallies},
-    },
+    session::{Snapshot, Tallies},
     spec::{Listen, Rights, UnixAddr},
 };
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::api;
-use crate::service::session::{Routes, Sessions};
+use crate::session::{Routes, Sessions};
 
 /// What the control room looks at by itself: it can count, list and interrupt sessions, and read what is counted.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     dial::netns,
     log::{Event, Kind, emit, say},
-    service::session::{Routes, Sessions, drain},
+    session::{Routes, Sessions, drain},
     spec::{Forward, Netns, OnRemove},
 };
 

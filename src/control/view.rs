@@ -4,11 +4,9 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
+    listener::{Listening, Post, Standing},
     log::escape,
-    service::{
-        listener::{Listening, Post, Standing},
-        session::{Figures, Happened, Happening, Info, Sessions},
-    },
+    session::{Figures, Happened, Happening, Info, Sessions},
     spec::SocketKind,
     sys,
 };

@@ -17,7 +17,7 @@ use super::record::VERSION;
 use crate::{
     activation::Socket,
     dial::netns::Id,
-    service::listener::{Bound, Claim, Handed},
+    listener::{Bound, Claim, Handed},
     spec::SocketKind,
 };
 

@@ -17,7 +17,7 @@ use prometheus_client::{
 use super::{api::Format, ask::Subject};
 use crate::{
     log::End,
-    service::session::{Counted, DIAL_BOUNDS_MS, Reason, Tally},
+    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally},
 };
 
 /// The metrics of this service. Names begin with that of the program.

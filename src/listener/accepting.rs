@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{accept, listening::Listening};
-use crate::service::session::Sessions;
+use crate::session::Sessions;
 
 /// The tasks that accept or receive, one for each listener.
 #[derive(Debug, Default)]

@@ -27,10 +27,8 @@ use sd_notify::NotifyState;
 pub use read::{Adopted, Lost, Records, Taken};
 
 use crate::{
-    service::{
-        listener::Handed,
-        session::{Parked, abandon},
-    },
+    listener::Handed,
+    session::{Parked, abandon},
     systemd::{
         headroom::Headroom,
         notify::{barrier, tell, tell_with},

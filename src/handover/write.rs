@@ -10,11 +10,9 @@ use super::{
 };
 use crate::{
     dial::qrexec::Helper,
+    listener::Handed,
     relay::{ParkedDirection, ParkedEnd, Phase, Side},
-    service::{
-        listener::Handed,
-        session::{Parked, ParkedStage},
-    },
+    session::{Parked, ParkedStage},
 };
 
 /// Everything that is written.

@@ -12,7 +12,7 @@ use crate::{
         Counters,
         datagram::{self, Asked},
     },
-    service::session::{self, Flows, Info, Peer, Permits, Sessions, Stage},
+    session::{self, Flows, Info, Peer, Permits, Sessions, Stage},
 };
 
 /// Datagrams received in one go, before the task looks whether it is to stop.
