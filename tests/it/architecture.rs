@@ -11,7 +11,10 @@ use std::{
     process::Command,
 };
 
-use crate::support::run;
+use crate::{
+    imports::{Token, tokens},
+    support::run,
+};
 
 /// A room: `src/NAME.rs` and all of `src/NAME/`.
 struct Room {
@@ -224,94 +227,6 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     entries.sort();
     let files = entries.into_iter().flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
     files.filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
-}
-
-// ------------------------------------------------------------------------------------------------- reading Rust
-
-#[derive(Debug, PartialEq)]
-enum Token {
-    Word(String),
-    /// `::`
-    Path,
-    Other(char),
-}
-
-/// The words and signs of Rust text, without comments, strings, characters and lifetimes.
-fn tokens(text: &str) -> Vec<Token> {
-    let chars: Vec<char> = text.chars().collect();
-    let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
-    let word = |c: char| c.is_alphanumeric() || c == '_';
-    let (mut tokens, mut i) = (Vec::new(), 0);
-    while i < chars.len() {
-        match (at(i), at(i + 1)) {
-            ('/', '/') => i += chars[i..].iter().take_while(|c| **c != '\n').count(),
-            ('/', '*') => i = after_comment(&chars, i),
-            ('"', _) => i = after_string(&chars, i),
-            ('\'', '\\') => i += 3 + chars[i + 3..].iter().take_while(|c| **c != '\'').count(),
-            ('\'', _) if at(i + 2) == '\'' => i += 2,
-            ('\'', _) => {} // a lifetime: the word behind it is harmless
-            (':', ':') => {
-                tokens.push(Token::Path);
-                i += 1;
-            }
-            (c, _) if word(c) => {
-                let n = chars[i..].iter().take_while(|c| word(**c)).count();
-                let name: String = chars[i..i + n].iter().collect();
-                let hashes = chars[i + n..].iter().take_while(|c| **c == '#').count();
-                i += n - 1;
-                if matches!(name.as_str(), "r" | "br" | "cr") && at(i + 1 + hashes) == '"' {
-                    i = after_raw_string(&chars, i + 1 + hashes, hashes);
-                } else {
-                    tokens.push(Token::Word(name));
-                }
-            }
-            (c, _) if !c.is_whitespace() => tokens.push(Token::Other(c)),
-            _ => {}
-        }
-        i += 1;
-    }
-    tokens
-}
-
-/// The last character of the comment that begins at `i`; they nest.
-fn after_comment(chars: &[char], mut i: usize) -> usize {
-    let mut depth = 0;
-    while i + 1 < chars.len() {
-        match (chars[i], chars[i + 1]) {
-            ('/', '*') => depth += 1,
-            ('*', '/') => depth -= 1,
-            _ => {
-                i += 1;
-                continue;
-            }
-        }
-        i += 2;
-        if depth == 0 {
-            return i - 1;
-        }
-    }
-    chars.len()
-}
-
-/// The closing quote of the string that begins at `i`.
-fn after_string(chars: &[char], mut i: usize) -> usize {
-    i += 1;
-    while i < chars.len() && chars[i] != '"' {
-        i += if chars[i] == '\\' { 2 } else { 1 };
-    }
-    i
-}
-
-/// The last character of the raw string whose opening quote is at `i`.
-fn after_raw_string(chars: &[char], mut i: usize, hashes: usize) -> usize {
-    i += 1;
-    while i < chars.len() {
-        if chars[i] == '"' && chars[i + 1..].iter().take_while(|c| **c == '#').count() >= hashes {
-            return i + hashes;
-        }
-        i += 1;
-    }
-    i
 }
 
 /// All paths in the tokens of a file that is a module `depth` below the crate's root: groups expanded, `self` and

@@ -15,6 +15,7 @@ mod fake;
 mod features;
 mod handover;
 mod harness;
+mod imports;
 mod limits;
 mod log;
 mod manual;
