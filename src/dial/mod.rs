@@ -1,7 +1,7 @@
 //! An endpoint becomes a connected stream, by a deadline, or a failure that says what to do.
 //!
 //! # A new way to dial, in an hour
-//! A way is one function: it takes what the name says and gives a [`Stream`], or a [`Failure`] that says what was being
+//! A way is one function: it takes what the name says and gives a [`Stream`](crate::stream::Stream), or a [`Failure`] that says what was being
 //! done. Here is a whole one: a program whose standard input and output are the session.
 //!
 //! ```
@@ -45,11 +45,13 @@
 //! 1. `spec`: a variant of [`Upstream`](crate::spec::Upstream), how it is written, a key in `keys.rs`, and in `role.rs`
 //!    which keys mean it together; a row in each of their tables of tests.
 //! 2. Here: the function, in a file of its own, with what it promises when it is dropped.
-//! 3. `service/session.rs`: the arm that calls it; `service/explain.rs`: what to do when it fails. Where the upstream is
-//!    more than one descriptor, `service/handover` has to carry it, too.
+//! 3. `session/route.rs`: a variant of `Lead`; `session/stream.rs`: the arm that calls the function; `session/event.rs`:
+//!    what to do when it fails. Where the upstream is more than one descriptor, `handover` has to carry it, too.
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
+mod failure;
 pub mod netns;
+mod peer;
 pub mod proxy;
 pub mod qrexec;
 mod tcp;
@@ -57,45 +59,9 @@ mod udp;
 mod unix;
 mod way;
 
-use std::{io, time::Duration};
-
+pub use failure::Failure;
+pub use peer::abandoned;
 pub use tcp::{connect as tcp, keep_alive};
 pub use udp::connect as udp;
 pub use unix::connect as unix;
 pub use way::Way;
-
-use crate::stream::{Gone, Stream};
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum Failure {
-    /// The call ended before it was connected: what the exit code said, `None` when it is not known (the child was
-    /// taken over from an earlier process, which alone could have waited for it).
-    Call(Option<crate::proto::qrexec::SetUp>),
-    /// Another session asked the same, and the answer was no.
-    RefusedAlready,
-    /// It took longer than allowed.
-    TimedOut(Duration),
-    /// The peer went away meanwhile.
-    PeerGone,
-    /// The network namespace to dial from could not be used.
-    Netns(netns::Trouble),
-    /// A system call failed.
-    Io {
-        /// What was being done, such as `connect to 10.0.0.5:22`.
-        doing: String,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
-
-/// Waits until `peer` is gone while nobody reads it. A UNIX peer that wrote and closed entirely is not gone as long
-/// as its bytes wait here: they are still to be delivered.
-///
-/// # Cancel safety
-/// Safe: nothing is read.
-pub async fn abandoned(peer: &Stream) {
-    if peer.gone().await == Gone::Closed && peer.unread() > 0 {
-        std::future::pending::<()>().await;
-    }
-}

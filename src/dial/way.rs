@@ -7,7 +7,10 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Failure, netns};
+use super::{
+    failure::{Failure, io_failure},
+    netns,
+};
 use crate::spec::{Host, HostPort, Netns, Via};
 
 /// How an IP address is dialled.
@@ -77,8 +80,4 @@ impl Way<'_> {
 fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
     socket.bind(&SocketAddr::new(source, 0).into())
-}
-
-pub(super) fn io_failure(doing: &str, error: io::Error) -> Failure {
-    Failure::Io { doing: doing.to_owned(), error }
 }

@@ -61,7 +61,7 @@ pub fn pipe() -> Option<Pipe> {
     kept.or_else(|| (0..SIZES.len()).find_map(Pipe::new))
 }
 
-/// Closes the pipes that are kept; how many.
+/// Closes the pipes that are kept for the next bulk transfer: for when none is expected soon. Their number.
 pub fn empty() -> usize {
     let kept = std::mem::take(&mut *pipes());
     kept.len()

@@ -1,0 +1,34 @@
+//! Why there is no connection.
+
+use std::{io, time::Duration};
+
+use super::netns;
+use crate::proto::qrexec::SetUp;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum Failure {
+    /// The call ended before it was connected: what the exit code said, `None` when it is not known (the child was
+    /// taken over from an earlier process, which alone could have waited for it).
+    Call(Option<SetUp>),
+    /// Another session asked the same, and the answer was no.
+    RefusedAlready,
+    /// It took longer than allowed.
+    TimedOut(Duration),
+    /// The peer went away meanwhile.
+    PeerGone,
+    /// The network namespace to dial from could not be used.
+    Netns(netns::Trouble),
+    /// A system call failed.
+    Io {
+        /// What was being done, such as `connect to 10.0.0.5:22`.
+        doing: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// The failure of a system call.
+pub(super) fn io_failure(doing: &str, error: io::Error) -> Failure {
+    Failure::Io { doing: doing.to_owned(), error }
+}
