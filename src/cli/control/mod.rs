@@ -1,7 +1,6 @@
 //! The commands about a running service, the same for `qrexec-connect` and `pfwd`: what it does, for whom, and how to
 //! stop that.
 
-mod manager;
 mod sessions;
 mod status;
 mod table;
@@ -17,7 +16,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{config::Sources, units::Scope};
+use super::{config::Sources, systemctl, units::Scope};
 use crate::{
     log::escape,
     report::{Code, Failure},
@@ -215,7 +214,7 @@ impl Service {
 
     /// Whether systemd has it running or on its way, although it does not answer.
     fn restarts(&self) -> bool {
-        let state = manager::show(self.scope, &["ActiveState"], &[self.unit()]);
+        let state = systemctl::show(self.scope, &["ActiveState"], &[self.unit()]);
         let state = state.and_then(|units| units.into_iter().next()).and_then(|unit| unit.last("ActiveState"));
         self.usual && state.is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"))
     }
@@ -259,7 +258,8 @@ fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Failure> {
 fn pause(service: &Service, method: &str, listeners: &[String]) -> Result<ExitCode, Failure> {
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
     each(listeners, |called| {
-        let addresses = if called.ends_with(".socket") { manager::listens(service.scope, called) } else { Vec::new() };
+        let addresses =
+            if called.ends_with(".socket") { systemctl::listens(service.scope, called) } else { Vec::new() };
         let meant = if addresses.is_empty() { vec![called.to_owned()] } else { addresses };
         let mut lines = Vec::new();
         for listener in meant {

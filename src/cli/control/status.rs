@@ -8,13 +8,14 @@ use std::{collections::BTreeMap, fmt, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    Service, manager, print, print_json,
+    Service, print, print_json,
     table::{self, Cell, Colour, Paper},
 };
 use crate::{
     cli::{
         config::Sources,
         connect::check,
+        systemctl,
         units::{self, Found},
     },
     log::escape,
@@ -164,7 +165,7 @@ struct Row {
 struct Unit {
     name: String,
     found: Option<Found>,
-    shown: manager::Shown,
+    shown: systemctl::Shown,
 }
 
 /// Says how things stand.
@@ -194,7 +195,7 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
         Err(failed @ Failed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
-    let active = manager::show(service.scope, &["ActiveState"], &[service.unit()])
+    let active = systemctl::show(service.scope, &["ActiveState"], &[service.unit()])
         .and_then(|units| units.into_iter().next())
         .and_then(|unit| unit.last("ActiveState"))
         .filter(|_| service.usual);
@@ -232,11 +233,11 @@ fn units(service: &Service) -> Vec<Unit> {
     let mut all: BTreeMap<String, Option<Found>> = BTreeMap::new();
     // A template listens nowhere itself.
     all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
-    for name in manager::loaded(service.scope, prefix) {
+    for name in systemctl::loaded(service.scope, prefix) {
         all.entry(name).or_default();
     }
     let names: Vec<String> = all.keys().cloned().collect();
-    let shown = manager::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
+    let shown = systemctl::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
     let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     all.into_iter()
         .zip(shown)
