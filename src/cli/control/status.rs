@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fmt, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    Service, print, print_json,
-    table::{self, Cell, Colour, Paper},
+    service::{Service, print, print_json},
+    table::{self, Cell, Colour, Style},
 };
 use crate::{
     cli::{
@@ -179,7 +179,7 @@ pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<Exi
     if json {
         print_json(&report)?;
     } else {
-        print(&text(service, &report, Paper::stdout()))?;
+        print(&text(service, &report, Style::stdout()))?;
     }
     Ok(code)
 }
@@ -223,12 +223,12 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
         sessions: live.as_ref().map(|live| live.sessions),
         trouble,
     };
-    Ok(Report { program: service.face.program, served, service: state, listeners, faults })
+    Ok(Report { program: service.program.name, served, service: state, listeners, faults })
 }
 
 /// The socket units there are: by their files, and instances of templates that systemd has loaded.
 fn units(service: &Service) -> Vec<Unit> {
-    let prefix = service.face.prefix;
+    let prefix = service.program.prefix;
     let found = units::find(&service.scope.search_path(), &[prefix]);
     let mut all: BTreeMap<String, Option<Found>> = BTreeMap::new();
     // A template listens nowhere itself.
@@ -318,7 +318,7 @@ fn unserved(
         (Some("active" | "activating"), Err(why)) => (State::Refused, Some(why.clone())),
         (Some("active" | "activating"), Ok(_)) if !running => (State::Ready, None),
         (Some("active" | "activating"), Ok(_)) => {
-            let service = service.face.program;
+            let service = service.program.name;
             (State::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
         }
         (Some("failed"), _) => {
@@ -381,7 +381,7 @@ fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
 }
 
 /// The report for people.
-fn text(service: &Service, report: &Report, paper: Paper) -> String {
+fn text(service: &Service, report: &Report, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
     let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
@@ -400,12 +400,12 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
         }
         (false, _, None) => ("not answering", Colour::Dim, String::new()),
     };
-    out += &format!("{}: {}{rest}\n", state.unit, paper.paint(Some(colour), word));
+    out += &format!("{}: {}{rest}\n", state.unit, style.paint(Some(colour), word));
     if let Some(trouble) = &state.trouble {
         out += &format!("  {}\n", table::clean(trouble));
     }
     for fault in &report.faults {
-        out += &format!("  {}\n", paper.paint(Some(Colour::Red), &table::clean(fault)));
+        out += &format!("  {}\n", style.paint(Some(Colour::Red), &table::clean(fault)));
     }
     if report.listeners.is_empty() {
         out += "no listeners are configured\n";
@@ -413,7 +413,7 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
     }
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
-    out += &table::render(paper, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
+    out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
     let mut told = Vec::new();
     for row in &report.listeners {
         let Some(reason) = &row.reason else { continue };
@@ -424,7 +424,7 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
         let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
         for (number, line) in reason.lines().enumerate() {
             let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
-            out += &format!("  {}{}\n", paper.paint(Some(colour), &table::clean(&address)), table::clean(line));
+            out += &format!("  {}{}\n", style.paint(Some(colour), &table::clean(&address)), table::clean(line));
         }
     }
     out
