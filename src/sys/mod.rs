@@ -4,6 +4,7 @@
 //! what a failure means to an operator is said by those who call.
 
 mod descriptor;
+pub mod proc;
 mod process;
 mod socket;
 mod terminal;

@@ -45,6 +45,7 @@ use nix::{
 use crate::{
     log::escape,
     spec::{Account, Mode, Owner, Rights, UnixAddr},
+    sys::proc,
 };
 
 /// The socket file that is ours, and the lock that says so. Dropped, both files are removed; released, they stay.
@@ -244,26 +245,10 @@ fn clear(path: &Path) -> Result<(), String> {
         };
         return Err(format!("{at} is {what}: it is left alone; move it away or serve another path"));
     }
-    if listened(path) {
+    if proc::listens(path) {
         return Err(format!("another program listens on {at}; `ss -lxp src {at}` shows which"));
     }
     fs::remove_file(path).map_err(|e| format!("cannot remove the dead socket {at}: {e}{}", hint(&e)))
-}
-
-/// Whether some program listens on that path, as the kernel's list (proc(5), /proc/net/unix) has it: asking costs the
-/// listener nothing, unlike connecting.
-fn listened(path: &Path) -> bool {
-    /// `__SO_ACCEPTCON` of linux/net.h.
-    const LISTENS: u32 = 1 << 16;
-    let list = fs::read("/proc/net/unix").unwrap_or_default();
-    list.split(|byte| *byte == b'\n').skip(1).any(|line| {
-        let mut fields = line.splitn(8, |byte| *byte == b' ').filter(|field| !field.is_empty());
-        let flags = fields.nth(3).and_then(|text| u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok());
-        flags.is_some_and(|flags| flags & LISTENS != 0)
-            && line.ends_with(path.as_os_str().as_encoded_bytes())
-            && line.len() > path.as_os_str().len()
-            && line[line.len() - path.as_os_str().len() - 1] == b' '
-    })
 }
 
 /// Makes the directories that are missing, with these rights; existing ones are left as they are.
