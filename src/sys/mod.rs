@@ -4,9 +4,11 @@
 //! what a failure means to an operator is said by those who call.
 
 mod descriptor;
+pub mod file;
 pub mod proc;
 mod process;
 mod socket;
+pub mod socket_file;
 mod terminal;
 
 pub use descriptor::{is_net_namespace, own, place, register};
@@ -16,5 +18,5 @@ pub use process::{
 };
 #[cfg(feature = "forward")]
 pub use socket::accept;
-pub use socket::{receive, tcp_backlog, unacknowledged, unread};
+pub use socket::{listen, receive, tcp_backlog, unacknowledged, unread};
 pub use terminal::{local_time, set_window_size, window_size};

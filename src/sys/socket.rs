@@ -76,6 +76,16 @@ pub fn receive<const MAX: usize>(
     Ok((n, fds))
 }
 
+/// Has a bound socket listen; `backlog` connections may wait. nix refuses more than 4096, the kernel does not.
+///
+/// # Errors
+/// What listen(2) says.
+pub fn listen(socket: &OwnedFd, backlog: u32) -> io::Result<()> {
+    let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
+    // SAFETY: listen takes two integers.
+    if unsafe { libc::listen(socket.as_raw_fd(), backlog) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
 pub fn unread(fd: BorrowedFd<'_>) -> usize {
     let mut n: libc::c_int = 0;

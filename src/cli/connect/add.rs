@@ -4,8 +4,7 @@
 //! what `add` wrote: an edited one is its author's.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -22,6 +21,7 @@ use crate::{
         Forward, SocketKind, Upstream, fdname, policy_line,
         unit::{Unit, rejected, repair},
     },
+    sys::file::create,
 };
 
 const PREFIX: &str = "qrexec-connect-";
@@ -195,12 +195,7 @@ fn write_new(dir: &Path, file: &Path, text: &str) -> Result<(), Failure> {
             .hint("a system unit is root's to write; without --system it is yours"),
         _ => Failure::new(Code::Failure, format!("{}: {e}", file.display())),
     };
-    fs::create_dir_all(dir).map_err(failed)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    temporary.write_all(text.as_bytes()).map_err(failed)?;
-    let kept: File = temporary.persist_noclobber(file).map_err(|e| failed(e.error))?;
-    use std::os::unix::fs::PermissionsExt as _;
-    kept.set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)
+    fs::create_dir_all(dir).and_then(|()| create(file, 0o644, text.as_bytes())).map_err(failed)
 }
 
 /// What else it needs, and what to beware of.
