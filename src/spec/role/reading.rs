@@ -1,0 +1,329 @@
+//! From keys to legs: what excludes what, what is missing, which default holds.
+
+use std::path::PathBuf;
+
+use crate::spec::{
+    endpoint::{Host, Netns, UnixAddr, Upstream},
+    error::{Fault, Place},
+    keys::{At, Key, Keys},
+    options::{Admit, DEFAULT_BACKLOG, Options, Via},
+    plan::{Leg, Legs, Listen, Rights, SocketKind},
+    value::Idle,
+};
+
+/// Whose the listening side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::spec) enum Side {
+    /// Ours to bind.
+    Own,
+    /// A socket of this kind, which systemd made.
+    Inherited(SocketKind),
+}
+
+/// What `[defaults]` says for all forwards.
+#[derive(Clone, Debug)]
+pub(in crate::spec) struct Defaults {
+    pub(in crate::spec) keys: Keys,
+    pub(in crate::spec) uds_dir: Option<PathBuf>,
+}
+
+impl Defaults {
+    /// No defaults; `whole` is never cited.
+    pub(in crate::spec) fn none(whole: Place) -> Self {
+        Self { keys: Keys::none(whole), uds_dir: None }
+    }
+}
+
+/// A set of keys that is being read.
+pub(super) struct Reading<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) side: Side,
+    pub(super) defaults: &'a Defaults,
+    pub(super) datagram: bool,
+    pub(super) faults: Vec<Fault>,
+}
+
+/// The value of a key: the forward's own, else the default.
+macro_rules! pick {
+    ($reading:expr, $field:ident) => {
+        $reading.keys.$field.as_ref().or($reading.defaults.keys.$field.as_ref()).map(At::value)
+    };
+}
+
+impl Reading<'_> {
+    pub(super) fn fault(&mut self, key: Key, what: impl Into<String>, hint: &str) {
+        let place = self.keys.given(key).unwrap_or(&self.keys.whole);
+        let fault = Fault::at(place, what);
+        self.faults.push(if hint.is_empty() { fault } else { fault.hint(hint) });
+    }
+
+    fn missing(&mut self, what: &str, hint: &str) {
+        let fault = Fault::at(&self.keys.whole, what);
+        self.faults.push(fault.hint(hint));
+    }
+
+    /// An inherited socket *is* the listening side: what would make another beside it is refused.
+    pub(super) fn refuse_listening_keys(&mut self) {
+        let Side::Inherited(_) = self.side else { return };
+        for (key, instead) in [
+            (Key::Listen, "ListenStream= of the socket unit says where"),
+            (Key::UdpListen, "ListenDatagram= of the socket unit says where"),
+            (Key::ListenNamespace, "NetworkNamespacePath= of the socket unit says where"),
+            (Key::Mode, "SocketMode= of the socket unit sets it"),
+            (Key::Owner, "SocketUser= and SocketGroup= of the socket unit set it"),
+            (Key::Backlog, "Backlog= of the socket unit sets it"),
+        ] {
+            if self.keys.given(key).is_some() {
+                let what = format!("{} beside an inherited socket, which is the listening side already", key.name());
+                self.fault(key, what, instead);
+            }
+        }
+    }
+
+    /// Keys that exclude each other, whatever else is there.
+    pub(super) fn refuse_contradictions(&mut self) {
+        let keys = self.keys;
+        let given = |key| keys.given(key).is_some();
+        if given(Key::Namespace) && given(Key::SetnsPath) {
+            self.fault(Key::SetnsPath, "namespace and setns_path both name the namespace to dial from", "keep one");
+        }
+        if given(Key::Qrexec) && given(Key::Target) {
+            self.fault(Key::Qrexec, "qrexec and target both say where connections go", "keep one");
+        }
+        for key in [Key::Namespace, Key::SetnsPath] {
+            if given(key) && !given(Key::Target) && !given(Key::UdpTarget) {
+                let name = key.name();
+                if given(Key::Qrexec) {
+                    let what = format!("{name} beside a qrexec call, which dom0 connects and no namespace sees");
+                    self.fault(key, what, "leave it out");
+                } else {
+                    let target = if self.datagram && self.side == Side::Own { "udp_target" } else { "target" };
+                    let what = format!("{name} needs a {target}: the address to dial inside it");
+                    self.fault(key, what, &format!("such as {target}=192.168.31.201+22"));
+                }
+            }
+        }
+        if given(Key::Namespace) || given(Key::SetnsPath) {
+            for (key, target) in [(Key::Target, &keys.target), (Key::UdpTarget, &keys.udp_target)] {
+                let name = target.as_ref().and_then(|target| match &target.value().host {
+                    Host::Name(name) => Some(name),
+                    Host::Ip(_) => None,
+                });
+                if let Some(name) = name {
+                    let what =
+                        format!("the name {name} is not looked up inside a namespace, where other servers may hold");
+                    self.fault(key, what, "write an address, such as 192.168.31.201+22");
+                }
+            }
+        }
+        if self.side == Side::Own && given(Key::ListenNamespace) && !given(Key::Listen) && !given(Key::UdpListen) {
+            self.fault(Key::ListenNamespace, "listen_namespace needs listen or udp_listen", "the address inside it");
+        }
+        if self.datagram {
+            self.refuse_streams();
+        } else if given(Key::UdpTarget) {
+            match self.side {
+                Side::Inherited(kind) => {
+                    let what = format!("udp_target beside a {kind} stream socket, which carries no datagrams");
+                    self.fault(Key::UdpTarget, what, "target for streams, or ListenDatagram= in the socket unit");
+                }
+                Side::Own => {
+                    let what = "udp_target takes datagrams, and this forward accepts streams";
+                    self.fault(Key::UdpTarget, what, "target for streams, or udp_listen; for both write two forwards");
+                }
+            }
+        }
+    }
+
+    /// Keys of streams beside datagrams.
+    fn refuse_streams(&mut self) {
+        let keys = self.keys;
+        let given = |key| keys.given(key).is_some();
+        if self.side == Side::Own && given(Key::Listen) {
+            self.fault(Key::Listen, "listen accepts streams, and this forward takes datagrams", "write two forwards");
+        }
+        if given(Key::Uds) {
+            self.fault(Key::Uds, "datagrams do not go through a UNIX socket", "leave uds out");
+        }
+        if given(Key::Qrexec) {
+            self.fault(Key::Qrexec, "a qrexec call carries streams, not datagrams", "udp_target says where they go");
+        }
+        if given(Key::Target) && given(Key::UdpTarget) {
+            self.fault(Key::Target, "target and udp_target both say where datagrams go", "keep udp_target");
+        } else if given(Key::Target) && self.side == Side::Own {
+            self.fault(Key::Target, "udp_listen goes with udp_target, and target takes streams", "write: udp_target");
+        }
+    }
+
+    fn netns(&self) -> Option<Netns> {
+        let name = self.keys.namespace.as_ref().map(|name| name.value().0.clone());
+        name.or_else(|| self.keys.setns_path.as_ref().map(|path| path.value().0.clone()))
+    }
+
+    /// Where streams or datagrams go in the end.
+    fn destination(&self) -> Option<Upstream> {
+        let netns = self.netns();
+        let (target, udp_target) = (self.keys.target.as_ref(), self.keys.udp_target.as_ref());
+        if self.datagram {
+            let addr = udp_target.or(target)?.value().clone();
+            return Some(Upstream::Udp { addr, netns });
+        }
+        if let Some(call) = &self.keys.qrexec {
+            return Some(Upstream::Qrexec(call.value().clone()));
+        }
+        // An udp_target here is a fault already; what else is wrong can be told as if it were the target.
+        let addr = target.or(udp_target)?.value().clone();
+        Some(Upstream::Tcp { addr, netns })
+    }
+
+    fn listening(&self) -> Option<Listen> {
+        if let Side::Inherited(_) = self.side {
+            return Some(Listen::Inherited);
+        }
+        let netns = self.keys.listen_namespace.as_ref().map(|netns| netns.value().clone());
+        if self.datagram {
+            let addr = *self.keys.udp_listen.as_ref()?.value();
+            return Some(Listen::Udp { addr, netns });
+        }
+        let addr = *self.keys.listen.as_ref()?.value();
+        Some(Listen::Tcp { addr, netns, backlog: self.backlog() })
+    }
+
+    fn backlog(&self) -> std::num::NonZeroU32 {
+        pick!(self, backlog).map_or(DEFAULT_BACKLOG, |backlog| backlog.0)
+    }
+
+    /// The UNIX socket, absolute.
+    fn uds(&mut self) -> Option<UnixAddr> {
+        let at = self.keys.uds.as_ref().filter(|_| !self.datagram)?;
+        let absolute = at.value().under(self.defaults.uds_dir.as_deref());
+        Some(absolute.unwrap_or_else(|what| {
+            let hint = "write the absolute path, or set uds_dir in [defaults] of the configuration";
+            self.faults.push(Fault::at(at.place(), what).hint(hint));
+            at.value().clone()
+        }))
+    }
+
+    fn served(&self, addr: UnixAddr) -> Listen {
+        let rights = Rights::default();
+        let rights = Rights {
+            mode: pick!(self, mode).copied().unwrap_or(rights.mode),
+            owner: pick!(self, owner).cloned(),
+            dir_mode: pick!(self, dir_mode).copied().unwrap_or(rights.dir_mode),
+            dir_owner: pick!(self, dir_owner).cloned(),
+        };
+        Listen::Unix { addr, rights, backlog: self.backlog() }
+    }
+
+    /// The legs, or faults that say what is missing for any.
+    pub(super) fn legs(&mut self) -> Option<Legs> {
+        let (listen, uds, destination) = (self.listening(), self.uds(), self.destination());
+        let mut legs = match (listen, uds, destination) {
+            (Some(listen), None, Some(to)) => Legs::One(Leg::new(listen, to)),
+            (Some(listen), Some(uds), None) => Legs::One(Leg::new(listen, Upstream::Unix(uds))),
+            (None, Some(uds), Some(to)) => Legs::One(Leg::new(self.served(uds), to)),
+            (Some(listen), Some(uds), Some(to)) => {
+                let back = Leg::new(self.served(uds.clone()), to);
+                Legs::Two { front: Leg::new(listen, Upstream::Unix(uds)), back }
+            }
+            (listen, uds, destination) => {
+                self.say_what_is_missing(listen.is_some(), uds.is_some(), destination.is_some());
+                return None;
+            }
+        };
+        let proxy = pick!(self, proxy_protocol).copied().filter(|_| !self.datagram);
+        match &mut legs {
+            Legs::One(leg) => {
+                self.furnish(leg);
+                // As a default it is meant for targets: a host proxy's endpoint, which has the same default, would send
+                // its own header before that of the proxy.
+                let unix = matches!(leg.upstream, Upstream::Unix(_));
+                leg.via.proxy_protocol = proxy.filter(|_| !unix || self.keys.proxy_protocol.is_some());
+            }
+            Legs::Two { front, back } => {
+                self.furnish(front);
+                self.furnish(back);
+                // Each for those who come in there; what the front leg brings has its header already.
+                front.via.proxy_protocol = proxy;
+                back.via.proxy_protocol = proxy;
+            }
+        }
+        Some(legs)
+    }
+
+    fn say_what_is_missing(&mut self, listens: bool, uds: bool, goes: bool) {
+        let inherited = matches!(self.side, Side::Inherited(_));
+        match (listens, uds, goes) {
+            _ if self.faults.iter().any(|fault| fault.what().contains(" needs a ")) => {}
+            (true, _, false) if self.datagram && !inherited => {
+                self.missing("nothing says where datagrams go", "udp_target=HOST+PORT is missing");
+            }
+            (true, _, false) if self.datagram => {
+                self.missing("nothing says where datagrams go", "target=HOST+PORT is missing");
+            }
+            (true, ..) => self.missing(
+                "nothing says where connections go",
+                "one of uds=PATH, target=HOST+PORT and qrexec=\"QUBE SERVICE\" is missing",
+            ),
+            (false, true, _) => self.missing(
+                "uds alone says neither who connects to it nor where it leads",
+                "listen=ADDRESS+PORT to dial it, or target=HOST+PORT to serve it, is missing",
+            ),
+            (false, false, true) if self.datagram => {
+                self.missing("nothing says where datagrams come in", "udp_listen=ADDRESS+PORT is missing");
+            }
+            (false, false, true) => self.missing(
+                "nothing says where connections come in",
+                "one of listen=ADDRESS+PORT and uds=PATH is missing, or a label for a socket unit to name",
+            ),
+            (false, false, false) => self.missing(
+                "neither a listening side nor where it leads",
+                "listen=ADDRESS+PORT or uds=PATH, and target=HOST+PORT, are missing",
+            ),
+        }
+    }
+
+    /// Gives a leg who may connect and how it dials, as far as that concerns it.
+    fn furnish(&self, leg: &mut Leg) {
+        let (ip, unix) = self.families(&leg.listen);
+        let from = pick!(self, allow_from).filter(|_| ip).map(|many| many.as_slice().to_vec());
+        let uids = pick!(self, allow_uid).filter(|_| unix).map(|many| many.as_slice().to_vec());
+        leg.admit = Admit { from: from.unwrap_or_default(), uids: uids.unwrap_or_default() };
+        if let Upstream::Tcp { addr, .. } | Upstream::Udp { addr, .. } = &leg.upstream {
+            let fits = |source: &std::net::IpAddr| match addr.host {
+                Host::Ip(ip) => ip.is_ipv4() == source.is_ipv4(),
+                Host::Name(_) => true,
+            };
+            let source = pick!(self, source).copied().filter(|source| fits(source));
+            leg.via = Via { source, device: pick!(self, bind_device).cloned(), proxy_protocol: None };
+        }
+    }
+
+    /// Whether peers of a listening side have an IP address, and whether they have a user.
+    pub(super) fn families(&self, listen: &Listen) -> (bool, bool) {
+        match listen {
+            Listen::Tcp { .. } | Listen::Udp { .. } => (true, false),
+            Listen::Unix { .. } => (false, true),
+            Listen::Inherited => match self.side {
+                Side::Inherited(kind) => (kind != SocketKind::Unix, kind == SocketKind::Unix),
+                Side::Own => (false, false),
+            },
+        }
+    }
+
+    pub(super) fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            max_connections: pick!(self, max_connections).map_or(default.max_connections, |count| count.0.get()),
+            connect_timeout: pick!(self, connect_timeout).map_or(default.connect_timeout, |timeout| timeout.0),
+            setup_timeout: pick!(self, setup_timeout).map_or(default.setup_timeout, |timeout| timeout.0),
+            max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
+            idle_timeout: pick!(self, idle_timeout).map_or(default.idle_timeout, |Idle(timeout)| *timeout),
+            udp_idle_timeout: pick!(self, udp_idle_timeout).map_or(default.udp_idle_timeout, |timeout| timeout.0),
+            drain_timeout: pick!(self, drain_timeout).map_or(default.drain_timeout, |pause| pause.0),
+            keepalive: pick!(self, keepalive).copied().unwrap_or(default.keepalive),
+            on_remove: pick!(self, on_remove).copied().unwrap_or(default.on_remove),
+            buffer_size: pick!(self, buffer_size).map(|size| size.0).or(default.buffer_size),
+        }
+    }
+}
