@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::prelude::*;
 
-use super::{Event, Level};
+use super::event::{Event, Level};
 
 /// The journal when stderr is the journal; None where it is not, or cannot be spoken to: stderr then does as well.
 pub fn open(identifier: &str) -> Option<Dispatch> {

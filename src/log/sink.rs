@@ -2,9 +2,9 @@
 
 use std::io::Write as _;
 
+use super::event::{Event, Level};
 #[cfg(feature = "events")]
 use super::journal::{self, Dispatch};
-use super::{Event, Level};
 
 /// Where events go.
 #[derive(Debug)]
