@@ -16,7 +16,7 @@ use std::{
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use ppp::{v1, v2};
 
-use super::{Failure, way::io_failure};
+use super::{failure::Failure, way::io_failure};
 use crate::{
     spec::ProxyProtocol,
     stream::{Kind, Stream},

@@ -5,7 +5,10 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::time::timeout;
 
-use super::{Failure, Way, way::io_failure};
+use super::{
+    failure::Failure,
+    way::{Way, io_failure},
+};
 use crate::{
     spec::HostPort,
     stream::{Kind, Stream},

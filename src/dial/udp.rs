@@ -5,7 +5,10 @@ use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use socket2::{Domain, Protocol, Type};
 use tokio::time::timeout;
 
-use super::{Failure, Way, way::io_failure};
+use super::{
+    failure::Failure,
+    way::{Way, io_failure},
+};
 use crate::spec::HostPort;
 
 /// A non-blocking socket connected to `addr`: to the first of its addresses that the kernel knows a way to.

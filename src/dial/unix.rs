@@ -9,7 +9,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, connect as connect_fd, socket};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::{
     spec::UnixAddr,
     stream::{Kind, Stream},

@@ -7,7 +7,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Failure, netns};
+use super::{failure::Failure, netns};
 use crate::spec::{Host, HostPort, Netns, Via};
 
 /// How an IP address is dialled.

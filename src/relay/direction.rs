@@ -28,7 +28,7 @@ use std::{
 };
 
 use super::{
-    End,
+    end::End,
     pool::{self, Buffer, Pipe, Wide, move_bytes},
 };
 use crate::stream::{Kind, Stream};

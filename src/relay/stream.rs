@@ -41,8 +41,11 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    Counters, End, Interrupt, Outcome, ParkedDirection, ParkedEnd, Phase, Side,
-    direction::{Direction, Fault, Passing},
+    counters::Counters,
+    direction::{Direction, Fault, ParkedDirection, Passing, Phase},
+    end::{End, ParkedEnd},
+    interrupt::Interrupt,
+    outcome::{Outcome, Side},
 };
 use crate::stream::{Gone, Stream};
 

@@ -37,7 +37,7 @@ use tokio::time::{Instant, sleep_until};
 pub use self::child::{Child, Exit};
 pub use self::group::Group;
 pub use self::stderr::Stderr;
-use super::{Failure, abandoned};
+use super::failure::{Failure, abandoned};
 use crate::{
     proto::qrexec::SetUp,
     spec,

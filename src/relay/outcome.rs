@@ -1,0 +1,47 @@
+//! How a relay stopped, and because of which side.
+
+use std::io;
+
+use super::interrupt::Why;
+
+/// One of the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to us.
+    Peer,
+    /// What we dialled.
+    Upstream,
+}
+
+impl Side {
+    /// The one opposite.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Peer => Self::Upstream,
+            Self::Upstream => Self::Peer,
+        }
+    }
+}
+
+/// How a relay stopped.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Both directions ended as their senders wished, or the upstream ended and the peer's rest was dropped.
+    Eof {
+        /// Bytes of the peer that came after the upstream had stopped taking any: 0 for a complete transfer.
+        dropped: u64,
+    },
+    /// One side was reset or vanished; whatever it had sent before was delivered.
+    Reset {
+        /// Which side.
+        by: Side,
+        /// What the kernel said, where it said anything.
+        error: Option<io::Error>,
+    },
+    /// The upstream has ended its sending, and the peer was not told ([`Relay::hold_end`](super::Relay::hold_end)). The relay goes on.
+    UpstreamEnded,
+    /// No byte moved for the idle timeout.
+    Idle,
+    /// Stopped from outside; the relay can be parked or ended.
+    Interrupted(Why),
+}
