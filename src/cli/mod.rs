@@ -19,4 +19,6 @@ pub mod remote;
 #[cfg(feature = "forward")]
 mod serve;
 #[cfg(feature = "forward")]
+mod systemctl;
+#[cfg(feature = "forward")]
 mod units;

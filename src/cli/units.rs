@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::spec::unit::Unit;
+use crate::{spec::unit::Unit, systemd::systemctl::Manager};
 
 /// A unit file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -25,6 +25,14 @@ pub(super) enum Scope {
 }
 
 impl Scope {
+    /// The service manager of these units.
+    pub(super) fn manager(self) -> Manager {
+        match self {
+            Self::User => Manager::User,
+            Self::System => Manager::System,
+        }
+    }
+
     /// What `systemctl` needs to be told, followed by a blank.
     pub(super) fn flag(self) -> &'static str {
         match self {

@@ -3,11 +3,11 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use crate::session::Snapshot;
+use crate::{session::Snapshot, sys::file::replace};
 
 /// More than that was not written by us, in bytes.
 const LIMIT: u64 = 16 << 20;
@@ -40,10 +40,7 @@ pub fn write(socket: &Path, kept: &Snapshot) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    let dir = file.parent().ok_or(io::ErrorKind::NotFound)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(dir)?; // 0600
-    temporary.write_all(&serde_json::to_vec(kept)?)?;
-    temporary.persist(&file).map(drop).map_err(|e| e.error)
+    replace(&file, 0o600, &serde_json::to_vec(kept)?)
 }
 
 #[cfg(test)]

@@ -9,25 +9,18 @@
 //! A process id may have come round again since: a process that started after the session was accepted is not its peer.
 //! What the kernel gives here, a peer may have chosen (command lines, names of units of its own): all is escaped.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
-use nix::{
-    time::{ClockId, clock_gettime},
-    unistd::{SysconfVar, sysconf},
-};
+use nix::time::{ClockId, clock_gettime};
 
 use super::api::{self, Process};
-use crate::{log::escape, session::Peer};
+use crate::{
+    log::escape,
+    session::Peer,
+    sys::proc::{self, Groups, Tcp},
+};
 
-/// As much of a file of /proc is read, in bytes.
+/// The most that is read of a command line, in bytes.
 const LIMIT: u64 = 4096;
 /// A command line is cut after so many characters.
 const COMMAND: usize = 256;
@@ -94,59 +87,24 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 /// Inode and user of the socket of each.
 fn inodes(ends: &HashMap<(SocketAddr, u16), usize>) -> HashMap<u64, (usize, u32)> {
     let mut found = HashMap::new();
-    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        let Ok(file) = File::open(table) else { continue };
-        for line in BufReader::new(file).lines().map_while(Result::ok).skip(1) {
-            let Some((local, port, uid, inode)) = row(&line) else { continue };
-            if let Some(index) = ends.get(&(canonical(local), port)).filter(|_| inode > 0) {
-                found.insert(inode, (*index, uid));
-            }
+    Tcp::all(|socket| {
+        let end = ends.get(&(canonical(socket.local), socket.port));
+        if let Some(index) = end.filter(|_| socket.inode > 0) {
+            found.insert(socket.inode, (*index, socket.user));
         }
-    }
+    });
     found
-}
-
-/// Local address, remote port, user and inode of a line of /proc/net/tcp (proc_pid_net(5)): `sl local remote st
-/// tx:rx tr:when retransmits uid timeout inode …`.
-fn row(line: &str) -> Option<(SocketAddr, u16, u32, u64)> {
-    let mut words = line.split_ascii_whitespace().skip(1);
-    let local = address(words.next()?)?;
-    let remote = address(words.next()?)?;
-    let mut words = words.skip(4);
-    Some((local, remote.port(), words.next()?.parse().ok()?, words.nth(1)?.parse().ok()?))
-}
-
-/// `0100007F:0050`: words of 32 bits in the machine's order, the port as it is read.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |n: usize| u32::from_str_radix(ip.get(n * 8..n * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let ip = match ip.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let mut bytes = [0; 16];
-            for (n, part) in bytes.chunks_exact_mut(4).enumerate() {
-                part.copy_from_slice(&word(n)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes))
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
 }
 
 /// Who holds these sockets: index, process, user.
 fn holders(mut inodes: HashMap<u64, (usize, u32)>) -> Vec<(usize, u32, u32)> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+    for (pid, process) in proc::Process::all() {
         if inodes.is_empty() {
             break;
         }
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        for descriptor in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
-            let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-            if let Some((index, uid)) = inode.and_then(|inode: u64| inodes.remove(&inode)) {
+        for inode in process.sockets() {
+            if let Some((index, uid)) = inodes.remove(&inode) {
                 found.push((index, pid, uid));
             }
         }
@@ -156,53 +114,32 @@ fn holders(mut inodes: HashMap<u64, (usize, u32)>) -> Vec<(usize, u32, u32)> {
 
 /// What there is to say of a process, unless it started after the session.
 fn process(pid: u32, uid: Option<u32>, age: Duration) -> Option<Process> {
-    let dir = Path::new("/proc").join(pid.to_string());
-    let uid = uid.or_else(|| dir.metadata().ok().map(|m| m.uid()))?;
-    let (unit, command) = (unit(&read(&dir.join("cgroup"))), command(&dir));
+    let it = proc::Process::of(pid);
+    let uid = uid.or_else(|| it.user())?;
+    let (unit, command) = (unit(&it.groups()), command(&it));
     // Last: whoever has the number by now has it for good.
-    let was_there = started(&dir)? <= since_boot().saturating_sub(age) + SLACK;
+    let was_there = it.stat()?.started()? <= since_boot().saturating_sub(age) + SLACK;
     was_there.then_some(Process { pid, uid, unit, command })
-}
-
-fn read(file: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(file) {
-        let _ = file.take(LIMIT).read_to_end(&mut bytes);
-    }
-    bytes
 }
 
 fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from)
 }
 
-/// When a process started, since boot (proc_pid_stat(5), field 22). The name in field 2 may hold anything, so fields are
-/// counted from its last parenthesis.
-fn started(dir: &Path) -> Option<Duration> {
-    let stat = String::from_utf8_lossy(&read(&dir.join("stat"))).into_owned();
-    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok()?.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0)?;
-    Some(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
-}
-
 /// The unit that a process belongs to, by its place in the cgroup tree (cgroups(7)): the innermost service or scope.
-fn unit(cgroup: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(cgroup);
-    // cgroup2, or else the named hierarchy that systemd keeps beside others
-    let paths = |start: &'static str| text.lines().filter_map(move |line| line.split_once(start).map(|(_, path)| path));
+fn unit(groups: &Groups) -> Option<String> {
     let unit = |path: &str| {
         let found = path.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"));
         found.map(|unit| escape(unit.as_bytes()))
     };
-    paths("0::/").chain(paths(":name=systemd:/")).find_map(unit)
+    groups.of_systemd().find_map(unit)
 }
 
 /// A command line, escaped, with words that need it in quotes; a process without one in brackets, as ps(1) has it.
-fn command(dir: &Path) -> Option<String> {
-    let bytes = read(&dir.join("cmdline"));
+fn command(process: &proc::Process) -> Option<String> {
+    let bytes = process.command_line(LIMIT);
     let Some(words) = bytes.strip_suffix(b"\0").or(Some(&bytes[..])).filter(|words| !words.is_empty()) else {
-        let name = read(&dir.join("comm"));
-        return Some(format!("[{}]", escape(name.strip_suffix(b"\n")?)));
+        return Some(format!("[{}]", escape(&process.name()?)));
     };
     let words = words.split(|b| *b == 0).map(|word| {
         let word = escape(word);
@@ -218,6 +155,7 @@ fn command(dir: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::Read as _,
         net::{TcpListener, TcpStream},
         process::{Command, Stdio},
     };
@@ -269,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_innermost_service_or_scope_is_the_unit() {
-        let of = |text: &str| unit(text.as_bytes());
+        let of = |text: &str| unit(&Groups::parse(text));
         let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/firefox.service\n";
         assert_eq!(of(user).as_deref(), Some("firefox.service"));
         assert_eq!(of("0::/system.slice/x.service/calls\n").as_deref(), Some("x.service"));

@@ -23,7 +23,11 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
-use crate::{log::escape, spec::Netns, sys};
+use crate::{
+    log::escape,
+    spec::Netns,
+    sys::{self, proc::Process},
+};
 
 /// Where `ip netns` keeps its names (ip-netns(8)); the second is the same place where /var/run is not a link.
 const DIRECTORIES: [&str; 2] = ["/run/netns", "/var/run/netns"];
@@ -110,9 +114,7 @@ pub const NEEDS: &str = "network namespaces need CAP_SYS_ADMIN; run as root, or 
 pub fn permitted() -> bool {
     /// CAP_SYS_ADMIN of capabilities(7).
     const SYS_ADMIN: u64 = 1 << 21;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_none_or(|bits| bits & SYS_ADMIN != 0)
+    Process::own().capabilities().is_none_or(|bits| bits & SYS_ADMIN != 0)
 }
 
 /// Looks a namespace up, now.

@@ -13,7 +13,7 @@ use super::{
     endpoint::{HostPort, Netns, UnixAddr},
     error::{Fault, Flaw, Origin, Place, Source},
     nearest::nearest,
-    text::{Word, escaped},
+    text::{Word, escaped, quoted},
     value::{
         Account, Backlog, BufferSize, Count, Device, Idle, Label, Many, Mode, NetnsName, NetnsPath, Network, OnRemove,
         Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
@@ -353,7 +353,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
         let locate = |at: Option<&Range<usize>>| at.map_or(value.span.clone(), |at| value.place(at));
         let fix = |fix: &str| {
             let (before, after) = (&source.text[..value.span.start], &source.text[value.span.end..]);
-            format!("write: {before}{}{after}", super::fdname::quoted(fix, &source.origin))
+            format!("write: {before}{}{after}", quoted(fix, &source.origin))
         };
         let raw = Raw::Text(&bytes);
         keys.read(Item { key, raw, name: name_place, place: &locate, fix: &fix }, faults);

@@ -4,14 +4,11 @@
 //! which of the two it is. The service asks for the job at the SIGTERM itself: systemd skips an `ExecStop=` until it
 //! has read READY=1, and a burst of starting sockets causes just that.
 
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{headroom::Headroom, unit};
+use super::{systemctl::Manager, unit};
 
 /// How long the manager may take to answer; it takes 6 to 40 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,7 +35,7 @@ pub enum Job {
 /// Safe; the question is left to end by itself.
 pub async fn own_job() -> Job {
     let unit = unit::name();
-    match ask(&["--no-legend", "--plain", "--no-pager", "list-jobs", &unit]).await {
+    match ask(&["--no-legend", "--plain", "list-jobs", &unit]).await {
         Some(jobs) if restarts(&jobs, &unit) => Job::Restart,
         Some(jobs) => {
             let machine = ask(&["is-system-running"]).await.is_some_and(|state| state.trim() == "stopping");
@@ -93,33 +90,14 @@ fn types<'a>(jobs: &'a str, unit: &str) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// What `systemctl` prints; `None` when it fails or takes too long.
+/// What the manager prints; `None` when it fails or takes too long.
 async fn ask(arguments: &[&str]) -> Option<String> {
-    let mut command = Command::new("systemctl");
-    // Set for services of a user's manager (systemd.exec(5)).
-    if std::env::var_os("MANAGERPID").is_some() {
-        command.arg("--user");
-    }
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    for name in crate::sys::OURS_ALONE {
-        command.env_remove(name);
-    }
-    let answer = timeout(
-        PATIENCE,
-        spawn_blocking(move || {
-            let headroom = Headroom::take();
-            let child = command.spawn();
-            drop(headroom);
-            child?.wait_with_output()
-        }),
-    )
-    .await
-    .ok()?
-    .ok()?
-    .ok()?;
-    // is-system-running says "stopping" with a status that is not zero.
-    let known = answer.status.success() || !answer.stdout.is_empty();
-    known.then(|| String::from_utf8_lossy(&answer.stdout).into_owned())
+    let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let asking = spawn_blocking(move || Manager::own().ask(&arguments, PATIENCE));
+    // The limit holds even where no thread is free to ask.
+    let answer = timeout(PATIENCE, asking).await.ok()?.ok()?.ok()?;
+    let known = answer.status.success() || !answer.text.is_empty();
+    known.then_some(answer.text)
 }
 
 #[cfg(test)]

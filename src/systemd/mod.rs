@@ -3,9 +3,10 @@
 //! # Theory
 //! A process says things by datagrams to NOTIFY_SOCKET ([`notify`]): that it is ready, its status, signs of life,
 //! descriptors to keep. It is told things by signals ([`signals`]); a SIGTERM does not say whether it means a stop or a
-//! restart, so the process asks which job runs ([`jobs`]). Telling and asking need descriptors even where connections
-//! have used up all others, so some are kept back ([`headroom`]). The manager gives a process a unit ([`unit`]): a name, a
-//! control group, directories. What the unit's ExecReload= runs is a process beside the service ([`reload`]).
+//! restart, so the process asks which job runs ([`jobs`], by [`systemctl`]). Telling and asking need descriptors even
+//! where connections have used up all others, so some are kept back ([`headroom`]). The manager gives a process a unit
+//! ([`unit`]): a name, a control group, directories. The unit's ExecReload= runs a process beside the service
+//! ([`reload`]).
 //!
 //! # Vocabulary
 //! *manager*: systemd, of the system or of a user. *unit*: what the manager runs this process for. *job*: what the
@@ -20,4 +21,5 @@ pub mod notify;
 pub mod reload;
 #[cfg(feature = "forward")]
 pub mod signals;
+pub mod systemctl;
 pub mod unit;

@@ -1,7 +1,7 @@
 //! The unit that this process belongs to: its name, its control group, its runtime directory, the keeper beside it.
 
 use std::{
-    env, fs, io,
+    env, io,
     io::IoSlice,
     os::{
         fd::{AsRawFd as _, BorrowedFd},
@@ -12,10 +12,12 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
+use crate::sys::proc::Process;
+
 /// The name of the keeper's socket in the runtime directory of the keeper's unit.
 pub const KEEPER: &str = "kept";
 
-/// The name of the unit (cgroups(7), /proc/PID/cgroup).
+/// The name of the unit.
 pub fn name() -> String {
     let group = group().unwrap_or_default();
     let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service"));
@@ -33,8 +35,7 @@ pub fn delegated_group() -> Option<PathBuf> {
 
 /// This process's control group, as a path below the root of the hierarchy.
 fn group() -> Option<String> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    Process::own().groups().unified().map(str::to_owned)
 }
 
 /// The runtime directory that the manager made for the unit: the first of RUNTIME_DIRECTORY (systemd.exec(5)).

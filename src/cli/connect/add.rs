@@ -4,24 +4,24 @@
 //! what `add` wrote: an edited one is its author's.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 use clap::Args;
 
 use super::config;
 use crate::{
-    cli::units::Scope,
+    cli::{systemctl, units::Scope},
     log::escape,
     report::{Code, Failure},
     spec::{
         Forward, SocketKind, Upstream, fdname, policy_line,
         unit::{Unit, rejected, repair},
     },
+    sys::file::create,
 };
 
 const PREFIX: &str = "qrexec-connect-";
@@ -81,8 +81,8 @@ pub(super) fn add(options: &Add) -> Result<ExitCode, Failure> {
     advise(&forward);
     let flag = scope.flag();
     if options.now {
-        systemctl(scope, &["daemon-reload"])?;
-        systemctl(scope, &["enable", "--now", &unit])?;
+        systemctl::order(scope, &["daemon-reload"])?;
+        systemctl::order(scope, &["enable", "--now", &unit])?;
         println!("{unit} listens on {listen}; follow it with: journalctl {flag}-t qrexec-connect -f");
     } else {
         println!("now run: systemctl {flag}daemon-reload && systemctl {flag}enable --now {unit}");
@@ -106,9 +106,9 @@ pub(super) fn remove(options: &Remove) -> Result<ExitCode, Failure> {
         return Err(Failure::new(Code::Failure, what)
             .hint(format!("run: systemctl {flag}disable --now {unit} && rm {}", file.display())));
     }
-    systemctl(scope, &["disable", "--now", &unit])?;
+    systemctl::order(scope, &["disable", "--now", &unit])?;
     fs::remove_file(&file).map_err(|e| Failure::new(Code::Failure, format!("{}: {e}", file.display())))?;
-    systemctl(scope, &["daemon-reload"])?;
+    systemctl::order(scope, &["daemon-reload"])?;
     println!("removed {}; sessions that were open go on", file.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -195,12 +195,7 @@ fn write_new(dir: &Path, file: &Path, text: &str) -> Result<(), Failure> {
             .hint("a system unit is root's to write; without --system it is yours"),
         _ => Failure::new(Code::Failure, format!("{}: {e}", file.display())),
     };
-    fs::create_dir_all(dir).map_err(failed)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    temporary.write_all(text.as_bytes()).map_err(failed)?;
-    let kept: File = temporary.persist_noclobber(file).map_err(|e| failed(e.error))?;
-    use std::os::unix::fs::PermissionsExt as _;
-    kept.set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)
+    fs::create_dir_all(dir).and_then(|()| create(file, 0o644, text.as_bytes())).map_err(failed)
 }
 
 /// What else it needs, and what to beware of.
@@ -211,17 +206,6 @@ fn advise(forward: &Forward) {
         }
         println!("dom0 needs a policy line, in /etc/qubes/policy.d/30-user.policy:");
         println!("    {}", policy_line(call, None));
-    }
-}
-
-fn systemctl(scope: Scope, arguments: &[&str]) -> Result<(), Failure> {
-    let command = format!("systemctl {}{}", scope.flag(), arguments.join(" "));
-    let flag = scope.flag().trim();
-    let status = Command::new("systemctl").args(Some(flag).filter(|f| !f.is_empty())).args(arguments).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(Code::Failure, format!("`{command}` failed: {status}"))),
-        Err(e) => Err(Failure::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
     }
 }
 

@@ -22,7 +22,8 @@ use crate::{
 };
 
 const PROGRAM: &str = "qrexec-connect";
-const FACE: control::Face = control::Face { program: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
+const CONTROLLED: control::Program =
+    control::Program { name: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
 
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
@@ -152,7 +153,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Add(options) => add::add(&options),
         Command::Remove(options) => add::remove(&options),
-        Command::Control(command) => control::run(FACE, &command),
+        Command::Control(command) => control::run(CONTROLLED, &command),
         Command::Demo { check } => demo::run(check),
         Command::Reload => serve::reload(),
         Command::Keep => serve::keep(PROGRAM),

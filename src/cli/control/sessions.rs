@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    PAUSE, Service, print, print_json,
-    table::{self, Cell, Colour, Paper, bytes, duration},
+    service::{PAUSE, Service, print, print_json},
+    table::{self, Cell, Colour, Style, bytes, duration},
 };
 use crate::{
     control::{
@@ -52,7 +52,7 @@ pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<
     }
     let rows: Vec<_> = sessions.iter().map(row).collect();
     let head = ["ID", "AGE", "LISTENER", "LEADS TO", "STATE", "UP", "DOWN", "PEER", "PROCESS"];
-    print(&table::render(Paper::stdout(), head, &rows))
+    print(&table::render(Style::stdout(), head, &rows))
 }
 
 /// Looks for processes that the service may not see. It is held to few capabilities, and whoever asks is often root.
@@ -116,7 +116,7 @@ fn details(s: &api::Session) -> String {
 /// # Errors
 /// No service.
 pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Failure> {
-    let paper = Paper::stdout();
+    let style = Style::stdout();
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);
     loop {
         let mut readers_gone = false;
@@ -124,7 +124,7 @@ pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Failure>
             client.each("Watch", &serde_json::json!({}), |event: api::Event| {
                 deadline = Instant::now() + RESTART;
                 first = false;
-                let told = if json { print_json(&event) } else { print(&line(paper, &event)) };
+                let told = if json { print_json(&event) } else { print(&line(style, &event)) };
                 readers_gone = told.is_err();
                 !readers_gone
             })
@@ -143,10 +143,10 @@ pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Failure>
 }
 
 /// `12:00:01  began      819f8405  127.0.0.1:60304 on 127.0.0.1:1234 to …`; nothing for what people need not see.
-fn line(paper: Paper, event: &api::Event) -> String {
+fn line(style: Style, event: &api::Event) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let [.., hour, minute, second] = sys::local_time(i64::try_from(now).unwrap_or(0));
-    let time = paper.paint(Some(Colour::Dim), &format!("{hour:02}:{minute:02}:{second:02}"));
+    let time = style.paint(Some(Colour::Dim), &format!("{hour:02}:{minute:02}:{second:02}"));
     let Some(s) = &event.session else {
         return match event.dropped {
             Some(n) => format!("{time}  {n} events were left out: this terminal is too slow\n"),
@@ -172,7 +172,7 @@ fn line(paper: Paper, event: &api::Event) -> String {
         }
         Happened::Began | Happened::Ready | Happened::Dropped => ("began", None, String::new()),
     };
-    let word = paper.paint(colour, &format!("{word:<9}"));
+    let word = style.paint(colour, &format!("{word:<9}"));
     let subject = format!("{}  {} on {} to {}", short(&s.id), s.peer, s.listener, s.upstream);
     let rest = if rest.is_empty() { rest } else { format!(": {rest}") };
     format!("{time}  {word}  {}\n", table::clean(&format!("{subject}{rest}")))

@@ -8,13 +8,14 @@ use std::{collections::BTreeMap, fmt, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    Service, manager, print, print_json,
-    table::{self, Cell, Colour, Paper},
+    service::{Service, print, print_json},
+    table::{self, Cell, Colour, Style},
 };
 use crate::{
     cli::{
         config::Sources,
         connect::check,
+        systemctl,
         units::{self, Found},
     },
     control::{api, client::Failed},
@@ -164,7 +165,7 @@ struct Row {
 struct Unit {
     name: String,
     found: Option<Found>,
-    shown: manager::Shown,
+    shown: systemctl::Shown,
 }
 
 /// Says how things stand.
@@ -178,7 +179,7 @@ pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<Exi
     if json {
         print_json(&report)?;
     } else {
-        print(&text(service, &report, Paper::stdout()))?;
+        print(&text(service, &report, Style::stdout()))?;
     }
     Ok(code)
 }
@@ -194,7 +195,7 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
         Err(failed @ Failed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
-    let active = manager::show(service.scope, &["ActiveState"], &[service.unit()])
+    let active = systemctl::show(service.scope, &["ActiveState"], &[service.unit()])
         .and_then(|units| units.into_iter().next())
         .and_then(|unit| unit.last("ActiveState"))
         .filter(|_| service.usual);
@@ -222,21 +223,21 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
         sessions: live.as_ref().map(|live| live.sessions),
         trouble,
     };
-    Ok(Report { program: service.face.program, served, service: state, listeners, faults })
+    Ok(Report { program: service.program.name, served, service: state, listeners, faults })
 }
 
 /// The socket units there are: by their files, and instances of templates that systemd has loaded.
 fn units(service: &Service) -> Vec<Unit> {
-    let prefix = service.face.prefix;
+    let prefix = service.program.prefix;
     let found = units::find(&service.scope.search_path(), &[prefix]);
     let mut all: BTreeMap<String, Option<Found>> = BTreeMap::new();
     // A template listens nowhere itself.
     all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
-    for name in manager::loaded(service.scope, prefix) {
+    for name in systemctl::loaded(service.scope, prefix) {
         all.entry(name).or_default();
     }
     let names: Vec<String> = all.keys().cloned().collect();
-    let shown = manager::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
+    let shown = systemctl::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
     let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     all.into_iter()
         .zip(shown)
@@ -317,7 +318,7 @@ fn unserved(
         (Some("active" | "activating"), Err(why)) => (State::Refused, Some(why.clone())),
         (Some("active" | "activating"), Ok(_)) if !running => (State::Ready, None),
         (Some("active" | "activating"), Ok(_)) => {
-            let service = service.face.program;
+            let service = service.program.name;
             (State::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
         }
         (Some("failed"), _) => {
@@ -380,7 +381,7 @@ fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
 }
 
 /// The report for people.
-fn text(service: &Service, report: &Report, paper: Paper) -> String {
+fn text(service: &Service, report: &Report, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
     let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
@@ -399,12 +400,12 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
         }
         (false, _, None) => ("not answering", Colour::Dim, String::new()),
     };
-    out += &format!("{}: {}{rest}\n", state.unit, paper.paint(Some(colour), word));
+    out += &format!("{}: {}{rest}\n", state.unit, style.paint(Some(colour), word));
     if let Some(trouble) = &state.trouble {
         out += &format!("  {}\n", table::clean(trouble));
     }
     for fault in &report.faults {
-        out += &format!("  {}\n", paper.paint(Some(Colour::Red), &table::clean(fault)));
+        out += &format!("  {}\n", style.paint(Some(Colour::Red), &table::clean(fault)));
     }
     if report.listeners.is_empty() {
         out += "no listeners are configured\n";
@@ -412,7 +413,7 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
     }
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
-    out += &table::render(paper, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
+    out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
     let mut told = Vec::new();
     for row in &report.listeners {
         let Some(reason) = &row.reason else { continue };
@@ -423,7 +424,7 @@ fn text(service: &Service, report: &Report, paper: Paper) -> String {
         let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
         for (number, line) in reason.lines().enumerate() {
             let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
-            out += &format!("  {}{}\n", paper.paint(Some(colour), &table::clean(&address)), table::clean(line));
+            out += &format!("  {}{}\n", style.paint(Some(colour), &table::clean(&address)), table::clean(line));
         }
     }
     out

@@ -33,14 +33,14 @@ impl Colour {
 
 /// How standard output takes what is printed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Paper {
+pub(super) struct Style {
     /// Whether it takes colours: a terminal, unless NO_COLOR is set to anything.
     pub(super) colour: bool,
     /// Its width, if it has one.
     pub(super) width: Option<usize>,
 }
 
-impl Paper {
+impl Style {
     /// Standard output as it is.
     pub(super) fn stdout() -> Self {
         let out = io::stdout();
@@ -93,8 +93,8 @@ impl<T: AsRef<str>> From<T> for Cell {
     }
 }
 
-/// Rows under a heading, each column as wide as its widest cell. The last column is cut where the paper ends.
-pub(super) fn render<const N: usize>(paper: Paper, head: [&str; N], rows: &[[Cell; N]]) -> String {
+/// Rows under a heading, each column as wide as its widest cell. The last column is cut where the line ends.
+pub(super) fn render<const N: usize>(style: Style, head: [&str; N], rows: &[[Cell; N]]) -> String {
     let wide = |text: &str| text.chars().count();
     let mut widths = head.map(wide);
     for row in rows {
@@ -109,7 +109,7 @@ pub(super) fn render<const N: usize>(paper: Paper, head: [&str; N], rows: &[[Cel
         let mut used = 0;
         for (column, cell) in row.iter().enumerate() {
             let last = column + 1 == N;
-            let room = paper.width.filter(|_| last && number > 0).map(|width| width.saturating_sub(used).max(1));
+            let room = style.width.filter(|_| last && number > 0).map(|width| width.saturating_sub(used).max(1));
             let text = match room {
                 Some(room) if wide(&cell.text) > room => {
                     format!("{}…", cell.text.chars().take(room - 1).collect::<String>())
@@ -119,7 +119,7 @@ pub(super) fn render<const N: usize>(paper: Paper, head: [&str; N], rows: &[[Cel
             // A heading stands over its numbers.
             let right = cell.right || (number == 0 && rows.first().is_some_and(|row| row[column].right));
             let pad = " ".repeat(widths[column].saturating_sub(wide(&text)));
-            let painted = paper.paint(cell.colour, &text);
+            let painted = style.paint(cell.colour, &text);
             match (right, last) {
                 (true, _) => line += &format!("{pad}{painted}"),
                 (false, true) => line += &painted,
@@ -170,22 +170,22 @@ mod tests {
             [Cell::from("a"), Cell::number(7), Cell::from("x".repeat(50))],
             [Cell::from("größer"), Cell::number(1000), Cell::from("short")],
         ];
-        let paper = Paper { colour: false, width: Some(40) };
-        let text = render(paper, ["NAME", "N", "WHAT"], &rows);
+        let style = Style { colour: false, width: Some(40) };
+        let text = render(style, ["NAME", "N", "WHAT"], &rows);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "NAME       N  WHAT");
         assert_eq!(lines[1], format!("a          7  {}…", "x".repeat(25)));
         assert_eq!(lines[2], "größer  1000  short");
         assert_eq!(lines[1].chars().count(), 40);
-        assert_eq!(render(Paper::default(), ["A"], &[]), "A\n");
+        assert_eq!(render(Style::default(), ["A"], &[]), "A\n");
     }
 
     #[test]
-    fn colours_are_for_paper_that_takes_them_and_do_not_shift_columns() {
+    fn colours_are_for_terminals_that_take_them_and_do_not_shift_columns() {
         let rows = [[Cell::from("up").painted(Colour::Green), Cell::from("x")]];
-        let plain = render(Paper::default(), ["STATE", "WHAT"], &rows);
+        let plain = render(Style::default(), ["STATE", "WHAT"], &rows);
         assert_eq!(plain, "STATE  WHAT\nup     x\n");
-        let painted = render(Paper { colour: true, width: None }, ["STATE", "WHAT"], &rows);
+        let painted = render(Style { colour: true, width: None }, ["STATE", "WHAT"], &rows);
         assert_eq!(painted, "\x1b[2mSTATE\x1b[0m  \x1b[2mWHAT\x1b[0m\n\x1b[32mup\x1b[0m     x\n");
     }
 

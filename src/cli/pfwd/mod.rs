@@ -28,7 +28,7 @@ const PROGRAM: &str = "pfwd";
 /// Where the configuration is, unless an argument says otherwise.
 const FILE: &str = "/etc/pfwd.toml";
 
-const FACE: control::Face = control::Face { program: PROGRAM, prefix: "pfwd-", sources };
+const CONTROLLED: control::Program = control::Program { name: PROGRAM, prefix: "pfwd-", sources };
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands about the running service")]
@@ -133,7 +133,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         return serve::reload();
     }
     if let Some(command) = &arguments.command {
-        return control::run(FACE, command);
+        return control::run(CONTROLLED, command);
     }
     let sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
     if arguments.check || arguments.print_units || arguments.show_netns {

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::sys;
+use crate::sys::{self, proc};
 
 /// The control group of the children.
 #[derive(Debug)]
@@ -31,9 +31,7 @@ pub struct Group {
 impl Group {
     /// The group that belongs to the service in which this process runs; `None` outside systemd.
     pub fn find() -> Option<Self> {
-        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        let unit = beside(&groups, &mounts)?;
+        let unit = beside(proc::Process::own().groups().unified()?, &proc::unified_hierarchy()?)?;
         Some(Self { own: unit.join("calls"), unit })
     }
 
@@ -83,18 +81,11 @@ impl Group {
     }
 }
 
-/// The directory of the group beside that of the service, from /proc/self/cgroup and /proc/self/mounts.
-fn beside(groups: &str, mounts: &str) -> Option<PathBuf> {
-    let mount = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
-        (kind == "cgroup2").then_some(at)
-    })?;
-    // cgroups(7): the line of the unified hierarchy begins with `0::`.
-    let service = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let (parents, service) = service.rsplit_once('/').unwrap_or(("", service));
+/// The directory of the group beside that of the service, which is at the path `group` of the hierarchy at `mount`.
+fn beside(group: &str, mount: &Path) -> Option<PathBuf> {
+    let (parents, service) = group.strip_prefix('/')?.rsplit_once('/').unwrap_or(("", group.strip_prefix('/')?));
     let name = service.strip_suffix(".service")?;
-    Some(Path::new(mount).join(parents).join(format!("{name}-calls.service")))
+    Some(mount.join(parents).join(format!("{name}-calls.service")))
 }
 
 #[cfg(test)]
@@ -103,21 +94,20 @@ mod tests {
 
     #[test]
     fn the_calls_live_beside_the_service_in_the_unified_hierarchy() {
-        let mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        let groups = "1:name=systemd:/x\n0::/user.slice/user@1000.service/app.slice/qrexec-connect.service\n";
+        let mount = Path::new("/sys/fs/cgroup/unified");
+        let group = "/user.slice/user@1000.service/app.slice/qrexec-connect.service";
         let expected = "/sys/fs/cgroup/unified/user.slice/user@1000.service/app.slice/qrexec-connect-calls.service";
-        assert_eq!(beside(groups, mounts).as_deref(), Some(Path::new(expected)));
-        assert_eq!(
-            beside("0::/system.slice/x.service", "c /c cgroup2 rw 0 0").as_deref(),
-            Some(Path::new("/c/system.slice/x-calls.service"))
-        );
+        assert_eq!(beside(group, mount).as_deref(), Some(Path::new(expected)));
+        let calls = Path::new("/c/system.slice/x-calls.service");
+        assert_eq!(beside("/system.slice/x.service", Path::new("/c")).as_deref(), Some(calls));
+        assert_eq!(beside("/x.service", Path::new("/c")).as_deref(), Some(Path::new("/c/x-calls.service")));
     }
 
     #[test]
     fn outside_a_service_there_is_none() {
-        assert_eq!(beside("0::/user.slice/session-1.scope\n", "c /c cgroup2 rw 0 0"), None);
-        assert_eq!(beside("0::/a.service\n", "proc /proc proc rw 0 0"), None);
-        assert_eq!(beside("", ""), None);
+        for group in ["/user.slice/session-1.scope", "/", "", "a.service"] {
+            assert_eq!(beside(group, Path::new("/c")), None, "{group}");
+        }
     }
 
     #[test]

@@ -11,10 +11,7 @@
 //! | a socket that some other program listens on | refused |
 //! | anything else: file, directory, symbolic link … | refused, and left alone |
 //!
-//! The rights of a socket file are those that umask(2) leaves when it is bound, and on Linux fchmod(2) of the socket
-//! does not change them. So it is bound under a umask that leaves none, in a thread with a umask of its own
-//! (unshare(2), CLONE_FS); owner and mode are then set on the very inode (O_PATH, O_NOFOLLOW), and only then it
-//! listens: at no moment can anybody connect who may not.
+//! The socket has its rights before it listens ([`socket_file`]): at no moment can anybody connect who may not.
 //!
 //! What is removed in the end is the inode that was made here, or nothing.
 
@@ -25,7 +22,7 @@ use std::{
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{
-            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
             net::UnixListener,
         },
     },
@@ -33,18 +30,19 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, fcntl},
-    sched::{CloneFlags, unshare},
-    sys::{
-        socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, bind as bind_fd, socket},
-        stat::{Mode as Bits, umask},
-    },
-    unistd::{Gid, Group, Uid, User},
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, bind as bind_fd, socket},
+    unistd::{Group, User},
 };
 
 use crate::{
     log::escape,
     spec::{Account, Mode, Owner, Rights, UnixAddr},
+    sys::{
+        self, proc,
+        socket_file::{self, Doing, Failed, Rights as Granted, look},
+    },
 };
 
 /// The socket file that is ours, and the lock that says so. Dropped, both files are removed; released, they stay.
@@ -62,44 +60,32 @@ pub struct Claim {
 /// # Errors
 /// What is in the way, and what to do.
 pub fn bind(addr: &UnixAddr, rights: &Rights, backlog: NonZeroU32) -> Result<(UnixListener, Option<Claim>), String> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .map_err(|e| format!("cannot make a UNIX socket: {}", e.desc()))?;
-    let claim = match addr {
+    let (socket, claim) = match addr {
         UnixAddr::Abstract(name) => {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+                .map_err(|e| format!("cannot make a UNIX socket: {}", e.desc()))?;
             let address = SockAddr::new_abstract(name).map_err(|e| format!("cannot serve {addr}: {}", e.desc()))?;
             bind_fd(fd.as_raw_fd(), &address)
                 .map_err(|e| format!("cannot serve {addr}: {}; `ss -lxp` shows who has it", e.desc()))?;
-            None
+            (fd, None)
         }
-        UnixAddr::Path(path) => Some(in_thread(|| Claim::make(&fd, path, rights))?),
+        UnixAddr::Path(path) => {
+            // Directories and the lock, too, get no more rights than their modes say.
+            let made = socket_file::with_umask(0o077, || Claim::make(path, rights));
+            let (socket, claim) = made.map_err(|e| told(&e, &show(path), rights.mode))??;
+            (socket, Some(claim))
+        }
     };
-    let listening = socket2::SockRef::from(&fd).listen(i32::try_from(backlog.get()).unwrap_or(i32::MAX));
-    listening.map_err(|e| format!("cannot listen on {addr}: {e}"))?;
-    Ok((UnixListener::from(fd), claim))
-}
-
-/// Runs `work` in a thread that may change its umask without anybody else noticing.
-fn in_thread<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
-    let alone = || {
-        unshare(CloneFlags::CLONE_FS).map_err(|e| format!("cannot have a umask of its own: {}", e.desc()))?;
-        work()
-    };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("bind".into()).spawn_scoped(scope, alone);
-        let thread = thread.map_err(|e| format!("cannot start a thread: {e}"))?;
-        thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
-    })
+    sys::listen(&socket, backlog.get()).map_err(|e| format!("cannot listen on {addr}: {e}"))?;
+    Ok((UnixListener::from(socket), claim))
 }
 
 impl Claim {
-    /// Locks the path, clears it of a dead socket, binds `fd` there and sets the rights; it does not listen yet.
-    ///
-    /// To be called in a thread of its own.
-    fn make(fd: &OwnedFd, path: &Path, rights: &Rights) -> Result<Self, String> {
+    /// Locks the path, clears it of a dead socket and binds one there with its rights; it does not listen yet.
+    fn make(path: &Path, rights: &Rights) -> Result<(OwnedFd, Self), String> {
         let owner = ids(rights.owner.as_ref())?;
         let dir_owner = ids(rights.dir_owner.as_ref())?;
-        umask(Bits::from_bits_truncate(0o077));
         if let Some(parent) = path.parent() {
             make_directories(parent, rights.dir_mode, dir_owner)?;
         }
@@ -107,18 +93,10 @@ impl Claim {
         // From here on the lock file is removed whatever happens.
         let mut claim = Self { path: path.to_owned(), inode: (0, 0), lock: Some(lock) };
         clear(path)?;
-        umask(Bits::from_bits_truncate(0o777));
-        let at = show(path);
-        let address = SockAddr::new(path).map_err(|e| format!("cannot serve {at}: {}", e.desc()))?;
-        bind_fd(fd.as_raw_fd(), &address).map_err(|e| format!("cannot serve {at}: {}{}", e.desc(), hint(&e.into())))?;
-        let made = look(path).map_err(|e| format!("cannot look at {at}: {e}"))?;
-        let meta = made.metadata().map_err(|e| format!("cannot look at {at}: {e}"))?;
-        if !meta.file_type().is_socket() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o777 != 0 {
-            return Err(format!("{at} was replaced while it was being made: who else writes to its directory?"));
-        }
-        claim.inode = (meta.dev(), meta.ino());
-        grant(&made, &at, rights.mode, owner)?;
-        Ok(claim)
+        let bound = socket_file::bind(path, granted(rights.mode, owner));
+        let bound = bound.map_err(|e| told(&e, &show(path), rights.mode))?;
+        claim.inode = bound.inode;
+        Ok((bound.socket, claim))
     }
 
     /// Takes up a claim that was released in another process.
@@ -244,26 +222,10 @@ fn clear(path: &Path) -> Result<(), String> {
         };
         return Err(format!("{at} is {what}: it is left alone; move it away or serve another path"));
     }
-    if listened(path) {
+    if proc::listens(path) {
         return Err(format!("another program listens on {at}; `ss -lxp src {at}` shows which"));
     }
     fs::remove_file(path).map_err(|e| format!("cannot remove the dead socket {at}: {e}{}", hint(&e)))
-}
-
-/// Whether some program listens on that path, as the kernel's list (proc(5), /proc/net/unix) has it: asking costs the
-/// listener nothing, unlike connecting.
-fn listened(path: &Path) -> bool {
-    /// `__SO_ACCEPTCON` of linux/net.h.
-    const LISTENS: u32 = 1 << 16;
-    let list = fs::read("/proc/net/unix").unwrap_or_default();
-    list.split(|byte| *byte == b'\n').skip(1).any(|line| {
-        let mut fields = line.splitn(8, |byte| *byte == b' ').filter(|field| !field.is_empty());
-        let flags = fields.nth(3).and_then(|text| u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok());
-        flags.is_some_and(|flags| flags & LISTENS != 0)
-            && line.ends_with(path.as_os_str().as_encoded_bytes())
-            && line.len() > path.as_os_str().len()
-            && line[line.len() - path.as_os_str().len() - 1] == b' '
-    })
 }
 
 /// Makes the directories that are missing, with these rights; existing ones are left as they are.
@@ -286,52 +248,56 @@ fn make_directories(path: &Path, mode: Mode, owner: Ids) -> Result<(), String> {
     }
 }
 
-/// The very file at `path`, whatever is put in its place later; for its rights only.
-fn look(path: &Path) -> io::Result<fs::File> {
-    fs::File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
-}
-
 fn inode(file: &fs::File) -> Option<(u64, u64)> {
     file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Sets owner and mode of a file that was opened by [`look`], through its name in /proc (open(2), O_PATH). The new
-/// owner never has rights of the old mode, nor the old owner of the new one.
-fn grant(file: &fs::File, at: &str, mode: Mode, (uid, gid): Ids) -> Result<(), String> {
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let meta = file.metadata().map_err(|e| format!("cannot look at {at}: {e}"))?;
-    let chmod = |bits: u32| {
-        let set = fs::set_permissions(&name, fs::Permissions::from_mode(bits));
-        set.map_err(|e| format!("cannot set the mode of {at} to {mode}: {e}"))
-    };
-    let uid = uid.filter(|uid| uid.as_raw() != meta.uid());
-    let gid = gid.filter(|gid| gid.as_raw() != meta.gid());
-    if uid.is_some() || gid.is_some() {
-        chmod(meta.mode() & mode.bits())?;
-        nix::unistd::chown(name.as_str(), uid, gid).map_err(|e| {
+fn granted(mode: Mode, (user, group): Ids) -> Granted {
+    Granted { mode: mode.bits(), user, group }
+}
+
+/// Sets owner and mode of a file that was opened by [`look`].
+fn grant(file: &fs::File, at: &str, mode: Mode, owner: Ids) -> Result<(), String> {
+    socket_file::grant(file, granted(mode, owner)).map_err(|e| told(&e, at, mode))
+}
+
+/// What to tell of a file that could not be made or given its mode.
+fn told(failed: &Failed, at: &str, mode: Mode) -> String {
+    let error = &failed.error;
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    let desc = errno.map_or_else(|| error.to_string(), |errno| errno.desc().to_owned());
+    match failed.doing {
+        Doing::Bind => format!("cannot serve {at}: {desc}{}", hint(error)),
+        Doing::Look => format!("cannot look at {at}: {error}"),
+        Doing::Recognise => format!("{at} was replaced while it was being made: {error}"),
+        Doing::Mode => format!("cannot set the mode of {at} to {mode}: {error}"),
+        Doing::Owner => {
             let hint = "; another owner takes CAP_CHOWN: add it to CapabilityBoundingSet= of the unit";
-            format!("cannot set the owner of {at}: {}{}", e.desc(), if e == nix::Error::EPERM { hint } else { "" })
-        })?;
+            format!("cannot set the owner of {at}: {desc}{}", if errno == Some(Errno::EPERM) { hint } else { "" })
+        }
+        Doing::Thread => format!("cannot start a thread: {error}"),
+        Doing::Work => "a thread panicked".to_owned(),
+        Doing::Umask => format!("cannot have a umask of its own: {desc}"),
+        Doing::Make => format!("cannot make a UNIX socket: {desc}"),
     }
-    chmod(mode.bits())
 }
 
 /// A user and a group; what is not given stays.
-type Ids = (Option<Uid>, Option<Gid>);
+type Ids = (Option<u32>, Option<u32>);
 
 fn ids(owner: Option<&Owner>) -> Result<Ids, String> {
     let Some(owner) = owner else { return Ok((None, None)) };
     let user = owner.user().map(|account| match account {
-        Account::Id(id) => Ok(Uid::from_raw(*id)),
+        Account::Id(id) => Ok(*id),
         Account::Name(name) => match User::from_name(name) {
-            Ok(Some(user)) => Ok(user.uid),
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
             _ => Err(format!("there is no user {name}: owner takes a name of `getent passwd` or a number")),
         },
     });
     let group = owner.group().map(|account| match account {
-        Account::Id(id) => Ok(Gid::from_raw(*id)),
+        Account::Id(id) => Ok(*id),
         Account::Name(name) => match Group::from_name(name) {
-            Ok(Some(group)) => Ok(group.gid),
+            Ok(Some(group)) => Ok(group.gid.as_raw()),
             _ => Err(format!("there is no group {name}: owner takes a name of `getent group` or a number")),
         },
     });

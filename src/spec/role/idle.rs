@@ -1,6 +1,6 @@
 //! Keys that were given and have nothing to act on: a limit that limits nothing is believed to protect.
 
-use super::{Reading, Side};
+use super::reading::{Reading, Side};
 use crate::spec::{
     endpoint::{UnixAddr, Upstream},
     keys::Key,

@@ -1,5 +1,9 @@
 use super::*;
-use crate::spec::{Config, forward};
+use crate::spec::{
+    Config, forward,
+    options::Options,
+    plan::{Legs, Listen},
+};
 
 fn own(text: &str) -> Result<Forward, Faults> {
     mean(&forward(text).unwrap(), Side::Own, &Config::default().defaults)

@@ -1,13 +1,14 @@
 //! Forwards as socket units: what `pfwd` would listen on, systemd can listen on for it.
 
+use super::name::rejected;
 use crate::spec::{
-    endpoint::Netns,
+    endpoint::{Netns, Upstream},
     fdname,
     file::Config,
     keys::{Key, Keys},
     plan::{Forward, Leg, Legs, Listen, Rights, SocketKind},
     role::{Side, mean},
-    unit::rejected,
+    text::escaped,
 };
 
 /// The text of a socket unit, and the name for it.
@@ -66,7 +67,7 @@ fn stem(forward: &Forward, index: usize) -> String {
 /// The unit of one leg; `without` are the keys of the forward that the other one has, or that this leg listens on.
 fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], without: &[Key]) -> SocketUnit {
     // A host proxy dials the UNIX socket; an endpoint listens on it.
-    let dials = matches!(leg.upstream, crate::spec::Upstream::Unix(_));
+    let dials = matches!(leg.upstream, Upstream::Unix(_));
     let left_out = |item: &str| {
         let name = item.split('=').next().unwrap_or_default();
         let listed = |keys: &[Key]| keys.iter().any(|key| key.name() == name);
@@ -76,8 +77,8 @@ fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], 
     if dials {
         // Absolute, whatever `uds_dir` said.
         items.retain(|item| !item.starts_with("uds="));
-        if let crate::spec::Upstream::Unix(addr) = &leg.upstream {
-            items.insert(0, format!("uds={}", crate::spec::text::escaped(&addr.bytes())));
+        if let Upstream::Unix(addr) = &leg.upstream {
+            items.insert(0, format!("uds={}", escaped(&addr.bytes())));
         }
     }
     let kind = match &leg.listen {

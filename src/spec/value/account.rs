@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Raw, Value};
+use super::raw::{Raw, Value};
 use crate::spec::error::Flaw;
 
 /// A user or a group.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Raw, Value};
+use super::raw::{Raw, Value};
 use crate::spec::error::Flaw;
 
 /// Rights of a file or directory, 0 to 0o777.

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use super::{Raw, Value};
+use super::raw::{Raw, Value};
 use crate::spec::error::Flaw;
 
 /// An address with the number of its leading bits that count: `10.0.0.0/8`, `fd00::/8`, `192.0.2.1`.

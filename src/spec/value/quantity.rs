@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{Raw, Value, at_least_one, seconds};
+use super::raw::{Raw, Value};
 use crate::spec::error::Flaw;
 
 /// The longest time that can be asked for: 366 days. Beyond it lies a slip of the pen, and deadlines that overflow.
@@ -161,6 +161,17 @@ impl Value for BufferSize {
     fn texts(&self) -> Vec<Vec<u8>> {
         vec![self.0.to_string().into_bytes()]
     }
+}
+
+/// The number, or 1 instead of 0.
+fn at_least_one(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+}
+
+/// Seconds as the shortest text: `30`, `0.5`.
+fn seconds(duration: Duration) -> String {
+    let text = format!("{}.{:03}", duration.as_secs(), duration.subsec_millis());
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

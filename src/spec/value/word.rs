@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Raw, Value};
+use super::raw::{Raw, Value};
 use crate::spec::{error::Flaw, nearest::nearest};
 
 /// One of a few words.

@@ -9,7 +9,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::error::{Fault, Place, Source};
+use super::error::{Fault, Origin, Place, Source};
 
 /// One byte of a word, and where in the source it was written.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +203,14 @@ pub(super) fn escaped(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// A value for a hint, as a text of this origin would hold it.
+pub(super) fn quoted(value: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::Name(_) => escaped(value.as_bytes()),
+        _ => value.replace('\\', "\\x5c").replace(',', "\\x2c"),
+    }
 }
 
 #[cfg(test)]

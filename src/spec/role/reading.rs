@@ -1,33 +1,19 @@
-//! What a set of keys means: which legs, between what, or what is missing for it to mean anything.
-//!
-//! | keys | role |
-//! |---|---|
-//! | `listen + uds` (or inherited + `uds`) | host proxy: accept, dial the UDS |
-//! | `uds + target [+ namespace]`, no listening side | namespace endpoint: serve the UDS, dial the target |
-//! | `listen + uds + target [+ namespace]` (or inherited + these) | combined pipeline: both |
-//! | `listen + target [+ namespace]` (or inherited) | straight through |
-//! | `udp_listen + udp_target [+ namespace]` (or inherited datagram + `target`) | UDP flows |
-//!
-//! `qrexec` stands where `target` stands, for streams. The keys that say *what* decide the role; then every other key
-//! that was given must have something to act on in it, for a limit that limits nothing is believed to protect. A
-//! default is different: it was given for whom it may concern.
+//! From keys to legs: what excludes what, what is missing, which default holds.
 
 use std::path::PathBuf;
 
-use super::{
+use crate::spec::{
     endpoint::{Host, Netns, UnixAddr, Upstream},
-    error::{Fault, Faults, Place},
+    error::{Fault, Place},
     keys::{At, Key, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
-    plan::{Forward, Leg, Legs, Listen, Rights, SocketKind},
+    plan::{Leg, Legs, Listen, Rights, SocketKind},
     value::Idle,
 };
 
-mod idle;
-
 /// Whose the listening side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(in crate::spec) enum Side {
     /// Ours to bind.
     Own,
     /// A socket of this kind, which systemd made.
@@ -36,45 +22,25 @@ pub(super) enum Side {
 
 /// What `[defaults]` says for all forwards.
 #[derive(Clone, Debug)]
-pub(super) struct Defaults {
-    pub(super) keys: Keys,
-    pub(super) uds_dir: Option<PathBuf>,
+pub(in crate::spec) struct Defaults {
+    pub(in crate::spec) keys: Keys,
+    pub(in crate::spec) uds_dir: Option<PathBuf>,
 }
 
-/// The forward that these keys mean.
-///
-/// # Errors
-/// Everything that is missing, contradictory or without effect.
-pub(super) fn mean(keys: &Keys, side: Side, defaults: &Defaults) -> Result<Forward, Faults> {
-    let datagram = match side {
-        Side::Inherited(kind) => kind == SocketKind::Udp,
-        Side::Own => {
-            let streams = keys.listen.is_some() || keys.uds.is_some() || keys.target.is_some();
-            keys.udp_listen.is_some() || (keys.udp_target.is_some() && !streams)
-        }
-    };
-    let mut reading = Reading { keys, side, defaults, datagram, faults: Vec::new() };
-    reading.refuse_listening_keys();
-    reading.refuse_contradictions();
-    let legs = reading.legs();
-    if let Some(legs) = &legs {
-        reading.refuse_idle_keys(legs);
-    }
-    match legs {
-        Some(legs) if reading.faults.is_empty() => {
-            let label = keys.label.as_ref().map(|label| label.value().clone());
-            Ok(Forward { label, legs, options: reading.options() })
-        }
-        _ => Err(Faults(reading.faults)),
+impl Defaults {
+    /// No defaults; `whole` is never cited.
+    pub(in crate::spec) fn none(whole: Place) -> Self {
+        Self { keys: Keys::none(whole), uds_dir: None }
     }
 }
 
-struct Reading<'a> {
-    keys: &'a Keys,
-    side: Side,
-    defaults: &'a Defaults,
-    datagram: bool,
-    faults: Vec<Fault>,
+/// A set of keys that is being read.
+pub(super) struct Reading<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) side: Side,
+    pub(super) defaults: &'a Defaults,
+    pub(super) datagram: bool,
+    pub(super) faults: Vec<Fault>,
 }
 
 /// The value of a key: the forward's own, else the default.
@@ -85,7 +51,7 @@ macro_rules! pick {
 }
 
 impl Reading<'_> {
-    fn fault(&mut self, key: Key, what: impl Into<String>, hint: &str) {
+    pub(super) fn fault(&mut self, key: Key, what: impl Into<String>, hint: &str) {
         let place = self.keys.given(key).unwrap_or(&self.keys.whole);
         let fault = Fault::at(place, what);
         self.faults.push(if hint.is_empty() { fault } else { fault.hint(hint) });
@@ -97,7 +63,7 @@ impl Reading<'_> {
     }
 
     /// An inherited socket *is* the listening side: what would make another beside it is refused.
-    fn refuse_listening_keys(&mut self) {
+    pub(super) fn refuse_listening_keys(&mut self) {
         let Side::Inherited(_) = self.side else { return };
         for (key, instead) in [
             (Key::Listen, "ListenStream= of the socket unit says where"),
@@ -115,7 +81,7 @@ impl Reading<'_> {
     }
 
     /// Keys that exclude each other, whatever else is there.
-    fn refuse_contradictions(&mut self) {
+    pub(super) fn refuse_contradictions(&mut self) {
         let keys = self.keys;
         let given = |key| keys.given(key).is_some();
         if given(Key::Namespace) && given(Key::SetnsPath) {
@@ -250,7 +216,7 @@ impl Reading<'_> {
     }
 
     /// The legs, or faults that say what is missing for any.
-    fn legs(&mut self) -> Option<Legs> {
+    pub(super) fn legs(&mut self) -> Option<Legs> {
         let (listen, uds, destination) = (self.listening(), self.uds(), self.destination());
         let mut legs = match (listen, uds, destination) {
             (Some(listen), None, Some(to)) => Legs::One(Leg::new(listen, to)),
@@ -334,7 +300,7 @@ impl Reading<'_> {
     }
 
     /// Whether peers of a listening side have an IP address, and whether they have a user.
-    fn families(&self, listen: &Listen) -> (bool, bool) {
+    pub(super) fn families(&self, listen: &Listen) -> (bool, bool) {
         match listen {
             Listen::Tcp { .. } | Listen::Udp { .. } => (true, false),
             Listen::Unix { .. } => (false, true),
@@ -345,7 +311,7 @@ impl Reading<'_> {
         }
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let default = Options::default();
         Options {
             max_connections: pick!(self, max_connections).map_or(default.max_connections, |count| count.0.get()),
@@ -361,13 +327,3 @@ impl Reading<'_> {
         }
     }
 }
-
-impl Defaults {
-    /// No defaults; `whole` is never cited.
-    pub(super) fn none(whole: Place) -> Self {
-        Self { keys: Keys::none(whole), uds_dir: None }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,85 +1,21 @@
-//! The values that keys take: each kind reads what a name or a TOML file gave it, and writes itself back as text.
-//!
-//! A name and an argument hold text only; TOML has numbers and booleans besides. One reading serves both, so that
-//! a forward means the same wherever it is written. What is out of range is refused here, with what to write.
+//! Places: addresses, sockets, network namespaces, calls; each as one text.
 
 use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
-    time::Duration,
 };
 
 use super::{
+    label::{Device, Label},
+    raw::{Raw, Value},
+};
+use crate::spec::{
     call::Call,
     endpoint::{HostPort, Netns, UnixAddr, listen_addr, plus},
     error::Flaw,
 };
-
-mod account;
-mod label;
-mod mode;
-mod network;
-mod quantity;
-mod word;
-
-pub use account::{Account, Owner};
-pub use label::{Device, Label};
-pub use mode::Mode;
-pub use network::Network;
-pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Timeout};
-pub use word::{LogLevel, OnRemove, ProxyProtocol};
-
-/// A value as its source has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Raw<'a> {
-    /// Bytes of a name, or a TOML string.
-    Text(&'a [u8]),
-    /// A TOML integer.
-    Integer(i64),
-    /// A TOML float.
-    Float(f64),
-    /// A TOML boolean.
-    Boolean(bool),
-}
-
-impl<'a> Raw<'a> {
-    /// The text, when it is one; `expected` says what would be right.
-    pub(super) fn text(self, expected: &str) -> Result<&'a str, Flaw> {
-        let Self::Text(bytes) = self else {
-            return Err(Flaw::new(0..0, format!("expected {expected} in quotes")));
-        };
-        std::str::from_utf8(bytes).map_err(|error| {
-            let at = error.valid_up_to();
-            Flaw::new(at..at + 1, "the value is not UTF-8").note("only a path may hold any byte")
-        })
-    }
-
-    /// The bytes, when it is a text.
-    fn bytes(self, expected: &str) -> Result<&'a [u8], Flaw> {
-        match self {
-            Self::Text(bytes) => Ok(bytes),
-            _ => Err(Flaw::new(0..0, format!("expected {expected} in quotes"))),
-        }
-    }
-}
-
-/// A kind of value.
-pub(super) trait Value: Sized {
-    /// Whether a key of this kind may be given several times, or an array in TOML.
-    const MANY: bool = false;
-
-    /// Reads one.
-    fn read(raw: Raw<'_>) -> Result<Self, Flaw>;
-
-    /// Takes up another value of the same key; only for kinds that are [`MANY`](Self::MANY).
-    fn add(&mut self, _more: Self) {}
-
-    /// The texts that [`read`](Self::read) takes back: one, or one for each of many.
-    fn texts(&self) -> Vec<Vec<u8>>;
-}
 
 /// A kind that reads and writes one text.
 macro_rules! textual {
@@ -154,11 +90,11 @@ impl Value for UnixAddr {
 
 /// A network namespace by its name, for `namespace`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NetnsName(pub(super) Netns);
+pub struct NetnsName(pub(in crate::spec) Netns);
 
 /// A network namespace by a path, for `setns_path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NetnsPath(pub(super) Netns);
+pub struct NetnsPath(pub(in crate::spec) Netns);
 
 impl Value for NetnsName {
     fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
@@ -196,7 +132,7 @@ impl Value for Netns {
 
 /// A directory that relative `uds` paths are put under; absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct UdsDir(pub(super) PathBuf);
+pub(in crate::spec) struct UdsDir(pub(in crate::spec) PathBuf);
 
 impl Value for UdsDir {
     fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
@@ -209,62 +145,4 @@ impl Value for UdsDir {
     fn texts(&self) -> Vec<Vec<u8>> {
         vec![self.0.as_os_str().as_bytes().to_vec()]
     }
-}
-
-impl Value for bool {
-    fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
-        let text = match raw {
-            Raw::Boolean(value) => return Ok(value),
-            Raw::Text(_) => raw.text("true or false")?,
-            _ => "",
-        };
-        // The words that systemd takes for a boolean (systemd.syntax(7)).
-        match text {
-            "true" | "yes" | "on" | "1" => Ok(true),
-            "false" | "no" | "off" | "0" => Ok(false),
-            _ => Err(Flaw::new(0..text.len(), "expected true or false")),
-        }
-    }
-
-    fn texts(&self) -> Vec<Vec<u8>> {
-        vec![self.to_string().into_bytes()]
-    }
-}
-
-/// Several values of one key, in the order in which they were given; never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Many<T>(pub(super) Vec<T>);
-
-impl<T> Many<T> {
-    /// The values.
-    pub fn as_slice(&self) -> &[T] {
-        &self.0
-    }
-}
-
-impl<T: Value> Value for Many<T> {
-    const MANY: bool = true;
-
-    fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
-        Ok(Self(vec![T::read(raw)?]))
-    }
-
-    fn add(&mut self, more: Self) {
-        self.0.extend(more.0);
-    }
-
-    fn texts(&self) -> Vec<Vec<u8>> {
-        self.0.iter().flat_map(Value::texts).collect()
-    }
-}
-
-/// A number above zero for [`Count`] and friends, kept here for their readers.
-pub(super) fn at_least_one(number: u32) -> NonZeroU32 {
-    NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
-}
-
-/// Seconds as the shortest text: `30`, `0.5`.
-pub(super) fn seconds(duration: Duration) -> String {
-    let text = format!("{}.{:03}", duration.as_secs(), duration.subsec_millis());
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

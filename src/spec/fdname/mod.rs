@@ -173,14 +173,6 @@ fn stray(source: &Arc<Source>, list: &Word, more: &[Word]) -> Option<Fault> {
     Some(fault.hint("a blank that is data is written \\x20, or the value stands in quotes"))
 }
 
-/// A value for a hint, as a text of this origin would hold it.
-pub(super) fn quoted(value: &str, origin: &Origin) -> String {
-    match origin {
-        Origin::Name(_) => escaped(value.as_bytes()),
-        _ => value.replace('\\', "\\x5c").replace(',', "\\x2c"),
-    }
-}
-
 /// The canonical form: printable ASCII that systemd takes and does not expand, which reads back as the same name.
 /// It is as long as it is; systemd takes 255 characters (see `unit::rejected`).
 impl fmt::Display for Name {

@@ -1,8 +1,12 @@
-//! What systemd says of our units, by `systemctl show`.
+//! What systemd says of our units, and what it is told to do with them.
 
-use std::process::{Command, Stdio};
+use std::{ffi::OsStr, time::Duration};
 
-use crate::cli::units::Scope;
+use super::units::Scope;
+use crate::report::{Code, Failure};
+
+/// How long systemd may take to answer; systemctl itself waits 25 s for each reply (sd_bus_set_method_call_timeout(3)).
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The properties of one unit, in systemd's order; some come several times.
 #[derive(Clone, Debug, Default)]
@@ -34,11 +38,10 @@ pub(super) fn show(scope: Scope, properties: &[&str], units: &[String]) -> Optio
     if units.is_empty() {
         return Some(Vec::new());
     }
-    let mut arguments =
-        vec!["show".to_owned(), "--no-pager".to_owned(), format!("--property={}", properties.join(","))];
-    arguments.push("--".to_owned());
-    arguments.extend(units.iter().cloned());
-    let text = systemctl(scope, &arguments)?;
+    let properties = format!("--property={}", properties.join(","));
+    let mut arguments = vec!["show", &properties, "--"];
+    arguments.extend(units.iter().map(String::as_str));
+    let text = ask(scope, &arguments)?;
     let shown: Vec<_> = text.trim_end_matches('\n').split("\n\n").map(read).collect();
     (shown.len() == units.len()).then_some(shown)
 }
@@ -50,10 +53,9 @@ fn read(text: &str) -> Shown {
 
 /// The socket units with this prefix that systemd has loaded; instances of templates are among them.
 pub(super) fn loaded(scope: Scope, prefix: &str) -> Vec<String> {
-    let arguments = ["list-units", "--all", "--plain", "--no-legend", "--no-pager", "--type=socket"];
-    let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
-    arguments.push(format!("{prefix}*.socket"));
-    let text = systemctl(scope, &arguments).unwrap_or_default();
+    let pattern = format!("{prefix}*.socket");
+    let arguments = ["list-units", "--all", "--plain", "--no-legend", "--type=socket", &pattern];
+    let text = ask(scope, &arguments).unwrap_or_default();
     text.lines().filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect()
 }
 
@@ -63,12 +65,22 @@ pub(super) fn listens(scope: Scope, unit: &str) -> Vec<String> {
     shown.map_or_else(Vec::new, |unit| unit.listens().into_iter().map(|(address, _)| address).collect())
 }
 
-fn systemctl(scope: Scope, arguments: &[String]) -> Option<String> {
-    let flag = scope.flag().trim();
-    let mut command = Command::new("systemctl");
-    command.args(Some(flag).filter(|f| !f.is_empty())).args(arguments);
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+/// Has systemctl do something; what it says goes to the terminal.
+///
+/// # Errors
+/// What to tell the user.
+pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Failure> {
+    let command = format!("systemctl {}{}", scope.flag(), arguments.join(" "));
+    match scope.manager().order(arguments) {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::new(Code::Failure, format!("`{command}` failed: {status}"))),
+        Err(e) => Err(Failure::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
+    }
+}
+
+fn ask<S: AsRef<OsStr>>(scope: Scope, arguments: &[S]) -> Option<String> {
+    let answer = scope.manager().ask(arguments, PATIENCE).ok()?;
+    answer.status.success().then_some(answer.text)
 }
 
 #[cfg(test)]

@@ -1,0 +1,207 @@
+//! The service that a command is about: where it is, how it is asked, and how its answers are printed.
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    cli::{config::Sources, systemctl, units::Scope},
+    control::{
+        SOCKET,
+        client::{Client, Failed},
+    },
+    log::escape,
+    report::{Code, Failure},
+};
+
+/// How long a service that restarts may take to answer.
+const RESTART: Duration = Duration::from_secs(5);
+/// How often it is tried meanwhile.
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
+
+/// Which program, and which of its services.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cli) struct Program {
+    /// Its name: that of its service and of the directory of its control socket.
+    pub(in crate::cli) name: &'static str,
+    /// How names of its socket units begin.
+    pub(in crate::cli) prefix: &'static str,
+    /// Where its configuration is, unless an argument says otherwise.
+    pub(in crate::cli) sources: fn(Option<PathBuf>) -> Sources,
+}
+
+/// Which service is asked; a program that has only one has no options for that.
+pub(in crate::cli) trait Place: Args {
+    /// Whose it is.
+    fn scope(&self) -> Scope;
+    /// Where its control socket is, if not in its usual place.
+    fn socket(&self) -> Option<&Path>;
+}
+
+/// A service to ask.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) program: Program,
+    /// Whose it is.
+    pub(super) scope: Scope,
+    /// Its control socket.
+    pub(super) socket: PathBuf,
+    /// Whether that is its usual place, so that systemd knows of it.
+    pub(super) usual: bool,
+}
+
+impl Service {
+    /// The service of `program` that is meant.
+    pub(super) fn new(program: Program, place: &impl Place) -> Self {
+        let scope = place.scope();
+        let runtime = match scope {
+            Scope::System => PathBuf::from("/run"),
+            // A user without one has no user manager either; then nobody is found there.
+            Scope::User => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/nonexistent".into(), PathBuf::from),
+        };
+        let usual = place.socket().is_none();
+        let socket = place.socket().map_or_else(|| runtime.join(program.name).join(SOCKET), Path::to_owned);
+        Self { program, scope, socket, usual }
+    }
+
+    /// The unit's name.
+    pub(super) fn unit(&self) -> String {
+        format!("{}.service", self.program.name)
+    }
+
+    /// Makes a call, and makes it again while the service restarts.
+    pub(super) fn try_call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Failed> {
+        self.patiently(|client| client.call(method, arguments))
+    }
+
+    /// Has `call` done by the service, and does it again while the service restarts.
+    pub(super) fn patiently<T>(&self, call: impl Fn(&mut Client) -> Result<T, Failed>) -> Result<T, Failed> {
+        let deadline = Instant::now() + RESTART;
+        loop {
+            let failed = match Client::connect(&self.socket).and_then(|mut client| call(&mut client)) {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            let passing = match &failed {
+                Failed::Connect(e) => matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused),
+                Failed::Cut => true,
+                Failed::Refused(name, _) => name == "Stopping",
+                Failed::Strange(_) => false,
+            };
+            if !passing || Instant::now() > deadline || !self.restarts() {
+                return Err(failed);
+            }
+            sleep(PAUSE);
+        }
+    }
+
+    /// Whether systemd has it running or on its way, although it does not answer.
+    pub(super) fn restarts(&self) -> bool {
+        let state = systemctl::show(self.scope, &["ActiveState"], &[self.unit()]);
+        let state = state.and_then(|units| units.into_iter().next()).and_then(|unit| unit.last("ActiveState"));
+        self.usual && state.is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"))
+    }
+
+    /// Makes a call.
+    ///
+    /// # Errors
+    /// What to tell the user.
+    pub(super) fn call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Failure> {
+        self.try_call(method, arguments).map_err(|failed| self.failure(failed))
+    }
+
+    /// What to tell the user.
+    pub(super) fn failure(&self, failed: Failed) -> Failure {
+        let (path, flag) = (self.socket.display(), self.scope.flag());
+        let program = self.program.name;
+        match failed {
+            failed if failed.is_forbidden() => Failure::new(Code::Permission, format!("{path}: {failed}"))
+                .hint("only the user whom the service runs as and root may ask it"),
+            Failed::Connect(e) => {
+                let other = match self.scope {
+                    Scope::User => format!("; for the system's service: {program} … --system"),
+                    Scope::System => String::new(),
+                };
+                Failure::new(Code::Failure, format!("{program} does not run, or has no control socket: {path}: {e}"))
+                    .hint(format!("see `{program} status` and `systemctl {flag}status {program}`{other}"))
+            }
+            failed => Failure::new(Code::Failure, failed),
+        }
+    }
+}
+
+/// Does something for each word and prints what came of it; the first failure counts, after all were tried.
+pub(super) fn each(
+    words: &[String],
+    mut act: impl FnMut(&str) -> Result<Vec<String>, Failure>,
+) -> Result<ExitCode, Failure> {
+    let mut failed = None;
+    for word in words {
+        match act(word) {
+            Ok(lines) => {
+                print(&lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>())?;
+            }
+            Err(failure) if failed.is_none() => failed = Some(failure),
+            Err(failure) => {
+                let _ = writeln!(io::stderr(), "{failure}");
+            }
+        }
+    }
+    failed.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// Prints, and does not mind a reader that has seen enough.
+pub(super) fn print(text: &str) -> Result<ExitCode, Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Code::Failure, format!("cannot write: {e}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints as JSON, in one line.
+pub(super) fn print_json(value: &impl Serialize) -> Result<ExitCode, Failure> {
+    let text = serde_json::to_string(value).map_err(|e| Failure::new(Code::Failure, e))?;
+    print(&format!("{}\n", harmless(&text)))
+}
+
+/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters only.
+fn harmless(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        let mut bytes = [0; 4];
+        let text: &str = c.encode_utf8(&mut bytes);
+        if (' '..='~').contains(&c) || escape(text.as_bytes()) == text {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out += &format!("\\u{unit:04x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn json_holds_nothing_that_a_terminal_obeys_and_says_the_same() {
+        let text = "größer \u{1b}[31m \u{7f}\u{9b}2J \u{202e} \u{e0041} \\x1b \"quoted\"";
+        let json = serde_json::to_string(text).expect("text");
+        let printed = harmless(&json);
+        assert!(
+            printed.contains("größer") && !printed.contains(|c: char| c.is_control() || c == '\u{202e}'),
+            "{printed}"
+        );
+        assert_eq!(serde_json::from_str::<String>(&printed).expect("JSON"), text);
+    }
+}

@@ -1,0 +1,24 @@
+//! The values that keys take: each kind reads what a name or a TOML file gave it, and writes itself back as text.
+//!
+//! A name and an argument hold text only; TOML has numbers and booleans besides. One reading serves both, so that
+//! a forward means the same wherever it is written. What is out of range is refused here, with what to write.
+
+mod account;
+mod label;
+mod mode;
+mod network;
+mod place;
+mod quantity;
+mod raw;
+mod word;
+
+pub use account::{Account, Owner};
+pub use label::{Device, Label};
+pub use mode::Mode;
+pub use network::Network;
+pub(super) use place::UdsDir;
+pub use place::{NetnsName, NetnsPath};
+pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Timeout};
+pub use raw::Many;
+pub(super) use raw::{Raw, Value};
+pub use word::{LogLevel, OnRemove, ProxyProtocol};

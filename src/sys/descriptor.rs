@@ -1,0 +1,50 @@
+//! Descriptors: who owns them, under which number, when they are ready.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Takes ownership of an inherited descriptor.
+///
+/// The number must come from `LISTEN_FDS`, SCM_RIGHTS or F_DUPFD and be taken once; [`crate::activation`] and the
+/// handover are the only callers.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the descriptor was passed to this process and nothing else here owns it (see above).
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Makes `fd` available as descriptor `number` too (dup2(2)), inherited by children.
+///
+/// Meant for the beginning of a program that passes descriptors by their numbers, when it has opened nothing yet:
+/// whatever came to it as `number` from its own parent is closed.
+///
+/// # Errors
+/// What dup2(2) says.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: nothing in this process owns `number` (see above), so no owner loses its descriptor.
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(own(number))
+}
+
+/// Registers a descriptor with the runtime.
+///
+/// # Errors
+/// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives, and AsyncFd keeps it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Whether a file of the nsfs is a network namespace (NS_GET_NSTYPE, ioctl_nsfs(2)).
+pub fn is_net_namespace(nsfs: BorrowedFd<'_>) -> bool {
+    /// `_IO(0xb7, 3)` of linux/nsfs.h.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the request takes no argument and only returns a number.
+    unsafe { libc::ioctl(nsfs.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
+}

@@ -1,0 +1,23 @@
+//! The system calls that neither std nor nix offers as safe functions, and what is built of system calls alone.
+//!
+//! Nothing else in the house is unsafe. Everything here is plain: descriptors, paths and numbers in, an `io::Error` out;
+//! what a failure means to an operator is said by those who call.
+
+pub mod accept;
+mod descriptor;
+pub mod file;
+pub mod proc;
+mod process;
+mod socket;
+pub mod socket_file;
+mod terminal;
+
+pub use descriptor::{is_net_namespace, own, place, register};
+pub use process::{
+    Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,
+    pidfd_send_signal, trim, unset_env,
+};
+#[cfg(feature = "forward")]
+pub use socket::accept;
+pub use socket::{listen, receive, tcp_backlog, unacknowledged, unread};
+pub use terminal::{local_time, set_window_size, window_size};

@@ -1,0 +1,335 @@
+//! /proc, read in one place (proc(5)): control groups, processes, the kernel's tables of sockets.
+//!
+//! A file about one process is read up to a limit: its owner decides how long a command line is. The tables of sockets
+//! have no limit, so they are read line by line. Nothing here is escaped: names and paths are as their owners chose them.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// The most that is read of a file about one process, in bytes.
+const LIMIT: u64 = 64 << 10;
+/// The most that is read of the list of mounts, in bytes: what some ten thousand containers have.
+const MOUNTS: u64 = 16 << 20;
+/// The longest line of a table, in bytes; the path of a UNIX socket has 108 (unix(7)).
+const LINE: u64 = 4096;
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A process, by its directory.
+#[derive(Clone, Debug)]
+pub struct Process(PathBuf);
+
+impl Process {
+    /// This process.
+    pub fn own() -> Self {
+        Self("/proc/self".into())
+    }
+
+    /// The process with this number, whoever has it now.
+    pub fn of(pid: u32) -> Self {
+        Self(Path::new("/proc").join(pid.to_string()))
+    }
+
+    /// All there are, with their numbers.
+    pub fn all() -> impl Iterator<Item = (u32, Self)> {
+        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            Some((pid, Self(entry.path())))
+        })
+    }
+
+    fn read(&self, file: &str, limit: u64) -> Vec<u8> {
+        read(&self.0.join(file), limit).unwrap_or_default()
+    }
+
+    /// Its control groups.
+    pub fn groups(&self) -> Groups {
+        Groups(String::from_utf8_lossy(&self.read("cgroup", LIMIT)).into_owned())
+    }
+
+    /// The line of numbers that the kernel keeps of it; `None` when it is gone.
+    pub fn stat(&self) -> Option<Stat> {
+        Stat::parse(&self.read("stat", LIMIT))
+    }
+
+    /// The user that it runs as.
+    pub fn user(&self) -> Option<u32> {
+        self.0.metadata().ok().map(|meta| meta.uid())
+    }
+
+    /// The first `most` bytes of its command line, each word followed by NUL; empty for a thread of the kernel.
+    pub fn command_line(&self, most: u64) -> Vec<u8> {
+        self.read("cmdline", most)
+    }
+
+    /// The first 15 bytes of its name.
+    pub fn name(&self) -> Option<Vec<u8>> {
+        self.read("comm", LIMIT).strip_suffix(b"\n").map(<[u8]>::to_vec)
+    }
+
+    /// The variables that it was started with, up to a limit.
+    pub fn environment(&self) -> Vec<Vec<u8>> {
+        self.read("environ", MOUNTS).split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+    }
+
+    /// The inodes of the sockets that it holds; none where it may not be looked at.
+    pub fn sockets(&self) -> impl Iterator<Item = u64> {
+        fs::read_dir(self.0.join("fd")).into_iter().flatten().flatten().filter_map(|descriptor| {
+            let target = fs::read_link(descriptor.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+    }
+
+    /// The capabilities that are in effect, as bits of capabilities(7).
+    pub fn capabilities(&self) -> Option<u64> {
+        let status = String::from_utf8_lossy(&self.read("status", LIMIT)).into_owned();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        u64::from_str_radix(effective.trim(), 16).ok()
+    }
+}
+
+/// The control groups of a process (cgroups(7), /proc/PID/cgroup): one line `NUMBER:CONTROLLERS:PATH` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Groups(String);
+
+impl Groups {
+    /// Of text that was read before.
+    pub fn parse(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The path in the unified hierarchy, whose line begins with `0::`; it begins with `/`.
+    pub fn unified(&self) -> Option<&str> {
+        self.after("0::").next()
+    }
+
+    /// The paths in the unified hierarchy and in the one that systemd keeps beside others, in this order.
+    pub fn of_systemd(&self) -> impl Iterator<Item = &str> {
+        self.after("0::").chain(self.0.lines().filter_map(|line| line.split_once(":name=systemd:").map(|(_, p)| p)))
+    }
+
+    fn after<'a>(&'a self, start: &'static str) -> impl Iterator<Item = &'a str> {
+        self.0.lines().filter_map(move |line| line.strip_prefix(start))
+    }
+}
+
+/// What stands in /proc/PID/stat behind the name of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat(Vec<String>);
+
+impl Stat {
+    /// The name in field 2 may hold anything, so the fields are counted from its last parenthesis.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.iter().rposition(|byte| *byte == b')')?;
+        let rest = String::from_utf8_lossy(&bytes[end + 1..]);
+        Some(Self(rest.split_ascii_whitespace().map(str::to_owned).collect()))
+    }
+
+    /// A field by its number in proc_pid_stat(5), from 3 on.
+    fn field<T: std::str::FromStr>(&self, number: usize) -> Option<T> {
+        self.0.get(number.checked_sub(3)?)?.parse().ok()
+    }
+
+    /// The parent's number.
+    pub fn parent(&self) -> Option<u32> {
+        self.field(4)
+    }
+
+    /// When the process started, since boot, in hundredths of a second.
+    pub fn started(&self) -> Option<Duration> {
+        let ticks: u64 = self.field(22)?;
+        let per_second = sysconf(SysconfVar::CLK_TCK).ok()?.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0)?;
+        Some(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
+    }
+}
+
+/// Where the unified hierarchy of control groups is mounted.
+pub fn unified_hierarchy() -> Option<PathBuf> {
+    unified_in(&String::from_utf8_lossy(&read(Path::new("/proc/self/mounts"), MOUNTS).ok()?))
+}
+
+/// `mounts` is /proc/self/mounts: `SOURCE PLACE TYPE OPTIONS …`.
+fn unified_in(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
+        (kind == "cgroup2").then(|| at.into())
+    })
+}
+
+/// Calls `each` with the lines of a table, without the heading. No line of the kernel reaches the limit.
+fn lines(table: &str, mut each: impl FnMut(&[u8])) {
+    let Ok(file) = File::open(table) else { return };
+    let mut reader = BufReader::with_capacity(64 << 10, file);
+    let mut line = Vec::new();
+    let mut heading = true;
+    loop {
+        line.clear();
+        match reader.by_ref().take(LINE).read_until(b'\n', &mut line) {
+            Ok(n) if n > 0 => {}
+            _ => return,
+        }
+        if !std::mem::take(&mut heading) {
+            each(line.strip_suffix(b"\n").unwrap_or(&line));
+        }
+    }
+}
+
+/// A TCP socket of this network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// Its own address.
+    pub local: SocketAddr,
+    /// The port at the other end.
+    pub port: u16,
+    /// Its owner.
+    pub user: u32,
+    /// What descriptors of it are called; 0 when nobody has one any more.
+    pub inode: u64,
+}
+
+impl Tcp {
+    /// Calls `each` with every TCP socket of this network namespace.
+    pub fn all(mut each: impl FnMut(Self)) {
+        for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+            lines(table, |line| {
+                if let Some(socket) = std::str::from_utf8(line).ok().and_then(Self::parse) {
+                    each(socket);
+                }
+            });
+        }
+    }
+
+    /// A line of /proc/net/tcp (proc_pid_net(5)): `sl local remote st tx:rx tr:when retransmits uid timeout inode …`.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let local = address(words.next()?)?;
+        let port = address(words.next()?)?.port();
+        let mut words = words.skip(4);
+        Some(Self { local, port, user: words.next()?.parse().ok()?, inode: words.nth(1)?.parse().ok()? })
+    }
+}
+
+/// `0100007F:0050`: words of 32 bits in the machine's order, the port as it is read.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |n: usize| u32::from_str_radix(ip.get(n * 8..n * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut bytes = [0; 16];
+            for (n, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(n)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes))
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// Whether some program listens on the UNIX socket at that path. Asking the kernel's list costs the listener nothing,
+/// unlike connecting.
+pub fn listens(path: &Path) -> bool {
+    let mut found = false;
+    lines("/proc/net/unix", |line| found |= is_listener(line, path.as_os_str()));
+    found
+}
+
+/// Whether a line of /proc/net/unix is that of a listener at `path`: `address: count protocol flags type state inode
+/// path`.
+fn is_listener(line: &[u8], path: &OsStr) -> bool {
+    /// `__SO_ACCEPTCON` of linux/net.h.
+    const LISTENS: u32 = 1 << 16;
+    let mut fields = line.splitn(8, |byte| *byte == b' ').filter(|field| !field.is_empty());
+    let flags = fields.nth(3).and_then(|text| u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok());
+    let at = line.strip_suffix(path.as_bytes());
+    flags.is_some_and(|flags| flags & LISTENS != 0) && at.is_some_and(|before| before.ends_with(b" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn groups_are_told_by_the_beginning_of_their_lines() {
+        let groups = Groups::parse("2:cpu:/x.service\n1:name=systemd:/a/b.scope\n0::/system.slice/y.service\n");
+        assert_eq!(groups.unified(), Some("/system.slice/y.service"));
+        assert_eq!(groups.of_systemd().collect::<Vec<_>>(), ["/system.slice/y.service", "/a/b.scope"]);
+        assert_eq!(Groups::parse("").unified(), None);
+        assert!(Process::own().groups().of_systemd().all(|path| path.starts_with('/')));
+    }
+
+    #[test]
+    fn the_unified_hierarchy_may_be_mounted_anywhere() {
+        let mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(unified_in(mounts).as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert_eq!(unified_in("cgroup2 /proc proc rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_shifts_no_field() {
+        let rest = "S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4200 9";
+        for name in ["sh", "a) S 1 (b", ") (", "\u{1b}\n"] {
+            let stat = Stat::parse(format!("42 ({name}) {rest}").as_bytes()).expect("a line");
+            assert_eq!(stat.parent(), Some(7), "{name}");
+            assert_eq!(stat.field::<u64>(22), Some(4200), "{name}");
+        }
+        assert_eq!(Stat::parse(b"42 no name"), None);
+        let own = Process::own().stat().expect("it lives");
+        assert_eq!(own.parent(), Some(nix::unistd::getppid().as_raw().unsigned_abs()));
+    }
+
+    #[test]
+    fn a_command_line_is_read_up_to_a_limit() {
+        assert_eq!(Process::own().command_line(3).len(), 3);
+        assert!(!Process::own().name().expect("it has one").is_empty());
+        assert_eq!(Process::of(0).command_line(100), b"");
+    }
+
+    #[test]
+    fn a_tcp_socket_is_found_with_its_owner_and_inode() {
+        let v4 = "0: 0100007F:0050 0A00000A:1F90 01 00000000:00000000 00:00000000 00000000  1000        0 98765 1 0";
+        let words = if cfg!(target_endian = "little") { v4.to_owned() } else { v4.replace("0100007F", "7F000001") };
+        let expected = Tcp { local: "127.0.0.1:80".parse().expect("one"), port: 8080, user: 1000, inode: 98765 };
+        assert_eq!(Tcp::parse(&words), Some(expected));
+        for bad in ["", "sl local", &words[..40], &words.replace("0100007F", "0100007"), &words.replace("1000 ", "x ")]
+        {
+            assert_eq!(Tcp::parse(bad), None, "{bad}");
+        }
+        let listener = std::net::TcpListener::bind("[::1]:0").expect("loopback");
+        let (at, mut found) = (listener.local_addr().expect("it has one"), None);
+        Tcp::all(|socket| found = found.or(Some(socket).filter(|socket| socket.local == at)));
+        let inode = found.expect("it listens").inode;
+        assert!(Process::own().sockets().any(|socket| socket == inode));
+    }
+
+    #[test]
+    fn only_a_listener_at_that_very_path_counts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let _listener = UnixListener::bind(at("here")).expect("bound");
+        let _datagram = UnixDatagram::bind(at("datagram")).expect("bound");
+        assert!(listens(&at("here")));
+        for other in ["her", "datagram", "nobody"] {
+            assert!(!listens(&at(other)), "{other}");
+        }
+        assert!(!listens(Path::new("here")), "the end of a path is not the path");
+    }
+}

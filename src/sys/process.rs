@@ -1,0 +1,170 @@
+//! This process, its children and other processes.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+};
+
+use super::descriptor::own;
+
+/// Variables by which systemd speaks to this process alone (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+/// No child may see them: systemd would take a child's message to NOTIFY_SOCKET for a message of the service.
+pub const OURS_ALONE: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// Removes variables from the environment.
+///
+/// # Panics
+/// When another thread exists: the environment is not to be touched then (environ(7), setenv(3) "MT-Unsafe").
+pub fn unset_env<S: AsRef<OsStr>>(names: &[S]) {
+    assert_eq!(thread_count(), 1, "the environment is changed before the first thread");
+    for name in names {
+        // SAFETY: this process has one thread (checked above), so nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Threads of this process, from /proc/self/task; 1 where /proc cannot tell.
+fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// Asks the allocator to give back what it does not use (malloc_trim(3)); only glibc's keeps much.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called by any thread at any time ("MT-Safe"), and touches nothing in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// From now on this process ends, by SIGPIPE, when nobody reads what it prints: for programs that only print. Rust's
+/// start-up has had the signal ignored, and `println!` panics at EPIPE.
+pub fn end_with_the_reader() {
+    // SAFETY: the default action replaces no handler that anybody relies on; signal(2) touches no memory of ours.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// A descriptor that stands for the process `pid` (pidfd_open(2), Linux 5.3); close-on-exec.
+///
+/// # Errors
+/// ESRCH when there is no such process; EMFILE and its kin.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(own(fd))
+}
+
+/// Sends `signal` to the process behind a pidfd (pidfd_send_signal(2)): never to another that got its number.
+///
+/// # Errors
+/// ESRCH when it is gone.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed (NULL is allowed), the other arguments are integers.
+    let r = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// How the process behind a pidfd ended, as wait(2) has it, when that was collected already by whoever is its parent now
+/// (PIDFD_GET_INFO with PIDFD_INFO_EXIT of linux/pidfd.h, Linux 6.15); `None` while it was not.
+///
+/// # Errors
+/// ENOTTY, EINVAL or ESRCH where the kernel does not keep it.
+pub fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    /// `struct pidfd_info` in its first version, 64 bytes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        /// Process, group, parent, and eight user and group ids.
+        ids: [u32; 11],
+        exit: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xff, 11, struct pidfd_info)`.
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the request reads and writes as many bytes as its number says (64), which is the size of `info`.
+    if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((info.mask & EXIT != 0).then_some(info.exit))
+}
+
+/// Has `command` start with these descriptors under these numbers, beside its standard ones.
+pub fn pass(command: &mut std::process::Command, descriptors: Vec<(OwnedFd, RawFd)>) {
+    use std::os::unix::process::CommandExt as _;
+    let give = move || {
+        // twice, so that none of the numbers is taken by a descriptor that is still to be passed
+        let above = descriptors.iter().map(|(_, number)| *number).max().unwrap_or(0) + 1;
+        let mut high = [-1; 4];
+        for ((fd, _), place) in descriptors.iter().zip(&mut high) {
+            // SAFETY: fcntl(2) takes integers here; it is async-signal-safe.
+            *place = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
+        }
+        for ((_, number), fd) in descriptors.iter().zip(high) {
+            // SAFETY: dup2(2) takes integers; it is async-signal-safe. Nothing of the child's runs any more that could
+            // own the number.
+            if unsafe { libc::dup2(fd, *number) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock (signal-safety(7)).
+    unsafe { command.pre_exec(give) };
+}
+
+/// Has every descriptor from 3 on closed when another program is executed: what came from whoever started this one is
+/// nobody's business (close_range(2), Linux 5.11).
+pub fn inherit_nothing() {
+    // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC it closes nothing now, so no owner loses its
+    // descriptor.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Whom a command runs as.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Has `command` lead a session of its own, with its standard input as the controlling terminal when `tty`; it dies
+/// with the thread that started it; it runs as somebody else when told so.
+pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Option<Identity>) {
+    use std::os::unix::process::CommandExt as _;
+    let prepare = move || {
+        // SAFETY: system calls with integers, and one pointer to a vector that outlives the call; all of them are
+        // async-signal-safe.
+        let failed = unsafe {
+            libc::setsid() < 0
+                || tty && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0
+                || identity.as_ref().is_some_and(|id| {
+                    libc::setgroups(id.groups.len(), id.groups.as_ptr()) < 0
+                        || libc::setgid(id.gid) < 0
+                        || libc::setuid(id.uid) < 0
+                })
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
+        };
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: as in `pass`.
+    unsafe { command.pre_exec(prepare) };
+}

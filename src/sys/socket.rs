@@ -1,0 +1,129 @@
+//! Sockets: what is accepted, received and not read yet.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+};
+
+use nix::sys::socket::MsgFlags;
+#[cfg(feature = "forward")]
+use socket2::SockAddr;
+
+use super::descriptor::own;
+
+/// Accepts one connection: its descriptor (non-blocking, close-on-exec) and the peer's address.
+///
+/// # Errors
+/// What accept4(2) says; EAGAIN when none waits.
+#[cfg(feature = "forward")]
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: try_init gives a zeroed sockaddr_storage and its size, which accept4 fills and shortens.
+    unsafe {
+        SockAddr::try_init(|storage, len| {
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(own(fd)) }
+        })
+    }
+}
+
+/// One message with at most `MAX` descriptors, close-on-exec: the bytes received, and the descriptors. Where this
+/// process has no room for all of them (EMFILE), the kernel closes the rest, and those that came are given here; that
+/// is why this is not nix's recvmsg, which then gives none and leaves them open. With MSG_PEEK in `flags` the message
+/// stays, and the descriptors are duplicates.
+///
+/// # Errors
+/// What recvmsg(2) says; EAGAIN when no message waits.
+pub fn receive<const MAX: usize>(
+    from: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    flags: MsgFlags,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// Room for one header and `MAX` descriptors, aligned as a header must be (cmsg(3)).
+    #[repr(C)]
+    union Control<const MAX: usize> {
+        _align: libc::cmsghdr,
+        _header: [u8; 64],
+        _room: [RawFd; MAX],
+    }
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut control = [const { std::mem::MaybeUninit::<Control<MAX>>::zeroed() }; 2];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is plain old data, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message points to `bytes` and `control` with their sizes, and both outlive the call.
+    let n = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, flags.bits()) };
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled `control` with whole headers, which the macros walk within msg_controllen; a
+    // header's data is what its length says, and each number in SCM_RIGHTS was installed for us just now.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(h) = header.as_ref() {
+            if (h.cmsg_level, h.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                let count = (h.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                fds.extend((0..count).map(|i| own(data.add(i).read_unaligned())));
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Ok((n, fds))
+}
+
+/// Has a bound socket listen; `backlog` connections may wait. nix refuses more than 4096, the kernel does not.
+///
+/// # Errors
+/// What listen(2) says.
+pub fn listen(socket: &OwnedFd, backlog: u32) -> io::Result<()> {
+    let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
+    // SAFETY: listen takes two integers.
+    if unsafe { libc::listen(socket.as_raw_fd(), backlog) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
+pub fn unread(fd: BorrowedFd<'_>) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the address given, which is that of `n`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) };
+    if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
+}
+
+/// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 where there is no connection any more, or
+/// the kernel does not tell.
+pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
+    const TCP_CLOSE: u8 = 7; // include/net/tcp_states.h
+    if tcp_info(fd).is_none_or(|info| info.tcpi_state == TCP_CLOSE) {
+        return 0;
+    }
+    let mut n: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ by another name, writes one int to the address given, which is that of `n`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };
+    if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
+}
+
+/// Connections that wait in the backlog of a listening TCP socket (`tcpi_unacked` of TCP_INFO, which for a listener
+/// is the length of its accept queue: net/ipv4/tcp.c `tcp_get_info`); `None` for other sockets.
+pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {
+    tcp_info(fd).map(|info| info.tcpi_unacked)
+}
+
+/// TCP_INFO (tcp(7)); `None` for other sockets.
+fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the buffer is `len` bytes, and tcp_info is plain old data, valid in any state (zeroed before).
+    unsafe {
+        if libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+            < 0
+        {
+            return None;
+        }
+        Some(info.assume_init())
+    }
+}

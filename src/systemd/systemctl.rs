@@ -1,0 +1,173 @@
+//! systemctl(1): the one place that runs it.
+//!
+//! A question has an end, whatever systemd does: a time limit, a limit of output, no password prompt. Its words come back
+//! as text; what they mean is the caller's business.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io::{self, Read as _},
+    os::fd::AsFd,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::headroom::Headroom;
+use crate::sys;
+
+/// The longest answer, in bytes: what `show` says of some ten thousand units.
+const LONGEST: usize = 16 << 20;
+/// How long an order may take. systemd gives a job 90 s (DefaultTimeoutStartSec=).
+const ORDER: Duration = Duration::from_secs(120);
+
+/// Which service manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// That of the system.
+    System,
+    /// That of a user.
+    User,
+}
+
+impl Manager {
+    /// The manager that this process was started by: MANAGERPID is set for services of a user's (systemd.exec(5)).
+    pub fn own() -> Self {
+        if env::var_os("MANAGERPID").is_some() { Self::User } else { Self::System }
+    }
+
+    fn systemctl<S: AsRef<OsStr>>(self, arguments: &[S]) -> Command {
+        let mut command = Command::new("systemctl");
+        if self == Self::User {
+            command.arg("--user");
+        }
+        command.args(["--no-pager", "--no-ask-password"]).args(arguments).stdin(Stdio::null());
+        for name in sys::OURS_ALONE {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// What systemctl prints for these arguments. Whoever cannot wait gives a short `patience`.
+    ///
+    /// # Errors
+    /// It cannot be run, or it does not end in time (`TimedOut`): then it is killed.
+    pub fn ask<S: AsRef<OsStr>>(self, arguments: &[S], patience: Duration) -> io::Result<Answer> {
+        let mut command = self.systemctl(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        run(command, patience)
+    }
+
+    /// Has systemctl do something; what it says goes where this process's words go.
+    ///
+    /// # Errors
+    /// It cannot be run, or it does not end in time (`TimedOut`): then it is killed.
+    pub fn order<S: AsRef<OsStr>>(self, arguments: &[S]) -> io::Result<ExitStatus> {
+        run(self.systemctl(arguments), ORDER).map(|answer| answer.status)
+    }
+}
+
+/// What systemctl answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// How it ended: `is-system-running` says "stopping" with a status that is not zero.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub text: String,
+}
+
+/// Runs a program to its end, for at most `patience`.
+fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
+    let deadline = Instant::now() + patience;
+    let headroom = Headroom::take();
+    let mut running = Running { child: command.spawn()?, ended: false };
+    let process = sys::pidfd_open(running.child.id())?;
+    drop(headroom);
+    let mut bytes = Vec::new();
+    if let Some(mut output) = running.child.stdout.take() {
+        let mut part = [0; 16 << 10];
+        loop {
+            wait(&output, deadline)?;
+            match output.read(&mut part)? {
+                0 => break,
+                n => bytes.extend_from_slice(&part[..n]),
+            }
+            if bytes.len() > LONGEST {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "systemctl says too much"));
+            }
+        }
+    }
+    wait(&process, deadline)?;
+    let status = running.child.wait()?;
+    running.ended = true;
+    Ok(Answer { status, text: String::from_utf8_lossy(&bytes).into_owned() })
+}
+
+/// Waits until something can be read there, until `deadline`.
+fn wait(fd: &impl AsFd, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "systemctl does not end"));
+        }
+        // Rounded up, so that a rest below a millisecond is no busy loop.
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// A child that is killed and collected when it is dropped before its end.
+struct Running {
+    child: Child,
+    ended: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    #[test]
+    fn an_answer_comes_with_its_status() {
+        let answer = run(shell("echo stopping; exit 1"), Duration::from_secs(30)).expect("it runs");
+        assert_eq!((answer.text.as_str(), answer.status.code()), ("stopping\n", Some(1)));
+    }
+
+    #[test]
+    fn whoever_does_not_end_in_time_is_killed() {
+        for script in ["exec sleep 600", "exec sleep 600 >&-", "while echo x; do sleep 0.01; done"] {
+            let began = Instant::now();
+            let failed = run(shell(script), Duration::from_millis(200)).expect_err("no end");
+            assert_eq!(failed.kind(), io::ErrorKind::TimedOut, "{script}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{script}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_end_is_cut() {
+        let failed = run(shell("exec cat /dev/zero"), Duration::from_secs(60)).expect_err("too long");
+        assert_eq!(failed.kind(), io::ErrorKind::InvalidData);
+    }
+}
