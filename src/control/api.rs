@@ -71,6 +71,9 @@ pub struct Listener {
     /// Connections in its backlog, where the kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<u64>,
+    /// Sessions that wait for a call of the qube, where the listener leads to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<u64>,
 }
 
 /// A process of this machine.

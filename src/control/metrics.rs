@@ -59,6 +59,8 @@ struct Row {
     counted: Counted,
     /// Sessions that live.
     sessions: u64,
+    /// Of these, those that wait for a call of their qube.
+    queued: u64,
     /// Their bytes so far: up, down.
     bytes: (u64, u64),
     paused: bool,
@@ -68,16 +70,17 @@ type Label<'a> = (&'static str, &'a str);
 
 impl Scrape {
     fn rows(&self) -> Vec<Row> {
-        let mut live: HashMap<Arc<str>, (u64, u64, u64)> = HashMap::new();
+        let mut live: HashMap<Arc<str>, (u64, u64, u64, u64)> = HashMap::new();
         self.0.sessions.for_each(|info| {
-            let (n, up, down) = live.entry(info.route.listener.clone()).or_default();
+            let (n, queued, up, down) = live.entry(info.route.listener.clone()).or_default();
             *n += 1;
+            *queued += u64::from(info.is_queued());
             *up += info.counters.up();
             *down += info.counters.down();
         });
         let row = |(listener, tally): (Arc<str>, Arc<Tally>)| {
-            let (sessions, up, down) = live.get(&listener).copied().unwrap_or_default();
-            Row { counted: tally.counted(), sessions, bytes: (up, down), paused: tally.paused(), listener }
+            let (sessions, queued, up, down) = live.get(&listener).copied().unwrap_or_default();
+            Row { counted: tally.counted(), sessions, queued, bytes: (up, down), paused: tally.paused(), listener }
         };
         self.0.routes.tallies().all().into_iter().map(row).collect()
     }
@@ -100,6 +103,12 @@ impl Collector for Scrape {
         let mut metric = to.encode_descriptor("sessions", help, None, Gauge)?;
         for row in &rows {
             level(&mut metric, &[("listener", &row.listener)], row.sessions)?;
+        }
+
+        let help = "Sessions that wait for a call of their qube.";
+        let mut metric = to.encode_descriptor("sessions_queued", help, None, Gauge)?;
+        for row in &rows {
+            level(&mut metric, &[("listener", &row.listener)], row.queued)?;
         }
 
         let help = "Sessions that were accepted.";

@@ -32,16 +32,29 @@ fn session_with(info: &Info, figures: Figures) -> api::Session {
     }
 }
 
-/// Sessions of each listener.
-pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, u64> {
-    let mut count = HashMap::new();
-    sessions.for_each(|info| *count.entry(info.route.listener.clone()).or_default() += 1);
+/// The sessions of one listener.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    sessions: u64,
+    /// Of these, those that wait for a call of their qube.
+    queued: u64,
+}
+
+/// The sessions of each listener.
+pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, Load> {
+    let mut count: HashMap<_, Load> = HashMap::new();
+    sessions.for_each(|info| {
+        let load = count.entry(info.route.listener.clone()).or_default();
+        load.sessions += 1;
+        load.queued += u64::from(info.is_queued());
+    });
     count
 }
 
 /// A listener that is served, or paused.
-pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, u64>) -> api::Listener {
+pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     let route = listening.route();
+    let load = sessions.get(&route.listener).copied().unwrap_or_default();
     api::Listener {
         address: route.listener.to_string(),
         kind: Some(kind(listening.kind())),
@@ -49,17 +62,18 @@ pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, 
         upstream: route.upstream_text.to_string(),
         state: if route.tally.paused() { api::State::Paused } else { api::State::Serving },
         reason: None,
-        sessions: sessions.get(&route.listener).copied().unwrap_or(0),
+        sessions: load.sessions,
         max_sessions: route.options.max_connections.into(),
         waiting: match listening.kind() {
             SocketKind::Tcp => sys::tcp_backlog(listening.as_fd()).map(u64::from),
             SocketKind::Unix | SocketKind::Udp => None,
         },
+        queued: route.call().map(|_| load.queued),
     }
 }
 
 /// A listener of ours, served or not.
-pub fn post(post: &Post, sessions: &HashMap<Arc<str>, u64>) -> api::Listener {
+pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     if let Some(listening) = post.listening() {
         return listener(listening, post.label(), sessions);
     }
@@ -110,6 +124,7 @@ pub fn troubled(address: &str, kind: Option<api::Kind>, name: &str, state: api::
         sessions: 0,
         max_sessions: 0,
         waiting: None,
+        queued: None,
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Adopted<'a> {
     pub age: Duration,
     /// Milliseconds from accept to connected.
     pub dial_ms: Option<u64>,
+    /// How long the session had waited for a call of its qube, in milliseconds.
+    pub queued_ms: u64,
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     /// Where it stood.
@@ -187,6 +189,7 @@ impl Records {
             peer: record.peer,
             age: Duration::from_millis(record.age_ms),
             dial_ms: record.dial_ms,
+            queued_ms: record.queued_ms,
             bytes: record.bytes,
             stage,
         })

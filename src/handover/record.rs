@@ -48,6 +48,10 @@ pub(super) struct Record<'a> {
     pub(super) peer: Cow<'a, str>,
     pub(super) age_ms: u64,
     pub(super) dial_ms: Option<u64>,
+    /// How long the session had waited for a call of its qube. A process that does not know this field counts that wait
+    /// into `setup_timeout`.
+    #[serde(default)]
+    pub(super) queued_ms: u64,
     pub(super) bytes: (u64, u64),
     pub(super) stage: Stage,
 }

@@ -55,6 +55,7 @@ impl Writer {
             peer: Cow::Borrowed(&info.peer),
             age_ms: info.age_ms(),
             dial_ms: info.dial_ms(),
+            queued_ms: info.queued_ms(),
             bytes: (info.counters.up(), info.counters.down()),
             stage,
         };

@@ -1,7 +1,7 @@
-//! One task for each stream listener: wait for a connection, take the permits, accept.
+//! One task for each stream listener: wait for a connection, take a permit, accept.
 //!
 //! The order matters. A listener that nobody connects to holds no permit; a permit is there before the connection is
-//! taken from the kernel, so what exceeds a limit waits in the backlog, where nothing of it can be lost.
+//! taken from the kernel, so connections above `max_connections` wait in the backlog, where no byte of them can be lost.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -11,10 +11,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockAddr;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
-};
+use tokio::{sync::OwnedSemaphorePermit, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -22,10 +19,9 @@ use super::{
     datagram,
     listening::{Io, Listening, Streams},
     refuse::deny,
-    reminder::Reminder,
 };
 use crate::{
-    log::{Kind, emit, say},
+    log::{Kind, Reminder, emit, say},
     relay::Counters,
     session::{self, Info, Peer, Permits, Route, Sessions, Stage},
     stream::Stream,
@@ -53,8 +49,8 @@ async fn accept(listening: &Listening, streams: &Streams, sessions: &Arc<Session
         let Some(()) = stop.run_until_cancelled(tally.resumed()).await else { return };
         let Some(Ok(mut ready)) = stop.run_until_cancelled(streams.fd.readable()).await else { return };
         let route = listening.route();
-        let Some(permits) = stop.run_until_cancelled(streams.permits(&route, &mut limits)).await else { return };
-        let Some(permits) = permits else {
+        let Some(permit) = stop.run_until_cancelled(streams.permit(&route, &mut limits)).await else { return };
+        let Some(permit) = permit else {
             ready.clear_ready();
             continue;
         };
@@ -64,13 +60,13 @@ async fn accept(listening: &Listening, streams: &Streams, sessions: &Arc<Session
         match sys::accept(streams.fd.get_ref().as_fd()) {
             Ok(accepted) => {
                 backoff.reset();
-                streams.begin(sessions, route, accepted, permits, &mut denied);
+                streams.begin(sessions, route, accepted, permit, &mut denied);
             }
             Err(e) => match backoff.after(&e) {
                 Next::Empty => ready.clear_ready(),
                 Next::Again => {}
                 Next::Pause(pause) => {
-                    drop(permits);
+                    drop(permit);
                     if exhausted.due().is_some() {
                         let text = format!("cannot accept on {}: {e}; trying again", route.listener);
                         say(Kind::DescriptorPressure, text);
@@ -89,7 +85,7 @@ impl Streams {
         sessions: &Arc<Sessions>,
         route: Arc<Route>,
         (fd, address): (OwnedFd, SockAddr),
-        permits: Permits,
+        permit: OwnedSemaphorePermit,
         denied: &mut Reminder,
     ) {
         let peer = Peer::of(&fd, &address);
@@ -105,28 +101,17 @@ impl Streams {
             return deny(&route, &peer, list, denied);
         }
         let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
-        session::begin(sessions, Arc::new(info), Stage::Waiting(stream), permits);
+        session::begin(
+            sessions,
+            Arc::new(info),
+            Stage::Waiting(stream),
+            Permits { _session: Some(permit), _call: None },
+        );
     }
 
-    /// Waits until the listener and, for a qrexec call, the qube have room; `None` when nobody waits for it after all.
-    async fn permits(&self, route: &Route, reminder: &mut Reminder) -> Option<Permits> {
-        let sessions = self
-            .permit(route, &route.room, reminder, || format!("max_connections={}", route.options.max_connections))
-            .await?;
-        let Some(call) = route.call() else { return Some(Permits { _session: Some(sessions), _call: None }) };
-        let limit = || format!("the limit of calls into {} (--calls-per-qube)", call.call.target);
-        let calls = self.permit(route, &call.room, reminder, limit).await?;
-        Some(Permits { _session: Some(sessions), _call: Some(calls) })
-    }
-
-    async fn permit(
-        &self,
-        route: &Route,
-        room: &Arc<Semaphore>,
-        reminder: &mut Reminder,
-        limit: impl Fn() -> String,
-    ) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = room.clone().try_acquire_owned() {
+    /// Waits until the listener has room; `None` when no connection waits for it after all.
+    async fn permit(&self, route: &Route, reminder: &mut Reminder) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = route.room.clone().try_acquire_owned() {
             return Some(permit);
         }
         // The readiness is that of the connection before, until an accept(2) finds nobody.
@@ -139,10 +124,11 @@ impl Streams {
                 Some(n) => format!("{n} connections wait in the backlog"),
                 None => "further connections wait in the backlog".to_owned(),
             };
-            let text = format!("{}: {} is reached; {waiting}", route.listener, limit());
+            let most = route.options.max_connections;
+            let text = format!("{}: max_connections={most} is reached; {waiting}", route.listener);
             emit(route.event(Kind::LimitReached, text));
         }
-        room.clone().acquire_owned().await.ok()
+        route.room.clone().acquire_owned().await.ok()
     }
 
     fn somebody_waits(&self) -> bool {

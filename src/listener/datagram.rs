@@ -6,8 +6,9 @@ use tokio::{task::yield_now, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{listening::Listening, refuse::deny, reminder::Reminder};
+use super::{listening::Listening, refuse::deny};
 use crate::{
+    log::Reminder,
     relay::{
         Counters,
         datagram::{self, Asked},

@@ -20,7 +20,6 @@ mod namespaces;
 mod post;
 mod posts;
 mod refuse;
-mod reminder;
 
 pub use accepting::Accepting;
 pub use bind::{Bound, Claim, bind};

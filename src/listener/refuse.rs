@@ -1,8 +1,7 @@
 //! What the log says of listeners that are not served, and of peers that may not connect.
 
-use super::reminder::Reminder;
 use crate::{
-    log::{End, Event, Kind, emit, escape},
+    log::{End, Event, Kind, Reminder, emit, escape},
     session::{Peer, Route},
 };
 

@@ -10,8 +10,10 @@ mod event;
 #[cfg(feature = "events")]
 mod journal;
 mod queue;
+mod reminder;
 mod sink;
 
 pub use escape::escape;
 pub use event::{End, Event, Kind, Level};
 pub use queue::{Guard, emit, say, start};
+pub use reminder::Reminder;

@@ -214,10 +214,12 @@ impl Adoption {
             info.connected(ms);
         }
         let info = Arc::new(info);
+        info.was_queued(session.queued_ms);
+        let has_call = session.stage.helper().is_some();
         let stage = self.stage(session.stage, &info, listening)?;
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
-        let calls = route.call().and_then(|c| c.room.clone().try_acquire_owned().ok());
+        let calls = route.call().filter(|_| has_call).and_then(|limits| limits.qube.resume());
         resume(&self.sessions, info.clone(), stage, Permits { _session: room, _call: calls });
         Ok(info)
     }

@@ -71,7 +71,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
 async fn decided(info: &Info, peer: &Stream, call: &mut Call, ticket: &mut Ticket) -> Result<Decision, Why> {
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
-    let deadline = info.accepted + allowed;
+    let deadline = info.setup_deadline(allowed);
     let decided = call.decided(peer, (deadline, allowed), |line| event::stderr(info, line));
     tokio::pin!(decided);
     let mut late = false;

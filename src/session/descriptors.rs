@@ -28,7 +28,11 @@ fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize
     let calls = u64::try_from(calls_per_qube).unwrap_or(u64::MAX);
     let sessions = routes.into_iter().map(|route| {
         let most = u64::from(route.options.max_connections);
-        if route.call().is_some() { most.min(calls).saturating_mul(CALL) } else { most.saturating_mul(SOCKETS) }
+        match route.call() {
+            // Those above the limit of calls wait, each with its peer's socket alone.
+            Some(_) => most.min(calls).saturating_mul(CALL).saturating_add(most.saturating_sub(calls)),
+            None => most.saturating_mul(SOCKETS),
+        }
     });
     sessions.fold(BASE, u64::saturating_add)
 }
@@ -47,9 +51,10 @@ mod tests {
 
     #[test]
     fn calls_are_bounded_by_their_qube_and_sockets_by_their_listener() {
-        let (call, socket) = (route("work qubes.ConnectTCP+1"), route("uds=/x,max_connections=100"));
-        assert_eq!(needed([&call], 32), BASE + 32 * CALL);
-        assert_eq!(needed([&call, &socket], 32), BASE + 32 * CALL + 100 * SOCKETS);
+        let (call, socket) = (route("work qubes.ConnectTCP+1 max_connections=50"), route("uds=/x,max_connections=100"));
+        let calls = 32 * CALL + 18; // 18 connections wait for a call
+        assert_eq!(needed([&call], 32), BASE + calls);
+        assert_eq!(needed([&call, &socket], 32), BASE + calls + 100 * SOCKETS);
     }
 
     #[test]

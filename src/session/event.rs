@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use super::{
     info::Info,
-    route::{Lead, Route},
+    route::{CallLimits, Lead, Route},
     watch::Ending,
 };
 use crate::{
@@ -47,6 +47,16 @@ pub fn started(info: &Info, at: Option<&Place>) -> Event {
     let mut event = about(info, Kind::SessionStart, message);
     event.netns = at.map(|at| at.to_string().into());
     event
+}
+
+/// The qube has no call left; `waiting` sessions wait for one.
+pub fn no_call_left(info: &Info, limits: &CallLimits, waiting: usize) -> Event {
+    let sessions = if waiting == 1 { "1 connection waits".to_owned() } else { format!("{waiting} connections wait") };
+    let (listener, target) = (&info.route.listener, &limits.call.target);
+    let text = format!(
+        "{listener}: the limit of calls into {target} (--calls-per-qube) is reached; {sessions} until a call ends"
+    );
+    info.route.event(Kind::LimitReached, text)
 }
 
 /// The session is over.

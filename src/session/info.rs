@@ -27,6 +27,10 @@ pub struct Info {
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
     dial_ms: AtomicU64,
+    /// Milliseconds that the session has waited for a call of its qube, without the present wait.
+    queued_ms: AtomicU64,
+    /// Milliseconds from accept to the present wait, plus one; 0 while the session does not wait for a call.
+    queued_since: AtomicU64,
     /// Bytes delivered.
     pub counters: Counters,
     /// Interrupts the session.
@@ -43,6 +47,8 @@ impl Info {
             peer,
             accepted: now.checked_sub(age).unwrap_or(now),
             dial_ms: AtomicU64::new(0),
+            queued_ms: AtomicU64::new(0),
+            queued_since: AtomicU64::new(0),
             counters,
             interrupt: Interrupt::default(),
         }
@@ -58,8 +64,47 @@ impl Info {
         self.dial_ms.store(ms.saturating_add(1), Relaxed);
     }
 
+    /// Notes that the session waits for a call of its qube, until the guard is dropped.
+    pub fn queue(self: &Arc<Self>) -> Queued {
+        self.queued_since.store(self.age_ms().saturating_add(1), Relaxed);
+        Queued(self.clone())
+    }
+
+    /// Whether the session waits for a call of its qube.
+    pub fn is_queued(&self) -> bool {
+        self.queued_since.load(Relaxed) > 0
+    }
+
+    /// How long the session has waited for a call of its qube, in milliseconds.
+    pub fn queued_ms(&self) -> u64 {
+        let now = self.queued_since.load(Relaxed).checked_sub(1).map_or(0, |since| self.age_ms().saturating_sub(since));
+        self.queued_ms.load(Relaxed).saturating_add(now)
+    }
+
+    /// Notes that the session waited this long for a call of its qube, in an earlier process.
+    pub fn was_queued(&self, ms: u64) {
+        self.queued_ms.store(ms, Relaxed);
+    }
+
+    /// When the set-up of a call is over at the latest, where it may take this long. The wait for a call of the qube
+    /// does not count.
+    pub fn setup_deadline(&self, allowed: Duration) -> Instant {
+        self.accepted + allowed + Duration::from_millis(self.queued_ms())
+    }
+
     /// Milliseconds since accept.
     pub fn age_ms(&self) -> u64 {
         u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A session waits for a call of its qube while this lives.
+#[derive(Debug)]
+pub struct Queued(Arc<Info>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued_ms.store(self.0.queued_ms(), Relaxed);
+        self.0.queued_since.store(0, Relaxed);
     }
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     dial::{
         netns::{self, Place},
-        qrexec::gate::{Gate, Gates},
+        qrexec::gate::{Gate, Gates, Qube},
     },
     log::{Event, Kind, emit},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
@@ -77,8 +77,8 @@ pub struct CallLimits {
     pub call: Call,
     /// Target and service, as logs have them.
     text: (Arc<str>, Arc<str>),
-    /// Calls that the qube may still have.
-    pub room: Arc<Semaphore>,
+    /// The calls of the qube.
+    pub qube: Arc<Qube>,
     /// The gate of the service.
     pub gate: Arc<Gate>,
 }
@@ -124,7 +124,7 @@ impl Routes {
         let lead = match leg.upstream {
             Upstream::Qrexec(call) => Lead::Call(CallLimits {
                 text: (call.target.as_str().into(), call.service.as_str().into()),
-                room: self.gates.calls(&call.target),
+                qube: self.gates.qube(&call.target),
                 gate: self.gates.gate(&call),
                 call,
             }),

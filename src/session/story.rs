@@ -12,7 +12,7 @@ use super::{
     watch::{Ending, Happened},
 };
 use crate::{
-    dial::{Failure, netns::Place},
+    dial::{Failure, netns::Place, qrexec::gate::CallPermit},
     log::{self, End},
     relay::Why,
 };
@@ -23,7 +23,7 @@ use crate::{
 pub(super) struct Story {
     pub(super) info: Arc<Info>,
     pub(super) sessions: Arc<Sessions>,
-    _permits: Permits,
+    permits: Permits,
     fate: Fate,
 }
 
@@ -49,7 +49,12 @@ impl Drop for Story {
 
 impl Story {
     pub(super) fn new(sessions: Arc<Sessions>, info: Arc<Info>, permits: Permits) -> Self {
-        Self { info, sessions, _permits: permits, fate: Fate::Running }
+        Self { info, sessions, permits, fate: Fate::Running }
+    }
+
+    /// Holds a place among the calls of the qube until the session ends.
+    pub(super) fn hold(&mut self, call: CallPermit) {
+        self.permits._call = Some(call);
     }
 
     /// Gives the session to the next process.

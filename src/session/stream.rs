@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     event,
@@ -19,9 +19,12 @@ use crate::{
     dial::{
         self, Failure, Way,
         netns::Place,
-        qrexec::{Call, gate::Ticket},
+        qrexec::{
+            Call,
+            gate::{CallPermit, Ticket},
+        },
     },
-    log::End,
+    log::{self, End},
     relay::{self, Outcome, Relay, Side, Why},
     spec::{HostPort, Netns},
     stream::Stream,
@@ -35,7 +38,7 @@ enum Dialled {
     /// A connected stream, and the namespace that it was dialled in, when that is not our own.
     Stream(Stream, Option<Place>),
     /// A call that is not decided yet.
-    Call(Call, Ticket),
+    Call(Call, Ticket, CallPermit),
 }
 
 /// Dials the upstream, and watches the peer meanwhile.
@@ -61,7 +64,10 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> Next {
             let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
         }
-        Ok(Ok(Dialled::Call(call, ticket))) => Some(Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))),
+        Ok(Ok(Dialled::Call(call, ticket, permit))) => {
+            story.hold(permit);
+            Some(Stage::SettingUp(Box::new(SettingUp { peer, call, ticket })))
+        }
         Ok(Err(failure)) => {
             peer.reset();
             story.failed(&failure)
@@ -97,12 +103,38 @@ fn left(info: &Info, allowed: Duration) -> Duration {
     allowed.saturating_sub(info.accepted.elapsed())
 }
 
+/// Waits for the session's turn and begins a call.
 async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failure> {
-    let options = &story.info.route.options;
+    let info = &story.info;
+    let options = &info.route.options;
     let allowed = options.setup_timeout;
-    let turn = timeout(left(&story.info, allowed), limits.gate.clone().enter(options.max_setups)).await;
-    let ticket = turn.map_err(|_| Failure::TimedOut(allowed))?.map_err(|_| Failure::RefusedAlready)?;
-    Ok(Dialled::Call(Call::start(story.sessions.client(), &limits.call)?, ticket))
+    let full = || {
+        let waiting = limits.qube.wait();
+        if let Some(waiting) = waiting.news {
+            log::emit(event::no_call_left(info, limits, waiting));
+        }
+        (waiting, info.queue())
+    };
+    let (ticket, permit) = tokio::select! {
+        biased;
+        entered = limits.gate.clone().enter(options.max_setups, &limits.qube, full) => {
+            entered.map_err(|_| Failure::RefusedAlready)?
+        }
+        () = set_up_late(info, allowed) => return Err(Failure::TimedOut(allowed)),
+    };
+    Ok(Dialled::Call(Call::start(story.sessions.client(), &limits.call)?, ticket, permit))
+}
+
+/// Waits until a set-up has taken all the time that it may.
+async fn set_up_late(info: &Info, allowed: Duration) {
+    loop {
+        let deadline = info.setup_deadline(allowed);
+        if deadline <= Instant::now() {
+            return;
+        }
+        // The deadline moves while the session waits for a call.
+        sleep_until(deadline).await;
+    }
 }
 
 async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Activated, Activation, FakeQrexec, Pace, SERVICE_SEED, Wire, ends, eventually, exchange, fake_qrexec::What,
+    Activated, Activation, Ended, FakeQrexec, Pace, SERVICE_SEED, Wire, ends, eventually, exchange, fake_qrexec::What,
     receive, send,
 };
 
@@ -437,18 +437,25 @@ fn two_hundred_sessions_over_thirty_two_calls_lose_nothing() {
     let fake = FakeQrexec::new();
     let service = leading_to(&fake, "work test.Echo");
     let rest = service.process.rest();
+    let mut holding: Vec<Wire> = (0..32).map(|i| service.connect(i % 2)).collect();
+    for peer in &mut holding {
+        peer.write_all(b"x").expect("connected");
+        peer.expect(b"x");
+    }
     thread::scope(|scope| {
-        for seed in 0..200 {
+        for seed in 0..168 {
             let service = &service;
             scope.spawn(move || exchange(&mut service.connect((seed % 2) as usize), seed, 60_000, Pace::CRUMBS));
         }
+        let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
+        assert!(line.contains("1 connection waits until a call ends"), "{line}");
+        drop(holding);
     });
     let ends = service.ends(200);
-    assert!(ends.iter().all(|e| e.brief() == "eof up 60000 down 60000 exit 0"), "{ends:#?}");
-    assert_eq!(ends.len(), 200);
-    assert!(fake.most_at_once() <= 32, "{}", fake.most_at_once());
-    let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
-    assert!(line.contains("in the backlog"), "{line}");
+    let whole = |end: &&Ended| end.brief() == "eof up 60000 down 60000 exit 0";
+    let held = |end: &&Ended| (end.up, end.down) == (1, 1);
+    assert_eq!((ends.iter().filter(whole).count(), ends.iter().filter(held).count()), (168, 32), "{ends:#?}");
+    assert_eq!(fake.most_at_once(), 32);
     service.process.wait_for_rest(&rest);
     service.stop();
 }
@@ -470,12 +477,59 @@ fn the_limit_of_calls_is_shared_by_all_listeners_of_a_qube_and_no_others() {
     second.expect(b"x");
     let mut third = service.connect(0);
     let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
-    assert!(line.contains("1 connection waits in the backlog"), "{line}");
+    assert!(line.contains("1 connection waits until a call ends"), "{line}");
     let mut other = service.connect(2);
     other.expect(b"ready\n");
     assert_eq!(fake.started(), 3);
     drop(second);
     third.expect(b"ready\n");
+    service.stop();
+}
+
+#[test]
+fn connections_that_wait_for_an_answer_leave_the_calls_of_the_qube_to_its_other_services() {
+    let fake = FakeQrexec::new();
+    let service =
+        Activation::calling(&fake).tcp("work test.Gate+yes").tcp("work test.Echo").with_control().start().ready();
+    let waiting: Vec<Wire> = (0..40).map(|_| service.connect(0)).collect();
+    fake.wait_for_started(5); // as many prompts as there may be
+    exchange(&mut service.connect(1), 1, 10_000, Pace::BULK);
+    assert_eq!(service.end().brief(), "eof up 10000 down 10000 exit 0");
+    assert_eq!(fake.started(), 6);
+    let asking = service.asking();
+    eventually("all are accepted", || asking.ok(&["status", "--json"]).json()["listeners"][0]["sessions"] == 40);
+    drop(waiting);
+    service.stop();
+}
+
+#[test]
+fn the_wait_for_a_call_is_shown_and_does_not_count_into_the_setup_timeout_even_over_a_restart() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake)
+        .args(["--calls-per-qube", "1"])
+        .tcp("work test.SpeaksFirst setup_timeout=1")
+        .with_control()
+        .start()
+        .ready();
+    let mut first = service.connect(0);
+    first.expect(b"ready\n");
+    let began = uptime();
+    let mut second = service.connect(0);
+    let asking = service.asking();
+    let listener = || asking.ok(&["status", "--json"]).json()["listeners"][0].clone();
+    let queued = || listener()["queued"] == 1 && listener()["sessions"] == 2;
+    eventually("one waits for the call of the other", queued);
+    assert!(asking.ok(&["metrics"]).stdout.contains("sessions_queued{"));
+    eventually("the timeout would have passed", || uptime() > began + Duration::from_millis(1500));
+    assert!(queued(), "it waits still");
+    service.restart(|process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    });
+    eventually("it waits in the next process, too", queued);
+    drop(first);
+    second.expect(b"ready\n");
+    assert_eq!(fake.started(), 2);
     service.stop();
 }
 

@@ -150,6 +150,9 @@ struct Row {
     /// Connections in its backlog, where the kernel tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<u64>,
+    /// Its sessions that wait for a call of the qube, where it leads to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queued: Option<u64>,
     /// Its socket unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
@@ -290,6 +293,7 @@ fn of_service(listener: api::Listener, unit: Option<&Unit>) -> Row {
         sessions: listener.sessions,
         max_sessions: Some(listener.max_sessions).filter(|_| served),
         waiting: listener.waiting,
+        queued: listener.queued,
         unit: unit.map(|unit| unit.name.clone()),
         active: unit.and_then(|unit| unit.shown.last("ActiveState")),
         enabled: unit.and_then(|unit| unit.shown.last("UnitFileState")),
@@ -348,6 +352,7 @@ fn unserved(
         sessions: 0,
         max_sessions: None,
         waiting: None,
+        queued: None,
         unit: Some(unit.name.clone()),
         active,
         enabled,
@@ -374,6 +379,7 @@ fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
         sessions: 0,
         max_sessions: None,
         waiting: None,
+        queued: None,
         unit: None,
         active: None,
         enabled: None,
@@ -436,11 +442,13 @@ fn row(row: &Row) -> [Cell; 6] {
         Some("enabled") | None => unit.clone(),
         Some(other) => format!("{unit} ({other})"),
     });
+    // In the backlog, or accepted and waiting for a call of the qube: to people both wait.
+    let waiting = row.waiting.into_iter().chain(row.queued).reduce(|a, b| a + b);
     [
         Cell::from(&row.address),
         Cell::from(row.state.to_string()).painted(row.state.colour()),
         Cell::number(row.max_sessions.map_or_else(|| "-".to_owned(), |most| format!("{}/{most}", row.sessions))),
-        Cell::number(row.waiting.map_or_else(|| "-".to_owned(), |n| n.to_string())),
+        Cell::number(waiting.map_or_else(|| "-".to_owned(), |n| n.to_string())),
         Cell::from(upstream),
         Cell::from(unit.unwrap_or_default()),
     ]

@@ -1,4 +1,5 @@
-//! How many set-ups of one service may run at once, and when it may be asked again.
+//! How many calls one qube may have, how many set-ups of one service may run at once, and when the service may be asked
+//! again.
 //!
 //! # Theory
 //! One gate for each target and service. Up to `max` set-ups run at once. One that is undecided after
@@ -6,21 +7,25 @@
 //! only one more is let through at a time, and never more than `max + 1` in all. So a browser that opens eight
 //! connections to an `ask` service does not open eight prompts.
 //!
+//! Whoever enters the gate gets a place among the calls of the qube with it: both at once, or neither. A session that
+//! waits at the gate holds no call of the qube, so that one `ask` service cannot use up the calls of the others.
+//!
 //! A refusal closes the gate for a while (1 s, doubling to 30 s while nothing is allowed); then one asks again. The
 //! answer counts for everybody who waited: they wanted the same thing from the same policy.
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
 
-use crate::spec::Call;
+use crate::{log::Reminder, spec::Call};
 
 /// A set-up that takes longer waits for a person or a qube's start.
 pub const UNDECIDED: Duration = Duration::from_secs(2);
@@ -31,14 +36,14 @@ const CLOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 #[derive(Debug)]
 pub struct Gates {
     per_qube: usize,
-    calls: Mutex<HashMap<String, Arc<Semaphore>>>,
+    qubes: Mutex<HashMap<String, Arc<Qube>>>,
     gates: Mutex<HashMap<Call, Arc<Gate>>>,
 }
 
 impl Gates {
     /// Gates that let at most `per_qube` calls into one qube at a time.
     pub fn new(per_qube: usize) -> Self {
-        Self { per_qube, calls: Mutex::default(), gates: Mutex::default() }
+        Self { per_qube, qubes: Mutex::default(), gates: Mutex::default() }
     }
 
     /// Calls allowed into one qube at a time.
@@ -46,16 +51,63 @@ impl Gates {
         self.per_qube
     }
 
-    /// The count of calls into `target`.
-    pub fn calls(&self, target: &str) -> Arc<Semaphore> {
-        let mut calls = lock(&self.calls);
-        let new = || Arc::new(Semaphore::new(self.per_qube));
-        Arc::clone(calls.entry(target.to_owned()).or_insert_with(new))
+    /// The calls into `target`.
+    pub fn qube(&self, target: &str) -> Arc<Qube> {
+        let mut qubes = lock(&self.qubes);
+        Arc::clone(qubes.entry(target.to_owned()).or_insert_with(|| Arc::new(Qube::new(self.per_qube))))
     }
 
     /// The gate of `call`.
     pub fn gate(&self, call: &Call) -> Arc<Gate> {
         Arc::clone(lock(&self.gates).entry(call.clone()).or_default())
+    }
+}
+
+/// The calls into one qube.
+#[derive(Debug)]
+pub struct Qube {
+    /// Calls that the qube may still have.
+    calls: Arc<Semaphore>,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Sessions that wait for a call.
+    waiting: usize,
+    reminder: Reminder,
+}
+
+/// A session waits for a call of a qube while this lives.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    qube: &'a Qube,
+    /// How many wait, this one included, when that is worth a message: once a minute.
+    pub news: Option<usize>,
+}
+
+impl Qube {
+    fn new(calls: usize) -> Self {
+        Self { calls: Arc::new(Semaphore::new(calls)), line: Mutex::default() }
+    }
+
+    /// A call that an earlier process has begun; `None` when the limit was lowered meanwhile.
+    pub fn resume(&self) -> Option<CallPermit> {
+        self.calls.clone().try_acquire_owned().ok()
+    }
+
+    /// Notes that a session waits for a call.
+    pub fn wait(&self) -> Waiting<'_> {
+        let mut line = lock(&self.line);
+        line.waiting += 1;
+        let news = line.reminder.due().map(|_| line.waiting);
+        Waiting { qube: self, news }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.qube.line).waiting -= 1;
     }
 }
 
@@ -96,40 +148,80 @@ impl State {
     }
 }
 
+/// A place in the line for a call.
+type InLine = Pin<Box<dyn Future<Output = Result<CallPermit, AcquireError>> + Send>>;
+
+/// What keeps a session from entering.
+enum Missing {
+    /// The gate does not let it in; it opens at this time at the latest, where that is known.
+    Turn(Option<Instant>),
+    /// The qube has no call left.
+    Call,
+}
+
 /// Somebody who waited was told no, in the person of another.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RefusedAlready;
 
 impl Gate {
-    /// Waits for leave to begin a set-up, where `max` may run at once.
+    /// Waits for leave to begin a set-up, where `max` may run at once, and for a call of the `qube`.
+    /// While only the latter is missing, what `full` gives is held.
     ///
     /// # Errors
     /// [`RefusedAlready`] when another was refused while this one waited.
     ///
     /// # Cancel safety
     /// Safe: whoever gives up has taken no place.
-    pub async fn enter(self: Arc<Self>, max: u32) -> Result<Ticket, RefusedAlready> {
+    pub async fn enter<G>(
+        self: Arc<Self>,
+        max: u32,
+        qube: &Qube,
+        full: impl Fn() -> G,
+    ) -> Result<(Ticket, CallPermit), RefusedAlready> {
         let arrived = lock(&self.state).refusals;
+        let calls = &qube.calls;
+        // The place in the line for a call, kept while the gate would let this one in.
+        let mut line: Option<(InLine, G)> = None;
+        let mut permit = None;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let opens = {
+            let missing = {
                 let mut state = lock(&self.state);
                 if state.refusals != arrived {
                     return Err(RefusedAlready);
                 }
                 let now = Instant::now();
-                if state.admits(max.max(1), now) {
+                if !state.admits(max.max(1), now) {
+                    Missing::Turn(state.closed_until.filter(|t| *t > now))
+                } else if let Some(permit) = permit.take().or_else(|| calls.clone().try_acquire_owned().ok()) {
                     state.quick += 1;
                     drop(state);
-                    return Ok(Ticket { gate: self.clone(), undecided: false });
+                    return Ok((Ticket { gate: self.clone(), undecided: false }, permit));
+                } else {
+                    Missing::Call
                 }
-                state.closed_until.filter(|t| *t > now)
             };
-            match opens {
-                Some(opens) => tokio::select! { () = changed => {}, () = sleep_until(opens) => {} },
-                None => changed.await,
+            match missing {
+                Missing::Turn(opens) => {
+                    (line, permit) = (None, None);
+                    match opens {
+                        Some(opens) => tokio::select! { () = changed => {}, () = sleep_until(opens) => {} },
+                        None => changed.await,
+                    }
+                }
+                Missing::Call => {
+                    let new = || (Box::pin(calls.clone().acquire_owned()) as InLine, full());
+                    let (acquire, _) = line.get_or_insert_with(new);
+                    tokio::select! {
+                        biased;
+                        acquired = acquire => {
+                            (line, permit) = (None, acquired.ok());
+                        }
+                        () = changed => {}
+                    }
+                }
             }
         }
     }
@@ -200,13 +292,85 @@ mod tests {
 
     use super::*;
 
-    /// Whether the gate lets one more in at once.
-    async fn enters(gate: &Arc<Gate>) -> Option<Ticket> {
+    /// Whether the gate lets one more in at once, where the qube has `calls`.
+    async fn enters_with(gate: &Arc<Gate>, calls: &Arc<Qube>) -> Option<(Ticket, CallPermit)> {
         tokio::select! {
             biased;
-            ticket = gate.clone().enter(4) => ticket.ok(),
+            entered = gate.clone().enter(4, calls, || ()) => entered.ok(),
             () = tokio::task::yield_now() => None,
         }
+    }
+
+    /// Whether the gate lets one more in at once, where the qube has calls enough.
+    async fn enters(gate: &Arc<Gate>) -> Option<Ticket> {
+        enters_with(gate, &plenty()).await.map(|(ticket, _)| ticket)
+    }
+
+    fn plenty() -> Arc<Qube> {
+        Arc::new(Qube::new(100))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_wait_at_one_gate_leave_the_calls_to_other_services() {
+        let (ask, other) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+        let calls = Arc::new(Qube::new(6));
+        let mut prompts = Vec::new();
+        for _ in 0..4 {
+            prompts.push(enters_with(&ask, &calls).await.expect("room"));
+        }
+        prompts.iter_mut().for_each(|(ticket, _)| ticket.undecided());
+        prompts.push(enters_with(&ask, &calls).await.expect("one more"));
+        let waiting: Vec<_> = (0..32)
+            .map(|_| {
+                let (gate, calls) = (ask.clone(), calls.clone());
+                tokio::spawn(async move { gate.enter(4, &calls, || ()).await.map(drop) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let entered = enters_with(&other, &calls).await.expect("five prompts hold five calls of six");
+        assert!(enters_with(&other, &calls).await.is_none(), "the qube is full now");
+        drop(entered);
+        assert!(enters_with(&other, &calls).await.is_some());
+        waiting.into_iter().for_each(|task| task.abort());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_call_enters_when_one_is_free_in_the_order_of_arrival() {
+        let gate = Arc::new(Gate::default());
+        let calls = Arc::new(Qube::new(1));
+        let (ticket, call) = enters_with(&gate, &calls).await.expect("room");
+        ticket.allowed();
+        let (arrived, mut came) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..3 {
+            let (gate, calls, arrived) = (gate.clone(), calls.clone(), arrived.clone());
+            tokio::spawn(async move {
+                let entered = gate.enter(4, &calls, || ()).await.expect("nobody refuses");
+                arrived.send(number).expect("it is read");
+                entered.0.allowed();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                drop(entered.1);
+            });
+            tokio::task::yield_now().await;
+        }
+        assert!(came.try_recv().is_err());
+        drop(call);
+        for number in 0..3 {
+            assert_eq!(came.recv().await, Some(number));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_reaches_those_who_wait_for_a_call_too() {
+        let gate = Arc::new(Gate::default());
+        let calls = Arc::new(Qube::new(1));
+        let (ticket, _call) = enters_with(&gate, &calls).await.expect("room");
+        let waiting = tokio::spawn({
+            let (gate, calls) = (gate.clone(), calls.clone());
+            async move { gate.enter(4, &calls, || ()).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        ticket.refused();
+        assert_eq!(waiting.await.unwrap(), Err(RefusedAlready));
     }
 
     #[tokio::test(start_paused = true)]
@@ -230,7 +394,10 @@ mod tests {
     async fn a_refusal_answers_all_who_wait_and_then_one_asks_again() {
         let gate = Arc::new(Gate::default());
         let tickets = [enters(&gate).await, enters(&gate).await, enters(&gate).await, enters(&gate).await];
-        let waiting = tokio::spawn(gate.clone().enter(4));
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter(4, &plenty(), || ()).await.map(drop) }
+        });
         tokio::task::yield_now().await;
         let [first, rest @ ..] = tickets;
         first.expect("entered").refused();

@@ -1,22 +1,20 @@
 //! A message that would come with every connection, at most once a minute.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The shortest time between two messages.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Says when a message is due, and counts those that were left out.
 #[derive(Debug, Default)]
-pub(super) struct Reminder {
+pub struct Reminder {
     last: Option<Instant>,
     left_out: u64,
 }
 
 impl Reminder {
     /// Whether the message is due; if so, how many were left out since the last one.
-    pub(super) fn due(&mut self) -> Option<u64> {
+    pub fn due(&mut self) -> Option<u64> {
         if self.last.is_some_and(|last| last.elapsed() < PAUSE) {
             self.left_out += 1;
             return None;
