@@ -25,3 +25,4 @@ mod security;
 mod service;
 mod storm;
 mod system;
+mod upgrade;

@@ -199,10 +199,15 @@ pub(crate) fn processes_called(names: &[&str]) -> Vec<String> {
 /// were.
 #[track_caller]
 pub(crate) fn assert_each_session_is_told_once() -> usize {
+    sessions_told_once("journalctl --user -q -t qrexec-connect").len()
+}
+
+/// The same for what this `journalctl …` shows: how each session ended, by its id.
+#[track_caller]
+pub(crate) fn sessions_told_once(journalctl: &str) -> BTreeMap<String, String> {
     let start = message_id("session-start");
     let mut stories: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let fields = "MESSAGE_ID,SESSION_ID,END";
-    let lines = shell(&format!("journalctl --user -q -o json --output-fields={fields} -t qrexec-connect"));
+    let lines = shell(&format!("{journalctl} -o json --output-fields=MESSAGE_ID,SESSION_ID,END"));
     for line in lines.lines() {
         let event: BTreeMap<String, Value> = serde_json::from_str(line).expect("journalctl writes JSON");
         if !event.contains_key("SESSION_ID") {
@@ -220,5 +225,5 @@ pub(crate) fn assert_each_session_is_told_once() -> usize {
         let starts = usize::from(first == Some("start"));
         assert!(story.len() == starts + 1 && last != Some("start"), "session {session}: {story:?}");
     }
-    stories.len()
+    stories.into_iter().filter_map(|(session, mut story)| Some((session, story.pop()?))).collect()
 }

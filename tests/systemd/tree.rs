@@ -82,9 +82,7 @@ impl Tree {
             }
             Err(_) => {
                 if let Err(why) = able() {
-                    assert_ne!(env::var("CI").as_deref(), Ok("true"), "nothing can be booted here: {why}");
-                    // not by a macro: the test harness would keep it to itself
-                    let _ = writeln!(io::stderr(), "SKIPPED {test}: nothing can be booted here: {why}");
+                    cannot_run(&test, &format!("nothing can be booted here: {why}"));
                     return None;
                 }
                 let upper = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("cargo made the directory");
@@ -92,6 +90,25 @@ impl Tree {
             }
         };
         Some(Self { test, prepare: Vec::new(), side })
+    }
+
+    /// Is this the run of the test that starts the boots?
+    pub(crate) fn is_outside(&self) -> bool {
+        matches!(self.side, Side::Outside { .. })
+    }
+
+    /// The name of the test.
+    pub(crate) fn name(&self) -> &str {
+        &self.test
+    }
+
+    /// Outside: puts a file into the tree of all boots; inside, nothing.
+    pub(crate) fn put(&self, from: &Path, to: &str) {
+        if let Side::Outside { upper } = &self.side {
+            let to = upper.path().join("upper").join(to);
+            fs::create_dir_all(to.parent().expect("a file in a directory")).expect("the tree is ours");
+            fs::copy(from, &to).unwrap_or_else(|e| panic!("{} -> {}: {e}", from.display(), to.display()));
+        }
     }
 
     /// Shell text that is run as root in each boot, before anything enabled is started.
@@ -153,6 +170,16 @@ pub(crate) fn with_systemd() -> Command {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-systemd"));
     command.current_dir("/").stdin(Stdio::null());
     command
+}
+
+/// Says loudly that a test does not run.
+///
+/// # Panics
+/// Under `CI=true`.
+pub(crate) fn cannot_run(test: &str, why: &str) {
+    assert_ne!(env::var("CI").as_deref(), Ok("true"), "{test}: {why}");
+    // not by a macro: the test harness would keep it to itself
+    let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
 }
 
 /// Why nothing can be booted on this machine.

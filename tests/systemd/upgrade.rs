@@ -1,0 +1,452 @@
+//! An upgrade under live sessions: the service runs the programs of an earlier commit, others are put in their place,
+//! the service restarts. Then the way back.
+//!
+//! The earlier programs are built once, from the history of this repository, and kept in the target directory. A copy
+//! of the repository that has no such commit (a shallow clone, an unpacked archive) cannot run these tests: they say
+//! so on stderr and pass; with `CI=true` that is a failure.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::Value;
+
+use crate::{
+    crowd::{Crowd, Kind, Place, Rate},
+    service::{
+        assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
+        main_pid, messages, property, sessions_told_once, settled, socket, text,
+    },
+    support::{PATIENCE, Pace, Wire, eventually, exchange, run},
+    tree::{As, Tree, cannot_run, installed_fake, shell, user_unit},
+};
+
+/// The commit upgraded from. Its records of sessions and listeners are version 1, its counters' file too.
+const EARLIER: &str = "9498472ecad32ddb4ce3cedec7383ebb7af30d7b";
+
+const PROGRAMS: [&str; 2] = ["qrexec-connect", "pfwd"];
+
+/// Where both pairs of programs lie inside, in `earlier` and `present`.
+const VERSIONS: &str = "usr/lib/forwarder-versions";
+
+// ---------------------------------------------------------------------------------------------- the earlier programs
+
+/// A directory with the earlier programs; or why there is none.
+fn earlier_programs() -> Result<PathBuf, String> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's target directory");
+    let place = target.join(format!("earlier-{}", &EARLIER[..7]));
+    let programs = place.join("programs");
+    fs::create_dir_all(&place).map_err(|e| format!("{}: {e}", place.display()))?;
+    // one test builds, the others wait for it
+    let lock = fs::File::create(place.join("lock")).map_err(|e| e.to_string())?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e.to_string())?;
+    if programs.exists() {
+        return Ok(programs);
+    }
+    let (source, part) = (place.join("source"), place.join("part"));
+    for left in [&source, &part] {
+        let _ = fs::remove_dir_all(left); // of a run that was interrupted
+        fs::create_dir(left).map_err(|e| e.to_string())?;
+    }
+    let mut unpack = Command::new("/bin/bash");
+    // the clone may belong to somebody else than root, who runs the tests
+    let git = format!("git -c safe.directory='*' -C \"$1\" archive {EARLIER} | tar -x -C \"$2\"");
+    unpack.args(["-euo", "pipefail", "-c", &git, "unpack", env!("CARGO_MANIFEST_DIR")]).arg(&source);
+    let output = run(unpack);
+    if !output.status.success() {
+        return Err(format!("no commit {EARLIER} here: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    rename_targets(&source.join("Cargo.toml"));
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // an example, because with it the dependencies have the features that they have for tests: they are built already
+    cargo.args(["build", "--locked", "--quiet", "--example", "earlier-fake-qrexec-client-vm"]);
+    cargo.args(PROGRAMS.iter().flat_map(|program| ["--bin".to_owned(), format!("earlier-{program}")]));
+    cargo.arg("--target-dir").arg(target).env("CARGO_INCREMENTAL", "0").current_dir(&source).stdin(Stdio::null());
+    let output = cargo.output().map_err(|e| format!("cargo: {e}"))?; // takes as long as it takes
+    assert!(output.status.success(), "cargo build of {EARLIER}:\n{}", String::from_utf8_lossy(&output.stderr));
+    for program in PROGRAMS {
+        let built = target.join("debug").join(format!("earlier-{program}"));
+        fs::copy(&built, part.join(program)).map_err(|e| format!("{}: {e}", built.display()))?;
+    }
+    fs::rename(&part, &programs).map_err(|e| e.to_string())?;
+    fs::remove_dir_all(source).map_err(|e| e.to_string())?;
+    Ok(programs)
+}
+
+/// Gives what is built by a manifest other names, so that it can be built in the present target directory, beside the
+/// present programs.
+fn rename_targets(manifest: &Path) {
+    let text = fs::read_to_string(manifest).expect("it was unpacked");
+    let (package, targets) = text.split_once("\n[[bin]]").expect("it has programs");
+    let package = package.lines().filter(|line| !line.starts_with("default-run")).collect::<Vec<_>>().join("\n");
+    let (targets, rest) = targets.split_once("\n[dependencies]").expect("it has dependencies");
+    let targets = targets.replace("\nname = \"", "\nname = \"earlier-");
+    let text = format!("{package}\n\n[workspace]\n\n[[bin]]{targets}\n[dependencies]{rest}");
+    fs::write(manifest, text).expect("it was unpacked");
+}
+
+/// The tree with both versions in it, the earlier one in place; None, after a loud word, where it cannot be had.
+fn with_both_versions(tree: Tree) -> Option<Tree> {
+    if tree.is_outside() {
+        let earlier = match earlier_programs() {
+            Ok(earlier) => earlier,
+            Err(why) => {
+                cannot_run(tree.name(), &why);
+                return None;
+            }
+        };
+        for program in PROGRAMS {
+            tree.put(&earlier.join(program), &format!("{VERSIONS}/earlier/{program}"));
+        }
+    }
+    // what is in place can be changed by the tester, too
+    Some(tree.prepare(&format!(
+        "mkdir -p -m 755 /{VERSIONS}/present; mkdir -m 777 /srv/programs
+         for program in {}; do
+           mv /usr/bin/$program /{VERSIONS}/present; ln -s /srv/programs/$program /usr/bin
+           cp /{VERSIONS}/earlier/$program /srv/programs
+         done",
+        PROGRAMS.join(" ")
+    )))
+}
+
+/// Inside: puts a version in place as a package manager does it, another file under the same name.
+fn install(version: &str) {
+    for program in PROGRAMS {
+        shell(&format!(
+            "cd /srv/programs; cp /{VERSIONS}/{version}/{program} new; mv -f new {program}; chmod 755 {program}"
+        ));
+    }
+}
+
+/// Inside: the process runs this version's program.
+#[track_caller]
+fn assert_runs(pid: u32, version: &str, program: &str) {
+    shell(&format!("cmp /proc/{pid}/exe /{VERSIONS}/{version}/{program}"));
+}
+
+// ----------------------------------------------------------------------------------------------------------- inside
+
+#[track_caller]
+fn port(port: u16) -> Wire {
+    Wire::tcp(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+#[track_caller]
+fn exchange_some(wire: &mut Wire) {
+    wire.write_all(b"there and back").expect("connected");
+    wire.expect(b"there and back");
+}
+
+/// Somebody who asks over UDP, always from the same port.
+struct Asker(UdpSocket);
+
+impl Asker {
+    fn new(server: u16) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        socket.connect(("127.0.0.1", server)).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        Self(socket)
+    }
+
+    #[track_caller]
+    fn ask(&self) {
+        let mut answer = [0; 64];
+        self.0.send(b"a question").expect("sent");
+        let len = self.0.recv(&mut answer).expect("answered");
+        assert_eq!(&answer[..len], b"a question");
+    }
+}
+
+fn echo_udp(port: u16) {
+    let socket = UdpSocket::bind(("127.0.0.1", port)).expect("a free port");
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..len], from);
+        }
+    });
+}
+
+/// One number out of what `COMMAND metrics` prints.
+#[track_caller]
+fn metric(command: &str, name: &str) -> u64 {
+    let all = shell(&format!("{command} metrics"));
+    let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{all}"))
+}
+
+#[track_caller]
+fn json(command: &str) -> Value {
+    let said = shell(&format!("{command} --json || [ $? = 1 ]"));
+    serde_json::from_str(&said).unwrap_or_else(|e| panic!("{command}: {e}: {said}"))
+}
+
+fn here(name: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").expect("with-systemd sets it")).join(name)
+}
+
+#[test]
+fn an_upgrade_and_the_way_back_keep_every_session_call_and_counter() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    tree.boot("upgrade", As::Tester, || {
+        let fake = installed_fake();
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        socket("unix", "%t/unix", "uds=%t/server");
+        socket("call", "127.0.0.1:2002", "work test.Tcp+7001");
+        // one of each is served by the present version, the other by the earlier one again
+        for n in 0..2 {
+            socket(&format!("late{n}"), &format!("127.0.0.1:201{n}"), &format!("uds=%t/late{n},connect_timeout=300"));
+            socket(&format!("gate{n}"), &format!("127.0.0.1:202{n}"), &format!("other{n} test.Gate+open{n}"));
+        }
+        socket("counted", "127.0.0.1:2005", "work test.Echo");
+        socket("paused", "127.0.0.1:2006", "work test.Echo");
+        user_unit(
+            "qrexec-connect-udp.socket",
+            "[Socket]\nListenDatagram=127.0.0.1:2007\nFileDescriptorName=target=127.0.0.1+7007\n",
+        );
+        enable_now(&["tcp", "unix", "call", "late0", "late1", "gate0", "gate1", "counted", "paused", "udp"]);
+        echo_udp(7007);
+        let asker = Asker::new(2007);
+        asker.ask();
+        assert_runs(main_pid(), "earlier", "qrexec-connect");
+
+        let mut crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        crowd.serve(&Place::Unix(here("server")));
+        for (place, n) in [(Place::Tcp(2001), 30), (Place::Unix(here("unix")), 30), (Place::Tcp(2002), 8)] {
+            crowd.join(n, &place, Kind::Echo, Rate::CALM);
+            crowd.join(2, &place, Kind::Echo, Rate::BUSY);
+            crowd.join(4, &place, Kind::PeerEnded, Rate::CALM);
+            crowd.join(4, &place, Kind::ServerEnded, Rate::CALM);
+        }
+        crowd.wait_until_served_but(0);
+        for n in 0..2 {
+            crowd.join(3, &Place::Tcp(2010 + n), Kind::Echo, Rate::CALM);
+            crowd.join(3, &Place::Tcp(2020 + n), Kind::Plain, Rate::CALM);
+        }
+        let mut counted = port(2005);
+        exchange_some(&mut counted);
+        exchange(&mut port(2005), 1, 1000, Pace::BULK);
+        shell("qrexec-connect pause 127.0.0.1:2006");
+        let started = 18 + 6 + 2;
+        fake.wait_for_started(started);
+        let sessions = crowd.len() + 2; // those that are counted one by one, and the flow
+        let all = format!("10 listeners, {sessions} sessions");
+        eventually("all sessions are there", || property("StatusText").ends_with(&all));
+        eventually("one of two is over", || metric("qrexec-connect", EOF) == 1);
+        let children = calls();
+        assert_eq!(children.len(), started - 1);
+
+        let mut pid = main_pid();
+        for (n, version) in [(0, "present"), (1, "earlier")] {
+            install(version);
+            shell("systemctl --user restart qrexec-connect.service");
+            settled();
+            assert_ne!(main_pid(), pid);
+            pid = main_pid();
+            assert_runs(pid, version, "qrexec-connect");
+            assert_eq!(messages("handover-lost"), <[String; 0]>::default(), "lost by the {version} version");
+            eventually("all sessions are there", || property("StatusText").ends_with(&all));
+            // bytes flow both ways, of those who were there and of those who come
+            crowd.wait_for_bytes(1_000_000);
+            exchange_some(&mut counted);
+            asker.ask();
+            for place in [2001, 2002] {
+                let mut wire = port(place);
+                wire.write_all(b"e\0\0\0\0\0\0\0\0").expect("it is served");
+                exchange(&mut wire, n, 2000, Pace::BULK);
+            }
+            assert_eq!(crowd.gone(), 0, "sessions were cut by the {version} version");
+            let children_now: Vec<_> = calls().into_iter().filter(|pid| children.contains(pid)).collect();
+            assert_eq!(children_now, children, "no call was lost");
+            // what was counted and what was told to it
+            assert_eq!(metric("qrexec-connect", "qrexec_connect_handovers_total"), n + 1);
+            let accepted = "qrexec_connect_sessions_accepted_total{listener=\"127.0.0.1:2005\"}";
+            assert_eq!(metric("qrexec-connect", accepted), 2);
+            assert_eq!(metric("qrexec-connect", EOF), 1);
+            let up = "qrexec_connect_delivered_bytes_total{listener=\"127.0.0.1:2005\",direction=\"up\"}";
+            assert_eq!(metric("qrexec-connect", up), 1000 + 14 * (n + 2));
+            assert_eq!(metric("qrexec-connect", "qrexec_connect_listener_paused{listener=\"127.0.0.1:2006\"}"), 1);
+            // those who waited, through this restart or through both
+            crowd.serve(&Place::Unix(here(&format!("late{n}"))));
+            fake.open(&format!("open{n}"));
+            crowd.wait_until_served_but(if n == 0 { 6 } else { 0 });
+        }
+        assert_eq!(fake.started(), started + 2, "each call was made once");
+
+        crowd.dismiss_unharmed();
+        drop(counted);
+        eventually("the flow is alone", || property("StatusText").ends_with(", 1 session"));
+        let flow = json("qrexec-connect sessions")["sessions"][0]["id"].as_str().expect("text").to_owned();
+        shell(&format!("qrexec-connect kill {flow}"));
+        let told = sessions + 1 + 4;
+        eventually("the journal has it all", || events("session-end").len() == told);
+        assert_eq!(assert_each_session_is_told_once(), told);
+        for end in events("session-end") {
+            let flow = text(&end, "SESSION_ID") == flow;
+            assert_eq!(text(&end, "END"), if flow { "killed" } else { "eof" }, "{end:#?}");
+        }
+        assert_no_complaints_but(&[]);
+        assert_stops_clean();
+    });
+}
+
+const EOF: &str = "qrexec_connect_sessions_ended_total{listener=\"127.0.0.1:2005\",end=\"eof\"}";
+
+// ------------------------------------------------------------------------------------------------------------- pfwd
+
+/// In a network namespace, by a thread that stays there.
+fn inside<T: Send>(namespace: Option<&str>, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Some(name) = namespace {
+                let file = fs::File::open(Path::new("/run/netns").join(name)).expect("it was made");
+                nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
+            }
+            body()
+        });
+        thread.join().expect("no panic")
+    })
+}
+
+/// The inode of the TCP socket that listens on `port` in a namespace: another socket has another one.
+#[track_caller]
+fn listening(namespace: Option<&str>, port: u16) -> String {
+    let table = inside(namespace, || fs::read_to_string("/proc/thread-self/net/tcp").expect("/proc is mounted"));
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // proc_net_tcp(5): local address, state 0A is LISTEN, inode
+    let mut found = fields.filter(|f| f.len() > 9 && f[3] == "0A" && f[1].ends_with(&format!(":{port:04X}")));
+    found.next().unwrap_or_else(|| panic!("nobody listens on {port} in {namespace:?}\n{table}"))[9].to_owned()
+}
+
+/// `pfwd.service` is ready and the manager has nothing left to do.
+#[track_caller]
+fn pfwd_settled() {
+    eventually("pfwd is ready and no job is left", || {
+        shell("systemctl is-active pfwd.service || true; systemctl list-jobs --no-legend") == "active"
+    });
+}
+
+#[track_caller]
+fn pfwd_property(name: &str) -> String {
+    shell(&format!("systemctl show -p {name} --value pfwd.service"))
+}
+
+#[test]
+fn an_upgrade_and_the_way_back_keep_the_listeners_of_the_file_with_their_sessions() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    let config = "\
+[defaults]
+mode = \"0640\"
+owner = \"root:root\"
+uds_dir = \"/run/forwards\"
+
+[[forward]]
+uds = \"echo.sock\"
+target = \"127.0.0.1:7001\"
+
+[[forward]]
+listen = \"127.0.0.1:2001\"
+uds = \"/run/forwards/echo.sock\"
+
+[[forward]]
+listen = \"127.0.0.1:2002\"
+listen_namespace = \"blue\"
+target = \"127.0.0.1:7001\"
+
+[[forward]]
+listen = \"127.0.0.1:2003\"
+qrexec = \"work test.Echo\"
+
+[[forward]]
+udp_listen = \"127.0.0.1:2004\"
+udp_target = \"127.0.0.1:7004\"
+";
+    tree.boot("upgrade", As::Root, || {
+        let fake = installed_fake();
+        fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        shell("ip netns add blue; ip -n blue link set lo up; systemctl daemon-reload; systemctl start pfwd.service");
+        pfwd_settled();
+        let server = std::net::TcpListener::bind("127.0.0.1:7001").expect("a free port");
+        thread::spawn(move || {
+            for stream in server.incoming().flatten() {
+                let mut other = stream.try_clone().expect("a descriptor");
+                thread::spawn(move || {
+                    std::io::copy(&mut &stream, &mut other).map(|_| other.shutdown(std::net::Shutdown::Write))
+                });
+            }
+        });
+        echo_udp(7004);
+        let path = Path::new("/run/forwards/echo.sock");
+        let in_blue = || {
+            let address = SocketAddr::from(([127, 0, 0, 1], 2002));
+            Wire::from_tcp(
+                inside(Some("blue"), || TcpStream::connect_timeout(&address, PATIENCE)).expect("it is served"),
+            )
+        };
+        let connect_all = || [Wire::unix(path), port(2001), in_blue(), port(2003)];
+        let asker = Asker::new(2004);
+        let mut wires = connect_all();
+        wires.iter_mut().for_each(exchange_some);
+        asker.ask();
+        // of 2001 both halves are sessions
+        let (text_before, calls) = ("5 forwards, 6 sessions", || fake.started());
+        eventually("all sessions are there", || pfwd_property("StatusText") == text_before);
+        assert_eq!(calls(), 1);
+        let sockets = || {
+            let unix = fs::symlink_metadata(path).expect("it is served");
+            (
+                unix.dev(),
+                unix.ino(),
+                [(None, 2001), (Some("blue"), 2002), (None, 2003)].map(|(ns, port)| listening(ns, port)),
+            )
+        };
+        let before = sockets();
+        let mut pid = pfwd_property("MainPID");
+        for (n, version) in [(0u64, "present"), (1, "earlier")] {
+            install(version);
+            shell("systemctl restart pfwd.service");
+            pfwd_settled();
+            assert_ne!(pfwd_property("MainPID"), pid);
+            pid = pfwd_property("MainPID");
+            assert_runs(pid.parse().expect("a number"), version, "pfwd");
+            assert_eq!(sockets(), before, "the {version} version has made sockets anew");
+            wires.iter_mut().for_each(exchange_some);
+            asker.ask();
+            assert_eq!(pfwd_property("StatusText"), text_before, "the {version} version");
+            let mut others = connect_all();
+            for (seed, wire) in others.iter_mut().enumerate() {
+                exchange(wire, seed as u64, 20_000, Pace::BULK);
+            }
+            drop(others);
+            eventually("those are over", || pfwd_property("StatusText") == text_before);
+            assert_eq!(metric("pfwd", "pfwd_handovers_total"), n + 1);
+            let accepted = "pfwd_sessions_accepted_total{listener=\"127.0.0.1:2003\"}";
+            assert_eq!(metric("pfwd", accepted), n + 2);
+            assert_eq!(calls() as u64, n + 2, "each call was made once");
+        }
+        drop(wires);
+        eventually("the flow is alone", || pfwd_property("StatusText") == "5 forwards, 1 session");
+        shell("systemctl stop pfwd.service");
+        assert!(!path.exists());
+        let journal = "journalctl -q -t pfwd";
+        // by each of both versions five of the second kind: 2001 has two
+        eventually("the journal has it all", || sessions_told_once(journal).len() == 5 + 1 + 2 * 5);
+        let ends = sessions_told_once(journal);
+        let drained = ends.values().filter(|end| *end == "drained").count();
+        let eof = ends.values().filter(|end| *end == "eof").count();
+        assert_eq!((drained, eof), (1, 15), "the flow lived until the stop: {ends:#?}");
+        assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");
+        assert_eq!(shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true"), "");
+    });
+}
