@@ -1,11 +1,23 @@
-//! Every command that the README shows is run by a test, or has a reason why not; every configuration in it means
-//! something; every forward that something else becomes is understood.
+//! Every command that the README and the page for contributors show is run by a test, or has a reason why not; every
+//! forward that something else becomes is understood; every link leads somewhere.
 
 use std::{fs, path::Path, process::Command};
 
 use crate::support::run;
 
 const README: &str = include_str!("../../README.md");
+const CONTRIBUTING: &str = include_str!("../../.github/CONTRIBUTING.md");
+
+/// The pages that people read in the repository.
+const PAGES: &[&str] = &[
+    "README.md",
+    "src/README.md",
+    ".github/CONTRIBUTING.md",
+    ".github/SECURITY.md",
+    "packaging/CHANGELOG.md",
+    "packaging/hardening.md",
+    "packaging/qubes-rpc/README.md",
+];
 
 /// Who runs the commands of a section: the file of a test below tests, and its name.
 const RUN_BY: &[(&str, &str, &str)] = &[
@@ -25,17 +37,29 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo build --release", "tests/reproducible does it for one program"),
     ("sudo make -C packaging install", "the tests under systemd do it into their trees"),
     ("sudo systemctl daemon-reload &&", "booting those trees does it"),
+    ("cargo build --examples", "cargo test does it"),
+    ("cargo clippy", ".ci/run does it"),
+    ("cargo fmt", ".ci/run does it, with --check"),
+    ("cargo run --example generate -- packaging", "it/manual.rs runs it, into another directory"),
     ("cargo test --lib", "this is part of it"),
     ("cargo test --test it", "this is it"),
     ("cargo test --test netns", "tests/run does it"),
-    ("cargo run --example generate -- packaging", "it/manual.rs runs it, into another directory"),
+    ("cargo test --test systemd", "tests/run does it"),
+    ("cargo test --test world", "tests/run does it"),
+    ("tests/mk-root target/roots/trixie trixie", "tests/run does it"),
+    ("SYSTEMD_ROOT=$PWD/target/roots/trixie cargo test --test systemd", "tests/run does it"),
+    ("tests/fuzz/run", ".ci/run does it"),
+    ("tests/features", ".ci/run does it"),
+    ("tests/sanitize", ".ci/run does it"),
+    ("tests/salt", "tests/run does it"),
     ("tests/package", "tests/run does it"),
+    ("tests/reproducible", ".ci/run does it"),
     (".ci/run", "it runs this"),
 ];
 
 /// The sections with the lines of their commands.
 fn sections() -> Vec<(&'static str, Vec<&'static str>)> {
-    let sections = README.split("\n## ").map(|section| {
+    let sections = README.split("\n## ").chain(CONTRIBUTING.split("\n## ")).map(|section| {
         let title = section.lines().next().expect("a title");
         let blocks = section.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
         (title, blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).collect())
@@ -58,12 +82,12 @@ fn every_command_is_run_by_a_test_or_says_why_not() {
         for line in lines {
             let reason = NOT_RUN.iter().find(|(command, _)| line.starts_with(command));
             used.extend(reason);
-            assert!(reason.is_some(), "README.md, {title}: no test runs `{line}`");
+            assert!(reason.is_some(), "{title}: no test runs `{line}`");
         }
     }
     assert!(seen >= 40, "only {seen} commands seen");
     let unused: Vec<_> = NOT_RUN.iter().filter(|reason| !used.contains(reason)).collect();
-    assert!(unused.is_empty(), "no longer in README.md: {unused:?}");
+    assert!(unused.is_empty(), "no longer in the pages: {unused:?}");
 }
 
 /// Cells of the table in a section.
@@ -108,25 +132,41 @@ fn what_something_else_becomes_is_understood() {
 }
 
 #[test]
-fn the_picture_is_the_one_that_the_script_draws_and_every_file_linked_to_is_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn the_picture_is_the_one_that_the_script_draws() {
     let mut picture = Command::new("python3");
-    picture.arg(root.join("packaging/picture")).arg("--check");
+    picture.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/picture")).arg("--check");
     let output = run(picture);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let links: Vec<_> = README.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
-    assert!(links.len() >= 8, "{links:?}");
-    let anchor = |title: &str| {
-        let plain = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
-        title.to_lowercase().chars().filter(plain).collect::<String>().replace(' ', "-")
-    };
-    let titles: Vec<_> =
-        README.lines().filter(|l| l.starts_with('#')).map(|l| anchor(l.trim_start_matches('#').trim())).collect();
-    for link in links {
-        match link.strip_prefix('#') {
-            Some(title) => assert!(titles.iter().any(|t| t == title), "{link}: no such section"),
-            None if link.starts_with("http") => {}
-            None => assert!(root.join(link).exists(), "{link}: no such file"),
+}
+
+#[test]
+fn every_link_of_a_page_leads_to_a_file_or_a_section() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mut seen = 0;
+    for path in PAGES {
+        let text = page(path);
+        let links: Vec<_> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        seen += links.len();
+        let folder = root.join(path).parent().expect("a file in a directory").to_owned();
+        for link in links.into_iter().filter(|link| !link.starts_with("http")) {
+            let (file, section) = link.split_once('#').map_or((link, None), |(file, section)| (file, Some(section)));
+            let file = if file.is_empty() { root.join(path) } else { folder.join(file) };
+            assert!(file.exists(), "{path}: {link}: no such file");
+            let Some(section) = section else { continue };
+            let text = fs::read_to_string(&file).expect("a page");
+            assert!(
+                text.lines().any(|line| anchor(line).as_deref() == Some(section)),
+                "{path}: {link}: no such section"
+            );
         }
     }
+    assert!(seen >= 15, "only {seen} links seen");
+}
+
+/// What a heading is called in links, as forges make it.
+fn anchor(line: &str) -> Option<String> {
+    let title = line.strip_prefix('#')?.trim_start_matches('#').trim();
+    let plain = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
+    Some(title.to_lowercase().chars().filter(plain).collect::<String>().replace(' ', "-"))
 }
