@@ -3,6 +3,7 @@
 //! Nothing else in the house is unsafe. Everything here is plain: descriptors, paths and numbers in, an `io::Error` out;
 //! what a failure means to an operator is said by those who call.
 
+pub mod accept;
 mod descriptor;
 pub mod file;
 pub mod proc;
