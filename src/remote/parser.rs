@@ -22,7 +22,7 @@ use nix::{
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use super::legacy;
+use super::v1;
 use crate::{
     proto::remote::{Buffer, Frame, MAGIC},
     sys,
@@ -42,7 +42,7 @@ const MEMORY: u64 = 256 << 20;
 pub enum Language {
     /// Frames of an agent, after its magic.
     Frames,
-    /// The listing of the original's queue ([`legacy`]).
+    /// The listing of the original's queue ([`v1`]).
     Listing,
 }
 
@@ -56,7 +56,7 @@ pub fn run(uid: u32, language: Language) -> io::Result<ExitCode> {
         Language::Frames => frames(),
         Language::Listing => {
             let (from, mut to) = ends();
-            legacy::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
+            v1::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
         }
     };
     Ok(result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))

@@ -121,7 +121,7 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("clocks", include_str!("clocks.rs")),
         ("commands", include_str!("commands.rs")),
         ("crashes", include_str!("crashes.rs")),
-        ("legacy", include_str!("legacy.rs")),
+        ("v1", include_str!("v1.rs")),
         ("load", include_str!("load.rs")),
         ("owner", include_str!("owner.rs")),
     ];

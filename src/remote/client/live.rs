@@ -23,7 +23,7 @@ use crate::{
         mac::{self, Key, Outcome},
         remote::{Buffer, CREDIT, Ending, Frame, Hello, Mode, Refusal, Request, SLICE, flags},
     },
-    remote::{audit::now_ms, pipe::Pipe, serve},
+    remote::{agent, audit::now_ms, pipe::Pipe},
     sys,
 };
 
@@ -51,7 +51,7 @@ pub async fn ask(home: &Home, key: &Key, id: &str, mut ask: Ask, record: &mut Re
 const STALE: &str = "stale: ";
 
 async fn connect(home: &Home, by: Instant) -> Result<(UnixStream, Hello, Buffer), Trouble> {
-    let path = home.at(serve::SOCKET);
+    let path = home.at(agent::SOCKET);
     let own = nix::unistd::getuid().as_raw();
     loop {
         let attempt = async {

@@ -2,7 +2,7 @@
 
 pub mod history;
 mod live;
-mod queue;
+mod spool;
 pub mod stdio;
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::unistd::getpid;
-pub use queue::{Counts, clean, counts};
+pub use spool::{Counts, clean, counts};
 
 use super::{files, keys};
 use crate::{
@@ -149,7 +149,7 @@ pub fn ask(home: &Home, ask: Ask) -> Result<u8, Trouble> {
     let result = runtime.block_on(async {
         match ask.way {
             Way::Live => live::ask(home, &key, &id, ask, &mut record).await,
-            Way::Queue | Way::V1 => queue::ask(home, &key, &id, ask, &mut record).await,
+            Way::Queue | Way::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
         }
     });
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants

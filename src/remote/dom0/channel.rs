@@ -28,7 +28,7 @@ use super::{
     Refusal, Shared, Vm,
     command::{self, First},
     port::{Inbox, Out, Port},
-    queue::{self, Queue},
+    v1::{self, Queue},
 };
 use crate::{
     log::{Event, Kind, emit},
@@ -152,7 +152,7 @@ pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
                 vm.set(if v1 { "v1 queue" } else { "no agent" });
                 if v1 {
                     tokio::select! {
-                        () = queue::serve(&shared, &vm, &queue, next_probe) => {}
+                        () = v1::serve(&shared, &vm, &queue, next_probe) => {}
                         () = vm.stop.cancelled() => return,
                     }
                     wait = RETRY.0;

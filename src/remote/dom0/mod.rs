@@ -20,8 +20,8 @@ mod execute;
 pub mod ledger;
 mod listed;
 mod port;
-mod queue;
 mod transfer;
+mod v1;
 
 use std::{
     collections::HashMap,

@@ -163,7 +163,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         None => daemon(paths, &arguments.daemon),
         Some(Command::Unit) => {
-            print!("{}", include_str!("../../units/system/qvm-remote-dom0.service"));
+            print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Parse { uid, listing }) => {

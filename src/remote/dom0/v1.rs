@@ -25,7 +25,7 @@ use crate::{
     proto::remote::{Buffer, Ending, Frame, Refusal},
     remote::{
         audit::{Source, local},
-        legacy::{self, Answer},
+        v1::{self, Answer},
     },
 };
 
@@ -80,7 +80,7 @@ struct Listed {
 /// Asks for everything that waits; the parser reads the answer.
 async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
     let (mut parser, raw, frames) = channel::parser(true)?;
-    let mut call = channel::qvm_run(&vm.name, &legacy::fetch(&shared.config.user));
+    let mut call = channel::qvm_run(&vm.name, &v1::fetch(&shared.config.user));
     call.stdout(raw);
     let mut child = call.spawn()?;
     drop(call);
@@ -197,11 +197,11 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
         while let Ok(Some((raw, _))) = buffer.frame() {
             let kept = match raw.parse() {
                 Ok(Frame::Stdout(data)) => {
-                    legacy::collect(&mut answer.out, data);
+                    v1::collect(&mut answer.out, data);
                     data.len()
                 }
                 Ok(Frame::Stderr(data)) => {
-                    legacy::collect(&mut answer.err, data);
+                    v1::collect(&mut answer.err, data);
                     data.len()
                 }
                 Ok(Frame::Exit(ending, _)) => {
@@ -226,8 +226,8 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
         }
     }
     let ms = began.elapsed().as_millis();
-    answer.meta = legacy::meta(id, &started, ms, answer.exit);
-    let audit = legacy::audit_line(id, &started, ms, answer.exit, text);
+    answer.meta = v1::meta(id, &started, ms, answer.exit);
+    let audit = v1::audit_line(id, &started, ms, answer.exit, text);
     (answer, audit)
 }
 
@@ -235,7 +235,7 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
 async fn store(shared: &Shared, vm: &Vm, answer: &Answer, audit: &str) {
     let bytes = answer.to_bytes(audit);
     let write = async {
-        let mut call = channel::qvm_run(&vm.name, &legacy::store(&shared.config.user));
+        let mut call = channel::qvm_run(&vm.name, &v1::store(&shared.config.user));
         call.stdin(std::process::Stdio::piped());
         let mut child = call.spawn()?;
         if let Some(mut stdin) = child.stdin.take() {

@@ -24,10 +24,11 @@ use crate::{
         remote::{Ending, Mode, Request, flags},
     },
     remote::{
+        agent::{self, directories, read_mac, write_signed},
         audit::now_ms,
-        files, legacy,
+        files,
         pipe::Pipe,
-        serve::{self, directories, read_mac, write_signed},
+        v1,
     },
 };
 
@@ -131,7 +132,7 @@ pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record
     }
     let queue = directories(home.path()).map_err(own)?;
     let request = Submitted { queue, id: id.to_owned() };
-    let vm = files::read(&home.at(serve::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
+    let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
     let mut signed = sign(&ask, key, id, &vm);
     if ask.way == Way::Queue {
@@ -179,7 +180,7 @@ pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record
             request.put(".auth2", write_signed(&signed.0, &signed.1).as_bytes()).map_err(own)?;
         }
     };
-    let read = |end: &str| files::read(&request.at("results", end), legacy::MAX_OUTPUT + 4096).unwrap_or_default();
+    let read = |end: &str| files::read(&request.at("results", end), v1::MAX_OUTPUT + 4096).unwrap_or_default();
     let (out, err) = (read(".out"), read(".err"));
     let meta_by = Instant::now() + META;
     while ask.way == Way::V1 && !request.at("results", ".meta").exists() && Instant::now() < meta_by {
@@ -252,7 +253,7 @@ fn verify(
              qvm-remote --v1"
         )));
     };
-    let cut = |bytes: &[u8]| bytes.len() > legacy::MAX_OUTPUT;
+    let cut = |bytes: &[u8]| bytes.len() > v1::MAX_OUTPUT;
     if cut(out) || cut(err) {
         return Err(Trouble::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
     }

@@ -24,8 +24,8 @@ use crate::{
     log::escape,
     proto::remote::{BadText, MAX_COMMAND, Mode, argv, argv_payload, check_text},
     remote::{
+        agent,
         client::{self, Ask, Home, Trouble, Way, stdio},
-        serve,
     },
 };
 
@@ -258,7 +258,7 @@ fn ask(home: &Home, options: &Options, ask: Ask) -> Result<ExitCode, Trouble> {
 fn agent(home: &Home) -> Result<ExitCode, Trouble> {
     let failed = |e: std::io::Error| own(format!("serve: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(serve::run(home.path())).map_err(failed)?;
+    runtime.block_on(agent::run(home.path())).map_err(failed)?;
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }

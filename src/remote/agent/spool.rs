@@ -21,7 +21,7 @@ use crate::{
         mac::{hex, unhex},
         remote::{BadText, Ending, Frame, MAX_COMMAND, Raw, Refusal, Request, SLICE, valid_id},
     },
-    remote::{audit, files, legacy, pipe::Pipe},
+    remote::{audit, files, pipe::Pipe, v1},
 };
 
 /// How long a text without a token is left alone: the client writes the token after it.
@@ -204,7 +204,7 @@ impl Job {
             let _ = fs::remove_file(self.pending(end));
         }
         let ms = began.elapsed().as_millis();
-        let mut meta = legacy::meta(&self.id, started, ms, result.status);
+        let mut meta = v1::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         let results = self.queue.join("results");
         let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
@@ -213,7 +213,7 @@ impl Job {
             .and_then(|()| put("meta", meta.as_bytes()))
             .and_then(|()| put("exit", result.status.to_string().as_bytes()));
         let _ = fs::remove_file(self.queue.join("running").join(&self.id));
-        let line = legacy::audit_line(&self.id, started, ms, result.status, text);
+        let line = v1::audit_line(&self.id, started, ms, result.status, text);
         let line = if written.is_ok() { line } else { format!("{line} (its result could not be written)") };
         let _ = audit::append(&self.home.join("audit.log"), &line);
     }
@@ -262,11 +262,11 @@ impl Job {
             let mut taken = 0;
             match raw.parse().ok()? {
                 Frame::Stdout(data) => {
-                    legacy::collect(&mut result.out, data);
+                    v1::collect(&mut result.out, data);
                     taken = data.len();
                 }
                 Frame::Stderr(data) => {
-                    legacy::collect(&mut result.err, data);
+                    v1::collect(&mut result.err, data);
                     taken = data.len();
                 }
                 Frame::Credit(n) => credit += n as usize,

@@ -2,14 +2,14 @@
 //!
 //! It has no key and decides nothing. Clients of the same user come to a socket in `~/.qvm-remote/run`; each gets
 //! dom0's greeting with a number of its own, and its frames pass to and fro under a stream number that the agent
-//! chooses. What is in the queue of files is brought to dom0 the same way ([`queue`]), so the original's client is
+//! chooses. What is in the queue of files is brought to dom0 the same way ([`spool`]), so the original's client is
 //! served, too, without a call.
 //!
 //! Nothing here holds more of a stream than its credit: data passes only as far as the other end has asked for it.
 
-mod queue;
+mod spool;
 
-pub use queue::{age, directories, read_mac, write_signed};
+pub use spool::{age, directories, read_mac, write_signed};
 
 use std::{
     collections::HashMap,
@@ -158,7 +158,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(line::write(to, frames));
     tasks.spawn(accept(listener, agent.clone()));
-    tasks.spawn(queue::watch(agent.clone(), home.to_owned()));
+    tasks.spawn(spool::watch(agent.clone(), home.to_owned()));
     let result = read(&from, buffer, bytes, &agent).await;
     socket.remove();
     // what has arrived is still passed on, or written: every stream ends when its last frame was taken
