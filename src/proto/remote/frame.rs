@@ -1,29 +1,18 @@
 //! Frames: `u32 length | u32 stream | u8 type | body`. The length counts what follows it.
 
-use std::{fmt, str};
+use std::str;
 
 use super::{
-    Ending, VERSION,
-    request::{Reader, Request},
-    valid_id, valid_vm,
+    check::{valid_id, valid_vm},
+    ending::Ending,
+    request::Request,
+    wire::{Fault, MAGIC, MAX_COMMAND, Reader, VERSION},
 };
 
 /// The length at most.
 pub const MAX_LENGTH: usize = 65_552;
 /// Bytes before the body.
 pub const HEADER: usize = 9;
-
-/// What is wrong with what the other side sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault(pub &'static str);
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Fault {}
 
 /// What each side says first: dom0 to the agent, the agent to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,7 +204,7 @@ impl<'a> Raw<'a> {
                 let id = str::from_utf8(r.field()?).ok().filter(|id| valid_id(id));
                 let id = id.ok_or(Fault("an id that is none"))?;
                 let token = r.take(r.0.len())?;
-                if length as usize > super::MAX_COMMAND || token.len() > 4096 {
+                if length as usize > MAX_COMMAND || token.len() > 4096 {
                     return Err(Fault("a command that is too large"));
                 }
                 Frame::Legacy(id, token, length)
@@ -240,17 +229,6 @@ impl<'a> Raw<'a> {
                 | Type::Pong
                 | Type::Legacy
         )
-    }
-}
-
-impl<'a> Reader<'a> {
-    /// Data: everything left, and something must be.
-    fn data(&mut self) -> Result<&'a [u8], Fault> {
-        if self.0.is_empty() { Err(Fault("a frame without data")) } else { self.take(self.0.len()) }
-    }
-
-    fn rest_text(&mut self) -> Result<&'a str, Fault> {
-        str::from_utf8(self.take(self.0.len())?).map_err(|_| Fault("a text that is none"))
     }
 }
 
@@ -400,14 +378,14 @@ impl Buffer {
         Ok(Some((raw, &bytes[..size])))
     }
 
-    /// Takes [`super::MAGIC`] away when it is what comes first; `None` when more bytes are needed.
+    /// Takes [`MAGIC`] away when it is what comes first; `None` when more bytes are needed.
     pub fn magic(&mut self) -> Option<bool> {
         let bytes = &self.bytes[self.start..];
-        let n = bytes.len().min(super::MAGIC.len());
-        if bytes[..n] != super::MAGIC[..n] {
+        let n = bytes.len().min(MAGIC.len());
+        if bytes[..n] != MAGIC[..n] {
             return Some(false);
         }
-        (n == super::MAGIC.len()).then(|| {
+        (n == MAGIC.len()).then(|| {
             self.start += n;
             true
         })
@@ -418,7 +396,7 @@ impl Buffer {
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
-    use super::{super::tests::any_request, *};
+    use super::{super::fixture::any_request, *};
 
     fn any_hello() -> impl Strategy<Value = Hello> {
         ("[A-Za-z][A-Za-z0-9_-]{0,30}", any::<[u8; 32]>(), 1u16.., any::<u64>())

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     log::{Event, Kind, emit, escape},
     proto::{
-        mac::{self, Digest, Key, KeyId, Outcome, hex},
-        remote::{Ending, Frame, Mode, Refusal, Request, argv, check_text, flags},
+        mac::{self, Digest, Key, Outcome, hex},
+        remote::{Ending, Frame, KeyId, Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
         audit::{Source, excerpt, now_ms},

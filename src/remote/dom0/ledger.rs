@@ -12,7 +12,10 @@ use std::{
 };
 
 use crate::{
-    proto::mac::{KeyId, hex, unhex},
+    proto::{
+        mac::{hex, unhex},
+        remote::KeyId,
+    },
     remote::files,
 };
 use sha2::{Digest as _, Sha256};
