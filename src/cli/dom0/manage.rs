@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Command, text};
+use super::{arguments::Command, text};
 use crate::{
     log::escape,
     proto::mac::{Key, hex},

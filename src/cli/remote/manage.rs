@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{Options, own, plain};
+use super::options::{Options, own, plain};
 use crate::{
     log::escape,
     proto::{mac::Key, mac::hex, remote::Mode},

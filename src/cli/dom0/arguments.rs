@@ -1,0 +1,141 @@
+//! What is typed: the options of the daemon, and the commands.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::text;
+use crate::sys::Identity;
+
+/// The program's name.
+pub(super) const PROGRAM: &str = "qvm-remote-dom0";
+
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, about = "Runs commands of authorised qubes in dom0", long_about = text::ABOUT)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) daemon: Daemon,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+}
+
+/// Options of the daemon.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Daemon {
+    /// Serve this qube, whatever the configuration lists
+    #[arg(long, value_name = "VM")]
+    pub(super) vm: Option<String>,
+    /// Do what waits now, then end
+    #[arg(long)]
+    pub(super) once: bool,
+    /// Say what would be done; touch nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Say more
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Store a qube's key, and a policy where it has none
+    Authorize {
+        /// The qube
+        vm: String,
+        /// Its key: 64 hexadecimal digits; asked for when it is left out
+        key: Option<String>,
+        /// Begin with this policy
+        #[arg(long, value_name = "FILE", conflicts_with = "deny")]
+        policy: Option<PathBuf>,
+        /// Begin with a policy that allows nothing
+        #[arg(long)]
+        deny: bool,
+        /// Take the key that was there until now as well, until the next authorize: for changing keys
+        #[arg(long)]
+        keep_old: bool,
+    },
+    /// Remove a qube's key
+    Revoke {
+        /// The qube
+        vm: String,
+        /// End its commands, too
+        #[arg(long)]
+        kill: bool,
+    },
+    /// List the authorised qubes
+    Keys,
+    /// Take the tokens of the Python client from a qube, or no longer
+    V1 {
+        /// The qube
+        vm: String,
+        /// on or off
+        #[arg(value_parser = ["on", "off"])]
+        state: String,
+    },
+    /// Start the service now and at every boot
+    Enable,
+    /// Stop the service, now and at every boot
+    Disable,
+    /// Start the service until the next boot, or for a while
+    Start {
+        /// For so long: 30min, 2h (systemd.time(7))
+        #[arg(long, value_name = "SPAN", default_value = "1h")]
+        r#for: String,
+    },
+    /// Allow a command that waits for approval; without an id, list those that wait
+    Approve {
+        /// As the log and the qube show it
+        id: Option<String>,
+        /// Refuse it
+        #[arg(long)]
+        deny: bool,
+        /// Do not ask again here
+        #[arg(long)]
+        yes: bool,
+    },
+    /// What the running daemon does
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the unit file, for installers
+    #[command(hide = true)]
+    Unit,
+    /// Read what a VM sends (started by the daemon)
+    #[command(hide = true)]
+    Parse {
+        /// The user id to take on
+        #[arg(long)]
+        uid: u32,
+        /// The listing of a queue instead of frames
+        #[arg(long)]
+        listing: bool,
+    },
+    /// Look after one command (started by the daemon)
+    #[command(hide = true)]
+    Supervise {
+        /// Standard input is a terminal
+        #[arg(long)]
+        tty: bool,
+        /// UID:GID:GROUPS
+        #[arg(long, value_parser = identity)]
+        identity: Option<Identity>,
+        /// A control group of its own
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        /// Program and arguments
+        #[arg(last = true)]
+        words: Vec<OsString>,
+    },
+}
+
+fn identity(text: &str) -> Result<Identity, String> {
+    let bad = || "UID:GID:GROUPS is wanted".to_owned();
+    let number = |text: &str| text.parse::<u32>().map_err(|_| bad());
+    let mut parts = text.split(':');
+    let (uid, gid, groups) = (parts.next(), parts.next(), parts.next());
+    let (uid, gid, groups) = (uid.ok_or_else(bad)?, gid.ok_or_else(bad)?, groups.ok_or_else(bad)?);
+    let groups: Result<Vec<u32>, String> = groups.split(',').filter(|g| !g.is_empty()).map(number).collect();
+    Ok(Identity { uid: number(uid)?, gid: number(gid)?, groups: groups? })
+}
