@@ -1,17 +1,6 @@
 //! The channel to one VM: opened, greeted, kept, opened again.
 
-use std::{
-    collections::HashMap,
-    io,
-    os::fd::OwnedFd,
-    path::Path,
-    process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use nix::{
     fcntl::OFlag,
@@ -19,23 +8,24 @@ use nix::{
     unistd::pipe2,
 };
 use tokio::{
-    process::{Child, Command},
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 
 use super::{
-    Refusal, Shared, Vm,
-    command::{self, First},
+    call, command,
+    judge::First,
     port::{Inbox, Out, Port},
+    state::{Shared, Vm},
     v1::{self, Queue},
+    window::Window,
 };
 use crate::{
     log::{Event, Kind, emit},
     proto::remote::{Buffer, Frame, Hello, MAX_STREAMS, VERSION},
     remote::{
         line::{self, DEAD, SILENCE, WAITING},
-        parser::{FIRST_UID, NO_AGENT},
+        parser::NO_AGENT,
         pipe::{self, Pipe},
     },
 };
@@ -52,8 +42,6 @@ const PROBE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 /// Where qrexec's sockets of running VMs lie.
 const SOCKETS: &str = "/run/qubes";
 
-static NEXT_UID: AtomicU32 = AtomicU32::new(0);
-
 /// How an attempt ended.
 enum Ended {
     /// The agent was there, for so long.
@@ -64,47 +52,6 @@ enum Ended {
     NoAgent,
     /// Everything that waited is done (`--once`).
     Idle,
-}
-
-/// Whether a VM exists.
-///
-/// # Errors
-/// It does not, or `qvm-check` cannot be asked.
-pub async fn exists(vm: &str) -> Result<(), Refusal> {
-    let mut command = Command::new("qvm-check");
-    command.arg(vm).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let status = timeout(Duration::from_secs(30), command.status()).await;
-    match status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Refusal::NoSuchVm(vm.to_owned())),
-        Err(e) => Err(Refusal::Io("qvm-check".into(), e)),
-    }
-}
-
-/// `qvm-run` as it is always called: no window, never starting a VM.
-pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
-    let mut call = Command::new("qvm-run");
-    call.args(["--no-gui", "--no-autostart", "--pass-io", vm, command]);
-    call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    // what the manager gave to us, it gave to nobody else
-    for ours in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "INVOCATION_ID"] {
-        call.env_remove(ours);
-    }
-    call
-}
-
-/// The process that reads what comes from a VM: what it reads from, and where its frames come out.
-pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Pipe)> {
-    let (raw_read, raw_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let (frames_read, frames_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let uid = FIRST_UID + NEXT_UID.fetch_add(1, Relaxed) % 0x0100_0000;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("parse").arg(format!("--uid={uid}")).env_clear();
-    if listing {
-        command.arg("--listing");
-    }
-    command.stdin(raw_read).stdout(frames_write).stderr(Stdio::null()).kill_on_drop(true);
-    Ok((command.spawn()?, raw_write, Pipe::reader(frames_read)?))
 }
 
 /// Keeps the channel until the daemon stops.
@@ -205,10 +152,10 @@ async fn wait_for_vm(shared: &Shared, vm: &Vm) -> bool {
 
 async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     vm.set("connecting");
-    let (mut parser, raw, frames) = parser(false)?;
+    let (mut parser, raw, frames) = call::parser(false)?;
     let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
     pipe::enlarge(std::os::fd::AsFd::as_fd(&to_write));
-    let mut call = qvm_run(&vm.name, "exec qvm-remote serve");
+    let mut call = call::qvm_run(&vm.name, "exec qvm-remote serve");
     call.stdin(to_read).stdout(raw);
     let mut call = {
         let mut started = call;
@@ -245,7 +192,7 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     let writer = tokio::spawn(line::write(Pipe::writer(to_write)?, frames_out));
     let mut session = Session { shared, vm, nonce: [0; 32], out, streams: HashMap::new(), idle: false };
     getrandom::fill(&mut session.nonce)?;
-    *vm.sequence() = super::Window::default();
+    *vm.sequence() = Window::default();
     let hello = Hello { version: VERSION, nonce: session.nonce, vm: vm.name.clone(), streams: MAX_STREAMS, seq: 1 };
     let _ = session.out.send(Frame::Hello(hello).to_vec(0)).await;
     let why = session.read(&frames, buffer, &mut bytes).await;

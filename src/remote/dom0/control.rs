@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,53 +14,13 @@ use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::oneshot,
     time::timeout,
 };
 
-use super::{Refusal, Shared, io_at};
+use super::state::{Refusal, Shared, io_at};
 
 /// How long one question may take to be asked.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Commands that wait for a person, by the name under which they can be approved.
-#[derive(Debug, Default)]
-pub struct Approvals(Mutex<Waiting>);
-
-/// What is shown, and who hears the answer.
-type Waiting = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
-
-impl Approvals {
-    fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
-        act(&mut self.0.lock().expect("no panic under this lock"))
-    }
-
-    /// Adds one. `shown` is escaped already. Dropped unanswered, the answer is an error.
-    pub(super) fn ask(&self, ticket: &str, shown: String) -> oneshot::Receiver<bool> {
-        let (answer, wait) = oneshot::channel();
-        self.with(|all| all.insert(ticket.to_owned(), (shown, Some(answer))));
-        wait
-    }
-
-    /// It waits no longer.
-    pub(super) fn forget(&self, ticket: &str) {
-        self.with(|all| all.remove(ticket));
-    }
-
-    /// Nobody will be asked any more.
-    pub(super) fn deny_all(&self) {
-        self.with(Waiting::clear);
-    }
-
-    fn answer(&self, ticket: &str, yes: bool) -> bool {
-        let sender = self.with(|all| all.get_mut(ticket).and_then(|(_, sender)| sender.take()));
-        sender.is_some_and(|sender| sender.send(yes).is_ok())
-    }
-
-    fn list(&self) -> Vec<(String, String)> {
-        self.with(|all| all.iter().map(|(ticket, (shown, _))| (ticket.clone(), shown.clone())).collect())
-    }
-}
 
 /// The socket, removed when it is dropped.
 #[derive(Debug)]

@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use super::{
-    Shared, Vm, channel,
-    command::{self, First},
+    call, command,
+    judge::First,
     port::{Inbox, Port},
+    state::{Shared, Vm},
 };
 use crate::{
     proto::remote::{Buffer, Ending, Frame, Refusal},
@@ -79,8 +80,8 @@ struct Listed {
 
 /// Asks for everything that waits; the parser reads the answer.
 async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
-    let (mut parser, raw, frames) = channel::parser(true)?;
-    let mut call = channel::qvm_run(&vm.name, &v1::fetch(&shared.config.user));
+    let (mut parser, raw, frames) = call::parser(true)?;
+    let mut call = call::qvm_run(&vm.name, &v1::fetch(&shared.config.user));
     call.stdout(raw);
     let mut child = call.spawn()?;
     drop(call);
@@ -235,7 +236,7 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
 async fn store(shared: &Shared, vm: &Vm, answer: &Answer, audit: &str) {
     let bytes = answer.to_bytes(audit);
     let write = async {
-        let mut call = channel::qvm_run(&vm.name, &v1::store(&shared.config.user));
+        let mut call = call::qvm_run(&vm.name, &v1::store(&shared.config.user));
         call.stdin(std::process::Stdio::piped());
         let mut child = call.spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
