@@ -15,7 +15,7 @@ use std::{
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::time::sleep;
 
-use super::Agent;
+use super::stream::{Agent, Stream};
 use crate::{
     proto::{
         mac::{hex, unhex},
@@ -241,7 +241,7 @@ impl Job {
     }
 
     /// Sends the text and takes the answer; `None` when the channel ended.
-    async fn attend(&self, mut stream: super::Stream, text: &[u8]) -> Option<Result> {
+    async fn attend(&self, mut stream: Stream, text: &[u8]) -> Option<Result> {
         let mut result = Result::default();
         let began = Instant::now();
         let (mut sent, mut credit) = (0, crate::proto::remote::CREDIT as usize);

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::Home;
+use super::home::Home;
 use crate::remote::{audit, files, v1};
 
 /// Commands that are kept.

@@ -1,22 +1,21 @@
 //! A command through the agent: frames of one stream on a socket.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::{AsFd as _, OwnedFd},
-    time::Duration,
-};
+use std::{io, os::fd::AsFd as _, time::Duration};
 
-use nix::sys::termios::{self, SetArg, Termios};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     net::UnixStream,
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Ask, Home, Trouble, history::Record, stdio};
+use super::{
+    ask::{Ask, Trouble},
+    history::Record,
+    home::Home,
+    stdio,
+    terminal::{Raw, Signals, Writer, read_input},
+};
 use crate::{
     log::escape,
     proto::{
@@ -135,75 +134,6 @@ fn request(ask: &Ask, key: &Key, id: &str, hello: &Hello) -> Request {
 
 /// Variables that are offered to dom0's policy.
 const OFFERED: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ", "NO_COLOR", "EDITOR", "PAGER", "COLUMNS", "LINES"];
-
-/// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
-struct Writer {
-    to: std::sync::mpsc::Sender<Vec<u8>>,
-}
-
-impl Writer {
-    /// `done` hears how many bytes were written; 0: nobody reads any more.
-    fn start(mut file: File, done: mpsc::UnboundedSender<u32>) -> Self {
-        let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
-        std::thread::spawn(move || {
-            while let Ok(bytes) = line.recv() {
-                let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let written = stdio::write_all(&mut file, &bytes).is_ok();
-                if done.send(if written { n } else { 0 }).is_err() || !written {
-                    return;
-                }
-            }
-        });
-        Self { to }
-    }
-}
-
-/// A terminal in raw mode, put back when this goes.
-struct Raw(OwnedFd, Termios);
-
-impl Raw {
-    fn set() -> Option<Self> {
-        let fd = io::stdin().as_fd().try_clone_to_owned().ok()?;
-        let old = termios::tcgetattr(&fd).ok()?;
-        let mut raw = old.clone();
-        termios::cfmakeraw(&mut raw);
-        termios::tcsetattr(&fd, SetArg::TCSANOW, &raw).ok()?;
-        Some(Self(fd, old))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(&self.0, SetArg::TCSANOW, &self.1);
-    }
-}
-
-struct Signals {
-    int: Signal,
-    term: Signal,
-    hup: Signal,
-    winch: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            int: signal(SignalKind::interrupt())?,
-            term: signal(SignalKind::terminate())?,
-            hup: signal(SignalKind::hangup())?,
-            winch: signal(SignalKind::window_change())?,
-        })
-    }
-
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.int.recv() => 2,
-            _ = self.term.recv() => 15,
-            _ = self.hup.recv() => 1,
-            _ = self.winch.recv() => 28,
-        }
-    }
-}
 
 async fn once(
     home: &Home,
@@ -412,23 +342,4 @@ async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
         Some(line) => line.recv().await,
         None => std::future::pending().await,
     }
-}
-
-/// Reads in a thread of its own: a terminal, a pipe, a file alike.
-fn read_input(mut from: File) -> mpsc::Receiver<Vec<u8>> {
-    let (to, line) = mpsc::channel(2);
-    std::thread::spawn(move || {
-        let mut bytes = vec![0; SLICE];
-        loop {
-            match stdio::read(&mut from, &mut bytes) {
-                Ok(n) if n > 0 => {
-                    if to.blocking_send(bytes[..n].to_vec()).is_err() {
-                        return;
-                    }
-                }
-                _ => return,
-            }
-        }
-    });
-    line
 }

@@ -16,7 +16,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Ask, Home, Trouble, Way, history::Record, stdio};
+use super::{
+    ask::{Ask, Trouble, Way},
+    history::Record,
+    home::Home,
+    stdio,
+};
 use crate::{
     log::escape,
     proto::{

@@ -1,0 +1,138 @@
+//! The socket that clients of the same user come to, and the way of one client's frames.
+
+use std::{
+    fs, io,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::stream::Agent;
+use crate::{
+    proto::remote::{
+        Buffer, Frame, Hello,
+        frame::{Type, restream},
+    },
+    remote::pipe::Pipe,
+};
+
+/// The socket's directory and name below `~/.qvm-remote`.
+pub const SOCKET: &str = "run/sock";
+/// Clients that wait for a free stream, at most.
+const CLIENTS: usize = 4096;
+
+/// Our own socket file, told from one that a later agent has put in its place.
+pub(super) struct Own {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Own {
+    pub(super) fn remove(&self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens under a name of its own, then takes the place of whatever agent was there before.
+pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Own)> {
+    let temporary = path.with_extension(std::process::id().to_string());
+    let _ = fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+    let inode = fs::symlink_metadata(&temporary)?.ino();
+    fs::rename(&temporary, path)?;
+    Ok((listener, Own { path: path.to_owned(), inode }))
+}
+
+pub(super) async fn accept(listener: UnixListener, agent: Arc<Agent>) {
+    let own = nix::unistd::getuid().as_raw();
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    let mut clients = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
+                    let agent = agent.clone();
+                    clients.spawn(async move {
+                        let _ = client(stream, agent).await;
+                        drop(place);
+                    });
+                }
+                while clients.try_join_next().is_some() {}
+            }
+            Err(_) => sleep(Duration::from_millis(50)).await, // out of descriptors; some will be closed
+        }
+    }
+}
+
+/// One client: greeted, heard, given a stream for its request.
+async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
+    let fd = stream.into_std()?;
+    let (from, to) = (Pipe::reader(fd.as_fd().try_clone_to_owned()?)?, Pipe::writer(fd.into())?);
+    let seq = agent.seq.fetch_add(1, Relaxed);
+    to.write_all(&Frame::Hello(Hello { seq, ..agent.hello.clone() }).to_vec(0)).await?;
+    let (mut buffer, mut bytes) = (Buffer::default(), vec![0; 64 << 10]);
+    let mut stream = loop {
+        if let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
+            if raw.kind != Type::Open {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let first = whole.to_vec();
+            if agent.free.available_permits() == 0 {
+                to.write_all(&Frame::Wait("for other commands of this qube to end").to_vec(1)).await?;
+            }
+            let Some(stream) = agent.open(first).await else { return Ok(()) };
+            break stream;
+        }
+        match from.read(&mut bytes).await? {
+            0 => return Ok(()),
+            n => buffer.add(&bytes[..n]),
+        }
+    };
+    loop {
+        while let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
+            if !raw.from_vm() || matches!(raw.kind, Type::Open | Type::Legacy | Type::Ping | Type::Pong) {
+                stream.abandon().await;
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            stream.send(whole.to_vec()).await;
+        }
+        tokio::select! {
+            frame = stream.frames.recv() => {
+                let Some(mut frame) = frame else { return Ok(()) };
+                restream(&mut frame, 1);
+                // small ones that wait already go together
+                while frame.len() < 4096 {
+                    let Ok(mut more) = stream.frames.try_recv() else { break };
+                    restream(&mut more, 1);
+                    frame.extend_from_slice(&more);
+                }
+                if to.write_all(&frame).await.is_err() {
+                    stream.abandon().await;
+                    return Ok(());
+                }
+            }
+            read = from.read(&mut bytes) => match read {
+                Ok(n) if n > 0 => buffer.add(&bytes[..n]),
+                _ => {
+                    stream.abandon().await;
+                    return Ok(());
+                }
+            },
+        }
+    }
+}
