@@ -134,7 +134,7 @@ fn frames() -> Result<(), u8> {
         while let Some((raw, _)) = buffer.frame().map_err(|_| FAULT)? {
             let stream = raw.stream;
             let frame = if raw.from_vm() { raw.parse().map_err(|_| FAULT)? } else { return Err(FAULT) };
-            if matches!(frame, Frame::Open(..) | Frame::Legacy(..)) {
+            if matches!(frame, Frame::Open(..) | Frame::V1(..)) {
                 if stream <= last_stream {
                     return Err(FAULT); // numbers only grow, so none ever means two commands
                 }

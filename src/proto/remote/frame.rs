@@ -78,7 +78,7 @@ macro_rules! types {
 
 types! {
     Hello = 1, Open = 2, Body = 3, Accept = 4, Reject = 5, Wait = 6, Stdin = 7, Stdout = 8, Stderr = 9, Eof = 10,
-    Credit = 11, Signal = 12, Resize = 13, Cancel = 14, Exit = 15, Ping = 16, Pong = 17, Goaway = 18, Legacy = 19,
+    Credit = 11, Signal = 12, Resize = 13, Cancel = 14, Exit = 15, Ping = 16, Pong = 17, Goaway = 18, V1 = 19,
 }
 
 /// A frame.
@@ -121,7 +121,7 @@ pub enum Frame<'a> {
     /// The session ends, and why.
     Goaway(&'a str),
     /// A request of the original's client: its id, its token (empty: none), the length of its text.
-    Legacy(&'a str, &'a [u8], u32),
+    V1(&'a str, &'a [u8], u32),
 }
 
 /// A frame whose body was not looked at yet.
@@ -199,7 +199,7 @@ impl<'a> Raw<'a> {
             Type::Ping => Frame::Ping(u64::from_be_bytes(r.array()?)),
             Type::Pong => Frame::Pong(u64::from_be_bytes(r.array()?)),
             Type::Goaway => Frame::Goaway(r.rest_text()?),
-            Type::Legacy => {
+            Type::V1 => {
                 let length = u32::from_be_bytes(r.array()?);
                 let id = str::from_utf8(r.field()?).ok().filter(|id| valid_id(id));
                 let id = id.ok_or(Fault("an id that is none"))?;
@@ -207,7 +207,7 @@ impl<'a> Raw<'a> {
                 if length as usize > MAX_COMMAND || token.len() > 4096 {
                     return Err(Fault("a command that is too large"));
                 }
-                Frame::Legacy(id, token, length)
+                Frame::V1(id, token, length)
             }
         };
         if r.0.is_empty() { Ok(frame) } else { Err(Fault("a frame with bytes left over")) }
@@ -227,7 +227,7 @@ impl<'a> Raw<'a> {
                 | Type::Cancel
                 | Type::Ping
                 | Type::Pong
-                | Type::Legacy
+                | Type::V1
         )
     }
 }
@@ -269,7 +269,7 @@ impl Frame<'_> {
             Self::Ping(_) => Type::Ping,
             Self::Pong(_) => Type::Pong,
             Self::Goaway(_) => Type::Goaway,
-            Self::Legacy(..) => Type::Legacy,
+            Self::V1(..) => Type::V1,
         }
     }
 
@@ -311,7 +311,7 @@ impl Frame<'_> {
                 out.extend_from_slice(mac);
             }
             Self::Ping(n) | Self::Pong(n) => out.extend_from_slice(&n.to_be_bytes()),
-            Self::Legacy(id, token, length) => {
+            Self::V1(id, token, length) => {
                 out.extend_from_slice(&length.to_be_bytes());
                 out.extend_from_slice(&u16::try_from(id.len()).unwrap_or(u16::MAX).to_be_bytes());
                 out.extend_from_slice(id.as_bytes());
@@ -414,7 +414,7 @@ mod tests {
                 Frame::Reject(Refusal::Busy, &text), Frame::Wait(&text), Frame::Stdin(&data), Frame::Stdout(&data),
                 Frame::Stderr(&data), Frame::Eof, Frame::Credit(7), Frame::Signal(15), Frame::Resize(24, 80),
                 Frame::Cancel, Frame::Exit(Ending::Signal(9), mac), Frame::Ping(n), Frame::Pong(n),
-                Frame::Goaway(&text), Frame::Legacy(&id, &data, 77),
+                Frame::Goaway(&text), Frame::V1(&id, &data, 77),
             ];
             let stream = |f: &Frame<'_>| u32::from(!matches!(
                 f, Frame::Hello(_) | Frame::Ping(_) | Frame::Pong(_) | Frame::Goaway(_)

@@ -105,7 +105,7 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
     };
     loop {
         while let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
-            if !raw.from_vm() || matches!(raw.kind, Type::Open | Type::Legacy | Type::Ping | Type::Pong) {
+            if !raw.from_vm() || matches!(raw.kind, Type::Open | Type::V1 | Type::Ping | Type::Pong) {
                 stream.abandon().await;
                 return Err(io::ErrorKind::InvalidData.into());
             }

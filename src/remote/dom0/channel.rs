@@ -14,11 +14,11 @@ use tokio::{
 
 use super::{
     call, command,
-    judge::First,
+    judge::Opening,
     port::{Inbox, Out, Port},
+    replay::Replay,
     state::{Shared, Vm},
     v1::{self, Queue},
-    window::Window,
 };
 use crate::{
     log::{Event, Kind, emit},
@@ -192,7 +192,7 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     let writer = tokio::spawn(line::write(Pipe::writer(to_write)?, frames_out));
     let mut session = Session { shared, vm, nonce: [0; 32], out, streams: HashMap::new(), idle: false };
     getrandom::fill(&mut session.nonce)?;
-    *vm.sequence() = Window::default();
+    *vm.replay() = Replay::default();
     let hello = Hello { version: VERSION, nonce: session.nonce, vm: vm.name.clone(), streams: MAX_STREAMS, seq: 1 };
     let _ = session.out.send(Frame::Hello(hello).to_vec(0)).await;
     let why = session.read(&frames, buffer, &mut bytes).await;
@@ -311,9 +311,9 @@ impl Session<'_> {
         frame: Frame<'_>,
         finished: &mpsc::UnboundedSender<u32>,
     ) -> Result<(), &'static str> {
-        let first = match frame {
-            Frame::Open(request, mac) => First::Open(request, mac),
-            Frame::Legacy(id, token, length) => First::Legacy(id.to_owned(), token.to_vec(), length),
+        let opening = match frame {
+            Frame::Open(request, mac) => Opening::Open(request, mac),
+            Frame::V1(id, token, length) => Opening::V1(id.to_owned(), token.to_vec(), length),
             frame => {
                 // a stream that has ended meanwhile gets what was on its way
                 return match self.streams.get(&stream) {
@@ -332,7 +332,7 @@ impl Session<'_> {
         self.streams.insert(stream, port.inbox.clone());
         let (shared, vm, nonce, finished) = (self.shared.clone(), self.vm.clone(), self.nonce, finished.clone());
         self.shared.tasks.spawn(async move {
-            command::serve(shared, vm, Some(nonce), port, first).await;
+            command::serve(shared, vm, Some(nonce), port, opening).await;
             let _ = finished.send(stream);
         });
         Ok(())

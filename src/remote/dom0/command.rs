@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     execute::{self, Done},
-    judge::{First, Known, No, Task, abandoned, again, authenticate, body, judge, refuse, refuse_command},
+    judge::{Authentic, Opening, Rejected, Task, abandoned, again, authenticate, body, judge, refuse, refuse_command},
     ledger::{self, Refused},
     port::Port,
     state::{Shared, Vm},
@@ -32,8 +32,8 @@ use crate::{
 const APPROVAL: Duration = Duration::from_secs(600);
 
 /// Serves one stream to its end.
-pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, port: Port, first: First) {
-    if let Err(No(refusal, text)) = attend(&shared, &vm, nonce.as_ref(), &port, first).await {
+pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, port: Port, opening: Opening) {
+    if let Err(Rejected(refusal, text)) = attend(&shared, &vm, nonce.as_ref(), &port, opening).await {
         port.send(Frame::Reject(refusal, &text)).await;
     }
 }
@@ -43,45 +43,45 @@ async fn attend(
     vm: &Arc<Vm>,
     nonce: Option<&[u8; 32]>,
     port: &Port,
-    first: First,
-) -> Result<(), No> {
-    let known = authenticate(shared, vm, nonce, first)?;
-    let id = known.id.clone();
+    opening: Opening,
+) -> Result<(), Rejected> {
+    let authentic = authenticate(shared, vm, nonce, opening)?;
+    let id = authentic.id.clone();
     if !vm.listed() {
         let text = "not authorized: dom0's /etc/qubes/remote.conf does not list this qube any more";
         return Err(refuse(shared, vm, &id, "AUTH-DENY", Refusal::NotAuthorised, text));
     }
-    let payload = body(port, known.length).await?;
-    if let Some(request) = &known.request {
+    let payload = body(port, authentic.length).await?;
+    if let Some(request) = &authentic.request {
         if mac::digest(&payload) != request.payload {
             return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::NotAuthorised, "its text is not the one signed"));
         }
     }
-    if known.request.as_ref().is_some_and(|r| r.mode == Mode::Ping) {
-        return finish_ping(&known, port).await;
+    if authentic.request.as_ref().is_some_and(|r| r.mode == Mode::Ping) {
+        return finish_ping(&authentic, port).await;
     }
     let policy = shared.policy(&vm.name).map_err(|e| {
         let text = format!("the policy of {} cannot be used: {e}", vm.name);
         refuse(shared, vm, &id, "POLICY", Refusal::Denied, &text)
     })?;
-    if known.v2.is_none() && !policy.v1 {
+    if authentic.v2.is_none() && !policy.v1 {
         let text = format!(
             "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {} on",
             vm.name
         );
         return Err(refuse(shared, vm, &id, "AUTH-DENY", Refusal::NotAuthorised, &text));
     }
-    let (task, decision, shown) = judge(shared, vm, &policy, &known, &payload)?;
-    let queued = known.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
-    let mark = queued.then(|| ledger::mark(&vm.name, &known.kid, &id));
+    let (task, decision, shown) = judge(shared, vm, &policy, &authentic, &payload)?;
+    let queued = authentic.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
+    let mark = queued.then(|| ledger::mark(&vm.name, &authentic.kid, &id));
     if mark.as_ref().is_some_and(|mark| shared.ledger().knows(mark)) {
         return Err(again(shared, vm, &id));
     }
     if shared.dry_run {
-        return dry_run(shared, vm, &known, port, &decision, &shown).await;
+        return dry_run(shared, vm, &authentic, port, &decision, &shown).await;
     }
     if decision.verdict == Verdict::Ask {
-        approve(shared, vm, &id, port, &known, &payload, &shown).await?;
+        approve(shared, vm, &id, port, &authentic, &payload, &shown).await?;
     }
     let _room = match vm.running.clone().try_acquire_owned() {
         Ok(permit) => permit,
@@ -94,10 +94,10 @@ async fn attend(
         }
     };
     if shared.draining() {
-        return Err(No(Refusal::Draining, "qvm-remote-dom0 is being stopped".into()));
+        return Err(Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into()));
     }
     if let Some(mark) = mark {
-        let begin = || shared.ledger().begin(mark, known.kid, known.request.is_some(), now_ms());
+        let begin = || shared.ledger().begin(mark, authentic.kid, authentic.request.is_some(), now_ms());
         let begun = match begin() {
             Err(Refused::Full) => {
                 let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
@@ -110,14 +110,14 @@ async fn attend(
         begun.map_err(|refused| match refused {
             Refused::Again => again(shared, vm, &id),
             Refused::Full => {
-                No(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
+                Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
             }
             Refused::Io(e) => {
-                No(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
+                Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
             }
         })?;
     }
-    let auth = if known.v2.is_some() { "v2" } else { "v1" };
+    let auth = if authentic.v2.is_some() { "v2" } else { "v1" };
     shared.audit.write("CMD", &format!("vm={} id={id} auth={auth} rule={} {shown}", vm.name, rule(&decision)));
     shared.event(Kind::CommandStart, vm, &id, format!("{} runs {shown}", vm.name), None);
     let began = Instant::now();
@@ -134,7 +134,7 @@ async fn attend(
     let done = result.map_err(|e| {
         let text = format!("it could not be started: {}", escape(e.to_string().as_bytes()));
         shared.audit.write("ERROR", &format!("vm={} id={id} {text}", vm.name));
-        No(Refusal::Failed, text)
+        Rejected(Refusal::Failed, text)
     })?;
     let ms = began.elapsed().as_millis();
     let status = done.ending.status();
@@ -147,7 +147,7 @@ async fn attend(
     let text = format!("exit={status} duration={ms}ms out={} err={}", done.bytes.0, done.bytes.1);
     shared.audit.write(category, &format!("vm={} id={id} {text}", vm.name));
     shared.event(Kind::CommandEnd, vm, &id, format!("a command of {} ended: {text}", vm.name), Some(status));
-    port.send(Frame::Exit(done.ending, sign(&known, &done))).await;
+    port.send(Frame::Exit(done.ending, sign(&authentic, &done))).await;
     Ok(())
 }
 
@@ -157,11 +157,11 @@ async fn approve(
     vm: &Arc<Vm>,
     id: &str,
     port: &Port,
-    known: &Known,
+    authentic: &Authentic,
     payload: &[u8],
     shown: &str,
-) -> Result<(), No> {
-    let bound = known.v2.as_ref().map_or_else(|| mac::digest(payload), |(_, mac)| *mac);
+) -> Result<(), Rejected> {
+    let bound = authentic.v2.as_ref().map_or_else(|| mac::digest(payload), |(_, mac)| *mac);
     let ticket = hex(&mac::digest(&[&bound[..], id.as_bytes(), vm.name.as_bytes()].concat())[..6]);
     let answer = shared.approvals.ask(&ticket, format!("{} asks for {shown}", vm.name));
     shared.audit.write("ASK", &format!("vm={} id={id} approval={ticket} {shown}", vm.name));
@@ -189,20 +189,20 @@ async fn approve(
 async fn dry_run(
     shared: &Shared,
     vm: &Vm,
-    known: &Known,
+    authentic: &Authentic,
     port: &Port,
     decision: &Decision<'_>,
     shown: &str,
-) -> Result<(), No> {
+) -> Result<(), Rejected> {
     let text = format!("[dry-run] {} {shown}\n", decision.verdict.as_str());
     let line = format!(
         "vm={} id={} decision={} rule={} {shown} skipped",
         vm.name,
-        known.id,
+        authentic.id,
         decision.verdict.as_str(),
         rule(decision)
     );
-    shared.event(Kind::CommandStart, vm, &known.id, format!("DRY {line}"), None);
+    shared.event(Kind::CommandStart, vm, &authentic.id, format!("DRY {line}"), None);
     port.send(Frame::Accept).await;
     port.send(Frame::Stdout(text.as_bytes())).await;
     let done = Done {
@@ -211,21 +211,21 @@ async fn dry_run(
         stderr: mac::digest(b""),
         bytes: (text.len() as u64, 0),
     };
-    port.send(Frame::Exit(done.ending, sign(known, &done))).await;
+    port.send(Frame::Exit(done.ending, sign(authentic, &done))).await;
     Ok(())
 }
 
-async fn finish_ping(known: &Known, port: &Port) -> Result<(), No> {
+async fn finish_ping(authentic: &Authentic, port: &Port) -> Result<(), Rejected> {
     let nothing = mac::digest(b"");
     let done = Done { ending: Ending::Exit(0), stdout: nothing, stderr: nothing, bytes: (0, 0) };
     port.send(Frame::Accept).await;
-    port.send(Frame::Exit(done.ending, sign(known, &done))).await;
+    port.send(Frame::Exit(done.ending, sign(authentic, &done))).await;
     Ok(())
 }
 
-fn sign(known: &Known, done: &Done) -> Digest {
-    let Some((key, request)) = &known.v2 else { return [0; 32] };
-    key.result(&Outcome { id: &known.id, request, ending: done.ending, stdout: &done.stdout, stderr: &done.stderr })
+fn sign(authentic: &Authentic, done: &Done) -> Digest {
+    let Some((key, request)) = &authentic.v2 else { return [0; 32] };
+    key.result(&Outcome { id: &authentic.id, request, ending: done.ending, stdout: &done.stdout, stderr: &done.stderr })
 }
 
 fn rule(decision: &Decision<'_>) -> String {

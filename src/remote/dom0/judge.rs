@@ -36,18 +36,18 @@ const V1_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How a stream begins.
 #[derive(Debug)]
-pub enum First {
+pub enum Opening {
     /// A request and its code.
     Open(Box<Request>, Digest),
     /// One of the original's: id, token, length.
-    Legacy(String, Vec<u8>, u32),
+    V1(String, Vec<u8>, u32),
 }
 
 /// Why a command does not run, and what its client is told.
-pub(super) struct No(pub(super) Refusal, pub(super) String);
+pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
 
 /// What was authenticated.
-pub(super) struct Known {
+pub(super) struct Authentic {
     pub(super) id: String,
     /// Of the key that it carries a code of.
     pub(super) kid: KeyId,
@@ -65,19 +65,24 @@ pub(super) enum Task {
 }
 
 /// Is it from who it says it is, for this session, and new?
-pub(super) fn authenticate(shared: &Shared, vm: &Vm, nonce: Option<&[u8; 32]>, first: First) -> Result<Known, No> {
+pub(super) fn authenticate(
+    shared: &Shared,
+    vm: &Vm,
+    nonce: Option<&[u8; 32]>,
+    opening: Opening,
+) -> Result<Authentic, Rejected> {
     let fail = |id: &str, why: &str| refuse(shared, vm, id, "AUTH-FAIL", Refusal::NotAuthorised, why);
-    match first {
-        First::Legacy(id, token, length) => {
+    match opening {
+        Opening::V1(id, token, length) => {
             let keys = shared.keys.read(&vm.name).map_err(|e| no_key(shared, vm, &id, &e))?;
             if token.is_empty() {
                 return Err(fail(&id, "not authorized: it carries no token"));
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
             let key = key.ok_or_else(|| fail(&id, "not authorized: its token is wrong"))?;
-            Ok(Known { id, kid: key.id(), v2: None, request: None, length })
+            Ok(Authentic { id, kid: key.id(), v2: None, request: None, length })
         }
-        First::Open(request, mac) => {
+        Opening::Open(request, mac) => {
             let id = request.id.clone();
             let keys = shared.keys.read(&vm.name).map_err(|e| no_key(shared, vm, &id, &e))?;
             let key = keys.into_iter().find(|key| key.id() == request.kid);
@@ -101,17 +106,17 @@ pub(super) fn authenticate(shared: &Shared, vm: &Vm, nonce: Option<&[u8; 32]>, f
                 }
             } else if nonce != Some(&request.nonce) {
                 return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "made for another session"));
-            } else if !vm.sequence().fresh(request.seq) {
+            } else if !vm.replay().fresh(request.seq) {
                 return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "its number was used before"));
             }
             let length = request.length;
-            Ok(Known { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
+            Ok(Authentic { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
         }
     }
 }
 
 /// Takes the payload, all of it and nothing of what follows.
-pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, No> {
+pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> {
     let length = length as usize;
     let mut payload = Vec::new();
     let collect = async {
@@ -124,9 +129,9 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, No> {
     };
     match timeout(BODY, collect).await {
         Ok(true) if payload.len() == length => Ok(payload),
-        Ok(true) => Err(No(Refusal::Invalid, "input that came before it was asked for".into())),
-        Ok(false) => Err(No(Refusal::Invalid, "its text was cut short".into())),
-        Err(_) => Err(No(Refusal::Invalid, "its text did not come in time".into())),
+        Ok(true) => Err(Rejected(Refusal::Invalid, "input that came before it was asked for".into())),
+        Ok(false) => Err(Rejected(Refusal::Invalid, "its text was cut short".into())),
+        Err(_) => Err(Rejected(Refusal::Invalid, "its text did not come in time".into())),
     }
 }
 
@@ -135,13 +140,13 @@ pub(super) fn judge<'a>(
     shared: &Shared,
     vm: &Vm,
     policy: &'a Policy,
-    known: &Known,
+    authentic: &Authentic,
     payload: &[u8],
-) -> Result<(Task, Decision<'a>, String), No> {
-    let id = &known.id;
+) -> Result<(Task, Decision<'a>, String), Rejected> {
+    let id = &authentic.id;
     let invalid = |why: String| refuse(shared, vm, id, "REJECT", Refusal::Invalid, &why);
-    let mode = known.request.as_ref().map_or(Mode::Shell, |r| r.mode);
-    let has = |flag| known.request.as_ref().is_some_and(|r| r.has(flag));
+    let mode = authentic.request.as_ref().map_or(Mode::Shell, |r| r.mode);
+    let has = |flag| authentic.request.as_ref().is_some_and(|r| r.has(flag));
     let (mut words, mut script, mut path) = (Vec::new(), None, PathBuf::new());
     let (decision, shown) = match mode {
         Mode::Shell => {
@@ -154,7 +159,7 @@ pub(super) fn judge<'a>(
             let given: Vec<_> = words.iter().map(|w| format!("'{}'", escape(w))).collect();
             let shown = format!("argv={}", excerpt(given.join(" ").as_bytes()).replace("\\\\", "\\"));
             words[0] = resolve(&words[0])
-                .ok_or_else(|| No(Refusal::Failed, format!("{}: no such program in dom0", escape(&words[0]))))?;
+                .ok_or_else(|| Rejected(Refusal::Failed, format!("{}: no such program in dom0", escape(&words[0]))))?;
             (policy.decide(Asked::Argv(&words)), shown)
         }
         Mode::Get | Mode::Put => {
@@ -174,7 +179,7 @@ pub(super) fn judge<'a>(
         Some("its rule allows no standard input".to_owned())
     } else if has(flags::TTY) && !options.tty {
         Some("its rule allows no terminal".to_owned())
-    } else if known.request.as_ref().is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
+    } else if authentic.request.as_ref().is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
         Some("its rule does not name that user".to_owned())
     } else {
         None
@@ -187,7 +192,9 @@ pub(super) fn judge<'a>(
     let task = match mode {
         Mode::Get => Task::Get(beneath, path, options.max_size),
         Mode::Put => Task::Put(beneath, path, options.max_size),
-        _ => Task::Run(Box::new(job(vm, policy, &decision, known, words, script).map_err(|e| No(Refusal::Failed, e))?)),
+        _ => Task::Run(Box::new(
+            job(vm, policy, &decision, authentic, words, script).map_err(|e| Rejected(Refusal::Failed, e))?,
+        )),
     };
     Ok((task, decision, shown))
 }
@@ -209,12 +216,12 @@ fn job(
     vm: &Vm,
     policy: &Policy,
     decision: &Decision<'_>,
-    known: &Known,
+    authentic: &Authentic,
     words: Vec<Vec<u8>>,
     script: Option<Vec<u8>>,
 ) -> Result<Job, String> {
     let options = &decision.options;
-    let request = known.request.as_deref();
+    let request = authentic.request.as_deref();
     let name = options.user.as_deref().unwrap_or("root");
     let account = nix::unistd::User::from_name(name).ok().flatten().ok_or_else(|| format!("user {name} is unknown"))?;
     let identity = match &options.user {
@@ -234,7 +241,7 @@ fn job(
         ("SHELL".into(), "/bin/bash".into()),
         ("LANG".into(), "C.UTF-8".into()),
         ("QVM_REMOTE_VM".into(), vm.name.clone().into()),
-        ("QVM_REMOTE_ID".into(), known.id.clone().into()),
+        ("QVM_REMOTE_ID".into(), authentic.id.clone().into()),
     ];
     let tty = request.is_some_and(|r| r.has(flags::TTY));
     for (key, value) in request.map(|r| r.env.as_slice()).unwrap_or_default() {
@@ -276,7 +283,7 @@ fn job(
     })
 }
 
-fn no_key(shared: &Shared, vm: &Vm, id: &str, error: &io::Error) -> No {
+fn no_key(shared: &Shared, vm: &Vm, id: &str, error: &io::Error) -> Rejected {
     let text = match error.kind() {
         io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
         _ => format!("not authorized: its key in dom0 cannot be used: {error}"),
@@ -284,28 +291,28 @@ fn no_key(shared: &Shared, vm: &Vm, id: &str, error: &io::Error) -> No {
     refuse(shared, vm, id, "AUTH-DENY", Refusal::NotAuthorised, &text)
 }
 
-pub(super) fn again(shared: &Shared, vm: &Vm, id: &str) -> No {
+pub(super) fn again(shared: &Shared, vm: &Vm, id: &str) -> Rejected {
     let text = "it was begun before and is not run twice; its result was lost (the daemon or the qube was restarted)";
     refuse(shared, vm, id, "REPLAY", Refusal::Invalid, text)
 }
 
-pub(super) fn abandoned(shared: &Shared, vm: &Vm, id: &str) -> No {
+pub(super) fn abandoned(shared: &Shared, vm: &Vm, id: &str) -> Rejected {
     shared.audit.write("CANCEL", &format!("vm={} id={id} before it began", vm.name));
-    No(Refusal::Invalid, "cancelled".into())
+    Rejected(Refusal::Invalid, "cancelled".into())
 }
 
-pub(super) fn refuse(shared: &Shared, vm: &Vm, id: &str, category: &str, refusal: Refusal, text: &str) -> No {
+pub(super) fn refuse(shared: &Shared, vm: &Vm, id: &str, category: &str, refusal: Refusal, text: &str) -> Rejected {
     let source = if category.starts_with("AUTH") { Source::Anybody } else { Source::Known };
     if shared.audit.refused(&vm.name, source, category, &format!("id={id} {text}")) {
         shared.event(Kind::CommandRefused, vm, id, format!("a command of {} was refused: {text}", vm.name), None);
     }
-    No(refusal, text.to_owned())
+    Rejected(refusal, text.to_owned())
 }
 
-pub(super) fn refuse_command(shared: &Shared, vm: &Vm, id: &str, text: &str, shown: &str) -> No {
+pub(super) fn refuse_command(shared: &Shared, vm: &Vm, id: &str, text: &str, shown: &str) -> Rejected {
     if shared.audit.refused(&vm.name, Source::Known, "DENY", &format!("id={id} {text} {shown}")) {
         let text = format!("a command of {} was refused: {text}: {shown}", vm.name);
         shared.event(Kind::CommandRefused, vm, id, text, None);
     }
-    No(Refusal::Denied, text.to_owned())
+    Rejected(Refusal::Denied, text.to_owned())
 }

@@ -3,7 +3,7 @@
 //! # A channel's life
 //! *Absent*: the VM is halted; where /run/qubes shows that, it costs nothing until its socket appears there, else a
 //! call every 30 s. *Greeting*: `qvm-run` was started, and the agent's magic is waited for, 5 s. *Live*: frames pass;
-//! 45 s of silence, a fault or the end of either process end it, and all its commands with it. *Legacy*: no agent
+//! 45 s of silence, a fault or the end of either process end it, and all its commands with it. *V1 queue*: no agent
 //! answered, so the original's queue is read by calls, if the policy says `v1 = yes`; an agent is looked for again,
 //! less and less often, at last every ten minutes.
 //!
@@ -23,11 +23,11 @@ mod judge;
 mod ledger;
 mod listed;
 mod port;
+mod replay;
 mod run;
 mod state;
 mod transfer;
 mod v1;
-mod window;
 
 pub use run::run;
 pub use state::{Options, Refusal};

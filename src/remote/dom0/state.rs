@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{approvals::Approvals, ledger::Ledger, window::Window};
+use super::{approvals::Approvals, ledger::Ledger, replay::Replay};
 use crate::{
     log::{Event, Kind, emit},
     remote::{
@@ -84,7 +84,7 @@ pub struct Vm {
     /// Free places for commands.
     pub running: Arc<Semaphore>,
     /// Numbers used in the current session.
-    pub(super) window: Mutex<Window>,
+    pub(super) replay: Mutex<Replay>,
     /// What the channel is, for `status`.
     pub(super) state: Mutex<&'static str>,
     /// Whether the configuration still lists it.
@@ -94,8 +94,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    pub(super) fn sequence(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().expect("no panic under this lock")
+    pub(super) fn replay(&self) -> MutexGuard<'_, Replay> {
+        self.replay.lock().expect("no panic under this lock")
     }
 
     pub(super) fn listed(&self) -> bool {
@@ -176,7 +176,7 @@ impl Shared {
                 Arc::new(Vm {
                     name: name.to_owned(),
                     running: Arc::new(Semaphore::new(running.into())),
-                    window: Mutex::default(),
+                    replay: Mutex::default(),
                     state: Mutex::new("absent"),
                     listed: true.into(),
                     stop: self.stop.child_token(),

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     call, command,
-    judge::First,
+    judge::Opening,
     port::{Inbox, Port},
     state::{Shared, Vm},
 };
@@ -95,7 +95,7 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
             buffer.add(&bytes[..n]);
             while let Some((raw, _)) = buffer.frame().map_err(io::Error::other)? {
                 match raw.parse().map_err(io::Error::other)? {
-                    Frame::Legacy(id, token, _) => {
+                    Frame::V1(id, token, _) => {
                         all.push(Listed { id: id.to_owned(), token: token.to_vec(), text: Vec::new() });
                     }
                     Frame::Body(data) => match all.last_mut() {
@@ -159,9 +159,9 @@ fn take(
         let tasks_of = shared.tasks.clone();
         tasks.push(tasks_of.spawn(async move {
             let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-            let first = First::Legacy(id.clone(), token, length);
+            let opening = Opening::V1(id.clone(), token, length);
             let serve = async {
-                let serve = command::serve(shared.clone(), vm.clone(), None, port, first);
+                let serve = command::serve(shared.clone(), vm.clone(), None, port, opening);
                 tokio::pin!(serve);
                 tokio::select! {
                     () = &mut serve => {} // refused before it took its text

@@ -3,13 +3,13 @@
 /// Which numbers of a session were used: each at most once, in any order within a window, as clients that were given
 /// theirs at the same time may come in any order.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(super) struct Replay {
     highest: u64,
     /// Bit n: `highest - n` was used.
     seen: u128,
 }
 
-impl Window {
+impl Replay {
     /// Whether this number is used for the first time. Those that fell out of the window count as used.
     pub(super) fn fresh(&mut self, number: u64) -> bool {
         if number > self.highest {
@@ -35,21 +35,21 @@ mod tests {
 
     #[test]
     fn a_number_is_fresh_once_in_any_order() {
-        let mut window = Window::default();
-        assert!([5, 3, 4, 1, 2].into_iter().all(|n| window.fresh(n)));
-        assert!((0..=5).all(|n| !window.fresh(n)));
-        assert!(window.fresh(1000));
-        assert!(window.fresh(999) && !window.fresh(999));
-        assert!(!window.fresh(800), "fell out of the window");
-        assert!(window.fresh(u64::MAX) && !window.fresh(1000) && !window.fresh(u64::MAX));
+        let mut replay = Replay::default();
+        assert!([5, 3, 4, 1, 2].into_iter().all(|n| replay.fresh(n)));
+        assert!((0..=5).all(|n| !replay.fresh(n)));
+        assert!(replay.fresh(1000));
+        assert!(replay.fresh(999) && !replay.fresh(999));
+        assert!(!replay.fresh(800), "fell out of the window");
+        assert!(replay.fresh(u64::MAX) && !replay.fresh(1000) && !replay.fresh(u64::MAX));
     }
 
     proptest! {
         #[test]
         fn no_number_is_ever_fresh_twice(numbers in prop::collection::vec(0u64..400, 0..500)) {
-            let (mut window, mut used) = (Window::default(), std::collections::HashSet::new());
+            let (mut replay, mut used) = (Replay::default(), std::collections::HashSet::new());
             for n in numbers {
-                if window.fresh(n) {
+                if replay.fresh(n) {
                     prop_assert!(used.insert(n));
                 }
             }
