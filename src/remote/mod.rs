@@ -16,6 +16,8 @@
 #[cfg(feature = "remote")]
 pub mod agent;
 pub mod audit;
+#[cfg(feature = "dom0")]
+pub mod backchannel;
 #[cfg(feature = "remote")]
 pub mod client;
 #[cfg(feature = "dom0")]

@@ -8,6 +8,7 @@ mod world; // first: the macro `world!`
 mod attacks;
 mod clocks;
 mod commands;
+mod control;
 mod crashes;
 mod load;
 mod owner;

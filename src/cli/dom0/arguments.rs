@@ -115,6 +115,9 @@ pub(super) enum Command {
     /// Look after one command (started by the daemon)
     #[command(hide = true)]
     Supervise {
+        /// Descriptor 4 is the text that the program reads
+        #[arg(long)]
+        script: bool,
         /// Standard input is a terminal
         #[arg(long)]
         tty: bool,

@@ -39,8 +39,8 @@ pub fn main() -> ExitCode {
             let language = if listing { Language::Listing } else { Language::Frames };
             parser::run(uid, language).map_err(|e| Failure::new(Code::Failure, format!("parse: {e}")))
         }
-        Some(Command::Supervise { tty, identity, cgroup, words }) => {
-            let plan = Plan { words, tty, identity, cgroup };
+        Some(Command::Supervise { script, tty, identity, cgroup, words }) => {
+            let plan = Plan { words, script, tty, identity, cgroup };
             supervise::run(plan).map_err(|e| Failure::new(Code::Failure, format!("supervise: {e}")))
         }
         Some(command) => manage::run(&paths, command),
