@@ -32,6 +32,7 @@ pub mod parser;
 pub mod pipe;
 #[cfg(feature = "dom0")]
 pub mod policy;
+pub mod socket;
 #[cfg(feature = "dom0")]
 pub mod supervise;
 pub mod v1;

@@ -8,15 +8,9 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
 };
 
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::stream::Agent;
 use crate::{
@@ -24,7 +18,7 @@ use crate::{
         Buffer, Frame, Hello,
         frame::{Type, restream},
     },
-    remote::pipe::Pipe,
+    remote::{pipe::Pipe, socket},
 };
 
 /// The socket's directory and name below `~/.qvm-remote`.
@@ -57,26 +51,16 @@ pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Own)> {
     Ok((listener, Own { path: path.to_owned(), inode }))
 }
 
-pub(super) async fn accept(listener: UnixListener, agent: Arc<Agent>) {
+/// Serves clients until it is dropped.
+pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) {
     let own = nix::unistd::getuid().as_raw();
-    let places = Arc::new(Semaphore::new(CLIENTS));
-    let mut clients = JoinSet::new();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
-                    let agent = agent.clone();
-                    clients.spawn(async move {
-                        let _ = client(stream, agent).await;
-                        drop(place);
-                    });
-                }
-                while clients.try_join_next().is_some() {}
-            }
-            Err(_) => sleep(Duration::from_millis(50)).await, // out of descriptors; some will be closed
+    let client = |stream| {
+        let agent = agent.clone();
+        async move {
+            let _ = client(stream, agent).await;
         }
-    }
+    };
+    socket::serve(listener, own, CLIENTS, client).await;
 }
 
 /// One client: greeted, heard, given a stream for its request.

@@ -61,7 +61,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(line::write(to, frames));
-    tasks.spawn(clients::accept(listener, agent.clone()));
+    tasks.spawn(clients::serve(listener, agent.clone()));
     tasks.spawn(spool::watch(agent.clone(), home.to_owned()));
     let result = read(&from, buffer, bytes, &agent).await;
     socket.remove();

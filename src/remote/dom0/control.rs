@@ -18,9 +18,12 @@ use tokio::{
 };
 
 use super::state::{Refusal, Shared, io_at};
+use crate::remote::socket;
 
-/// How long one question may take to be asked.
+/// How long one question may take to be asked, and its answer to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Clients at a time, at most.
+const CLIENTS: usize = 64;
 
 /// The socket, removed when it is dropped.
 #[derive(Debug)]
@@ -42,16 +45,13 @@ pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(io_at(path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io_at(path.display()))?;
-    let task = tokio::spawn(async move {
-        loop {
-            if let Ok((stream, _)) = listener.accept().await {
-                let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
-                if root {
-                    let _ = timeout(PATIENCE, answer(shared.clone(), stream)).await;
-                }
-            }
+    let client = move |stream| {
+        let shared = shared.clone();
+        async move {
+            let _ = timeout(PATIENCE, answer(shared, stream)).await;
         }
-    });
+    };
+    let task = tokio::spawn(socket::serve(listener, 0, CLIENTS, client));
     Ok(Socket { path, task })
 }
 
