@@ -25,6 +25,7 @@ pub mod config;
 #[cfg(feature = "dom0")]
 pub mod dom0;
 pub mod files;
+pub mod frames;
 pub mod keys;
 pub mod line;
 #[cfg(feature = "dom0")]

@@ -378,6 +378,14 @@ impl Buffer {
         Ok(Some((raw, &bytes[..size])))
     }
 
+    /// Whether a whole frame is there.
+    ///
+    /// # Errors
+    /// As [`Raw::split`].
+    pub fn has_frame(&self) -> Result<bool, Fault> {
+        Raw::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
+    }
+
     /// Takes [`MAGIC`] away when it is what comes first; `None` when more bytes are needed.
     pub fn magic(&mut self) -> Option<bool> {
         let bytes = &self.bytes[self.start..];

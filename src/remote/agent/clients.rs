@@ -15,10 +15,10 @@ use tokio::net::{UnixListener, UnixStream};
 use super::stream::Agent;
 use crate::{
     proto::remote::{
-        Buffer, Frame, Hello,
+        Frame, Hello,
         frame::{Type, restream},
     },
-    remote::{pipe::Pipe, socket},
+    remote::{frames::Frames, pipe::Pipe, socket},
 };
 
 /// The socket's directory and name below `~/.qvm-remote`.
@@ -69,26 +69,18 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
     let (from, to) = (Pipe::reader(fd.as_fd().try_clone_to_owned()?)?, Pipe::writer(fd.into())?);
     let seq = agent.seq.fetch_add(1, Relaxed);
     to.write_all(&Frame::Hello(Hello { seq, ..agent.hello.clone() }).to_vec(0)).await?;
-    let (mut buffer, mut bytes) = (Buffer::default(), vec![0; 64 << 10]);
-    let mut stream = loop {
-        if let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
-            if raw.kind != Type::Open {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            let first = whole.to_vec();
-            if agent.free.available_permits() == 0 {
-                to.write_all(&Frame::Wait("for other commands of this qube to end").to_vec(1)).await?;
-            }
-            let Some(stream) = agent.open(first).await else { return Ok(()) };
-            break stream;
-        }
-        match from.read(&mut bytes).await? {
-            0 => return Ok(()),
-            n => buffer.add(&bytes[..n]),
-        }
+    let mut from = Frames::new(from);
+    let first = match from.next().await? {
+        Some((raw, whole)) if raw.kind == Type::Open => whole.to_vec(),
+        Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+        None => return Ok(()),
     };
+    if agent.free.available_permits() == 0 {
+        to.write_all(&Frame::Wait("for other commands of this qube to end").to_vec(1)).await?;
+    }
+    let Some(mut stream) = agent.open(first).await else { return Ok(()) };
     loop {
-        while let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
+        while let Some((raw, whole)) = from.ready().map_err(io::Error::other)? {
             if !raw.from_vm() || matches!(raw.kind, Type::Open | Type::V1 | Type::Ping | Type::Pong) {
                 stream.abandon().await;
                 return Err(io::ErrorKind::InvalidData.into());
@@ -110,13 +102,12 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
                     return Ok(());
                 }
             }
-            read = from.read(&mut bytes) => match read {
-                Ok(n) if n > 0 => buffer.add(&bytes[..n]),
-                _ => {
+            more = from.fill() => {
+                if !more.is_ok_and(|more| more) {
                     stream.abandon().await;
                     return Ok(());
                 }
-            },
+            }
         }
     }
 }

@@ -20,9 +20,10 @@ use super::{
     stream::Agent,
 };
 use crate::{
-    proto::remote::{Buffer, Frame, Hello, MAGIC, frame::Type},
+    proto::remote::{Frame, MAGIC, frame::Type},
     remote::{
         files,
+        frames::Frames,
         line::{self, DEAD, SILENCE, WAITING},
         pipe::{self, Pipe},
     },
@@ -43,8 +44,8 @@ pub async fn run(home: &Path) -> io::Result<()> {
     let (from, to) = (Pipe::reader(duplicate(io::stdin())?)?, Pipe::writer(duplicate(io::stdout())?)?);
     pipe::enlarge(to.fd());
     to.write_all(MAGIC).await?;
-    let (mut buffer, mut bytes) = (Buffer::default(), vec![0; 64 << 10]);
-    let hello = timeout(GREETING, greeting(&from, &mut buffer, &mut bytes)).await??;
+    let mut from = Frames::new(from);
+    let hello = timeout(GREETING, from.hello()).await??;
     let run = home.join("run");
     files::private_dir(home)?;
     files::private_dir(&run)?;
@@ -63,7 +64,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
     tasks.spawn(line::write(to, frames));
     tasks.spawn(clients::serve(listener, agent.clone()));
     tasks.spawn(spool::watch(agent.clone(), home.to_owned()));
-    let result = read(&from, buffer, bytes, &agent).await;
+    let result = read(from, &agent).await;
     socket.remove();
     // what has arrived is still passed on, or written: every stream ends when its last frame was taken
     agent.streams.lock().expect("no panic under this lock").open.clear();
@@ -77,25 +78,11 @@ fn duplicate(stream: impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned()
 }
 
-async fn greeting(from: &Pipe, buffer: &mut Buffer, bytes: &mut [u8]) -> io::Result<Hello> {
-    loop {
-        match from.read(bytes).await? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => buffer.add(&bytes[..n]),
-        }
-        if let Some((raw, _)) = buffer.frame().map_err(io::Error::other)? {
-            return match raw.parse().map_err(io::Error::other)? {
-                Frame::Hello(hello) => Ok(hello),
-                _ => Err(io::ErrorKind::InvalidData.into()),
-            };
-        }
-    }
-}
-
-async fn read(from: &Pipe, mut buffer: Buffer, mut bytes: Vec<u8>, agent: &Agent) -> io::Result<()> {
+/// Passes on what comes from dom0 until the channel ends.
+async fn read(mut from: Frames<Pipe>, agent: &Agent) -> io::Result<()> {
     let mut heard = Instant::now();
     loop {
-        while let Some((raw, whole)) = buffer.frame().map_err(io::Error::other)? {
+        while let Some((raw, whole)) = from.ready().map_err(io::Error::other)? {
             match raw.kind {
                 Type::Ping => {
                     if let Frame::Ping(n) = raw.parse().map_err(io::Error::other)? {
@@ -108,12 +95,9 @@ async fn read(from: &Pipe, mut buffer: Buffer, mut bytes: Vec<u8>, agent: &Agent
             }
         }
         tokio::select! {
-            read = from.read(&mut bytes) => match read? {
-                0 => return Ok(()),
-                n => {
-                    heard = Instant::now();
-                    buffer.add(&bytes[..n]);
-                }
+            more = from.fill() => match more? {
+                true => heard = Instant::now(),
+                false => return Ok(()),
             },
             () = sleep(SILENCE) => {
                 if heard.elapsed() > DEAD {

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::state::Refusal;
-use crate::remote::{parser::FIRST_UID, pipe::Pipe};
+use crate::remote::{frames::Frames, parser::FIRST_UID, pipe::Pipe};
 
 /// The number of the next parser.
 static NEXT_UID: AtomicU32 = AtomicU32::new(0);
@@ -48,7 +48,7 @@ pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
 }
 
 /// The process that reads what comes from a VM: what it reads from, and where its frames come out.
-pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Pipe)> {
+pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Frames<Pipe>)> {
     let (raw_read, raw_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (frames_read, frames_write) = pipe2(OFlag::O_CLOEXEC)?;
     let uid = FIRST_UID + NEXT_UID.fetch_add(1, Relaxed) % 0x0100_0000;
@@ -58,5 +58,5 @@ pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Pipe)> {
         command.arg("--listing");
     }
     command.stdin(raw_read).stdout(frames_write).stderr(Stdio::null()).kill_on_drop(true);
-    Ok((command.spawn()?, raw_write, Pipe::reader(frames_read)?))
+    Ok((command.spawn()?, raw_write, Frames::new(Pipe::reader(frames_read)?)))
 }

@@ -25,6 +25,7 @@ mod listed;
 mod port;
 mod replay;
 mod run;
+mod session;
 mod state;
 mod transfer;
 mod v1;
