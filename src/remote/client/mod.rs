@@ -1,6 +1,8 @@
 //! `qvm-remote` in a VM: asks, shows what comes as it comes, ends as the command ended.
 
 mod ask;
+mod connection;
+mod exchange;
 pub mod history;
 mod home;
 mod live;

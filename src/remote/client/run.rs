@@ -38,7 +38,7 @@ pub fn ask(home: &Home, ask: Ask) -> Result<u8, Trouble> {
     let seconds = ask.timeout.as_secs();
     let result = runtime.block_on(async {
         match ask.way {
-            Way::Live => live::ask(home, &key, &id, ask, &mut record).await,
+            Way::Live => live::ask(home, &key, &id, &ask, &mut record).await,
             Way::Queue | Way::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
         }
     });
