@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     execute::{self, Done},
-    judge::{Authentic, Opening, Rejected, Task, abandoned, again, authenticate, body, judge, refuse, refuse_command},
-    ledger::{self, Refused},
+    judge::{Authentic, Judged, Opening, Task, authenticate, body, judge},
+    ledger::{self, Mark, Refused},
     port::Port,
+    reject::{Case, Category, Rejected},
     state::{Shared, Vm},
     transfer,
 };
@@ -24,7 +25,7 @@ use crate::{
     },
     remote::{
         audit::now_ms,
-        policy::{Decision, Verdict},
+        policy::{Policy, Verdict},
     },
 };
 
@@ -46,83 +47,106 @@ async fn attend(
     opening: Opening,
 ) -> Result<(), Rejected> {
     let authentic = authenticate(shared, vm, nonce, opening)?;
-    let id = authentic.id.clone();
+    let case = Case { shared, vm, id: &authentic.id };
     if !vm.listed() {
         let text = "not authorized: dom0's /etc/qubes/remote.conf does not list this qube any more";
-        return Err(refuse(shared, vm, &id, "AUTH-DENY", Refusal::NotAuthorised, text));
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text));
     }
     let payload = body(port, authentic.length).await?;
-    if let Some(request) = &authentic.request {
-        if mac::digest(&payload) != request.payload {
-            return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::NotAuthorised, "its text is not the one signed"));
-        }
+    if authentic.request.as_ref().is_some_and(|request| mac::digest(&payload) != request.payload) {
+        let text = "its text is not the one signed";
+        return Err(case.refuse(Category::AuthFail, Refusal::NotAuthorised, text));
     }
     if authentic.request.as_ref().is_some_and(|r| r.mode == Mode::Ping) {
         return finish_ping(&authentic, port).await;
     }
-    let policy = shared.policy(&vm.name).map_err(|e| {
-        let text = format!("the policy of {} cannot be used: {e}", vm.name);
-        refuse(shared, vm, &id, "POLICY", Refusal::Denied, &text)
-    })?;
-    if authentic.v2.is_none() && !policy.v1 {
-        let text = format!(
-            "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {} on",
-            vm.name
-        );
-        return Err(refuse(shared, vm, &id, "AUTH-DENY", Refusal::NotAuthorised, &text));
-    }
-    let (task, decision, shown) = judge(shared, vm, &policy, &authentic, &payload)?;
+    let policy = policy(case, &authentic)?;
+    let judged = judge(case, &policy, &authentic, &payload)?;
     let queued = authentic.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
-    let mark = queued.then(|| ledger::mark(&vm.name, &authentic.kid, &id));
+    let mark = queued.then(|| ledger::mark(&vm.name, &authentic.kid, &authentic.id));
     if mark.as_ref().is_some_and(|mark| shared.ledger().knows(mark)) {
-        return Err(again(shared, vm, &id));
+        return Err(case.again());
     }
     if shared.dry_run {
-        return dry_run(shared, vm, &authentic, port, &decision, &shown).await;
+        return dry_run(case, &authentic, port, &judged).await;
     }
-    if decision.verdict == Verdict::Ask {
-        approve(shared, vm, &id, port, &authentic, &payload, &shown).await?;
+    if judged.decision.verdict == Verdict::Ask {
+        approve(case, port, &authentic, &payload, &judged.shown).await?;
     }
-    let _room = match vm.running.clone().try_acquire_owned() {
-        Ok(permit) => permit,
-        Err(_) => {
-            port.send(Frame::Wait("for other commands of this qube to end")).await;
-            tokio::select! {
-                permit = vm.running.clone().acquire_owned() => permit.expect("it is never closed"),
-                _ = port.inbox.abandoned() => return Err(abandoned(shared, vm, &id)),
-            }
-        }
-    };
+    let _room = room(case, port).await?;
     if shared.draining() {
         return Err(Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into()));
     }
     if let Some(mark) = mark {
-        let begin = || shared.ledger().begin(mark, authentic.kid, authentic.request.is_some(), now_ms());
-        let begun = match begin() {
-            Err(Refused::Full) => {
-                let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
-                let active: Vec<_> = keys.map(|key| key.id()).collect();
-                shared.ledger().retain_keys(&active);
-                begin()
-            }
-            begun => begun,
-        };
-        begun.map_err(|refused| match refused {
-            Refused::Again => again(shared, vm, &id),
-            Refused::Full => {
-                Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
-            }
-            Refused::Io(e) => {
-                Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
-            }
-        })?;
+        remember(case, &authentic, mark)?;
     }
+    let done = carry_out(case, &authentic, judged, port).await?;
+    port.send(Frame::Exit(done.ending, sign(&authentic, &done))).await;
+    Ok(())
+}
+
+/// The policy of the VM, which must take such a request at all.
+fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
+    let vm = &case.vm.name;
+    let policy = case.shared.policy(vm).map_err(|e| {
+        let text = format!("the policy of {vm} cannot be used: {e}");
+        case.refuse(Category::Policy, Refusal::Denied, &text)
+    })?;
+    if authentic.v2.is_none() && !policy.v1 {
+        let text = format!(
+            "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {vm} on"
+        );
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text));
+    }
+    Ok(policy)
+}
+
+/// Waits until the VM may run another command.
+async fn room(case: Case<'_>, port: &Port) -> Result<OwnedSemaphorePermit, Rejected> {
+    let places = &case.vm.running;
+    if let Ok(permit) = places.clone().try_acquire_owned() {
+        return Ok(permit);
+    }
+    port.send(Frame::Wait("for other commands of this qube to end")).await;
+    tokio::select! {
+        permit = places.clone().acquire_owned() => Ok(permit.expect("it is never closed")),
+        _ = port.inbox.abandoned() => Err(case.abandoned()),
+    }
+}
+
+/// Writes down that a request that can be repeated is begun.
+fn remember(case: Case<'_>, authentic: &Authentic, mark: Mark) -> Result<(), Rejected> {
+    let shared = case.shared;
+    let begin = || shared.ledger().begin(mark, authentic.kid, authentic.request.is_some(), now_ms());
+    let begun = match begin() {
+        Err(Refused::Full) => {
+            let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
+            let active: Vec<_> = keys.map(|key| key.id()).collect();
+            shared.ledger().retain_keys(&active);
+            begin()
+        }
+        begun => begun,
+    };
+    begun.map_err(|refused| match refused {
+        Refused::Again => case.again(),
+        Refused::Full => {
+            Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
+        }
+        Refused::Io(e) => {
+            Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
+        }
+    })
+}
+
+/// Does what was asked, with an entry before and one after it.
+async fn carry_out(case: Case<'_>, authentic: &Authentic, judged: Judged<'_>, port: &Port) -> Result<Done, Rejected> {
+    let (shared, vm) = (case.shared, &case.vm.name);
     let auth = if authentic.v2.is_some() { "v2" } else { "v1" };
-    shared.audit.write("CMD", &format!("vm={} id={id} auth={auth} rule={} {shown}", vm.name, rule(&decision)));
-    shared.event(Kind::CommandStart, vm, &id, format!("{} runs {shown}", vm.name), None);
+    case.audit("CMD", &format!("auth={auth} rule={} {}", judged.rule(), judged.shown));
+    case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
     let began = Instant::now();
-    let registration = shared.register(vm, &id);
-    let result = match task {
+    let registration = shared.register(case.vm, case.id);
+    let result = match judged.task {
         Task::Run(mut job) => {
             job.cgroup = shared.cgroup.as_ref().map(|dir| dir.join(format!("command-{}", registration.number)));
             execute::run(&job, port, registration.killed()).await
@@ -133,76 +157,61 @@ async fn attend(
     drop(registration);
     let done = result.map_err(|e| {
         let text = format!("it could not be started: {}", escape(e.to_string().as_bytes()));
-        shared.audit.write("ERROR", &format!("vm={} id={id} {text}", vm.name));
+        case.audit("ERROR", &text);
         Rejected(Refusal::Failed, text)
     })?;
-    let ms = began.elapsed().as_millis();
-    let status = done.ending.status();
     let category = match done.ending {
         Ending::Exit(_) | Ending::Signal(_) => "DONE",
         Ending::Timeout => "TIMEOUT",
         Ending::Cancelled => "CANCEL",
         Ending::Limit => "LIMIT",
     };
+    let (ms, status) = (began.elapsed().as_millis(), done.ending.status());
     let text = format!("exit={status} duration={ms}ms out={} err={}", done.bytes.0, done.bytes.1);
-    shared.audit.write(category, &format!("vm={} id={id} {text}", vm.name));
-    shared.event(Kind::CommandEnd, vm, &id, format!("a command of {} ended: {text}", vm.name), Some(status));
-    port.send(Frame::Exit(done.ending, sign(&authentic, &done))).await;
-    Ok(())
+    case.audit(category, &text);
+    case.event(Kind::CommandEnd, format!("a command of {vm} ended: {text}"), Some(status));
+    Ok(done)
 }
 
 /// Waits for a person in dom0. What is approved is this very request: its digest is its name there.
 async fn approve(
-    shared: &Arc<Shared>,
-    vm: &Arc<Vm>,
-    id: &str,
+    case: Case<'_>,
     port: &Port,
     authentic: &Authentic,
     payload: &[u8],
     shown: &str,
 ) -> Result<(), Rejected> {
+    let (approvals, vm) = (&case.shared.approvals, &case.vm.name);
     let bound = authentic.v2.as_ref().map_or_else(|| mac::digest(payload), |(_, mac)| *mac);
-    let ticket = hex(&mac::digest(&[&bound[..], id.as_bytes(), vm.name.as_bytes()].concat())[..6]);
-    let answer = shared.approvals.ask(&ticket, format!("{} asks for {shown}", vm.name));
-    shared.audit.write("ASK", &format!("vm={} id={id} approval={ticket} {shown}", vm.name));
-    let text = format!("{} asks for {shown}; to allow it: qvm-remote-dom0 approve {ticket}", vm.name);
-    shared.event(Kind::CommandAsked, vm, id, text, None);
+    let ticket = hex(&mac::digest(&[&bound[..], case.id.as_bytes(), vm.as_bytes()].concat())[..6]);
+    let answer = approvals.ask(&ticket, format!("{vm} asks for {shown}"));
+    case.audit("ASK", &format!("approval={ticket} {shown}"));
+    let text = format!("{vm} asks for {shown}; to allow it: qvm-remote-dom0 approve {ticket}");
+    case.event(Kind::CommandAsked, text, None);
     port.send(Frame::Wait(&format!("for approval in dom0: qvm-remote-dom0 approve {ticket}"))).await;
     let answer = tokio::select! {
         answer = timeout(APPROVAL, answer) => answer,
         _ = port.inbox.abandoned() => {
-            shared.approvals.forget(&ticket);
-            return Err(abandoned(shared, vm, id));
+            approvals.forget(&ticket);
+            return Err(case.abandoned());
         }
     };
-    shared.approvals.forget(&ticket);
+    approvals.forget(&ticket);
     match answer {
         Ok(Ok(true)) => {
-            shared.audit.write("APPROVE", &format!("vm={} id={id} approval={ticket}", vm.name));
+            case.audit("APPROVE", &format!("approval={ticket}"));
             Ok(())
         }
-        Ok(_) => Err(refuse_command(shared, vm, id, "denied: not approved", shown)),
-        Err(_) => Err(refuse_command(shared, vm, id, "denied: nobody approved it in time", shown)),
+        Ok(_) => Err(case.deny("denied: not approved", shown)),
+        Err(_) => Err(case.deny("denied: nobody approved it in time", shown)),
     }
 }
 
-async fn dry_run(
-    shared: &Shared,
-    vm: &Vm,
-    authentic: &Authentic,
-    port: &Port,
-    decision: &Decision<'_>,
-    shown: &str,
-) -> Result<(), Rejected> {
-    let text = format!("[dry-run] {} {shown}\n", decision.verdict.as_str());
-    let line = format!(
-        "vm={} id={} decision={} rule={} {shown} skipped",
-        vm.name,
-        authentic.id,
-        decision.verdict.as_str(),
-        rule(decision)
-    );
-    shared.event(Kind::CommandStart, vm, &authentic.id, format!("DRY {line}"), None);
+async fn dry_run(case: Case<'_>, authentic: &Authentic, port: &Port, judged: &Judged<'_>) -> Result<(), Rejected> {
+    let (verdict, shown) = (judged.decision.verdict.as_str(), &judged.shown);
+    let text = format!("[dry-run] {verdict} {shown}\n");
+    let line = format!("vm={} id={} decision={verdict} rule={} {shown} skipped", case.vm.name, case.id, judged.rule());
+    case.event(Kind::CommandStart, format!("DRY {line}"), None);
     port.send(Frame::Accept).await;
     port.send(Frame::Stdout(text.as_bytes())).await;
     let done = Done {
@@ -226,8 +235,4 @@ async fn finish_ping(authentic: &Authentic, port: &Port) -> Result<(), Rejected>
 fn sign(authentic: &Authentic, done: &Done) -> Digest {
     let Some((key, request)) = &authentic.v2 else { return [0; 32] };
     key.result(&Outcome { id: &authentic.id, request, ending: done.ending, stdout: &done.stdout, stderr: &done.stderr })
-}
-
-fn rule(decision: &Decision<'_>) -> String {
-    decision.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
 }

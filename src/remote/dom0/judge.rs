@@ -1,38 +1,31 @@
 //! Whether a command runs: who asks, what is asked, and what the policy says.
 
-use std::{
-    ffi::OsString,
-    io,
-    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
 use super::{
     execute::Job,
+    job::{job, resolve},
     ledger,
     port::Port,
+    reject::{Case, Category, Rejected},
     state::{Shared, Vm},
 };
 use crate::{
-    log::{Kind, escape},
+    log::escape,
     proto::{
         mac::{Digest, Key},
         remote::{KeyId, Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
-        audit::{Source, excerpt, now_ms},
-        policy::{Asked, Decision, PATH, Policy, Verdict},
+        audit::{excerpt, now_ms},
+        policy::{Asked, Decision, Policy, Verdict},
     },
-    sys::Identity,
 };
 
 /// How long a client may take to send a command's text.
 const BODY: Duration = Duration::from_secs(30);
-/// The longest that a command of the original's clients may run, as the original has it.
-const V1_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How a stream begins.
 #[derive(Debug)]
@@ -42,9 +35,6 @@ pub enum Opening {
     /// One of the original's: id, token, length.
     V1(String, Vec<u8>, u32),
 }
-
-/// Why a command does not run, and what its client is told.
-pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
 
 /// What was authenticated.
 pub(super) struct Authentic {
@@ -57,62 +47,74 @@ pub(super) struct Authentic {
     pub(super) length: u32,
 }
 
-/// What will be done.
-pub(super) enum Task {
-    Run(Box<Job>),
-    Get(PathBuf, PathBuf, u64),
-    Put(PathBuf, PathBuf, u64),
-}
-
 /// Is it from who it says it is, for this session, and new?
 pub(super) fn authenticate(
-    shared: &Shared,
-    vm: &Vm,
+    shared: &Arc<Shared>,
+    vm: &Arc<Vm>,
     nonce: Option<&[u8; 32]>,
     opening: Opening,
 ) -> Result<Authentic, Rejected> {
-    let fail = |id: &str, why: &str| refuse(shared, vm, id, "AUTH-FAIL", Refusal::NotAuthorised, why);
     match opening {
         Opening::V1(id, token, length) => {
-            let keys = shared.keys.read(&vm.name).map_err(|e| no_key(shared, vm, &id, &e))?;
+            let case = Case { shared, vm, id: &id };
+            let keys = keys(case)?;
             if token.is_empty() {
-                return Err(fail(&id, "not authorized: it carries no token"));
+                return Err(fail(case, "not authorized: it carries no token"));
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
-            let key = key.ok_or_else(|| fail(&id, "not authorized: its token is wrong"))?;
-            Ok(Authentic { id, kid: key.id(), v2: None, request: None, length })
+            let kid = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.id();
+            Ok(Authentic { id, kid, v2: None, request: None, length })
         }
         Opening::Open(request, mac) => {
-            let id = request.id.clone();
-            let keys = shared.keys.read(&vm.name).map_err(|e| no_key(shared, vm, &id, &e))?;
-            let key = keys.into_iter().find(|key| key.id() == request.kid);
-            let key = key.ok_or_else(|| fail(&id, "not authorized: its key is not this qube's (any more)"))?;
+            let case = Case { shared, vm, id: &request.id };
+            let key = keys(case)?.into_iter().find(|key| key.id() == request.kid);
+            let key = key.ok_or_else(|| fail(case, "not authorized: its key is not this qube's (any more)"))?;
             if !key.verify_request(&request, &mac) {
-                return Err(fail(&id, "not authorized: its code is wrong"));
+                return Err(fail(case, "not authorized: its code is wrong"));
             }
             // from here on it is whoever has the key
             if request.vm != vm.name {
-                return Err(fail(&id, "not authorized: it was made for another qube"));
+                return Err(fail(case, "not authorized: it was made for another qube"));
             }
-            if request.has(flags::QUEUED) {
-                let skew = now_ms().abs_diff(request.created_ms);
-                if skew > ledger::SKEW_MS || request.nonce != [0; 32] {
-                    let text = format!("too old, or the clocks differ: by {} s, 300 are allowed", skew / 1000);
-                    return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, &text));
-                }
-                if shared.ledger().forgot(request.created_ms) {
-                    let text = "older than what dom0 remembers: its clock was set back";
-                    return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, text));
-                }
-            } else if nonce != Some(&request.nonce) {
-                return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "made for another session"));
-            } else if !vm.replay().fresh(request.seq) {
-                return Err(refuse(shared, vm, &id, "AUTH-FAIL", Refusal::Stale, "its number was used before"));
-            }
-            let length = request.length;
+            current(case, &request, nonce)?;
+            let (id, length) = (request.id.clone(), request.length);
             Ok(Authentic { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
         }
     }
+}
+
+/// Is it for this session, or young enough, and not one that was used before?
+fn current(case: Case<'_>, request: &Request, nonce: Option<&[u8; 32]>) -> Result<(), Rejected> {
+    let stale = |text: &str| Err(case.refuse(Category::AuthFail, Refusal::Stale, text));
+    if request.has(flags::QUEUED) {
+        let skew = now_ms().abs_diff(request.created_ms);
+        if skew > ledger::SKEW_MS || request.nonce != [0; 32] {
+            return stale(&format!("too old, or the clocks differ: by {} s, 300 are allowed", skew / 1000));
+        }
+        if case.shared.ledger().forgot(request.created_ms) {
+            return stale("older than what dom0 remembers: its clock was set back");
+        }
+    } else if nonce != Some(&request.nonce) {
+        return stale("made for another session");
+    } else if !case.vm.replay().fresh(request.seq) {
+        return stale("its number was used before");
+    }
+    Ok(())
+}
+
+fn fail(case: Case<'_>, why: &str) -> Rejected {
+    case.refuse(Category::AuthFail, Refusal::NotAuthorised, why)
+}
+
+/// The keys of the VM.
+fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
+    case.shared.keys.read(&case.vm.name).map_err(|e| {
+        let text = match e.kind() {
+            io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
+            _ => format!("not authorized: its key in dom0 cannot be used: {e}"),
+        };
+        case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text)
+    })
 }
 
 /// Takes the payload, all of it and nothing of what follows.
@@ -135,42 +137,79 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> 
     }
 }
 
-/// What the policy says, and what is to be done if it says yes.
+/// What will be done.
+pub(super) enum Task {
+    Run(Box<Job>),
+    Get(PathBuf, PathBuf, u64),
+    Put(PathBuf, PathBuf, u64),
+}
+
+/// What the policy says of a command, and what will be done when it may.
+pub(super) struct Judged<'a> {
+    pub(super) task: Task,
+    pub(super) decision: Decision<'a>,
+    /// What is asked, as the logs show it.
+    pub(super) shown: String,
+}
+
+impl Judged<'_> {
+    /// The rule's line, as the logs show it.
+    pub(super) fn rule(&self) -> String {
+        self.decision.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+    }
+}
+
+/// Holds a command against the policy.
 pub(super) fn judge<'a>(
-    shared: &Shared,
-    vm: &Vm,
+    case: Case<'_>,
     policy: &'a Policy,
     authentic: &Authentic,
     payload: &[u8],
-) -> Result<(Task, Decision<'a>, String), Rejected> {
-    let id = &authentic.id;
-    let invalid = |why: String| refuse(shared, vm, id, "REJECT", Refusal::Invalid, &why);
-    let mode = authentic.request.as_ref().map_or(Mode::Shell, |r| r.mode);
-    let has = |flag| authentic.request.as_ref().is_some_and(|r| r.has(flag));
-    let (mut words, mut script, mut path) = (Vec::new(), None, PathBuf::new());
-    let (decision, shown) = match mode {
+) -> Result<Judged<'a>, Rejected> {
+    let request = authentic.request.as_deref();
+    let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
+    let failed = |why: String| Rejected(Refusal::Failed, why);
+    let mode = request.map_or(Mode::Shell, |r| r.mode);
+    let path = || PathBuf::from(OsString::from_vec(payload.to_vec()));
+    let (decision, shown, mut words) = match mode {
         Mode::Shell => {
             check_text(payload).map_err(|bad| invalid(bad.to_string()))?;
-            script = Some(payload.to_vec());
-            (policy.decide(Asked::Shell(payload)), format!("cmd={}", excerpt(payload)))
+            (policy.decide(Asked::Shell(payload)), format!("cmd={}", excerpt(payload)), Vec::new())
         }
         Mode::Argv => {
-            words = argv(payload).map_err(|e| invalid(e.to_string()))?;
+            let mut words = argv(payload).map_err(|e| invalid(e.to_string()))?;
             let given: Vec<_> = words.iter().map(|w| format!("'{}'", escape(w))).collect();
             let shown = format!("argv={}", excerpt(given.join(" ").as_bytes()).replace("\\\\", "\\"));
-            words[0] = resolve(&words[0])
-                .ok_or_else(|| Rejected(Refusal::Failed, format!("{}: no such program in dom0", escape(&words[0]))))?;
-            (policy.decide(Asked::Argv(&words)), shown)
+            words[0] =
+                resolve(&words[0]).ok_or_else(|| failed(format!("{}: no such program in dom0", escape(&words[0]))))?;
+            (policy.decide(Asked::Argv(&words)), shown, words)
         }
-        Mode::Get | Mode::Put => {
-            path = PathBuf::from(OsString::from_vec(payload.to_vec()));
-            let asked = if mode == Mode::Get { Asked::Get(payload) } else { Asked::Put(payload) };
-            (policy.decide(asked), format!("{}={}", mode.as_str(), excerpt(payload)))
-        }
+        Mode::Get => (policy.decide(Asked::Get(payload)), format!("get={}", excerpt(payload)), Vec::new()),
+        Mode::Put => (policy.decide(Asked::Put(payload)), format!("put={}", excerpt(payload)), Vec::new()),
         Mode::Ping => return Err(invalid("a ping has no policy".into())), // answered before
     };
+    if let Some(why) = objection(&decision, mode, request) {
+        let text = format!("denied: {why} (/etc/qubes/remote.d/{}.policy in dom0)", case.vm.name);
+        return Err(case.deny(&text, &shown));
+    }
+    let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
+    let task = match mode {
+        Mode::Get => Task::Get(beneath, path(), decision.options.max_size),
+        Mode::Put => Task::Put(beneath, path(), decision.options.max_size),
+        _ => {
+            let script = (mode == Mode::Shell).then(|| payload.to_vec());
+            let what = (std::mem::take(&mut words), script);
+            Task::Run(Box::new(job(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
+        }
+    };
+    Ok(Judged { task, decision, shown })
+}
+
+/// What speaks against it.
+fn objection(decision: &Decision<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
     let options = &decision.options;
-    let why = if decision.verdict == Verdict::Deny {
+    let has = |flag| request.is_some_and(|r| r.has(flag));
+    if decision.verdict == Verdict::Deny {
         Some(match decision.line {
             Some(line) => format!("line {line} of its policy says deny"),
             None => "no rule of its policy allows it".to_owned(),
@@ -179,140 +218,9 @@ pub(super) fn judge<'a>(
         Some("its rule allows no standard input".to_owned())
     } else if has(flags::TTY) && !options.tty {
         Some("its rule allows no terminal".to_owned())
-    } else if authentic.request.as_ref().is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
+    } else if request.is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
         Some("its rule does not name that user".to_owned())
     } else {
         None
-    };
-    if let Some(why) = why {
-        let text = format!("denied: {why} (/etc/qubes/remote.d/{}.policy in dom0)", vm.name);
-        return Err(refuse_command(shared, vm, id, &text, &shown));
     }
-    let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
-    let task = match mode {
-        Mode::Get => Task::Get(beneath, path, options.max_size),
-        Mode::Put => Task::Put(beneath, path, options.max_size),
-        _ => Task::Run(Box::new(
-            job(vm, policy, &decision, authentic, words, script).map_err(|e| Rejected(Refusal::Failed, e))?,
-        )),
-    };
-    Ok((task, decision, shown))
-}
-
-/// A program's absolute path: a bare name is looked for in dom0's own PATH, a relative path is none.
-fn resolve(program: &[u8]) -> Option<Vec<u8>> {
-    let name = Path::new(std::ffi::OsStr::from_bytes(program));
-    if name.is_absolute() {
-        return Some(program.to_vec());
-    }
-    if program.contains(&b'/') {
-        return None;
-    }
-    let candidates = PATH.iter().map(|dir| Path::new(dir).join(name));
-    candidates.filter(|p| p.is_file()).map(|p| p.into_os_string().into_vec()).next()
-}
-
-fn job(
-    vm: &Vm,
-    policy: &Policy,
-    decision: &Decision<'_>,
-    authentic: &Authentic,
-    words: Vec<Vec<u8>>,
-    script: Option<Vec<u8>>,
-) -> Result<Job, String> {
-    let options = &decision.options;
-    let request = authentic.request.as_deref();
-    let name = options.user.as_deref().unwrap_or("root");
-    let account = nix::unistd::User::from_name(name).ok().flatten().ok_or_else(|| format!("user {name} is unknown"))?;
-    let identity = match &options.user {
-        Some(_) => {
-            let c_name = std::ffi::CString::new(name).map_err(|e| e.to_string())?;
-            let groups = nix::unistd::getgrouplist(&c_name, account.gid).map_err(|e| e.to_string())?;
-            let groups = groups.into_iter().map(nix::unistd::Gid::as_raw).collect();
-            Some(Identity { uid: account.uid.as_raw(), gid: account.gid.as_raw(), groups })
-        }
-        None => None,
-    };
-    let mut env: Vec<(OsString, OsString)> = vec![
-        ("PATH".into(), PATH.join(":").into()),
-        ("HOME".into(), account.dir.into_os_string()),
-        ("USER".into(), name.into()),
-        ("LOGNAME".into(), name.into()),
-        ("SHELL".into(), "/bin/bash".into()),
-        ("LANG".into(), "C.UTF-8".into()),
-        ("QVM_REMOTE_VM".into(), vm.name.clone().into()),
-        ("QVM_REMOTE_ID".into(), authentic.id.clone().into()),
-    ];
-    let tty = request.is_some_and(|r| r.has(flags::TTY));
-    for (key, value) in request.map(|r| r.env.as_slice()).unwrap_or_default() {
-        let harmless = |b: &u8| b.is_ascii_alphanumeric() || b"-+._".contains(b);
-        let terminal = tty && key == b"TERM" && value.iter().all(harmless);
-        if terminal || options.env.iter().any(|name| name.as_bytes() == key) {
-            env.retain(|(name, _)| name.as_bytes() != key);
-            env.push((OsString::from_vec(key.clone()), OsString::from_vec(value.clone())));
-        }
-    }
-    let (words, script) = match &policy.force {
-        Some(force) => {
-            let asked = script.unwrap_or_else(|| words.join(&b' '));
-            let asked = asked.strip_suffix(b"\n").unwrap_or(&asked).to_vec();
-            env.push(("QVM_REMOTE_ORIGINAL_COMMAND".into(), OsString::from_vec(asked)));
-            (Vec::new(), Some(force.clone().into_bytes()))
-        }
-        None => (words, script),
-    };
-    let cwd = match options.cwd.as_deref() {
-        Some("client") => PathBuf::from(OsString::from_vec(request.map_or_else(|| b"/".to_vec(), |r| r.cwd.clone()))),
-        Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from("/"),
-    };
-    let asked =
-        request.map_or(Some(V1_TIMEOUT), |r| (r.timeout_ms > 0).then(|| Duration::from_millis(r.timeout_ms.into())));
-    let timeout = [asked, options.timeout].into_iter().flatten().min();
-    Ok(Job {
-        words: words.into_iter().map(OsString::from_vec).collect(),
-        script,
-        env,
-        cwd,
-        identity,
-        stdin: request.is_some_and(|r| r.has(flags::STDIN)),
-        tty,
-        timeout,
-        max_output: options.max_output,
-        cgroup: None,
-    })
-}
-
-fn no_key(shared: &Shared, vm: &Vm, id: &str, error: &io::Error) -> Rejected {
-    let text = match error.kind() {
-        io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
-        _ => format!("not authorized: its key in dom0 cannot be used: {error}"),
-    };
-    refuse(shared, vm, id, "AUTH-DENY", Refusal::NotAuthorised, &text)
-}
-
-pub(super) fn again(shared: &Shared, vm: &Vm, id: &str) -> Rejected {
-    let text = "it was begun before and is not run twice; its result was lost (the daemon or the qube was restarted)";
-    refuse(shared, vm, id, "REPLAY", Refusal::Invalid, text)
-}
-
-pub(super) fn abandoned(shared: &Shared, vm: &Vm, id: &str) -> Rejected {
-    shared.audit.write("CANCEL", &format!("vm={} id={id} before it began", vm.name));
-    Rejected(Refusal::Invalid, "cancelled".into())
-}
-
-pub(super) fn refuse(shared: &Shared, vm: &Vm, id: &str, category: &str, refusal: Refusal, text: &str) -> Rejected {
-    let source = if category.starts_with("AUTH") { Source::Anybody } else { Source::Known };
-    if shared.audit.refused(&vm.name, source, category, &format!("id={id} {text}")) {
-        shared.event(Kind::CommandRefused, vm, id, format!("a command of {} was refused: {text}", vm.name), None);
-    }
-    Rejected(refusal, text.to_owned())
-}
-
-pub(super) fn refuse_command(shared: &Shared, vm: &Vm, id: &str, text: &str, shown: &str) -> Rejected {
-    if shared.audit.refused(&vm.name, Source::Known, "DENY", &format!("id={id} {text} {shown}")) {
-        let text = format!("a command of {} was refused: {text}: {shown}", vm.name);
-        shared.event(Kind::CommandRefused, vm, id, text, None);
-    }
-    Rejected(Refusal::Denied, text.to_owned())
 }
