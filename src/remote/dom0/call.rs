@@ -15,7 +15,10 @@ use tokio::{
 };
 
 use super::state::Refusal;
-use crate::remote::{frames::Frames, parser::FIRST_UID, pipe::Pipe};
+use crate::{
+    remote::{frames::Frames, parser::FIRST_UID, pipe::Pipe},
+    sys,
+};
 
 /// The number of the next parser.
 static NEXT_UID: AtomicU32 = AtomicU32::new(0);
@@ -40,9 +43,8 @@ pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
     let mut call = Command::new("qvm-run");
     call.args(["--no-gui", "--no-autostart", "--pass-io", vm, command]);
     call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    // what the manager gave to us, it gave to nobody else
-    for ours in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "INVOCATION_ID"] {
-        call.env_remove(ours);
+    for name in sys::OURS_ALONE {
+        call.env_remove(name);
     }
     call
 }
