@@ -33,7 +33,7 @@ use nix::{
 use super::backchannel::{self, Instruction};
 use crate::{
     proto::remote::Ending,
-    sys::{self, Identity},
+    sys::{self, Identity, proc::Process},
 };
 
 /// The number of the descriptor with the command's text, where it is a script.
@@ -209,22 +209,17 @@ impl Tree {
     }
 }
 
-/// Everyone below this process, from /proc/PID/stat.
+/// Everyone below this process.
 fn descendants() -> Vec<Pid> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        // proc(5): pid (name) state parent …; the name may hold anything, so from its last parenthesis
-        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
-        let rest =
-            stat.iter().rposition(|b| *b == b')').map(|at| String::from_utf8_lossy(&stat[at + 1..]).into_owned());
-        let parent = rest.and_then(|r| r.split_whitespace().nth(1).and_then(|p| p.parse().ok()));
-        children.entry(parent.unwrap_or(0)).or_default().push(pid);
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for (pid, process) in Process::all() {
+        let Some(stat) = process.stat() else { continue };
+        children.entry(stat.parent().unwrap_or(0)).or_default().push(pid);
     }
-    let (mut found, mut look) = (Vec::new(), vec![nix::unistd::getpid().as_raw()]);
+    let (mut found, mut look) = (Vec::new(), vec![std::process::id()]);
     while let Some(pid) = look.pop() {
         for child in children.remove(&pid).unwrap_or_default() {
-            found.push(Pid::from_raw(child));
+            found.extend(i32::try_from(child).ok().map(Pid::from_raw));
             look.push(child);
         }
     }
@@ -238,10 +233,9 @@ pub fn kill_marked(id: &[u8]) {
     if id.is_empty() {
         return;
     }
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if environment.split(|b| *b == 0).any(|variable| variable == mark) {
+    for (pid, process) in Process::all() {
+        let marked = process.environment().contains(&mark);
+        if let (true, Ok(pid)) = (marked, i32::try_from(pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

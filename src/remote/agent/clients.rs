@@ -2,10 +2,7 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::AsFd as _,
-        unix::fs::{MetadataExt as _, PermissionsExt as _},
-    },
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -19,22 +16,26 @@ use crate::{
         frame::{Type, restream},
     },
     remote::{frames::Frames, pipe::Pipe, socket},
+    sys::socket_file::{self, Rights},
 };
 
 /// The socket's directory and name below `~/.qvm-remote`.
 pub const SOCKET: &str = "run/sock";
 /// Clients that wait for a free stream, at most.
 const CLIENTS: usize = 4096;
+/// Connections that wait to be accepted, at most.
+const BACKLOG: u32 = 4096;
 
 /// Our own socket file, told from one that a later agent has put in its place.
 pub(super) struct Own {
     path: PathBuf,
-    inode: u64,
+    /// Device and inode.
+    inode: (u64, u64),
 }
 
 impl Own {
     pub(super) fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -44,11 +45,11 @@ impl Own {
 pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Own)> {
     let temporary = path.with_extension(std::process::id().to_string());
     let _ = fs::remove_file(&temporary);
-    let listener = UnixListener::bind(&temporary)?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-    let inode = fs::symlink_metadata(&temporary)?.ino();
+    let bound = socket_file::bind(&temporary, Rights::PRIVATE)?;
+    let own = Own { path: path.to_owned(), inode: bound.inode };
+    let listener = UnixListener::from_std(bound.listen(BACKLOG)?)?;
     fs::rename(&temporary, path)?;
-    Ok((listener, Own { path: path.to_owned(), inode }))
+    Ok((listener, own))
 }
 
 /// Serves clients until it is dropped.

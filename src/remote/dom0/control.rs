@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,10 +18,15 @@ use tokio::{
 };
 
 use super::state::{Refusal, Shared, io_at};
-use crate::remote::socket;
+use crate::{
+    remote::socket,
+    sys::socket_file::{self, Rights},
+};
 
 /// How long one question may take to be asked, and its answer to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that wait to be accepted, at most.
+const BACKLOG: u32 = 128;
 /// Clients at a time, at most.
 const CLIENTS: usize = 64;
 
@@ -43,8 +48,10 @@ impl Drop for Socket {
 pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
     let path = shared.paths.run.join("control");
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(io_at(path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io_at(path.display()))?;
+    let listener = socket_file::bind(&path, Rights::PRIVATE)
+        .map_err(io::Error::from)
+        .and_then(|bound| UnixListener::from_std(bound.listen(BACKLOG)?))
+        .map_err(io_at(path.display()))?;
     let client = move |stream| {
         let shared = shared.clone();
         async move {
