@@ -15,15 +15,13 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::remote::{Ending, Request};
+use super::remote::{Ending, KeyId, Request};
 
 /// Bytes of a key, of a code and of a digest.
 pub const SIZE: usize = 32;
 
 /// A SHA-256 digest.
 pub type Digest = [u8; SIZE];
-/// Which key: the first eight bytes of a digest of it. Tells nothing about the key itself.
-pub type KeyId = [u8; 8];
 
 /// A key. Shows nothing of itself, is compared in constant time, and leaves no copy when it is dropped.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -165,7 +163,7 @@ fn code(key: &[u8], parts: &[&[u8]]) -> Digest {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::remote::tests::any_request, *};
+    use super::{super::remote::fixture::any_request, *};
 
     fn key() -> Key {
         Key::new(std::array::from_fn(|i| u8::try_from(i).expect("below 32")))

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read},
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
@@ -12,6 +12,8 @@ use std::{
 };
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+pub use crate::sys::file::replace;
 
 /// Opens a regular file for reading: no last symbolic link, and neither a FIFO nor a device can make it wait.
 ///
@@ -41,32 +43,6 @@ pub fn read(path: &Path, max: usize) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is larger than {max} bytes")));
     }
     Ok(bytes)
-}
-
-/// Puts a file in place whole: written beside under a name of its own, then renamed over what is there.
-///
-/// # Errors
-/// What the file system says; the old file is then untouched.
-pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random)?;
-    let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".{}.tmp", crate::proto::mac::hex(&random)));
-    let temporary = path.with_file_name(name);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true) // O_EXCL: follows no link either
-        .mode(0o600)
-        .open(&temporary)?;
-    let result = file
-        .write_all(bytes)
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_data())
-        .and_then(|()| fs::rename(&temporary, path));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
 }
 
 /// Opens a file for appending, made with `mode` when it is missing.

@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use super::files;
 use crate::proto::{
-    mac::{Key, KeyId},
-    remote::valid_vm,
+    mac::Key,
+    remote::{KeyId, valid_vm},
 };
 
 /// Bytes of a key file at most: two keys, and room for line ends.

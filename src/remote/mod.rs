@@ -2,18 +2,22 @@
 //!
 //! # Theory
 //! dom0 opens every connection and trusts no byte that comes back. For each VM that is listed, has a key and runs, the
-//! daemon ([`dom0`]) keeps one `qvm-run … 'exec qvm-remote serve'`. What the agent in the VM ([`serve`]) says is read
+//! daemon ([`dom0`]) keeps one `qvm-run … 'exec qvm-remote serve'`. What the agent in the VM ([`agent`]) says is read
 //! by a process without key, privilege or files ([`parser`]), which passes on nothing but whole, valid frames. The
 //! daemon then asks, in this order: is the code right ([`crate::proto::mac`]), was it used before, does the policy
 //! allow it ([`policy`]); writes down the answer ([`audit`]); and only then starts the command under a supervisor of
 //! its own ([`supervise`]), which outlives nobody: when the daemon dies, the command's whole tree is ended.
 //!
 //! A VM without an agent, or with the Python original's client, is served through the original's queue of files
-//! ([`legacy`]), where the owner of dom0 allowed that.
+//! ([`v1`]), where the owner of dom0 allowed that.
 //!
 //! In the VM, [`client`] asks the agent through a socket that only the same user can open.
 
+#[cfg(feature = "remote")]
+pub mod agent;
 pub mod audit;
+#[cfg(feature = "dom0")]
+pub mod backchannel;
 #[cfg(feature = "remote")]
 pub mod client;
 #[cfg(feature = "dom0")]
@@ -21,15 +25,15 @@ pub mod config;
 #[cfg(feature = "dom0")]
 pub mod dom0;
 pub mod files;
+pub mod frames;
 pub mod keys;
-pub mod legacy;
 pub mod line;
 #[cfg(feature = "dom0")]
 pub mod parser;
 pub mod pipe;
 #[cfg(feature = "dom0")]
 pub mod policy;
-#[cfg(feature = "remote")]
-pub mod serve;
+pub mod socket;
 #[cfg(feature = "dom0")]
 pub mod supervise;
+pub mod v1;

@@ -8,7 +8,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     mem::ManuallyDrop,
     process::ExitCode,
 };
@@ -22,9 +22,9 @@ use nix::{
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use super::legacy;
+use super::{frames::Frames, v1};
 use crate::{
-    proto::remote::{Buffer, Frame, MAGIC},
+    proto::remote::{Frame, MAGIC},
     sys,
 };
 
@@ -42,7 +42,7 @@ const MEMORY: u64 = 256 << 20;
 pub enum Language {
     /// Frames of an agent, after its magic.
     Frames,
-    /// The listing of the original's queue ([`legacy`]).
+    /// The listing of the original's queue ([`v1`]).
     Listing,
 }
 
@@ -56,7 +56,7 @@ pub fn run(uid: u32, language: Language) -> io::Result<ExitCode> {
         Language::Frames => frames(),
         Language::Listing => {
             let (from, mut to) = ends();
-            legacy::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
+            v1::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
         }
     };
     Ok(result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
@@ -111,30 +111,29 @@ fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
 
 /// Passes frames on, each read whole and written anew.
 fn frames() -> Result<(), u8> {
-    let (mut from, mut to) = ends();
-    let (mut buffer, mut bytes, mut out) = (Buffer::default(), vec![0; 64 << 10], Vec::new());
+    let (from, mut to) = ends();
+    let mut frames = Frames::new(&*from);
+    let mut out = Vec::new();
     let mut greeted = false;
     let mut last_stream = 0;
     loop {
-        let n = match from.read(&mut bytes) {
-            Ok(0) => return if greeted { Ok(()) } else { Err(NO_AGENT) },
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+        match frames.fill_blocking() {
+            Ok(true) => {}
+            Ok(false) => return if greeted { Ok(()) } else { Err(NO_AGENT) },
             Err(_) => return Err(FAULT),
-        };
-        buffer.add(&bytes[..n]);
+        }
         if !greeted {
-            match buffer.magic() {
+            match frames.magic() {
                 Some(true) => greeted = true,
                 Some(false) => return Err(NO_AGENT),
                 None => continue,
             }
             out.extend_from_slice(MAGIC);
         }
-        while let Some((raw, _)) = buffer.frame().map_err(|_| FAULT)? {
+        while let Some((raw, _)) = frames.ready().map_err(|_| FAULT)? {
             let stream = raw.stream;
             let frame = if raw.from_vm() { raw.parse().map_err(|_| FAULT)? } else { return Err(FAULT) };
-            if matches!(frame, Frame::Open(..) | Frame::Legacy(..)) {
+            if matches!(frame, Frame::Open(..) | Frame::V1(..)) {
                 if stream <= last_stream {
                     return Err(FAULT); // numbers only grow, so none ever means two commands
                 }

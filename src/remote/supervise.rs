@@ -5,19 +5,14 @@
 //! outlives the one who answers for it, and a daemon that crashed has nothing to clean up.
 //!
 //! Standard input, output and error, environment and directory are the command's own. Descriptor 3 is a socket to the
-//! daemon. From there: `S` and a byte, that signal to the command's process group; `K`, end the tree; `D`, it is done,
-//! leave what lives on in the background alone; the end of the stream without `D` is a `K`. To there: two bytes, how
-//! the command itself ended (`0 status` or `1 signal`). All of a tree that is ended gets TERM, and KILL after five
-//! seconds.
+//! daemon ([`backchannel`]); with `--script`, descriptor 4 is the text that the command reads. All of a tree that is
+//! ended gets TERM, and KILL after five seconds.
 
 use std::{
     collections::HashMap,
     fs,
-    io::{self, Read as _, Write as _},
-    os::{
-        fd::AsFd as _,
-        unix::{net::UnixStream, process::ExitStatusExt as _},
-    },
+    io::{self, Write as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -35,11 +30,13 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::sys::{self, Identity};
+use super::backchannel::{self, Instruction};
+use crate::{
+    proto::remote::Ending,
+    sys::{self, Identity, proc::Process},
+};
 
-/// The daemon's socket.
-pub const CONTROL: i32 = 3;
-/// The command's text, when it is one for a shell.
+/// The number of the descriptor with the command's text, where it is a script.
 pub const SCRIPT: i32 = 4;
 /// Between TERM and KILL.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +48,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub struct Plan {
     /// Program and arguments.
     pub words: Vec<std::ffi::OsString>,
+    /// Descriptor [`SCRIPT`] is the text that the program reads.
+    pub script: bool,
     /// Its standard input is a terminal that it shall control.
     pub tty: bool,
     /// Whom to run as.
@@ -64,8 +63,8 @@ pub struct Plan {
 /// # Errors
 /// What could not be set up; the daemon then sees the stream end without an ending.
 pub fn run(plan: Plan) -> io::Result<ExitCode> {
-    let control = UnixStream::from(sys::own(CONTROL));
-    nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    let daemon = backchannel::Daemon::inherited()?;
+    let script = plan.script.then(|| sys::own(SCRIPT));
     prctl::set_child_subreaper(true)?;
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
@@ -84,7 +83,7 @@ pub fn run(plan: Plan) -> io::Result<ExitCode> {
             let name = crate::log::escape(plan.words.first().map_or(b"", |w| w.as_encoded_bytes()));
             let status = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
             let _ = writeln!(io::stderr(), "qvm-remote-dom0: {name}: {e}");
-            (&control).write_all(&[0, status])?;
+            daemon.report(Ending::Exit(status))?;
         }
     }
     // the command's own ends must not be held open here
@@ -92,10 +91,8 @@ pub fn run(plan: Plan) -> io::Result<ExitCode> {
     for number in 0..=2 {
         std::mem::forget(sys::place(null.as_fd(), number)?);
     }
-    if plan.words.iter().any(|w| w == "/dev/fd/4") {
-        drop(sys::own(SCRIPT));
-    }
-    tree.watch(&control, &signals)
+    drop(script);
+    tree.watch(&daemon, &signals)
 }
 
 fn start(plan: &Plan) -> io::Result<Pid> {
@@ -122,7 +119,7 @@ struct Tree {
 }
 
 impl Tree {
-    fn watch(mut self, control: &UnixStream, signals: &SignalFd) -> io::Result<ExitCode> {
+    fn watch(mut self, daemon: &backchannel::Daemon, signals: &SignalFd) -> io::Result<ExitCode> {
         let mut heard = true;
         loop {
             let wait = match self.ending {
@@ -130,30 +127,26 @@ impl Tree {
                 None => PollTimeout::NONE,
             };
             let mut fds =
-                [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+                [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(daemon.as_fd(), PollFlags::POLLIN)];
             let watched = if heard { 2 } else { 1 };
             match poll(&mut fds[..watched], wait) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),
             }
             if heard && fds[1].any().unwrap_or(false) {
-                let mut order = [0; 2];
-                match (&*control).read(&mut order[..1]) {
-                    Ok(1) if order[0] == b'D' && self.ending.is_none() => return Ok(ExitCode::SUCCESS),
-                    Ok(1) if order[0] == b'S' => {
-                        (&*control).read_exact(&mut order[1..])?;
-                        self.signal(order[1]);
-                    }
-                    Ok(1) if order[0] == b'K' => self.end(),
-                    Ok(1) => {}
-                    _ => {
+                match daemon.instruction() {
+                    Some(Instruction::Leave) if self.ending.is_none() => return Ok(ExitCode::SUCCESS),
+                    Some(Instruction::Leave) => {}
+                    Some(Instruction::Signal(number)) => self.signal(number),
+                    Some(Instruction::End) => self.end(),
+                    None => {
                         heard = false;
                         self.end();
                     }
                 }
             }
             while let Ok(Some(_)) = signals.read_signal() {}
-            let anybody = self.reap(control);
+            let anybody = self.reap(daemon);
             if let Some(deadline) = self.ending {
                 if !anybody {
                     return Ok(ExitCode::SUCCESS);
@@ -166,7 +159,7 @@ impl Tree {
     }
 
     /// Waits for whoever has ended; whether anybody is left.
-    fn reap(&mut self, mut control: &UnixStream) -> bool {
+    fn reap(&mut self, daemon: &backchannel::Daemon) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return true,
@@ -174,11 +167,13 @@ impl Tree {
                     if self.leader.is_some() && status.pid() == self.leader {
                         self.leader = None;
                         let ending = match status {
-                            WaitStatus::Exited(_, code) => [0, u8::try_from(code & 0xff).unwrap_or(255)],
-                            WaitStatus::Signaled(_, signal, _) => [1, u8::try_from(signal as i32).unwrap_or(0)],
+                            WaitStatus::Exited(_, code) => Ending::Exit(u8::try_from(code & 0xff).unwrap_or(255)),
+                            WaitStatus::Signaled(_, signal, _) => {
+                                Ending::Signal(u8::try_from(signal as i32).unwrap_or(9))
+                            }
                             _ => continue,
                         };
-                        let _ = control.write_all(&ending);
+                        let _ = daemon.report(ending);
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -214,22 +209,17 @@ impl Tree {
     }
 }
 
-/// Everyone below this process, from /proc/PID/stat.
+/// Everyone below this process.
 fn descendants() -> Vec<Pid> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        // proc(5): pid (name) state parent …; the name may hold anything, so from its last parenthesis
-        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
-        let rest =
-            stat.iter().rposition(|b| *b == b')').map(|at| String::from_utf8_lossy(&stat[at + 1..]).into_owned());
-        let parent = rest.and_then(|r| r.split_whitespace().nth(1).and_then(|p| p.parse().ok()));
-        children.entry(parent.unwrap_or(0)).or_default().push(pid);
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for (pid, process) in Process::all() {
+        let Some(stat) = process.stat() else { continue };
+        children.entry(stat.parent().unwrap_or(0)).or_default().push(pid);
     }
-    let (mut found, mut look) = (Vec::new(), vec![nix::unistd::getpid().as_raw()]);
+    let (mut found, mut look) = (Vec::new(), vec![std::process::id()]);
     while let Some(pid) = look.pop() {
         for child in children.remove(&pid).unwrap_or_default() {
-            found.push(Pid::from_raw(child));
+            found.extend(i32::try_from(child).ok().map(Pid::from_raw));
             look.push(child);
         }
     }
@@ -243,17 +233,10 @@ pub fn kill_marked(id: &[u8]) {
     if id.is_empty() {
         return;
     }
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if environment.split(|b| *b == 0).any(|variable| variable == mark) {
+    for (pid, process) in Process::all() {
+        let marked = process.environment().contains(&mark);
+        if let (true, Ok(pid)) = (marked, i32::try_from(pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-}
-
-/// Reads the two bytes that tell how the command ended.
-pub fn ending(bytes: [u8; 2]) -> std::process::ExitStatus {
-    let [kind, value] = bytes.map(i32::from);
-    std::process::ExitStatus::from_raw(if kind == 0 { value << 8 } else { value })
 }

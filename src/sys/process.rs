@@ -11,8 +11,17 @@ use super::descriptor::own;
 
 /// Variables by which systemd speaks to this process alone (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
 /// No child may see them: systemd would take a child's message to NOTIFY_SOCKET for a message of the service.
-pub const OURS_ALONE: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+/// The directory of credentials and the invocation's id are the service's, too (systemd.exec(5)).
+pub const OURS_ALONE: [&str; 8] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "CREDENTIALS_DIRECTORY",
+    "INVOCATION_ID",
+];
 
 /// Removes variables from the environment.
 ///

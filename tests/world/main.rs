@@ -8,9 +8,10 @@ mod world; // first: the macro `world!`
 mod attacks;
 mod clocks;
 mod commands;
+mod control;
 mod crashes;
-mod legacy;
 mod load;
 mod owner;
 mod readme;
 mod shells;
+mod v1;

@@ -120,10 +120,11 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("attacks", include_str!("attacks.rs")),
         ("clocks", include_str!("clocks.rs")),
         ("commands", include_str!("commands.rs")),
+        ("control", include_str!("control.rs")),
         ("crashes", include_str!("crashes.rs")),
-        ("legacy", include_str!("legacy.rs")),
         ("load", include_str!("load.rs")),
         ("owner", include_str!("owner.rs")),
+        ("v1", include_str!("v1.rs")),
     ];
     let rows: Vec<Vec<&str>> = section()
         .lines()

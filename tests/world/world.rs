@@ -338,7 +338,7 @@ impl Daemon<'_> {
         });
     }
 
-    fn pid(&self) -> String {
+    pub(crate) fn pid(&self) -> String {
         let status: serde_json::Value =
             serde_json::from_str(&self.world.dom0("qvm-remote-dom0 status --json").text()).expect("JSON");
         status["pid"].to_string()

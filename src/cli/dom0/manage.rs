@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Command, text};
+use super::{arguments::Command, text};
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
@@ -22,6 +22,7 @@ use crate::{
         policy::{EVERYTHING, NOTHING, Policy},
     },
     report::{Code, Failure},
+    systemd::systemctl::Manager,
 };
 
 type Outcome = Result<ExitCode, Failure>;
@@ -198,7 +199,7 @@ fn v1(store: &Store, vm: &str, on: bool) -> Outcome {
 }
 
 fn systemctl(words: &[&str]) -> Result<(), Failure> {
-    let status = Process::new("systemctl").args(words).status().map_err(|e| fail(format!("systemctl: {e}")))?;
+    let status = Manager::System.order(words).map_err(|e| fail(format!("systemctl: {e}")))?;
     if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
 }
 

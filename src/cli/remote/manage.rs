@@ -8,13 +8,14 @@ use std::{
 
 use serde_json::json;
 
-use super::{Options, own, plain};
+use super::options::{Options, own, plain};
 use crate::{
     log::escape,
     proto::{mac::Key, mac::hex, remote::Mode},
     remote::{
+        agent,
         client::{self, Ask, Home, Trouble, history},
-        files, keys, serve,
+        files, keys,
     },
     sys,
 };
@@ -96,7 +97,7 @@ pub(super) fn ping(home: &Home, options: &Options) -> Outcome {
 /// `status [--json]`.
 pub(super) fn status(home: &Home, words: &[&str]) -> Outcome {
     let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
-    let name = files::read(&home.at(serve::NAME), 64).ok().and_then(|n| String::from_utf8(n).ok());
+    let name = files::read(&home.at(agent::NAME), 64).ok().and_then(|n| String::from_utf8(n).ok());
     let name = name.unwrap_or(node);
     let key = home.key();
     let counts = client::counts(home);
@@ -171,7 +172,7 @@ pub(super) fn queue(home: &Home, word: Option<&str>) -> Outcome {
                 println!("{dir}/");
                 for entry in std::fs::read_dir(home.at("queue").join(dir)).into_iter().flatten().flatten() {
                     let size = entry.metadata().map_or(0, |m| m.len());
-                    let age = serve::age(&entry.path()).map_or(0, |age| age.as_secs());
+                    let age = agent::age(&entry.path()).map_or(0, |age| age.as_secs());
                     let name = entry.file_name();
                     let name = escape(std::os::unix::ffi::OsStrExt::as_bytes(&*name));
                     println!("  {name}  {size} B  {age} s");

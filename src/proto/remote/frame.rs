@@ -1,29 +1,18 @@
 //! Frames: `u32 length | u32 stream | u8 type | body`. The length counts what follows it.
 
-use std::{fmt, str};
+use std::str;
 
 use super::{
-    Ending, VERSION,
-    request::{Reader, Request},
-    valid_id, valid_vm,
+    check::{valid_id, valid_vm},
+    ending::Ending,
+    request::Request,
+    wire::{Fault, MAGIC, MAX_COMMAND, Reader, VERSION},
 };
 
 /// The length at most.
 pub const MAX_LENGTH: usize = 65_552;
 /// Bytes before the body.
 pub const HEADER: usize = 9;
-
-/// What is wrong with what the other side sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault(pub &'static str);
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Fault {}
 
 /// What each side says first: dom0 to the agent, the agent to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +78,7 @@ macro_rules! types {
 
 types! {
     Hello = 1, Open = 2, Body = 3, Accept = 4, Reject = 5, Wait = 6, Stdin = 7, Stdout = 8, Stderr = 9, Eof = 10,
-    Credit = 11, Signal = 12, Resize = 13, Cancel = 14, Exit = 15, Ping = 16, Pong = 17, Goaway = 18, Legacy = 19,
+    Credit = 11, Signal = 12, Resize = 13, Cancel = 14, Exit = 15, Ping = 16, Pong = 17, Goaway = 18, V1 = 19,
 }
 
 /// A frame.
@@ -132,7 +121,7 @@ pub enum Frame<'a> {
     /// The session ends, and why.
     Goaway(&'a str),
     /// A request of the original's client: its id, its token (empty: none), the length of its text.
-    Legacy(&'a str, &'a [u8], u32),
+    V1(&'a str, &'a [u8], u32),
 }
 
 /// A frame whose body was not looked at yet.
@@ -210,15 +199,15 @@ impl<'a> Raw<'a> {
             Type::Ping => Frame::Ping(u64::from_be_bytes(r.array()?)),
             Type::Pong => Frame::Pong(u64::from_be_bytes(r.array()?)),
             Type::Goaway => Frame::Goaway(r.rest_text()?),
-            Type::Legacy => {
+            Type::V1 => {
                 let length = u32::from_be_bytes(r.array()?);
                 let id = str::from_utf8(r.field()?).ok().filter(|id| valid_id(id));
                 let id = id.ok_or(Fault("an id that is none"))?;
                 let token = r.take(r.0.len())?;
-                if length as usize > super::MAX_COMMAND || token.len() > 4096 {
+                if length as usize > MAX_COMMAND || token.len() > 4096 {
                     return Err(Fault("a command that is too large"));
                 }
-                Frame::Legacy(id, token, length)
+                Frame::V1(id, token, length)
             }
         };
         if r.0.is_empty() { Ok(frame) } else { Err(Fault("a frame with bytes left over")) }
@@ -238,19 +227,8 @@ impl<'a> Raw<'a> {
                 | Type::Cancel
                 | Type::Ping
                 | Type::Pong
-                | Type::Legacy
+                | Type::V1
         )
-    }
-}
-
-impl<'a> Reader<'a> {
-    /// Data: everything left, and something must be.
-    fn data(&mut self) -> Result<&'a [u8], Fault> {
-        if self.0.is_empty() { Err(Fault("a frame without data")) } else { self.take(self.0.len()) }
-    }
-
-    fn rest_text(&mut self) -> Result<&'a str, Fault> {
-        str::from_utf8(self.take(self.0.len())?).map_err(|_| Fault("a text that is none"))
     }
 }
 
@@ -291,7 +269,7 @@ impl Frame<'_> {
             Self::Ping(_) => Type::Ping,
             Self::Pong(_) => Type::Pong,
             Self::Goaway(_) => Type::Goaway,
-            Self::Legacy(..) => Type::Legacy,
+            Self::V1(..) => Type::V1,
         }
     }
 
@@ -333,7 +311,7 @@ impl Frame<'_> {
                 out.extend_from_slice(mac);
             }
             Self::Ping(n) | Self::Pong(n) => out.extend_from_slice(&n.to_be_bytes()),
-            Self::Legacy(id, token, length) => {
+            Self::V1(id, token, length) => {
                 out.extend_from_slice(&length.to_be_bytes());
                 out.extend_from_slice(&u16::try_from(id.len()).unwrap_or(u16::MAX).to_be_bytes());
                 out.extend_from_slice(id.as_bytes());
@@ -400,14 +378,22 @@ impl Buffer {
         Ok(Some((raw, &bytes[..size])))
     }
 
-    /// Takes [`super::MAGIC`] away when it is what comes first; `None` when more bytes are needed.
+    /// Whether a whole frame is there.
+    ///
+    /// # Errors
+    /// As [`Raw::split`].
+    pub fn has_frame(&self) -> Result<bool, Fault> {
+        Raw::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
+    }
+
+    /// Takes [`MAGIC`] away when it is what comes first; `None` when more bytes are needed.
     pub fn magic(&mut self) -> Option<bool> {
         let bytes = &self.bytes[self.start..];
-        let n = bytes.len().min(super::MAGIC.len());
-        if bytes[..n] != super::MAGIC[..n] {
+        let n = bytes.len().min(MAGIC.len());
+        if bytes[..n] != MAGIC[..n] {
             return Some(false);
         }
-        (n == super::MAGIC.len()).then(|| {
+        (n == MAGIC.len()).then(|| {
             self.start += n;
             true
         })
@@ -418,7 +404,7 @@ impl Buffer {
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
-    use super::{super::tests::any_request, *};
+    use super::{super::fixture::any_request, *};
 
     fn any_hello() -> impl Strategy<Value = Hello> {
         ("[A-Za-z][A-Za-z0-9_-]{0,30}", any::<[u8; 32]>(), 1u16.., any::<u64>())
@@ -436,7 +422,7 @@ mod tests {
                 Frame::Reject(Refusal::Busy, &text), Frame::Wait(&text), Frame::Stdin(&data), Frame::Stdout(&data),
                 Frame::Stderr(&data), Frame::Eof, Frame::Credit(7), Frame::Signal(15), Frame::Resize(24, 80),
                 Frame::Cancel, Frame::Exit(Ending::Signal(9), mac), Frame::Ping(n), Frame::Pong(n),
-                Frame::Goaway(&text), Frame::Legacy(&id, &data, 77),
+                Frame::Goaway(&text), Frame::V1(&id, &data, 77),
             ];
             let stream = |f: &Frame<'_>| u32::from(!matches!(
                 f, Frame::Hello(_) | Frame::Ping(_) | Frame::Pong(_) | Frame::Goaway(_)

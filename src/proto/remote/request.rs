@@ -1,6 +1,9 @@
 //! A request: everything that decides what is executed, in one encoding that a code can cover.
 
-use super::{super::mac::KeyId, MAX_COMMAND, frame::Fault, valid_id, valid_vm};
+use super::{
+    check::{is_control, valid_id, valid_vm},
+    wire::{Fault, KeyId, MAX_COMMAND, Reader, put},
+};
 
 /// What the payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +198,7 @@ pub fn argv_payload<S: AsRef<[u8]>>(words: &[S]) -> Vec<u8> {
 }
 
 /// Reads [`argv_payload`] back: at least one word, nothing in any that no command's text may hold
-/// ([`super::check_text`]), the first not empty.
+/// ([`check_text`](super::check::check_text)), the first not empty.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -204,7 +207,7 @@ pub fn argv(payload: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
     while !r.0.is_empty() {
         let length = u32::from_be_bytes(r.array()?);
         let word = r.take(usize::try_from(length).map_err(|_| Fault("a word too long"))?)?;
-        if word.iter().any(super::is_control) {
+        if word.iter().any(is_control) {
             return Err(Fault("a word with control characters"));
         }
         words.push(word.to_vec());
@@ -215,40 +218,11 @@ pub fn argv(payload: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
     Ok(words)
 }
 
-fn put(out: &mut Vec<u8>, field: &[u8]) {
-    out.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(field);
-}
-
-/// What is left to read.
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Fault> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or(Fault("it ends too early"))?;
-        self.0 = rest;
-        Ok(head)
-    }
-
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        Ok(self.take(N)?.try_into().expect("as many as asked for"))
-    }
-
-    pub(super) fn field(&mut self) -> Result<&'a [u8], Fault> {
-        let length = u16::from_be_bytes(self.array()?);
-        self.take(length.into())
-    }
-
-    fn text(&mut self, fault: &'static str) -> Result<String, Fault> {
-        String::from_utf8(self.field()?.to_vec()).map_err(|_| Fault(fault))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::tests::any_request, *};
+    use super::{super::fixture::any_request, *};
 
     proptest! {
         #[test]
@@ -281,7 +255,7 @@ mod tests {
         fn words_are_read_back_as_they_were(
             words in prop::collection::vec(prop::collection::vec(prop_oneof![99 => 0x20u8.., 1 => 1u8..], 1..20), 1..6)
         ) {
-            let control = words.iter().flatten().any(super::super::is_control);
+            let control = words.iter().flatten().any(is_control);
             prop_assert_eq!(argv(&argv_payload(&words)).ok(), (!control).then_some(words));
         }
 

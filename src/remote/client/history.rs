@@ -8,8 +8,8 @@ use std::{
     time::Instant,
 };
 
-use super::Home;
-use crate::remote::{audit, files, legacy};
+use super::home::Home;
+use crate::remote::{audit, files, v1};
 
 /// Commands that are kept.
 const MOST: usize = 1000;
@@ -63,12 +63,12 @@ impl Record {
     pub fn keep(&mut self, which: usize, bytes: &[u8]) {
         let Some(to) = &mut self.to else { return };
         let (Some(file), kept) = &mut to.files[which] else { return };
-        let room = legacy::MAX_OUTPUT.saturating_sub(*kept);
+        let room = v1::MAX_OUTPUT.saturating_sub(*kept);
         let part = &bytes[..bytes.len().min(room)];
         let _ = file.write_all(part);
         *kept += part.len();
         if bytes.len() > room {
-            let _ = file.write_all(legacy::TRUNCATED);
+            let _ = file.write_all(v1::TRUNCATED);
             to.files[which].0 = None;
         }
     }
@@ -86,7 +86,7 @@ impl Record {
     fn end(&self, status: u8, line: impl Fn(&str) -> String) {
         let Some(to) = &self.to else { return };
         let ms = to.began.elapsed().as_millis();
-        let _ = fs::write(to.dir.join("meta"), legacy::meta(&to.id, &to.started, ms, status));
+        let _ = fs::write(to.dir.join("meta"), v1::meta(&to.id, &to.started, ms, status));
         let _ = fs::write(to.dir.join("exit"), status.to_string());
         let _ = audit::append(&to.home.join("audit.log"), &format!("[{}] {}", audit::now(), line(&to.id)));
         // reading the whole history costs more than most commands: one in sixteen does it, and each that wrote much

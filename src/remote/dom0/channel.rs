@@ -1,15 +1,10 @@
 //! The channel to one VM: opened, greeted, kept, opened again.
 
 use std::{
-    collections::HashMap,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,23 +14,23 @@ use nix::{
     unistd::pipe2,
 };
 use tokio::{
-    process::{Child, Command},
+    process::Child,
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 
 use super::{
-    Refusal, Shared, Vm,
-    command::{self, First},
-    port::{Inbox, Out, Port},
-    queue::{self, Queue},
+    call,
+    session::Session,
+    state::{Shared, Vm},
+    v1::{self, Queue},
 };
 use crate::{
     log::{Event, Kind, emit},
-    proto::remote::{Buffer, Frame, Hello, MAX_STREAMS, VERSION},
     remote::{
-        line::{self, DEAD, SILENCE, WAITING},
-        parser::{FIRST_UID, NO_AGENT},
+        frames::Frames,
+        line::{self, WAITING},
+        parser::NO_AGENT,
         pipe::{self, Pipe},
     },
 };
@@ -49,10 +44,10 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Between two looks for an agent in a VM that had none, doubled from the first to the last: it may have been slow, or
 /// it may never come.
 const PROBE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// How long a process that was killed is waited for.
+const LAST: Duration = Duration::from_secs(2);
 /// Where qrexec's sockets of running VMs lie.
 const SOCKETS: &str = "/run/qubes";
-
-static NEXT_UID: AtomicU32 = AtomicU32::new(0);
 
 /// How an attempt ended.
 enum Ended {
@@ -66,111 +61,84 @@ enum Ended {
     Idle,
 }
 
-/// Whether a VM exists.
-///
-/// # Errors
-/// It does not, or `qvm-check` cannot be asked.
-pub async fn exists(vm: &str) -> Result<(), Refusal> {
-    let mut command = Command::new("qvm-check");
-    command.arg(vm).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let status = timeout(Duration::from_secs(30), command.status()).await;
-    match status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Refusal::NoSuchVm(vm.to_owned())),
-        Err(e) => Err(Refusal::Io("qvm-check".into(), e)),
+/// Keeps the channel until the daemon stops, or the VM is listed no more.
+pub(super) async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
+    vm.stop.run_until_cancelled(open_again(&shared, &vm)).await;
+}
+
+/// When the channel is opened again, and when an agent is looked for again in a VM that had none.
+struct Schedule {
+    wait: Duration,
+    probe: Duration,
+    next_probe: Instant,
+}
+
+impl Schedule {
+    fn new() -> Self {
+        Self { wait: RETRY.0, probe: PROBE.0, next_probe: Instant::now() }
+    }
+
+    /// The agent was there, for so long.
+    fn lived(&mut self, time: Duration) {
+        self.wait = if time >= HEALTHY { RETRY.0 } else { self.wait };
+        self.probe = PROBE.0;
+    }
+
+    /// No agent was there when it was looked for; or it was not due yet.
+    fn no_agent(&mut self) {
+        if self.next_probe <= Instant::now() {
+            self.next_probe = Instant::now() + self.probe;
+            self.probe = (self.probe * 2).min(PROBE.1);
+        }
+    }
+
+    /// Waits for the next attempt.
+    async fn pause(&mut self) {
+        sleep(jitter(self.wait)).await;
+        self.wait = (self.wait * 2).min(RETRY.1);
     }
 }
 
-/// `qvm-run` as it is always called: no window, never starting a VM.
-pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
-    let mut call = Command::new("qvm-run");
-    call.args(["--no-gui", "--no-autostart", "--pass-io", vm, command]);
-    call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    // what the manager gave to us, it gave to nobody else
-    for ours in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "INVOCATION_ID"] {
-        call.env_remove(ours);
-    }
-    call
-}
-
-/// The process that reads what comes from a VM: what it reads from, and where its frames come out.
-pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Pipe)> {
-    let (raw_read, raw_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let (frames_read, frames_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let uid = FIRST_UID + NEXT_UID.fetch_add(1, Relaxed) % 0x0100_0000;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("parse").arg(format!("--uid={uid}")).env_clear();
-    if listing {
-        command.arg("--listing");
-    }
-    command.stdin(raw_read).stdout(frames_write).stderr(Stdio::null()).kill_on_drop(true);
-    Ok((command.spawn()?, raw_write, Pipe::reader(frames_read)?))
-}
-
-/// Keeps the channel until the daemon stops.
-pub async fn keep(shared: Arc<Shared>, vm: Arc<Vm>) {
-    let (mut wait, mut probe) = (RETRY.0, PROBE.0);
-    let mut next_probe = Instant::now();
+/// Opens the channel again whenever it has ended; returns with `--once` only.
+async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
+    let mut schedule = Schedule::new();
     let queue = Queue::default();
     loop {
         if shared.keys.read(&vm.name).is_err() {
             vm.set("no key");
-            tokio::select! {
-                () = sleep(RETRY.1) => continue,
-                () = vm.stop.cancelled() => return,
-            }
+            sleep(RETRY.1).await;
+            continue;
         }
-        if wait_for_vm(&shared, &vm).await {
-            (wait, probe, next_probe) = (RETRY.0, PROBE.0, Instant::now()); // it has just been started
+        if wait_for_vm(shared, vm).await {
+            schedule = Schedule::new(); // it has just been started
         }
-        if vm.stop.is_cancelled() {
-            return;
-        }
-        let ended = if Instant::now() >= next_probe {
-            tokio::select! {
-                ended = attempt(&shared, &vm) => ended,
-                () = vm.stop.cancelled() => return,
-            }
-        } else {
-            Ok(Ended::NoAgent)
-        };
-        match ended {
+        let due = Instant::now() >= schedule.next_probe;
+        match if due { attempt(shared, vm).await } else { Ok(Ended::NoAgent) } {
             Ok(Ended::Lived(time)) => {
                 vm.set("absent");
-                wait = if time >= HEALTHY { RETRY.0 } else { wait };
-                probe = PROBE.0;
-                say(&vm, Kind::ChannelClosed, format!("the channel to {} ended after {} s", vm.name, time.as_secs()));
+                schedule.lived(time);
+                say(vm, Kind::ChannelClosed, format!("the channel to {} ended after {} s", vm.name, time.as_secs()));
             }
             Ok(Ended::Idle) => return,
             Ok(Ended::Absent) => vm.set("absent"),
             Ok(Ended::NoAgent) => {
-                if next_probe <= Instant::now() {
-                    next_probe = Instant::now() + probe;
-                    probe = (probe * 2).min(PROBE.1);
-                }
+                schedule.no_agent();
                 let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
                 vm.set(if v1 { "v1 queue" } else { "no agent" });
                 if v1 {
-                    tokio::select! {
-                        () = queue::serve(&shared, &vm, &queue, next_probe) => {}
-                        () = vm.stop.cancelled() => return,
-                    }
-                    wait = RETRY.0;
+                    v1::serve(shared, vm, &queue, schedule.next_probe).await;
+                    schedule.wait = RETRY.0;
                 }
             }
             Err(e) => {
                 vm.set("broken");
-                say(&vm, Kind::ChannelFault, format!("the channel to {} cannot be opened: {e}", vm.name));
+                say(vm, Kind::ChannelFault, format!("the channel to {} cannot be opened: {e}", vm.name));
             }
         }
         if shared.once {
             return;
         }
-        tokio::select! {
-            () = sleep(jitter(wait)) => {}
-            () = vm.stop.cancelled() => return,
-        }
-        wait = (wait * 2).min(RETRY.1);
+        schedule.pause().await;
     }
 }
 
@@ -195,68 +163,34 @@ async fn wait_for_vm(shared: &Shared, vm: &Vm) -> bool {
     while !socket.exists() && !shared.once {
         waited = true;
         vm.set("halted");
-        tokio::select! {
-            read = events.read(&mut buffer) => if read.is_err() { break },
-            () = vm.stop.cancelled() => break,
+        if events.read(&mut buffer).await.is_err() {
+            break;
         }
     }
     waited
 }
 
+/// One attempt, from `qvm-run`'s start to the channel's end.
 async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     vm.set("connecting");
-    let (mut parser, raw, frames) = parser(false)?;
-    let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
-    pipe::enlarge(std::os::fd::AsFd::as_fd(&to_write));
-    let mut call = qvm_run(&vm.name, "exec qvm-remote serve");
-    call.stdin(to_read).stdout(raw);
-    let mut call = {
-        let mut started = call;
-        started.spawn()?
-        // `started` goes here: it holds our copies of the VM's ends
-    };
-    let mut buffer = Buffer::default();
-    let mut bytes = vec![0; 64 << 10];
-    let greeting = async {
-        loop {
-            match frames.read(&mut bytes).await? {
-                0 => return Ok::<_, io::Error>(false),
-                n => buffer.add(&bytes[..n]),
-            }
-            if let Some(greeted) = buffer.magic() {
-                return Ok(greeted);
-            }
-        }
-    };
-    if !timeout(GREETING, greeting).await.unwrap_or(Ok(false))? {
-        let _ = call.start_kill();
-        let status = timeout(Duration::from_secs(2), call.wait()).await;
-        let _ = parser.start_kill();
-        let told = timeout(Duration::from_secs(2), parser.wait()).await;
+    let (mut processes, mut frames, to) = Processes::start(vm)?;
+    if !timeout(GREETING, greeted(&mut frames)).await.unwrap_or(Ok(false))? {
+        let (call, parser) = processes.end().await;
         // a halted VM: nothing was said and the call failed with 1 (qvm-run); a missing program is 127 and a word
-        let silent = matches!(told, Ok(Ok(status)) if status.code() == Some(NO_AGENT.into()));
-        let halted = matches!(status, Ok(Ok(status)) if status.code() == Some(1));
-        return Ok(if halted && silent { Ended::Absent } else { Ended::NoAgent });
+        return Ok(if call == Some(1) && parser == Some(NO_AGENT.into()) { Ended::Absent } else { Ended::NoAgent });
     }
     let began = Instant::now();
     vm.set("live");
     say(vm, Kind::ChannelOpen, format!("the agent in {} answers", vm.name));
-    let (out, frames_out) = mpsc::channel(WAITING);
-    let writer = tokio::spawn(line::write(Pipe::writer(to_write)?, frames_out));
-    let mut session = Session { shared, vm, nonce: [0; 32], out, streams: HashMap::new(), idle: false };
-    getrandom::fill(&mut session.nonce)?;
-    *vm.sequence() = super::Window::default();
-    let hello = Hello { version: VERSION, nonce: session.nonce, vm: vm.name.clone(), streams: MAX_STREAMS, seq: 1 };
-    let _ = session.out.send(Frame::Hello(hello).to_vec(0)).await;
-    let why = session.read(&frames, buffer, &mut bytes).await;
-    session.streams.drain().for_each(|(_, inbox)| inbox.gone());
+    let (out, waiting) = mpsc::channel(WAITING);
+    let writer = tokio::spawn(line::write(Pipe::writer(to)?, waiting));
+    let mut session = Session::begin(shared, vm, out).await?;
+    let why = session.read(&mut frames).await;
+    session.leave();
     let idle = session.idle;
     let why = match why {
         // what the parser did not let through; it has ended when its pipe has
-        None if !idle => match timeout(Duration::from_secs(2), parser.wait()).await {
-            Ok(Ok(status)) if !status.success() => Some("it sent what is no frame of a qube's"),
-            _ => None,
-        },
+        None if !idle && processes.parser_failed().await => Some("it sent what is no frame of a qube's"),
         why => why,
     };
     if let Some(why) = why {
@@ -266,128 +200,58 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     }
     drop(session);
     writer.abort();
-    let _ = call.start_kill();
-    let _ = timeout(Duration::from_secs(2), call.wait()).await;
-    let _ = parser.start_kill();
-    let _ = timeout(Duration::from_secs(2), parser.wait()).await;
+    processes.end().await;
     Ok(if idle { Ended::Idle } else { Ended::Lived(began.elapsed()) })
+}
+
+/// Whether an agent greets.
+async fn greeted(frames: &mut Frames<Pipe>) -> io::Result<bool> {
+    while frames.fill().await? {
+        if let Some(greeted) = frames.magic() {
+            return Ok(greeted);
+        }
+    }
+    Ok(false)
+}
+
+/// The processes of a channel.
+struct Processes {
+    /// `qvm-run`.
+    call: Child,
+    parser: Child,
+}
+
+impl Processes {
+    /// Starts both: what the parser lets through, and what the VM reads.
+    fn start(vm: &Vm) -> io::Result<(Self, Frames<Pipe>, OwnedFd)> {
+        let (parser, raw, frames) = call::parser(false)?;
+        let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
+        pipe::enlarge(to_write.as_fd());
+        let mut command = call::qvm_run(&vm.name, "exec qvm-remote serve");
+        command.stdin(to_read).stdout(raw);
+        let call = command.spawn()?;
+        drop(command); // it holds our copies of the VM's ends
+        Ok((Self { call, parser }, frames, to_write))
+    }
+
+    /// Whether the parser has ended at a fault.
+    async fn parser_failed(&mut self) -> bool {
+        matches!(timeout(LAST, self.parser.wait()).await, Ok(Ok(status)) if !status.success())
+    }
+
+    /// Ends both; their exit codes.
+    async fn end(&mut self) -> (Option<i32>, Option<i32>) {
+        (end(&mut self.call).await, end(&mut self.parser).await)
+    }
+}
+
+async fn end(child: &mut Child) -> Option<i32> {
+    let _ = child.start_kill();
+    timeout(LAST, child.wait()).await.ok()?.ok()?.code()
 }
 
 fn say(vm: &Vm, kind: Kind, text: String) {
     let mut event = Event::new(kind, text);
     event.qube = Some(vm.name.as_str().into());
     emit(event);
-}
-
-/// A live channel.
-struct Session<'a> {
-    shared: &'a Arc<Shared>,
-    vm: &'a Arc<Vm>,
-    nonce: [u8; 32],
-    out: Out,
-    streams: HashMap<u32, Arc<Inbox>>,
-    /// The agent has nothing more in its queue, and this was all that was wanted.
-    idle: bool,
-}
-
-/// However it ends, its commands hear of it.
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        self.streams.values().for_each(|inbox| inbox.gone());
-    }
-}
-
-impl Session<'_> {
-    /// Reads until the end; `None` when it was an ordinary one.
-    async fn read(&mut self, frames: &Pipe, mut buffer: Buffer, bytes: &mut [u8]) -> Option<&'static str> {
-        let (finished, mut ends) = mpsc::unbounded_channel();
-        let mut heard = Instant::now();
-        let mut empty = false;
-        loop {
-            loop {
-                match buffer.frame() {
-                    Ok(Some((raw, _))) => match raw.parse() {
-                        Ok(Frame::Ping(n)) => {
-                            empty |= n == 0; // the agent's queue was read to its end
-                            let _ = self.out.send(Frame::Pong(n).to_vec(0)).await;
-                        }
-                        Ok(Frame::Pong(_)) => {}
-                        Ok(frame) => {
-                            if let Err(why) = self.take(raw.stream, frame, &finished).await {
-                                return Some(why);
-                            }
-                        }
-                        Err(fault) => return Some(fault.0),
-                    },
-                    Ok(None) => break,
-                    Err(fault) => return Some(fault.0),
-                }
-            }
-            if self.shared.once && empty && self.streams.is_empty() {
-                self.idle = true;
-                let _ = self.out.send(Frame::Goaway("once").to_vec(0)).await;
-                // what is on its way must arrive before the pipe is closed
-                let _ = timeout(Duration::from_secs(5), async {
-                    while self.out.capacity() < WAITING {
-                        sleep(Duration::from_millis(2)).await;
-                    }
-                })
-                .await;
-                return None;
-            }
-            tokio::select! {
-                biased;
-                Some(stream) = ends.recv() => {
-                    self.streams.remove(&stream);
-                }
-                read = frames.read(bytes) => match read {
-                    Ok(0) | Err(_) => return None,
-                    Ok(n) => {
-                        heard = Instant::now();
-                        buffer.add(&bytes[..n]);
-                    }
-                },
-                () = sleep(SILENCE) => {
-                    if heard.elapsed() > DEAD {
-                        return Some("it has been silent for too long");
-                    }
-                    // never waits: a VM that reads nothing is noticed by its silence
-                    let _ = self.out.try_send(Frame::Ping(1).to_vec(0));
-                }
-            }
-        }
-    }
-
-    async fn take(
-        &mut self,
-        stream: u32,
-        frame: Frame<'_>,
-        finished: &mpsc::UnboundedSender<u32>,
-    ) -> Result<(), &'static str> {
-        let first = match frame {
-            Frame::Open(request, mac) => First::Open(request, mac),
-            Frame::Legacy(id, token, length) => First::Legacy(id.to_owned(), token.to_vec(), length),
-            frame => {
-                // a stream that has ended meanwhile gets what was on its way
-                return match self.streams.get(&stream) {
-                    Some(inbox) if !inbox.put(&frame) => Err("it sent what it had no right to send"),
-                    _ => Ok(()),
-                };
-            }
-        };
-        if self.streams.len() >= usize::from(MAX_STREAMS) {
-            return Err("it opened more streams than there are");
-        }
-        if self.streams.contains_key(&stream) {
-            return Err("it opened a stream twice");
-        }
-        let port = Port { stream, out: self.out.clone(), inbox: Arc::default() };
-        self.streams.insert(stream, port.inbox.clone());
-        let (shared, vm, nonce, finished) = (self.shared.clone(), self.vm.clone(), self.nonce, finished.clone());
-        self.shared.tasks.spawn(async move {
-            command::serve(shared, vm, Some(nonce), port, first).await;
-            let _ = finished.send(stream);
-        });
-        Ok(())
-    }
 }

@@ -4,9 +4,9 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,53 +14,21 @@ use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::oneshot,
     time::timeout,
 };
 
-use super::{Refusal, Shared, io_at};
+use super::state::{Refusal, Shared, io_at};
+use crate::{
+    remote::socket,
+    sys::socket_file::{self, Rights},
+};
 
-/// How long one question may take to be asked.
+/// How long one question may take to be asked, and its answer to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Commands that wait for a person, by the name under which they can be approved.
-#[derive(Debug, Default)]
-pub struct Approvals(Mutex<Waiting>);
-
-/// What is shown, and who hears the answer.
-type Waiting = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
-
-impl Approvals {
-    fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
-        act(&mut self.0.lock().expect("no panic under this lock"))
-    }
-
-    /// Adds one. `shown` is escaped already. Dropped unanswered, the answer is an error.
-    pub(super) fn ask(&self, ticket: &str, shown: String) -> oneshot::Receiver<bool> {
-        let (answer, wait) = oneshot::channel();
-        self.with(|all| all.insert(ticket.to_owned(), (shown, Some(answer))));
-        wait
-    }
-
-    /// It waits no longer.
-    pub(super) fn forget(&self, ticket: &str) {
-        self.with(|all| all.remove(ticket));
-    }
-
-    /// Nobody will be asked any more.
-    pub(super) fn deny_all(&self) {
-        self.with(Waiting::clear);
-    }
-
-    fn answer(&self, ticket: &str, yes: bool) -> bool {
-        let sender = self.with(|all| all.get_mut(ticket).and_then(|(_, sender)| sender.take()));
-        sender.is_some_and(|sender| sender.send(yes).is_ok())
-    }
-
-    fn list(&self) -> Vec<(String, String)> {
-        self.with(|all| all.iter().map(|(ticket, (shown, _))| (ticket.clone(), shown.clone())).collect())
-    }
-}
+/// Connections that wait to be accepted, at most.
+const BACKLOG: u32 = 128;
+/// Clients at a time, at most.
+const CLIENTS: usize = 64;
 
 /// The socket, removed when it is dropped.
 #[derive(Debug)]
@@ -80,18 +48,17 @@ impl Drop for Socket {
 pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
     let path = shared.paths.run.join("control");
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(io_at(path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io_at(path.display()))?;
-    let task = tokio::spawn(async move {
-        loop {
-            if let Ok((stream, _)) = listener.accept().await {
-                let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
-                if root {
-                    let _ = timeout(PATIENCE, answer(shared.clone(), stream)).await;
-                }
-            }
+    let listener = socket_file::bind(&path, Rights::PRIVATE)
+        .map_err(io::Error::from)
+        .and_then(|bound| UnixListener::from_std(bound.listen(BACKLOG)?))
+        .map_err(io_at(path.display()))?;
+    let client = move |stream| {
+        let shared = shared.clone();
+        async move {
+            let _ = timeout(PATIENCE, answer(shared, stream)).await;
         }
-    });
+    };
+    let task = tokio::spawn(socket::serve(listener, 0, CLIENTS, client));
     Ok(Socket { path, task })
 }
 

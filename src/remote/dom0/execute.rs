@@ -4,11 +4,7 @@ use std::{
     ffi::OsString,
     future::poll_fn,
     io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream as StdUnixStream,
-        unix::process::ExitStatusExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -21,19 +17,16 @@ use std::{
 
 use nix::{fcntl::OFlag, sys::memfd, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixStream,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::port::{Inbox, Order, Port};
 use crate::{
     proto::{
         mac::Digest,
-        remote::{Ending, SLICE, frame},
+        remote::{Ending, Frame, SLICE, frame},
     },
     remote::{
+        backchannel::{self, Instruction, Instructions, Report},
         pipe::{self, Pipe},
         supervise,
     },
@@ -83,19 +76,25 @@ pub struct Done {
 
 /// The supervisor, and our ends of the command's descriptors.
 struct Started {
-    control: UnixStream,
+    instructions: Instructions,
+    report: Report,
     process: tokio::process::Child,
+    ends: Ends,
+}
+
+/// Our ends of the command's standard input, output and error.
+struct Ends {
     stdin: Option<Pipe>,
     stdout: Pipe,
+    /// `None` for a terminal, which is all three.
     stderr: Option<Pipe>,
-    tty: bool,
 }
 
 fn start(job: &Job) -> io::Result<Started> {
-    let (ours, theirs) = StdUnixStream::pair()?;
+    let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
-    let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs.into(), supervise::CONTROL)];
+    let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");
     }
@@ -106,50 +105,56 @@ fn start(job: &Job) -> io::Result<Started> {
     if let Some(cgroup) = &job.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    command.arg("--");
     match &job.script {
         Some(text) => {
-            let script = memfd::memfd_create(c"command", memfd::MFdFlags::MFD_CLOEXEC)?;
-            let mut rest = &text[..];
-            while !rest.is_empty() {
-                rest = &rest[nix::unistd::write(&script, rest)?..];
-            }
-            passed.push((script, supervise::SCRIPT));
-            command.args(["/bin/bash", "/dev/fd/4"]);
+            passed.push((in_memory(text)?, supervise::SCRIPT));
+            command.args(["--script", "--", "/bin/bash", &format!("/dev/fd/{}", supervise::SCRIPT)]);
         }
         None => {
-            command.args(&job.words);
+            command.arg("--").args(&job.words);
         }
     }
     command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir(&job.cwd);
-    let (stdin, stdout, stderr);
-    if job.tty {
-        let pty = nix::pty::openpty(None, None)?;
-        let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
-        command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
-        stdin = Some(Pipe::both(cloexec(pty.master.try_clone()?)?)?);
-        stdout = Pipe::both(cloexec(pty.master)?)?;
-        stderr = None;
-    } else {
-        let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
-        let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
-        pipe::enlarge(out_read.as_fd());
-        command.stdout(out_write).stderr(err_write);
-        stdout = Pipe::reader(out_read)?;
-        stderr = Some(Pipe::reader(err_read)?);
-        stdin = if job.stdin {
-            let (in_read, in_write) = pipe2(OFlag::O_CLOEXEC)?;
-            command.stdin(in_read);
-            Some(Pipe::writer(in_write)?)
-        } else {
-            command.stdin(Stdio::null());
-            None
-        };
-    }
+    let ends = if job.tty { terminal(&mut command)? } else { pipes(&mut command, job.stdin)? };
     sys::pass(&mut command, passed);
     let process = tokio::process::Command::from(command).spawn()?;
-    ours.set_nonblocking(true)?;
-    Ok(Started { control: UnixStream::from_std(ours)?, process, stdin, stdout, stderr, tty: job.tty })
+    Ok(Started { instructions, report, process, ends })
+}
+
+/// A file without a name that holds this text.
+fn in_memory(text: &[u8]) -> io::Result<OwnedFd> {
+    let file = memfd::memfd_create(c"command", memfd::MFdFlags::MFD_CLOEXEC)?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        rest = &rest[nix::unistd::write(&file, rest)?..];
+    }
+    Ok(file)
+}
+
+/// Gives the command a terminal.
+fn terminal(command: &mut Command) -> io::Result<Ends> {
+    let pty = nix::pty::openpty(None, None)?;
+    let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
+    command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
+    let stdin = Some(Pipe::both(cloexec(pty.master.try_clone()?)?)?);
+    Ok(Ends { stdin, stdout: Pipe::both(cloexec(pty.master)?)?, stderr: None })
+}
+
+/// Gives the command pipes; standard input only where it is the client's.
+fn pipes(command: &mut Command, input: bool) -> io::Result<Ends> {
+    let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
+    pipe::enlarge(out_read.as_fd());
+    command.stdout(out_write).stderr(err_write);
+    let stdin = if input {
+        let (in_read, in_write) = pipe2(OFlag::O_CLOEXEC)?;
+        command.stdin(in_read);
+        Some(Pipe::writer(in_write)?)
+    } else {
+        command.stdin(Stdio::null());
+        None
+    };
+    Ok(Ends { stdin, stdout: Pipe::reader(out_read)?, stderr: Some(Pipe::reader(err_read)?) })
 }
 
 fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -165,13 +170,12 @@ pub async fn run(job: &Job, port: &Port, killed: impl Future<Output = ()>) -> io
     if let Some(cgroup) = &job.cgroup {
         std::fs::create_dir_all(cgroup)?;
     }
-    let Started { control, mut process, stdin, stdout, stderr, tty } = start(job)?;
-    port.send(crate::proto::remote::Frame::Accept).await;
-    let (mut from, mut to) = control.into_split();
+    let Started { mut instructions, mut report, mut process, ends } = start(job)?;
+    port.send(Frame::Accept).await;
     let deadline = job.timeout.map(|t| Instant::now() + t);
     let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
-    let inbox = &*port.inbox;
-    let master = tty.then(|| stdin.as_ref().and_then(|s| s.fd().try_clone_to_owned().ok())).flatten();
+    let Ends { stdin, stdout, stderr } = ends;
+    let master = job.tty.then(|| stdin.as_ref().and_then(|s| s.fd().try_clone_to_owned().ok())).flatten();
 
     let pumped = [Pumped::default(), Pumped::default()];
     let out = pump(&stdout, frame::Type::Stdout, 0, port, &budget, &pumped[0]);
@@ -180,77 +184,93 @@ pub async fn run(job: &Job, port: &Port, killed: impl Future<Output = ()>) -> io
             pump(pipe, frame::Type::Stderr, 1, port, &budget, &pumped[1]).await;
         }
     };
-    let status = async {
-        let mut bytes = [0; 2];
-        match from.read_exact(&mut bytes).await {
-            Ok(_) => supervise::ending(bytes).code().map_or_else(
-                || Ending::Signal(supervise::ending(bytes).signal().and_then(|s| u8::try_from(s).ok()).unwrap_or(9)),
-                |code| Ending::Exit(u8::try_from(code & 0xff).unwrap_or(255)),
-            ),
-            Err(_) => {
-                // the supervisor itself was killed, and the command with it; whatever else it had started is left
-                let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
-                supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
-                Ending::Signal(9)
-            }
-        }
+    // until the command has ended and nobody holds its output open any more; its input is passed on meanwhile
+    let ended = async { tokio::join!(out, err, ending(&mut report, job)).2 };
+    let fed = async {
+        feed(stdin, job.tty, port).await;
+        std::future::pending().await
     };
-    // until the command has ended and nobody holds its output open any more
-    let mut work = Box::pin(async { tokio::join!(out, err, status).2 });
-    let feed = feed(stdin, tty, port);
-    tokio::pin!(feed, killed);
-    let mut cut = None;
-    let mut end_by: Option<Instant> = None;
-    let (mut fed, mut told) = (false, false);
-    let finished = loop {
+    let mut work = Box::pin(async {
         tokio::select! {
             biased;
-            result = &mut work => break Some(result),
-            () = &mut feed, if !fed => fed = true,
-            () = poll_fn(|_| if budget.over.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }), if cut.is_none() => cut = Some(Ending::Limit),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if cut.is_none() && deadline.is_some() => {
-                cut = Some(Ending::Timeout);
-            }
-            () = &mut killed, if cut.is_none() => cut = Some(Ending::Cancelled),
-            order = inbox.order(), if cut.is_none() => match order {
-                Order::Signal(n) => {
-                    let _ = to.write_all(&[b'S', n]).await;
-                }
-                Order::Resize(rows, columns) => {
-                    if let Some(master) = &master {
-                        sys::set_window_size(master.as_fd(), rows, columns);
-                    }
-                }
-                Order::Cancel | Order::Gone => cut = Some(Ending::Cancelled),
-            },
-            () = sleep_until(end_by.unwrap_or_else(Instant::now)), if end_by.is_some() => break None,
+            ending = ended => ending,
+            never = fed => never,
         }
-        if cut.is_some() && !told {
-            told = true;
-            let _ = to.write_all(b"K").await;
-            end_by = Some(Instant::now() + GRACE);
+    });
+    let (ending, cut) = tokio::select! {
+        biased;
+        ending = &mut work => (ending, None),
+        why = reason(&budget, deadline, killed, port, master, &mut instructions) => {
+            instructions.give(Instruction::End).await;
+            (timeout(GRACE, &mut work).await.unwrap_or(Ending::Signal(9)), Some(why))
         }
     };
     drop(work);
-    let status = finished.unwrap_or(Ending::Signal(9));
     if cut.is_none() {
-        let _ = to.write_all(b"D").await;
+        instructions.give(Instruction::Leave).await;
     }
-    drop(to); // the supervisor sees the end of the stream
+    drop(instructions); // the supervisor sees the end of the stream
     // It ends by itself now; a zombie is not left to chance.
     let _ = timeout(GRACE, process.wait()).await;
     if let Some(cgroup) = &job.cgroup {
         let _ = std::fs::remove_dir(cgroup);
     }
-    let ending = cut.unwrap_or(status);
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
-    Ok(Done { ending, stdout, stderr, bytes: (out, err) })
+    Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, bytes: (out, err) })
+}
+
+/// How the command ended, as its supervisor reports it.
+async fn ending(report: &mut Report, job: &Job) -> Ending {
+    if let Some(ending) = report.ending().await {
+        return ending;
+    }
+    // the supervisor itself was killed, and the command with it; whatever else it had started is left
+    let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
+    supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
+    Ending::Signal(9)
+}
+
+/// Waits for a reason to cut the command short: what it ends with. Passes on what the client orders until then.
+async fn reason(
+    budget: &Budget,
+    deadline: Option<Instant>,
+    killed: impl Future<Output = ()>,
+    port: &Port,
+    master: Option<OwnedFd>,
+    instructions: &mut Instructions,
+) -> Ending {
+    tokio::pin!(killed);
+    loop {
+        tokio::select! {
+            biased;
+            () = budget.spent() => return Ending::Limit,
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return Ending::Timeout,
+            () = &mut killed => return Ending::Cancelled,
+            order = port.inbox.order() => match order {
+                Order::Signal(number) => instructions.give(Instruction::Signal(number)).await,
+                Order::Resize(rows, columns) => {
+                    if let Some(master) = &master {
+                        sys::set_window_size(master.as_fd(), rows, columns);
+                    }
+                }
+                Order::Cancel | Order::Gone => return Ending::Cancelled,
+            },
+        }
+    }
 }
 
 /// What a command may still write. Looked at each time that its output makes the task turn.
 struct Budget {
     left: AtomicU64,
     over: AtomicBool,
+}
+
+impl Budget {
+    /// Waits until the command wrote more than it may. Whoever finds that out runs in the task that waits here, so
+    /// nobody has to wake it.
+    async fn spent(&self) {
+        poll_fn(|_| if self.over.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
 }
 
 /// What was passed on so far; kept outside of whoever passes it on, so that no ending loses it.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use crate::{
-    proto::mac::{KeyId, hex, unhex},
+    proto::{
+        mac::{hex, unhex},
+        remote::KeyId,
+    },
     remote::files,
 };
 use sha2::{Digest as _, Sha256};
@@ -26,7 +29,7 @@ const DATED: u64 = 2 * SKEW_MS;
 pub const SKEW_MS: u64 = 300_000;
 
 /// What is remembered of a request: a digest of the VM, the key and the id.
-type Mark = [u8; 16];
+pub type Mark = [u8; 16];
 
 /// A line that is no mark, but how far back dates count.
 const FLOOR: Mark = [0; 16];

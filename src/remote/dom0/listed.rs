@@ -9,77 +9,77 @@ use sd_notify::NotifyState;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{Options, Shared, channel};
+use super::{
+    call, channel,
+    state::{Options, Shared},
+};
 use crate::{
     log::{Event, Kind, emit},
     remote::config::Config,
 };
 
-impl Shared {
-    /// Tells of names that no qube can have.
-    pub(super) fn bad_names(&self, config: &Config) {
-        for bad in &config.bad {
-            let (file, name) = (self.paths.conf.display(), crate::log::escape(bad.as_bytes()));
-            emit(Event::new(Kind::ConfigurationRejected, format!("{file}: no qube can have this name: {name}")));
-        }
+/// Tells of names that no qube can have.
+pub(super) fn bad_names(shared: &Shared, config: &Config) {
+    for bad in &config.bad {
+        let (file, name) = (shared.paths.conf.display(), crate::log::escape(bad.as_bytes()));
+        emit(Event::new(Kind::ConfigurationRejected, format!("{file}: no qube can have this name: {name}")));
     }
+}
 
-    /// Begins to serve a VM.
-    pub(super) fn open(self: &Arc<Self>, name: &str, channels: &TaskTracker) {
-        if let Err(e) = self.keys.read(name) {
-            let text =
-                format!("{name} has no usable key, so it is not served ({e}); qvm-remote-dom0 authorize {name} KEY");
-            self.audit.write("AUTH-DENY", &format!("vm={name} no key"));
+/// Begins to serve a VM.
+pub(super) fn open(shared: &Arc<Shared>, name: &str, channels: &TaskTracker) {
+    if let Err(e) = shared.keys.read(name) {
+        let text = format!("{name} has no usable key, so it is not served ({e}); qvm-remote-dom0 authorize {name} KEY");
+        shared.audit.write("AUTH-DENY", &format!("vm={name} no key"));
+        emit(Event::new(Kind::ConfigurationRejected, text));
+    }
+    channels.spawn(channel::keep(shared.clone(), shared.vm(name)));
+}
+
+/// Reads the list of VMs anew: new ones are served, of those that went every command is ended and the channel
+/// closed. A file that cannot be read changes nothing.
+pub(super) async fn reread(shared: &Arc<Shared>, options: &Options, channels: &TaskTracker) {
+    let config = match Config::load(&shared.paths.conf) {
+        Ok(config) => config,
+        Err(e) => {
+            let text = format!("{}: {e}; the list of qubes stays as it was", shared.paths.conf.display());
             emit(Event::new(Kind::ConfigurationRejected, text));
+            return;
         }
-        channels.spawn(channel::keep(self.clone(), self.vm(name)));
+    };
+    bad_names(shared, &config);
+    let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
+    let gone: Vec<_> = {
+        let mut vms = shared.vms.lock().expect("no panic under this lock");
+        let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
+        gone.iter().filter_map(|name| vms.remove(name)).collect()
+    };
+    for vm in gone {
+        vm.listed.store(false, Relaxed);
+        shared.kill(Some(&vm.name));
+        let shared = shared.clone();
+        // its commands are answered first
+        tokio::spawn(async move {
+            let ended = async {
+                while shared.commands().values().any(|command| command.vm == vm.name) {
+                    sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let _ = timeout(Duration::from_secs(10), ended).await;
+            vm.stop.cancel();
+        });
     }
-
-    /// Reads the list of VMs anew: new ones are served, of those that went every command is ended and the channel
-    /// closed. A file that cannot be read changes nothing.
-    pub(super) async fn reread(self: &Arc<Self>, options: &Options, channels: &TaskTracker) {
-        let config = match Config::load(&self.paths.conf) {
-            Ok(config) => config,
-            Err(e) => {
-                let text = format!("{}: {e}; the list of qubes stays as it was", self.paths.conf.display());
-                emit(Event::new(Kind::ConfigurationRejected, text));
-                return;
-            }
-        };
-        self.bad_names(&config);
-        let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
-        let gone: Vec<_> = {
-            let mut vms = self.vms.lock().expect("no panic under this lock");
-            let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
-            gone.iter().filter_map(|name| vms.remove(name)).collect()
-        };
-        for vm in gone {
-            vm.listed.store(false, Relaxed);
-            self.kill(Some(&vm.name));
-            let shared = self.clone();
-            // its commands are answered first
-            tokio::spawn(async move {
-                let ended = async {
-                    while shared.commands().values().any(|command| command.vm == vm.name) {
-                        sleep(Duration::from_millis(50)).await;
-                    }
-                };
-                let _ = timeout(Duration::from_secs(10), ended).await;
-                vm.stop.cancel();
-            });
+    for name in &wanted {
+        if shared.vms.lock().expect("no panic under this lock").contains_key(name) {
+            continue;
         }
-        for name in &wanted {
-            if self.vms.lock().expect("no panic under this lock").contains_key(name) {
-                continue;
-            }
-            match channel::exists(name).await {
-                Ok(()) => self.open(name, channels),
-                Err(e) => emit(Event::new(Kind::ConfigurationRejected, format!("{name} is not served: {e}"))),
-            }
+        match call::exists(name).await {
+            Ok(()) => open(shared, name, channels),
+            Err(e) => emit(Event::new(Kind::ConfigurationRejected, format!("{name} is not served: {e}"))),
         }
-        let text = format!("serving {}", wanted.join(" "));
-        self.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));
-        let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
-        emit(Event::new(Kind::ConfigurationReloaded, format!("the list of qubes was read again; {text}")));
     }
+    let text = format!("serving {}", wanted.join(" "));
+    shared.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));
+    let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
+    emit(Event::new(Kind::ConfigurationReloaded, format!("the list of qubes was read again; {text}")));
 }

@@ -5,21 +5,21 @@ use libfuzzer_sys::fuzz_target;
 use qrexec_connect::{
     proto::{mac::Key, remote::valid_id},
     remote::{
+        agent,
         config::Config,
-        legacy,
         policy::{Asked, Policy, Verdict},
-        serve,
+        v1,
     },
 };
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = Key::from_hex(bytes);
-    let _ = legacy::parse(&mut &bytes[..], &mut Vec::new());
+    let _ = v1::parse(&mut &bytes[..], &mut Vec::new());
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if valid_id(text) {
         assert!(!text.contains('/') && !text.contains("..") && !text.starts_with('-'));
     }
-    let _ = (Config::parse(text, |_| None), serve::read_mac(text));
+    let _ = (Config::parse(text, |_| None), agent::read_mac(text));
     match Policy::parse(text) {
         Ok(policy) => {
             if !text.contains("shell") {

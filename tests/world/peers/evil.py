@@ -11,7 +11,7 @@ def send(stream, kind, body=b""):
     out.flush()
 
 
-def legacy(stream, id, token, text):
+def v1(stream, id, token, text):
     send(stream, 19, struct.pack(">I", len(text)) + struct.pack(">H", len(id)) + id + token)
     if text:
         send(stream, 3, text)
@@ -35,12 +35,12 @@ elif mode[0] == "type":
 elif mode[0] == "server":
     send(1, 8, b"output of whom?")
 elif mode[0] == "id":
-    legacy(1, b"../../../etc/cron.d/x", b"00", b"id\n")
+    v1(1, b"../../../etc/cron.d/x", b"00", b"id\n")
 elif mode[0] == "control":
-    legacy(1, b"a\x1b]52;c;x\x07", b"00", b"id\n")
+    v1(1, b"a\x1b]52;c;x\x07", b"00", b"id\n")
 elif mode[0] == "twice":
-    legacy(1, b"a", b"", b"x")
-    legacy(1, b"b", b"", b"x")
+    v1(1, b"a", b"", b"x")
+    v1(1, b"b", b"", b"x")
 elif mode[0] == "streams":
     for n in range(1, 200):
         send(n, 19, struct.pack(">I", 1 << 20) + struct.pack(">H", 1) + b"a" + b"00")
@@ -55,7 +55,7 @@ elif mode[0] == "flood":
     while True:
         n += 1
         out.write(struct.pack(">IIBQ", 13, 0, 16, 5) * 1000)
-        legacy(n, b"flood-%d" % n, b"00", b"true\n")
+        v1(n, b"flood-%d" % n, b"00", b"true\n")
 elif mode[0] == "garbage":
     while True:
         out.write(os.urandom(65536))

@@ -38,7 +38,7 @@ pub fn fetch(user: &str) -> String {
     )
 }
 
-/// Reads what [`fetch`] prints and writes it as frames: LEGACY and BODY, a stream for each command. A command of more
+/// Reads what [`fetch`] prints and writes it as frames: V1 and BODY, a stream for each command. A command of more
 /// than 1 MiB is announced with its size and no body.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ pub fn parse(from: &mut impl BufRead, to: &mut impl Write) -> io::Result<()> {
         text.truncate(MAX_COMMAND);
         let mut out = Vec::with_capacity(text.len() + 256);
         let length = u32::try_from(text.len()).map_err(|_| bad())?;
-        Frame::Legacy(id, token.as_bytes(), length).write(stream, &mut out);
+        Frame::V1(id, token.as_bytes(), length).write(stream, &mut out);
         text.chunks(SLICE).for_each(|part| Frame::Body(part).write(stream, &mut out));
         to.write_all(&out)?;
     }

@@ -1,54 +1,43 @@
-//! The face of `qvm-remote-dom0`.
+//! What is typed: the options of the daemon, and the commands.
 
-mod manage;
-mod text;
+use std::{ffi::OsString, path::PathBuf};
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use clap::{Args, Parser, Subcommand};
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use super::text;
+use crate::sys::Identity;
 
-use crate::{
-    log::{self, Level},
-    remote::{
-        config::Paths,
-        dom0::{self, Refusal},
-        parser::{self, Language},
-        supervise::{self, Plan},
-    },
-    report::{self, Code, Failure},
-    sys::Identity,
-};
-
-const PROGRAM: &str = "qvm-remote-dom0";
+/// The program's name.
+pub(super) const PROGRAM: &str = "qvm-remote-dom0";
 
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, about = "Runs commands of authorised qubes in dom0", long_about = text::ABOUT)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
-    daemon: Daemon,
+    pub(super) daemon: Daemon,
     #[command(subcommand)]
-    command: Option<Command>,
+    pub(super) command: Option<Command>,
 }
 
 /// Options of the daemon.
 #[derive(Clone, Debug, Args)]
-struct Daemon {
+pub(super) struct Daemon {
     /// Serve this qube, whatever the configuration lists
     #[arg(long, value_name = "VM")]
-    vm: Option<String>,
+    pub(super) vm: Option<String>,
     /// Do what waits now, then end
     #[arg(long)]
-    once: bool,
+    pub(super) once: bool,
     /// Say what would be done; touch nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Say more
     #[arg(short, long)]
-    verbose: bool,
+    pub(super) verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Store a qube's key, and a policy where it has none
     Authorize {
         /// The qube
@@ -126,6 +115,9 @@ enum Command {
     /// Look after one command (started by the daemon)
     #[command(hide = true)]
     Supervise {
+        /// Descriptor 4 is the text that the program reads
+        #[arg(long)]
+        script: bool,
         /// Standard input is a terminal
         #[arg(long)]
         tty: bool,
@@ -149,60 +141,4 @@ fn identity(text: &str) -> Result<Identity, String> {
     let (uid, gid, groups) = (uid.ok_or_else(bad)?, gid.ok_or_else(bad)?, groups.ok_or_else(bad)?);
     let groups: Result<Vec<u32>, String> = groups.split(',').filter(|g| !g.is_empty()).map(number).collect();
     Ok(Identity { uid: number(uid)?, gid: number(gid)?, groups: groups? })
-}
-
-/// Its arguments, for the manual and for shells.
-pub fn command() -> clap::Command {
-    Arguments::command()
-}
-
-/// Runs `qvm-remote-dom0`.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let paths = Paths::default();
-    let result = match arguments.command {
-        None => daemon(paths, &arguments.daemon),
-        Some(Command::Unit) => {
-            print!("{}", include_str!("../../units/system/qvm-remote-dom0.service"));
-            Ok(ExitCode::SUCCESS)
-        }
-        Some(Command::Parse { uid, listing }) => {
-            let language = if listing { Language::Listing } else { Language::Frames };
-            parser::run(uid, language).map_err(|e| Failure::new(Code::Failure, format!("parse: {e}")))
-        }
-        Some(Command::Supervise { tty, identity, cgroup, words }) => {
-            let plan = Plan { words, tty, identity, cgroup };
-            supervise::run(plan).map_err(|e| Failure::new(Code::Failure, format!("supervise: {e}")))
-        }
-        Some(command) => manage::run(&paths, command),
-    };
-    report::end(PROGRAM, result)
-}
-
-fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Failure> {
-    let failed = |e: std::io::Error| Failure::new(Code::Failure, e);
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new(Code::Failure, "must run as root to serve commands in dom0"));
-    }
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    crate::sys::inherit_nothing();
-    let level = if options.verbose { Level::Debug } else { Level::Info };
-    let _log = log::start(PROGRAM, level).map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let options = dom0::Options { vm: options.vm.clone(), once: options.once, dry_run: options.dry_run };
-    match runtime.block_on(dom0::run(paths, options)) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(refusal) => Err(explain(refusal)),
-    }
-}
-
-fn explain(refusal: Refusal) -> Failure {
-    let failure = Failure::new(Code::Failure, &refusal);
-    match refusal {
-        Refusal::Running => {
-            failure.hint("what it does: qvm-remote-dom0 status; to stop it: systemctl stop qvm-remote-dom0")
-        }
-        Refusal::NoKeys => failure.hint("in the qube: qvm-remote key gen; here: qvm-remote-dom0 authorize VM KEY"),
-        Refusal::NoVms | Refusal::NoSuchVm(_) | Refusal::Io(..) => failure,
-    }
 }

@@ -16,7 +16,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Ask, Home, Trouble, Way, history::Record, stdio};
+use super::{
+    ask::{Ask, Trouble, Way},
+    history::Record,
+    home::Home,
+    stdio,
+};
 use crate::{
     log::escape,
     proto::{
@@ -24,10 +29,11 @@ use crate::{
         remote::{Ending, Mode, Request, flags},
     },
     remote::{
+        agent::{self, directories, read_mac, write_signed},
         audit::now_ms,
-        files, legacy,
+        files,
         pipe::Pipe,
-        serve::{self, directories, read_mac, write_signed},
+        v1,
     },
 };
 
@@ -35,6 +41,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(500);
 /// A durable request is signed anew so often: dom0 takes none that is older than five minutes.
 const RENEW: Duration = Duration::from_secs(120);
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(30);
 /// How long `.meta` may take to follow `.exit` (the original's daemon writes it last).
 const META: Duration = Duration::from_millis(1500);
 
@@ -96,6 +104,8 @@ pub fn clean(home: &Home) -> usize {
 struct Submitted {
     queue: PathBuf,
     id: String,
+    /// The request's code; `None` for the original's token.
+    signed: Option<mac::Digest>,
 }
 
 impl Submitted {
@@ -108,6 +118,74 @@ impl Submitted {
         let staged = self.queue.join(format!("{}{end}.tmp", self.id));
         files::replace(&staged, 0o600, bytes)?;
         fs::rename(&staged, self.at("pending", end))
+    }
+
+    /// Signs the request, with the time of now, and puts its code in place.
+    fn put_signed(&mut self, ask: &Ask, key: &Key, vm: &str) -> io::Result<()> {
+        let (request, code) = sign(ask, key, &self.id, vm);
+        self.signed = Some(code);
+        self.put(".auth2", write_signed(&request, &code).as_bytes())
+    }
+
+    /// A file of the result.
+    fn read(&self, end: &str) -> Vec<u8> {
+        files::read(&self.at("results", end), v1::MAX_OUTPUT + 4096).unwrap_or_default()
+    }
+
+    /// What changes among the results, as something to wait for.
+    fn events(&self) -> io::Result<Pipe> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(&self.queue.join("results"), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
+        Pipe::reader(OwnedFd::from(inotify))
+    }
+
+    /// Waits for the status; a signed request that nobody has taken is signed anew from time to time.
+    async fn wait(
+        &mut self,
+        ask: &Ask,
+        key: &Key,
+        vm: &str,
+        own: impl Fn(io::Error) -> Trouble,
+    ) -> Result<u8, Trouble> {
+        let events = self.events().map_err(&own)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
+        let mut term = signal(SignalKind::terminate()).map_err(&own)?;
+        let began = Instant::now();
+        let (mut progress, mut renew) = (began + PROGRESS, began + RENEW);
+        let mut buffer = vec![0; 4096];
+        loop {
+            if let Some(status) = exit_status(self) {
+                return Ok(status);
+            }
+            tokio::select! {
+                read = events.read(&mut buffer) => {
+                    read.map_err(&own)?;
+                }
+                () = sleep(TICK) => {}
+                () = sleep_until(began + ask.timeout) => return Err(Trouble::Timeout),
+                _ = int.recv() => return Err(Trouble::Signal(2)),
+                _ = term.recv() => return Err(Trouble::Signal(15)),
+            }
+            if Instant::now() >= progress {
+                progress += PROGRESS;
+                if !ask.quiet {
+                    let seconds = began.elapsed().as_secs() / 30 * 30;
+                    eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
+                }
+            }
+            if ask.way == Way::Queue && Instant::now() >= renew && self.at("pending", "").exists() {
+                renew += RENEW;
+                self.put_signed(ask, key, vm).map_err(&own)?;
+            }
+        }
+    }
+
+    /// The original's daemon writes `.meta` last: until then the result is not to be removed.
+    async fn wait_for_meta(&self) {
+        let by = Instant::now() + META;
+        while !self.at("results", ".meta").exists() && Instant::now() < by {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -130,65 +208,26 @@ pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record
         return Err(Trouble::Own("the queue takes commands only: no -i, --tty, get or put".into()));
     }
     let queue = directories(home.path()).map_err(own)?;
-    let request = Submitted { queue, id: id.to_owned() };
-    let vm = files::read(&home.at(serve::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
+    let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
-    let mut signed = sign(&ask, key, id, &vm);
+    let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
     if ask.way == Way::Queue {
-        request.put(".auth2", write_signed(&signed.0, &signed.1).as_bytes()).map_err(own)?;
+        submitted.put_signed(&ask, key, &vm).map_err(own)?;
     } else {
-        request.put(".auth", key.v1_token(id).as_bytes()).map_err(own)?;
+        submitted.put(".auth", key.v1_token(id).as_bytes()).map_err(own)?;
     }
-    request.put("", &ask.payload).map_err(own)?;
-
-    let events = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).and_then(|inotify| {
-        inotify
-            .add_watch(&request.queue.join("results"), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
-        Ok(OwnedFd::from(inotify))
-    });
-    let events = events.map_err(io::Error::from).and_then(Pipe::reader).map_err(own)?;
-    let (mut int, mut term) =
-        (signal(SignalKind::interrupt()).map_err(own)?, signal(SignalKind::terminate()).map_err(own)?);
-    let began = Instant::now();
-    let deadline = began + ask.timeout;
-    let (mut progress, mut renew) = (began + Duration::from_secs(30), began + RENEW);
-    let mut buffer = vec![0; 4096];
-    let status = loop {
-        if let Some(status) = exit_status(&request) {
-            break status;
+    submitted.put("", &ask.payload).map_err(own)?;
+    let status = submitted.wait(&ask, key, &vm, own).await?;
+    let (out, err) = (submitted.read(".out"), submitted.read(".err"));
+    let status = match &submitted.signed {
+        Some(code) => {
+            let meta = submitted.read(".meta");
+            verify(key, id, code, status, &out, &err, &String::from_utf8_lossy(&meta))?
         }
-        tokio::select! {
-            read = events.read(&mut buffer) => {
-                read.map_err(own)?;
-            }
-            () = sleep(TICK) => {}
-            () = sleep_until(deadline) => return Err(Trouble::Timeout),
-            _ = int.recv() => return Err(Trouble::Signal(2)),
-            _ = term.recv() => return Err(Trouble::Signal(15)),
+        None => {
+            submitted.wait_for_meta().await;
+            status
         }
-        if Instant::now() >= progress {
-            progress += Duration::from_secs(30);
-            if !ask.quiet {
-                let seconds = began.elapsed().as_secs() / 30 * 30;
-                eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
-            }
-        }
-        if ask.way == Way::Queue && Instant::now() >= renew && request.at("pending", "").exists() {
-            renew += RENEW;
-            signed = sign(&ask, key, id, &vm);
-            request.put(".auth2", write_signed(&signed.0, &signed.1).as_bytes()).map_err(own)?;
-        }
-    };
-    let read = |end: &str| files::read(&request.at("results", end), legacy::MAX_OUTPUT + 4096).unwrap_or_default();
-    let (out, err) = (read(".out"), read(".err"));
-    let meta_by = Instant::now() + META;
-    while ask.way == Way::V1 && !request.at("results", ".meta").exists() && Instant::now() < meta_by {
-        sleep(Duration::from_millis(20)).await;
-    }
-    let status = if ask.way == Way::V1 {
-        status
-    } else {
-        verify(key, id, &signed.1, status, &out, &err, &String::from_utf8_lossy(&read(".meta")))?
     };
     for (which, bytes) in [(0, &out), (1, &err)] {
         record.keep(which, bytes);
@@ -252,7 +291,7 @@ fn verify(
              qvm-remote --v1"
         )));
     };
-    let cut = |bytes: &[u8]| bytes.len() > legacy::MAX_OUTPUT;
+    let cut = |bytes: &[u8]| bytes.len() > v1::MAX_OUTPUT;
     if cut(out) || cut(err) {
         return Err(Trouble::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
     }

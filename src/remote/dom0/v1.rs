@@ -17,15 +17,16 @@ use tokio::{
 };
 
 use super::{
-    Shared, Vm, channel,
-    command::{self, First},
+    call, command,
+    judge::Opening,
     port::{Inbox, Port},
+    state::{Shared, Vm},
 };
 use crate::{
-    proto::remote::{Buffer, Ending, Frame, Refusal},
+    proto::remote::{Ending, Frame, Raw, Refusal},
     remote::{
         audit::{Source, local},
-        legacy::{self, Answer},
+        v1::{self, Answer},
     },
 };
 
@@ -79,35 +80,29 @@ struct Listed {
 
 /// Asks for everything that waits; the parser reads the answer.
 async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
-    let (mut parser, raw, frames) = channel::parser(true)?;
-    let mut call = channel::qvm_run(&vm.name, &legacy::fetch(&shared.config.user));
+    let (mut parser, raw, mut frames) = call::parser(true)?;
+    let mut call = call::qvm_run(&vm.name, &v1::fetch(&shared.config.user));
     call.stdout(raw);
     let mut child = call.spawn()?;
     drop(call);
     let read = async {
-        let (mut buffer, mut bytes, mut all) = (Buffer::default(), vec![0; 64 << 10], Vec::<Listed>::new());
-        loop {
-            let n = frames.read(&mut bytes).await?;
-            if n == 0 {
-                return Ok::<_, io::Error>(all);
-            }
-            buffer.add(&bytes[..n]);
-            while let Some((raw, _)) = buffer.frame().map_err(io::Error::other)? {
-                match raw.parse().map_err(io::Error::other)? {
-                    Frame::Legacy(id, token, _) => {
-                        all.push(Listed { id: id.to_owned(), token: token.to_vec(), text: Vec::new() });
-                    }
-                    Frame::Body(data) => match all.last_mut() {
-                        Some(last) if last.text.len() + data.len() <= 1 << 20 => last.text.extend_from_slice(data),
-                        _ => return Err(io::ErrorKind::InvalidData.into()),
-                    },
+        let mut all = Vec::<Listed>::new();
+        while let Some((raw, _)) = frames.next().await? {
+            match raw.parse().map_err(io::Error::other)? {
+                Frame::V1(id, token, _) => {
+                    all.push(Listed { id: id.to_owned(), token: token.to_vec(), text: Vec::new() });
+                }
+                Frame::Body(data) => match all.last_mut() {
+                    Some(last) if last.text.len() + data.len() <= 1 << 20 => last.text.extend_from_slice(data),
                     _ => return Err(io::ErrorKind::InvalidData.into()),
-                }
-                if all.len() > 16 {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
+                },
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+            if all.len() > 16 {
+                return Err(io::ErrorKind::InvalidData.into());
             }
         }
+        Ok::<_, io::Error>(all)
     };
     let all = timeout(CALL, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let _ = child.start_kill();
@@ -158,9 +153,9 @@ fn take(
         let tasks_of = shared.tasks.clone();
         tasks.push(tasks_of.spawn(async move {
             let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-            let first = First::Legacy(id.clone(), token, length);
+            let opening = Opening::V1(id.clone(), token, length);
             let serve = async {
-                let serve = command::serve(shared.clone(), vm.clone(), None, port, first);
+                let serve = command::serve(shared.clone(), vm.clone(), None, port, opening);
                 tokio::pin!(serve);
                 tokio::select! {
                     () = &mut serve => {} // refused before it took its text
@@ -191,43 +186,41 @@ async fn feed(inbox: &Inbox, text: &[u8]) {
 async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, text: &[u8]) -> (Answer, String) {
     let (started, began) = (local(SystemTime::now()), StdInstant::now());
     let mut answer = Answer { id: id.to_owned(), ..Answer::default() };
-    let mut buffer = Buffer::default();
     while let Some(bytes) = line.recv().await {
-        buffer.add(&bytes);
-        while let Ok(Some((raw, _))) = buffer.frame() {
-            let kept = match raw.parse() {
-                Ok(Frame::Stdout(data)) => {
-                    legacy::collect(&mut answer.out, data);
-                    data.len()
-                }
-                Ok(Frame::Stderr(data)) => {
-                    legacy::collect(&mut answer.err, data);
-                    data.len()
-                }
-                Ok(Frame::Exit(ending, _)) => {
-                    answer.exit = ending.status();
-                    if ending == Ending::Timeout {
-                        let seconds = began.elapsed().as_secs();
-                        let text = format!("qvm-remote-dom0: command timed out after {seconds}s\n");
-                        answer.err.extend_from_slice(text.as_bytes());
-                    }
-                    0
-                }
-                Ok(Frame::Reject(refusal, why)) => {
-                    answer.exit = if refusal == Refusal::Failed { 125 } else { 126 };
-                    answer.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={id})\n").as_bytes());
-                    0
-                }
-                _ => 0,
-            };
-            if kept > 0 {
-                inbox.put(&Frame::Credit(u32::try_from(kept).unwrap_or(0)));
+        // every message is one frame of ours
+        let Ok(Some((raw, _))) = Raw::split(&bytes) else { continue };
+        let kept = match raw.parse() {
+            Ok(Frame::Stdout(data)) => {
+                v1::collect(&mut answer.out, data);
+                data.len()
             }
+            Ok(Frame::Stderr(data)) => {
+                v1::collect(&mut answer.err, data);
+                data.len()
+            }
+            Ok(Frame::Exit(ending, _)) => {
+                answer.exit = ending.status();
+                if ending == Ending::Timeout {
+                    let seconds = began.elapsed().as_secs();
+                    let text = format!("qvm-remote-dom0: command timed out after {seconds}s\n");
+                    answer.err.extend_from_slice(text.as_bytes());
+                }
+                0
+            }
+            Ok(Frame::Reject(refusal, why)) => {
+                answer.exit = if refusal == Refusal::Failed { 125 } else { 126 };
+                answer.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={id})\n").as_bytes());
+                0
+            }
+            _ => 0,
+        };
+        if kept > 0 {
+            inbox.put(&Frame::Credit(u32::try_from(kept).unwrap_or(0)));
         }
     }
     let ms = began.elapsed().as_millis();
-    answer.meta = legacy::meta(id, &started, ms, answer.exit);
-    let audit = legacy::audit_line(id, &started, ms, answer.exit, text);
+    answer.meta = v1::meta(id, &started, ms, answer.exit);
+    let audit = v1::audit_line(id, &started, ms, answer.exit, text);
     (answer, audit)
 }
 
@@ -235,7 +228,7 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
 async fn store(shared: &Shared, vm: &Vm, answer: &Answer, audit: &str) {
     let bytes = answer.to_bytes(audit);
     let write = async {
-        let mut call = channel::qvm_run(&vm.name, &legacy::store(&shared.config.user));
+        let mut call = call::qvm_run(&vm.name, &v1::store(&shared.config.user));
         call.stdin(std::process::Stdio::piped());
         let mut child = call.spawn()?;
         if let Some(mut stdin) = child.stdin.take() {

@@ -15,13 +15,13 @@ use std::{
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::time::sleep;
 
-use super::Agent;
+use super::stream::{Agent, Stream};
 use crate::{
     proto::{
         mac::{hex, unhex},
         remote::{BadText, Ending, Frame, MAX_COMMAND, Raw, Refusal, Request, SLICE, valid_id},
     },
-    remote::{audit, files, legacy, pipe::Pipe},
+    remote::{audit, files, pipe::Pipe, v1},
 };
 
 /// How long a text without a token is left alone: the client writes the token after it.
@@ -88,7 +88,7 @@ fn recover(home: &Path, queue: &Path) {
         let job = Job { home: home.to_owned(), queue: queue.to_owned(), id: name };
         let text = files::read(&queue.join("running").join(&job.id), MAX_COMMAND).unwrap_or_default();
         let err = format!("qvm-remote-dom0: daemon restarted while this command was running (id={})\n", job.id);
-        let result = Result { status: 130, err: err.into_bytes(), ..Result::default() };
+        let result = Answer { status: 130, err: err.into_bytes(), ..Answer::default() };
         job.store(&result, &text, &audit::now(), Instant::now());
     }
 }
@@ -152,7 +152,7 @@ struct Job {
 
 /// What came of it.
 #[derive(Default)]
-struct Result {
+struct Answer {
     out: Vec<u8>,
     err: Vec<u8>,
     status: u8,
@@ -189,22 +189,22 @@ impl Job {
                     None => return,
                 }
             }
-            Err(why) => Result {
+            Err(why) => Answer {
                 status: 126,
                 err: format!("qvm-remote-dom0: {why} (id={})\n", self.id).into_bytes(),
-                ..Result::default()
+                ..Answer::default()
             },
         };
         self.store(&result, &text, &started, began);
     }
 
     /// Puts a result in place and takes the request out of the queue.
-    fn store(&self, result: &Result, text: &[u8], started: &str, began: Instant) {
+    fn store(&self, result: &Answer, text: &[u8], started: &str, began: Instant) {
         for end in ["", ".auth", ".auth2"] {
             let _ = fs::remove_file(self.pending(end));
         }
         let ms = began.elapsed().as_millis();
-        let mut meta = legacy::meta(&self.id, started, ms, result.status);
+        let mut meta = v1::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         let results = self.queue.join("results");
         let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
@@ -213,20 +213,20 @@ impl Job {
             .and_then(|()| put("meta", meta.as_bytes()))
             .and_then(|()| put("exit", result.status.to_string().as_bytes()));
         let _ = fs::remove_file(self.queue.join("running").join(&self.id));
-        let line = legacy::audit_line(&self.id, started, ms, result.status, text);
+        let line = v1::audit_line(&self.id, started, ms, result.status, text);
         let line = if written.is_ok() { line } else { format!("{line} (its result could not be written)") };
         let _ = audit::append(&self.home.join("audit.log"), &line);
     }
 
     /// The frame that opens its stream.
-    fn first(&self, signed: bool, text: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    fn first(&self, signed: bool, text: &[u8]) -> Result<Vec<u8>, String> {
         if text.len() > MAX_COMMAND {
             return Err(BadText::Oversized(text.len()).to_string());
         }
         if !signed {
             let token = files::read(&self.pending(".auth"), 4096).unwrap_or_default();
             let length = u32::try_from(text.len()).map_err(|e| e.to_string())?;
-            return Ok(Frame::Legacy(&self.id, &token, length).to_vec(1));
+            return Ok(Frame::V1(&self.id, &token, length).to_vec(1));
         }
         let bytes = files::read(&self.pending(".auth2"), MAX_SIGNED).map_err(|e| e.to_string())?;
         let bad = || "its .auth2 is damaged".to_owned();
@@ -241,8 +241,8 @@ impl Job {
     }
 
     /// Sends the text and takes the answer; `None` when the channel ended.
-    async fn attend(&self, mut stream: super::Stream, text: &[u8]) -> Option<Result> {
-        let mut result = Result::default();
+    async fn attend(&self, mut stream: Stream, text: &[u8]) -> Option<Answer> {
+        let mut result = Answer::default();
         let began = Instant::now();
         let (mut sent, mut credit) = (0, crate::proto::remote::CREDIT as usize);
         loop {
@@ -262,11 +262,11 @@ impl Job {
             let mut taken = 0;
             match raw.parse().ok()? {
                 Frame::Stdout(data) => {
-                    legacy::collect(&mut result.out, data);
+                    v1::collect(&mut result.out, data);
                     taken = data.len();
                 }
                 Frame::Stderr(data) => {
-                    legacy::collect(&mut result.err, data);
+                    v1::collect(&mut result.err, data);
                     taken = data.len();
                 }
                 Frame::Credit(n) => credit += n as usize,

@@ -1,0 +1,58 @@
+//! `get` and `put`: one file between dom0 and here.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use super::options::{Options, ask, own, plain};
+use crate::{
+    log::escape,
+    proto::remote::Mode,
+    remote::client::{Ask, Home, Trouble},
+};
+
+/// `get REMOTE [LOCAL]`: into a file that appears whole, or `-` for standard output.
+pub(super) fn get(home: &Home, options: &Options, words: &[OsString]) -> Result<ExitCode, Trouble> {
+    let (remote, local) = match words {
+        [remote] => (remote, Path::new(remote).file_name().unwrap_or_default().to_owned()),
+        [remote, local] => (remote, local.clone()),
+        _ => return Err(own("get wants: get DOM0-PATH [LOCAL-PATH]")),
+    };
+    let shown = [b"get ", remote.as_bytes()].concat();
+    let mut wanted = Ask { shown, ..plain(options, Mode::Get, remote.as_bytes().to_vec()) };
+    if local == "-" {
+        return ask(home, options, wanted);
+    }
+    let mut place = std::path::PathBuf::from(&local);
+    if place.is_dir() {
+        place.push(Path::new(remote).file_name().unwrap_or_default());
+    }
+    let mut name = place.clone().into_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = std::path::PathBuf::from(name);
+    let failed = |e: std::io::Error| own(format!("{}: {e}", place.display()));
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
+    wanted.output = Some(file);
+    let result = ask(home, options, wanted);
+    if matches!(&result, Ok(code) if *code == ExitCode::SUCCESS) {
+        std::fs::rename(&part, &place).map_err(failed)?;
+    } else {
+        let _ = std::fs::remove_file(&part);
+    }
+    result
+}
+
+/// `put LOCAL REMOTE`; `-` is standard input.
+pub(super) fn put(home: &Home, options: &Options, words: &[OsString]) -> Result<ExitCode, Trouble> {
+    let [local, remote] = words else { return Err(own("put wants: put LOCAL-PATH DOM0-PATH")) };
+    let shown = [b"put ", remote.as_bytes()].concat();
+    let mut wanted = Ask { shown, ..plain(options, Mode::Put, remote.as_bytes().to_vec()) };
+    if local != "-" {
+        wanted.input = Some(File::open(local).map_err(|e| own(format!("{}: {e}", escape(local.as_bytes()))))?);
+    }
+    ask(home, options, wanted)
+}

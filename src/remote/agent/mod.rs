@@ -1,0 +1,17 @@
+//! The agent in a VM: `qvm-remote serve`, started by dom0 through `qvm-run`, ended with it.
+//!
+//! It has no key and decides nothing. Clients of the same user come to a socket in `~/.qvm-remote/run`; each gets
+//! dom0's greeting with a number of its own, and its frames pass to and fro under a stream number that the agent
+//! chooses. What is in the queue of files is brought to dom0 the same way ([`spool`]), so the original's client is
+//! served, too, without a call.
+//!
+//! Nothing here holds more of a stream than its credit: data passes only as far as the other end has asked for it.
+
+mod clients;
+mod run;
+mod spool;
+mod stream;
+
+pub use clients::SOCKET;
+pub use run::{NAME, run};
+pub use spool::{age, directories, read_mac, write_signed};

@@ -1,0 +1,53 @@
+//! Where this user's key, log, history and queue lie.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::ask::Trouble;
+use crate::{
+    proto::mac::Key,
+    remote::{files, keys},
+};
+
+/// Where this user's files lie.
+#[derive(Clone, Debug)]
+pub struct Home(pub(super) PathBuf);
+
+impl Home {
+    /// Below `$HOME`, taken over from the older name when it is not there yet.
+    ///
+    /// # Errors
+    /// No `$HOME`.
+    pub fn find() -> io::Result<Self> {
+        let home = files::home().ok_or_else(|| io::Error::other("HOME is not set"))?;
+        let (new, old) = (home.join(".qvm-remote"), home.join(".qubes-remote"));
+        if !new.exists() && old.is_dir() {
+            let _ = std::fs::rename(old, &new);
+        }
+        Ok(Self(new))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in it.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// This VM's key.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn key(&self) -> Result<Key, Trouble> {
+        keys::read_own(&self.at("auth.key"), keys::credentials().as_deref()).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Trouble::Own("no key configured. Run: qvm-remote key gen".into()),
+            io::ErrorKind::InvalidData => Trouble::Own("invalid key (expected 64 hex characters)".into()),
+            _ => Trouble::Own(format!("failed to read key: {e}")),
+        })
+    }
+}

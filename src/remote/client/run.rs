@@ -1,0 +1,57 @@
+//! One command from its id to its entry in the history.
+
+use std::io;
+
+use nix::unistd::getpid;
+
+use super::{
+    ask::{Ask, Trouble, Way},
+    history::Record,
+    home::Home,
+    live, spool,
+};
+use crate::{proto::mac::hex, remote::audit, sys};
+
+/// A new id: local time, process, eight random digits, as the original has it.
+///
+/// # Errors
+/// What getrandom(2) says.
+pub fn new_id() -> io::Result<String> {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random)?;
+    let seconds = i64::try_from(audit::now_ms() / 1000).unwrap_or(0);
+    let [year, month, day, hour, minute, second] = sys::local_time(seconds);
+    let time = format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}");
+    Ok(format!("{time}-{}-{}", getpid(), hex(&random)))
+}
+
+/// Asks; the command's status.
+///
+/// # Errors
+/// Why there is none.
+pub fn ask(home: &Home, ask: Ask) -> Result<u8, Trouble> {
+    let own = |e: io::Error| Trouble::Own(format!("{}: {e}", home.path().display()));
+    let key = home.key()?;
+    let id = new_id().map_err(own)?;
+    let mut record = if ask.recorded { Record::begin(home, &id, &ask.shown).map_err(own)? } else { Record::none() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
+    let seconds = ask.timeout.as_secs();
+    let result = runtime.block_on(async {
+        match ask.way {
+            Way::Live => live::ask(home, &key, &id, &ask, &mut record).await,
+            Way::Queue | Way::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
+        }
+    });
+    runtime.shutdown_background(); // a thread may still wait for input that nobody wants
+    match &result {
+        Ok(status) => record.done(*status),
+        Err(Trouble::Timeout) => record.timed_out(seconds),
+        Err(Trouble::Refused(status, _)) => record.done(*status),
+        Err(Trouble::Signal(signal)) => record.done(signal.saturating_add(128)),
+        Err(Trouble::Transport(_) | Trouble::Own(_)) => record.done(255),
+    }
+    result.map_err(|trouble| match trouble {
+        Trouble::Timeout => Trouble::Refused(124, format!("timed out after {seconds}s (id={id})")),
+        other => other,
+    })
+}

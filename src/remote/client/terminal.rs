@@ -1,0 +1,104 @@
+//! The client's own ends: standard input and output in threads, the terminal's mode, signals.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use nix::sys::termios::{self, SetArg, Termios};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::stdio;
+use crate::proto::remote::SLICE;
+
+/// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
+pub(super) struct Writer {
+    pub(super) to: std::sync::mpsc::Sender<Vec<u8>>,
+}
+
+impl Writer {
+    /// `done` hears how many bytes were written; 0: nobody reads any more.
+    pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<u32>) -> Self {
+        let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
+        std::thread::spawn(move || {
+            while let Ok(bytes) = line.recv() {
+                let n = u32::try_from(bytes.len()).unwrap_or(0);
+                let written = stdio::write_all(&mut file, &bytes).is_ok();
+                if done.send(if written { n } else { 0 }).is_err() || !written {
+                    return;
+                }
+            }
+        });
+        Self { to }
+    }
+}
+
+/// A terminal in raw mode, put back when this goes.
+pub(super) struct Raw(OwnedFd, Termios);
+
+impl Raw {
+    pub(super) fn set() -> Option<Self> {
+        let fd = io::stdin().as_fd().try_clone_to_owned().ok()?;
+        let old = termios::tcgetattr(&fd).ok()?;
+        let mut raw = old.clone();
+        termios::cfmakeraw(&mut raw);
+        termios::tcsetattr(&fd, SetArg::TCSANOW, &raw).ok()?;
+        Some(Self(fd, old))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(&self.0, SetArg::TCSANOW, &self.1);
+    }
+}
+
+pub(super) struct Signals {
+    int: Signal,
+    term: Signal,
+    hup: Signal,
+    winch: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+            hup: signal(SignalKind::hangup())?,
+            winch: signal(SignalKind::window_change())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.int.recv() => 2,
+            _ = self.term.recv() => 15,
+            _ = self.hup.recv() => 1,
+            _ = self.winch.recv() => 28,
+        }
+    }
+}
+
+/// Reads in a thread of its own: a terminal, a pipe, a file alike.
+pub(super) fn read_input(mut from: File) -> mpsc::Receiver<Vec<u8>> {
+    let (to, line) = mpsc::channel(2);
+    std::thread::spawn(move || {
+        let mut bytes = vec![0; SLICE];
+        loop {
+            match stdio::read(&mut from, &mut bytes) {
+                Ok(n) if n > 0 => {
+                    if to.blocking_send(bytes[..n].to_vec()).is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    });
+    line
+}

@@ -1,0 +1,226 @@
+//! Whether a command runs: who asks, what is asked, and what the policy says.
+
+use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    execute::Job,
+    job::{job, resolve},
+    ledger,
+    port::Port,
+    reject::{Case, Category, Rejected},
+    state::{Shared, Vm},
+};
+use crate::{
+    log::escape,
+    proto::{
+        mac::{Digest, Key},
+        remote::{KeyId, Mode, Refusal, Request, argv, check_text, flags},
+    },
+    remote::{
+        audit::{excerpt, now_ms},
+        policy::{Asked, Decision, Policy, Verdict},
+    },
+};
+
+/// How long a client may take to send a command's text.
+const BODY: Duration = Duration::from_secs(30);
+
+/// How a stream begins.
+#[derive(Debug)]
+pub enum Opening {
+    /// A request and its code.
+    Open(Box<Request>, Digest),
+    /// One of the original's: id, token, length.
+    V1(String, Vec<u8>, u32),
+}
+
+/// What was authenticated.
+pub(super) struct Authentic {
+    pub(super) id: String,
+    /// Of the key that it carries a code of.
+    pub(super) kid: KeyId,
+    /// `None`: the original's token.
+    pub(super) v2: Option<(Key, Digest)>,
+    pub(super) request: Option<Box<Request>>,
+    pub(super) length: u32,
+}
+
+/// Is it from who it says it is, for this session, and new?
+pub(super) fn authenticate(
+    shared: &Arc<Shared>,
+    vm: &Arc<Vm>,
+    nonce: Option<&[u8; 32]>,
+    opening: Opening,
+) -> Result<Authentic, Rejected> {
+    match opening {
+        Opening::V1(id, token, length) => {
+            let case = Case { shared, vm, id: &id };
+            let keys = keys(case)?;
+            if token.is_empty() {
+                return Err(fail(case, "not authorized: it carries no token"));
+            }
+            let key = keys.iter().find(|key| key.v1_verify(&id, &token));
+            let kid = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.id();
+            Ok(Authentic { id, kid, v2: None, request: None, length })
+        }
+        Opening::Open(request, mac) => {
+            let case = Case { shared, vm, id: &request.id };
+            let key = keys(case)?.into_iter().find(|key| key.id() == request.kid);
+            let key = key.ok_or_else(|| fail(case, "not authorized: its key is not this qube's (any more)"))?;
+            if !key.verify_request(&request, &mac) {
+                return Err(fail(case, "not authorized: its code is wrong"));
+            }
+            // from here on it is whoever has the key
+            if request.vm != vm.name {
+                return Err(fail(case, "not authorized: it was made for another qube"));
+            }
+            current(case, &request, nonce)?;
+            let (id, length) = (request.id.clone(), request.length);
+            Ok(Authentic { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
+        }
+    }
+}
+
+/// Is it for this session, or young enough, and not one that was used before?
+fn current(case: Case<'_>, request: &Request, nonce: Option<&[u8; 32]>) -> Result<(), Rejected> {
+    let stale = |text: &str| Err(case.refuse(Category::AuthFail, Refusal::Stale, text));
+    if request.has(flags::QUEUED) {
+        let skew = now_ms().abs_diff(request.created_ms);
+        if skew > ledger::SKEW_MS || request.nonce != [0; 32] {
+            return stale(&format!("too old, or the clocks differ: by {} s, 300 are allowed", skew / 1000));
+        }
+        if case.shared.ledger().forgot(request.created_ms) {
+            return stale("older than what dom0 remembers: its clock was set back");
+        }
+    } else if nonce != Some(&request.nonce) {
+        return stale("made for another session");
+    } else if !case.vm.replay().fresh(request.seq) {
+        return stale("its number was used before");
+    }
+    Ok(())
+}
+
+fn fail(case: Case<'_>, why: &str) -> Rejected {
+    case.refuse(Category::AuthFail, Refusal::NotAuthorised, why)
+}
+
+/// The keys of the VM.
+fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
+    case.shared.keys.read(&case.vm.name).map_err(|e| {
+        let text = match e.kind() {
+            io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
+            _ => format!("not authorized: its key in dom0 cannot be used: {e}"),
+        };
+        case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text)
+    })
+}
+
+/// Takes the payload, all of it and nothing of what follows.
+pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> {
+    let length = length as usize;
+    let mut payload = Vec::new();
+    let collect = async {
+        while payload.len() < length {
+            let Some(part) = port.inbox.data().await else { return false };
+            port.taken(part.len()).await;
+            payload.extend_from_slice(&part);
+        }
+        true
+    };
+    match timeout(BODY, collect).await {
+        Ok(true) if payload.len() == length => Ok(payload),
+        Ok(true) => Err(Rejected(Refusal::Invalid, "input that came before it was asked for".into())),
+        Ok(false) => Err(Rejected(Refusal::Invalid, "its text was cut short".into())),
+        Err(_) => Err(Rejected(Refusal::Invalid, "its text did not come in time".into())),
+    }
+}
+
+/// What will be done.
+pub(super) enum Task {
+    Run(Box<Job>),
+    Get(PathBuf, PathBuf, u64),
+    Put(PathBuf, PathBuf, u64),
+}
+
+/// What the policy says of a command, and what will be done when it may.
+pub(super) struct Judged<'a> {
+    pub(super) task: Task,
+    pub(super) decision: Decision<'a>,
+    /// What is asked, as the logs show it.
+    pub(super) shown: String,
+}
+
+impl Judged<'_> {
+    /// The rule's line, as the logs show it.
+    pub(super) fn rule(&self) -> String {
+        self.decision.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+    }
+}
+
+/// Holds a command against the policy.
+pub(super) fn judge<'a>(
+    case: Case<'_>,
+    policy: &'a Policy,
+    authentic: &Authentic,
+    payload: &[u8],
+) -> Result<Judged<'a>, Rejected> {
+    let request = authentic.request.as_deref();
+    let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
+    let failed = |why: String| Rejected(Refusal::Failed, why);
+    let mode = request.map_or(Mode::Shell, |r| r.mode);
+    let path = || PathBuf::from(OsString::from_vec(payload.to_vec()));
+    let (decision, shown, mut words) = match mode {
+        Mode::Shell => {
+            check_text(payload).map_err(|bad| invalid(bad.to_string()))?;
+            (policy.decide(Asked::Shell(payload)), format!("cmd={}", excerpt(payload)), Vec::new())
+        }
+        Mode::Argv => {
+            let mut words = argv(payload).map_err(|e| invalid(e.to_string()))?;
+            let given: Vec<_> = words.iter().map(|w| format!("'{}'", escape(w))).collect();
+            let shown = format!("argv={}", excerpt(given.join(" ").as_bytes()).replace("\\\\", "\\"));
+            words[0] =
+                resolve(&words[0]).ok_or_else(|| failed(format!("{}: no such program in dom0", escape(&words[0]))))?;
+            (policy.decide(Asked::Argv(&words)), shown, words)
+        }
+        Mode::Get => (policy.decide(Asked::Get(payload)), format!("get={}", excerpt(payload)), Vec::new()),
+        Mode::Put => (policy.decide(Asked::Put(payload)), format!("put={}", excerpt(payload)), Vec::new()),
+        Mode::Ping => return Err(invalid("a ping has no policy".into())), // answered before
+    };
+    if let Some(why) = objection(&decision, mode, request) {
+        let text = format!("denied: {why} (/etc/qubes/remote.d/{}.policy in dom0)", case.vm.name);
+        return Err(case.deny(&text, &shown));
+    }
+    let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
+    let task = match mode {
+        Mode::Get => Task::Get(beneath, path(), decision.options.max_size),
+        Mode::Put => Task::Put(beneath, path(), decision.options.max_size),
+        _ => {
+            let script = (mode == Mode::Shell).then(|| payload.to_vec());
+            let what = (std::mem::take(&mut words), script);
+            Task::Run(Box::new(job(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
+        }
+    };
+    Ok(Judged { task, decision, shown })
+}
+
+/// What speaks against it.
+fn objection(decision: &Decision<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
+    let options = &decision.options;
+    let has = |flag| request.is_some_and(|r| r.has(flag));
+    if decision.verdict == Verdict::Deny {
+        Some(match decision.line {
+            Some(line) => format!("line {line} of its policy says deny"),
+            None => "no rule of its policy allows it".to_owned(),
+        })
+    } else if has(flags::STDIN) && !options.stdin && mode != Mode::Put {
+        Some("its rule allows no standard input".to_owned())
+    } else if has(flags::TTY) && !options.tty {
+        Some("its rule allows no terminal".to_owned())
+    } else if request.is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
+        Some("its rule does not name that user".to_owned())
+    } else {
+        None
+    }
+}

@@ -1,0 +1,98 @@
+//! Why a command does not run: what its client is told, and what is written down.
+
+use std::sync::Arc;
+
+use super::state::{Shared, Vm};
+use crate::{log::Kind, proto::remote::Refusal, remote::audit::Source};
+
+/// A command that does not run, and what its client is told.
+pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
+
+/// What a refusal is written down as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Category {
+    /// The code, the token or the session is wrong.
+    AuthFail,
+    /// Nobody of this qube may ask, or not so.
+    AuthDeny,
+    /// The policy cannot be used.
+    Policy,
+    /// It makes no sense.
+    Reject,
+    /// It was begun before.
+    Replay,
+    /// The policy, or a person, says no.
+    Deny,
+}
+
+impl Category {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::AuthFail => "AUTH-FAIL",
+            Self::AuthDeny => "AUTH-DENY",
+            Self::Policy => "POLICY",
+            Self::Reject => "REJECT",
+            Self::Replay => "REPLAY",
+            Self::Deny => "DENY",
+        }
+    }
+
+    /// Who can have caused it.
+    fn source(self) -> Source {
+        match self {
+            Self::AuthFail | Self::AuthDeny => Source::Anybody,
+            Self::Policy | Self::Reject | Self::Replay | Self::Deny => Source::Known,
+        }
+    }
+}
+
+/// One command, as both logs name it.
+#[derive(Clone, Copy)]
+pub(super) struct Case<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) vm: &'a Arc<Vm>,
+    pub(super) id: &'a str,
+}
+
+impl Case<'_> {
+    /// Refuses it.
+    pub(super) fn refuse(self, category: Category, refusal: Refusal, text: &str) -> Rejected {
+        self.write(category, text, &format!("id={} {text}", self.id));
+        Rejected(refusal, text.to_owned())
+    }
+
+    /// Refuses what was asked, and shows it.
+    pub(super) fn deny(self, text: &str, shown: &str) -> Rejected {
+        self.write(Category::Deny, &format!("{text}: {shown}"), &format!("id={} {text} {shown}", self.id));
+        Rejected(Refusal::Denied, text.to_owned())
+    }
+
+    /// Refuses a request that was begun before.
+    pub(super) fn again(self) -> Rejected {
+        let text =
+            "it was begun before and is not run twice; its result was lost (the daemon or the qube was restarted)";
+        self.refuse(Category::Replay, Refusal::Invalid, text)
+    }
+
+    /// Its client gave up before it began.
+    pub(super) fn abandoned(self) -> Rejected {
+        self.audit("CANCEL", "before it began");
+        Rejected(Refusal::Invalid, "cancelled".into())
+    }
+
+    /// Writes an entry about it.
+    pub(super) fn audit(self, category: &str, text: &str) {
+        self.shared.audit.write(category, &format!("vm={} id={} {text}", self.vm.name, self.id));
+    }
+
+    /// Tells the journal.
+    pub(super) fn event(self, kind: Kind, text: String, status: Option<u8>) {
+        self.shared.event(kind, self.vm, self.id, text, status);
+    }
+
+    fn write(self, category: Category, text: &str, entry: &str) {
+        if self.shared.audit.refused(&self.vm.name, category.source(), category.as_str(), entry) {
+            self.event(Kind::CommandRefused, format!("a command of {} was refused: {text}", self.vm.name), None);
+        }
+    }
+}

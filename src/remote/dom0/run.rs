@@ -1,0 +1,151 @@
+//! The daemon's start, its orders (SIGHUP, SIGTERM), and its stop.
+
+use std::{
+    fs::File,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    approvals::Approvals,
+    call, control,
+    ledger::Ledger,
+    listed,
+    state::{Options, Refusal, Shared, io_at},
+};
+use crate::{
+    log::{Event, Kind, emit},
+    remote::{
+        audit::{self, Audit},
+        config::{Config, Paths},
+        files,
+        keys::{self, Store},
+    },
+    systemd::{notify, unit},
+};
+
+/// How long running commands may take to end when the daemon is stopped.
+const DRAIN: Duration = Duration::from_secs(60);
+/// Keeps the directory to ourselves: two daemons, or one with `--once` beside it, never share state.
+fn lock(paths: &Paths) -> Result<Flock<File>, Refusal> {
+    files::private_dir(&paths.run).map_err(io_at(paths.run.display()))?;
+    let path = paths.run.join("lock");
+    let file = files::append(&path, 0o600).map_err(io_at(path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        nix::errno::Errno::EWOULDBLOCK => Refusal::Running,
+        e => Refusal::Io(path.display().to_string(), e.into()),
+    })
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// Why it did not start.
+pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
+    let mut config = Config::load(&paths.conf).map_err(io_at(paths.conf.display()))?;
+    if let Some(vm) = &options.vm {
+        config.vms = vec![vm.clone()];
+    }
+    if config.vms.is_empty() {
+        return Err(Refusal::NoVms);
+    }
+    let keys = Store::new(&paths.keys, keys::credentials());
+    if config.vms.iter().all(|vm| keys.read(vm).is_err()) {
+        return Err(Refusal::NoKeys);
+    }
+    let _lock = if options.dry_run { None } else { Some(lock(&paths)?) };
+    for vm in &config.vms {
+        call::exists(vm).await?;
+    }
+    let ledger = if options.dry_run {
+        Ledger::in_memory()
+    } else {
+        let path = paths.state.join("ledger");
+        Ledger::open(&path, audit::now_ms()).map_err(io_at(path.display()))?
+    };
+    let audit = Audit::new((!options.dry_run).then(|| paths.log.clone()), config.log_size);
+    let shared = Arc::new(Shared {
+        keys,
+        audit,
+        ledger: Mutex::new(ledger),
+        approvals: Approvals::default(),
+        commands: Mutex::default(),
+        number: AtomicU64::new(0),
+        dry_run: options.dry_run,
+        once: options.once,
+        stop: CancellationToken::new(),
+        draining: false.into(),
+        tasks: TaskTracker::new(),
+        cgroup: if options.dry_run { None } else { unit::delegated_group() },
+        vms: Mutex::default(),
+        paths,
+        config,
+    });
+    serve(&shared, &options).await
+}
+
+async fn serve(shared: &Arc<Shared>, options: &Options) -> Result<(), Refusal> {
+    let names = &shared.config.vms;
+    let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
+    shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));
+    emit(Event::new(Kind::ServiceReady, format!("{text}; listening for commands from: {}", names.join(" "))));
+    let channels = TaskTracker::new();
+    listed::bad_names(shared, &shared.config);
+    names.iter().for_each(|name| listed::open(shared, name, &channels));
+    channels.close();
+    let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
+    let watchdog = tokio::spawn(notify::watchdog());
+    let mut term = signal(SignalKind::terminate()).map_err(io_at("SIGTERM"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(io_at("SIGINT"))?;
+    let mut hup = signal(SignalKind::hangup()).map_err(io_at("SIGHUP"))?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => tokio::select! {
+                () = listed::reread(shared, options, &channels) => {}
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+            },
+            () = channels.wait(), if shared.once => break,
+        }
+    }
+    shared.draining.store(true, Relaxed);
+    let count = shared.commands().len();
+    let _ =
+        sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {count} commands left"))]);
+    if count > 0 {
+        emit(Event::new(
+            Kind::ServiceDraining,
+            format!("stopping: {count} commands have up to {} s to end", DRAIN.as_secs()),
+        ));
+    }
+    shared.tasks.close();
+    tokio::select! {
+        _ = timeout(DRAIN, shared.tasks.wait()) => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    shared.kill(None);
+    shared.approvals.deny_all();
+    let _ = timeout(Duration::from_secs(10), shared.tasks.wait()).await;
+    shared.stop.cancel();
+    let _ = timeout(Duration::from_secs(5), channels.wait()).await;
+    drop(control);
+    watchdog.abort();
+    shared.audit.write("INFO", &format!("Shutting down (pid={})", std::process::id()));
+    emit(Event::new(Kind::ServiceStopped, "qvm-remote-dom0 has stopped".to_owned()));
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! What the channels, the commands and the control socket of one daemon share.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{approvals::Approvals, ledger::Ledger, replay::Replay};
+use crate::{
+    log::{Event, Kind, emit},
+    remote::{
+        audit::Audit,
+        config::{Config, Paths},
+        files,
+        keys::Store,
+        policy::Policy,
+    },
+};
+
+/// Commands of one VM at a time, when its policy says nothing.
+const RUNNING: u16 = 8;
+/// A policy file at most, in bytes.
+const MAX_POLICY: usize = 256 << 10;
+
+/// How the daemon was started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Serve this VM only, whatever the configuration lists.
+    pub vm: Option<String>,
+    /// Do what waits, then end.
+    pub once: bool,
+    /// Say what would be done.
+    pub dry_run: bool,
+}
+
+/// What all channels share.
+#[derive(Debug)]
+pub struct Shared {
+    pub(super) paths: Paths,
+    pub(super) config: Config,
+    pub(super) keys: Store,
+    pub(super) audit: Audit,
+    pub(super) ledger: Mutex<Ledger>,
+    pub(super) approvals: Approvals,
+    /// Begun and not ended.
+    pub(super) commands: Mutex<HashMap<u64, Running>>,
+    pub(super) number: AtomicU64,
+    pub(super) dry_run: bool,
+    pub(super) once: bool,
+    pub(super) stop: CancellationToken,
+    pub(super) draining: AtomicBool,
+    /// Streams.
+    pub(super) tasks: TaskTracker,
+    /// Where commands get control groups of their own.
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) vm: String,
+    pub(super) id: String,
+    pub(super) since: Instant,
+    pub(super) kill: Arc<Notify>,
+}
+
+/// One VM, over all its channels.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// Free places for commands.
+    pub running: Arc<Semaphore>,
+    /// Numbers used in the current session.
+    pub(super) replay: Mutex<Replay>,
+    /// What the channel is, for `status`.
+    pub(super) state: Mutex<&'static str>,
+    /// Whether the configuration still lists it.
+    pub(super) listed: AtomicBool,
+    /// Its channel is to end: the daemon stops, or the VM is not listed any more.
+    pub(super) stop: CancellationToken,
+}
+
+impl Vm {
+    pub(super) fn replay(&self) -> MutexGuard<'_, Replay> {
+        self.replay.lock().expect("no panic under this lock")
+    }
+
+    pub(super) fn listed(&self) -> bool {
+        self.listed.load(Relaxed)
+    }
+
+    pub(super) fn set(&self, state: &'static str) {
+        *self.state.lock().expect("no panic under this lock") = state;
+    }
+}
+
+/// A command's place in the list of those that run.
+pub(super) struct Registration {
+    pub(super) number: u64,
+    kill: Arc<Notify>,
+    shared: Arc<Shared>,
+}
+
+impl Registration {
+    pub(super) async fn killed(&self) {
+        self.kill.notified().await;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.shared.commands().remove(&self.number);
+    }
+}
+
+impl Shared {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().expect("no panic under this lock")
+    }
+
+    pub(super) fn commands(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+        self.commands.lock().expect("no panic under this lock")
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Reads a VM's policy anew.
+    pub(super) fn policy(&self, vm: &str) -> Result<Policy, String> {
+        let path = self.keys.path(vm, "policy").map_err(|e| e.to_string())?;
+        let text = files::read(&path, MAX_POLICY).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => format!("{} is missing, so nothing is allowed", path.display()),
+            _ => format!("{}: {e}", path.display()),
+        })?;
+        let text = String::from_utf8(text).map_err(|_| format!("{}: it is no text", path.display()))?;
+        Policy::parse(&text).map_err(|faults| {
+            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
+            faults.join("; ")
+        })
+    }
+
+    pub(super) fn register(self: &Arc<Self>, vm: &Vm, id: &str) -> Registration {
+        let number = self.number.fetch_add(1, Relaxed) + 1;
+        let kill = Arc::new(Notify::new());
+        let running = Running { vm: vm.name.clone(), id: id.to_owned(), since: Instant::now(), kill: kill.clone() };
+        self.commands().insert(number, running);
+        Registration { number, kill, shared: self.clone() }
+    }
+
+    /// Ends every command of a VM, or of all; how many.
+    pub(super) fn kill(&self, vm: Option<&str>) -> usize {
+        let commands = self.commands();
+        let these = commands.values().filter(|c| vm.is_none_or(|vm| c.vm == vm));
+        these.map(|c| c.kill.notify_one()).count()
+    }
+
+    pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
+        let mut vms = self.vms.lock().expect("no panic under this lock");
+        vms.entry(name.to_owned())
+            .or_insert_with(|| {
+                let running = self.policy(name).ok().and_then(|p| p.max_running).unwrap_or(RUNNING);
+                Arc::new(Vm {
+                    name: name.to_owned(),
+                    running: Arc::new(Semaphore::new(running.into())),
+                    replay: Mutex::default(),
+                    state: Mutex::new("absent"),
+                    listed: true.into(),
+                    stop: self.stop.child_token(),
+                })
+            })
+            .clone()
+    }
+}
+
+/// Why the daemon did not start.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Another one runs.
+    Running,
+    /// The configuration lists no VM.
+    NoVms,
+    /// No VM that is listed has a key.
+    NoKeys,
+    /// A VM is listed that does not exist.
+    NoSuchVm(String),
+    /// Something of the system does not work: what, and why.
+    Io(String, io::Error),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Running => f.write_str("another qvm-remote-dom0 is running"),
+            Self::NoVms => {
+                f.write_str("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM")
+            }
+            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is nobody to serve"),
+            Self::NoSuchVm(vm) => write!(f, "VM '{vm}' does not exist"),
+            Self::Io(what, e) => write!(f, "{what}: {e}"),
+        }
+    }
+}
+
+pub(super) fn io_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Refusal {
+    let what = what.to_string();
+    move |e| Refusal::Io(what, e)
+}
+
+impl Shared {
+    /// Tells the journal.
+    pub(super) fn event(&self, kind: Kind, vm: &Vm, id: &str, text: String, status: Option<u8>) {
+        let mut event = Event::new(kind, text);
+        event.qube = Some(vm.name.as_str().into());
+        event.request = Some(id.into());
+        event.exit_code = status;
+        emit(event);
+    }
+}
