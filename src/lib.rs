@@ -2,28 +2,55 @@
 //! `qvm-remote-dom0`.
 //!
 //! # The map
-//! Read in the order in which a connection travels:
+//! Read in the order in which a connection travels; `src/README.md` has the picture, and who may import whom:
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`activation`] | inherited descriptors become named, typed listeners |
 //! | [`spec`] | text becomes meaning: names, units, configuration; pure |
-//! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
+//! | [`listener`] | binds, accepts, receives; opens and closes the listeners of the configuration |
+//! | [`session`] | the life of one session: its stages, its route, its limits, its counters, its events |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
-//! | [`service`] | the life of sessions: accept, limits, drain, handover, control |
-//! | [`systemd`] | what we say to the service manager, and what it asks for |
-//! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may |
-//! | [`cli`] | one face for each program: arguments, plan, run, exit code |
-//! | [`stream`] | one descriptor with its readiness: what `dial` gives and `relay` takes |
-//! | [`log`], [`report`], [`sys`] | events; errors as one line; the only unsafe code |
+//! | [`handover`] | sessions and listeners become bytes and descriptors, and come back in the next process |
+//! | [`control`] | answers questions: `status`, `sessions`, `kill`, `pause`, `metrics` |
+//! | [`service`] | conducts one running service: start, orders, reload, adoption, stop |
+//! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
+//! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may run them |
+//! | [`cli`] | arguments, help and exit codes of each program |
+//! | [`systemd`] | what a process says to the service manager and hears from it |
+//! | [`stream`] | one descriptor with its readiness: `dial` gives it, `relay` takes it |
+//! | [`log`], [`report`], [`sys`] | events; errors as one line; system calls and the only unsafe code |
 //!
 //! # The vocabulary
-//! *listener*: a bound socket we accept on. *activation*: receiving listeners from systemd. *fd name*: the
-//! `FileDescriptorName=` string. *endpoint*: an address; *upstream*: the endpoint dialled for a session. *target*:
-//! the qube of a qrexec call, nothing else. *peer*: who connected to a listener. *session*: one accepted stream and
-//! its upstream. *up*/*down*: peer to upstream / upstream to peer. *half-close*: one direction ended, the other
-//! lives. *drain*: stop accepting, let sessions end by a deadline. *refuse*/*fail*: we or policy said no / it broke.
+//! One word has one meaning, in code, logs, manuals and messages.
+//!
+//! *Listening.* *listener*: a bound socket on which the service accepts connections or receives datagrams.
+//! *activation*: receiving listeners from systemd. *fd name*: the `FileDescriptorName=` of a socket. *forward*: what one
+//! name or one `[[forward]]` asks for. *leg*: one listening side with one upstream; a forward has one or two. *front
+//! leg*, *back leg*: in a forward with two, the front leg dials into the back leg. *post*: a leg whose listener is ours
+//! to open, and what became of it.
+//!
+//! *Connecting.* *peer*: who connected to a listener. *session*: one accepted stream and its upstream. *flow*: the same
+//! for datagrams, known by the peer's address. *route*: where the sessions of a listener lead, with their limits and
+//! counters. *endpoint*: an address. *upstream*: the endpoint that is dialled for a session. *call*: a qrexec call, made
+//! by one `qrexec-client-vm` process, the *helper*. *set-up*: the part of a call in which dom0 and the other qube decide.
+//! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate. *target*: in a qrexec call, the
+//! qube; in the key `target=`, a TCP or UDP address. The code uses the word for the qube only.
+//!
+//! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
+//! direction has ended, the other lives. *tally*: the counters of one listener.
+//!
+//! *Ending.* *refuse*/*fail*: we or a policy said no / something broke. *drain*: accept no more, let sessions end by a
+//! deadline. *deadline*/*timeout*/*idle*: a moment / an allowed duration / time without bytes. *abandon*: end, with a
+//! reset, what no process takes up.
+//!
+//! *Restarting.* *handover*: sessions and listeners go from one process of the service to the next. *park*: take a
+//! session off the runtime for the handover; *adopt*: take a session up in the next process. *keeper*: the process that
+//! holds parked sessions between two processes of the service. *descriptor store*: descriptors that systemd keeps.
+//!
+//! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
+//! *ledger*: what dom0 has run already. *v1*: the protocol of the older qvm-remote.
 
 #[cfg(feature = "forward")]
 pub mod activation;
