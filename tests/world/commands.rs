@@ -309,8 +309,8 @@ fn a_terminal_has_the_size_of_the_clients_and_follows_it() {
     let _daemon = world.ready();
     let mut running = at_a_terminal(
         &world,
-        "tty >name; stty rows 33 cols 101; exec qvm-remote --tty 'trap \"stty size; exit 7\" WINCH; sleep 0.2; stty size; \
-         while :; do sleep 0.05; done'; echo $?",
+        "tty >name; stty rows 33 cols 101; exec qvm-remote --tty 'until [ \"$(stty size)\" != \"0 0\" ]; do sleep 0.05; done; \
+         trap \"stty size; exit 7\" WINCH; stty size; while :; do sleep 0.05; done'; echo $?",
     );
     running.wait_for("33 101\r\n");
     world.shell("work", "stty -F $(cat name) rows 44 cols 55").expect(0, "");
