@@ -53,31 +53,31 @@
 //! *ledger*: what dom0 has run already. *v1*: the protocol of the older qvm-remote.
 
 #[cfg(feature = "forward")]
-pub mod activation;
+mod activation;
 pub mod cli;
 #[cfg(feature = "forward")]
-pub mod control;
+mod control;
 #[cfg(feature = "forward")]
 pub mod dial;
 #[cfg(feature = "forward")]
-pub mod handover;
+mod handover;
 #[cfg(feature = "forward")]
-pub mod listener;
+mod listener;
 pub mod log;
 pub mod proto;
 #[cfg(feature = "forward")]
-pub mod relay;
+mod relay;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
-pub mod report;
+mod report;
 #[cfg(feature = "forward")]
-pub mod service;
+mod service;
 #[cfg(feature = "forward")]
-pub mod session;
+mod session;
 #[cfg(feature = "forward")]
 pub mod spec;
 #[cfg(feature = "forward")]
 pub mod stream;
-pub mod sys;
+mod sys;
 #[cfg(any(feature = "forward", feature = "dom0"))]
-pub mod systemd;
+mod systemd;

@@ -35,18 +35,6 @@ pub enum State {
     Awaited,
 }
 
-impl State {
-    /// As people read it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Serving => "serving",
-            Self::Paused => "paused",
-            Self::Refused => "refused",
-            Self::Awaited => "awaited",
-        }
-    }
-}
-
 /// Where connections come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {

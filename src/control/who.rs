@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_innermost_service_or_scope_is_the_unit() {
-        let of = |text: &str| unit(&Groups::parse(text));
+        let of = |text: &str| unit(&Groups::of(text));
         let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/firefox.service\n";
         assert_eq!(of(user).as_deref(), Some("firefox.service"));
         assert_eq!(of("0::/system.slice/x.service/calls\n").as_deref(), Some("x.service"));

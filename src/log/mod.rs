@@ -15,5 +15,5 @@ mod sink;
 
 pub use escape::escape;
 pub use event::{End, Event, Kind, Level};
-pub use queue::{Guard, emit, say, start};
+pub use queue::{emit, say, start};
 pub use reminder::Reminder;

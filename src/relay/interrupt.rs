@@ -32,11 +32,6 @@ impl Interrupt {
         self.waker.wake();
     }
 
-    /// Takes back a request to park, when the parking was given up.
-    pub fn clear_park(&self) {
-        let _ = self.why.compare_exchange(Why::Park as u8, 0, SeqCst, SeqCst);
-    }
-
     /// The reason, if there is one by now.
     pub fn requested(&self) -> Option<Why> {
         match self.why.load(SeqCst) {

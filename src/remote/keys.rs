@@ -17,10 +17,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::files;
-use crate::proto::{
-    mac::Key,
-    remote::{KeyId, valid_vm},
-};
+use crate::proto::{mac::Key, remote::valid_vm};
 
 /// Bytes of a key file at most: two keys, and room for line ends.
 const MAX_FILE: usize = 256;
@@ -111,14 +108,6 @@ impl Store {
         }
     }
 
-    /// The key of a VM with this id.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read); `NotFound` when none of them is it.
-    pub fn find(&self, vm: &str, id: &KeyId) -> io::Result<Key> {
-        self.read(vm)?.into_iter().find(|key| key.id() == *id).ok_or_else(|| ErrorKind::NotFound.into())
-    }
-
     /// Stores the key of a VM. With `keep`, the one that was newest until now is taken besides it.
     ///
     /// # Errors
@@ -193,10 +182,8 @@ mod tests {
         store.write("work", &one, true).expect("written");
         store.write("work", &two, true).expect("written");
         assert_eq!(store.read("work").expect("two"), [two.clone(), one.clone()]);
-        assert_eq!(store.find("work", &one.id()).expect("the old one"), one);
         store.write("work", &three, false).expect("written");
         assert_eq!(store.read("work").expect("one"), [three]);
-        assert!(store.find("work", &two.id()).is_err());
         assert_eq!(store.list(), ["work"]);
         assert!(store.remove("work").expect("removed"));
         assert!(!store.remove("work").expect("nothing to remove"));

@@ -9,7 +9,6 @@ use std::{
     io::{self, BufRead, ErrorKind, Read, Write},
 };
 
-use super::files;
 use crate::proto::remote::{Frame, MAX_COMMAND, SLICE, valid_id};
 
 /// Commands that one call fetches at most.
@@ -138,11 +137,6 @@ pub fn audit_line(id: &str, started: &str, duration_ms: u128, status: u8, text: 
         "[{started}] id={id} exit={status} duration={duration_ms}ms cmd={}",
         crate::log::escape(shown.trim_ascii_end())
     )
-}
-
-/// Where the client's own files lie: `~/.qvm-remote`.
-pub fn home() -> Option<std::path::PathBuf> {
-    files::home().map(|home| home.join(".qvm-remote"))
 }
 
 #[cfg(test)]

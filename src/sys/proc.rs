@@ -106,8 +106,9 @@ impl Process {
 pub struct Groups(String);
 
 impl Groups {
-    /// Of text that was read before.
-    pub fn parse(text: &str) -> Self {
+    /// Of text that a test has written.
+    #[cfg(test)]
+    pub fn of(text: &str) -> Self {
         Self(text.to_owned())
     }
 
@@ -269,10 +270,10 @@ mod tests {
 
     #[test]
     fn groups_are_told_by_the_beginning_of_their_lines() {
-        let groups = Groups::parse("2:cpu:/x.service\n1:name=systemd:/a/b.scope\n0::/system.slice/y.service\n");
+        let groups = Groups::of("2:cpu:/x.service\n1:name=systemd:/a/b.scope\n0::/system.slice/y.service\n");
         assert_eq!(groups.unified(), Some("/system.slice/y.service"));
         assert_eq!(groups.of_systemd().collect::<Vec<_>>(), ["/system.slice/y.service", "/a/b.scope"]);
-        assert_eq!(Groups::parse("").unified(), None);
+        assert_eq!(Groups::of("").unified(), None);
         assert!(Process::own().groups().of_systemd().all(|path| path.starts_with('/')));
     }
 

@@ -13,5 +13,5 @@ mod terminal;
 
 pub use ask::{Ask, Trouble, Way};
 pub use home::Home;
-pub use run::{ask, new_id};
-pub use spool::{Counts, clean, counts};
+pub use run::ask;
+pub use spool::{clean, counts};
