@@ -42,7 +42,7 @@ pub fn write(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<(Vec<u8>, 
 }
 
 impl Writer {
-    fn session(&mut self, Parked { info, stage }: Parked) -> io::Result<()> {
+    fn session(&mut self, Parked { info, stage, .. }: Parked) -> io::Result<()> {
         let first = self.fds.len();
         let stage = self.stage(stage);
         let record = Record {

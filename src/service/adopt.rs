@@ -1,4 +1,8 @@
 //! Taking up the sessions of the previous process.
+//!
+//! Sessions that have their upstream, or a call in set-up, go on at once. Sessions that wait begin last, in the order in
+//! which they were accepted: they must not get a call of a qube before all calls that live have theirs, nor begin a call
+//! while the children of no session are ended.
 
 use std::sync::{
     Arc,
@@ -46,12 +50,20 @@ struct Summary {
     kept: usize,
     drained: usize,
     children: Vec<u32>,
+    waiting: Vec<WaitingSession>,
+}
+
+/// A session that has no upstream yet: it begins when all others are taken up.
+struct WaitingSession {
+    info: Arc<Info>,
+    stage: Stage,
+    permits: Permits,
 }
 
 impl Service {
-    /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. The process ids of the
-    /// children that were taken up.
-    pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, rules: Rules) -> Vec<u32> {
+    /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no session
+    /// has are ended.
+    pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, rules: Rules) {
         lost.iter().for_each(Lost::emit);
         let mut all = Summary::default();
         let listening = self.listening.iter().chain(self.posts.listening());
@@ -78,9 +90,10 @@ impl Service {
                 all.kept += tally.kept;
                 all.drained += tally.drained;
                 all.children.extend(tally.children);
+                all.waiting.extend(tally.waiting);
             }
         }
-        let Summary { taken_up, kept, drained, children } = all;
+        let Summary { taken_up, kept, drained, children, mut waiting } = all;
         if taken_up > 0 {
             say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions_text(taken_up)));
         }
@@ -91,7 +104,25 @@ impl Service {
             let text = format!("{} to end because their socket was stopped (on_remove=drain)", sessions_text(drained));
             say(Event::ListenerRemoved, text);
         }
-        children
+        self.settle_children(&children);
+        waiting.sort_by_key(|session| session.info.accepted);
+        for WaitingSession { info, stage, permits } in waiting {
+            resume(&self.sessions, info, stage, permits);
+        }
+    }
+
+    /// Ends the children of a process that was killed, but for those `adopted`; and says when children of ours would not
+    /// outlive a restart.
+    fn settle_children(&self, adopted: &[u32]) {
+        let Some(group) = &self.group else { return };
+        if self.listening.iter().any(|l| l.route().call().is_some()) && !group.exists() {
+            let path = group.path().display();
+            say(Event::CallsUnowned, format!("calls will not outlive a restart: {path} is not there"));
+        }
+        let strays = group.end_strays(adopted);
+        if strays > 0 {
+            say(Event::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
+        }
     }
 }
 
@@ -121,7 +152,7 @@ impl Adoption {
         tally.children.extend(session.stage.helper().map(|helper| helper.child.pid()));
         let route = found.map_or_else(|| self.orphan(&session), |(_, route)| Ok(route.clone()));
         let taken = match route {
-            Ok(route) => self.take_up(session, route, found.map(|(listening, _)| listening)),
+            Ok(route) => self.take_up(session, route, found.map(|(listening, _)| listening), tally),
             Err(why) => {
                 session.stage.abandon();
                 Err(why)
@@ -207,6 +238,7 @@ impl Adoption {
         session: Adopted<'_>,
         route: Arc<Route>,
         listening: Option<&Arc<Listening>>,
+        tally: &mut Summary,
     ) -> Result<Arc<Info>, String> {
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
         let info = Info::new(session.id, route.clone(), (*session.peer).into(), session.age, counters);
@@ -220,7 +252,12 @@ impl Adoption {
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call().filter(|_| has_call).and_then(|limits| limits.qube.resume());
-        resume(&self.sessions, info.clone(), stage, Permits { _session: room, _call: calls });
+        let permits = Permits { _session: room, _call: calls };
+        if matches!(stage, Stage::Waiting(_)) {
+            tally.waiting.push(WaitingSession { info: info.clone(), stage, permits });
+        } else {
+            resume(&self.sessions, info.clone(), stage, permits);
+        }
         Ok(info)
     }
 }

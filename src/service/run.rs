@@ -2,7 +2,7 @@
 //!
 //! The order matters. Signals come first, so that from there on a SIGTERM is an order and not the end. What an earlier
 //! process counted is taken up before there are routes, which count on. Listeners of our own are opened before sessions
-//! are taken up, because flows need theirs. Children without a session are ended after all sessions are taken up. The
+//! are taken up, because flows need theirs. Children without a session are ended before sessions that wait begin. The
 //! control socket opens when there is something to tell, and listeners accept last.
 
 use std::{os::fd::OwnedFd, path::Path, sync::Arc};
@@ -160,22 +160,7 @@ impl Service {
             }
             None => self.posts.hold(taken.listeners),
         }
-        let adopted = self.adopt(taken.sessions, taken.lost, rules).await;
-        self.settle_children(&adopted);
-    }
-
-    /// Ends the children of a process that was killed, but for those `adopted`; and says when children of ours would not
-    /// outlive a restart.
-    fn settle_children(&self, adopted: &[u32]) {
-        let Some(group) = &self.group else { return };
-        if self.listening.iter().any(|l| l.route().call().is_some()) && !group.exists() {
-            let path = group.path().display();
-            say(Kind::CallsUnowned, format!("calls will not outlive a restart: {path} is not there"));
-        }
-        let strays = group.end_strays(adopted);
-        if strays > 0 {
-            say(Kind::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
-        }
+        self.adopt(taken.sessions, taken.lost, rules).await;
     }
 
     fn warn_of_descriptors(&self) {

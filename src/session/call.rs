@@ -56,7 +56,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
         }
         Err(Why::Park) => {
             let (helper, call) = call.park();
-            story.park(ParkedStage::SettingUp { peer: peer.into(), helper, call })
+            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call }, Some(ticket))
         }
         Err(why) => {
             peer.reset();

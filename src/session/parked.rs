@@ -8,9 +8,9 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::info::Info;
+use super::{info::Info, permits::Permits};
 use crate::{
-    dial::qrexec::{Helper, ParkedCall},
+    dial::qrexec::{Helper, ParkedCall, gate::Ticket},
     relay::{self, datagram::Asked},
     stream, sys,
 };
@@ -22,6 +22,9 @@ pub struct Parked {
     pub info: Arc<Info>,
     /// Where the session stood.
     pub stage: ParkedStage,
+    /// The places that the session took up. They are kept until all sessions are parked: given back earlier, they would
+    /// let a session that waits begin its call in this process.
+    pub(super) _places: (Permits, Option<Ticket>),
 }
 
 /// The stage of a session, taken off the runtime.

@@ -3,13 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    call, flow,
-    info::Info,
-    sessions::Sessions,
-    stage::{Permits, Stage},
-    story::Story,
-    stream,
-    watch::Happened,
+    call, flow, info::Info, permits::Permits, sessions::Sessions, stage::Stage, story::Story, stream, watch::Happened,
 };
 
 /// Begins a session that was accepted just now.

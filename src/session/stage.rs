@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::flows::Flow;
 use crate::{
     dial::qrexec::{Call, Helper, gate::Ticket},
@@ -37,13 +35,3 @@ pub struct SettingUp {
 
 /// The stage after this one; `None` when the session's task is done.
 pub(super) type Next = Option<Stage>;
-
-/// The places that a session takes up, on its listener and among the calls into its qube; given back when the session
-/// ends.
-#[derive(Debug, Default)]
-pub struct Permits {
-    /// On the listener.
-    pub _session: Option<OwnedSemaphorePermit>,
-    /// Among the calls.
-    pub _call: Option<OwnedSemaphorePermit>,
-}

@@ -6,13 +6,18 @@ use super::{
     event,
     info::Info,
     parked::{Parked, ParkedStage},
+    permits::Permits,
     sessions::Sessions,
-    stage::{Next, Permits},
+    stage::Next,
     tally::Reason,
     watch::{Ending, Happened},
 };
 use crate::{
-    dial::{Failure, netns::Place, qrexec::gate::CallPermit},
+    dial::{
+        Failure,
+        netns::Place,
+        qrexec::gate::{CallPermit, Ticket},
+    },
     log::{self, End},
     relay::Why,
 };
@@ -59,8 +64,14 @@ impl Story {
 
     /// Gives the session to the next process.
     pub(super) fn park(&mut self, stage: ParkedStage) -> Next {
+        self.park_with(stage, None)
+    }
+
+    /// Gives the session to the next process, with its place in the gate.
+    pub(super) fn park_with(&mut self, stage: ParkedStage, ticket: Option<Ticket>) -> Next {
         self.fate = Fate::Parked;
-        self.sessions.park(Parked { info: self.info.clone(), stage });
+        let _places = (std::mem::take(&mut self.permits), ticket);
+        self.sessions.park(Parked { info: self.info.clone(), stage, _places });
         None
     }
 

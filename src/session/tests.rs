@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::{
     event,
     info::Info,
+    permits::Permits,
     route::Routes,
     run::{resume, run},
     sessions::Sessions,
-    stage::{Permits, Stage},
+    stage::Stage,
     story::Story,
     watch::Ending,
 };
