@@ -44,20 +44,55 @@ pub const SOCKET: &str = "control";
 /// Clients that may wait to be let in.
 const BACKLOG: NonZeroU32 = NonZeroU32::new(64).expect("it is not zero");
 
-/// The control socket, and the task behind it.
+/// The open control socket, and what the service is asked through it.
 #[derive(Debug)]
 pub struct Control {
-    path: PathBuf,
+    state: StateFile,
+    questions: mpsc::Receiver<Ask>,
+    _door: Door,
+}
+
+/// The socket and the task behind it; dropped, it lets all clients go.
+#[derive(Debug)]
+struct Door {
     task: JoinHandle<()>,
     /// Removes the socket when it is dropped.
-    claim: Option<Claim>,
-    asked: Option<mpsc::Receiver<Ask>>,
-    /// What lies beside the socket is for the next process.
-    handed_over: bool,
+    _claim: Option<Claim>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The file beside the socket, for the next process. Dropped, it is removed: the service has stopped.
+#[derive(Debug)]
+pub struct StateFile(PathBuf);
+
+impl StateFile {
+    fn write(&self, snapshot: &Snapshot) {
+        if let Err(e) = state::write(&self.0, snapshot) {
+            let path = self.0.display();
+            say(Kind::ControlTrouble, format!("pauses and counters will not outlive a restart: {path}.state: {e}"));
+        }
+    }
+
+    /// Leaves pauses and counters to the next process.
+    pub fn hand_over(self, tallies: &Tallies) {
+        self.write(&tallies.keep(true));
+        std::mem::forget(self); // the file stays
+    }
+}
+
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        self.write(&Snapshot::default());
+    }
 }
 
 impl Control {
-    /// What the earlier process left beside the socket at `path`; to be read before there are routes.
+    /// Takes up what the earlier process left beside the socket at `path`; to be called before there are routes.
     pub fn take_up(path: &Path, tallies: &Tallies) {
         tallies.take_up(&state::read(path));
     }
@@ -73,11 +108,10 @@ impl Control {
         let bound = bind(&listen).map_err(|trouble| trouble.to_string())?;
         let activation::Socket::Unix(listener) = bound.socket else { return Err("it is no UNIX socket".to_owned()) };
         let listener = UnixListener::from_std(listener).map_err(|e| e.to_string())?;
-        let (asks, asked) = mpsc::channel(1);
+        let (asks, questions) = mpsc::channel(1);
         let server = server::Server::new(subject.clone(), asks);
-        let task = tokio::spawn(server.run(listener));
-        let asked = Some(asked);
-        let control = Self { path: path.to_owned(), task, claim: bound.claim, asked, handed_over: false };
+        let door = Door { task: tokio::spawn(server.run(listener)), _claim: bound.claim };
+        let control = Self { state: StateFile(path.to_owned()), questions, _door: door };
         // The counts have been taken up; should this process crash, counting begins anew.
         control.save(subject.routes.tallies());
         Ok(control)
@@ -85,14 +119,7 @@ impl Control {
 
     /// Writes the pauses beside the socket, for the next process.
     pub fn save(&self, tallies: &Tallies) {
-        self.write(&tallies.keep(false));
-    }
-
-    fn write(&self, kept: &Snapshot) {
-        if let Err(e) = state::write(&self.path, kept) {
-            let path = self.path.display();
-            say(Kind::ControlTrouble, format!("pauses and counters will not outlive a restart: {path}.state: {e}"));
-        }
+        self.state.write(&tallies.keep(false));
     }
 
     /// The next question.
@@ -100,40 +127,21 @@ impl Control {
     /// # Cancel safety
     /// Safe.
     pub async fn next(&mut self) -> Ask {
-        if let Some(ask) = match &mut self.asked {
-            Some(asked) => asked.recv().await,
-            None => None,
-        } {
-            return ask;
+        match self.questions.recv().await {
+            Some(ask) => ask,
+            None => std::future::pending().await,
         }
-        std::future::pending().await
     }
 
     /// Stops answering questions; calls that need no answer of the service still work.
-    pub fn deaf(&mut self) {
-        self.asked = None;
+    pub fn deafen(&mut self) {
+        self.questions.close();
+        while self.questions.try_recv().is_ok() {} // whoever asked is told that the service stops
     }
 
-    /// Closes the socket: whoever asks from now on is to ask the next process.
-    pub fn close(&mut self) {
-        self.deaf();
-        self.task.abort();
-        self.claim = None;
-        self.handed_over = true;
-    }
-
-    /// Leaves to the next process what it has to know.
-    pub fn hand_over(self, tallies: &Tallies) {
-        self.write(&tallies.keep(true));
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.task.abort();
-        if !self.handed_over {
-            self.write(&Snapshot::default());
-        }
+    /// Closes the socket: clients ask the next process from now on.
+    pub fn close(self) -> StateFile {
+        self.state
     }
 }
 

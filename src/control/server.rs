@@ -145,7 +145,7 @@ impl Server {
             return Ok(sessions);
         }
         let looked_up = spawn_blocking(move || {
-            let processes = who::look_up(&sessions.iter().map(who::Wanted::of).collect::<Vec<_>>());
+            let processes = who::look_up(&all.iter().map(|info| who::Wanted::of(info)).collect::<Vec<_>>());
             sessions.iter_mut().zip(processes).for_each(|(session, process)| session.process = process);
             sessions
         });

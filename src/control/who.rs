@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::api::{self, Process};
 use crate::{
     log::escape,
-    session::Peer,
+    session::{Info, Peer},
     sys::proc::{self, Groups, Tcp},
 };
 
@@ -30,19 +30,25 @@ const SLACK: Duration = Duration::from_millis(50);
 /// Whom to look for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// The peer, as logs have it.
-    pub peer: String,
-    /// The listener's address, as logs have it.
-    pub listener: String,
-    /// How long ago it was accepted.
-    pub age: Duration,
+    /// The peer.
+    peer: Peer,
+    /// The port of the listener, where the listener is in our network namespace.
+    port: Option<u16>,
+    /// How long ago the session was accepted.
+    age: Duration,
 }
 
 impl Wanted {
-    /// Who is at the other end of that session.
-    pub fn of(session: &api::Session) -> Self {
-        let (peer, listener) = (session.peer.clone(), session.listener.clone());
-        Self { peer, listener, age: Duration::from_millis(session.age_ms) }
+    /// The peer of a session of another process, which tells of it in text.
+    pub fn told(session: &api::Session) -> Self {
+        let peer = Peer::read(&session.peer).unwrap_or(Peer::Unknown);
+        Self { peer, port: port_of(&session.listener), age: Duration::from_millis(session.age_ms) }
+    }
+
+    /// The peer of a session of ours.
+    pub fn of(info: &Info) -> Self {
+        let (peer, port) = (info.peer.clone(), port_of(&info.route.listener));
+        Self { peer, port, age: Duration::from_millis(info.age_ms()) }
     }
 }
 
@@ -52,15 +58,15 @@ pub fn look_up(wanted: &[Wanted]) -> Vec<Option<Process>> {
     // TCP connections as the peer's own socket has them: local address, port of the other side.
     let mut ends: HashMap<(SocketAddr, u16), usize> = HashMap::new();
     for (index, one) in wanted.iter().enumerate() {
-        pids.push(match Peer::read(&one.peer) {
-            Some(Peer::Unix { uid, pid, .. }) => u32::try_from(pid).ok().filter(|pid| *pid > 0).map(|p| (p, Some(uid))),
-            Some(Peer::Inet(address)) => {
-                if let Some(port) = port_of(&one.listener) {
-                    ends.insert((canonical(address), port), index);
+        pids.push(match &one.peer {
+            Peer::Unix { uid, pid, .. } => u32::try_from(*pid).ok().filter(|pid| *pid > 0).map(|p| (p, Some(*uid))),
+            Peer::Inet(address) => {
+                if let Some(port) = one.port {
+                    ends.insert((canonical(*address), port), index);
                 }
                 None
             }
-            _ => None,
+            Peer::Unknown => None,
         });
     }
     if !ends.is_empty() {
@@ -163,7 +169,8 @@ mod tests {
     use super::*;
 
     fn wanted(peer: impl ToString, listener: impl ToString) -> Vec<Wanted> {
-        vec![Wanted { peer: peer.to_string(), listener: listener.to_string(), age: Duration::ZERO }]
+        let peer = Peer::read(&peer.to_string()).expect("a peer");
+        vec![Wanted { peer, port: port_of(&listener.to_string()), age: Duration::ZERO }]
     }
 
     #[test]

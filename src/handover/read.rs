@@ -26,7 +26,7 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Phase, Side,
         datagram::{Asked, Destination},
     },
-    session::{ParkedPeer, ParkedStage, abandon},
+    session::{ParkedPeer, ParkedStage, Peer, abandon},
     stream::{Kind, Stream},
 };
 
@@ -52,8 +52,8 @@ pub struct Adopted<'a> {
     pub listener: Cow<'a, str>,
     /// Where it leads, as logs have it.
     pub upstream: Cow<'a, str>,
-    /// Who connected, as logs have it.
-    pub peer: Cow<'a, str>,
+    /// Who connected.
+    pub peer: Peer,
     /// Since it was accepted.
     pub age: Duration,
     /// Milliseconds from accept to connected.
@@ -186,7 +186,7 @@ impl Records {
             name: record.name,
             listener: record.listener,
             upstream: record.upstream,
-            peer: record.peer,
+            peer: Peer::read(&record.peer).unwrap_or(Peer::Unknown),
             age: Duration::from_millis(record.age_ms),
             dial_ms: record.dial_ms,
             queued_ms: record.queued_ms,

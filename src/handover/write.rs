@@ -52,7 +52,7 @@ impl Writer {
             name: Cow::Borrowed(&info.route.name),
             listener: Cow::Borrowed(&info.route.listener),
             upstream: Cow::Borrowed(&info.route.upstream_text),
-            peer: Cow::Borrowed(&info.peer),
+            peer: Cow::Owned(info.peer.to_string()),
             age_ms: info.age_ms(),
             dial_ms: info.dial_ms(),
             queued_ms: info.queued_ms(),

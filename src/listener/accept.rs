@@ -100,7 +100,7 @@ impl Streams {
             stream.reset();
             return deny(&route, &peer, list, denied);
         }
-        let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
+        let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
         session::begin(
             sessions,
             Arc::new(info),

@@ -77,7 +77,7 @@ fn take(
         return deny(&route, &peer, list, denied);
     }
     let most = route.options.max_connections;
-    let info = Info::new(Uuid::new_v4(), route, peer.to_string().into(), Duration::ZERO, Counters::default());
+    let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
     let info = Arc::new(info);
     let flow = flows.begin(asked, info.clone(), most);
     flow.up(bytes);

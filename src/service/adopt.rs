@@ -241,7 +241,7 @@ impl Adoption {
         tally: &mut Summary,
     ) -> Result<Arc<Info>, String> {
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-        let info = Info::new(session.id, route.clone(), (*session.peer).into(), session.age, counters);
+        let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
         if let Some(ms) = session.dial_ms {
             info.connected(ms);
         }

@@ -133,7 +133,7 @@ fn end_all(end: OwnedFd) {
 fn end_one(session: Adopted<'_>) {
     let route = Routes::new(0).unknown(session.name.to_string(), &session.listener, &session.upstream);
     let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-    let info = Info::new(session.id, Arc::new(route), (*session.peer).into(), session.age, counters);
+    let info = Info::new(session.id, Arc::new(route), session.peer, session.age, counters);
     if let Some(ms) = session.dial_ms {
         info.connected(ms);
     }

@@ -31,7 +31,7 @@ const ENDING: Duration = Duration::from_secs(5);
 impl Service {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
-        self.control.iter_mut().for_each(Control::close);
+        let state = self.control.take().map(Control::close);
         self.accepting.stop().await;
         let began = Instant::now();
         let sessions = &self.sessions;
@@ -45,7 +45,7 @@ impl Service {
             let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
-        self.control.take().into_iter().for_each(|control| control.hand_over(self.routes.tallies()));
+        state.into_iter().for_each(|state| state.hand_over(self.routes.tallies()));
         let listeners = self.posts.park();
         if parked.is_empty() && listeners.is_empty() {
             let _ = leave(None);
@@ -72,7 +72,7 @@ impl Service {
     /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`,
     /// and within `at_most`.
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
-        self.control.iter_mut().for_each(Control::deaf);
+        self.control.iter_mut().for_each(Control::deafen);
         self.accepting.stop().await;
         self.posts.close();
         let sessions = &self.sessions;

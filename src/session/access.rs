@@ -52,7 +52,7 @@ impl Peer {
         }
     }
 
-    /// The peer that is displayed so.
+    /// The peer that is displayed so: a handover record has the text.
     pub fn read(text: &str) -> Option<Self> {
         if let Ok(address) = text.parse() {
             return Some(Self::Inet(address));

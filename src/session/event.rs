@@ -20,7 +20,7 @@ pub fn about(info: &Info, kind: Kind, message: String) -> Event {
     let mut event = Event::new(kind, message);
     event.session = Some(info.id);
     event.listener = Some(info.route.listener.clone());
-    event.peer = Some(info.peer.clone());
+    event.peer = Some(info.peer.to_string().into());
     event.upstream = Some(info.route.upstream_text.clone());
     event.call = info.route.call_text();
     event.dial_ms = info.dial_ms();

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::route::Route;
+use super::{access::Peer, route::Route};
 use crate::relay::{Counters, Interrupt};
 
 /// What every room may know about a session.
@@ -21,8 +21,8 @@ pub struct Info {
     pub id: Uuid,
     /// The route that the session took.
     pub route: Arc<Route>,
-    /// Who connected, as logs have it.
-    pub peer: Arc<str>,
+    /// Who connected.
+    pub peer: Peer,
     /// When the peer's connection was accepted.
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
@@ -39,7 +39,7 @@ pub struct Info {
 
 impl Info {
     /// A session accepted `age` ago.
-    pub fn new(id: Uuid, route: Arc<Route>, peer: Arc<str>, age: Duration, counters: Counters) -> Self {
+    pub fn new(id: Uuid, route: Arc<Route>, peer: Peer, age: Duration, counters: Counters) -> Self {
         let now = Instant::now();
         Self {
             id,

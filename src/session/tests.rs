@@ -10,6 +10,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
+    access::Peer,
     event,
     info::Info,
     permits::Permits,
@@ -37,7 +38,7 @@ fn info() -> Arc<Info> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
     let leg = forward.legs.front().clone();
     let route = Routes::new(32).make("uds=/nonexistent".into(), "/listener", leg, forward.options).expect("a route");
-    Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), "somebody".into(), Duration::ZERO, Counters::default()))
+    Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), Peer::Unknown, Duration::ZERO, Counters::default()))
 }
 
 /// A relay between two pairs of sockets, and their far ends.

@@ -102,11 +102,13 @@ impl Service {
         }
     }
 
-    /// Whether systemd has it running or on its way, although it does not answer.
+    /// Whether systemd has the service running or on its way, although the service does not answer. Between the two halves
+    /// of a restart the unit is inactive, with a job.
     pub(super) fn restarts(&self) -> bool {
-        let state = systemctl::show(self.scope, &["ActiveState"], &[self.unit()]);
-        let state = state.and_then(|units| units.into_iter().next()).and_then(|unit| unit.last("ActiveState"));
-        self.usual && state.is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"))
+        let shown = systemctl::show(self.scope, &["ActiveState", "Job"], &[self.unit()]);
+        let Some(unit) = shown.and_then(|units| units.into_iter().next()) else { return false };
+        let runs = unit.last("ActiveState").is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"));
+        self.usual && (runs || unit.last("Job").is_some())
     }
 
     /// Makes a call.

@@ -58,7 +58,7 @@ pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<
 /// Looks for processes that the service may not see. It is held to few capabilities, and whoever asks is often root.
 fn look_further(sessions: &mut [api::Session]) {
     let mut unknown: Vec<&mut api::Session> = sessions.iter_mut().filter(|s| s.process.is_none()).collect();
-    let wanted: Vec<_> = unknown.iter().map(|session| who::Wanted::of(session)).collect();
+    let wanted: Vec<_> = unknown.iter().map(|session| who::Wanted::told(session)).collect();
     let found = who::look_up(&wanted);
     unknown.iter_mut().zip(found).for_each(|(session, process)| session.process = process);
 }
