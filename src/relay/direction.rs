@@ -31,7 +31,7 @@ use super::{
     end::End,
     pool::{self, Buffer, Pipe, Wide, move_bytes},
 };
-use crate::stream::{Kind, Stream};
+use crate::stream::{Stream, StreamKind};
 
 /// Bytes read at once in the gear *Small*. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in
 /// one piece.
@@ -73,12 +73,13 @@ pub(super) enum Gear {
 
 impl Gear {
     /// The gear for many bytes.
-    pub(super) fn high(from: Kind, to: Kind) -> Self {
+    pub(super) fn high(from: StreamKind, to: StreamKind) -> Self {
         match (from, to) {
-            (Kind::PipeReader, Kind::Tcp) => Self::Copy,
-            (Kind::PipeReader | Kind::PipeWriter, _) | (_, Kind::PipeReader | Kind::PipeWriter) => Self::Direct,
-            (Kind::Unix, Kind::Tcp) => Self::Copy,
-            (Kind::Tcp | Kind::Unix, Kind::Tcp | Kind::Unix) => Self::Splice,
+            (StreamKind::PipeReader, StreamKind::Tcp) => Self::Copy,
+            (StreamKind::PipeReader | StreamKind::PipeWriter, _)
+            | (_, StreamKind::PipeReader | StreamKind::PipeWriter) => Self::Direct,
+            (StreamKind::Unix, StreamKind::Tcp) => Self::Copy,
+            (StreamKind::Tcp | StreamKind::Unix, StreamKind::Tcp | StreamKind::Unix) => Self::Splice,
         }
     }
 }
@@ -406,7 +407,7 @@ impl Direction {
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                if reader.kind() == Kind::PipeReader && reader.unread() == 0 {
+                if reader.kind() == StreamKind::PipeReader && reader.unread() == 0 {
                     source.clear_ready(); // a pipe has no urgent marks, and its end is no EAGAIN
                 } else {
                     self.blocked = !writer.has_room();
@@ -417,7 +418,7 @@ impl Direction {
                 }
             }
             // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
-            Err(e) if reader.kind() == Kind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
+            Err(e) if reader.kind() == StreamKind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
                 return Poll::Ready(Err(Fault::Destination(e)));
             }
             Err(e) => return Poll::Ready(Err(Fault::Lost(e))),
@@ -470,8 +471,8 @@ impl Direction {
             self.run = if n < CHUNK.min(self.most as usize) { 0 } else { self.run + 1 };
             if self.run >= FULL_READS {
                 (self.gear, self.run) = (Gear::high(from.kind(), to.kind()), 0);
-                if (self.gear == Gear::Direct || from.kind() == Kind::PipeReader) && self.wide.is_none() {
-                    let pipe = if from.kind() == Kind::PipeReader { from } else { to };
+                if (self.gear == Gear::Direct || from.kind() == StreamKind::PipeReader) && self.wide.is_none() {
+                    let pipe = if from.kind() == StreamKind::PipeReader { from } else { to };
                     self.wide = pool::widen(pipe.as_fd());
                 }
             }

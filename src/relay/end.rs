@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::stream::{Kind, Stream};
+use crate::stream::{Stream, StreamKind};
 
 /// What a relay reads from and writes to.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Pipes {
 #[derive(Debug)]
 pub enum ParkedEnd {
     /// A connected stream socket and its kind.
-    Socket(Kind, OwnedFd),
+    Socket(StreamKind, OwnedFd),
     /// A child's standard output and input, as far as they are open.
     Pipes {
         /// The child's standard output.
@@ -108,8 +108,8 @@ impl End {
         Ok(match parked {
             ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),
             ParkedEnd::Pipes { from, to } => Self::Pipes(Box::new(Pipes {
-                from: from.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose()?,
-                to: to.map(|fd| Stream::new(fd, Kind::PipeWriter)).transpose()?,
+                from: from.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose()?,
+                to: to.map(|fd| Stream::new(fd, StreamKind::PipeWriter)).transpose()?,
             })),
         })
     }

@@ -18,7 +18,7 @@ use crate::{
         CallLimits, Info, ParkedPeer, ParkedStage, Permits, Route, Routes, Sessions, SettingUp, Stage, drain, resume,
     },
     spec::{OnRemove, SocketKind},
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
     systemd::notify::sessions as sessions_text,
 };
 
@@ -150,11 +150,11 @@ impl Adoption {
             ParkedStage::Waiting(peer) | ParkedStage::SettingUp { peer, .. } => peer.kind,
             ParkedStage::Relaying { relay, .. } => match relay.peer {
                 ParkedEnd::Socket(kind, _) => kind,
-                ParkedEnd::Pipes { .. } => Kind::Tcp,
+                ParkedEnd::Pipes { .. } => StreamKind::Tcp,
             },
             ParkedStage::Flow { .. } => return Err("its listener is gone, through which it was answered".to_owned()),
         };
-        let kind = if kind == Kind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
+        let kind = if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
         let mut route = match self.rules.resolve(&session.name, kind) {
             Ok(forward) => {

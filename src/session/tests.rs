@@ -24,7 +24,7 @@ use crate::{
     log::{End, Kind},
     relay::{Counters, End as RelayEnd, Relay},
     spec::{Config, SocketKind, fdname},
-    stream::{Kind as StreamKind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// A registry whose sessions nobody takes when they are parked.

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use crate::{
     relay::{Counters, End, Interrupt, Relay},
     report::{Code, Failure},
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// No such service (QREXEC_EXIT_SERVICE_NOT_FOUND, libqrexec/qrexec.h).
@@ -49,9 +49,9 @@ fn relay(service: TcpStream) -> io::Result<()> {
     nix::unistd::dup2_stdout(&null)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (from, to) = (Stream::new(from, Kind::PipeReader)?, Stream::new(to, Kind::PipeWriter)?);
+        let (from, to) = (Stream::new(from, StreamKind::PipeReader)?, Stream::new(to, StreamKind::PipeWriter)?);
         let caller = End::pipes(from, to);
-        let service = End::Socket(Stream::new(service.into(), Kind::Tcp)?);
+        let service = End::Socket(Stream::new(service.into(), StreamKind::Tcp)?);
         Relay::new(caller, service, None).run(&Counters::default(), &Interrupt::default()).await;
         Ok(())
     })

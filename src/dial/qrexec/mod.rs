@@ -42,7 +42,7 @@ use super::{failure::Failure, peer::abandoned};
 use crate::{
     proto::qrexec::SetUp,
     spec,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// Where Qubes installs the program.
@@ -136,9 +136,9 @@ impl Call {
             .stderr(Stdio::from(child_err));
         let child = Child::spawn(command)?;
         Ok(Self {
-            helper: Helper { child, stderr: Stderr::new(Some(stream(err, Kind::PipeReader)?)) },
-            to: stream(to, Kind::PipeWriter)?,
-            from: stream(from, Kind::PipeReader)?,
+            helper: Helper { child, stderr: Stderr::new(Some(stream(err, StreamKind::PipeReader)?)) },
+            to: stream(to, StreamKind::PipeWriter)?,
+            from: stream(from, StreamKind::PipeReader)?,
             probe,
             began: Instant::now(),
         })
@@ -218,8 +218,8 @@ impl Call {
         let now = Instant::now();
         Ok(Self {
             helper,
-            to: Stream::new(to, Kind::PipeWriter)?,
-            from: Stream::new(from, Kind::PipeReader)?,
+            to: Stream::new(to, StreamKind::PipeWriter)?,
+            from: Stream::new(from, StreamKind::PipeReader)?,
             probe,
             began: now.checked_sub(parked.taken).unwrap_or(now),
         })
@@ -232,7 +232,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Our end of a child's pipe, made non-blocking: the child's end is a description of its own and stays as it is.
-fn stream(fd: OwnedFd, kind: Kind) -> io::Result<Stream> {
+fn stream(fd: OwnedFd, kind: StreamKind) -> io::Result<Stream> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Stream::new(fd, kind)
 }

@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     relay::End,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// How long any run may take: far above what the longest script needs.
@@ -126,8 +126,8 @@ pub fn pair(what: What, narrow: bool) -> (Far, End) {
         let (child_in, to) = nix::unistd::pipe2(flags).expect("a pipe");
         let (from, child_out) = nix::unistd::pipe2(flags).expect("a pipe");
         let end = End::pipes(
-            Stream::new(from, Kind::PipeReader).expect("registered"),
-            Stream::new(to, Kind::PipeWriter).expect("registered"),
+            Stream::new(from, StreamKind::PipeReader).expect("registered"),
+            Stream::new(to, StreamKind::PipeWriter).expect("registered"),
         );
         return (Far { what, reading: Some(child_in), writing: Some(child_out), failed: None }, end);
     }
@@ -153,7 +153,7 @@ pub fn pair(what: What, narrow: bool) -> (Far, End) {
             setsockopt(fd, sockopt::RcvBuf, &size).expect("an option");
         }
     }
-    let kind = if what == What::Tcp { Kind::Tcp } else { Kind::Unix };
+    let kind = if what == What::Tcp { StreamKind::Tcp } else { StreamKind::Unix };
     let end = End::Socket(Stream::new(near, kind).expect("registered"));
     (Far { what, writing: Some(far.try_clone().expect("a descriptor")), reading: Some(far), failed: None }, end)
 }

@@ -21,7 +21,7 @@ use super::{
     far::{self, Far, ReadEnd, Script, Step, Then, What},
     run,
 };
-use crate::stream::Kind;
+use crate::stream::StreamKind;
 
 const GEARS: [Gear; 3] = [Gear::Small, Gear::Copy, Gear::Splice];
 
@@ -221,9 +221,13 @@ fn all_pairs() {
         (What::Tcp, What::Pipes),
         (What::Unix, What::Pipes),
     ] {
-        for gear in
-            [None, Some(Gear::high(Kind::Tcp, if upstream == What::Pipes { Kind::PipeWriter } else { Kind::Tcp }))]
-        {
+        for gear in [
+            None,
+            Some(Gear::high(
+                StreamKind::Tcp,
+                if upstream == What::Pipes { StreamKind::PipeWriter } else { StreamKind::Tcp },
+            )),
+        ] {
             let big = || script(&[3_000_000], vec![Step::Pause(Duration::from_millis(2))]);
             check(peer, upstream, &case(big(), big(), gear)).expect("every byte");
         }
