@@ -28,7 +28,7 @@ use std::{
 };
 
 use super::{
-    end::End,
+    end::RelayEnd,
     pool::{self, Buffer, Pipe, Wide, move_bytes},
 };
 use crate::stream::{Stream, StreamKind};
@@ -234,8 +234,8 @@ impl Direction {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut End,
-        destination: &mut End,
+        source: &mut RelayEnd,
+        destination: &mut RelayEnd,
         count: &AtomicU64,
         lost: bool,
     ) -> Poll<Result<(), Fault>> {

@@ -6,7 +6,7 @@ use crate::stream::{Stream, StreamKind};
 
 /// What a relay reads from and writes to.
 #[derive(Debug)]
-pub enum End {
+pub enum RelayEnd {
     /// A connected stream socket.
     Socket(Stream),
     /// A child's standard streams. They are the rarer case, and two: boxed, they do not make sockets larger.
@@ -22,7 +22,7 @@ pub struct Pipes {
     to: Option<Stream>,
 }
 
-/// An [`End`] taken off the runtime, ready to be handed to another process.
+/// An [`RelayEnd`] taken off the runtime, ready to be handed to another process.
 #[derive(Debug)]
 pub enum ParkedEnd {
     /// A connected stream socket and its kind.
@@ -36,7 +36,7 @@ pub enum ParkedEnd {
     },
 }
 
-impl End {
+impl RelayEnd {
     /// A child's standard output and input.
     pub fn pipes(from: Stream, to: Stream) -> Self {
         Self::Pipes(Box::new(Pipes { from: Some(from), to: Some(to) }))

@@ -1,7 +1,7 @@
 //! The full-duplex byte relay.
 //!
 //! # Theory
-//! A relay is two [`Direction`]s over two [`End`]s: *up* reads the peer and writes the upstream, *down* the reverse.
+//! A relay is two [`Direction`]s over two [`RelayEnd`]s: *up* reads the peer and writes the upstream, *down* the reverse.
 //! How each moves its bytes is told in [`super::direction`]. It is in one of three phases:
 //!
 //! * **Open**: bytes flow.
@@ -43,7 +43,7 @@ use tokio::time::{Instant, Sleep};
 use super::{
     counters::Counters,
     direction::{Direction, Fault, ParkedDirection, Passing, Phase},
-    end::{End, ParkedEnd},
+    end::{ParkedEnd, RelayEnd},
     interrupt::Interrupt,
     outcome::{Outcome, Side},
 };
@@ -118,8 +118,8 @@ impl Timer {
 /// A running relay.
 #[derive(Debug)]
 pub struct Relay {
-    peer: End,
-    upstream: End,
+    peer: RelayEnd,
+    upstream: RelayEnd,
     up: Direction,
     down: Direction,
     /// The side that was reset, and what the kernel said.
@@ -132,7 +132,7 @@ pub struct Relay {
 
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
-    pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
+    pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
         Self { peer, upstream, up, down, fault: None, idle, timer: None }
     }
@@ -148,8 +148,8 @@ impl Relay {
     /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
         Ok(Self {
-            peer: End::resume(parked.peer)?,
-            upstream: End::resume(parked.upstream)?,
+            peer: RelayEnd::resume(parked.peer)?,
+            upstream: RelayEnd::resume(parked.upstream)?,
             up: Direction::resume(parked.up),
             down: Direction::resume(parked.down),
             fault: parked.reset_by.map(|side| Box::new((side, None))),
@@ -204,7 +204,7 @@ impl Relay {
     }
 
     /// The two ends, to be closed: peer, upstream.
-    pub fn into_ends(self) -> (End, End) {
+    pub fn into_ends(self) -> (RelayEnd, RelayEnd) {
         (self.peer, self.upstream)
     }
 

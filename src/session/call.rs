@@ -100,8 +100,8 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> Next {
         }
     }
     story.connected(None);
-    let upstream = relay::End::pipes(call.from, call.to);
-    let relay = new_relay(relay::End::Socket(peer), upstream, &route);
+    let upstream = relay::RelayEnd::pipes(call.from, call.to);
+    let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
     Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))
 }
 

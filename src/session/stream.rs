@@ -61,7 +61,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> Next {
                 }
             }
             story.connected(at.as_ref());
-            let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
+            let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
         }
         Ok(Ok(Dialled::Call(call, ticket, permit))) => {
@@ -216,7 +216,7 @@ pub(super) async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<
 }
 
 /// A relay with the options of a route.
-pub(super) fn new_relay(peer: relay::End, upstream: relay::End, route: &Route) -> Relay {
+pub(super) fn new_relay(peer: relay::RelayEnd, upstream: relay::RelayEnd, route: &Route) -> Relay {
     let mut relay = Relay::new(peer, upstream, route.options.idle_timeout);
     route.options.buffer_size.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
     relay

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     dial::qrexec::Client,
     log::{End, Kind},
-    relay::{Counters, End as RelayEnd, Relay},
+    relay::{Counters, Relay, RelayEnd},
     spec::{Config, SocketKind, fdname},
     stream::{Stream, StreamKind},
 };

@@ -14,7 +14,7 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::{
-    relay::{Counters, End, Interrupt, Relay},
+    relay::{Counters, Interrupt, Relay, RelayEnd},
     report::{Code, Failure},
     stream::{Stream, StreamKind},
 };
@@ -50,8 +50,8 @@ fn relay(service: TcpStream) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (from, to) = (Stream::new(from, StreamKind::PipeReader)?, Stream::new(to, StreamKind::PipeWriter)?);
-        let caller = End::pipes(from, to);
-        let service = End::Socket(Stream::new(service.into(), StreamKind::Tcp)?);
+        let caller = RelayEnd::pipes(from, to);
+        let service = RelayEnd::Socket(Stream::new(service.into(), StreamKind::Tcp)?);
         Relay::new(caller, service, None).run(&Counters::default(), &Interrupt::default()).await;
         Ok(())
     })

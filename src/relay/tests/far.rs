@@ -15,7 +15,7 @@ use nix::{
 };
 
 use crate::{
-    relay::End,
+    relay::RelayEnd,
     stream::{Stream, StreamKind},
 };
 
@@ -120,12 +120,12 @@ pub struct Far {
 
 /// A far side and the relay's end of it. `narrow` makes socket buffers small (loopback TCP crawls
 /// when a buffer holds less than a segment of 64 KiB).
-pub fn pair(what: What, narrow: bool) -> (Far, End) {
+pub fn pair(what: What, narrow: bool) -> (Far, RelayEnd) {
     let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     if what == What::Pipes {
         let (child_in, to) = nix::unistd::pipe2(flags).expect("a pipe");
         let (from, child_out) = nix::unistd::pipe2(flags).expect("a pipe");
-        let end = End::pipes(
+        let end = RelayEnd::pipes(
             Stream::new(from, StreamKind::PipeReader).expect("registered"),
             Stream::new(to, StreamKind::PipeWriter).expect("registered"),
         );
@@ -154,7 +154,7 @@ pub fn pair(what: What, narrow: bool) -> (Far, End) {
         }
     }
     let kind = if what == What::Tcp { StreamKind::Tcp } else { StreamKind::Unix };
-    let end = End::Socket(Stream::new(near, kind).expect("registered"));
+    let end = RelayEnd::Socket(Stream::new(near, kind).expect("registered"));
     (Far { what, writing: Some(far.try_clone().expect("a descriptor")), reading: Some(far), failed: None }, end)
 }
 
