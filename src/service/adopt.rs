@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{setup::Rules, state::Service};
 use crate::{
-    dial::qrexec::Call,
+    dial::qrexec::LiveCall,
     handover::{Adopted, Lost, Records},
     listener::Listening,
     log::{Kind as Event, say},
@@ -191,7 +191,7 @@ impl Adoption {
                 };
                 let ticket = gate.clone().resume();
                 let peer = connected(peer)?;
-                let call = Call::resume(helper, call).map_err(failed)?;
+                let call = LiveCall::resume(helper, call).map_err(failed)?;
                 Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))
             }
             ParkedStage::Relaying { relay, helper } => {

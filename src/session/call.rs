@@ -16,7 +16,7 @@ use crate::{
     dial::{
         self, Failure,
         qrexec::{
-            Call, Decision, Exit, Helper, Parts,
+            Decision, Exit, Helper, LiveCall, Parts,
             gate::{Ticket, UNDECIDED},
         },
     },
@@ -68,7 +68,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
 }
 
 /// The decision, unless the session is interrupted first. The ticket gives its place back when the decision takes long.
-async fn decided(info: &Info, peer: &Stream, call: &mut Call, ticket: &mut Ticket) -> Result<Decision, Why> {
+async fn decided(info: &Info, peer: &Stream, call: &mut LiveCall, ticket: &mut Ticket) -> Result<Decision, Why> {
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
     let deadline = info.setup_deadline(allowed);

@@ -6,7 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::flows::Flow;
 use crate::{
-    dial::qrexec::{Call, Helper, gate::Ticket},
+    dial::qrexec::{Helper, LiveCall, gate::Ticket},
     relay::Relay,
     stream::Stream,
 };
@@ -30,7 +30,7 @@ pub struct SettingUp {
     /// The peer; not read before the call is connected.
     pub peer: Stream,
     /// The call.
-    pub call: Call,
+    pub call: LiveCall,
     /// Its place in the gate.
     pub ticket: Ticket,
 }

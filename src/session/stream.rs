@@ -20,7 +20,7 @@ use crate::{
         self, Failure, Way,
         netns::Place,
         qrexec::{
-            Call,
+            LiveCall,
             gate::{CallPermit, Ticket},
         },
     },
@@ -38,7 +38,7 @@ enum Dialled {
     /// A connected stream, and the namespace that it was dialled in, when that is not our own.
     Stream(Stream, Option<Place>),
     /// A call that is not decided yet.
-    Call(Call, Ticket, CallPermit),
+    Call(LiveCall, Ticket, CallPermit),
 }
 
 /// Dials the upstream, and watches the peer meanwhile.
@@ -122,7 +122,7 @@ async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failu
         }
         () = set_up_late(info, allowed) => return Err(Failure::TimedOut(allowed)),
     };
-    Ok(Dialled::Call(Call::start(story.sessions.client(), &limits.call)?, ticket, permit))
+    Ok(Dialled::Call(LiveCall::start(story.sessions.client(), &limits.call)?, ticket, permit))
 }
 
 /// Waits until a set-up has taken all the time that it may.

@@ -8,7 +8,7 @@
 //! A call goes through **set-up**: dom0 asks its policy, perhaps its user, perhaps starts a qube; nothing tells us
 //! when that is over. But `qrexec-client-vm` sets O_NONBLOCK on its standard input exactly when it is connected and
 //! before any byte moves. That flag belongs to the open file description, so a second descriptor of the same pipe end
-//! shows it ([`Call::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
+//! shows it ([`LiveCall::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
 //! is not read: its bytes stay in the kernel.
 //!
 //! The flag goes as it came: before `qrexec-client-vm` closes its input, at the latest when it ends, it makes it
@@ -68,7 +68,7 @@ pub struct Helper {
 
 /// A call in set-up: the child, our ends of its pipes, and the second descriptor of its standard input.
 #[derive(Debug)]
-pub struct Call {
+pub struct LiveCall {
     /// The `qrexec-client-vm`.
     pub helper: Helper,
     to: Stream,
@@ -106,7 +106,7 @@ pub struct ParkedCall {
     pub taken: Duration,
 }
 
-impl Call {
+impl LiveCall {
     /// Starts a process for `call`.
     ///
     /// # Errors
@@ -209,7 +209,7 @@ impl Call {
         (self.helper, ParkedCall { pipes, taken: self.began.elapsed() })
     }
 
-    /// Takes up what [`Call::park`] gave another process.
+    /// Takes up what [`LiveCall::park`] gave another process.
     ///
     /// # Errors
     /// As [`Stream::new`].
