@@ -12,7 +12,7 @@ use super::{
     watch::{Ending, Happened},
 };
 use crate::{
-    dial::{Failure, netns::Place, qrexec::gate::CallPermit},
+    dial::{Failure, netns::Namespace, qrexec::gate::CallPermit},
     log::{self, End},
     relay::Why,
 };
@@ -97,7 +97,7 @@ impl Story {
     }
 
     /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-    pub(super) fn connected(&self, at: Option<&Place>) {
+    pub(super) fn connected(&self, at: Option<&Namespace>) {
         let ms = self.info.age_ms();
         self.info.connected(ms);
         self.info.route.tally.dialled(ms);

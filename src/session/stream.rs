@@ -18,7 +18,7 @@ use super::{
 use crate::{
     dial::{
         self, Failure, Way,
-        netns::Place,
+        netns::Namespace,
         qrexec::{
             LiveCall,
             gate::{CallPermit, Ticket},
@@ -36,7 +36,7 @@ const DELIVERY: Duration = Duration::from_secs(10);
 /// What a dial gave.
 enum Dialled {
     /// A connected stream, and the namespace that it was dialled in, when that is not our own.
-    Stream(Stream, Option<Place>),
+    Stream(Stream, Option<Namespace>),
     /// A call that is not decided yet.
     Call(LiveCall, Ticket, CallPermit),
 }
