@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::{
     relay::{Counters, Interrupt, Relay, RelayEnd},
-    report::{Code, Failure},
+    report::{Code, Fatal},
     stream::{Stream, StreamKind},
 };
 
@@ -28,14 +28,14 @@ const PROBLEM: u8 = 125;
 ///
 /// # Errors
 /// When the streams cannot be had.
-pub(super) fn run(words: &[String]) -> Result<ExitCode, Failure> {
+pub(super) fn run(words: &[String]) -> Result<ExitCode, Fatal> {
     let Some(port) = words.last().and_then(|w| w.strip_prefix("qubes.ConnectTCP+")?.parse::<u16>().ok()) else {
         return Ok(MISSING.into());
     };
     let Ok(service) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) else {
         return Ok(PROBLEM.into());
     };
-    relay(service).map_err(|e| Failure::new(Code::Failure, e))?;
+    relay(service).map_err(|e| Fatal::new(Code::Failure, e))?;
     Ok(ExitCode::SUCCESS)
 }
 
