@@ -11,7 +11,7 @@ use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
 use super::{
     call::Call,
     endpoint::{HostPort, Netns, UnixAddr},
-    error::{Fault, Flaw, Origin, Place, Source},
+    error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
@@ -232,8 +232,8 @@ impl Key {
 }
 
 /// The fault of a key that does not exist, at `place`; `others` are names that exist there besides the keys.
-pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> Fault {
-    let fault = Fault::at(place, format!("unknown key \"{name}\""));
+pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> SpecFault {
+    let fault = SpecFault::at(place, format!("unknown key \"{name}\""));
     let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|(_, key)| key.name());
     let names = Key::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
     let meant = || {
@@ -258,11 +258,11 @@ fn put<T: Value>(slot: &mut Option<At<T>>, raw: Raw<'_>, key: Place, place: Plac
 
 impl Keys {
     /// Reads a value of a key and notes what is wrong with it. `fix` words the hint for a value that would be right.
-    pub(super) fn read(&mut self, item: Item<'_>, faults: &mut Vec<Fault>) {
+    pub(super) fn read(&mut self, item: Item<'_>, faults: &mut Vec<SpecFault>) {
         let name = item.key.name();
         let source = &item.name.source;
         if let Some(first) = self.given(item.key).filter(|_| !item.key.many()) {
-            let fault = Fault::at(&item.name, format!("the key \"{name}\" is given twice"));
+            let fault = SpecFault::at(&item.name, format!("the key \"{name}\" is given twice"));
             faults.push(fault.hint(format!("the first one is {}", first.written_as())));
             return;
         }
@@ -270,7 +270,7 @@ impl Keys {
         if let Err(flaw) = self.put(item.key, item.raw, item.name.clone(), place) {
             self.torn |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
-            let fault = Fault::at(&at, format!("{name}: {}", flaw.what));
+            let fault = SpecFault::at(&at, format!("{name}: {}", flaw.what));
             faults.push(match (flaw.fix, flaw.note) {
                 (Some(fix), _) => fault.hint((item.fix)(&fix)),
                 (None, Some(note)) => fault.hint(note),
@@ -308,7 +308,7 @@ impl Place {
             _ => {
                 let rest = self.source.text.get(self.span.start..).unwrap_or_default();
                 let item = rest.split([',', ' ']).next().unwrap_or(text);
-                format!("{item}, column {}", Fault::at(self, "").column())
+                format!("{item}, column {}", SpecFault::at(self, "").column())
             }
         }
     }
@@ -327,18 +327,18 @@ pub(super) struct Item<'a> {
 }
 
 /// Reads `key=value` items between commas, as a name and an argument hold them, into `keys`.
-pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<Fault>) {
+pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<SpecFault>) {
     for item in list.split(b',') {
         let item = item.trimmed();
         let place = Place::new(source, item.span.clone());
         if item.bytes.is_empty() {
             let what = "there is nothing between two commas, or beside one";
-            faults.push(Fault::at(&place, what).hint("leave the comma out, or write \\x2c for one that is data"));
+            faults.push(SpecFault::at(&place, what).hint("leave the comma out, or write \\x2c for one that is data"));
             continue;
         }
         let Some((name, value)) = item.split_once(b'=') else {
             keys.torn = true;
-            let fault = Fault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
+            let fault = SpecFault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
             faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
             continue;
         };

@@ -29,7 +29,7 @@ mod value;
 
 pub use call::{Call, Service, Target, policy_line};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
-pub use error::{Cite, Fault, Faults, Flaw, Origin, Place};
+pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use file::Config;
 pub use forward::{forward, forwards};

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
     endpoint::{Netns, UnixAddr},
-    error::{Fault, Faults, Place},
+    error::{Faults, Place, SpecFault},
     fdname,
     file::Config,
     keys::{At, Key, Keys},
@@ -150,7 +150,7 @@ enum Claim {
 struct Claims(HashMap<Claim, Place>);
 
 impl Claims {
-    fn claim(&mut self, claim: Claim, place: &Place) -> Option<Fault> {
+    fn claim(&mut self, claim: Claim, place: &Place) -> Option<SpecFault> {
         let what = match &claim {
             Claim::Label(label) => format!("the label \"{label}\" is given to two forwards"),
             Claim::Tcp(addr, _) => format!("two forwards listen on {addr}"),
@@ -159,10 +159,10 @@ impl Claims {
         };
         let first = self.0.get(&claim).map(Place::brief);
         self.0.entry(claim).or_insert_with(|| place.clone());
-        Some(Fault::at(place, what).hint(format!("the other is {}", first?)))
+        Some(SpecFault::at(place, what).hint(format!("the other is {}", first?)))
     }
 
-    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<Fault> {
+    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<SpecFault> {
         let mut faults = Vec::new();
         for leg in forward.legs.iter() {
             let (claim, key) = match &leg.listen {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::spec::{
     endpoint::{Host, Netns, UnixAddr, Upstream},
-    error::{Fault, Place},
+    error::{Place, SpecFault},
     keys::{At, Key, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
     plan::{Leg, Legs, Listen, Rights, SocketKind},
@@ -40,7 +40,7 @@ pub(super) struct Reading<'a> {
     pub(super) side: Side,
     pub(super) defaults: &'a Defaults,
     pub(super) datagram: bool,
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Vec<SpecFault>,
 }
 
 /// The value of a key: the forward's own, else the default.
@@ -53,12 +53,12 @@ macro_rules! pick {
 impl Reading<'_> {
     pub(super) fn fault(&mut self, key: Key, what: impl Into<String>, hint: &str) {
         let place = self.keys.given(key).unwrap_or(&self.keys.whole);
-        let fault = Fault::at(place, what);
+        let fault = SpecFault::at(place, what);
         self.faults.push(if hint.is_empty() { fault } else { fault.hint(hint) });
     }
 
     fn missing(&mut self, what: &str, hint: &str) {
-        let fault = Fault::at(&self.keys.whole, what);
+        let fault = SpecFault::at(&self.keys.whole, what);
         self.faults.push(fault.hint(hint));
     }
 
@@ -199,7 +199,7 @@ impl Reading<'_> {
         let absolute = at.value().under(self.defaults.uds_dir.as_deref());
         Some(absolute.unwrap_or_else(|what| {
             let hint = "write the absolute path, or set uds_dir in [defaults] of the configuration";
-            self.faults.push(Fault::at(at.place(), what).hint(hint));
+            self.faults.push(SpecFault::at(at.place(), what).hint(hint));
             at.value().clone()
         }))
     }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::{
-    error::{Cite, Fault, Origin, Place, Source},
+    error::{Cite, Origin, Place, Source, SpecFault},
     plan::SocketKind,
 };
 
@@ -81,7 +81,7 @@ impl Listening<'_> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unit {
     settings: Vec<Setting>,
-    dropped: Vec<Fault>,
+    dropped: Vec<SpecFault>,
 }
 
 impl Unit {
@@ -176,7 +176,7 @@ impl Unit {
     }
 
     /// Lines that systemd cannot read and leaves out, each with its place.
-    pub fn dropped(&self) -> &[Fault] {
+    pub fn dropped(&self) -> &[SpecFault] {
         &self.dropped
     }
 }
@@ -238,7 +238,7 @@ impl Reader<'_> {
 
     fn drop(&mut self, line: &Line, what: &str, hint: &str) {
         let start = line.at + line.first.len() - line.first.trim_start().len();
-        let fault = Fault::at(&Place::new(&self.source, start..line.at + line.first.trim_end().len()), what);
+        let fault = SpecFault::at(&Place::new(&self.source, start..line.at + line.first.trim_end().len()), what);
         self.unit.dropped.push(if hint.is_empty() { fault } else { fault.hint(hint) });
     }
 }
