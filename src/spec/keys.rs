@@ -15,8 +15,8 @@ use super::{
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
-        Account, Backlog, BufferSize, Count, Device, Idle, Label, Many, Mode, NetnsName, NetnsPath, Network, OnRemove,
-        Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
+        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
+        OnRemove, Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
     },
 };
 
@@ -143,12 +143,12 @@ keys! {
     target: HostPort = Target;
     /// The UDP address where datagrams go.
     udp_target: HostPort = UdpTarget;
-    /// Rights of the served UNIX socket.
-    mode: Mode = Mode;
+    /// Mode of the served UNIX socket.
+    mode: FileMode = Mode;
     /// Owner of the served UNIX socket.
     owner: Owner = Owner;
-    /// Rights of directories made for the served UNIX socket.
-    dir_mode: Mode = DirMode;
+    /// Mode of directories made for the served UNIX socket.
+    dir_mode: FileMode = DirMode;
     /// Owner of directories made for the served UNIX socket.
     dir_owner: Owner = DirOwner;
     /// Length of the queue of sockets that we listen on.

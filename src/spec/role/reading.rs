@@ -7,7 +7,7 @@ use crate::spec::{
     error::{Place, SpecFault},
     keys::{At, Key, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
-    plan::{Leg, Legs, Listen, Rights, SocketKind},
+    plan::{Leg, Legs, Listen, SocketKind, UnixRights},
     value::Idle,
 };
 
@@ -205,8 +205,8 @@ impl Reading<'_> {
     }
 
     fn served(&self, addr: UnixAddr) -> Listen {
-        let rights = Rights::default();
-        let rights = Rights {
+        let rights = UnixRights::default();
+        let rights = UnixRights {
             mode: pick!(self, mode).copied().unwrap_or(rights.mode),
             owner: pick!(self, owner).cloned(),
             dir_mode: pick!(self, dir_mode).copied().unwrap_or(rights.dir_mode),

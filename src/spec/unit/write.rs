@@ -6,7 +6,7 @@ use crate::spec::{
     fdname,
     file::Config,
     keys::{Key, Keys},
-    plan::{Forward, Leg, Legs, Listen, Rights, SocketKind},
+    plan::{Forward, Leg, Legs, Listen, SocketKind, UnixRights},
     role::{Side, mean},
     text::escaped,
 };
@@ -127,7 +127,7 @@ fn listening(listen: &Listen) -> String {
     }
 }
 
-fn rights(rights: &Rights) -> String {
+fn rights(rights: &UnixRights) -> String {
     let owner = rights.owner.as_ref();
     let user = owner.and_then(|owner| owner.user()).map(|user| format!("SocketUser={user}\n"));
     let group = owner.and_then(|owner| owner.group()).map(|group| format!("SocketGroup={group}\n"));
