@@ -55,11 +55,11 @@ macro_rules! keys {
     ($($(#[$doc:meta])* $field:ident: $type:ty = $key:ident;)*) => {
         /// The name of a key.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Key {
+        pub enum KeyName {
             $($(#[$doc])* $key,)*
         }
 
-        impl Key {
+        impl KeyName {
             /// All keys, in the order in which they are written.
             pub const ALL: &'static [Self] = &[$(Self::$key),*];
 
@@ -98,13 +98,13 @@ macro_rules! keys {
             }
 
             /// Where a key was given, if it was.
-            pub fn given(&self, key: Key) -> Option<&Place> {
-                match key { $(Key::$key => self.$field.as_ref().map(At::key),)* }
+            pub fn given(&self, key: KeyName) -> Option<&Place> {
+                match key { $(KeyName::$key => self.$field.as_ref().map(At::key),)* }
             }
 
             /// Reads a value of `key`; a second one of a key that takes only one is a flaw.
-            fn put(&mut self, key: Key, raw: Raw<'_>, at: Place, place: Place) -> Result<(), Flaw> {
-                match key { $(Key::$key => put(&mut self.$field, raw, at, place),)* }
+            fn put(&mut self, key: KeyName, raw: Raw<'_>, at: Place, place: Place) -> Result<(), Flaw> {
+                match key { $(KeyName::$key => put(&mut self.$field, raw, at, place),)* }
             }
 
             /// Replaces the values that `over` gives.
@@ -113,9 +113,9 @@ macro_rules! keys {
             }
 
             /// The texts that each given key reads back.
-            fn texts(&self) -> Vec<(Key, Vec<Vec<u8>>)> {
+            fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
                 let mut texts = Vec::new();
-                $(texts.extend(self.$field.as_ref().map(|at| (Key::$key, at.value.texts())));)*
+                $(texts.extend(self.$field.as_ref().map(|at| (KeyName::$key, at.value.texts())));)*
                 texts
             }
         }
@@ -186,32 +186,32 @@ keys! {
 }
 
 /// Words that people use for a key of another name.
-const SYNONYMS: [(&str, Key); 22] = [
-    ("upstream", Key::Target),
-    ("dest", Key::Target),
-    ("destination", Key::Target),
-    ("connect", Key::Target),
-    ("to", Key::Target),
-    ("bind", Key::Listen),
-    ("address", Key::Listen),
-    ("tcp", Key::Listen),
-    ("udp", Key::UdpListen),
-    ("unix", Key::Uds),
-    ("socket", Key::Uds),
-    ("path", Key::Uds),
-    ("netns", Key::Namespace),
-    ("ns", Key::Namespace),
-    ("user", Key::Owner),
-    ("group", Key::Owner),
-    ("permissions", Key::Mode),
-    ("service", Key::Qrexec),
-    ("call", Key::Qrexec),
-    ("name", Key::Label),
-    ("interface", Key::BindDevice),
-    ("timeout", Key::ConnectTimeout),
+const SYNONYMS: [(&str, KeyName); 22] = [
+    ("upstream", KeyName::Target),
+    ("dest", KeyName::Target),
+    ("destination", KeyName::Target),
+    ("connect", KeyName::Target),
+    ("to", KeyName::Target),
+    ("bind", KeyName::Listen),
+    ("address", KeyName::Listen),
+    ("tcp", KeyName::Listen),
+    ("udp", KeyName::UdpListen),
+    ("unix", KeyName::Uds),
+    ("socket", KeyName::Uds),
+    ("path", KeyName::Uds),
+    ("netns", KeyName::Namespace),
+    ("ns", KeyName::Namespace),
+    ("user", KeyName::Owner),
+    ("group", KeyName::Owner),
+    ("permissions", KeyName::Mode),
+    ("service", KeyName::Qrexec),
+    ("call", KeyName::Qrexec),
+    ("name", KeyName::Label),
+    ("interface", KeyName::BindDevice),
+    ("timeout", KeyName::ConnectTimeout),
 ];
 
-impl Key {
+impl KeyName {
     /// The key of this name. Times may be written with `_secs`.
     pub fn named(name: &str) -> Option<Self> {
         let exact = |name: &str| Self::ALL.iter().copied().find(|key| key.name() == name);
@@ -225,7 +225,7 @@ impl Key {
 
     /// Whether it says how to forward rather than what: such a key can stand in `[defaults]`.
     pub(super) fn is_option(self) -> bool {
-        use Key::*;
+        use KeyName::*;
         let what = [Label, Qrexec, Listen, UdpListen, ListenNamespace, Uds, Namespace, SetnsPath, Target, UdpTarget];
         !what.contains(&self)
     }
@@ -235,7 +235,7 @@ impl Key {
 pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> SpecFault {
     let fault = SpecFault::at(place, format!("unknown key \"{name}\""));
     let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|(_, key)| key.name());
-    let names = Key::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
+    let names = KeyName::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
     let meant = || {
         let (_, key) =
             SYNONYMS.iter().find(|(word, _)| Some(*word) == nearest(name, SYNONYMS.map(|(word, _)| word)))?;
@@ -316,7 +316,7 @@ impl Place {
 
 /// One value of a key, as its source has it, and how its source is cited.
 pub(super) struct Item<'a> {
-    pub(super) key: Key,
+    pub(super) key: KeyName,
     pub(super) raw: Raw<'a>,
     /// Where the key was written.
     pub(super) name: Place,
@@ -344,7 +344,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
         };
         let (name, value) = (name.trimmed(), value.trimmed());
         let name_place = Place::new(source, name.span.clone());
-        let Some(key) = Key::named(&name.lossy()) else {
+        let Some(key) = KeyName::named(&name.lossy()) else {
             keys.torn = true;
             faults.push(unknown(&name.lossy(), &name_place, &[]));
             continue;

@@ -33,7 +33,7 @@ pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use file::Config;
 pub use forward::{forward, forwards};
-pub use keys::{At, Key, Keys};
+pub use keys::{At, KeyName, Keys};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};

@@ -16,7 +16,7 @@ use super::{
     call::{Call, Service, Target},
     error::{Faults, Flaw, Origin, Place, Source, SpecFault},
     file::Config,
-    keys::{Key, Keys, read_list},
+    keys::{KeyName, Keys, read_list},
     plan::{Forward, SocketKind},
     text::{Blanks, Word, escaped, words},
     value::Label,
@@ -101,7 +101,7 @@ fn read(text: &str) -> (Option<Name>, Faults) {
                     faults.extend([bare(&source, service, option)]);
                 }
             }
-            if let Some(place) = keys.given(Key::Qrexec) {
+            if let Some(place) = keys.given(KeyName::Qrexec) {
                 let fault = SpecFault::at(place, "the name is a qrexec call already, and qrexec= another");
                 faults.extend([fault.hint("keep one of them")]);
             }

@@ -14,7 +14,7 @@ use toml::{
 use super::{
     error::{Faults, Flaw, Origin, Place, Source, SpecFault},
     forward::read_all,
-    keys::{Item, Key, Keys, unknown},
+    keys::{Item, KeyName, Keys, unknown},
     nearest::nearest,
     plan::Plan,
     role::Defaults,
@@ -123,7 +123,7 @@ impl Config {
     fn read_defaults(&mut self, source: &Arc<Source>, table: &DeTable<'_>, faults: &mut Vec<SpecFault>) {
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
-            match Key::named(name) {
+            match KeyName::named(name) {
                 Some(key) if key.is_option() => read_value(source, key, place, value, &mut self.defaults.keys, faults),
                 Some(_) => {
                     let fault =
@@ -149,7 +149,7 @@ impl Config {
         let mut keys = Keys::none(whole);
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
-            match Key::named(name) {
+            match KeyName::named(name) {
                 Some(key) => read_value(source, key, place, value, &mut keys, faults),
                 None if name == "uds_dir" || name == "log_level" => {
                     let fault = SpecFault::at(&place, format!("{name} is for all forwards together"));
@@ -168,7 +168,7 @@ impl Config {
 /// Reads one value, or each of an array where a key takes many, into `keys`.
 fn read_value(
     source: &Arc<Source>,
-    key: Key,
+    key: KeyName,
     name: Place,
     value: &Spanned<DeValue<'_>>,
     keys: &mut Keys,
@@ -275,7 +275,7 @@ fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> SpecFault {
     let fault = SpecFault::at(&place, error.message().lines().collect::<Vec<_>>().join(", "));
     let line = fault.excerpt().trim_start();
     let leading_zero = line.split_once('=').is_some_and(|(key, value)| {
-        Key::named(key.trim()).is_some_and(|key| matches!(key, Key::Mode | Key::DirMode))
+        KeyName::named(key.trim()).is_some_and(|key| matches!(key, KeyName::Mode | KeyName::DirMode))
             && value.trim().starts_with('0')
     });
     if leading_zero {
@@ -287,7 +287,7 @@ fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> SpecFault {
 
 /// The fault of a key outside of all tables.
 fn stray(name: &str, place: &Place) -> SpecFault {
-    match Key::named(name) {
+    match KeyName::named(name) {
         Some(_) => SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [[forward]]"),
         None if name == "uds_dir" || name == "log_level" => {
             SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [defaults]")

@@ -7,9 +7,9 @@ use super::{
     error::{Faults, Place, SpecFault},
     fdname,
     file::Config,
-    keys::{At, Key, Keys},
+    keys::{At, KeyName, Keys},
     plan::{Forward, Listen, Plan, SocketKind},
-    role::{Side, mean},
+    role::{ListenSide, mean},
     value::Label,
 };
 
@@ -100,11 +100,11 @@ impl Config {
                 // Its own faults have been told.
                 _ if entry.torn => continue,
                 Some(label) if taken.contains(&label) => continue,
-                Some(label) if !own_side => match mean(entry, Side::Inherited(kind_for(entry)), &self.defaults) {
+                Some(label) if !own_side => match mean(entry, ListenSide::Inherited(kind_for(entry)), &self.defaults) {
                     Ok(_) => plan.waiting.push(label.clone()),
                     Err(more) => faults.extend(more),
                 },
-                _ => match mean(entry, Side::Own, &self.defaults) {
+                _ => match mean(entry, ListenSide::Own, &self.defaults) {
                     Ok(forward) => {
                         faults.extend(claims.sockets(entry, &forward));
                         plan.forwards.push(forward);
@@ -169,9 +169,9 @@ impl Claims {
                 Listen::Inherited => continue,
                 // With port 0 each gets a port of its own.
                 Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.port() == 0 => continue,
-                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), Key::Listen),
-                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), Key::UdpListen),
-                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), Key::Uds),
+                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), KeyName::Listen),
+                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), KeyName::UdpListen),
+                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
             faults.extend(entry.given(key).and_then(|place| self.claim(claim, place)));
         }

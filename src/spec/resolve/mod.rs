@@ -12,7 +12,7 @@ use super::{
     file::Config,
     keys::Keys,
     plan::{Forward, SocketKind},
-    role::{Side, mean},
+    role::{ListenSide, mean},
     text::escaped,
     unit,
     value::Label,
@@ -27,7 +27,7 @@ impl Name {
     /// # Errors
     /// Everything that makes no sense together, or that no forward has the label.
     pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
-        let side = Side::Inherited(socket);
+        let side = ListenSide::Inherited(socket);
         match self {
             Self::List(keys) => mean(keys, side, &config.defaults),
             Self::Call { call, keys } => mean(&keys.with_call(call), side, &config.defaults),

@@ -94,7 +94,8 @@ impl Unit {
 
     /// Reads a drop-in over what was read before.
     pub fn overlay(&mut self, file: &str, text: &str) {
-        let mut reader = Reader { unit: self, source: Source::new(Origin::File(file.to_owned()), text), section: None };
+        let mut reader =
+            UnitReader { unit: self, source: Source::new(Origin::File(file.to_owned()), text), section: None };
         let file: Arc<str> = file.into();
         let mut begun: Option<Line> = None;
         // A byte order mark is no part of the first line.
@@ -191,14 +192,14 @@ struct Line {
     joined: String,
 }
 
-struct Reader<'a> {
+struct UnitReader<'a> {
     unit: &'a mut Unit,
     source: Arc<Source>,
     /// `None` before the first section and in one whose header cannot be read.
     section: Option<String>,
 }
 
-impl Reader<'_> {
+impl UnitReader<'_> {
     fn line(&mut self, file: &Arc<str>, line: &Line) {
         let joined = line.joined.trim();
         if joined.is_empty() {
