@@ -44,7 +44,7 @@ pub enum Gone {
 }
 
 /// What a wait for readiness gives: to be cleared when the descriptor turns out not to be ready.
-pub type Guard<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
+pub type ReadyGuard<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
 
 /// A non-blocking stream registered with the runtime.
 #[derive(Debug)]
@@ -78,12 +78,12 @@ impl Stream {
     }
 
     /// Waits until a read would give bytes, an end or an error.
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<ReadyGuard<'_>>> {
         self.io.poll_read_ready(cx)
     }
 
     /// Waits until a write might find room.
-    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<ReadyGuard<'_>>> {
         self.io.poll_write_ready(cx)
     }
 

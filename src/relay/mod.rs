@@ -18,6 +18,6 @@ pub use counters::Counters;
 pub use direction::{ParkedDirection, Phase};
 pub use end::{ParkedEnd, RelayEnd};
 pub use interrupt::{Interrupt, Why};
-pub use outcome::{Outcome, Side};
+pub use outcome::{RelayOutcome, Side};
 pub use pool::empty as let_go;
 pub use stream::{Parked, Relay};

@@ -42,10 +42,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     counters::Counters,
-    direction::{Direction, Fault, ParkedDirection, Passing, Phase},
+    direction::{Broken, Direction, ParkedDirection, Passing, Phase},
     end::{ParkedEnd, RelayEnd},
     interrupt::Interrupt,
-    outcome::{Outcome, Side},
+    outcome::{RelayOutcome, Side},
 };
 use crate::stream::{Gone, Stream};
 
@@ -179,7 +179,7 @@ impl Relay {
     }
 
     /// Keeps the upstream's end from the peer until [`Relay::pass_end`], where it has not come yet:
-    /// [`Outcome::UpstreamEnded`] says when it has.
+    /// [`RelayOutcome::UpstreamEnded`] says when it has.
     pub fn hold_end(&mut self) {
         if self.down.phase != Phase::Done {
             self.down.end = Passing::WhenTold;
@@ -212,20 +212,20 @@ impl Relay {
     ///
     /// # Cancel safety
     /// Safe: dropped at any await and called again, it goes on where it was.
-    pub async fn run(&mut self, counters: &Counters, interrupt: &Interrupt) -> Outcome {
+    pub async fn run(&mut self, counters: &Counters, interrupt: &Interrupt) -> RelayOutcome {
         std::future::poll_fn(|cx| self.poll(cx, counters, interrupt)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters, interrupt: &Interrupt) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters, interrupt: &Interrupt) -> Poll<RelayOutcome> {
         if let Poll::Ready(why) = interrupt.poll(cx) {
-            return Poll::Ready(Outcome::Interrupted(why));
+            return Poll::Ready(RelayOutcome::Interrupted(why));
         }
         loop {
             self.poll_direction(cx, Side::Peer, counters);
             self.poll_direction(cx, Side::Upstream, counters);
             self.poll_watches(cx);
             if self.fault.is_none() && self.down.end == Passing::Held {
-                return Poll::Ready(Outcome::UpstreamEnded);
+                return Poll::Ready(RelayOutcome::UpstreamEnded);
             }
             let ended = match self.lost() {
                 Some(Side::Peer) => self.up.phase == Phase::Done,
@@ -236,7 +236,7 @@ impl Relay {
                 return Poll::Ready(self.outcome());
             }
             match ready!(self.poll_timer(cx, counters)) {
-                Purpose::Idle => return Poll::Ready(Outcome::Idle),
+                Purpose::Idle => return Poll::Ready(RelayOutcome::Idle),
                 Purpose::Linger => self.up.give_up(),
                 Purpose::Gone => self.give_up(),
             }
@@ -271,12 +271,12 @@ impl Relay {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);
             let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count, lost) else { return };
             let (by, error) = match fault {
-                Fault::Source(error) => {
+                Broken::Source(error) => {
                     direction.phase = Phase::Done;
                     (side, error)
                 }
-                Fault::Lost(error) => (side, error),
-                Fault::Destination(error) => {
+                Broken::Lost(error) => (side, error),
+                Broken::Destination(error) => {
                     direction.deafen();
                     if !destination.is_socket() {
                         continue; // a child that closed its input goes on with its output
@@ -317,11 +317,11 @@ impl Relay {
         }
     }
 
-    fn outcome(&mut self) -> Outcome {
+    fn outcome(&mut self) -> RelayOutcome {
         match &mut self.fault {
             // The side is kept: the relay may still be parked.
-            Some(fault) => Outcome::Reset { by: fault.0, error: fault.1.take() },
-            None => Outcome::Eof { dropped: self.up.dropped },
+            Some(fault) => RelayOutcome::Reset { by: fault.0, error: fault.1.take() },
+            None => RelayOutcome::Eof { dropped: self.up.dropped },
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     log::{self, Kind},
     proto::qrexec::{LOST, SetUp},
-    relay::{self, Outcome, Relay, Side, Why},
+    relay::{self, Relay, RelayOutcome, Side, Why},
     stream::Stream,
 };
 
@@ -114,7 +114,7 @@ async fn end_call(story: &mut Story, Parts { helper, from, to }: Parts) {
 /// How the relay of a call came to its end.
 enum Came {
     /// To this outcome.
-    To(Outcome),
+    To(RelayOutcome),
     /// The call was lost in the middle: its exit says so.
     Lost(Exit),
     /// The service never began, although the call had looked connected.
@@ -127,7 +127,7 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
     relay.hold_end();
     let (mut outcome, lost) = match until_end(&info, &mut relay, &mut helper).await {
         Came::To(outcome) => (outcome, None),
-        Came::Lost(exit) => (Outcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
+        Came::Lost(exit) => (RelayOutcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
         Came::NeverBegan(what) => {
             let (peer, upstream) = relay.into_ends();
             peer.reset();
@@ -139,15 +139,15 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
     };
     if lost.is_some() {
         if let Err(why) = delivered(&relay, Side::Peer, &info).await {
-            outcome = Outcome::Interrupted(why);
+            outcome = RelayOutcome::Interrupted(why);
         }
     }
-    if matches!(outcome, Outcome::Eof { .. }) {
+    if matches!(outcome, RelayOutcome::Eof { .. }) {
         if let Err(Why::Park) = grace(&info, &mut helper).await {
-            outcome = Outcome::Interrupted(Why::Park);
+            outcome = RelayOutcome::Interrupted(Why::Park);
         }
     }
-    if let Outcome::Interrupted(Why::Park) = outcome {
+    if let RelayOutcome::Interrupted(Why::Park) = outcome {
         return story.park(ParkedStage::Relaying { relay: relay.park(), helper: Some(*helper) });
     }
     let next = close(story, *relay, outcome);
@@ -167,7 +167,7 @@ async fn until_end(info: &Info, relay: &mut Relay, helper: &mut Helper) -> Came 
             outcome = relay.run(&info.counters, &info.interrupt) => outcome,
             () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
         };
-        if !matches!(outcome, Outcome::UpstreamEnded) {
+        if !matches!(outcome, RelayOutcome::UpstreamEnded) {
             return Came::To(outcome);
         }
         let exit = tokio::select! {

@@ -25,7 +25,7 @@ use crate::{
         },
     },
     log::{self, End},
-    relay::{self, Outcome, Relay, Side, Why},
+    relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
     stream::Stream,
 };
@@ -154,27 +154,27 @@ async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result
 /// Relays between two sockets.
 pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> Next {
     let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
-    if let Outcome::Reset { by, .. } = outcome {
+    if let RelayOutcome::Reset { by, .. } = outcome {
         if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
-            outcome = Outcome::Interrupted(why);
+            outcome = RelayOutcome::Interrupted(why);
         }
     }
     match outcome {
-        Outcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
+        RelayOutcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
         outcome => close(story, *relay, outcome),
     }
 }
 
 /// Closes both ends as the outcome asks.
-pub(super) fn close(story: &mut Story, relay: Relay, outcome: Outcome) -> Next {
+pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> Next {
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
-        Outcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
-        Outcome::Eof { dropped } => {
+        RelayOutcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
+        RelayOutcome::Eof { dropped } => {
             story.over(End::Eof, format!("the upstream had ended before {dropped} more bytes of the peer came"))
         }
-        Outcome::Reset { by, error } => {
+        RelayOutcome::Reset { by, error } => {
             match by {
                 Side::Peer => upstream.reset(),
                 Side::Upstream => peer.reset(),
@@ -182,13 +182,13 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: Outcome) -> Next {
             story.over(End::Reset, event::reset(by, error.as_ref()))
         }
         // Only a relay that holds the end back gives this outcome; who resumes it knows the end.
-        Outcome::UpstreamEnded => story.over(End::Eof, ""),
-        Outcome::Idle => {
+        RelayOutcome::UpstreamEnded => story.over(End::Eof, ""),
+        RelayOutcome::Idle => {
             peer.reset();
             upstream.reset();
             story.over(End::Idle, "")
         }
-        Outcome::Interrupted(why) => {
+        RelayOutcome::Interrupted(why) => {
             peer.reset();
             upstream.reset();
             story.interrupted(why)
