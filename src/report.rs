@@ -23,13 +23,13 @@ impl From<Code> for ExitCode {
 
 /// Why a program failed.
 #[derive(Debug)]
-pub struct Failure {
+pub struct Fatal {
     code: Code,
     what: String,
     hint: Option<String>,
 }
 
-impl Failure {
+impl Fatal {
     /// `what` happened.
     pub fn new(code: Code, what: impl fmt::Display) -> Self {
         Self { code, what: what.to_string(), hint: None }
@@ -44,7 +44,7 @@ impl Failure {
 }
 
 /// What happened, and in the next line what to do.
-impl fmt::Display for Failure {
+impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         self.hint.iter().try_for_each(|hint| write!(f, "\n{hint}"))
@@ -52,7 +52,7 @@ impl fmt::Display for Failure {
 }
 
 /// What a program ends with: its exit code, after telling a failure on stderr as `program: what` with its hint.
-pub fn end(program: &str, result: Result<ExitCode, Failure>) -> ExitCode {
+pub fn end(program: &str, result: Result<ExitCode, Fatal>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure) => {

@@ -22,7 +22,7 @@ use crate::sys;
 
 /// What the descriptor is; decides how a half-close and a reset are expressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum StreamKind {
     /// A TCP socket.
     Tcp,
     /// A UNIX stream socket.
@@ -44,13 +44,13 @@ pub enum Gone {
 }
 
 /// What a wait for readiness gives: to be cleared when the descriptor turns out not to be ready.
-pub type Guard<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
+pub type ReadyGuard<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
 
 /// A non-blocking stream registered with the runtime.
 #[derive(Debug)]
 pub struct Stream {
     io: AsyncFd<OwnedFd>,
-    kind: Kind,
+    kind: StreamKind,
 }
 
 impl Stream {
@@ -58,17 +58,17 @@ impl Stream {
     ///
     /// # Errors
     /// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
-    pub fn new(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd, kind: StreamKind) -> io::Result<Self> {
         let interest = match kind {
-            Kind::Tcp | Kind::Unix => Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY,
-            Kind::PipeReader => Interest::READABLE,
-            Kind::PipeWriter => Interest::WRITABLE,
+            StreamKind::Tcp | StreamKind::Unix => Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY,
+            StreamKind::PipeReader => Interest::READABLE,
+            StreamKind::PipeWriter => Interest::WRITABLE,
         };
         Ok(Self { io: sys::register(fd, interest)?, kind })
     }
 
     /// What it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> StreamKind {
         self.kind
     }
 
@@ -78,12 +78,12 @@ impl Stream {
     }
 
     /// Waits until a read would give bytes, an end or an error.
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<ReadyGuard<'_>>> {
         self.io.poll_read_ready(cx)
     }
 
     /// Waits until a write might find room.
-    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Guard<'_>>> {
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<ReadyGuard<'_>>> {
         self.io.poll_write_ready(cx)
     }
 
@@ -128,12 +128,12 @@ impl Stream {
     /// Reads once: the bytes read, and whether a short read may have left some behind. That is so at a TCP urgent mark
     /// (tcp(7)), where a read stops, and after a UNIX message that carried descriptors or credentials (unix(7)).
     fn read(&self, buf: &mut [u8]) -> nix::Result<(usize, bool)> {
-        if self.kind == Kind::Unix {
+        if self.kind == StreamKind::Unix {
             let mut parts = [io::IoSliceMut::new(buf)];
             let got = socket::recvmsg::<()>(self.io.as_raw_fd(), &mut parts, None, MsgFlags::empty())?;
             return Ok((got.bytes, got.flags.contains(MsgFlags::MSG_CTRUNC) || self.urgent()));
         }
-        Ok((nix::unistd::read(self.io.get_ref(), buf)?, self.kind == Kind::Tcp && self.urgent()))
+        Ok((nix::unistd::read(self.io.get_ref(), buf)?, self.kind == StreamKind::Tcp && self.urgent()))
     }
 
     /// Whether an urgent byte was ever announced. (An end was, too, where this says so; then nothing is lost by it.)
@@ -245,13 +245,13 @@ impl Stream {
     /// Bytes that a reset would take back from the other side: those that its kernel has not acknowledged. None over
     /// UNIX, where what was written is in the other side's queue already, and none where the connection is gone.
     pub fn undelivered(&self) -> usize {
-        if self.kind == Kind::Tcp { sys::unacknowledged(self.as_fd()) } else { 0 }
+        if self.kind == StreamKind::Tcp { sys::unacknowledged(self.as_fd()) } else { 0 }
     }
 
     /// Closes so that the other side sees a reset where the family has one: TCP by a zero linger (tcp(7) SO_LINGER);
     /// a UNIX peer sees one when it has sent bytes that nobody read, so they are left unread.
     pub fn reset(self) {
-        if self.kind == Kind::Tcp {
+        if self.kind == StreamKind::Tcp {
             let linger = libc::linger { l_onoff: 1, l_linger: 0 };
             let _ = socket::setsockopt(&self.io, socket::sockopt::Linger, &linger);
         }

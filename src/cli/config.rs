@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     dial::netns,
-    report::{Code, Failure},
+    report::{Code, Fatal},
     service::Load,
     spec::{Config, Faults, Plan},
 };
@@ -104,11 +104,11 @@ impl Sources {
 ///
 /// # Errors
 /// That one.
-pub(super) fn check_permission(plan: &Plan) -> Result<(), Failure> {
+pub(super) fn check_permission(plan: &Plan) -> Result<(), Fatal> {
     if !plan.enters_namespaces() || netns::permitted() {
         return Ok(());
     }
-    Err(Failure::new(Code::Permission, "may not enter network namespaces").hint(netns::NEEDS))
+    Err(Fatal::new(Code::Permission, "may not enter network namespaces").hint(netns::NEEDS))
 }
 
 fn read_text(path: &Path) -> io::Result<String> {

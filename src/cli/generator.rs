@@ -13,7 +13,7 @@ use std::{
 
 use super::units::{self, Found, Scope};
 use crate::{
-    report::{Code, Failure},
+    report::{Code, Fatal},
     spec::{PREFIXES, unit::repair},
 };
 
@@ -22,9 +22,9 @@ use crate::{
 ///
 /// # Errors
 /// Without a directory, or when a drop-in could not be written; the others are.
-pub(super) fn run(normal: Option<PathBuf>, scope: Scope) -> Result<ExitCode, Failure> {
+pub(super) fn run(normal: Option<PathBuf>, scope: Scope) -> Result<ExitCode, Fatal> {
     let Some(normal) = normal else {
-        return Err(Failure::new(Code::Usage, "a generator is called by systemd, with the directories to write to"));
+        return Err(Fatal::new(Code::Usage, "a generator is called by systemd, with the directories to write to"));
     };
     let mut failed = None;
     for found in units::find(&scope.search_path(), &PREFIXES) {
@@ -35,7 +35,7 @@ pub(super) fn run(normal: Option<PathBuf>, scope: Scope) -> Result<ExitCode, Fai
             }
         }
     }
-    failed.map_or(Ok(ExitCode::SUCCESS), |what| Err(Failure::new(Code::Failure, what)))
+    failed.map_or(Ok(ExitCode::SUCCESS), |what| Err(Fatal::new(Code::Failure, what)))
 }
 
 /// What a unit lacks: file names and texts.

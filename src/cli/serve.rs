@@ -7,7 +7,7 @@ use crate::{
     activation,
     control::SOCKET,
     handover, log,
-    report::{Code, Failure},
+    report::{Code, Fatal},
     service::{self, Ended, Failed, Setup, Stay},
     spec::{LogLevel, Plan},
     systemd::{headroom, reload, unit},
@@ -39,16 +39,16 @@ pub(super) struct Options {
     /// What is logged, if the arguments say so.
     pub(super) log_level: Option<LogLevel>,
     /// What to say when there is nothing to serve and nobody who would pass a socket.
-    pub(super) lonely: fn() -> Failure,
+    pub(super) lonely: fn() -> Fatal,
 }
 
 /// Serves what was inherited and what the configuration asks for, until told to stop.
 ///
 /// # Errors
 /// Nothing to serve, a configuration that cannot be used, no runtime.
-pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
+pub(super) fn run(options: Options) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
-    let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Failure::new(Code::Config, e))?;
+    let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let (config, plan) = match options.sources.read() {
@@ -63,7 +63,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     config::check_permission(&plan)?;
     headroom::keep();
     handover::make_room(&inherited.stored);
-    let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
+    let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let guard = log::start(options.program, log_level(level)).map_err(failed)?;
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
@@ -85,8 +85,8 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
-        Err(what @ Failed::Rules(_)) => Err(Failure::new(Code::Config, what)),
-        Err(what) => Err(Failure::new(Code::Failure, what)),
+        Err(what @ Failed::Rules(_)) => Err(Fatal::new(Code::Config, what)),
+        Err(what) => Err(Fatal::new(Code::Failure, what)),
     }
 }
 
@@ -95,13 +95,13 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
 ///
 /// # Errors
 /// The new configuration is not used, or it is not known whether it is.
-pub(super) fn reload() -> Result<ExitCode, Failure> {
+pub(super) fn reload() -> Result<ExitCode, Fatal> {
     let pid = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok());
     let pid = pid.ok_or_else(|| {
         let what = "MAINPID is not set: this is what ExecReload= of the unit runs";
-        Failure::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
+        Fatal::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
     })?;
-    let asked = reload::ask(pid).map_err(|why| Failure::new(Code::Failure, why));
+    let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
     asked.map(|()| ExitCode::SUCCESS)
 }
 
@@ -114,8 +114,8 @@ fn control() -> Option<std::path::PathBuf> {
 ///
 /// # Errors
 /// No runtime.
-pub(super) fn keep(program: &'static str) -> Result<ExitCode, Failure> {
-    let failed = |e: std::io::Error| Failure::new(Code::Failure, format!("cannot start: {e}"));
+pub(super) fn keep(program: &'static str) -> Result<ExitCode, Fatal> {
+    let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     headroom::keep();
     let guard = log::start(program, log::Level::Info).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;

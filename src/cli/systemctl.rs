@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, time::Duration};
 
 use super::units::Scope;
-use crate::report::{Code, Failure};
+use crate::report::{Code, Fatal};
 
 /// How long systemd may take to answer; systemctl itself waits 25 s for each reply (sd_bus_set_method_call_timeout(3)).
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,12 +69,12 @@ pub(super) fn listens(scope: Scope, unit: &str) -> Vec<String> {
 ///
 /// # Errors
 /// What to tell the user.
-pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Failure> {
+pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
     let command = format!("systemctl {}{}", scope.flag(), arguments.join(" "));
     match scope.manager().order(arguments) {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(Code::Failure, format!("`{command}` failed: {status}"))),
-        Err(e) => Err(Failure::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
+        Ok(status) => Err(Fatal::new(Code::Failure, format!("`{command}` failed: {status}"))),
+        Err(e) => Err(Fatal::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
     listener::{Claim, bind},
     log::{Kind, say},
     session::{Snapshot, Tallies},
-    spec::{Listen, Rights, UnixAddr},
+    spec::{Listen, UnixAddr, UnixRights},
 };
 
 /// The socket's name in the runtime directory.
@@ -104,7 +104,7 @@ impl Control {
     pub fn open(path: &Path, subject: Subject) -> Result<Self, String> {
         let text = path.to_str().ok_or("its path is no UTF-8")?;
         let addr: UnixAddr = text.parse().map_err(|e| format!("{e}"))?;
-        let listen = Listen::Unix { addr, rights: Rights::default(), backlog: BACKLOG };
+        let listen = Listen::Unix { addr, rights: UnixRights::default(), backlog: BACKLOG };
         let bound = bind(&listen).map_err(|trouble| trouble.to_string())?;
         let activation::Socket::Unix(listener) = bound.socket else { return Err("it is no UNIX socket".to_owned()) };
         let listener = UnixListener::from_std(listener).map_err(|e| e.to_string())?;

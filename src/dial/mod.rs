@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::{io, os::unix::net::UnixStream, process::{Command, Stdio}};
-//! use qrexec_connect::{dial::Failure, stream::{Kind, Stream}};
+//! use qrexec_connect::{dial::Failure, stream::{StreamKind, Stream}};
 //!
 //! /// Starts `program`, which speaks on its standard input and output.
 //! ///
@@ -23,7 +23,7 @@
 //!         .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
 //!         .spawn()
 //!         .map_err(failed)?;
-//!     Stream::new(ours.into(), Kind::Unix).map_err(failed) // a relay can half-close and reset it from here on
+//!     Stream::new(ours.into(), StreamKind::Unix).map_err(failed) // a relay can half-close and reset it from here on
 //! }
 //!
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -53,14 +53,14 @@ impl fmt::Display for Id {
 
 /// A namespace, and where it was found; displayed, it is what logs have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Namespace {
     /// Where.
     pub path: PathBuf,
     /// Which.
     pub id: Id,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {}", escape(self.path.as_os_str().as_encoded_bytes()), self.id)
     }
@@ -70,7 +70,7 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub struct Found {
     /// Where, and which.
-    pub place: Place,
+    pub namespace: Namespace,
     file: fs::File,
 }
 
@@ -150,12 +150,12 @@ fn open(path: &Path) -> Result<Found, Trouble> {
         return Err(Trouble::Strange(path.to_owned()));
     }
     let meta = file.metadata().map_err(|error| Trouble::Io { doing: format!("look at {}", path.display()), error })?;
-    Ok(Found { place: Place { path: path.to_owned(), id: Id { device: meta.dev(), inode: meta.ino() } }, file })
+    Ok(Found { namespace: Namespace { path: path.to_owned(), id: Id { device: meta.dev(), inode: meta.ino() } }, file })
 }
 
 impl Found {
     fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Trouble> {
-        let path = &self.place.path;
+        let path = &self.namespace.path;
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
             nix::Error::EPERM => Trouble::Denied(path.clone()),
             error => Trouble::Io { doing: format!("enter {}", path.display()), error: error.into() },
@@ -172,7 +172,12 @@ impl Found {
 ///
 /// # Cancel safety
 /// Dropped, the socket is closed as soon as it is there.
-pub async fn socket(netns: &Netns, domain: Domain, kind: Type, protocol: Protocol) -> Result<(Socket, Place), Trouble> {
+pub async fn socket(
+    netns: &Netns,
+    domain: Domain,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<(Socket, Namespace), Trouble> {
     let (send, receive) = oneshot::channel();
     thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
     receive.await.unwrap_or_else(|_| Err(vanished()))
@@ -187,7 +192,7 @@ pub fn socket_blocking(
     domain: Domain,
     kind: Type,
     protocol: Protocol,
-) -> Result<(Socket, Place), Trouble> {
+) -> Result<(Socket, Namespace), Trouble> {
     let (send, receive) = std::sync::mpsc::channel();
     thread(netns.clone(), domain, kind, protocol, move |made| drop(send.send(made)))?;
     receive.recv().unwrap_or_else(|_| Err(vanished()))
@@ -198,10 +203,10 @@ fn thread(
     domain: Domain,
     kind: Type,
     protocol: Protocol,
-    give: impl FnOnce(Result<(Socket, Place), Trouble>) + Send + 'static,
+    give: impl FnOnce(Result<(Socket, Namespace), Trouble>) + Send + 'static,
 ) -> Result<(), Trouble> {
     let run = move || {
-        give(find(&netns).and_then(|found| Ok((found.make(domain, kind, protocol)?, found.place))));
+        give(find(&netns).and_then(|found| Ok((found.make(domain, kind, protocol)?, found.namespace))));
     };
     let thread = std::thread::Builder::new().name("netns".into()).stack_size(STACK).spawn(run);
     thread.map(drop).map_err(|error| Trouble::Io { doing: "start a thread to enter a network namespace".into(), error })

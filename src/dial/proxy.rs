@@ -19,7 +19,7 @@ use ppp::{v1, v2};
 use super::failure::{Failure, io_failure};
 use crate::{
     spec::ProxyProtocol,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// Sends `upstream` the header for `peer`, whom it is connected for.
@@ -38,7 +38,7 @@ pub fn introduce(peer: &Stream, upstream: &Stream, version: ProxyProtocol) -> Re
 fn header(peer: &Stream, version: ProxyProtocol) -> io::Result<Vec<u8>> {
     let fd = peer.as_fd().as_raw_fd();
     let addresses = match peer.kind() {
-        Kind::Tcp => inet(&getpeername(fd)?).zip(inet(&getsockname(fd)?)),
+        StreamKind::Tcp => inet(&getpeername(fd)?).zip(inet(&getsockname(fd)?)),
         _ => None,
     };
     match (version, addresses) {
@@ -80,7 +80,7 @@ mod tests {
         let far = TcpStream::connect(format!("{connect}:{port}")).unwrap();
         let (near, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
-        (Stream::new(near.into(), Kind::Tcp).unwrap(), far.local_addr().unwrap(), far)
+        (Stream::new(near.into(), StreamKind::Tcp).unwrap(), far.local_addr().unwrap(), far)
     }
 
     #[tokio::test]
@@ -103,7 +103,7 @@ mod tests {
     async fn a_peer_without_an_address_is_introduced_as_such() {
         let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let peer = Stream::new(near.into(), Kind::Unix).unwrap();
+        let peer = Stream::new(near.into(), StreamKind::Unix).unwrap();
         assert_eq!(header(&peer, ProxyProtocol::V1).unwrap(), b"PROXY UNKNOWN\r\n");
         let bytes = header(&peer, ProxyProtocol::V2).unwrap();
         let parsed = v2::Header::try_from(&bytes[..]).unwrap();

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     spec::HostPort,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// When a silent TCP connection is probed, and how often: a dead peer is noticed after about four minutes, where the
@@ -64,7 +64,7 @@ async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>, keepali
         let address = address.into();
         // Asked again: over loopback it is connected by now, and to wait for the event costs more.
         let pending = under_way(socket.connect(&address))? && under_way(socket.connect(&address))?;
-        let stream = Stream::new(OwnedFd::from(socket), Kind::Tcp)?;
+        let stream = Stream::new(OwnedFd::from(socket), StreamKind::Tcp)?;
         if pending {
             stream.connected().await?;
         }

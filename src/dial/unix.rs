@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::failure::Failure;
 use crate::{
     spec::UnixAddr,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// The first pause before another try, and the longest: 1/32 s, that doubled comes to whole seconds.
@@ -59,5 +59,5 @@ fn connect_once(addr: &UnixAddr) -> io::Result<Stream> {
         UnixAddr::Abstract(name) => SockAddr::new_abstract(name)?,
     };
     connect_fd(fd.as_raw_fd(), &sockaddr)?;
-    Stream::new(fd, Kind::Unix)
+    Stream::new(fd, StreamKind::Unix)
 }

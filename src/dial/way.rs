@@ -21,7 +21,7 @@ pub struct Way<'a> {
     /// The address and the interface to dial from.
     pub via: Option<&'a Via>,
     /// Hears which namespace it was.
-    pub entered: Option<&'a (dyn Fn(netns::Place) + Sync)>,
+    pub entered: Option<&'a (dyn Fn(netns::Namespace) + Sync)>,
 }
 
 impl Way<'_> {

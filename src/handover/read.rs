@@ -27,7 +27,7 @@ use crate::{
         datagram::{Asked, Destination},
     },
     session::{ParkedPeer, ParkedStage, Peer, abandon},
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// What the previous process gave.
@@ -280,7 +280,7 @@ impl Reader<'_> {
     fn helper(&mut self, record: &ChildRecord) -> Result<Helper, String> {
         let failed = |e: io::Error| e.to_string();
         let child = Child::adopt(record.pid, self.fd()?).map_err(failed)?;
-        let stderr = self.fd_if(record.stderr)?.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose();
+        let stderr = self.fd_if(record.stderr)?.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose();
         Ok(Helper { child, stderr: Stderr::new(stderr.map_err(failed)?) })
     }
 

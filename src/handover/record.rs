@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::stream::Kind;
+use crate::stream::StreamKind;
 
 /// The version of a record; a reader takes its own only.
 pub(super) const VERSION: u32 = 1;
@@ -121,16 +121,16 @@ pub(super) enum PhaseRecord {
     Done,
 }
 
-impl From<Kind> for SocketKind {
-    fn from(kind: Kind) -> Self {
+impl From<StreamKind> for SocketKind {
+    fn from(kind: StreamKind) -> Self {
         match kind {
-            Kind::Unix => Self::Unix,
-            Kind::Tcp | Kind::PipeReader | Kind::PipeWriter => Self::Tcp,
+            StreamKind::Unix => Self::Unix,
+            StreamKind::Tcp | StreamKind::PipeReader | StreamKind::PipeWriter => Self::Tcp,
         }
     }
 }
 
-impl From<SocketKind> for Kind {
+impl From<SocketKind> for StreamKind {
     fn from(kind: SocketKind) -> Self {
         match kind {
             SocketKind::Tcp => Self::Tcp,

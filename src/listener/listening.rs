@@ -38,7 +38,7 @@ pub(super) enum Io {
 pub(super) struct Streams {
     pub(super) fd: AsyncFd<OwnedFd>,
     /// The kind of accepted sockets.
-    pub(super) kind: stream::Kind,
+    pub(super) kind: stream::StreamKind,
 }
 
 impl Listening {
@@ -61,8 +61,8 @@ impl Listening {
         let kind = socket.kind();
         let fd = sys::register(socket.into(), Interest::READABLE)?;
         let io = match kind {
-            SocketKind::Tcp => Io::Streams(Streams { fd, kind: stream::Kind::Tcp }),
-            SocketKind::Unix => Io::Streams(Streams { fd, kind: stream::Kind::Unix }),
+            SocketKind::Tcp => Io::Streams(Streams { fd, kind: stream::StreamKind::Tcp }),
+            SocketKind::Unix => Io::Streams(Streams { fd, kind: stream::StreamKind::Unix }),
             SocketKind::Udp => Io::Datagrams(Flows::new(fd)),
         };
         Ok(Self { io, route: Mutex::new(route) })
@@ -71,7 +71,7 @@ impl Listening {
     /// TCP, UNIX or UDP.
     pub fn kind(&self) -> SocketKind {
         match &self.io {
-            Io::Streams(Streams { kind: stream::Kind::Unix, .. }) => SocketKind::Unix,
+            Io::Streams(Streams { kind: stream::StreamKind::Unix, .. }) => SocketKind::Unix,
             Io::Streams(_) => SocketKind::Tcp,
             Io::Datagrams(_) => SocketKind::Udp,
         }

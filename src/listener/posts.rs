@@ -232,7 +232,7 @@ impl Posts {
         let mut changed = false;
         for post in &mut self.posts {
             let Some(netns) = post.wanted.netns() else { continue };
-            let now = netns::find(netns).map(|found| found.place.id).ok();
+            let now = netns::find(netns).map(|found| found.namespace.id).ok();
             let was = post.serving().map(|serving| serving.netns());
             if was == Some(now) || (was.is_none() && now.is_none()) {
                 continue;

@@ -28,10 +28,10 @@ use std::{
 };
 
 use super::{
-    end::End,
-    pool::{self, Buffer, Pipe, Wide, move_bytes},
+    end::RelayEnd,
+    pool::{self, Pipe, PoolBuffer, Wide, move_bytes},
 };
-use crate::stream::{Kind, Stream};
+use crate::stream::{Stream, StreamKind};
 
 /// Bytes read at once in the gear *Small*. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in
 /// one piece.
@@ -73,12 +73,13 @@ pub(super) enum Gear {
 
 impl Gear {
     /// The gear for many bytes.
-    pub(super) fn high(from: Kind, to: Kind) -> Self {
+    pub(super) fn high(from: StreamKind, to: StreamKind) -> Self {
         match (from, to) {
-            (Kind::PipeReader, Kind::Tcp) => Self::Copy,
-            (Kind::PipeReader | Kind::PipeWriter, _) | (_, Kind::PipeReader | Kind::PipeWriter) => Self::Direct,
-            (Kind::Unix, Kind::Tcp) => Self::Copy,
-            (Kind::Tcp | Kind::Unix, Kind::Tcp | Kind::Unix) => Self::Splice,
+            (StreamKind::PipeReader, StreamKind::Tcp) => Self::Copy,
+            (StreamKind::PipeReader | StreamKind::PipeWriter, _)
+            | (_, StreamKind::PipeReader | StreamKind::PipeWriter) => Self::Direct,
+            (StreamKind::Unix, StreamKind::Tcp) => Self::Copy,
+            (StreamKind::Tcp | StreamKind::Unix, StreamKind::Tcp | StreamKind::Unix) => Self::Splice,
         }
     }
 }
@@ -89,7 +90,7 @@ enum Held {
     /// The rest of what was read into the scratch buffer, or what another process held.
     Bytes(Vec<u8>, usize),
     /// `buffer[at..end]`.
-    Buffer { buffer: Buffer, at: usize, end: usize },
+    Buffer { buffer: PoolBuffer, at: usize, end: usize },
     /// In a pipe.
     Pipe(Pipe),
 }
@@ -106,7 +107,7 @@ pub(super) enum Passing {
 }
 
 /// Why a direction cannot go on.
-pub(super) enum Fault {
+pub(super) enum Broken {
     /// Its source was reset, and there is nothing more to read.
     Source(io::Error),
     /// Its source was reset, and bytes may be left to read.
@@ -233,11 +234,11 @@ impl Direction {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut End,
-        destination: &mut End,
+        source: &mut RelayEnd,
+        destination: &mut RelayEnd,
         count: &AtomicU64,
         lost: bool,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), Broken>> {
         let mut turn = TURN;
         while self.phase != Phase::Done {
             if turn == 0 {
@@ -251,7 +252,7 @@ impl Direction {
             let writer = destination.writer();
             let step = match (writer, &self.held) {
                 _ if self.phase == Phase::Deaf => self.small(cx, reader, None, count),
-                (None, _) => Poll::Ready(Err(Fault::Destination(ErrorKind::BrokenPipe.into()))),
+                (None, _) => Poll::Ready(Err(Broken::Destination(ErrorKind::BrokenPipe.into()))),
                 (Some(writer), Some(_)) => self.deliver(cx, writer, count),
                 (Some(writer), None) => match self.gear {
                     _ if self.decide || lost => self.small(cx, reader, Some(writer), count),
@@ -284,11 +285,11 @@ impl Direction {
         reader: &Stream,
         writer: Option<&Stream>,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Fault>> {
+    ) -> Poll<Result<Step, Broken>> {
         SCRATCH.with_borrow_mut(|buffer| {
             let buffer = &mut buffer[..CHUNK.min(self.most as usize)];
             let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
-            let n = read.map_err(Fault::Source)?;
+            let n = read.map_err(Broken::Source)?;
             if n == 0 {
                 return Poll::Ready(Ok(Step::End));
             }
@@ -313,14 +314,14 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Fault>> {
+    ) -> Poll<Result<Step, Broken>> {
         if reader.poll_read_ready(cx).is_pending() {
             return self.wait();
         }
         let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), count) };
         let most = pool::BUFFER.min(self.most as usize);
         let Poll::Ready(read) = reader.poll_read(cx, &mut buffer[..most]) else { return self.wait() };
-        let end = read.map_err(Fault::Source)?;
+        let end = read.map_err(Broken::Source)?;
         if end == 0 {
             return Poll::Ready(Ok(Step::End));
         }
@@ -339,10 +340,10 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Fault>> {
+    ) -> Poll<Result<Step, Broken>> {
         match reader.poll_read_ready(cx) {
             Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Fault::Source(e))),
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Source(e))),
             Poll::Pending => return self.wait(),
         }
         let Some(mut pipe) = pool::pipe() else {
@@ -355,7 +356,7 @@ impl Direction {
                 pipe.put();
                 self.decide = true;
                 return match nothing {
-                    Err(e) if e.kind() != ErrorKind::WouldBlock => Poll::Ready(Err(Fault::Lost(e))),
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => Poll::Ready(Err(Broken::Lost(e))),
                     _ => Poll::Ready(Ok(Step::Moved(0))),
                 };
             }
@@ -368,7 +369,7 @@ impl Direction {
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
                 self.dropped += pipe.inside() as u64;
-                return Poll::Ready(Err(Fault::Destination(e)));
+                return Poll::Ready(Err(Broken::Destination(e)));
             }
         }
         if pipe.inside() > 0 {
@@ -386,15 +387,15 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Fault>> {
+    ) -> Poll<Result<Step, Broken>> {
         if self.blocked {
-            ready!(writer.poll_room(cx)).map_err(Fault::Destination)?;
+            ready!(writer.poll_room(cx)).map_err(Broken::Destination)?;
             self.blocked = false;
         }
         // Taken before the splice: bytes that come after it count as news.
         let mut source = match reader.poll_read_ready(cx) {
             Poll::Ready(Ok(guard)) => guard,
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Fault::Source(e))),
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Source(e))),
             Poll::Pending => return self.wait(),
         };
         let room = writer.poll_write_ready(cx); // if it knows of any: a look-out may have used that up
@@ -406,7 +407,7 @@ impl Direction {
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                if reader.kind() == Kind::PipeReader && reader.unread() == 0 {
+                if reader.kind() == StreamKind::PipeReader && reader.unread() == 0 {
                     source.clear_ready(); // a pipe has no urgent marks, and its end is no EAGAIN
                 } else {
                     self.blocked = !writer.has_room();
@@ -417,16 +418,16 @@ impl Direction {
                 }
             }
             // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
-            Err(e) if reader.kind() == Kind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
-                return Poll::Ready(Err(Fault::Destination(e)));
+            Err(e) if reader.kind() == StreamKind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
+                return Poll::Ready(Err(Broken::Destination(e)));
             }
-            Err(e) => return Poll::Ready(Err(Fault::Lost(e))),
+            Err(e) => return Poll::Ready(Err(Broken::Lost(e))),
         }
         Poll::Ready(Ok(Step::Moved(0)))
     }
 
     /// Writes what fits at once; how much that was. What is left of `bytes` when it fails is lost.
-    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Fault> {
+    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Broken> {
         match writer.try_write(bytes) {
             Ok(n) => {
                 count.fetch_add(n as u64, Relaxed);
@@ -435,20 +436,20 @@ impl Direction {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             Err(e) => {
                 self.dropped += bytes.len() as u64;
-                Err(Fault::Destination(e))
+                Err(Broken::Destination(e))
             }
         }
     }
 
     /// Moves what is held, once there is room.
-    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Fault>> {
+    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Broken>> {
         let Some(held) = &mut self.held else { return Poll::Ready(Ok(Step::Moved(0))) };
         let moved = match &mut **held {
             Held::Bytes(bytes, at) => ready!(writer.poll_write(cx, &bytes[*at..])).inspect(|n| *at += n),
             Held::Buffer { buffer, at, end } => ready!(writer.poll_write(cx, &buffer[*at..*end])).inspect(|n| *at += n),
             Held::Pipe(pipe) => ready!(writer.poll_write_with(cx, |fd| pipe.drain(fd))),
         };
-        let n = moved.map_err(Fault::Destination)?;
+        let n = moved.map_err(Broken::Destination)?;
         count.fetch_add(n as u64, Relaxed);
         let empty = match &**held {
             Held::Bytes(bytes, at) => *at == bytes.len(),
@@ -470,8 +471,8 @@ impl Direction {
             self.run = if n < CHUNK.min(self.most as usize) { 0 } else { self.run + 1 };
             if self.run >= FULL_READS {
                 (self.gear, self.run) = (Gear::high(from.kind(), to.kind()), 0);
-                if (self.gear == Gear::Direct || from.kind() == Kind::PipeReader) && self.wide.is_none() {
-                    let pipe = if from.kind() == Kind::PipeReader { from } else { to };
+                if (self.gear == Gear::Direct || from.kind() == StreamKind::PipeReader) && self.wide.is_none() {
+                    let pipe = if from.kind() == StreamKind::PipeReader { from } else { to };
                     self.wide = pool::widen(pipe.as_fd());
                 }
             }
@@ -479,7 +480,7 @@ impl Direction {
     }
 
     /// No bytes wait: the burst is over, and lean ones may make it shift down.
-    fn wait(&mut self) -> Poll<Result<Step, Fault>> {
+    fn wait(&mut self) -> Poll<Result<Step, Broken>> {
         self.decide = false;
         if self.gear != Gear::Small && self.burst > 0 && !self.forced {
             self.run = if (self.burst as usize) < CHUNK { self.run + 1 } else { 0 };

@@ -2,11 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::stream::{Kind, Stream};
+use crate::stream::{Stream, StreamKind};
 
 /// What a relay reads from and writes to.
 #[derive(Debug)]
-pub enum End {
+pub enum RelayEnd {
     /// A connected stream socket.
     Socket(Stream),
     /// A child's standard streams. They are the rarer case, and two: boxed, they do not make sockets larger.
@@ -22,11 +22,11 @@ pub struct Pipes {
     to: Option<Stream>,
 }
 
-/// An [`End`] taken off the runtime, ready to be handed to another process.
+/// An [`RelayEnd`] taken off the runtime, ready to be handed to another process.
 #[derive(Debug)]
 pub enum ParkedEnd {
     /// A connected stream socket and its kind.
-    Socket(Kind, OwnedFd),
+    Socket(StreamKind, OwnedFd),
     /// A child's standard output and input, as far as they are open.
     Pipes {
         /// The child's standard output.
@@ -36,7 +36,7 @@ pub enum ParkedEnd {
     },
 }
 
-impl End {
+impl RelayEnd {
     /// A child's standard output and input.
     pub fn pipes(from: Stream, to: Stream) -> Self {
         Self::Pipes(Box::new(Pipes { from: Some(from), to: Some(to) }))
@@ -108,8 +108,8 @@ impl End {
         Ok(match parked {
             ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),
             ParkedEnd::Pipes { from, to } => Self::Pipes(Box::new(Pipes {
-                from: from.map(|fd| Stream::new(fd, Kind::PipeReader)).transpose()?,
-                to: to.map(|fd| Stream::new(fd, Kind::PipeWriter)).transpose()?,
+                from: from.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose()?,
+                to: to.map(|fd| Stream::new(fd, StreamKind::PipeWriter)).transpose()?,
             })),
         })
     }

@@ -1,6 +1,6 @@
 //! Two ends in, bytes moved both ways, an ending out.
 //!
-//! The relay knows no addresses and no services: it is given two connected [`End`]s and tells how it ended, or, when
+//! The relay knows no addresses and no services: it is given two connected [`RelayEnd`]s and tells how it ended, or, when
 //! interrupted, leaves everything in a state that another process can take up ([`Relay::park`]).
 
 mod counters;
@@ -16,8 +16,8 @@ mod tests;
 
 pub use counters::Counters;
 pub use direction::{ParkedDirection, Phase};
-pub use end::{End, ParkedEnd};
+pub use end::{ParkedEnd, RelayEnd};
 pub use interrupt::{Interrupt, Why};
-pub use outcome::{Outcome, Side};
+pub use outcome::{RelayOutcome, Side};
 pub use pool::empty as let_go;
 pub use stream::{Parked, Relay};

@@ -25,7 +25,7 @@ impl Side {
 
 /// How a relay stopped.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum RelayOutcome {
     /// Both directions ended as their senders wished, or the upstream ended and the peer's rest was dropped.
     Eof {
         /// Bytes of the peer that came after the upstream had stopped taking any: 0 for a complete transfer.

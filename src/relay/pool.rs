@@ -214,19 +214,19 @@ pub fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::
 
 /// A large buffer, given back when dropped.
 #[derive(Debug)]
-pub struct Buffer(Option<Box<[u8]>>);
+pub struct PoolBuffer(Option<Box<[u8]>>);
 
 /// Takes a large buffer; `None` when stalled relays hold too many.
-pub fn buffer() -> Option<Buffer> {
+pub fn buffer() -> Option<PoolBuffer> {
     if TAKEN.fetch_add(1, Relaxed) >= BUFFERS {
         TAKEN.fetch_sub(1, Relaxed);
         return None;
     }
     let kept = KEPT_BUFFERS.with_borrow_mut(Vec::pop);
-    Some(Buffer(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))))
+    Some(PoolBuffer(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))))
 }
 
-impl std::ops::Deref for Buffer {
+impl std::ops::Deref for PoolBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -234,13 +234,13 @@ impl std::ops::Deref for Buffer {
     }
 }
 
-impl std::ops::DerefMut for Buffer {
+impl std::ops::DerefMut for PoolBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.0.as_deref_mut().unwrap_or_default()
     }
 }
 
-impl Drop for Buffer {
+impl Drop for PoolBuffer {
     fn drop(&mut self) {
         TAKEN.fetch_sub(1, Relaxed);
         // A thread that is ending has nowhere to keep it.

@@ -1,7 +1,7 @@
 //! The full-duplex byte relay.
 //!
 //! # Theory
-//! A relay is two [`Direction`]s over two [`End`]s: *up* reads the peer and writes the upstream, *down* the reverse.
+//! A relay is two [`Direction`]s over two [`RelayEnd`]s: *up* reads the peer and writes the upstream, *down* the reverse.
 //! How each moves its bytes is told in [`super::direction`]. It is in one of three phases:
 //!
 //! * **Open**: bytes flow.
@@ -42,10 +42,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     counters::Counters,
-    direction::{Direction, Fault, ParkedDirection, Passing, Phase},
-    end::{End, ParkedEnd},
+    direction::{Broken, Direction, ParkedDirection, Passing, Phase},
+    end::{ParkedEnd, RelayEnd},
     interrupt::Interrupt,
-    outcome::{Outcome, Side},
+    outcome::{RelayOutcome, Side},
 };
 use crate::stream::{Gone, Stream};
 
@@ -118,8 +118,8 @@ impl Timer {
 /// A running relay.
 #[derive(Debug)]
 pub struct Relay {
-    peer: End,
-    upstream: End,
+    peer: RelayEnd,
+    upstream: RelayEnd,
     up: Direction,
     down: Direction,
     /// The side that was reset, and what the kernel said.
@@ -132,7 +132,7 @@ pub struct Relay {
 
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
-    pub fn new(peer: End, upstream: End, idle: Option<Duration>) -> Self {
+    pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
         Self { peer, upstream, up, down, fault: None, idle, timer: None }
     }
@@ -148,8 +148,8 @@ impl Relay {
     /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
         Ok(Self {
-            peer: End::resume(parked.peer)?,
-            upstream: End::resume(parked.upstream)?,
+            peer: RelayEnd::resume(parked.peer)?,
+            upstream: RelayEnd::resume(parked.upstream)?,
             up: Direction::resume(parked.up),
             down: Direction::resume(parked.down),
             fault: parked.reset_by.map(|side| Box::new((side, None))),
@@ -179,7 +179,7 @@ impl Relay {
     }
 
     /// Keeps the upstream's end from the peer until [`Relay::pass_end`], where it has not come yet:
-    /// [`Outcome::UpstreamEnded`] says when it has.
+    /// [`RelayOutcome::UpstreamEnded`] says when it has.
     pub fn hold_end(&mut self) {
         if self.down.phase != Phase::Done {
             self.down.end = Passing::WhenTold;
@@ -204,7 +204,7 @@ impl Relay {
     }
 
     /// The two ends, to be closed: peer, upstream.
-    pub fn into_ends(self) -> (End, End) {
+    pub fn into_ends(self) -> (RelayEnd, RelayEnd) {
         (self.peer, self.upstream)
     }
 
@@ -212,20 +212,20 @@ impl Relay {
     ///
     /// # Cancel safety
     /// Safe: dropped at any await and called again, it goes on where it was.
-    pub async fn run(&mut self, counters: &Counters, interrupt: &Interrupt) -> Outcome {
+    pub async fn run(&mut self, counters: &Counters, interrupt: &Interrupt) -> RelayOutcome {
         std::future::poll_fn(|cx| self.poll(cx, counters, interrupt)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters, interrupt: &Interrupt) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters, interrupt: &Interrupt) -> Poll<RelayOutcome> {
         if let Poll::Ready(why) = interrupt.poll(cx) {
-            return Poll::Ready(Outcome::Interrupted(why));
+            return Poll::Ready(RelayOutcome::Interrupted(why));
         }
         loop {
             self.poll_direction(cx, Side::Peer, counters);
             self.poll_direction(cx, Side::Upstream, counters);
             self.poll_watches(cx);
             if self.fault.is_none() && self.down.end == Passing::Held {
-                return Poll::Ready(Outcome::UpstreamEnded);
+                return Poll::Ready(RelayOutcome::UpstreamEnded);
             }
             let ended = match self.lost() {
                 Some(Side::Peer) => self.up.phase == Phase::Done,
@@ -236,7 +236,7 @@ impl Relay {
                 return Poll::Ready(self.outcome());
             }
             match ready!(self.poll_timer(cx, counters)) {
-                Purpose::Idle => return Poll::Ready(Outcome::Idle),
+                Purpose::Idle => return Poll::Ready(RelayOutcome::Idle),
                 Purpose::Linger => self.up.give_up(),
                 Purpose::Gone => self.give_up(),
             }
@@ -271,12 +271,12 @@ impl Relay {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);
             let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count, lost) else { return };
             let (by, error) = match fault {
-                Fault::Source(error) => {
+                Broken::Source(error) => {
                     direction.phase = Phase::Done;
                     (side, error)
                 }
-                Fault::Lost(error) => (side, error),
-                Fault::Destination(error) => {
+                Broken::Lost(error) => (side, error),
+                Broken::Destination(error) => {
                     direction.deafen();
                     if !destination.is_socket() {
                         continue; // a child that closed its input goes on with its output
@@ -317,11 +317,11 @@ impl Relay {
         }
     }
 
-    fn outcome(&mut self) -> Outcome {
+    fn outcome(&mut self) -> RelayOutcome {
         match &mut self.fault {
             // The side is kept: the relay may still be parked.
-            Some(fault) => Outcome::Reset { by: fault.0, error: fault.1.take() },
-            None => Outcome::Eof { dropped: self.up.dropped },
+            Some(fault) => RelayOutcome::Reset { by: fault.0, error: fault.1.take() },
+            None => RelayOutcome::Eof { dropped: self.up.dropped },
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{setup::Rules, state::Service};
 use crate::{
-    dial::qrexec::Call,
+    dial::qrexec::LiveCall,
     handover::{Adopted, Lost, Records},
     listener::Listening,
     log::{Kind as Event, say},
@@ -22,7 +22,7 @@ use crate::{
         CallLimits, Info, ParkedPeer, ParkedStage, Permits, Route, Routes, Sessions, SettingUp, Stage, drain, resume,
     },
     spec::{OnRemove, SocketKind},
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
     systemd::notify::sessions as sessions_text,
 };
 
@@ -181,11 +181,11 @@ impl Adoption {
             ParkedStage::Waiting(peer) | ParkedStage::SettingUp { peer, .. } => peer.kind,
             ParkedStage::Relaying { relay, .. } => match relay.peer {
                 ParkedEnd::Socket(kind, _) => kind,
-                ParkedEnd::Pipes { .. } => Kind::Tcp,
+                ParkedEnd::Pipes { .. } => StreamKind::Tcp,
             },
             ParkedStage::Flow { .. } => return Err("its listener is gone, through which it was answered".to_owned()),
         };
-        let kind = if kind == Kind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
+        let kind = if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
         let mut route = match self.rules.resolve(&session.name, kind) {
             Ok(forward) => {
@@ -222,7 +222,7 @@ impl Adoption {
                 };
                 let ticket = gate.clone().resume();
                 let peer = connected(peer)?;
-                let call = Call::resume(helper, call).map_err(failed)?;
+                let call = LiveCall::resume(helper, call).map_err(failed)?;
                 Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))
             }
             ParkedStage::Relaying { relay, helper } => {

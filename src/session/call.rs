@@ -16,13 +16,13 @@ use crate::{
     dial::{
         self, Failure,
         qrexec::{
-            Call, Decision, Exit, Helper, Parts,
+            Decision, Exit, Helper, LiveCall, Parts,
             gate::{Ticket, UNDECIDED},
         },
     },
     log::{self, Kind},
     proto::qrexec::{LOST, SetUp},
-    relay::{self, Outcome, Relay, Side, Why},
+    relay::{self, Relay, RelayOutcome, Side, Why},
     stream::Stream,
 };
 
@@ -68,7 +68,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
 }
 
 /// The decision, unless the session is interrupted first. The ticket gives its place back when the decision takes long.
-async fn decided(info: &Info, peer: &Stream, call: &mut Call, ticket: &mut Ticket) -> Result<Decision, Why> {
+async fn decided(info: &Info, peer: &Stream, call: &mut LiveCall, ticket: &mut Ticket) -> Result<Decision, Why> {
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
     let deadline = info.setup_deadline(allowed);
@@ -100,8 +100,8 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> Next {
         }
     }
     story.connected(None);
-    let upstream = relay::End::pipes(call.from, call.to);
-    let relay = new_relay(relay::End::Socket(peer), upstream, &route);
+    let upstream = relay::RelayEnd::pipes(call.from, call.to);
+    let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
     Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))
 }
 
@@ -114,7 +114,7 @@ async fn end_call(story: &mut Story, Parts { helper, from, to }: Parts) {
 /// How the relay of a call came to its end.
 enum Came {
     /// To this outcome.
-    To(Outcome),
+    To(RelayOutcome),
     /// The call was lost in the middle: its exit says so.
     Lost(Exit),
     /// The service never began, although the call had looked connected.
@@ -127,7 +127,7 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
     relay.hold_end();
     let (mut outcome, lost) = match until_end(&info, &mut relay, &mut helper).await {
         Came::To(outcome) => (outcome, None),
-        Came::Lost(exit) => (Outcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
+        Came::Lost(exit) => (RelayOutcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
         Came::NeverBegan(what) => {
             let (peer, upstream) = relay.into_ends();
             peer.reset();
@@ -139,15 +139,15 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
     };
     if lost.is_some() {
         if let Err(why) = delivered(&relay, Side::Peer, &info).await {
-            outcome = Outcome::Interrupted(why);
+            outcome = RelayOutcome::Interrupted(why);
         }
     }
-    if matches!(outcome, Outcome::Eof { .. }) {
+    if matches!(outcome, RelayOutcome::Eof { .. }) {
         if let Err(Why::Park) = grace(&info, &mut helper).await {
-            outcome = Outcome::Interrupted(Why::Park);
+            outcome = RelayOutcome::Interrupted(Why::Park);
         }
     }
-    if let Outcome::Interrupted(Why::Park) = outcome {
+    if let RelayOutcome::Interrupted(Why::Park) = outcome {
         return story.park(ParkedStage::Relaying { relay: relay.park(), helper: Some(*helper) });
     }
     let next = close(story, *relay, outcome);
@@ -167,7 +167,7 @@ async fn until_end(info: &Info, relay: &mut Relay, helper: &mut Helper) -> Came 
             outcome = relay.run(&info.counters, &info.interrupt) => outcome,
             () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
         };
-        if !matches!(outcome, Outcome::UpstreamEnded) {
+        if !matches!(outcome, RelayOutcome::UpstreamEnded) {
             return Came::To(outcome);
         }
         let exit = tokio::select! {

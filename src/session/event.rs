@@ -8,7 +8,7 @@ use super::{
     watch::Ending,
 };
 use crate::{
-    dial::{Failure, netns::Place, qrexec::Exit},
+    dial::{Failure, netns::Namespace, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -39,7 +39,7 @@ fn subject(info: &Info) -> String {
 }
 
 /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-pub fn started(info: &Info, at: Option<&Place>) -> Event {
+pub fn started(info: &Info, at: Option<&Namespace>) -> Event {
     let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
     if let Some(at) = at {
         message += &format!(" ({at})");

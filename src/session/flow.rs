@@ -24,7 +24,7 @@ use super::{
     story::Story,
 };
 use crate::{
-    dial::{self, Failure, Way, netns::Place},
+    dial::{self, Failure, Way, netns::Namespace},
     log::End,
     relay::Why,
 };
@@ -96,7 +96,7 @@ fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> Next {
 }
 
 /// Gives a flow its upstream; the namespace that the upstream is in when that is not our own.
-async fn connect(info: &Info, flow: &Flow) -> Result<Option<Place>, Failure> {
+async fn connect(info: &Info, flow: &Flow) -> Result<Option<Namespace>, Failure> {
     let (upstream, at) = dial_upstream(info).await?;
     flow.connected(upstream).map(|()| at).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
@@ -104,7 +104,7 @@ async fn connect(info: &Info, flow: &Flow) -> Result<Option<Place>, Failure> {
     })
 }
 
-async fn dial_upstream(info: &Info) -> Result<(OwnedFd, Option<Place>), Failure> {
+async fn dial_upstream(info: &Info) -> Result<(OwnedFd, Option<Namespace>), Failure> {
     let route = &info.route;
     let Lead::Udp { addr, netns } = &route.lead else {
         let error = io::ErrorKind::Unsupported.into();

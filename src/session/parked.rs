@@ -63,7 +63,7 @@ pub enum ParkedStage {
 #[derive(Debug)]
 pub struct ParkedPeer {
     /// TCP or UNIX.
-    pub kind: stream::Kind,
+    pub kind: stream::StreamKind,
     /// The socket.
     pub fd: OwnedFd,
 }

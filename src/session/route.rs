@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     dial::{
-        netns::{self, Place},
+        netns::{self, Namespace},
         qrexec::gate::{Gate, Gates, Qube},
     },
     log::{Event, Kind, emit},
@@ -201,15 +201,15 @@ impl Route {
         let Some(netns) = self.netns() else { return String::new() };
         match netns::find(netns) {
             Ok(found) => {
-                self.entered.store(found.place.id.inode, Relaxed);
-                format!(" ({})", found.place)
+                self.entered.store(found.namespace.id.inode, Relaxed);
+                format!(" ({})", found.namespace)
             }
             Err(trouble) => format!(" ({trouble})"),
         }
     }
 
     /// Notes in `at` that a dial goes through this namespace, and tells when it is another than before.
-    pub fn entered(&self, place: Place, at: &Mutex<Option<Place>>) {
+    pub fn entered(&self, place: Namespace, at: &Mutex<Option<Namespace>>) {
         let id = place.id;
         *at.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
         if self.entered.swap(id.inode, Relaxed) != id.inode {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::flows::Flow;
 use crate::{
-    dial::qrexec::{Call, Helper, gate::Ticket},
+    dial::qrexec::{Helper, LiveCall, gate::Ticket},
     relay::Relay,
     stream::Stream,
 };
@@ -28,7 +28,7 @@ pub struct SettingUp {
     /// The peer; not read before the call is connected.
     pub peer: Stream,
     /// The call.
-    pub call: Call,
+    pub call: LiveCall,
     /// Its place in the gate.
     pub ticket: Ticket,
 }

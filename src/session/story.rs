@@ -15,7 +15,7 @@ use super::{
 use crate::{
     dial::{
         Failure,
-        netns::Place,
+        netns::Namespace,
         qrexec::gate::{CallPermit, Ticket},
     },
     log::{self, End},
@@ -108,7 +108,7 @@ impl Story {
     }
 
     /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-    pub(super) fn connected(&self, at: Option<&Place>) {
+    pub(super) fn connected(&self, at: Option<&Namespace>) {
         let ms = self.info.age_ms();
         self.info.connected(ms);
         self.info.route.tally.dialled(ms);

@@ -18,14 +18,14 @@ use super::{
 use crate::{
     dial::{
         self, Failure, Way,
-        netns::Place,
+        netns::Namespace,
         qrexec::{
-            Call,
+            LiveCall,
             gate::{CallPermit, Ticket},
         },
     },
     log::{self, End},
-    relay::{self, Outcome, Relay, Side, Why},
+    relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
     stream::Stream,
 };
@@ -36,9 +36,9 @@ const DELIVERY: Duration = Duration::from_secs(10);
 /// What a dial gave.
 enum Dialled {
     /// A connected stream, and the namespace that it was dialled in, when that is not our own.
-    Stream(Stream, Option<Place>),
+    Stream(Stream, Option<Namespace>),
     /// A call that is not decided yet.
-    Call(Call, Ticket, CallPermit),
+    Call(LiveCall, Ticket, CallPermit),
 }
 
 /// Dials the upstream, and watches the peer meanwhile.
@@ -61,7 +61,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> Next {
                 }
             }
             story.connected(at.as_ref());
-            let (peer, upstream) = (relay::End::Socket(peer), relay::End::Socket(upstream));
+            let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
         }
         Ok(Ok(Dialled::Call(call, ticket, permit))) => {
@@ -122,7 +122,7 @@ async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failu
         }
         () = set_up_late(info, allowed) => return Err(Failure::TimedOut(allowed)),
     };
-    Ok(Dialled::Call(Call::start(story.sessions.client(), &limits.call)?, ticket, permit))
+    Ok(Dialled::Call(LiveCall::start(story.sessions.client(), &limits.call)?, ticket, permit))
 }
 
 /// Waits until a set-up has taken all the time that it may.
@@ -154,27 +154,27 @@ async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result
 /// Relays between two sockets.
 pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> Next {
     let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
-    if let Outcome::Reset { by, .. } = outcome {
+    if let RelayOutcome::Reset { by, .. } = outcome {
         if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
-            outcome = Outcome::Interrupted(why);
+            outcome = RelayOutcome::Interrupted(why);
         }
     }
     match outcome {
-        Outcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
+        RelayOutcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
         outcome => close(story, *relay, outcome),
     }
 }
 
 /// Closes both ends as the outcome asks.
-pub(super) fn close(story: &mut Story, relay: Relay, outcome: Outcome) -> Next {
+pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> Next {
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
-        Outcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
-        Outcome::Eof { dropped } => {
+        RelayOutcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
+        RelayOutcome::Eof { dropped } => {
             story.over(End::Eof, format!("the upstream had ended before {dropped} more bytes of the peer came"))
         }
-        Outcome::Reset { by, error } => {
+        RelayOutcome::Reset { by, error } => {
             match by {
                 Side::Peer => upstream.reset(),
                 Side::Upstream => peer.reset(),
@@ -182,13 +182,13 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: Outcome) -> Next {
             story.over(End::Reset, event::reset(by, error.as_ref()))
         }
         // Only a relay that holds the end back gives this outcome; who resumes it knows the end.
-        Outcome::UpstreamEnded => story.over(End::Eof, ""),
-        Outcome::Idle => {
+        RelayOutcome::UpstreamEnded => story.over(End::Eof, ""),
+        RelayOutcome::Idle => {
             peer.reset();
             upstream.reset();
             story.over(End::Idle, "")
         }
-        Outcome::Interrupted(why) => {
+        RelayOutcome::Interrupted(why) => {
             peer.reset();
             upstream.reset();
             story.interrupted(why)
@@ -216,7 +216,7 @@ pub(super) async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<
 }
 
 /// A relay with the options of a route.
-pub(super) fn new_relay(peer: relay::End, upstream: relay::End, route: &Route) -> Relay {
+pub(super) fn new_relay(peer: relay::RelayEnd, upstream: relay::RelayEnd, route: &Route) -> Relay {
     let mut relay = Relay::new(peer, upstream, route.options.idle_timeout);
     route.options.buffer_size.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
     relay

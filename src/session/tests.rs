@@ -24,9 +24,9 @@ use super::{
 use crate::{
     dial::qrexec::Client,
     log::{End, Kind},
-    relay::{Counters, End as RelayEnd, Relay},
+    relay::{Counters, Relay, RelayEnd},
     spec::{Config, SocketKind, fdname},
-    stream::{Kind as StreamKind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// A registry whose sessions nobody takes when they are parked.

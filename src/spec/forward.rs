@@ -4,7 +4,7 @@
 //! before a port needs no escape.
 
 use super::{
-    error::{Fault, Faults, Origin, Place, Source},
+    error::{Faults, Origin, Place, Source, SpecFault},
     keys::{Keys, read_list},
     text::{Blanks, words},
 };
@@ -50,7 +50,7 @@ fn read(number: Option<usize>, text: &str) -> (Keys, Faults) {
         }
         Ok(_) => {
             keys.torn = true;
-            let fault = Fault::at(&whole, "the argument is empty");
+            let fault = SpecFault::at(&whole, "the argument is empty");
             faults.extend([fault.hint("such as listen=0.0.0.0:2222,uds=/run/pfwd/ssh.sock")]);
         }
         Err(more) => {

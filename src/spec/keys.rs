@@ -11,12 +11,12 @@ use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
 use super::{
     call::Call,
     endpoint::{HostPort, Netns, UnixAddr},
-    error::{Fault, Flaw, Origin, Place, Source},
+    error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
-        Account, Backlog, BufferSize, Count, Device, Idle, Label, Many, Mode, NetnsName, NetnsPath, Network, OnRemove,
-        Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
+        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
+        OnRemove, Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
     },
 };
 
@@ -55,11 +55,11 @@ macro_rules! keys {
     ($($(#[$doc:meta])* $field:ident: $type:ty = $key:ident;)*) => {
         /// The name of a key.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Key {
+        pub enum KeyName {
             $($(#[$doc])* $key,)*
         }
 
-        impl Key {
+        impl KeyName {
             /// All keys, in the order in which they are written.
             pub const ALL: &'static [Self] = &[$(Self::$key),*];
 
@@ -98,13 +98,13 @@ macro_rules! keys {
             }
 
             /// Where a key was given, if it was.
-            pub fn given(&self, key: Key) -> Option<&Place> {
-                match key { $(Key::$key => self.$field.as_ref().map(At::key),)* }
+            pub fn given(&self, key: KeyName) -> Option<&Place> {
+                match key { $(KeyName::$key => self.$field.as_ref().map(At::key),)* }
             }
 
             /// Reads a value of `key`; a second one of a key that takes only one is a flaw.
-            fn put(&mut self, key: Key, raw: Raw<'_>, at: Place, place: Place) -> Result<(), Flaw> {
-                match key { $(Key::$key => put(&mut self.$field, raw, at, place),)* }
+            fn put(&mut self, key: KeyName, raw: Raw<'_>, at: Place, place: Place) -> Result<(), Flaw> {
+                match key { $(KeyName::$key => put(&mut self.$field, raw, at, place),)* }
             }
 
             /// Replaces the values that `over` gives.
@@ -113,9 +113,9 @@ macro_rules! keys {
             }
 
             /// The texts that each given key reads back.
-            fn texts(&self) -> Vec<(Key, Vec<Vec<u8>>)> {
+            fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
                 let mut texts = Vec::new();
-                $(texts.extend(self.$field.as_ref().map(|at| (Key::$key, at.value.texts())));)*
+                $(texts.extend(self.$field.as_ref().map(|at| (KeyName::$key, at.value.texts())));)*
                 texts
             }
         }
@@ -143,12 +143,12 @@ keys! {
     target: HostPort = Target;
     /// The UDP address where datagrams go.
     udp_target: HostPort = UdpTarget;
-    /// Rights of the served UNIX socket.
-    mode: Mode = Mode;
+    /// Mode of the served UNIX socket.
+    mode: FileMode = Mode;
     /// Owner of the served UNIX socket.
     owner: Owner = Owner;
-    /// Rights of directories made for the served UNIX socket.
-    dir_mode: Mode = DirMode;
+    /// Mode of directories made for the served UNIX socket.
+    dir_mode: FileMode = DirMode;
     /// Owner of directories made for the served UNIX socket.
     dir_owner: Owner = DirOwner;
     /// Length of the queue of sockets that we listen on.
@@ -186,32 +186,32 @@ keys! {
 }
 
 /// Words that people use for a key of another name.
-const SYNONYMS: [(&str, Key); 22] = [
-    ("upstream", Key::Target),
-    ("dest", Key::Target),
-    ("destination", Key::Target),
-    ("connect", Key::Target),
-    ("to", Key::Target),
-    ("bind", Key::Listen),
-    ("address", Key::Listen),
-    ("tcp", Key::Listen),
-    ("udp", Key::UdpListen),
-    ("unix", Key::Uds),
-    ("socket", Key::Uds),
-    ("path", Key::Uds),
-    ("netns", Key::Namespace),
-    ("ns", Key::Namespace),
-    ("user", Key::Owner),
-    ("group", Key::Owner),
-    ("permissions", Key::Mode),
-    ("service", Key::Qrexec),
-    ("call", Key::Qrexec),
-    ("name", Key::Label),
-    ("interface", Key::BindDevice),
-    ("timeout", Key::ConnectTimeout),
+const SYNONYMS: [(&str, KeyName); 22] = [
+    ("upstream", KeyName::Target),
+    ("dest", KeyName::Target),
+    ("destination", KeyName::Target),
+    ("connect", KeyName::Target),
+    ("to", KeyName::Target),
+    ("bind", KeyName::Listen),
+    ("address", KeyName::Listen),
+    ("tcp", KeyName::Listen),
+    ("udp", KeyName::UdpListen),
+    ("unix", KeyName::Uds),
+    ("socket", KeyName::Uds),
+    ("path", KeyName::Uds),
+    ("netns", KeyName::Namespace),
+    ("ns", KeyName::Namespace),
+    ("user", KeyName::Owner),
+    ("group", KeyName::Owner),
+    ("permissions", KeyName::Mode),
+    ("service", KeyName::Qrexec),
+    ("call", KeyName::Qrexec),
+    ("name", KeyName::Label),
+    ("interface", KeyName::BindDevice),
+    ("timeout", KeyName::ConnectTimeout),
 ];
 
-impl Key {
+impl KeyName {
     /// The key of this name. Times may be written with `_secs`.
     pub fn named(name: &str) -> Option<Self> {
         let exact = |name: &str| Self::ALL.iter().copied().find(|key| key.name() == name);
@@ -225,17 +225,17 @@ impl Key {
 
     /// Whether it says how to forward rather than what: such a key can stand in `[defaults]`.
     pub(super) fn is_option(self) -> bool {
-        use Key::*;
+        use KeyName::*;
         let what = [Label, Qrexec, Listen, UdpListen, ListenNamespace, Uds, Namespace, SetnsPath, Target, UdpTarget];
         !what.contains(&self)
     }
 }
 
 /// The fault of a key that does not exist, at `place`; `others` are names that exist there besides the keys.
-pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> Fault {
-    let fault = Fault::at(place, format!("unknown key \"{name}\""));
+pub(super) fn unknown(name: &str, place: &Place, others: &[&'static str]) -> SpecFault {
+    let fault = SpecFault::at(place, format!("unknown key \"{name}\""));
     let synonym = SYNONYMS.iter().find(|(word, _)| *word == name).map(|(_, key)| key.name());
-    let names = Key::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
+    let names = KeyName::ALL.iter().map(|key| key.name()).chain(others.iter().copied());
     let meant = || {
         let (_, key) =
             SYNONYMS.iter().find(|(word, _)| Some(*word) == nearest(name, SYNONYMS.map(|(word, _)| word)))?;
@@ -258,11 +258,11 @@ fn put<T: Value>(slot: &mut Option<At<T>>, raw: Raw<'_>, key: Place, place: Plac
 
 impl Keys {
     /// Reads a value of a key and notes what is wrong with it. `fix` words the hint for a value that would be right.
-    pub(super) fn read(&mut self, item: Item<'_>, faults: &mut Vec<Fault>) {
+    pub(super) fn read(&mut self, item: Item<'_>, faults: &mut Vec<SpecFault>) {
         let name = item.key.name();
         let source = &item.name.source;
         if let Some(first) = self.given(item.key).filter(|_| !item.key.many()) {
-            let fault = Fault::at(&item.name, format!("the key \"{name}\" is given twice"));
+            let fault = SpecFault::at(&item.name, format!("the key \"{name}\" is given twice"));
             faults.push(fault.hint(format!("the first one is {}", first.written_as())));
             return;
         }
@@ -270,7 +270,7 @@ impl Keys {
         if let Err(flaw) = self.put(item.key, item.raw, item.name.clone(), place) {
             self.torn |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
-            let fault = Fault::at(&at, format!("{name}: {}", flaw.what));
+            let fault = SpecFault::at(&at, format!("{name}: {}", flaw.what));
             faults.push(match (flaw.fix, flaw.note) {
                 (Some(fix), _) => fault.hint((item.fix)(&fix)),
                 (None, Some(note)) => fault.hint(note),
@@ -308,7 +308,7 @@ impl Place {
             _ => {
                 let rest = self.source.text.get(self.span.start..).unwrap_or_default();
                 let item = rest.split([',', ' ']).next().unwrap_or(text);
-                format!("{item}, column {}", Fault::at(self, "").column())
+                format!("{item}, column {}", SpecFault::at(self, "").column())
             }
         }
     }
@@ -316,7 +316,7 @@ impl Place {
 
 /// One value of a key, as its source has it, and how its source is cited.
 pub(super) struct Item<'a> {
-    pub(super) key: Key,
+    pub(super) key: KeyName,
     pub(super) raw: Raw<'a>,
     /// Where the key was written.
     pub(super) name: Place,
@@ -327,24 +327,24 @@ pub(super) struct Item<'a> {
 }
 
 /// Reads `key=value` items between commas, as a name and an argument hold them, into `keys`.
-pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<Fault>) {
+pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<SpecFault>) {
     for item in list.split(b',') {
         let item = item.trimmed();
         let place = Place::new(source, item.span.clone());
         if item.bytes.is_empty() {
             let what = "there is nothing between two commas, or beside one";
-            faults.push(Fault::at(&place, what).hint("leave the comma out, or write \\x2c for one that is data"));
+            faults.push(SpecFault::at(&place, what).hint("leave the comma out, or write \\x2c for one that is data"));
             continue;
         }
         let Some((name, value)) = item.split_once(b'=') else {
             keys.torn = true;
-            let fault = Fault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
+            let fault = SpecFault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
             faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
             continue;
         };
         let (name, value) = (name.trimmed(), value.trimmed());
         let name_place = Place::new(source, name.span.clone());
-        let Some(key) = Key::named(&name.lossy()) else {
+        let Some(key) = KeyName::named(&name.lossy()) else {
             keys.torn = true;
             faults.push(unknown(&name.lossy(), &name_place, &[]));
             continue;

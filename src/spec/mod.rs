@@ -29,16 +29,16 @@ mod value;
 
 pub use call::{Call, Service, Target, policy_line};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
-pub use error::{Cite, Fault, Faults, Flaw, Origin, Place};
+pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use file::Config;
 pub use forward::{forward, forwards};
-pub use keys::{At, Key, Keys};
+pub use keys::{At, KeyName, Keys};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
-pub use plan::{Forward, Leg, Legs, Listen, Plan, Rights, SocketKind};
+pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
 pub use value::{
-    Account, Backlog, BufferSize, Count, Device, Idle, Label, LogLevel, Many, Mode, NetnsName, NetnsPath, Network,
+    Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
 

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroU32};
 use super::{
     endpoint::{Netns, UnixAddr, Upstream},
     options::{Admit, Options, Via},
-    value::{Label, LogLevel, Mode, Owner},
+    value::{FileMode, Label, LogLevel, Owner},
 };
 
 /// The kind of a socket that was inherited.
@@ -38,7 +38,7 @@ pub enum Listen {
         /// An absolute path or an abstract name.
         addr: UnixAddr,
         /// Rights and owners of what is made in the file system; nothing to be made when abstract.
-        rights: Rights,
+        rights: UnixRights,
         /// Length of its queue.
         backlog: NonZeroU32,
     },
@@ -53,25 +53,25 @@ pub enum Listen {
 
 /// Rights and owners of a served UNIX socket and of the directories made for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rights {
+pub struct UnixRights {
     /// Of the socket (default 0600).
-    pub mode: Mode,
+    pub mode: FileMode,
     /// Of the socket; our own user and group where it says nothing.
     pub owner: Option<Owner>,
     /// Of directories that are made; existing ones are left alone (default 0755).
-    pub dir_mode: Mode,
+    pub dir_mode: FileMode,
     /// Of directories that are made (default: our own).
     pub dir_owner: Option<Owner>,
 }
 
-impl Default for Rights {
+impl Default for UnixRights {
     fn default() -> Self {
         Self { mode: mode(0o600), owner: None, dir_mode: mode(0o755), dir_owner: None }
     }
 }
 
-const fn mode(bits: u32) -> Mode {
-    match Mode::from_bits(bits) {
+const fn mode(bits: u32) -> FileMode {
+    match FileMode::from_bits(bits) {
         Some(mode) => mode,
         None => panic!("a default mode has only permission bits"),
     }

@@ -2,53 +2,55 @@
 
 use proptest::prelude::*;
 
-use super::{keys::Key, *};
+use super::{keys::KeyName, *};
 
 /// A value for each key, as a name would have it before escaping.
-fn value(key: Key) -> BoxedStrategy<String> {
+fn value(key: KeyName) -> BoxedStrategy<String> {
     let port = || 1u16..;
     match key {
-        Key::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
-        Key::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
-        Key::Listen | Key::UdpListen => {
+        KeyName::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
+        KeyName::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
+        KeyName::Listen | KeyName::UdpListen => {
             let host = prop_oneof![Just("127.0.0.1"), Just("0.0.0.0"), Just("[::1]"), Just("[fe80::1%3]")];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
-        Key::Target | Key::UdpTarget => {
+        KeyName::Target | KeyName::UdpTarget => {
             let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("db.example.org")];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
-        Key::ListenNamespace | Key::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),
-        Key::SetnsPath => "/[a-z0-9:, '\"\\\\%é]{1,12}".boxed(),
-        Key::Uds => "(/|@)[a-z0-9:, '\"\\\\%é/]{1,12}x".boxed(),
-        Key::Mode | Key::DirMode => "0[0-7]{3}".boxed(),
-        Key::Owner | Key::DirOwner => "[a-z]{1,5}|[0-9]{1,5}:[a-z]{1,5}|:adm".boxed(),
-        Key::Backlog | Key::MaxConnections | Key::MaxSetups => (1u32..1000).prop_map(|n| n.to_string()).boxed(),
-        Key::ConnectTimeout | Key::UdpIdleTimeout | Key::SetupTimeout => {
+        KeyName::ListenNamespace | KeyName::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),
+        KeyName::SetnsPath => "/[a-z0-9:, '\"\\\\%é]{1,12}".boxed(),
+        KeyName::Uds => "(/|@)[a-z0-9:, '\"\\\\%é/]{1,12}x".boxed(),
+        KeyName::Mode | KeyName::DirMode => "0[0-7]{3}".boxed(),
+        KeyName::Owner | KeyName::DirOwner => "[a-z]{1,5}|[0-9]{1,5}:[a-z]{1,5}|:adm".boxed(),
+        KeyName::Backlog | KeyName::MaxConnections | KeyName::MaxSetups => {
+            (1u32..1000).prop_map(|n| n.to_string()).boxed()
+        }
+        KeyName::ConnectTimeout | KeyName::UdpIdleTimeout | KeyName::SetupTimeout => {
             "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
         }
-        Key::IdleTimeout | Key::DrainTimeout => "[0-9]{1,4}".boxed(),
-        Key::Keepalive => "true|false|yes|off".boxed(),
-        Key::OnRemove => "keep|drain".boxed(),
-        Key::ProxyProtocol => "v1|v2".boxed(),
-        Key::AllowFrom => "10\\.0\\.0\\.0/8|192\\.0\\.2\\.[1-9]|fd00::/8".boxed(),
-        Key::AllowUid => "[0-9]{1,4}|[a-z]{1,5}".boxed(),
-        Key::Source => "10\\.0\\.0\\.[1-9]|fd00::[1-9]".boxed(),
-        Key::BindDevice => "eth[0-9]".boxed(),
-        Key::BufferSize => "(4|64)K|1M|65536".boxed(),
+        KeyName::IdleTimeout | KeyName::DrainTimeout => "[0-9]{1,4}".boxed(),
+        KeyName::Keepalive => "true|false|yes|off".boxed(),
+        KeyName::OnRemove => "keep|drain".boxed(),
+        KeyName::ProxyProtocol => "v1|v2".boxed(),
+        KeyName::AllowFrom => "10\\.0\\.0\\.0/8|192\\.0\\.2\\.[1-9]|fd00::/8".boxed(),
+        KeyName::AllowUid => "[0-9]{1,4}|[a-z]{1,5}".boxed(),
+        KeyName::Source => "10\\.0\\.0\\.[1-9]|fd00::[1-9]".boxed(),
+        KeyName::BindDevice => "eth[0-9]".boxed(),
+        KeyName::BufferSize => "(4|64)K|1M|65536".boxed(),
     }
 }
 
 /// Any set of keys with their values, often one that means something.
-fn items() -> impl Strategy<Value = Vec<(Key, String)>> {
-    let some = proptest::sample::subsequence(Key::ALL.to_vec(), 0..6);
-    let roles: Vec<Vec<Key>> = vec![
-        vec![Key::Listen, Key::Uds],
-        vec![Key::Uds, Key::Target],
-        vec![Key::Listen, Key::Uds, Key::Target, Key::Namespace],
-        vec![Key::Target],
-        vec![Key::UdpListen, Key::UdpTarget],
-        vec![Key::Qrexec],
+fn items() -> impl Strategy<Value = Vec<(KeyName, String)>> {
+    let some = proptest::sample::subsequence(KeyName::ALL.to_vec(), 0..6);
+    let roles: Vec<Vec<KeyName>> = vec![
+        vec![KeyName::Listen, KeyName::Uds],
+        vec![KeyName::Uds, KeyName::Target],
+        vec![KeyName::Listen, KeyName::Uds, KeyName::Target, KeyName::Namespace],
+        vec![KeyName::Target],
+        vec![KeyName::UdpListen, KeyName::UdpTarget],
+        vec![KeyName::Qrexec],
         vec![],
     ];
     (some, proptest::sample::select(roles)).prop_flat_map(|(mut keys, role)| {
@@ -59,12 +61,12 @@ fn items() -> impl Strategy<Value = Vec<(Key, String)>> {
     })
 }
 
-fn as_list(items: &[(Key, String)], write: impl Fn(&str) -> String) -> String {
+fn as_list(items: &[(KeyName, String)], write: impl Fn(&str) -> String) -> String {
     items.iter().map(|(key, value)| format!("{}={}", key.name(), write(value))).collect::<Vec<_>>().join(",")
 }
 
-fn as_toml(items: &[(Key, String)]) -> String {
-    let line = |(key, value): &(Key, String)| match value.parse::<u32>() {
+fn as_toml(items: &[(KeyName, String)]) -> String {
+    let line = |(key, value): &(KeyName, String)| match value.parse::<u32>() {
         // Numbers as numbers, where they mean the same as in text.
         Ok(number) if !value.starts_with('0') || value == "0" => format!("{} = {number}\n", key.name()),
         _ => format!("{} = {}\n", key.name(), toml::Value::from(value.as_str())),
@@ -92,8 +94,8 @@ proptest! {
 
         // So do the forwards, wherever their socket comes from; and what is wrong is wrong in each.
         let defaults = &Config::default().defaults;
-        let sides = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp].map(role::Side::Inherited);
-        for side in sides.into_iter().chain([role::Side::Own]) {
+        let sides = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp].map(role::ListenSide::Inherited);
+        for side in sides.into_iter().chain([role::ListenSide::Own]) {
             let [name, argument, table] = [&from_name, &from_argument, &from_table].map(|keys| role::mean(keys, side, defaults));
             match (name, argument, table) {
                 (Ok(name), Ok(argument), Ok(table)) => prop_assert!(name == argument && name == table),
@@ -122,13 +124,13 @@ fn every_key_of_the_contract_is_there_and_no_other() {
                     backlog connect_timeout idle_timeout udp_idle_timeout max_connections setup_timeout max_setups \
                     drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
                     dir_mode dir_owner";
-    let mut names: Vec<&str> = Key::ALL.iter().map(|key| key.name()).collect();
+    let mut names: Vec<&str> = KeyName::ALL.iter().map(|key| key.name()).collect();
     let mut expected: Vec<&str> = contract.split_whitespace().collect();
     names.sort_unstable();
     expected.sort_unstable();
     assert_eq!(names, expected);
     for time in ["connect_timeout", "idle_timeout", "udp_idle_timeout", "setup_timeout", "drain_timeout"] {
-        assert_eq!(Key::named(&format!("{time}_secs")), Key::named(time));
+        assert_eq!(KeyName::named(&format!("{time}_secs")), KeyName::named(time));
     }
-    assert_eq!(Key::named("mode_secs"), None);
+    assert_eq!(KeyName::named("mode_secs"), None);
 }

@@ -304,7 +304,7 @@ fn each_rule_can_be_broken() {
             "const A: &str = r#\"crate::spec \" unsafe\"#; fn f<'a>(x: &'a str) { let c = '\"'; crate::stream::x(c) }",
         ),
         ("relay/stream.rs", "use super::Kind; mod tests { use super::*; use super::super::End; }"),
-        ("session/run.rs", "use crate::{dial, relay::End}; use super::super::stream::Stream;"),
+        ("session/run.rs", "use crate::{dial, relay::RelayEnd}; use super::super::stream::Stream;"),
         ("spec/mod.rs", "use std::{net::IpAddr, time::Duration, path::PathBuf}; use serde::Deserialize;"),
         ("spec/mod.rs", "#[cfg(test)] mod tests { use proptest::prelude::*; use super::*; }"),
         ("sys.rs", "#![allow(unsafe_code)] fn f() { unsafe { libc::close(3) }; }"),

@@ -3,7 +3,7 @@
 
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
-use qrexec_connect::spec::{Config, Key, Options};
+use qrexec_connect::spec::{Config, KeyName, Options};
 
 use crate::support::{Activation, FakeQrexec, eventually, example, run};
 
@@ -46,7 +46,7 @@ fn pages_and_completions_are_those_that_follow_from_the_definitions() {
 #[test]
 fn every_key_is_in_the_manual() {
     let manual = page("pfwd.toml.5");
-    for key in Key::ALL {
+    for key in KeyName::ALL {
         let name = key.name();
         let headings = [format!(".B {name}\n"), format!(".BR {name} \""), format!("\" {name}\n")];
         assert!(headings.iter().any(|heading| manual.contains(heading)), "{name}");

@@ -16,7 +16,7 @@ use super::config;
 use crate::{
     cli::{systemctl, units::Scope},
     log::escape,
-    report::{Code, Failure},
+    report::{Code, Fatal},
     spec::{
         Forward, SocketKind, Upstream, fdname, policy_line,
         unit::{Unit, rejected, repair},
@@ -60,7 +60,7 @@ pub(super) struct Remove {
 ///
 /// # Errors
 /// A name, address or fd name that makes no sense; a unit of that name; what the file system or systemctl says.
-pub(super) fn add(options: &Add) -> Result<ExitCode, Failure> {
+pub(super) fn add(options: &Add) -> Result<ExitCode, Fatal> {
     let scope = scope(options.system);
     let unit = unit_name(&options.name)?;
     let (listen, kind, warning) = listen(&options.listen)?;
@@ -94,20 +94,20 @@ pub(super) fn add(options: &Add) -> Result<ExitCode, Failure> {
 ///
 /// # Errors
 /// There is none, it was edited, or systemctl fails.
-pub(super) fn remove(options: &Remove) -> Result<ExitCode, Failure> {
+pub(super) fn remove(options: &Remove) -> Result<ExitCode, Fatal> {
     let scope = scope(options.system);
     let unit = unit_name(&options.name)?;
     let file = home(scope)?.join(&unit);
     let written = fs::read_to_string(&file)
-        .map_err(|e| Failure::new(Code::Failure, format!("{}: {e}", file.display())).hint("nothing was removed"))?;
+        .map_err(|e| Fatal::new(Code::Failure, format!("{}: {e}", file.display())).hint("nothing was removed"))?;
     if !is_ours(&written) {
         let flag = scope.flag();
         let what = format!("{} is not as `add` wrote it, so it is yours to delete", file.display());
-        return Err(Failure::new(Code::Failure, what)
+        return Err(Fatal::new(Code::Failure, what)
             .hint(format!("run: systemctl {flag}disable --now {unit} && rm {}", file.display())));
     }
     systemctl::order(scope, &["disable", "--now", &unit])?;
-    fs::remove_file(&file).map_err(|e| Failure::new(Code::Failure, format!("{}: {e}", file.display())))?;
+    fs::remove_file(&file).map_err(|e| Fatal::new(Code::Failure, format!("{}: {e}", file.display())))?;
     systemctl::order(scope, &["daemon-reload"])?;
     println!("removed {}; sessions that were open go on", file.display());
     Ok(ExitCode::SUCCESS)
@@ -117,16 +117,16 @@ fn scope(system: bool) -> Scope {
     if system { Scope::System } else { Scope::User }
 }
 
-fn home(scope: Scope) -> Result<PathBuf, Failure> {
-    scope.home().ok_or_else(|| Failure::new(Code::Failure, "HOME is not set, so there is no place for a user's unit"))
+fn home(scope: Scope) -> Result<PathBuf, Fatal> {
+    scope.home().ok_or_else(|| Fatal::new(Code::Failure, "HOME is not set, so there is no place for a user's unit"))
 }
 
-fn usage(what: impl std::fmt::Display) -> Failure {
-    Failure::new(Code::Usage, what)
+fn usage(what: impl std::fmt::Display) -> Fatal {
+    Fatal::new(Code::Usage, what)
 }
 
 /// The unit's whole name, for `gitweb`, `qrexec-connect-gitweb` and `qrexec-connect-gitweb.socket` alike.
-fn unit_name(name: &str) -> Result<String, Failure> {
+fn unit_name(name: &str) -> Result<String, Fatal> {
     let stem = name.strip_suffix(".socket").unwrap_or(name);
     let stem = stem.strip_prefix(PREFIX).unwrap_or(stem);
     // systemd.unit(5): these characters, and 255 in all. A leading dash would look like an option to systemctl.
@@ -139,7 +139,7 @@ fn unit_name(name: &str) -> Result<String, Failure> {
 }
 
 /// The value of `ListenStream=`, the kind of socket, and what its owner should know about it.
-fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Failure> {
+fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
     if text.starts_with(['/', '@', '%']) && text.len() > 1 && !text.chars().any(|c| c.is_control() || c == ' ') {
         return Ok((text.to_owned(), SocketKind::Unix, None));
     }
@@ -165,13 +165,13 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Failure> {
 }
 
 /// Where a name leads; one that means nothing, or that systemd would drop, is an error.
-fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Failure> {
-    let refused = |faults: crate::spec::Faults| Failure::new(Code::Config, faults);
+fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Fatal> {
+    let refused = |faults: crate::spec::Faults| Fatal::new(Code::Config, faults);
     let dropped = rejected(fd_name);
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let config = config::read(None).map_err(|bad| Failure::new(Code::Config, bad))?;
+    let config = config::read(None).map_err(|bad| Fatal::new(Code::Config, bad))?;
     fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
 }
 
@@ -187,13 +187,13 @@ fn is_ours(written: &str) -> bool {
 }
 
 /// Writes a file that is not there yet, whole or not at all.
-fn write_new(dir: &Path, file: &Path, text: &str) -> Result<(), Failure> {
+fn write_new(dir: &Path, file: &Path, text: &str) -> Result<(), Fatal> {
     let failed = |e: io::Error| match e.kind() {
-        io::ErrorKind::AlreadyExists => Failure::new(Code::Failure, format!("{} is there already", file.display()))
+        io::ErrorKind::AlreadyExists => Fatal::new(Code::Failure, format!("{} is there already", file.display()))
             .hint("choose another name, or remove it first; nothing was changed"),
-        io::ErrorKind::PermissionDenied => Failure::new(Code::Permission, format!("{}: {e}", file.display()))
+        io::ErrorKind::PermissionDenied => Fatal::new(Code::Permission, format!("{}: {e}", file.display()))
             .hint("a system unit is root's to write; without --system it is yours"),
-        _ => Failure::new(Code::Failure, format!("{}: {e}", file.display())),
+        _ => Fatal::new(Code::Failure, format!("{}: {e}", file.display())),
     };
     fs::create_dir_all(dir).and_then(|()| create(file, 0o644, text.as_bytes())).map_err(failed)
 }

@@ -15,7 +15,7 @@ use crate::{
     cli::units::{self, Found, Scope},
     control::{METRICS, METRICS_UPSTREAM},
     log::escape,
-    report::{Code, Failure},
+    report::{Code, Fatal},
     spec::{
         Config, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
         unit::{Listening, expand, rejected, repair},
@@ -49,7 +49,7 @@ struct Tally {
 ///
 /// # Errors
 /// When anything is wrong, after everything was said.
-pub(super) fn run(options: &Check) -> Result<ExitCode, Failure> {
+pub(super) fn run(options: &Check) -> Result<ExitCode, Fatal> {
     let scope = if options.system { Scope::System } else { Scope::User };
     let path = scope.search_path();
     let mut tally = Tally::default();
@@ -85,7 +85,7 @@ pub(super) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let (listeners, faults) = (tally.listeners, tally.faults);
     match faults {
         0 => println!("{} can be served", count(listeners, "listener")),
-        _ => return Err(Failure::new(Code::Config, format!("{} in {}", count(faults, "fault"), units_of(&found)))),
+        _ => return Err(Fatal::new(Code::Config, format!("{} in {}", count(faults, "fault"), units_of(&found)))),
     }
     Ok(ExitCode::SUCCESS)
 }

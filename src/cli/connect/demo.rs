@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use crate::{
-    report::{Code, Failure},
+    report::{Code, Fatal},
     sys,
 };
 
@@ -105,8 +105,8 @@ fn request(mut stream: impl Read + Write) -> io::Result<String> {
 ///
 /// # Errors
 /// What could not be set up, or which request failed.
-pub(super) fn run(check: bool) -> Result<ExitCode, Failure> {
-    let failed = |e: io::Error| Failure::new(Code::Failure, format!("the demo cannot be set up: {e}"));
+pub(super) fn run(check: bool) -> Result<ExitCode, Fatal> {
+    let failed = |e: io::Error| Fatal::new(Code::Failure, format!("the demo cannot be set up: {e}"));
     let places = reserve().map_err(failed)?;
     let dir = TempDir::with_prefix("qrexec-connect-demo-").map_err(failed)?;
     let listeners = set_up(dir.path()).map_err(failed)?;
@@ -189,7 +189,7 @@ fn shell_words(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-fn check_all(listeners: &[Listener]) -> Result<ExitCode, Failure> {
+fn check_all(listeners: &[Listener]) -> Result<ExitCode, Fatal> {
     let mut broken = 0;
     for listener in listeners {
         let result = match listener.fetch() {
@@ -201,7 +201,7 @@ fn check_all(listeners: &[Listener]) -> Result<ExitCode, Failure> {
         println!("{result:<8}{:<44}{}", listener.what, listener.name);
     }
     if broken > 0 {
-        return Err(Failure::new(Code::Failure, format!("{broken} of {} requests failed", listeners.len())));
+        return Err(Fatal::new(Code::Failure, format!("{broken} of {} requests failed", listeners.len())));
     }
     println!("all {} listeners work", listeners.len());
     Ok(ExitCode::SUCCESS)
@@ -236,7 +236,7 @@ impl Stop {
     }
 }
 
-fn show(listeners: &[Listener], service: &mut Child, stop: Stop) -> Result<ExitCode, Failure> {
+fn show(listeners: &[Listener], service: &mut Child, stop: Stop) -> Result<ExitCode, Fatal> {
     println!("The service runs, with three sockets as systemd would pass them. Try, in another terminal:\n");
     for listener in listeners {
         println!("  {:<60} # {}", listener.curl(), listener.what);
@@ -246,7 +246,7 @@ fn show(listeners: &[Listener], service: &mut Child, stop: Stop) -> Result<ExitC
     stop.wait();
     println!();
     match service.try_wait() {
-        Ok(Some(status)) => Err(Failure::new(Code::Failure, format!("the service had ended: {status}"))),
+        Ok(Some(status)) => Err(Fatal::new(Code::Failure, format!("the service had ended: {status}"))),
         _ => Ok(ExitCode::SUCCESS),
     }
 }

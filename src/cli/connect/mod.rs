@@ -18,7 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use super::{complete, control, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
-    report::{self, Code, Failure},
+    report::{self, Code, Fatal},
 };
 
 const PROGRAM: &str = "qrexec-connect";
@@ -163,7 +163,7 @@ pub fn main() -> ExitCode {
 }
 
 /// `qrexec-connect serve`: what qrexec-connect.service runs.
-fn serve(options: Serve) -> Result<ExitCode, Failure> {
+fn serve(options: Serve) -> Result<ExitCode, Fatal> {
     serve::run(serve::Options {
         program: PROGRAM,
         sources: config::sources(options.config),
@@ -178,9 +178,9 @@ fn serve(options: Serve) -> Result<ExitCode, Failure> {
 }
 
 /// Started by hand, without a socket: says what this is.
-fn lonely() -> Failure {
+fn lonely() -> Fatal {
     let failure =
-        Failure::new(Code::Usage, "no sockets were passed: systemd starts this for qrexec-connect-*.socket units");
+        Fatal::new(Code::Usage, "no sockets were passed: systemd starts this for qrexec-connect-*.socket units");
     if !std::io::stderr().is_terminal() {
         return failure;
     }

@@ -14,9 +14,9 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::{
-    relay::{Counters, End, Interrupt, Relay},
-    report::{Code, Failure},
-    stream::{Kind, Stream},
+    relay::{Counters, Interrupt, Relay, RelayEnd},
+    report::{Code, Fatal},
+    stream::{Stream, StreamKind},
 };
 
 /// No such service (QREXEC_EXIT_SERVICE_NOT_FOUND, libqrexec/qrexec.h).
@@ -28,14 +28,14 @@ const PROBLEM: u8 = 125;
 ///
 /// # Errors
 /// When the streams cannot be had.
-pub(super) fn run(words: &[String]) -> Result<ExitCode, Failure> {
+pub(super) fn run(words: &[String]) -> Result<ExitCode, Fatal> {
     let Some(port) = words.last().and_then(|w| w.strip_prefix("qubes.ConnectTCP+")?.parse::<u16>().ok()) else {
         return Ok(MISSING.into());
     };
     let Ok(service) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) else {
         return Ok(PROBLEM.into());
     };
-    relay(service).map_err(|e| Failure::new(Code::Failure, e))?;
+    relay(service).map_err(|e| Fatal::new(Code::Failure, e))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -49,9 +49,9 @@ fn relay(service: TcpStream) -> io::Result<()> {
     nix::unistd::dup2_stdout(&null)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (from, to) = (Stream::new(from, Kind::PipeReader)?, Stream::new(to, Kind::PipeWriter)?);
-        let caller = End::pipes(from, to);
-        let service = End::Socket(Stream::new(service.into(), Kind::Tcp)?);
+        let (from, to) = (Stream::new(from, StreamKind::PipeReader)?, Stream::new(to, StreamKind::PipeWriter)?);
+        let caller = RelayEnd::pipes(from, to);
+        let service = RelayEnd::Socket(Stream::new(service.into(), StreamKind::Tcp)?);
         Relay::new(caller, service, None).run(&Counters::default(), &Interrupt::default()).await;
         Ok(())
     })

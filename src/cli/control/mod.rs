@@ -14,7 +14,7 @@ use super::systemctl;
 use crate::{
     control::api::{self, Format},
     log::escape,
-    report::Failure,
+    report::Fatal,
 };
 pub(super) use service::{Place, Program};
 use service::{Service, each, print};
@@ -100,7 +100,7 @@ pub(super) struct Metrics<P: Place> {
 ///
 /// # Errors
 /// See each.
-pub(super) fn run<P: Place>(program: Program, command: &Command<P>) -> Result<ExitCode, Failure> {
+pub(super) fn run<P: Place>(program: Program, command: &Command<P>) -> Result<ExitCode, Fatal> {
     match command {
         Command::Status(options) => {
             let service = Service::new(program, &options.place);
@@ -126,7 +126,7 @@ pub(super) fn run<P: Place>(program: Program, command: &Command<P>) -> Result<Ex
     }
 }
 
-fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Failure> {
+fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Fatal> {
     each(ids, |id| {
         // A restart that falls into the middle has the session go on, and it is asked for again.
         let ended: api::Id = service.call("Kill", &api::Id { id: id.to_owned() })?;
@@ -134,7 +134,7 @@ fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Failure> {
     })
 }
 
-fn pause(service: &Service, method: &str, listeners: &[String]) -> Result<ExitCode, Failure> {
+fn pause(service: &Service, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
     each(listeners, |called| {
         let addresses =

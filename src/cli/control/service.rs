@@ -18,7 +18,7 @@ use crate::{
         client::{Client, Failed},
     },
     log::escape,
-    report::{Code, Failure},
+    report::{Code, Fatal},
 };
 
 /// How long a service that restarts may take to answer.
@@ -115,26 +115,26 @@ impl Service {
     ///
     /// # Errors
     /// What to tell the user.
-    pub(super) fn call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Failure> {
+    pub(super) fn call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Fatal> {
         self.try_call(method, arguments).map_err(|failed| self.failure(failed))
     }
 
     /// What to tell the user.
-    pub(super) fn failure(&self, failed: Failed) -> Failure {
+    pub(super) fn failure(&self, failed: Failed) -> Fatal {
         let (path, flag) = (self.socket.display(), self.scope.flag());
         let program = self.program.name;
         match failed {
-            failed if failed.is_forbidden() => Failure::new(Code::Permission, format!("{path}: {failed}"))
+            failed if failed.is_forbidden() => Fatal::new(Code::Permission, format!("{path}: {failed}"))
                 .hint("only the user whom the service runs as and root may ask it"),
             Failed::Connect(e) => {
                 let other = match self.scope {
                     Scope::User => format!("; for the system's service: {program} … --system"),
                     Scope::System => String::new(),
                 };
-                Failure::new(Code::Failure, format!("{program} does not run, or has no control socket: {path}: {e}"))
+                Fatal::new(Code::Failure, format!("{program} does not run, or has no control socket: {path}: {e}"))
                     .hint(format!("see `{program} status` and `systemctl {flag}status {program}`{other}"))
             }
-            failed => Failure::new(Code::Failure, failed),
+            failed => Fatal::new(Code::Failure, failed),
         }
     }
 }
@@ -142,8 +142,8 @@ impl Service {
 /// Does something for each word and prints what came of it; the first failure counts, after all were tried.
 pub(super) fn each(
     words: &[String],
-    mut act: impl FnMut(&str) -> Result<Vec<String>, Failure>,
-) -> Result<ExitCode, Failure> {
+    mut act: impl FnMut(&str) -> Result<Vec<String>, Fatal>,
+) -> Result<ExitCode, Fatal> {
     let mut failed = None;
     for word in words {
         match act(word) {
@@ -160,19 +160,17 @@ pub(super) fn each(
 }
 
 /// Prints, and does not mind a reader that has seen enough.
-pub(super) fn print(text: &str) -> Result<ExitCode, Failure> {
+pub(super) fn print(text: &str) -> Result<ExitCode, Fatal> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Code::Failure, format!("cannot write: {e}")))
-        }
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Fatal::new(Code::Failure, format!("cannot write: {e}"))),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
 
 /// Prints as JSON, in one line.
-pub(super) fn print_json(value: &impl Serialize) -> Result<ExitCode, Failure> {
-    let text = serde_json::to_string(value).map_err(|e| Failure::new(Code::Failure, e))?;
+pub(super) fn print_json(value: &impl Serialize) -> Result<ExitCode, Fatal> {
+    let text = serde_json::to_string(value).map_err(|e| Fatal::new(Code::Failure, e))?;
     print(&format!("{}\n", harmless(&text)))
 }
 

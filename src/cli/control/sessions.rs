@@ -16,7 +16,7 @@ use crate::{
         client::{Client, Failed},
         who,
     },
-    report::{Code, Failure},
+    report::{Code, Fatal},
     sys,
 };
 
@@ -27,7 +27,7 @@ const RESTART: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// No service, or no such session.
-pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<ExitCode, Fatal> {
     let one = id.is_some();
     let which = api::Which { id, processes: Some(true) };
     let all = service.patiently(|client| {
@@ -115,7 +115,7 @@ fn details(s: &api::Session) -> String {
 ///
 /// # Errors
 /// No service.
-pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Fatal> {
     let style = Style::stdout();
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);
     loop {
@@ -136,7 +136,7 @@ pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Failure>
                 return Err(service.failure(failed));
             }
             Err(Failed::Connect(_) | Failed::Cut) => {}
-            Err(failed) => return Err(Failure::new(Code::Failure, failed)),
+            Err(failed) => return Err(Fatal::new(Code::Failure, failed)),
         }
         sleep(PAUSE);
     }

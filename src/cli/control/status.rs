@@ -20,7 +20,7 @@ use crate::{
     },
     control::{api, client::Failed},
     log::escape,
-    report::{Code, Failure},
+    report::{Code, Fatal},
     spec::{Config, Forward, Listen, SocketKind},
 };
 
@@ -176,7 +176,7 @@ struct Unit {
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<ExitCode, Fatal> {
     let report = gather(service, &sources)?;
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
@@ -187,7 +187,7 @@ pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<Exi
     Ok(code)
 }
 
-fn gather(service: &Service, sources: &Sources) -> Result<Report, Failure> {
+fn gather(service: &Service, sources: &Sources) -> Result<Report, Fatal> {
     let (config, plan, faults) = match sources.read() {
         Ok((config, plan)) => (config, plan.forwards, Vec::new()),
         Err(bad) => (Config::default(), Vec::new(), bad.to_string().lines().map(str::to_owned).collect()),

@@ -21,17 +21,17 @@ use crate::{
         keys::Store,
         policy::{EVERYTHING, NOTHING, Policy},
     },
-    report::{Code, Failure},
+    report::{Code, Fatal},
     systemd::systemctl::Manager,
 };
 
-type Outcome = Result<ExitCode, Failure>;
+type Outcome = Result<ExitCode, Fatal>;
 
 /// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
 const CREDENTIALS: &str = "/run/credentials/qvm-remote-dom0.service";
 
-fn fail(text: impl std::fmt::Display) -> Failure {
-    Failure::new(Code::Failure, text)
+fn fail(text: impl std::fmt::Display) -> Fatal {
+    Fatal::new(Code::Failure, text)
 }
 
 /// Runs one of the commands.
@@ -67,14 +67,14 @@ pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
     }
 }
 
-fn read_policy(path: &Path) -> Result<String, Failure> {
+fn read_policy(path: &Path) -> Result<String, Fatal> {
     let text = files::read(path, 256 << 10).map_err(|e| fail(format!("{}: {e}", path.display())))?;
     let text = String::from_utf8(text).map_err(|_| fail(format!("{}: it is no text", path.display())))?;
     match Policy::parse(&text) {
         Ok(_) => Ok(text),
         Err(faults) => {
             let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
-            Err(Failure::new(Code::Config, faults.join("\n")))
+            Err(Fatal::new(Code::Config, faults.join("\n")))
         }
     }
 }
@@ -129,7 +129,7 @@ fn network(vm: &str) -> Option<String> {
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
+fn write(path: &Path, text: &str) -> Result<(), Fatal> {
     let made = path.parent().map_or(Ok(()), files::private_dir);
     made.and_then(|()| files::replace(path, 0o600, text.as_bytes()))
         .map_err(|e| fail(format!("{}: {e}", path.display())))
@@ -198,7 +198,7 @@ fn v1(store: &Store, vm: &str, on: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn systemctl(words: &[&str]) -> Result<(), Failure> {
+fn systemctl(words: &[&str]) -> Result<(), Fatal> {
     let status = Manager::System.order(words).map_err(|e| fail(format!("systemctl: {e}")))?;
     if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
 }
@@ -221,7 +221,7 @@ fn enable() -> Outcome {
 fn start(span: &str) -> Outcome {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b" .".contains(&b);
     if span.is_empty() || !span.bytes().all(fine) {
-        return Err(Failure::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
+        return Err(Fatal::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
     }
     systemctl(&["start", "qvm-remote-dom0"])?;
     let status = Process::new("systemd-run")
@@ -236,7 +236,7 @@ fn start(span: &str) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn daemon(paths: &Paths, line: &str) -> Result<String, Failure> {
+fn daemon(paths: &Paths, line: &str) -> Result<String, Fatal> {
     control::ask(&paths.run, line).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
         _ => fail(e),

@@ -16,7 +16,7 @@ use crate::{
         parser::{self, Language},
         supervise::{self, Plan},
     },
-    report::{self, Code, Failure},
+    report::{self, Code, Fatal},
 };
 use arguments::{Arguments, Command, Daemon, PROGRAM};
 
@@ -37,21 +37,21 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Parse { uid, listing }) => {
             let language = if listing { Language::Listing } else { Language::Frames };
-            parser::run(uid, language).map_err(|e| Failure::new(Code::Failure, format!("parse: {e}")))
+            parser::run(uid, language).map_err(|e| Fatal::new(Code::Failure, format!("parse: {e}")))
         }
         Some(Command::Supervise { script, tty, identity, cgroup, words }) => {
             let plan = Plan { words, script, tty, identity, cgroup };
-            supervise::run(plan).map_err(|e| Failure::new(Code::Failure, format!("supervise: {e}")))
+            supervise::run(plan).map_err(|e| Fatal::new(Code::Failure, format!("supervise: {e}")))
         }
         Some(command) => manage::run(&paths, command),
     };
     report::end(PROGRAM, result)
 }
 
-fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Failure> {
-    let failed = |e: std::io::Error| Failure::new(Code::Failure, e);
+fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Fatal> {
+    let failed = |e: std::io::Error| Fatal::new(Code::Failure, e);
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new(Code::Failure, "must run as root to serve commands in dom0"));
+        return Err(Fatal::new(Code::Failure, "must run as root to serve commands in dom0"));
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     crate::sys::inherit_nothing();
@@ -65,8 +65,8 @@ fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Failure> {
     }
 }
 
-fn explain(refusal: Refusal) -> Failure {
-    let failure = Failure::new(Code::Failure, &refusal);
+fn explain(refusal: Refusal) -> Fatal {
+    let failure = Fatal::new(Code::Failure, &refusal);
     match refusal {
         Refusal::Running => {
             failure.hint("what it does: qvm-remote-dom0 status; to stop it: systemctl stop qvm-remote-dom0")

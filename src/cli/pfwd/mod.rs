@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     dial::qrexec::CLIENT,
-    report::{self, Code, Failure},
+    report::{self, Code, Fatal},
     spec::LogLevel,
 };
 
@@ -128,7 +128,7 @@ pub fn main() -> ExitCode {
     report::end(PROGRAM, run(arguments))
 }
 
-fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+fn run(arguments: Arguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
         return serve::reload();
     }
@@ -163,9 +163,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
 }
 
 /// Nothing to forward.
-fn lonely() -> Failure {
+fn lonely() -> Fatal {
     let what = format!("nothing to forward: no --forward, no [[forward]] in {FILE}, and systemd passed no socket");
-    let failure = Failure::new(Code::Usage, what);
+    let failure = Fatal::new(Code::Usage, what);
     if !std::io::stderr().is_terminal() {
         return failure;
     }

@@ -44,7 +44,7 @@ pub(super) fn namespaces(plan: &Plan) -> ExitCode {
     let mut missing = false;
     for (name, (netns, legs)) in uses {
         match netns::find(netns) {
-            Ok(found) => println!("{name}  {}  {}", found.place.path.display(), found.place.id),
+            Ok(found) => println!("{name}  {}  {}", found.namespace.path.display(), found.namespace.id),
             Err(trouble) => {
                 missing = true;
                 println!("{name}  {trouble}");

@@ -68,11 +68,11 @@ impl Gates {
 pub struct Qube {
     /// Calls that the qube may still have.
     calls: Arc<Semaphore>,
-    line: Mutex<Line>,
+    queue: Mutex<Queue>,
 }
 
 #[derive(Debug, Default)]
-struct Line {
+struct Queue {
     /// Sessions that wait for a call.
     waiting: usize,
     reminder: Reminder,
@@ -88,7 +88,7 @@ pub struct Waiting<'a> {
 
 impl Qube {
     fn new(calls: usize) -> Self {
-        Self { calls: Arc::new(Semaphore::new(calls)), line: Mutex::default() }
+        Self { calls: Arc::new(Semaphore::new(calls)), queue: Mutex::default() }
     }
 
     /// A call that an earlier process has begun; `None` when the limit was lowered meanwhile.
@@ -98,16 +98,16 @@ impl Qube {
 
     /// Notes that a session waits for a call.
     pub fn wait(&self) -> Waiting<'_> {
-        let mut line = lock(&self.line);
-        line.waiting += 1;
-        let news = line.reminder.due().map(|_| line.waiting);
+        let mut queue = lock(&self.queue);
+        queue.waiting += 1;
+        let news = queue.reminder.due().map(|_| queue.waiting);
         Waiting { qube: self, news }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.qube.line).waiting -= 1;
+        lock(&self.qube.queue).waiting -= 1;
     }
 }
 

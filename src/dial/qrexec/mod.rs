@@ -8,7 +8,7 @@
 //! A call goes through **set-up**: dom0 asks its policy, perhaps its user, perhaps starts a qube; nothing tells us
 //! when that is over. But `qrexec-client-vm` sets O_NONBLOCK on its standard input exactly when it is connected and
 //! before any byte moves. That flag belongs to the open file description, so a second descriptor of the same pipe end
-//! shows it ([`Call::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
+//! shows it ([`LiveCall::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
 //! is not read: its bytes stay in the kernel.
 //!
 //! The flag goes as it came: before `qrexec-client-vm` closes its input, at the latest when it ends, it makes it
@@ -42,7 +42,7 @@ use super::{failure::Failure, peer::abandoned};
 use crate::{
     proto::qrexec::SetUp,
     spec,
-    stream::{Kind, Stream},
+    stream::{Stream, StreamKind},
 };
 
 /// Where Qubes installs the program.
@@ -68,7 +68,7 @@ pub struct Helper {
 
 /// A call in set-up: the child, our ends of its pipes, and the second descriptor of its standard input.
 #[derive(Debug)]
-pub struct Call {
+pub struct LiveCall {
     /// The `qrexec-client-vm`.
     pub helper: Helper,
     to: Stream,
@@ -106,7 +106,7 @@ pub struct ParkedCall {
     pub taken: Duration,
 }
 
-impl Call {
+impl LiveCall {
     /// Starts a process for `call`.
     ///
     /// # Errors
@@ -136,9 +136,9 @@ impl Call {
             .stderr(Stdio::from(child_err));
         let child = Child::spawn(command)?;
         Ok(Self {
-            helper: Helper { child, stderr: Stderr::new(Some(stream(err, Kind::PipeReader)?)) },
-            to: stream(to, Kind::PipeWriter)?,
-            from: stream(from, Kind::PipeReader)?,
+            helper: Helper { child, stderr: Stderr::new(Some(stream(err, StreamKind::PipeReader)?)) },
+            to: stream(to, StreamKind::PipeWriter)?,
+            from: stream(from, StreamKind::PipeReader)?,
             probe,
             began: Instant::now(),
         })
@@ -209,7 +209,7 @@ impl Call {
         (self.helper, ParkedCall { pipes, taken: self.began.elapsed() })
     }
 
-    /// Takes up what [`Call::park`] gave another process.
+    /// Takes up what [`LiveCall::park`] gave another process.
     ///
     /// # Errors
     /// As [`Stream::new`].
@@ -218,8 +218,8 @@ impl Call {
         let now = Instant::now();
         Ok(Self {
             helper,
-            to: Stream::new(to, Kind::PipeWriter)?,
-            from: Stream::new(from, Kind::PipeReader)?,
+            to: Stream::new(to, StreamKind::PipeWriter)?,
+            from: Stream::new(from, StreamKind::PipeReader)?,
             probe,
             began: now.checked_sub(parked.taken).unwrap_or(now),
         })
@@ -232,7 +232,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Our end of a child's pipe, made non-blocking: the child's end is a description of its own and stays as it is.
-fn stream(fd: OwnedFd, kind: Kind) -> io::Result<Stream> {
+fn stream(fd: OwnedFd, kind: StreamKind) -> io::Result<Stream> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Stream::new(fd, kind)
 }

@@ -38,7 +38,7 @@ use nix::{
 
 use crate::{
     log::escape,
-    spec::{Account, Mode, Owner, Rights, UnixAddr},
+    spec::{Account, FileMode, Owner, UnixAddr, UnixRights},
     sys::{
         self, proc,
         socket_file::{self, Doing, Failed, Rights as Granted, look},
@@ -59,7 +59,11 @@ pub struct Claim {
 ///
 /// # Errors
 /// What is in the way, and what to do.
-pub fn bind(addr: &UnixAddr, rights: &Rights, backlog: NonZeroU32) -> Result<(UnixListener, Option<Claim>), String> {
+pub fn bind(
+    addr: &UnixAddr,
+    rights: &UnixRights,
+    backlog: NonZeroU32,
+) -> Result<(UnixListener, Option<Claim>), String> {
     let (socket, claim) = match addr {
         UnixAddr::Abstract(name) => {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -83,7 +87,7 @@ pub fn bind(addr: &UnixAddr, rights: &Rights, backlog: NonZeroU32) -> Result<(Un
 
 impl Claim {
     /// Locks the path, clears it of a dead socket and binds one there with its rights; it does not listen yet.
-    fn make(path: &Path, rights: &Rights) -> Result<(OwnedFd, Self), String> {
+    fn make(path: &Path, rights: &UnixRights) -> Result<(OwnedFd, Self), String> {
         let owner = ids(rights.owner.as_ref())?;
         let dir_owner = ids(rights.dir_owner.as_ref())?;
         if let Some(parent) = path.parent() {
@@ -124,7 +128,7 @@ impl Claim {
     ///
     /// # Errors
     /// When it is not ours any more, or they cannot be given.
-    pub fn change(&self, rights: &Rights) -> Result<(), String> {
+    pub fn change(&self, rights: &UnixRights) -> Result<(), String> {
         let at = show(&self.path);
         let file = look(&self.path).map_err(|e| format!("cannot look at {at}: {e}"))?;
         if inode(&file).is_none_or(|inode| inode != self.inode) {
@@ -229,7 +233,7 @@ fn clear(path: &Path) -> Result<(), String> {
 }
 
 /// Makes the directories that are missing, with these rights; existing ones are left as they are.
-fn make_directories(path: &Path, mode: Mode, owner: Ids) -> Result<(), String> {
+fn make_directories(path: &Path, mode: FileMode, owner: Ids) -> Result<(), String> {
     let at = show(path);
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
@@ -252,17 +256,17 @@ fn inode(file: &fs::File) -> Option<(u64, u64)> {
     file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-fn granted(mode: Mode, (user, group): Ids) -> Granted {
+fn granted(mode: FileMode, (user, group): Ids) -> Granted {
     Granted { mode: mode.bits(), user, group }
 }
 
 /// Sets owner and mode of a file that was opened by [`look`].
-fn grant(file: &fs::File, at: &str, mode: Mode, owner: Ids) -> Result<(), String> {
+fn grant(file: &fs::File, at: &str, mode: FileMode, owner: Ids) -> Result<(), String> {
     socket_file::grant(file, granted(mode, owner)).map_err(|e| told(&e, at, mode))
 }
 
 /// What to tell of a file that could not be made or given its mode.
-fn told(failed: &Failed, at: &str, mode: Mode) -> String {
+fn told(failed: &Failed, at: &str, mode: FileMode) -> String {
     let error = &failed.error;
     let errno = error.raw_os_error().map(Errno::from_raw);
     let desc = errno.map_or_else(|| error.to_string(), |errno| errno.desc().to_owned());
@@ -328,7 +332,7 @@ mod tests {
             let addr = UnixAddr::Path(path.clone());
             let ended = std::thread::scope(|scope| {
                 let panics = scope.spawn(|| {
-                    let _bound = bind(&addr, &Rights::default(), NonZeroU32::MIN).unwrap();
+                    let _bound = bind(&addr, &UnixRights::default(), NonZeroU32::MIN).unwrap();
                     if replaced {
                         fs::remove_file(&path).unwrap();
                         fs::write(&path, "another's").unwrap();

@@ -15,8 +15,8 @@ use nix::{
 };
 
 use crate::{
-    relay::End,
-    stream::{Kind, Stream},
+    relay::RelayEnd,
+    stream::{Stream, StreamKind},
 };
 
 /// How long any run may take: far above what the longest script needs.
@@ -120,14 +120,14 @@ pub struct Far {
 
 /// A far side and the relay's end of it. `narrow` makes socket buffers small (loopback TCP crawls
 /// when a buffer holds less than a segment of 64 KiB).
-pub fn pair(what: What, narrow: bool) -> (Far, End) {
+pub fn pair(what: What, narrow: bool) -> (Far, RelayEnd) {
     let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     if what == What::Pipes {
         let (child_in, to) = nix::unistd::pipe2(flags).expect("a pipe");
         let (from, child_out) = nix::unistd::pipe2(flags).expect("a pipe");
-        let end = End::pipes(
-            Stream::new(from, Kind::PipeReader).expect("registered"),
-            Stream::new(to, Kind::PipeWriter).expect("registered"),
+        let end = RelayEnd::pipes(
+            Stream::new(from, StreamKind::PipeReader).expect("registered"),
+            Stream::new(to, StreamKind::PipeWriter).expect("registered"),
         );
         return (Far { what, reading: Some(child_in), writing: Some(child_out), failed: None }, end);
     }
@@ -153,8 +153,8 @@ pub fn pair(what: What, narrow: bool) -> (Far, End) {
             setsockopt(fd, sockopt::RcvBuf, &size).expect("an option");
         }
     }
-    let kind = if what == What::Tcp { Kind::Tcp } else { Kind::Unix };
-    let end = End::Socket(Stream::new(near, kind).expect("registered"));
+    let kind = if what == What::Tcp { StreamKind::Tcp } else { StreamKind::Unix };
+    let end = RelayEnd::Socket(Stream::new(near, kind).expect("registered"));
     (Far { what, writing: Some(far.try_clone().expect("a descriptor")), reading: Some(far), failed: None }, end)
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{Counters, Interrupt, Outcome, Relay, Side, Why, direction::Gear};
+use super::{Counters, Interrupt, Relay, RelayOutcome, Side, Why, direction::Gear};
 use far::{DEADLINE, Far, ReadEnd, Report, Script, Step, Then, What};
 
 /// When the relay is parked and taken up again.
@@ -36,7 +36,7 @@ struct Case {
 }
 
 struct Ended {
-    outcome: Outcome,
+    outcome: RelayOutcome,
     counters: Arc<Counters>,
     peer: Report,
     upstream: Report,
@@ -58,7 +58,7 @@ async fn drive(
     parks: &[Park],
     gear: Option<Gear>,
     buffer: Option<u32>,
-) -> (Relay, Outcome) {
+) -> (Relay, RelayOutcome) {
     let set = |mut relay: Relay| {
         buffer.into_iter().for_each(|bytes| relay.limit_buffer(bytes));
         if let Some(gear) = gear { relay.force(gear) } else { relay }
@@ -87,7 +87,7 @@ async fn drive(
             () = ask => unreachable!("it waits for ever"),
         };
         match outcome {
-            Outcome::Interrupted(Why::Park) => {
+            RelayOutcome::Interrupted(Why::Park) => {
                 relay = set(Relay::resume(relay.park(), None).expect("taken up"));
             }
             outcome => return (relay, outcome),
@@ -96,8 +96,8 @@ async fn drive(
 }
 
 /// Closes both ends as a session does: what was delivered first, then the reset.
-async fn close(relay: Relay, outcome: &Outcome) {
-    let Outcome::Reset { by, .. } = outcome else { return };
+async fn close(relay: Relay, outcome: &RelayOutcome) {
+    let RelayOutcome::Reset { by, .. } = outcome else { return };
     for _ in 0..500 {
         if relay.undelivered(by.other()) == 0 {
             break;
@@ -136,7 +136,7 @@ fn run(peer: What, upstream: What, case: &Case) -> Ended {
 /// What holds for any schedule.
 fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
     let Ended { outcome, counters, peer: p, upstream: u } = run(peer, upstream, case);
-    let dropped = if let Outcome::Eof { dropped } = outcome { dropped } else { 0 };
+    let dropped = if let RelayOutcome::Eof { dropped } = outcome { dropped } else { 0 };
     prop_assert!(p.correct && u.correct, "wrong bytes: {p:?} {u:?}");
     prop_assert!(p.end != ReadEnd::Hung && u.end != ReadEnd::Hung, "a far side hangs: {outcome:?} {p:?} {u:?}");
     prop_assert!(
@@ -146,7 +146,7 @@ fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
     prop_assert!(p.received <= counters.down() && counters.down() <= u.sent, "{counters:?} {p:?} {u:?}");
 
     if case.peer.polite() && case.upstream.polite() {
-        prop_assert!(matches!(outcome, Outcome::Eof { dropped: 0 }), "{outcome:?}");
+        prop_assert!(matches!(outcome, RelayOutcome::Eof { dropped: 0 }), "{outcome:?}");
         for (from, to, count, script) in
             [(&p, &u, counters.up.load(Relaxed), &case.peer), (&u, &p, counters.down.load(Relaxed), &case.upstream)]
         {
@@ -157,7 +157,7 @@ fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
         }
     }
     if case.peer.then == Then::Reset && peer == What::Tcp && case.upstream.polite() {
-        prop_assert!(matches!(outcome, Outcome::Reset { by: Side::Peer, .. }), "{outcome:?}");
+        prop_assert!(matches!(outcome, RelayOutcome::Reset { by: Side::Peer, .. }), "{outcome:?}");
         // What arrived before the reset is delivered, and never looks complete.
         prop_assert!(upstream != What::Tcp || matches!(u.end, ReadEnd::Error(_)), "{u:?}");
         if upstream != What::Tcp {
@@ -166,7 +166,7 @@ fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
     }
     if case.upstream.then == Then::Reset && upstream == What::Tcp && case.peer.polite() {
         // Where the peer had half-closed and got all, it has nothing to learn from the reset.
-        prop_assert!(matches!(outcome, Outcome::Reset { by: Side::Upstream, .. }), "{outcome:?}");
+        prop_assert!(matches!(outcome, RelayOutcome::Reset { by: Side::Upstream, .. }), "{outcome:?}");
         prop_assert!(peer != What::Tcp || matches!(p.end, ReadEnd::Error(_)), "{p:?}");
     }
     if case.peer.then == Then::Close && peer == What::Unix && case.upstream.polite() {
@@ -178,7 +178,7 @@ fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
         // A child that stops listening still says all it has to say, and what it did not take is accounted for.
         prop_assert_eq!(p.received, u.sent);
         prop_assert_eq!(p.end, ReadEnd::Eof);
-        prop_assert!(matches!(outcome, Outcome::Eof { .. }), "{outcome:?}");
+        prop_assert!(matches!(outcome, RelayOutcome::Eof { .. }), "{outcome:?}");
         prop_assert_eq!(counters.up() + dropped, p.sent);
     }
     Ok(())

@@ -16,12 +16,12 @@ use nix::{
 };
 
 use super::{
-    super::{Counters, Interrupt, Outcome, Phase, Relay, Side, direction::Gear, pool},
+    super::{Counters, Interrupt, Phase, Relay, RelayOutcome, Side, direction::Gear, pool},
     Case, check,
     far::{self, Far, ReadEnd, Script, Step, Then, What},
     run,
 };
-use crate::stream::Kind;
+use crate::stream::StreamKind;
 
 const GEARS: [Gear; 3] = [Gear::Small, Gear::Copy, Gear::Splice];
 
@@ -93,7 +93,7 @@ fn a_reply_reaches_a_slow_peer_whose_request_nobody_took() {
         let case = case(script(&[6_000_000], slow), child, gear);
         let ended = run(What::Tcp, What::Pipes, &case);
         assert_eq!((ended.peer.received, ended.peer.end), (2_000_000, ReadEnd::Eof), "{:?}", ended.outcome);
-        assert!(matches!(ended.outcome, Outcome::Eof { dropped: 1.. }), "{:?}", ended.outcome);
+        assert!(matches!(ended.outcome, RelayOutcome::Eof { dropped: 1.. }), "{:?}", ended.outcome);
     }
 }
 
@@ -114,7 +114,7 @@ fn timed(
     idle: Option<Duration>,
     gear: Option<Gear>,
     act: impl FnOnce(&mut Far, &mut Far),
-) -> (Outcome, Duration, (u64, u64)) {
+) -> (RelayOutcome, Duration, (u64, u64)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let (mut far_peer, peer) = far::pair(peer, false);
@@ -148,7 +148,7 @@ fn a_relay_without_bytes_ends_after_the_idle_timeout_in_every_gear() {
             timed(What::Tcp, upstream, Some(Duration::from_secs(300)), Some(gear), |p, _| {
                 sent = fill(p.writing.as_ref().expect("open")); // and nobody reads it
             });
-        assert!(matches!(outcome, Outcome::Idle), "{gear:?}: {outcome:?}");
+        assert!(matches!(outcome, RelayOutcome::Idle), "{gear:?}: {outcome:?}");
         assert!((300..302).contains(&after.as_secs()), "{gear:?}: {after:?}");
         assert!(up > 0 && up < sent && down == 0, "{gear:?}: {up} of {sent}");
     }
@@ -162,7 +162,7 @@ fn what_a_vanished_peer_left_undelivered_is_no_clean_end() {
         (peer.reading, peer.writing) = (None, None);
     });
     // All fits into the kernel's buffers here, so the upstream merely never answers: a clean end after the grace.
-    assert!(matches!(outcome, Outcome::Eof { dropped: 0 }), "{outcome:?}");
+    assert!(matches!(outcome, RelayOutcome::Eof { dropped: 0 }), "{outcome:?}");
     assert!((60..62).contains(&after.as_secs()), "{after:?}");
 
     let (outcome, after, _) = timed(What::Unix, What::Unix, None, None, |peer, upstream| {
@@ -172,8 +172,8 @@ fn what_a_vanished_peer_left_undelivered_is_no_clean_end() {
         nix::sys::socket::setsockopt(narrow, nix::sys::socket::sockopt::RcvBuf, &1).expect("an option");
         (peer.reading, peer.writing) = (None, None);
     });
-    let by_peer = matches!(outcome, Outcome::Reset { by: Side::Peer, .. });
-    assert!(by_peer || matches!(outcome, Outcome::Eof { dropped: 0 }), "{outcome:?}");
+    let by_peer = matches!(outcome, RelayOutcome::Reset { by: Side::Peer, .. });
+    assert!(by_peer || matches!(outcome, RelayOutcome::Eof { dropped: 0 }), "{outcome:?}");
     assert!((60..62).contains(&after.as_secs()), "{after:?}");
 }
 
@@ -186,7 +186,7 @@ fn a_peer_that_sends_for_ever_to_nobody_is_let_go() {
         let _ = socket.write_all(&[1; 100_000]);
         peer.writing = Some(socket.into());
     });
-    let Outcome::Eof { dropped } = outcome else { panic!("{outcome:?}") };
+    let RelayOutcome::Eof { dropped } = outcome else { panic!("{outcome:?}") };
     assert_eq!((up, down), (0, 0));
     assert!(dropped > 0);
     assert!(after.as_secs() <= 20, "{after:?}");
@@ -221,9 +221,13 @@ fn all_pairs() {
         (What::Tcp, What::Pipes),
         (What::Unix, What::Pipes),
     ] {
-        for gear in
-            [None, Some(Gear::high(Kind::Tcp, if upstream == What::Pipes { Kind::PipeWriter } else { Kind::Tcp }))]
-        {
+        for gear in [
+            None,
+            Some(Gear::high(
+                StreamKind::Tcp,
+                if upstream == What::Pipes { StreamKind::PipeWriter } else { StreamKind::Tcp },
+            )),
+        ] {
             let big = || script(&[3_000_000], vec![Step::Pause(Duration::from_millis(2))]);
             check(peer, upstream, &case(big(), big(), gear)).expect("every byte");
         }
@@ -270,7 +274,7 @@ fn without_descriptors_for_pipes_bytes_are_copied() {
     let mut relay = Relay::new(peer, upstream, None).force(Gear::Splice);
     let outcome = runtime.block_on(async { relay.run(&Counters::default(), &Interrupt::default()).await });
     drop(relay);
-    assert!(matches!(outcome, Outcome::Eof { dropped: 0 }), "{outcome:?}");
+    assert!(matches!(outcome, RelayOutcome::Eof { dropped: 0 }), "{outcome:?}");
     for far in [far_peer, far_upstream] {
         let report = far.join().expect("no panic");
         assert_eq!((report.received, report.correct), (3_000_000, true));
@@ -332,7 +336,7 @@ fn a_peer_that_vanishes_while_the_child_takes_nothing_is_noticed() {
             let _ = nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::Linger, &linger);
             peer.reading = None;
         });
-        assert!(matches!(outcome, Outcome::Reset { by: Side::Peer, .. }), "{gear:?}: {outcome:?}");
+        assert!(matches!(outcome, RelayOutcome::Reset { by: Side::Peer, .. }), "{gear:?}: {outcome:?}");
         assert!((10..12).contains(&after.as_secs()), "{gear:?}: {after:?}");
     }
 }

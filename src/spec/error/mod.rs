@@ -2,7 +2,7 @@
 //!
 //! Every text that this room reads has an [`Origin`]: a configuration file, a `--forward` argument, or a name on a
 //! socket. While it is read, faults are noted with a span of its bytes; all of them are handed back together, because
-//! somebody who mends one at a time restarts a service once for each. A [`Fault`] keeps the line it stands on, so it
+//! somebody who mends one at a time restarts a service once for each. A [`SpecFault`] keeps the line it stands on, so it
 //! can be shown long after the text is gone, as one line of a log or underlined for a terminal.
 //!
 //! A name knows neither its socket nor its unit. Whoever does says so afterwards: [`Faults::cited`].
@@ -49,7 +49,7 @@ impl Place {
 
     /// `forward.toml:12`, for a fault elsewhere that points here.
     pub(super) fn brief(&self) -> String {
-        let fault = Fault::at(self, "");
+        let fault = SpecFault::at(self, "");
         match &fault.origin {
             Origin::File(name) => format!("{}:{}", Shown(name), fault.line),
             origin => origin.to_string(),
@@ -89,7 +89,7 @@ pub enum Cite<'a> {
 
 /// One thing that is wrong: where, what, and what to write instead when that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct SpecFault {
     origin: Origin,
     line: usize,
     column: usize,
@@ -99,7 +99,7 @@ pub struct Fault {
     hint: Option<String>,
 }
 
-impl Fault {
+impl SpecFault {
     /// A fault at a place. `what` is lower case, without a final stop.
     pub(super) fn at(place: &Place, what: impl Into<String>) -> Self {
         let text = &place.source.text;
@@ -184,7 +184,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SpecFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             Origin::File(_) if self.column == 0 => write!(f, "{}:{}: ", self.origin, self.line)?,
@@ -197,11 +197,11 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for SpecFault {}
 
 /// Everything that is wrong, never empty when it is an error. Shown one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct Faults(pub Vec<SpecFault>);
 
 impl Faults {
     /// `Ok(value)` when there is no fault.
@@ -225,7 +225,7 @@ impl Faults {
     }
 }
 
-fn render(fault: &Fault, renderer: &Renderer) -> String {
+fn render(fault: &SpecFault, renderer: &Renderer) -> String {
     let path = match &fault.origin {
         Origin::File(name) => Shown(name).to_string(),
         origin => origin.to_string(),
@@ -256,21 +256,21 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
-impl From<Fault> for Faults {
-    fn from(fault: Fault) -> Self {
+impl From<SpecFault> for Faults {
+    fn from(fault: SpecFault) -> Self {
         Self(vec![fault])
     }
 }
 
-impl Extend<Fault> for Faults {
-    fn extend<I: IntoIterator<Item = Fault>>(&mut self, faults: I) {
+impl Extend<SpecFault> for Faults {
+    fn extend<I: IntoIterator<Item = SpecFault>>(&mut self, faults: I) {
         self.0.extend(faults);
     }
 }
 
 impl IntoIterator for Faults {
-    type Item = Fault;
-    type IntoIter = std::vec::IntoIter<Fault>;
+    type Item = SpecFault;
+    type IntoIter = std::vec::IntoIter<SpecFault>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()

@@ -1,7 +1,7 @@
 use super::*;
 
-fn fault(origin: Origin, text: &str, span: Range<usize>) -> Fault {
-    Fault::at(&Place::new(&Source::new(origin, text), span), "unknown key \"upsteam\"")
+fn fault(origin: Origin, text: &str, span: Range<usize>) -> SpecFault {
+    SpecFault::at(&Place::new(&Source::new(origin, text), span), "unknown key \"upsteam\"")
         .hint("did you mean \"upstream\"?")
 }
 
@@ -49,7 +49,7 @@ fn the_rendered_form_underlines_the_place() {
 fn text_from_outside_cannot_steer_a_terminal_or_break_a_line() {
     let text = "a\u{1b}[31m\u{85}b";
     let place = Place::new(&Source::new(Origin::Name(Some("x\ny".to_owned())), text), 0..1);
-    let faults = Faults(vec![Fault::at(&place, format!("bad {text}\n")).hint(text)]);
+    let faults = Faults(vec![SpecFault::at(&place, format!("bad {text}\n")).hint(text)]);
     assert!(!faults.to_string().contains(char::is_control), "{faults}");
     assert!(!faults.render(false).replace('\n', "").contains(char::is_control));
 }

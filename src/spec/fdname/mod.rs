@@ -14,9 +14,9 @@ use std::{fmt, sync::Arc};
 
 use super::{
     call::{Call, Service, Target},
-    error::{Fault, Faults, Flaw, Origin, Place, Source},
+    error::{Faults, Flaw, Origin, Place, Source, SpecFault},
     file::Config,
-    keys::{Key, Keys, read_list},
+    keys::{KeyName, Keys, read_list},
     plan::{Forward, SocketKind},
     text::{Blanks, Word, escaped, words},
     value::Label,
@@ -79,7 +79,7 @@ fn read(text: &str) -> (Option<Name>, Faults) {
     let mut keys = Keys::none(whole.clone());
     let name = match words.as_slice() {
         [] => {
-            let fault = Fault::at(&whole, "the name is empty: nothing says where connections go");
+            let fault = SpecFault::at(&whole, "the name is empty: nothing says where connections go");
             faults
                 .extend([fault.hint("write: FileDescriptorName=@default qubes.ConnectTCP+1234, or target=HOST+PORT")]);
             None
@@ -101,8 +101,8 @@ fn read(text: &str) -> (Option<Name>, Faults) {
                     faults.extend([bare(&source, service, option)]);
                 }
             }
-            if let Some(place) = keys.given(Key::Qrexec) {
-                let fault = Fault::at(place, "the name is a qrexec call already, and qrexec= another");
+            if let Some(place) = keys.given(KeyName::Qrexec) {
+                let fault = SpecFault::at(place, "the name is a qrexec call already, and qrexec= another");
                 faults.extend([fault.hint("keep one of them")]);
             }
             let call = target.zip(call_service).map(|(target, service)| Call { target, service });
@@ -125,15 +125,15 @@ fn word<T: std::str::FromStr<Err = Flaw>>(source: &Arc<Source>, word: &Word, fau
             None
         }
         Err(_) => {
-            faults.extend([Fault::at(&Place::new(source, word.span.clone()), "the word is not UTF-8")]);
+            faults.extend([SpecFault::at(&Place::new(source, word.span.clone()), "the word is not UTF-8")]);
             None
         }
     }
 }
 
 /// The fault of a word's flaw, with the whole name as it should be when that is known.
-fn fault(source: &Arc<Source>, word: &Word, flaw: Flaw) -> Fault {
-    let fault = Fault::at(&Place::new(source, word.place(&flaw.at)), flaw.what);
+fn fault(source: &Arc<Source>, word: &Word, flaw: Flaw) -> SpecFault {
+    let fault = SpecFault::at(&Place::new(source, word.place(&flaw.at)), flaw.what);
     match (flaw.fix, flaw.note) {
         (Some(fix), _) => {
             let (before, after) = (&source.text[..word.span.start], &source.text[word.span.end..]);
@@ -145,10 +145,10 @@ fn fault(source: &Arc<Source>, word: &Word, flaw: Flaw) -> Fault {
 }
 
 /// The fault of a bare word after the two of a call.
-fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> Fault {
+fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> SpecFault {
     let text = word.lossy();
     let place = Place::new(source, word.span.clone());
-    let fault = Fault::at(&place, format!("after the qube and the service comes key=value, not \"{text}\""));
+    let fault = SpecFault::at(&place, format!("after the qube and the service comes key=value, not \"{text}\""));
     let argument = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     let follows = source.text[service.span.end..word.span.start].trim().is_empty();
     if argument && follows && !service.bytes.iter().any(|byte| b"+:".contains(&byte.value)) {
@@ -161,15 +161,15 @@ fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> Fault {
 }
 
 /// The faults of words after a list.
-fn stray(source: &Arc<Source>, list: &Word, more: &[Word]) -> Option<Fault> {
+fn stray(source: &Arc<Source>, list: &Word, more: &[Word]) -> Option<SpecFault> {
     let (first, last) = (more.first()?, more.last()?);
     let place = Place::new(source, first.span.start..last.span.end);
     if more.iter().all(has_equals) {
         let written = [list].into_iter().chain(more).map(|word| source.text[word.span.clone()].trim_end_matches(','));
-        let fault = Fault::at(&place, "a list has commas between its items, and no blanks");
+        let fault = SpecFault::at(&place, "a list has commas between its items, and no blanks");
         return Some(fault.hint(format!("write: {}", written.collect::<Vec<_>>().join(","))));
     }
-    let fault = Fault::at(&place, format!("\"{}\" stands after the list, behind a blank", first.lossy()));
+    let fault = SpecFault::at(&place, format!("\"{}\" stands after the list, behind a blank", first.lossy()));
     Some(fault.hint("a blank that is data is written \\x20, or the value stands in quotes"))
 }
 

@@ -5,7 +5,7 @@ use crate::spec::error::Cite;
 
 fn faults(text: &str) -> Vec<(usize, String, String)> {
     let faults = parse(text).expect_err(text);
-    let hint = |fault: &Fault| fault.what_to_do().unwrap_or_default().to_owned();
+    let hint = |fault: &SpecFault| fault.what_to_do().unwrap_or_default().to_owned();
     faults.0.iter().map(|fault| (fault.column(), fault.what().to_owned(), hint(fault))).collect()
 }
 

@@ -12,9 +12,9 @@ use toml::{
 };
 
 use super::{
-    error::{Fault, Faults, Flaw, Origin, Place, Source},
+    error::{Faults, Flaw, Origin, Place, Source, SpecFault},
     forward::read_all,
-    keys::{Item, Key, Keys, unknown},
+    keys::{Item, KeyName, Keys, unknown},
     nearest::nearest,
     plan::Plan,
     role::Defaults,
@@ -84,31 +84,31 @@ impl Config {
         let source = Source::new(Origin::File(source_name.to_owned()), text);
         let mut config = Self::empty(&source);
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut faults: Vec<Fault> = errors.iter().map(|error| syntax(&source, error)).collect();
+        let mut faults: Vec<SpecFault> = errors.iter().map(|error| syntax(&source, error)).collect();
         let torn = !faults.is_empty();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let place = Place::new(&source, key.span());
             match (name, value.get_ref()) {
                 ("defaults", DeValue::Table(table)) => config.read_defaults(&source, table, &mut faults),
-                ("defaults", _) => faults.push(Fault::at(&place, "defaults is a table").hint("write: [defaults]")),
+                ("defaults", _) => faults.push(SpecFault::at(&place, "defaults is a table").hint("write: [defaults]")),
                 ("forward", DeValue::Array(array)) => {
                     for item in array.iter() {
                         config.read_forward(&source, item, &mut faults);
                     }
                 }
                 ("forward", DeValue::Table(_)) => {
-                    faults.push(Fault::at(&place, "there may be several forwards").hint("write: [[forward]]"));
+                    faults.push(SpecFault::at(&place, "there may be several forwards").hint("write: [[forward]]"));
                     config.read_forward(&source, value, &mut faults);
                 }
-                ("forward", _) => faults.push(Fault::at(&place, "forward is a table").hint("write: [[forward]]")),
+                ("forward", _) => faults.push(SpecFault::at(&place, "forward is a table").hint("write: [[forward]]")),
                 _ => faults.push(stray(name, &place)),
             }
         }
         // After a syntax error a table may lack what was written: its keys are judged, what it means is not. And
         // whatever the reader made of a line that it could not read is no news.
         config.entries.iter_mut().for_each(|entry| entry.torn |= torn);
-        let lines: Vec<usize> = faults.iter().take(errors.len()).map(Fault::line).collect();
+        let lines: Vec<usize> = faults.iter().take(errors.len()).map(SpecFault::line).collect();
         let mut index = 0;
         faults.retain(|fault| {
             index += 1;
@@ -120,14 +120,14 @@ impl Config {
         (config, Faults(faults))
     }
 
-    fn read_defaults(&mut self, source: &Arc<Source>, table: &DeTable<'_>, faults: &mut Vec<Fault>) {
+    fn read_defaults(&mut self, source: &Arc<Source>, table: &DeTable<'_>, faults: &mut Vec<SpecFault>) {
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
-            match Key::named(name) {
+            match KeyName::named(name) {
                 Some(key) if key.is_option() => read_value(source, key, place, value, &mut self.defaults.keys, faults),
                 Some(_) => {
                     let fault =
-                        Fault::at(&place, format!("{name} cannot be a default: it makes one forward what it is"));
+                        SpecFault::at(&place, format!("{name} cannot be a default: it makes one forward what it is"));
                     faults.push(fault.hint("it belongs in a [[forward]]"));
                 }
                 None if name == "uds_dir" => {
@@ -140,19 +140,19 @@ impl Config {
         }
     }
 
-    fn read_forward(&mut self, source: &Arc<Source>, item: &Spanned<DeValue<'_>>, faults: &mut Vec<Fault>) {
+    fn read_forward(&mut self, source: &Arc<Source>, item: &Spanned<DeValue<'_>>, faults: &mut Vec<SpecFault>) {
         let whole = Place::new(source, header(&source.text, item.span()));
         let DeValue::Table(table) = item.get_ref() else {
-            faults.push(Fault::at(&whole, "a forward is a table").hint("write: [[forward]]"));
+            faults.push(SpecFault::at(&whole, "a forward is a table").hint("write: [[forward]]"));
             return;
         };
         let mut keys = Keys::none(whole);
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
-            match Key::named(name) {
+            match KeyName::named(name) {
                 Some(key) => read_value(source, key, place, value, &mut keys, faults),
                 None if name == "uds_dir" || name == "log_level" => {
-                    let fault = Fault::at(&place, format!("{name} is for all forwards together"));
+                    let fault = SpecFault::at(&place, format!("{name} is for all forwards together"));
                     faults.push(fault.hint("it belongs in [defaults]"));
                 }
                 None => {
@@ -168,16 +168,17 @@ impl Config {
 /// Reads one value, or each of an array where a key takes many, into `keys`.
 fn read_value(
     source: &Arc<Source>,
-    key: Key,
+    key: KeyName,
     name: Place,
     value: &Spanned<DeValue<'_>>,
     keys: &mut Keys,
-    faults: &mut Vec<Fault>,
+    faults: &mut Vec<SpecFault>,
 ) {
     if let DeValue::Array(array) = value.get_ref() {
         if key.many() {
             if array.is_empty() {
-                let fault = Fault::at(&Place::new(source, value.span()), format!("{}: the array is empty", key.name()));
+                let fault =
+                    SpecFault::at(&Place::new(source, value.span()), format!("{}: the array is empty", key.name()));
                 faults.push(fault.hint("leave the key out to let everybody in"));
             }
             array.iter().for_each(|item| read_value(source, key, name.clone(), item, keys, faults));
@@ -193,7 +194,7 @@ fn read_value(
         Err(flaw) => {
             keys.torn |= !key.is_option();
             let what = format!("{}: {}", key.name(), flaw.what);
-            faults.push(Fault::at(&Place::new(source, value.span()), what));
+            faults.push(SpecFault::at(&Place::new(source, value.span()), what));
         }
     }
 }
@@ -203,14 +204,14 @@ fn single<T: Value>(
     source: &Arc<Source>,
     name: &str,
     value: &Spanned<DeValue<'_>>,
-    faults: &mut Vec<Fault>,
+    faults: &mut Vec<SpecFault>,
 ) -> Option<T> {
     let flaw = match raw(value).map(|(text, raw)| (text, T::read(raw))) {
         Ok((_, Ok(value))) => return Some(value),
         Ok((text, Err(flaw))) => Flaw { at: located(source, value, text, Some(&flaw.at)), ..flaw },
         Err(flaw) => Flaw { at: value.span(), ..flaw },
     };
-    let fault = Fault::at(&Place::new(source, flaw.at), format!("{name}: {}", flaw.what));
+    let fault = SpecFault::at(&Place::new(source, flaw.at), format!("{name}: {}", flaw.what));
     let fix = flaw.fix.map(|fix| format!("write: {name} = {}", toml_text(&fix)));
     faults.push(match fix.or(flaw.note) {
         Some(hint) => fault.hint(hint),
@@ -269,12 +270,12 @@ fn header(text: &str, span: Range<usize>) -> Range<usize> {
 }
 
 /// The fault of a syntax error.
-fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> Fault {
+fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> SpecFault {
     let place = Place::new(source, error.span().unwrap_or(0..0));
-    let fault = Fault::at(&place, error.message().lines().collect::<Vec<_>>().join(", "));
+    let fault = SpecFault::at(&place, error.message().lines().collect::<Vec<_>>().join(", "));
     let line = fault.excerpt().trim_start();
     let leading_zero = line.split_once('=').is_some_and(|(key, value)| {
-        Key::named(key.trim()).is_some_and(|key| matches!(key, Key::Mode | Key::DirMode))
+        KeyName::named(key.trim()).is_some_and(|key| matches!(key, KeyName::Mode | KeyName::DirMode))
             && value.trim().starts_with('0')
     });
     if leading_zero {
@@ -285,18 +286,22 @@ fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> Fault {
 }
 
 /// The fault of a key outside of all tables.
-fn stray(name: &str, place: &Place) -> Fault {
-    match Key::named(name) {
-        Some(_) => Fault::at(place, format!("{name} stands in no table")).hint("put it under [[forward]]"),
+fn stray(name: &str, place: &Place) -> SpecFault {
+    match KeyName::named(name) {
+        Some(_) => SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [[forward]]"),
         None if name == "uds_dir" || name == "log_level" => {
-            Fault::at(place, format!("{name} stands in no table")).hint("put it under [defaults]")
+            SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [defaults]")
         }
         None => match nearest(name, ["defaults", "forward"]) {
-            Some("forward") => Fault::at(place, format!("unknown table \"{name}\"")).hint("did you mean [[forward]]?"),
-            Some(meant) => {
-                Fault::at(place, format!("unknown table \"{name}\"")).hint(format!("did you mean [{meant}]?"))
+            Some("forward") => {
+                SpecFault::at(place, format!("unknown table \"{name}\"")).hint("did you mean [[forward]]?")
             }
-            None => Fault::at(place, format!("unknown key \"{name}\"")).hint("there are [defaults] and [[forward]]"),
+            Some(meant) => {
+                SpecFault::at(place, format!("unknown table \"{name}\"")).hint(format!("did you mean [{meant}]?"))
+            }
+            None => {
+                SpecFault::at(place, format!("unknown key \"{name}\"")).hint("there are [defaults] and [[forward]]")
+            }
         },
     }
 }

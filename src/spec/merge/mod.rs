@@ -4,12 +4,12 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
     endpoint::{Netns, UnixAddr},
-    error::{Fault, Faults, Place},
+    error::{Faults, Place, SpecFault},
     fdname,
     file::Config,
-    keys::{At, Key, Keys},
+    keys::{At, KeyName, Keys},
     plan::{Forward, Listen, Plan, SocketKind},
-    role::{Side, mean},
+    role::{ListenSide, mean},
     value::Label,
 };
 
@@ -100,11 +100,11 @@ impl Config {
                 // Its own faults have been told.
                 _ if entry.torn => continue,
                 Some(label) if taken.contains(&label) => continue,
-                Some(label) if !own_side => match mean(entry, Side::Inherited(kind_for(entry)), &self.defaults) {
+                Some(label) if !own_side => match mean(entry, ListenSide::Inherited(kind_for(entry)), &self.defaults) {
                     Ok(_) => plan.waiting.push(label.clone()),
                     Err(more) => faults.extend(more),
                 },
-                _ => match mean(entry, Side::Own, &self.defaults) {
+                _ => match mean(entry, ListenSide::Own, &self.defaults) {
                     Ok(forward) => {
                         faults.extend(claims.sockets(entry, &forward));
                         plan.forwards.push(forward);
@@ -150,7 +150,7 @@ enum Claim {
 struct Claims(HashMap<Claim, Place>);
 
 impl Claims {
-    fn claim(&mut self, claim: Claim, place: &Place) -> Option<Fault> {
+    fn claim(&mut self, claim: Claim, place: &Place) -> Option<SpecFault> {
         let what = match &claim {
             Claim::Label(label) => format!("the label \"{label}\" is given to two forwards"),
             Claim::Tcp(addr, _) => format!("two forwards listen on {addr}"),
@@ -159,19 +159,19 @@ impl Claims {
         };
         let first = self.0.get(&claim).map(Place::brief);
         self.0.entry(claim).or_insert_with(|| place.clone());
-        Some(Fault::at(place, what).hint(format!("the other is {}", first?)))
+        Some(SpecFault::at(place, what).hint(format!("the other is {}", first?)))
     }
 
-    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<Fault> {
+    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<SpecFault> {
         let mut faults = Vec::new();
         for leg in forward.legs.iter() {
             let (claim, key) = match &leg.listen {
                 Listen::Inherited => continue,
                 // With port 0 each gets a port of its own.
                 Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.port() == 0 => continue,
-                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), Key::Listen),
-                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), Key::UdpListen),
-                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), Key::Uds),
+                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), KeyName::Listen),
+                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), KeyName::UdpListen),
+                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
             faults.extend(entry.given(key).and_then(|place| self.claim(claim, place)));
         }

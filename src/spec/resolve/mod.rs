@@ -7,12 +7,12 @@
 use super::{
     call::Service,
     endpoint::{HostPort, plus},
-    error::{Fault, Faults, Origin, Place, Source},
+    error::{Faults, Origin, Place, Source, SpecFault},
     fdname::Name,
     file::Config,
     keys::Keys,
     plan::{Forward, SocketKind},
-    role::{Side, mean},
+    role::{ListenSide, mean},
     text::escaped,
     unit,
     value::Label,
@@ -27,7 +27,7 @@ impl Name {
     /// # Errors
     /// Everything that makes no sense together, or that no forward has the label.
     pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
-        let side = Side::Inherited(socket);
+        let side = ListenSide::Inherited(socket);
         match self {
             Self::List(keys) => mean(keys, side, &config.defaults),
             Self::Call { call, keys } => mean(&keys.with_call(call), side, &config.defaults),
@@ -54,7 +54,7 @@ fn of_unit(name: &str) -> Option<&str> {
 
 /// The fault of a unit whose `FileDescriptorName=` never arrived. `written` is what stands in the unit, when the
 /// caller could read it: then the corrected text can be given.
-pub fn unnamed(unit: &str, written: Option<&str>) -> Fault {
+pub fn unnamed(unit: &str, written: Option<&str>) -> SpecFault {
     let source = Source::new(Origin::Name(None), unit);
     let place = Place::new(&source, 0..unit.len());
     let label = of_unit(unit).unwrap_or(unit);
@@ -65,10 +65,10 @@ pub fn unnamed(unit: &str, written: Option<&str>) -> Fault {
             let example =
                 "FileDescriptorName=@default qubes.ConnectTCP+1234 (with + before a port: systemd takes no colon)";
             let label = format!("or a [[forward]] with label = \"{label}\" in the configuration");
-            Fault::at(&place, what).hint(format!("write: {example}, {label}"))
+            SpecFault::at(&place, what).hint(format!("write: {example}, {label}"))
         }
         Some(written) => {
-            let fault = Fault::at(&place, format!("systemd rejected the name \"{written}\" of {unit}"));
+            let fault = SpecFault::at(&place, format!("systemd rejected the name \"{written}\" of {unit}"));
             match unit::repair(written) {
                 Some(name) => fault.hint(format!("write: FileDescriptorName={name}")),
                 None => fault.hint("`qrexec-connect check` says why"),
@@ -78,14 +78,15 @@ pub fn unnamed(unit: &str, written: Option<&str>) -> Fault {
 }
 
 /// The fault of a label that no forward has.
-fn unlabelled(label: &Label) -> Fault {
+fn unlabelled(label: &Label) -> SpecFault {
     let text = label.as_str();
     if text.ends_with(".socket") {
         return unnamed(text, None);
     }
     let written = escaped(text.as_bytes());
     let source = Source::new(Origin::Name(None), &written);
-    let fault = Fault::at(&Place::new(&source, 0..written.len()), format!("no [[forward]] has the label \"{text}\""));
+    let fault =
+        SpecFault::at(&Place::new(&source, 0..written.len()), format!("no [[forward]] has the label \"{text}\""));
     // One word that is no label was perhaps meant to be one of the other forms.
     let meant = match text.parse::<HostPort>() {
         _ if text.starts_with('/') => Some(format!("uds={written}")),

@@ -1,18 +1,19 @@
 //! Keys that were given and have nothing to act on: a limit that limits nothing is believed to protect.
 
-use super::reading::{Reading, Side};
+use super::reading::{ListenSide, Reading};
 use crate::spec::{
     endpoint::{UnixAddr, Upstream},
-    keys::Key,
+    keys::KeyName,
     plan::{Legs, Listen},
 };
 
 impl Reading<'_> {
     /// Keys that have nothing to act on in these legs.
     pub(super) fn refuse_idle_keys(&mut self, legs: &Legs) {
-        for &key in Key::ALL {
+        for &key in KeyName::ALL {
             // What is wrong beside an inherited socket has been said.
-            let said = matches!(self.side, Side::Inherited(_)) && matches!(key, Key::Mode | Key::Owner | Key::Backlog);
+            let said = matches!(self.side, ListenSide::Inherited(_))
+                && matches!(key, KeyName::Mode | KeyName::Owner | KeyName::Backlog);
             if self.keys.given(key).is_none() || said {
                 continue;
             }
@@ -24,7 +25,7 @@ impl Reading<'_> {
         let lost = source.filter(|_| legs.iter().all(|leg| leg.via.source.is_none()) && self.dials_ip(legs));
         if let Some(source) = lost {
             let what = format!("source {} and the target are of different families", source.value());
-            self.fault(Key::Source, what, "both IPv4, or both IPv6");
+            self.fault(KeyName::Source, what, "both IPv4, or both IPv6");
         }
     }
 
@@ -33,7 +34,7 @@ impl Reading<'_> {
     }
 
     /// Why a key has nothing to act on, and what to do; `None` when it has.
-    fn idle_because(&self, key: Key, legs: &Legs) -> Option<(&'static str, &'static str)> {
+    fn idle_because(&self, key: KeyName, legs: &Legs) -> Option<(&'static str, &'static str)> {
         let served = legs.iter().find_map(|leg| match &leg.listen {
             Listen::Unix { addr, .. } => Some(addr),
             _ => None,
@@ -47,7 +48,7 @@ impl Reading<'_> {
             .fold((false, false), |(ip, unix), leg| (ip || leg.0, unix || leg.1));
         let leave = "leave it out";
         match key {
-            Key::Mode | Key::Owner | Key::DirMode | Key::DirOwner => match served {
+            KeyName::Mode | KeyName::Owner | KeyName::DirMode | KeyName::DirOwner => match served {
                 Some(UnixAddr::Path(_)) => None,
                 Some(UnixAddr::Abstract(_)) => {
                     Some(("an abstract socket is no file", "allow_uid says who may connect"))
@@ -55,21 +56,27 @@ impl Reading<'_> {
                 None if dials_uds => Some(("the UNIX socket is dialled, and whoever serves it decides", leave)),
                 None => Some(("no UNIX socket is served", leave)),
             },
-            Key::Backlog if self.datagram => Some(("datagrams do not wait to be accepted", leave)),
-            Key::ConnectTimeout if only_calls => Some(("a qrexec call is not connected", "setup_timeout is its limit")),
-            Key::SetupTimeout | Key::MaxSetups if !calls => {
+            KeyName::Backlog if self.datagram => Some(("datagrams do not wait to be accepted", leave)),
+            KeyName::ConnectTimeout if only_calls => {
+                Some(("a qrexec call is not connected", "setup_timeout is its limit"))
+            }
+            KeyName::SetupTimeout | KeyName::MaxSetups if !calls => {
                 Some(("no qrexec call is made", "connect_timeout limits a dial"))
             }
-            Key::IdleTimeout if self.datagram => {
+            KeyName::IdleTimeout if self.datagram => {
                 Some(("datagrams have flows, not sessions", "write: udp_idle_timeout"))
             }
-            Key::UdpIdleTimeout if !self.datagram => Some(("streams have sessions, not flows", "write: idle_timeout")),
-            Key::Keepalive | Key::ProxyProtocol | Key::BufferSize if self.datagram => {
+            KeyName::UdpIdleTimeout if !self.datagram => {
+                Some(("streams have sessions, not flows", "write: idle_timeout"))
+            }
+            KeyName::Keepalive | KeyName::ProxyProtocol | KeyName::BufferSize if self.datagram => {
                 Some(("it is for streams", leave))
             }
-            Key::AllowFrom if !ip => Some(("peers of a UNIX socket have no address", "allow_uid says who may connect")),
-            Key::AllowUid if !unix => Some(("peers over IP have no user", "allow_from says whence they may come")),
-            Key::Source | Key::BindDevice if !self.dials_ip(legs) => Some(("no IP address is dialled", leave)),
+            KeyName::AllowFrom if !ip => {
+                Some(("peers of a UNIX socket have no address", "allow_uid says who may connect"))
+            }
+            KeyName::AllowUid if !unix => Some(("peers over IP have no user", "allow_from says whence they may come")),
+            KeyName::Source | KeyName::BindDevice if !self.dials_ip(legs) => Some(("no IP address is dialled", leave)),
             _ => None,
         }
     }

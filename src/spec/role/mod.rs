@@ -22,16 +22,16 @@ mod idle;
 mod reading;
 
 use reading::Reading;
-pub(super) use reading::{Defaults, Side};
+pub(super) use reading::{Defaults, ListenSide};
 
 /// The forward that these keys mean.
 ///
 /// # Errors
 /// Everything that is missing, contradictory or without effect.
-pub(super) fn mean(keys: &Keys, side: Side, defaults: &Defaults) -> Result<Forward, Faults> {
+pub(super) fn mean(keys: &Keys, side: ListenSide, defaults: &Defaults) -> Result<Forward, Faults> {
     let datagram = match side {
-        Side::Inherited(kind) => kind == SocketKind::Udp,
-        Side::Own => {
+        ListenSide::Inherited(kind) => kind == SocketKind::Udp,
+        ListenSide::Own => {
             let streams = keys.listen.is_some() || keys.uds.is_some() || keys.target.is_some();
             keys.udp_listen.is_some() || (keys.udp_target.is_some() && !streams)
         }

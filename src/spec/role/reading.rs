@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use crate::spec::{
     endpoint::{Host, Netns, UnixAddr, Upstream},
-    error::{Fault, Place},
-    keys::{At, Key, Keys},
+    error::{Place, SpecFault},
+    keys::{At, KeyName, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
-    plan::{Leg, Legs, Listen, Rights, SocketKind},
+    plan::{Leg, Legs, Listen, SocketKind, UnixRights},
     value::Idle,
 };
 
 /// Whose the listening side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::spec) enum Side {
+pub(in crate::spec) enum ListenSide {
     /// Ours to bind.
     Own,
     /// A socket of this kind, which systemd made.
@@ -37,10 +37,10 @@ impl Defaults {
 /// A set of keys that is being read.
 pub(super) struct Reading<'a> {
     pub(super) keys: &'a Keys,
-    pub(super) side: Side,
+    pub(super) side: ListenSide,
     pub(super) defaults: &'a Defaults,
     pub(super) datagram: bool,
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Vec<SpecFault>,
 }
 
 /// The value of a key: the forward's own, else the default.
@@ -51,27 +51,27 @@ macro_rules! pick {
 }
 
 impl Reading<'_> {
-    pub(super) fn fault(&mut self, key: Key, what: impl Into<String>, hint: &str) {
+    pub(super) fn fault(&mut self, key: KeyName, what: impl Into<String>, hint: &str) {
         let place = self.keys.given(key).unwrap_or(&self.keys.whole);
-        let fault = Fault::at(place, what);
+        let fault = SpecFault::at(place, what);
         self.faults.push(if hint.is_empty() { fault } else { fault.hint(hint) });
     }
 
     fn missing(&mut self, what: &str, hint: &str) {
-        let fault = Fault::at(&self.keys.whole, what);
+        let fault = SpecFault::at(&self.keys.whole, what);
         self.faults.push(fault.hint(hint));
     }
 
     /// An inherited socket *is* the listening side: what would make another beside it is refused.
     pub(super) fn refuse_listening_keys(&mut self) {
-        let Side::Inherited(_) = self.side else { return };
+        let ListenSide::Inherited(_) = self.side else { return };
         for (key, instead) in [
-            (Key::Listen, "ListenStream= of the socket unit says where"),
-            (Key::UdpListen, "ListenDatagram= of the socket unit says where"),
-            (Key::ListenNamespace, "NetworkNamespacePath= of the socket unit says where"),
-            (Key::Mode, "SocketMode= of the socket unit sets it"),
-            (Key::Owner, "SocketUser= and SocketGroup= of the socket unit set it"),
-            (Key::Backlog, "Backlog= of the socket unit sets it"),
+            (KeyName::Listen, "ListenStream= of the socket unit says where"),
+            (KeyName::UdpListen, "ListenDatagram= of the socket unit says where"),
+            (KeyName::ListenNamespace, "NetworkNamespacePath= of the socket unit says where"),
+            (KeyName::Mode, "SocketMode= of the socket unit sets it"),
+            (KeyName::Owner, "SocketUser= and SocketGroup= of the socket unit set it"),
+            (KeyName::Backlog, "Backlog= of the socket unit sets it"),
         ] {
             if self.keys.given(key).is_some() {
                 let what = format!("{} beside an inherited socket, which is the listening side already", key.name());
@@ -84,27 +84,27 @@ impl Reading<'_> {
     pub(super) fn refuse_contradictions(&mut self) {
         let keys = self.keys;
         let given = |key| keys.given(key).is_some();
-        if given(Key::Namespace) && given(Key::SetnsPath) {
-            self.fault(Key::SetnsPath, "namespace and setns_path both name the namespace to dial from", "keep one");
+        if given(KeyName::Namespace) && given(KeyName::SetnsPath) {
+            self.fault(KeyName::SetnsPath, "namespace and setns_path both name the namespace to dial from", "keep one");
         }
-        if given(Key::Qrexec) && given(Key::Target) {
-            self.fault(Key::Qrexec, "qrexec and target both say where connections go", "keep one");
+        if given(KeyName::Qrexec) && given(KeyName::Target) {
+            self.fault(KeyName::Qrexec, "qrexec and target both say where connections go", "keep one");
         }
-        for key in [Key::Namespace, Key::SetnsPath] {
-            if given(key) && !given(Key::Target) && !given(Key::UdpTarget) {
+        for key in [KeyName::Namespace, KeyName::SetnsPath] {
+            if given(key) && !given(KeyName::Target) && !given(KeyName::UdpTarget) {
                 let name = key.name();
-                if given(Key::Qrexec) {
+                if given(KeyName::Qrexec) {
                     let what = format!("{name} beside a qrexec call, which dom0 connects and no namespace sees");
                     self.fault(key, what, "leave it out");
                 } else {
-                    let target = if self.datagram && self.side == Side::Own { "udp_target" } else { "target" };
+                    let target = if self.datagram && self.side == ListenSide::Own { "udp_target" } else { "target" };
                     let what = format!("{name} needs a {target}: the address to dial inside it");
                     self.fault(key, what, &format!("such as {target}=192.168.31.201+22"));
                 }
             }
         }
-        if given(Key::Namespace) || given(Key::SetnsPath) {
-            for (key, target) in [(Key::Target, &keys.target), (Key::UdpTarget, &keys.udp_target)] {
+        if given(KeyName::Namespace) || given(KeyName::SetnsPath) {
+            for (key, target) in [(KeyName::Target, &keys.target), (KeyName::UdpTarget, &keys.udp_target)] {
                 let name = target.as_ref().and_then(|target| match &target.value().host {
                     Host::Name(name) => Some(name),
                     Host::Ip(_) => None,
@@ -116,20 +116,32 @@ impl Reading<'_> {
                 }
             }
         }
-        if self.side == Side::Own && given(Key::ListenNamespace) && !given(Key::Listen) && !given(Key::UdpListen) {
-            self.fault(Key::ListenNamespace, "listen_namespace needs listen or udp_listen", "the address inside it");
+        if self.side == ListenSide::Own
+            && given(KeyName::ListenNamespace)
+            && !given(KeyName::Listen)
+            && !given(KeyName::UdpListen)
+        {
+            self.fault(
+                KeyName::ListenNamespace,
+                "listen_namespace needs listen or udp_listen",
+                "the address inside it",
+            );
         }
         if self.datagram {
             self.refuse_streams();
-        } else if given(Key::UdpTarget) {
+        } else if given(KeyName::UdpTarget) {
             match self.side {
-                Side::Inherited(kind) => {
+                ListenSide::Inherited(kind) => {
                     let what = format!("udp_target beside a {kind} stream socket, which carries no datagrams");
-                    self.fault(Key::UdpTarget, what, "target for streams, or ListenDatagram= in the socket unit");
+                    self.fault(KeyName::UdpTarget, what, "target for streams, or ListenDatagram= in the socket unit");
                 }
-                Side::Own => {
+                ListenSide::Own => {
                     let what = "udp_target takes datagrams, and this forward accepts streams";
-                    self.fault(Key::UdpTarget, what, "target for streams, or udp_listen; for both write two forwards");
+                    self.fault(
+                        KeyName::UdpTarget,
+                        what,
+                        "target for streams, or udp_listen; for both write two forwards",
+                    );
                 }
             }
         }
@@ -139,19 +151,31 @@ impl Reading<'_> {
     fn refuse_streams(&mut self) {
         let keys = self.keys;
         let given = |key| keys.given(key).is_some();
-        if self.side == Side::Own && given(Key::Listen) {
-            self.fault(Key::Listen, "listen accepts streams, and this forward takes datagrams", "write two forwards");
+        if self.side == ListenSide::Own && given(KeyName::Listen) {
+            self.fault(
+                KeyName::Listen,
+                "listen accepts streams, and this forward takes datagrams",
+                "write two forwards",
+            );
         }
-        if given(Key::Uds) {
-            self.fault(Key::Uds, "datagrams do not go through a UNIX socket", "leave uds out");
+        if given(KeyName::Uds) {
+            self.fault(KeyName::Uds, "datagrams do not go through a UNIX socket", "leave uds out");
         }
-        if given(Key::Qrexec) {
-            self.fault(Key::Qrexec, "a qrexec call carries streams, not datagrams", "udp_target says where they go");
+        if given(KeyName::Qrexec) {
+            self.fault(
+                KeyName::Qrexec,
+                "a qrexec call carries streams, not datagrams",
+                "udp_target says where they go",
+            );
         }
-        if given(Key::Target) && given(Key::UdpTarget) {
-            self.fault(Key::Target, "target and udp_target both say where datagrams go", "keep udp_target");
-        } else if given(Key::Target) && self.side == Side::Own {
-            self.fault(Key::Target, "udp_listen goes with udp_target, and target takes streams", "write: udp_target");
+        if given(KeyName::Target) && given(KeyName::UdpTarget) {
+            self.fault(KeyName::Target, "target and udp_target both say where datagrams go", "keep udp_target");
+        } else if given(KeyName::Target) && self.side == ListenSide::Own {
+            self.fault(
+                KeyName::Target,
+                "udp_listen goes with udp_target, and target takes streams",
+                "write: udp_target",
+            );
         }
     }
 
@@ -177,7 +201,7 @@ impl Reading<'_> {
     }
 
     fn listening(&self) -> Option<Listen> {
-        if let Side::Inherited(_) = self.side {
+        if let ListenSide::Inherited(_) = self.side {
             return Some(Listen::Inherited);
         }
         let netns = self.keys.listen_namespace.as_ref().map(|netns| netns.value().clone());
@@ -199,14 +223,14 @@ impl Reading<'_> {
         let absolute = at.value().under(self.defaults.uds_dir.as_deref());
         Some(absolute.unwrap_or_else(|what| {
             let hint = "write the absolute path, or set uds_dir in [defaults] of the configuration";
-            self.faults.push(Fault::at(at.place(), what).hint(hint));
+            self.faults.push(SpecFault::at(at.place(), what).hint(hint));
             at.value().clone()
         }))
     }
 
     fn served(&self, addr: UnixAddr) -> Listen {
-        let rights = Rights::default();
-        let rights = Rights {
+        let rights = UnixRights::default();
+        let rights = UnixRights {
             mode: pick!(self, mode).copied().unwrap_or(rights.mode),
             owner: pick!(self, owner).cloned(),
             dir_mode: pick!(self, dir_mode).copied().unwrap_or(rights.dir_mode),
@@ -252,7 +276,7 @@ impl Reading<'_> {
     }
 
     fn say_what_is_missing(&mut self, listens: bool, uds: bool, goes: bool) {
-        let inherited = matches!(self.side, Side::Inherited(_));
+        let inherited = matches!(self.side, ListenSide::Inherited(_));
         match (listens, uds, goes) {
             _ if self.faults.iter().any(|fault| fault.what().contains(" needs a ")) => {}
             (true, _, false) if self.datagram && !inherited => {
@@ -305,8 +329,8 @@ impl Reading<'_> {
             Listen::Tcp { .. } | Listen::Udp { .. } => (true, false),
             Listen::Unix { .. } => (false, true),
             Listen::Inherited => match self.side {
-                Side::Inherited(kind) => (kind != SocketKind::Unix, kind == SocketKind::Unix),
-                Side::Own => (false, false),
+                ListenSide::Inherited(kind) => (kind != SocketKind::Unix, kind == SocketKind::Unix),
+                ListenSide::Own => (false, false),
             },
         }
     }

@@ -6,11 +6,11 @@ use crate::spec::{
 };
 
 fn own(text: &str) -> Result<Forward, Faults> {
-    mean(&forward(text).unwrap(), Side::Own, &Config::default().defaults)
+    mean(&forward(text).unwrap(), ListenSide::Own, &Config::default().defaults)
 }
 
 fn inherited(kind: SocketKind, text: &str) -> Result<Forward, Faults> {
-    mean(&forward(text).unwrap(), Side::Inherited(kind), &Config::default().defaults)
+    mean(&forward(text).unwrap(), ListenSide::Inherited(kind), &Config::default().defaults)
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn defaults_concern_whom_they_may() {
     let text = "[defaults]\nmode = 416\nallow_uid = [\"adm\"]\nallow_from = \"10.0.0.0/8\"\nsource = \"::1\"\nidle_timeout = 60\n\
                 udp_idle_timeout = 5\nproxy_protocol = \"v1\"\nmax_setups = 2\nbacklog = 3\n";
     let defaults = Config::parse("x", text).unwrap().defaults;
-    let mean = |text: &str| mean(&forward(text).unwrap(), Side::Own, &defaults).unwrap();
+    let mean = |text: &str| mean(&forward(text).unwrap(), ListenSide::Own, &defaults).unwrap();
     let tcp = mean("listen=127.0.0.1:1,target=10.0.0.1:1,idle_timeout=0");
     let leg = tcp.legs.front();
     assert_eq!((leg.admit.from.len(), leg.admit.uids.len(), leg.via.source), (1, 0, None));

@@ -9,7 +9,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::error::{Fault, Origin, Place, Source};
+use super::error::{Origin, Place, Source, SpecFault};
 
 /// One byte of a word, and where in the source it was written.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +122,7 @@ pub(super) enum Blanks {
 ///
 /// # Errors
 /// An unbalanced quote (alone: what follows it has no certain meaning), else every NUL and every `\x` that is no byte.
-pub(super) fn words(source: &Arc<Source>, blanks: Blanks) -> Result<Vec<Word>, Vec<Fault>> {
+pub(super) fn words(source: &Arc<Source>, blanks: Blanks) -> Result<Vec<Word>, Vec<SpecFault>> {
     let text = source.text.as_bytes();
     let mut words = Vec::new();
     let mut word: Option<Word> = None;
@@ -148,7 +148,7 @@ pub(super) fn words(source: &Arc<Source>, blanks: Blanks) -> Result<Vec<Word>, V
     }
     if let Some((open, at)) = quote {
         let open = char::from(open);
-        let fault = Fault::at(&Place::new(source, at..at + 1), format!("the quote {open} is never closed"));
+        let fault = SpecFault::at(&Place::new(source, at..at + 1), format!("the quote {open} is never closed"));
         let code = u32::from(open);
         return Err(vec![fault.hint(format!("close it, or write \\x{code:02x} for a {open} that is data"))]);
     }
@@ -161,7 +161,7 @@ pub(super) fn words(source: &Arc<Source>, blanks: Blanks) -> Result<Vec<Word>, V
 }
 
 /// Replaces each `\xNN` of a word by the byte it stands for.
-fn decode(source: &Arc<Source>, word: &mut Word, faults: &mut Vec<Fault>) {
+fn decode(source: &Arc<Source>, word: &mut Word, faults: &mut Vec<SpecFault>) {
     let digit = |byte: Option<&Byte>| byte.and_then(|byte| char::from(byte.value).to_digit(16));
     let raw = std::mem::take(&mut word.bytes);
     let mut index = 0;
@@ -174,7 +174,7 @@ fn decode(source: &Arc<Source>, word: &mut Word, faults: &mut Vec<Fault>) {
         let (Some(high), Some(low)) = (digit(raw.get(index + 2)), digit(raw.get(index + 3))) else {
             let place = Place::new(source, byte.at..raw[index + 1].at + 1);
             let what = "\\x takes two hexadecimal digits, such as \\x3a for a colon";
-            faults.push(Fault::at(&place, what).hint("write \\x5cx for a backslash and an x"));
+            faults.push(SpecFault::at(&place, what).hint("write \\x5cx for a backslash and an x"));
             index += 2;
             continue;
         };
@@ -185,7 +185,7 @@ fn decode(source: &Arc<Source>, word: &mut Word, faults: &mut Vec<Fault>) {
     }
     for nul in word.bytes.iter().filter(|byte| byte.value == 0) {
         let place = Place::new(source, nul.at..nul.at + nul.len);
-        let fault = Fault::at(&place, "no name, path or argument can hold a NUL byte");
+        let fault = SpecFault::at(&place, "no name, path or argument can hold a NUL byte");
         faults.push(fault.hint("leave it out; an abstract socket is written uds=@name"));
     }
 }

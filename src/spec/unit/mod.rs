@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::{
-    error::{Cite, Fault, Origin, Place, Source},
+    error::{Cite, Origin, Place, Source, SpecFault},
     plan::SocketKind,
 };
 
@@ -81,7 +81,7 @@ impl Listening<'_> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unit {
     settings: Vec<Setting>,
-    dropped: Vec<Fault>,
+    dropped: Vec<SpecFault>,
 }
 
 impl Unit {
@@ -94,7 +94,8 @@ impl Unit {
 
     /// Reads a drop-in over what was read before.
     pub fn overlay(&mut self, file: &str, text: &str) {
-        let mut reader = Reader { unit: self, source: Source::new(Origin::File(file.to_owned()), text), section: None };
+        let mut reader =
+            UnitReader { unit: self, source: Source::new(Origin::File(file.to_owned()), text), section: None };
         let file: Arc<str> = file.into();
         let mut begun: Option<Line> = None;
         // A byte order mark is no part of the first line.
@@ -176,7 +177,7 @@ impl Unit {
     }
 
     /// Lines that systemd cannot read and leaves out, each with its place.
-    pub fn dropped(&self) -> &[Fault] {
+    pub fn dropped(&self) -> &[SpecFault] {
         &self.dropped
     }
 }
@@ -191,14 +192,14 @@ struct Line {
     joined: String,
 }
 
-struct Reader<'a> {
+struct UnitReader<'a> {
     unit: &'a mut Unit,
     source: Arc<Source>,
     /// `None` before the first section and in one whose header cannot be read.
     section: Option<String>,
 }
 
-impl Reader<'_> {
+impl UnitReader<'_> {
     fn line(&mut self, file: &Arc<str>, line: &Line) {
         let joined = line.joined.trim();
         if joined.is_empty() {
@@ -238,7 +239,7 @@ impl Reader<'_> {
 
     fn drop(&mut self, line: &Line, what: &str, hint: &str) {
         let start = line.at + line.first.len() - line.first.trim_start().len();
-        let fault = Fault::at(&Place::new(&self.source, start..line.at + line.first.trim_end().len()), what);
+        let fault = SpecFault::at(&Place::new(&self.source, start..line.at + line.first.trim_end().len()), what);
         self.unit.dropped.push(if hint.is_empty() { fault } else { fault.hint(hint) });
     }
 }

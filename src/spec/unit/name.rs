@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::spec::{
-    error::{Fault, Faults, Origin, Place, Source},
+    error::{Faults, Origin, Place, Source, SpecFault},
     text::{Blanks, Byte, Word, words},
 };
 
@@ -80,7 +80,8 @@ pub fn rejected(raw: &str) -> Faults {
     let source = Source::new(Origin::Name(None), raw);
     let repaired = repair(raw);
     let fault = |at: usize, len: usize, what: &str, hint: &str| {
-        let fault = Fault::at(&Place::new(&source, at..at + len), format!("systemd drops this name silently: {what}"));
+        let fault =
+            SpecFault::at(&Place::new(&source, at..at + len), format!("systemd drops this name silently: {what}"));
         fault.hint(repaired.as_ref().map_or(hint.to_owned(), |name| format!("write: FileDescriptorName={name}")))
     };
     let mut faults = Vec::new();

@@ -5,9 +5,9 @@ use crate::spec::{
     endpoint::{Netns, Upstream},
     fdname,
     file::Config,
-    keys::{Key, Keys},
-    plan::{Forward, Leg, Legs, Listen, Rights, SocketKind},
-    role::{Side, mean},
+    keys::{KeyName, Keys},
+    plan::{Forward, Leg, Legs, Listen, SocketKind, UnixRights},
+    role::{ListenSide, mean},
     text::escaped,
 };
 
@@ -21,16 +21,16 @@ pub struct SocketUnit {
 }
 
 /// Keys that the settings of a socket unit stand for.
-const SETTINGS: [Key; 9] = [
-    Key::Label,
-    Key::Listen,
-    Key::UdpListen,
-    Key::ListenNamespace,
-    Key::Mode,
-    Key::Owner,
-    Key::DirMode,
-    Key::DirOwner,
-    Key::Backlog,
+const SETTINGS: [KeyName; 9] = [
+    KeyName::Label,
+    KeyName::Listen,
+    KeyName::UdpListen,
+    KeyName::ListenNamespace,
+    KeyName::Mode,
+    KeyName::Owner,
+    KeyName::DirMode,
+    KeyName::DirOwner,
+    KeyName::Backlog,
 ];
 
 impl Config {
@@ -39,16 +39,17 @@ impl Config {
     pub fn socket_units(&self, prefix: &str) -> Vec<SocketUnit> {
         let mut units: Vec<SocketUnit> = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
-            let Ok(forward) = mean(entry, Side::Own, &self.defaults) else { continue };
+            let Ok(forward) = mean(entry, ListenSide::Own, &self.defaults) else { continue };
             let stem = stem(&forward, index);
             let defaults = self.defaults.keys.items();
             match &forward.legs {
-                Legs::One(leg) => units.push(unit(prefix, &stem, entry, leg, &defaults, &[Key::Uds])),
+                Legs::One(leg) => units.push(unit(prefix, &stem, entry, leg, &defaults, &[KeyName::Uds])),
                 Legs::Two { front, back } => {
-                    let beyond = [Key::Target, Key::Qrexec, Key::Namespace, Key::SetnsPath, Key::AllowUid];
-                    let beyond = [&beyond[..], &[Key::Source, Key::BindDevice]].concat();
+                    let beyond =
+                        [KeyName::Target, KeyName::Qrexec, KeyName::Namespace, KeyName::SetnsPath, KeyName::AllowUid];
+                    let beyond = [&beyond[..], &[KeyName::Source, KeyName::BindDevice]].concat();
                     units.push(unit(prefix, &stem, entry, front, &defaults, &beyond));
-                    let before = [Key::Uds, Key::AllowFrom, Key::ProxyProtocol];
+                    let before = [KeyName::Uds, KeyName::AllowFrom, KeyName::ProxyProtocol];
                     units.push(unit(prefix, &format!("{stem}-endpoint"), entry, back, &defaults, &before));
                 }
             }
@@ -65,13 +66,13 @@ fn stem(forward: &Forward, index: usize) -> String {
 }
 
 /// The unit of one leg; `without` are the keys of the forward that the other one has, or that this leg listens on.
-fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], without: &[Key]) -> SocketUnit {
+fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], without: &[KeyName]) -> SocketUnit {
     // A host proxy dials the UNIX socket; an endpoint listens on it.
     let dials = matches!(leg.upstream, Upstream::Unix(_));
     let left_out = |item: &str| {
         let name = item.split('=').next().unwrap_or_default();
-        let listed = |keys: &[Key]| keys.iter().any(|key| key.name() == name);
-        listed(&SETTINGS) || (listed(without) && !(dials && name == Key::Uds.name()))
+        let listed = |keys: &[KeyName]| keys.iter().any(|key| key.name() == name);
+        listed(&SETTINGS) || (listed(without) && !(dials && name == KeyName::Uds.name()))
     };
     let mut items: Vec<String> = entry.items().into_iter().filter(|item| !left_out(item)).collect();
     if dials {
@@ -91,7 +92,7 @@ fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], 
         let name = item.split('=').next().unwrap_or_default();
         let given = items.iter().any(|own| own.split('=').next() == Some(name));
         // As a default it is not for UNIX sockets that are dialled; in a name it would be.
-        let for_targets = name == Key::ProxyProtocol.name() && leg.via.proxy_protocol.is_none();
+        let for_targets = name == KeyName::ProxyProtocol.name() && leg.via.proxy_protocol.is_none();
         if !given && !for_targets && !left_out(item) {
             items.push(item.clone());
             if !reads(&items) {
@@ -127,7 +128,7 @@ fn listening(listen: &Listen) -> String {
     }
 }
 
-fn rights(rights: &Rights) -> String {
+fn rights(rights: &UnixRights) -> String {
     let owner = rights.owner.as_ref();
     let user = owner.and_then(|owner| owner.user()).map(|user| format!("SocketUser={user}\n"));
     let group = owner.and_then(|owner| owner.group()).map(|group| format!("SocketGroup={group}\n"));

@@ -14,7 +14,7 @@ mod word;
 
 pub use account::{Account, Owner};
 pub use label::{Device, Label};
-pub use mode::Mode;
+pub use mode::FileMode;
 pub use network::Network;
 pub(super) use place::UdsDir;
 pub use place::{NetnsName, NetnsPath};

@@ -6,14 +6,14 @@ use std::fmt;
 use super::raw::{Raw, Value};
 use crate::spec::error::Flaw;
 
-/// Rights of a file or directory, 0 to 0o777.
+/// The permissions of a file or directory, 0 to 0o777.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Mode(u32);
+pub struct FileMode(u32);
 
 /// Decimal numbers that are 0o777 at most and yet look like the octal digits of a mode.
 const LOOK_OCTAL: [u32; 3] = [400, 440, 444];
 
-impl Mode {
+impl FileMode {
     /// A mode from its bits; `None` when there are others than 0o777.
     pub const fn from_bits(bits: u32) -> Option<Self> {
         if bits <= 0o777 { Some(Self(bits)) } else { None }
@@ -42,7 +42,7 @@ impl Mode {
     }
 }
 
-impl Value for Mode {
+impl Value for FileMode {
     fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
         if let Raw::Integer(number) = raw {
             let text = number.to_string();
@@ -68,15 +68,15 @@ impl Value for Mode {
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for FileMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "0{:03o}", self.0)
     }
 }
 
-impl fmt::Debug for Mode {
+impl fmt::Debug for FileMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mode({self})")
+        write!(f, "FileMode({self})")
     }
 }
 
@@ -96,25 +96,25 @@ mod tests {
             (Raw::Integer(511), 0o777),
             (Raw::Integer(0), 0),
         ] {
-            assert_eq!(Mode::read(raw).map(Mode::bits), Ok(bits), "{raw:?}");
+            assert_eq!(FileMode::read(raw).map(FileMode::bits), Ok(bits), "{raw:?}");
         }
     }
 
     #[test]
     fn numbers_meant_as_octal_are_refused_with_the_text_to_write() {
         for number in [600, 640, 660, 666, 700, 755, 777] {
-            let flaw = Mode::read(Raw::Integer(number)).unwrap_err();
+            let flaw = FileMode::read(Raw::Integer(number)).unwrap_err();
             assert_eq!(flaw.fix, Some(format!("0{number}")), "{number}");
             let text = number.to_string();
-            assert_eq!(Mode::read(Raw::Text(text.as_bytes())), Err(flaw));
+            assert_eq!(FileMode::read(Raw::Text(text.as_bytes())), Err(flaw));
         }
-        let both = Mode::read(Raw::Integer(400)).unwrap_err();
+        let both = FileMode::read(Raw::Integer(400)).unwrap_err();
         assert_eq!(both.note.as_deref(), Some("write \"0400\" or \"0620\""));
         for raw in [Raw::Integer(512), Raw::Integer(-1), Raw::Integer(999), Raw::Integer(i64::MAX), Raw::Float(6.0)] {
-            assert!(Mode::read(raw).is_err(), "{raw:?}");
+            assert!(FileMode::read(raw).is_err(), "{raw:?}");
         }
         for text in ["", "0o", "0888", "0o1777", "01777", "rw-", "0x1ff", "+600", "0+60"] {
-            assert!(Mode::read(Raw::Text(text.as_bytes())).is_err(), "{text}");
+            assert!(FileMode::read(Raw::Text(text.as_bytes())).is_err(), "{text}");
         }
     }
 }
