@@ -618,8 +618,8 @@ fn connecting_clients_see_no_refusal_while_the_service_restarts() {
                 let mut n = 0;
                 while !done.load(Ordering::Relaxed) {
                     let mut wire = match &address {
-                        crate::support::Address::Tcp(address) => Wire::tcp(*address),
-                        crate::support::Address::Unix(path) => Wire::unix(path),
+                        support::Address::Tcp(address) => Wire::tcp(*address),
+                        support::Address::Unix(path) => Wire::unix(path),
                         other => panic!("{other:?}"),
                     };
                     exchange(&mut wire, n, 3_000, Pace::BULK);

@@ -104,7 +104,7 @@ fn a_call_that_finds_no_descriptors_fails_alone() {
     let mut peers: Vec<Wire> = (0..12).map(|_| service.connect(0)).collect();
     eventually("each of them has a call or an end", || {
         let lines = service.process.stderr.so_far();
-        crate::support::starts(&lines).len() + ends(&lines).len() >= 4
+        support::starts(&lines).len() + ends(&lines).len() >= 4
     });
     let mut served = 0;
     for peer in &mut peers {

@@ -2,6 +2,8 @@
 //!
 //! Start reading at [`support`]: what a test may stand on.
 
+extern crate support; // `crate::support`
+
 mod access;
 mod activation;
 mod architecture;
@@ -23,4 +25,4 @@ mod names;
 mod notify;
 mod qrexec;
 mod readme;
-mod support;
+mod toolbox;

@@ -194,7 +194,7 @@ fn an_idle_service_ends_and_its_sockets_start_it_again() {
     peer.expect(b"x");
     // a session keeps it, however idle
     let began = std::time::Instant::now();
-    crate::support::eventually("longer than the idle time", || began.elapsed() > Duration::from_millis(1500));
+    support::eventually("longer than the idle time", || began.elapsed() > Duration::from_millis(1500));
     assert!(service.process.running());
     exchange(&mut peer, 1, 1000, Pace::BULK);
     drop(peer);

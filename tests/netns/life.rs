@@ -454,7 +454,7 @@ fn a_pipelines_front_half_is_let_in_across_restarts_where_others_are_not() {
     let mut command = std::process::Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
     command.args(["socat", "-u", "UNIX-CONNECT:/run/pipe", "STDOUT"]).stdin(std::process::Stdio::null());
-    let first = crate::support::Process::start(command);
+    let first = support::Process::start(command);
     service.process.stderr.wait_for("from uid 65534");
     let mut second = Wire::tcp(at(4000));
     service.process.stderr.wait_for("to unix /run/pipe: connected after");
@@ -561,7 +561,7 @@ fn a_test_that_is_killed_leaves_nobody_behind() {
     let mut command = std::process::Command::new(std::env::current_exe().expect("it has a path"));
     let name = "life::a_test_that_is_killed_leaves_nobody_behind";
     command.args(["--exact", name, "--nocapture"]).env(VICTIM, "1").stdin(std::process::Stdio::null());
-    let victim = crate::support::Process::start(command);
+    let victim = support::Process::start(command);
     let line = victim.stdout.wait_for("started ");
     let pid = line.rsplit(' ').next().expect("a number").to_owned();
     let lives = || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pfwd\n");

@@ -108,7 +108,7 @@ fn a_storm_of_starts_stops_and_restarts_harms_no_session() {
         let names = storm_sockets();
         let crowd = crowd_of_all_kinds(200);
         let knocker = Knocker::start(Place::Tcp(2001));
-        let mut dice = crate::support::Pattern::new(7);
+        let mut dice = support::Pattern::new(7);
         let mut roll = move |of: usize| {
             let mut byte = [0; 8];
             dice.fill(&mut byte);
