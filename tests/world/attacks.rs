@@ -2,7 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use crate::world::{PATIENCE, World, eventually};
+use crate::{
+    support::{PATIENCE, eventually},
+    world::World,
+};
 
 /// Puts an agent of the attacker's in the place of ours, in that qube.
 fn possess(world: &World, vm: &str, mode: &str) {

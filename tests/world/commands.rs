@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::world::eventually;
+use crate::support::eventually;
 
 #[test]
 fn every_line_of_the_description_works_as_it_is_printed() {

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 /// Clock ticks of processor time that a process in dom0 has used (proc_pid_stat(5): utime and stime).
 fn ticks(world: &World, pid: &str) -> u32 {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually};
 
 #[test]
 fn two_hundred_commands_at_once_over_three_qubes_are_all_answered() {

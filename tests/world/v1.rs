@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 const CLIENT: &str = include_str!("peers/v1-client.py");
 const DAEMON: &str = include_str!("peers/v1-dom0.py");
