@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     Activated, Activation, Ended, FakeQrexec, Handed, Pace, Pattern, Process, SERVICE_SEED, Server, Sum, Wire, ends,
-    eventually, exchange, fake_qrexec::What, receive, send, starts,
+    eventually, exchange, fake_qrexec::What, receive, sample, send, starts,
 };
 
 /// A restart as the manager does it: one that was announced, and one for which the manager has a job.
@@ -74,7 +74,7 @@ fn one_story_each(service: &Activated, sessions: usize) -> Vec<Ended> {
 }
 
 #[test]
-fn sessions_in_every_stage_survive_twenty_restarts() {
+fn sessions_in_every_stage_survive_restart_after_restart() {
     let fake = FakeQrexec::new();
     let dir = tempfile::tempdir().expect("a directory");
     let later = dir.path().join("later.sock");
@@ -135,7 +135,7 @@ fn sessions_in_every_stage_survive_twenty_restarts() {
     service.process.stderr.wait_for("does not exist yet");
     eventually("four ask", || fake.count(|w| matches!(w, What::Start { target, .. } if target == "ask")) >= 4);
 
-    for _ in 0..20 {
+    for _ in 0..sample("restarts", 8, 20) {
         restart(&mut service);
     }
 
@@ -487,7 +487,7 @@ fn a_refusal_that_comes_across_a_restart_ends_the_session() {
 }
 
 #[test]
-fn the_time_for_a_connection_goes_on_over_a_restart() {
+fn timing_the_time_for_a_connection_goes_on_over_a_restart() {
     let fake = FakeQrexec::new();
     let dir = tempfile::tempdir().expect("a directory");
     let mut service = Activation::calling(&fake)

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{FakeQrexec, Process, example, run, skip};
+use crate::support::{FakeQrexec, Process, example, run, skip, tell};
 
 /// How long one boot with everything that a test does in it may take.
 const BOOT_PATIENCE: Duration = Duration::from_secs(240);
@@ -121,6 +121,7 @@ impl Tree {
             Side::Outside { upper } => {
                 let mut command = self.with_systemd(upper.path(), who);
                 command.arg("env").arg(format!("{INSIDE}={}/{name}", self.test)).arg("RUST_BACKTRACE=1");
+                command.args(env::var("LONG").map(|long| format!("LONG={long}")));
                 command.arg(format!("/{PROGRAMS}/deps/systemd"));
                 command.args(["--exact", &self.test, "--nocapture", "--test-threads=1"]);
                 let mut process = Process::start(command);
@@ -130,6 +131,7 @@ impl Tree {
                 assert!(said.contains("1 passed"), "boot {name:?} ran no test\n{said}");
                 let skipped = said.lines().filter_map(|line| line.strip_prefix("SKIPPED ")?.split_once(": "));
                 skipped.for_each(|(_, why)| skip(why));
+                said.lines().filter(|line| line.starts_with("SAMPLE ")).for_each(tell);
             }
         }
     }

@@ -65,7 +65,7 @@ fn an_agent_that_breaks_the_protocol_loses_its_channel_and_nothing_else() {
 }
 
 #[test]
-fn a_flood_from_one_qube_delays_no_other_and_takes_no_memory() {
+fn timing_a_flood_from_one_qube_delays_no_other_and_takes_no_memory() {
     let world = world!("work", "dev");
     world.authorize();
     possess(&world, "work", "flood");

@@ -13,7 +13,7 @@ fn install(world: &World) {
 }
 
 #[test]
-fn the_pythons_client_is_served_by_an_agent_once_its_owner_says_so() {
+fn timing_the_pythons_client_is_served_by_an_agent_once_its_owner_says_so() {
     let world = world!("work");
     install(&world);
     let daemon = world.ready();

@@ -27,7 +27,7 @@ pub use notify::Notifications;
 pub use pattern::{Mismatch, Pattern, SERVICE_SEED, Sum};
 pub use process::{Lines, Process, Rest, run};
 pub use server::Server;
-pub use skip::{sample, skip};
+pub use skip::{sample, skip, tell};
 pub use store::Handed;
 pub use story::{Ended, ends, starts};
 pub use stream::{Pace, Wire, exchange, receive, send};

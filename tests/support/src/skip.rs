@@ -29,7 +29,7 @@ fn test() -> String {
     thread::current().name().unwrap_or("?").to_owned()
 }
 
-/// One write, so that lines of several tests do not mix.
-fn tell(line: &str) {
+/// Writes a line that is seen although the test passes; at once, so that lines of several tests do not mix.
+pub fn tell(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
