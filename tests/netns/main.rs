@@ -11,6 +11,8 @@ mod sandbox; // first: the macro `sandbox!`
 mod cli;
 mod life;
 mod proxy;
+mod reload;
+mod restart;
 mod roles;
 mod udp;
 mod uds;
