@@ -20,9 +20,6 @@
 //! line per event: `FAKE_QREXEC_LOG`, else `calls.log` in `FAKE_QREXEC_DIR`, else a `calls.log` that exists beside
 //! the program as it was called, or beside the program file itself.
 
-#[path = "pattern.rs"]
-mod pattern;
-
 use std::{
     env,
     ffi::OsString,
@@ -48,7 +45,7 @@ use nix::{
     unistd::{Pid, close, pipe2},
 };
 
-use pattern::{Pattern, SERVICE_SEED, Sum};
+use support::{Pattern, SERVICE_SEED, Sum};
 
 const USAGE: &str = "\
 usage: qrexec-client-vm [OPTIONS] [--] TARGET SERVICE[+ARGUMENT]

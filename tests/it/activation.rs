@@ -18,7 +18,7 @@ use nix::{
 };
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::support::{Activation, FakeQrexec, Pace, Server, exchange, run};
+use crate::support::{Activation, FakeQrexec, Pace, Server, exchange, run, skip};
 
 #[test]
 fn tcp_and_unix_listeners_of_all_kinds_are_served() {
@@ -87,7 +87,7 @@ fn what_cannot_be_served_is_refused_by_name_and_the_others_are_served() {
             activation = activation.inherit("vsock", vsock);
             refused.push(("vsock", "a vsock socket"));
         }
-        Err(e) => eprintln!("SKIPPED: vsock: {e}"),
+        Err(e) => skip(&format!("a vsock socket: {e}")),
     }
     let service = activation.unix(&name).start().ready();
     let status = format!("2 of {} listeners, 0 sessions", refused.len() + 3);
@@ -220,7 +220,7 @@ fn calls_inherit_nothing_but_their_three_streams() {
     service.stop();
 }
 
-fn exchange_one_byte(peer: &mut crate::support::Wire) {
+fn exchange_one_byte(peer: &mut support::Wire) {
     use std::io::Write as _;
     peer.write_all(b"x").expect("connected");
     peer.expect(b"x");
@@ -230,7 +230,7 @@ fn exchange_one_byte(peer: &mut crate::support::Wire) {
 fn a_socket_path_is_there_after_the_service_has_ended() {
     let name = Server::tcp().echo();
     let service = Activation::qrexec_connect().unix(&name).start().ready();
-    let crate::support::Address::Unix(path) = service.address(0).clone() else { panic!("a path") };
+    let support::Address::Unix(path) = service.address(0).clone() else { panic!("a path") };
     service.process.signal(Signal::SIGTERM);
     let mut service = service;
     service.process.wait();

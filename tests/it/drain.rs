@@ -173,7 +173,7 @@ fn nobody_is_let_in_after_the_stop() {
 }
 
 #[test]
-fn a_stop_without_sessions_is_immediate() {
+fn timing_a_stop_without_sessions_is_immediate() {
     let mut service = Activation::qrexec_connect().tcp(&Server::tcp().name()).start().ready();
     let began = Instant::now();
     begin_to_stop(&service, Signal::SIGTERM);

@@ -322,7 +322,7 @@ fn half_closes_pass_through_a_call_both_ways() {
 }
 
 #[test]
-fn a_session_without_bytes_for_its_idle_timeout_ends_and_one_with_bytes_lives() {
+fn timing_a_session_without_bytes_for_its_idle_timeout_ends_and_one_with_bytes_lives() {
     with_options(",idle_timeout=1", |service, listener, server| {
         let mut peer = service.connect(listener);
         let mut far = server.accept();

@@ -15,13 +15,12 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Activated, Activation, Ended, FakeQrexec, Handed, Pace, Pattern, Process, SERVICE_SEED, Server, Sum, Wire, ends,
-    eventually, exchange, fake_qrexec::What, receive, send, starts,
+    Activated, Activation, Ended, FakeQrexec, Pace, Process, Server, Wire, ends, eventually, exchange, starts,
 };
 
 /// A restart as the manager does it: one that was announced, and one for which the manager has a job.
 #[track_caller]
-fn restart(service: &mut Activated) {
+pub(crate) fn restart(service: &mut Activated) {
     let status = service.restart(|process| {
         process.signal(Signal::SIGUSR1);
         process.signal(Signal::SIGTERM);
@@ -29,39 +28,9 @@ fn restart(service: &mut Activated) {
     assert!(status.success(), "a handover: {status}");
 }
 
-/// Sends the pattern of `seed` until `done`, while it verifies that the same comes back; then half-closes and expects
-/// the end. How much there was.
-fn stream(wire: Wire, seed: u64, done: &AtomicBool) -> u64 {
-    thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let (mut pattern, mut buffer) = (Pattern::new(seed), vec![0; 30_000]);
-            let mut size = 1;
-            while !done.load(Ordering::Relaxed) {
-                size = size * 7 % 29_989;
-                pattern.fill(&mut buffer[..size]);
-                (&wire).write_all(&buffer[..size]).unwrap_or_else(|e| panic!("sending at {}: {e}", pattern.at()));
-                thread::sleep(Duration::from_micros(300)); // a pace, so that buffers are full at times and empty at others
-            }
-            wire.half_close();
-            pattern.at()
-        });
-        let (mut pattern, mut buffer) = (Pattern::new(seed), vec![0; 65536]);
-        loop {
-            match (&wire).read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => pattern.check(&buffer[..n]).unwrap_or_else(|e| panic!("{e}")),
-                Err(e) => panic!("reading at {}: {e}", pattern.at()),
-            }
-        }
-        let sent = sender.join().expect("no panic");
-        assert_eq!(pattern.at(), sent, "all of it came back");
-        sent
-    })
-}
-
 /// Holds the log of all processes against each other: one end for each session, one start for each that was connected.
 #[track_caller]
-fn one_story_each(service: &Activated, sessions: usize) -> Vec<Ended> {
+pub(crate) fn one_story_each(service: &Activated, sessions: usize) -> Vec<Ended> {
     eventually("each session has its end", || ends(&service.log()).len() >= sessions);
     let lines = service.log();
     let mut told: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -71,303 +40,6 @@ fn one_story_each(service: &Activated, sessions: usize) -> Vec<Ended> {
     assert!(told.values().all(|told| *told == (1, 1)), "(starts, ends): {told:#?}\n{lines:#?}");
     assert_eq!(told.len(), sessions);
     ends
-}
-
-#[test]
-fn sessions_in_every_stage_survive_twenty_restarts() {
-    let fake = FakeQrexec::new();
-    let dir = tempfile::tempdir().expect("a directory");
-    let later = dir.path().join("later.sock");
-    let tcp = Server::tcp().echo();
-    let unix = Server::unix(&dir.path().join("server.sock")).echo();
-    let ours = Server::tcp();
-    let mut service = Activation::calling(&fake)
-        .tcp(&unix)
-        .unix(&tcp)
-        .tcp("work test.Echo")
-        .unix("work test.Echo")
-        .tcp(&ours.name())
-        .tcp("work test.HalfCloseDown")
-        .unix("work test.Source+3000000")
-        .tcp("ask test.Gate+open")
-        .tcp(&format!("uds={},connect_timeout=300", later.display()))
-        .start()
-        .ready();
-
-    // streaming, over every pair of ends
-    let done = Arc::new(AtomicBool::new(false));
-    let streams: Vec<_> = (0..12u64)
-        .map(|i| {
-            let (wire, done) = (service.connect((i % 4) as usize), done.clone());
-            thread::spawn(move || stream(wire, i, &done))
-        })
-        .collect();
-    // stalled: an echo that nobody reads, so bytes are held on every way, by us too
-    let stalled: Vec<_> = (0..4)
-        .map(|i| {
-            let wire = service.connect(i);
-            let sender = wire.try_clone().expect("a descriptor");
-            (wire, thread::spawn(move || send(&sender, 77, 12_000_000, Pace::BULK).map(|()| sender.half_close())))
-        })
-        .collect();
-    // half-closed, either way
-    let mut half_up = (service.connect(4), ours.accept());
-    half_up.0.write_all(b"the question").expect("connected");
-    half_up.0.half_close();
-    half_up.1.expect(b"the question");
-    half_up.1.expect_end();
-    let mut half_down = (service.connect(4), ours.accept());
-    half_down.1.write_all(b"the answer").expect("connected");
-    half_down.1.half_close();
-    half_down.0.expect(b"the answer");
-    half_down.0.expect_end();
-    let mut call_half_down = service.connect(5);
-    call_half_down.expect_end();
-    let mut call_half_up = service.connect(6);
-    call_half_up.half_close();
-    // idle
-    let mut idle = service.connect(2);
-    // in set-up, and queued behind those: four may ask at once, and a fifth when they are undecided
-    let asking: Vec<Wire> = (0..7).map(|_| service.connect(7)).collect();
-    // an upstream that is not there yet
-    let mut early = service.connect(8);
-    early.write_all(b"early bird").expect("connected");
-    service.process.stderr.wait_for("does not exist yet");
-    eventually("four ask", || fake.count(|w| matches!(w, What::Start { target, .. } if target == "ask")) >= 4);
-
-    for _ in 0..20 {
-        restart(&mut service);
-    }
-
-    done.store(true, Ordering::Relaxed);
-    let mut expected: Vec<String> = Vec::new();
-    for stream in streams {
-        let n = stream.join().expect("it went well");
-        assert!(n > 100_000, "{n} bytes");
-        expected.push(format!("eof up {n} down {n}"));
-    }
-    for (mut wire, sender) in stalled {
-        receive(&mut wire, 77, 12_000_000, Pace::BULK).expect("all of it");
-        wire.expect_end();
-        sender.join().expect("no panic").expect("it was read in the end");
-        expected.push("eof up 12000000 down 12000000".into());
-    }
-    half_up.1.write_all(b"the answer").expect("it goes on");
-    drop(half_up.1);
-    half_up.0.expect(b"the answer");
-    half_up.0.expect_end();
-    expected.push("eof up 12 down 10".into());
-    let rest = thread::spawn(move || {
-        receive(&mut half_down.1, 5, 500_000, Pace::BULK).expect("the rest");
-        half_down.1.expect_end();
-    });
-    send(&half_down.0, 5, 500_000, Pace::BULK).expect("it is read");
-    half_down.0.half_close();
-    rest.join().expect("no panic");
-    expected.push("eof up 500000 down 10".into());
-    send(&call_half_down, 6, 400_000, Pace::BULK).expect("it is read");
-    drop(call_half_down);
-    assert_eq!(Sum::of(&fake.received()), Sum::of_pattern(6, 400_000));
-    expected.push("eof up 400000 down 0".into());
-    receive(&mut call_half_up, SERVICE_SEED, 3_000_000, Pace::BULK).expect("all of it");
-    call_half_up.expect_end();
-    expected.push("eof up 0 down 3000000".into());
-    exchange(&mut idle, 8, 1000, Pace::CRUMBS);
-    expected.push("eof up 1000 down 1000".into());
-    fake.open("open");
-    for mut peer in asking {
-        exchange(&mut peer, 9, 2_000, Pace::CRUMBS);
-        expected.push("eof up 2000 down 2000".into());
-    }
-    let server = Server::unix(&later);
-    let mut far = server.accept();
-    far.expect(b"early bird");
-    drop(far);
-    early.expect_end();
-    drop(early);
-    expected.push("eof up 10 down 0".into());
-
-    let ends = one_story_each(&service, expected.len());
-    let mut said: Vec<String> = ends.iter().map(|e| format!("{} up {} down {}", e.end, e.up, e.down)).collect();
-    said.sort();
-    expected.sort();
-    assert_eq!(said, expected);
-    let asked = fake.count(|w| matches!(w, What::Start { target, .. } if target == "ask"));
-    assert_eq!(asked, 7, "no question was asked twice");
-    assert_eq!(service.notifications.stored(), Vec::<String>::new(), "the store is empty");
-    service.stop();
-}
-
-/// The id of a record, as its end event in the log begins.
-fn id(line: &str) -> &str {
-    let at = line.find("\"id\":\"").expect("each record has one") + 6;
-    &line[at..at + 8]
-}
-
-/// Four sessions over TCP, one of them a call: peers, and the far ends of those that are not.
-struct Four {
-    fake: FakeQrexec,
-    service: Activated,
-    peers: Vec<Wire>,
-    fars: Vec<Wire>,
-}
-
-impl Four {
-    fn new() -> Self {
-        let (fake, server) = (FakeQrexec::new(), Server::tcp());
-        let service = Activation::calling(&fake).tcp(&server.name()).tcp("work test.Echo").start().ready();
-        let (mut peers, fars): (Vec<_>, Vec<_>) = (0..3).map(|_| (service.connect(0), server.accept())).unzip();
-        let mut call = service.connect(1);
-        call.write_all(b"x").expect("connected");
-        call.expect(b"x");
-        peers.push(call);
-        service.wait_for_starts(4);
-        Self { fake, service, peers, fars }
-    }
-
-    /// Restarts the service with a handover that `damage` has changed.
-    fn restart(&mut self, damage: impl FnOnce(&mut Handed)) {
-        self.service.park();
-        let mut handed = Handed::take(&self.service.notifications);
-        assert_eq!(handed.lines().len(), 4);
-        damage(&mut handed);
-        handed.put_back();
-        let ready = self.service.notifications.count("READY", "1");
-        self.service.start_again();
-        self.service
-            .notifications
-            .wait("READY", |m| (m.iter().filter(|m| m.get("READY") == Some("1")).count() > ready).then_some(()));
-    }
-
-    /// How many of the peers still have their session; the others' connections broke, and not with a plain end.
-    fn alive(&mut self) -> usize {
-        self.fars.iter_mut().for_each(|far| {
-            let _ = far.write_all(b"y");
-        });
-        let call = self.peers.last_mut().expect("four");
-        if let Err(e) = call.write_all(b"y") {
-            // told once, here and not to the read
-            assert!([std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe].contains(&e.kind()), "{e}");
-            self.peers.pop();
-        }
-        let mut alive = 0;
-        for peer in &mut self.peers {
-            let mut byte = [0];
-            match peer.read(&mut byte) {
-                Ok(1) => alive += 1,
-                Ok(_) => panic!("a plain end of a session that was lost"),
-                Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "{e}"),
-            }
-        }
-        alive
-    }
-}
-
-/// The lines about the end of the session `id` in the whole log.
-fn ends_of(service: &Activated, id: &str) -> Vec<String> {
-    let about = format!("session {id}");
-    service
-        .log()
-        .into_iter()
-        .filter(|l| l.contains(&about) && (l.contains(" bytes up, ") || l.contains("taken up")))
-        .collect()
-}
-
-#[test]
-fn a_record_of_another_version_ends_that_session_alone() {
-    for lost in [0, 3] {
-        let mut four = Four::new();
-        let mut gone = String::new();
-        four.restart(|handed| {
-            let mut lines = handed.lines();
-            let at = lines.iter().position(|l| l.contains("Pipes") == (lost == 3)).expect("one of them");
-            gone = id(&lines[at]).to_owned();
-            lines[at] = lines[at].replacen("{\"v\":1,", "{\"v\":99,", 1);
-            assert!(lines[at].contains("99"), "{}", lines[at]);
-            handed.set_lines(&lines);
-        });
-        let line = four.service.process.stderr.wait_for("could not be taken up: ");
-        assert!(line.contains(&gone) && line.contains("version 99"), "{line}");
-        assert_eq!(four.alive(), 3);
-        assert_eq!(ends_of(&four.service, &gone).len(), 1);
-        if lost == 3 {
-            four.fake.wait_for_ended(1);
-        }
-        drop((four.peers, four.fars));
-        four.service.ends(3);
-        four.service.stop();
-    }
-}
-
-#[test]
-fn a_damaged_record_ends_that_session_alone() {
-    let mut four = Four::new();
-    four.restart(|handed| {
-        let mut lines = handed.lines();
-        let half = lines[1].len() / 2;
-        lines[1].truncate(half);
-        lines[2] = lines[2].replacen("\"stage\":{\"", "\"stage\":{\"Un", 1);
-        handed.set_lines(&lines);
-    });
-    four.service.process.stderr.wait_for_nth("could not be taken up: its record is damaged", 2);
-    assert_eq!(four.alive(), 2);
-    drop((four.peers, four.fars));
-    four.service.ends(2);
-    four.fake.wait_for_ended(1);
-    four.service.stop();
-}
-
-#[test]
-fn a_descriptor_that_does_not_come_ends_that_session_alone() {
-    let mut four = Four::new();
-    let mut gone = String::new();
-    four.restart(|handed| {
-        gone = id(handed.lines().last().expect("four")).to_owned();
-        handed.batches.last_mut().expect("one").1.pop();
-    });
-    let line = four.service.process.stderr.wait_for("could not be taken up: ");
-    assert!(line.contains(&gone) && line.contains("did not come"), "{line}");
-    assert_eq!(four.alive(), 3);
-    assert_eq!(ends_of(&four.service, &gone).len(), 1);
-    drop((four.peers, four.fars));
-    four.service.ends(3);
-    four.fake.wait_for_ended(1);
-    four.service.stop();
-}
-
-#[test]
-fn records_that_nobody_can_read_cost_their_sessions_and_not_the_service() {
-    for damage in [
-        |handed: &mut Handed| handed.records[4] = 77, // a format of the future
-        |handed: &mut Handed| handed.records.truncate(30),
-        |handed: &mut Handed| handed.records[0] = b'X',
-    ] {
-        let mut four = Four::new();
-        four.restart(damage);
-        four.service.process.stderr.wait_for("could not be taken up: ");
-        assert_eq!(four.alive(), 0);
-        four.fake.wait_for_ended(1);
-        exchange(&mut four.service.connect(1), 1, 1000, Pace::BULK);
-        assert_eq!(four.service.notifications.stored(), Vec::<String>::new());
-        four.service.stop();
-    }
-}
-
-#[test]
-fn a_handover_that_says_what_nobody_sends_is_survived() {
-    for (said, with) in [(&b"\xff\xff\xff\xff"[..], 2), (b"more than four bytes", 2), (b"", 1)] {
-        let mut four = Four::new();
-        four.restart(|handed| {
-            let null = || std::fs::File::open("/dev/null").expect("it is there").into();
-            let stray = (said.to_vec(), (0..with).map(|_| null()).collect());
-            handed.batches.insert(0, stray);
-        });
-        four.service.process.stderr.wait_for("ready: 2 listeners, ");
-        four.alive();
-        exchange(&mut four.service.connect(1), 1, 1000, Pace::BULK);
-        drop((four.peers, four.fars));
-        four.service.stop();
-    }
 }
 
 #[test]
@@ -487,7 +159,7 @@ fn a_refusal_that_comes_across_a_restart_ends_the_session() {
 }
 
 #[test]
-fn the_time_for_a_connection_goes_on_over_a_restart() {
+fn timing_the_time_for_a_connection_goes_on_over_a_restart() {
     let fake = FakeQrexec::new();
     let dir = tempfile::tempdir().expect("a directory");
     let mut service = Activation::calling(&fake)
@@ -618,8 +290,8 @@ fn connecting_clients_see_no_refusal_while_the_service_restarts() {
                 let mut n = 0;
                 while !done.load(Ordering::Relaxed) {
                     let mut wire = match &address {
-                        crate::support::Address::Tcp(address) => Wire::tcp(*address),
-                        crate::support::Address::Unix(path) => Wire::unix(path),
+                        support::Address::Tcp(address) => Wire::tcp(*address),
+                        support::Address::Unix(path) => Wire::unix(path),
                         other => panic!("{other:?}"),
                     };
                     exchange(&mut wire, n, 3_000, Pace::BULK);

@@ -61,7 +61,7 @@ fn ticks(service: &Activated) -> u64 {
 }
 
 #[test]
-fn without_descriptors_the_service_waits_without_spinning_and_then_goes_on() {
+fn timing_without_descriptors_the_service_waits_without_spinning_and_then_goes_on() {
     let name = Server::tcp().echo();
     let service = Activation::qrexec_connect().tcp(&name).unix(&name).nofile(56).start().ready();
     let rest = service.process.rest();
@@ -104,7 +104,7 @@ fn a_call_that_finds_no_descriptors_fails_alone() {
     let mut peers: Vec<Wire> = (0..12).map(|_| service.connect(0)).collect();
     eventually("each of them has a call or an end", || {
         let lines = service.process.stderr.so_far();
-        crate::support::starts(&lines).len() + ends(&lines).len() >= 4
+        support::starts(&lines).len() + ends(&lines).len() >= 4
     });
     let mut served = 0;
     for peer in &mut peers {
@@ -119,7 +119,7 @@ fn a_call_that_finds_no_descriptors_fails_alone() {
 }
 
 #[test]
-fn a_thousand_sessions_are_no_burden() {
+fn timing_a_thousand_sessions_are_no_burden() {
     let dir = tempfile::tempdir().expect("a directory");
     let unix = Server::unix(&dir.path().join("server.sock")).echo();
     let service = Activation::qrexec_connect().unix(&unix).start().ready();

@@ -82,7 +82,7 @@ fn version_and_help_are_for_people() {
     let run = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
         command.args(args);
-        crate::support::run(command)
+        support::run(command)
     };
     let help = run(&["--help"]);
     assert!(help.status.success());

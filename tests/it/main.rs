@@ -2,6 +2,8 @@
 //!
 //! Start reading at [`support`]: what a test may stand on.
 
+extern crate support; // `crate::support`
+
 mod access;
 mod activation;
 mod architecture;
@@ -19,8 +21,13 @@ mod imports;
 mod limits;
 mod log;
 mod manual;
+mod metrics;
 mod names;
 mod notify;
+mod pause;
 mod qrexec;
 mod readme;
-mod support;
+mod records;
+mod sessions;
+mod stages;
+mod toolbox;

@@ -186,7 +186,7 @@ fn who_waits_for_a_reload_hears_when_it_is_in_force_or_why_it_is_not() {
 }
 
 #[test]
-fn an_idle_service_ends_and_its_sockets_start_it_again() {
+fn timing_an_idle_service_ends_and_its_sockets_start_it_again() {
     let fake = FakeQrexec::new();
     let mut service = Activation::calling(&fake).args(["--exit-idle-time", "1"]).tcp("work test.Echo").start().ready();
     let mut peer = service.connect(0);
@@ -194,7 +194,7 @@ fn an_idle_service_ends_and_its_sockets_start_it_again() {
     peer.expect(b"x");
     // a session keeps it, however idle
     let began = std::time::Instant::now();
-    crate::support::eventually("longer than the idle time", || began.elapsed() > Duration::from_millis(1500));
+    support::eventually("longer than the idle time", || began.elapsed() > Duration::from_millis(1500));
     assert!(service.process.running());
     exchange(&mut peer, 1, 1000, Pace::BULK);
     drop(peer);

@@ -559,7 +559,7 @@ fn every_session_has_one_start_and_one_end_in_the_log() {
     service.ends(30);
     let process = service.stop();
     let lines = process.stderr.to_the_end();
-    let mut started = crate::support::starts(&lines);
+    let mut started = support::starts(&lines);
     let mut ended: Vec<String> = ends(&lines).into_iter().map(|e| e.id).collect();
     started.sort();
     ended.sort();

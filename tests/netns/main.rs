@@ -5,13 +5,14 @@
 //! starts from there lives there too, and with the last of it the sandbox is gone. That takes root: otherwise a test
 //! says so on stderr and passes; with `CI=true` that is a failure.
 
-#[path = "../it/support/mod.rs"]
-mod support;
+extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod sandbox; // first: the macro `sandbox!`
 mod cli;
 mod life;
 mod proxy;
+mod reload;
+mod restart;
 mod roles;
 mod udp;
 mod uds;

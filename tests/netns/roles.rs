@@ -126,7 +126,7 @@ fn inherited_sockets_have_the_same_roles_in_both_programs() {
     let there = plus(echo_inside("a", "127.0.0.1", ""));
     let udp = plus(echo_udp_inside("a", "127.0.0.1"));
     for program in [env!("CARGO_BIN_EXE_pfwd"), env!("CARGO_BIN_EXE_qrexec-connect")] {
-        let service = crate::support::Activation::of(program)
+        let service = support::Activation::of(program)
             .tcp(&format!("namespace=a,target={there}"))
             .tcp(&format!("uds=/run/pipe,target={there},namespace=a"))
             .unix(&format!("namespace=a,target={there}"))
@@ -187,7 +187,7 @@ fn one_socket_is_served_by_one_process_and_dialled_by_another() {
     // socat dials it too
     let mut command = Command::new("socat");
     command.args(["-u", "OPEN:/dev/null", "UNIX-CONNECT:/run/x/ssh.sock"]);
-    assert!(crate::support::run(command).status.success());
+    assert!(support::run(command).status.success());
     endpoint.stop();
     proxy.stop();
 }
@@ -206,7 +206,7 @@ fn socat_on_both_sides_sees_the_same_bytes() {
     let line = format!("socat -t 30 - TCP:127.0.0.1:2201 < {} > {}", sent.display(), got.display());
     let mut command = Command::new("sh");
     command.args(["-c", &line]);
-    assert!(crate::support::run(command).status.success());
+    assert!(support::run(command).status.success());
     assert_eq!(fs::read(got).expect("it was made"), bytes);
     service.stop();
 }
@@ -323,7 +323,7 @@ fn a_process_that_may_not_enter_namespaces_says_what_to_add_to_its_unit() {
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--", env!("CARGO_BIN_EXE_pfwd")]);
     command.args(["--forward", "listen=127.0.0.1+0,namespace=a,target=127.0.0.1+1"]);
-    let output = crate::support::run(command);
+    let output = support::run(command);
     assert_eq!(output.status.code(), Some(77));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("AmbientCapabilities=CAP_SYS_ADMIN"), "{said}");

@@ -79,7 +79,7 @@ fn a_refusal_does_not_end_the_table() {
     // somebody comes up: the same flow goes on
     let socket = crate::sandbox::inside("a", || UdpSocket::bind("127.0.0.1:5353").expect("free"));
     echo_udp(socket);
-    first.set_read_timeout(Some(crate::support::PATIENCE)).expect("not zero");
+    first.set_read_timeout(Some(support::PATIENCE)).expect("not zero");
     ask(&first, server, b"there?");
     ask(&second, server, b"me too");
     service.process.stderr.wait_for_nth("connected after", 2);

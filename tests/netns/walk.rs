@@ -76,7 +76,7 @@ fn the_readme_is_followed_step_by_step() {
 
     // the file; the namespace that comes late is served when it is there
     fs::write("/run/pfwd.toml", &blocks[2].1).expect("ours");
-    let checked = crate::support::run(shell("pfwd --check --config /run/pfwd.toml"));
+    let checked = support::run(shell("pfwd --check --config /run/pfwd.toml"));
     assert!(checked.status.success());
     let mut service = Process::start(shell("exec pfwd --config /run/pfwd.toml"));
     service.stderr.wait_for("ready: 2 of 3 forwards");
@@ -93,7 +93,7 @@ fn the_readme_is_followed_step_by_step() {
     // which namespace is it?
     let commands: Vec<&str> = blocks[4].1.lines().filter_map(|line| line.split('#').next()).map(str::trim).collect();
     let said = |line: &str| {
-        let output = crate::support::run(shell(line));
+        let output = support::run(shell(line));
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     };

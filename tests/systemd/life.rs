@@ -56,7 +56,7 @@ fn a_bad_name_beside_a_good_one_is_refused_loudly_and_the_good_one_is_served() {
 }
 
 #[test]
-fn a_service_that_hangs_is_killed_by_the_watchdog_and_comes_back() {
+fn timing_a_service_that_hangs_is_killed_by_the_watchdog_and_comes_back() {
     let Some(tree) = tree!() else { return };
     tree.boot("hang", As::Tester, || {
         service_drop_in("watchdog", "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n");
@@ -88,7 +88,7 @@ fn a_service_that_hangs_is_killed_by_the_watchdog_and_comes_back() {
 }
 
 #[test]
-fn a_stop_lets_sessions_end_for_as_long_as_they_may_whatever_systemd_allows() {
+fn timing_a_stop_lets_sessions_end_for_as_long_as_they_may_whatever_systemd_allows() {
     let Some(tree) = tree!() else { return };
     tree.boot("drain", As::Tester, || {
         service_drop_in("stop", "[Service]\nTimeoutStopSec=1\n");
@@ -161,7 +161,7 @@ fn a_stop_of_everything_at_once_drains() {
 }
 
 #[test]
-fn a_second_sigterm_ends_a_drain() {
+fn timing_a_second_sigterm_ends_a_drain() {
     let Some(tree) = tree!() else { return };
     tree.boot("drain", As::Tester, || {
         socket("long", "127.0.0.1:1234", "work test.Echo drain_timeout=60");
@@ -183,7 +183,7 @@ fn a_second_sigterm_ends_a_drain() {
 }
 
 #[test]
-fn the_whole_manager_goes_down_in_two_seconds_whatever_sessions_may_take() {
+fn timing_the_whole_manager_goes_down_in_two_seconds_whatever_sessions_may_take() {
     let Some(tree) = tree!() else { return };
     tree.boot("enable", As::Tester, || {
         socket("long", "127.0.0.1:1234", "work test.Echo drain_timeout=60");

@@ -5,8 +5,7 @@
 //! release (`tests/mk-root DIR`). Where there is no systemd to boot (not root, no cgroup2) a test says so on stderr
 //! and passes; with `CI=true` that is a failure.
 
-#[path = "../it/support/mod.rs"]
-mod support;
+extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod tree; // first: the macro `tree!`
 mod control;

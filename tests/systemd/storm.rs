@@ -12,7 +12,7 @@ use crate::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_nothing_leaked, assert_stops_clean,
         enable_now, events, journal, main_pid, messages, property, restart, service_drop_in, settled, socket, units,
     },
-    support::{Pace, Wire, eventually, exchange},
+    support::{Pace, Wire, eventually, exchange, sample},
     tree::{As, attempt, installed_fake, shell},
 };
 
@@ -108,13 +108,13 @@ fn a_storm_of_starts_stops_and_restarts_harms_no_session() {
         let names = storm_sockets();
         let crowd = crowd_of_all_kinds(200);
         let knocker = Knocker::start(Place::Tcp(2001));
-        let mut dice = crate::support::Pattern::new(7);
+        let mut dice = support::Pattern::new(7);
         let mut roll = move |of: usize| {
             let mut byte = [0; 8];
             dice.fill(&mut byte);
             (u64::from_le_bytes(byte) % of as u64) as usize
         };
-        for _ in 0..12 {
+        for _ in 0..sample("rounds of six commands", 5, 12) {
             let commands: Vec<_> = (0..6)
                 .map(|_| match roll(8) {
                     0 => "systemctl --user try-restart qrexec-connect.service &".to_owned(),
@@ -152,7 +152,7 @@ fn a_restart_that_is_restarted_before_it_is_ready_loses_nothing() {
     tree.boot("burst", As::Tester, || {
         let crowd = crowd_of_all_kinds(300);
         let knocker = Knocker::start(Place::Tcp(2001));
-        for _ in 0..8 {
+        for _ in 0..sample("bursts of twelve restarts", 4, 8) {
             // each meets the one before at another moment: before exec, before SIGTERM is handled, before READY
             shell("for i in {1..12}; do systemctl --user --no-block restart qrexec-connect.service; done");
             settled();
@@ -179,7 +179,7 @@ fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
     tree.boot("reexec", As::Tester, || {
         let crowd = crowd_of_all_kinds(200);
         let knocker = Knocker::start(Place::Tcp(2001));
-        for _ in 0..3 {
+        for _ in 0..sample("new managers", 2, 3) {
             let pid = main_pid();
             shell("systemctl --user daemon-reexec");
             eventually("the manager answers", || attempt("systemctl --user list-jobs").0 == Some(0));
@@ -197,7 +197,7 @@ fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
 }
 
 #[test]
-fn a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
+fn timing_a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
     let Some(tree) = tree!() else { return };
     tree.boot("kill", As::Tester, || {
         let fake = installed_fake();

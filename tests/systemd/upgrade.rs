@@ -24,8 +24,8 @@ use crate::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
         main_pid, messages, property, sessions_told_once, settled, socket, text,
     },
-    support::{PATIENCE, Pace, Wire, eventually, exchange, run},
-    tree::{As, Tree, cannot_run, installed_fake, shell, user_unit},
+    support::{PATIENCE, Pace, Wire, eventually, exchange, run, skip},
+    tree::{As, Tree, installed_fake, shell, user_unit},
 };
 
 /// The commit upgraded from. Its records of sessions and listeners are version 1, its counters' file too.
@@ -98,7 +98,7 @@ fn with_both_versions(tree: Tree) -> Option<Tree> {
         let earlier = match earlier_programs() {
             Ok(earlier) => earlier,
             Err(why) => {
-                cannot_run(tree.name(), &why);
+                skip(&why);
                 return None;
             }
         };

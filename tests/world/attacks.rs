@@ -2,7 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use crate::world::{PATIENCE, World, eventually};
+use crate::{
+    support::{PATIENCE, eventually},
+    world::World,
+};
 
 /// Puts an agent of the attacker's in the place of ours, in that qube.
 fn possess(world: &World, vm: &str, mode: &str) {
@@ -62,7 +65,7 @@ fn an_agent_that_breaks_the_protocol_loses_its_channel_and_nothing_else() {
 }
 
 #[test]
-fn a_flood_from_one_qube_delays_no_other_and_takes_no_memory() {
+fn timing_a_flood_from_one_qube_delays_no_other_and_takes_no_memory() {
     let world = world!("work", "dev");
     world.authorize();
     possess(&world, "work", "flood");

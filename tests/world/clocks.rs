@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 /// What a program has to have in its environment for a clock of its own: the date, not the time that passes.
 fn clock(world: &World) -> String {

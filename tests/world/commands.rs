@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::world::eventually;
+use crate::support::eventually;
 
 #[test]
 fn every_line_of_the_description_works_as_it_is_printed() {
@@ -166,7 +166,7 @@ fn a_client_that_is_killed_takes_its_command_with_it() {
 }
 
 #[test]
-fn a_time_out_ends_the_whole_tree_also_what_left_the_session() {
+fn timing_a_time_out_ends_the_whole_tree_also_what_left_the_session() {
     let world = world!("work");
     let _daemon = world.ready();
     let text = "setsid -f sleep 4712; (setsid sleep 4712 &) ; nohup sleep 4712 >/dev/null 2>&1 & echo up; sleep 4712";
@@ -233,7 +233,7 @@ fn files_go_both_ways_where_the_policy_says_so() {
 }
 
 #[test]
-fn where_no_daemon_is_the_client_says_so_within_its_time() {
+fn timing_where_no_daemon_is_the_client_says_so_within_its_time() {
     let world = world!("work");
     world.authorize();
     let began = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 /// Clock ticks of processor time that a process in dom0 has used (proc_pid_stat(5): utime and stime).
 fn ticks(world: &World, pid: &str) -> u32 {
@@ -26,7 +26,7 @@ print(\"connected\")
 }
 
 #[test]
-fn a_word_that_names_a_descriptor_of_the_supervisor_is_a_word() {
+fn timing_a_word_that_names_a_descriptor_of_the_supervisor_is_a_word() {
     let world = world!("work");
     let _daemon = world.ready();
     world.policy("work", "allow sh *\n");
@@ -60,7 +60,7 @@ print(\"closed\")",
 }
 
 #[test]
-fn a_daemon_without_free_descriptors_waits_for_one_and_uses_no_time() {
+fn timing_a_daemon_without_free_descriptors_waits_for_one_and_uses_no_time() {
     let world = world!("work");
     let daemon = world.ready();
     let pid = daemon.pid();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 /// How often a command that appends a line to this file has run.
 const COUNT: &str = "cat /root/ran 2>/dev/null | wc -l";

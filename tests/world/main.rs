@@ -3,6 +3,7 @@
 //! `world` makes such a world and explains it; [`world`] lets a test stand in it. It needs root; elsewhere a test
 //! says so on stderr and passes, and with `CI=true` that is a failure.
 
+extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod world; // first: the macro `world!`
 mod attacks;

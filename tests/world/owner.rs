@@ -1,6 +1,6 @@
 //! What the owner of dom0 says and sees.
 
-use crate::world::eventually;
+use crate::support::eventually;
 
 #[test]
 fn a_policy_decides_and_a_semicolon_leads_nowhere() {

@@ -3,7 +3,10 @@
 
 use std::{fs, path::Path};
 
-use crate::world::{Done, World, eventually};
+use crate::{
+    support::eventually,
+    world::{Done, World},
+};
 
 const README: &str = include_str!("../../README.md");
 

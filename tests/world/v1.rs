@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{World, eventually};
+use crate::{support::eventually, world::World};
 
 const CLIENT: &str = include_str!("peers/v1-client.py");
 const DAEMON: &str = include_str!("peers/v1-dom0.py");
@@ -13,7 +13,7 @@ fn install(world: &World) {
 }
 
 #[test]
-fn the_pythons_client_is_served_by_an_agent_once_its_owner_says_so() {
+fn timing_the_pythons_client_is_served_by_an_agent_once_its_owner_says_so() {
     let world = world!("work");
     install(&world);
     let daemon = world.ready();

@@ -3,22 +3,18 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
-    sync::{
-        atomic::{AtomicU32, Ordering},
-        mpsc,
-    },
+    sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::TempDir;
 
-/// How long anything may take that takes no time on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+use crate::support::{Lines, PATIENCE, Process, eventually, run, skip};
 
 /// A world with these qubes; None, after a loud word, where there can be none.
 macro_rules! world {
@@ -70,43 +66,20 @@ fn done(output: Output) -> Done {
     Done { code, out: output.stdout, err: String::from_utf8_lossy(&output.stderr).into_owned() }
 }
 
-/// A program that was started in a world.
+/// A program that was started in a world. Dropped, it goes on: the world ends it.
 pub(crate) struct Running {
-    child: Child,
+    process: Process,
     stdin: Option<ChildStdin>,
-    out: mpsc::Receiver<Vec<u8>>,
-    seen: Vec<u8>,
-    err: thread::JoinHandle<Vec<u8>>,
     /// World, qube and a file with the number of its process there.
     at: Option<(PathBuf, String, String)>,
 }
 
 impl Running {
     fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("bash and nsenter are here");
-        let mut stdout = child.stdout.take().expect("piped");
-        let mut stderr = child.stderr.take().expect("piped");
-        let (to, out) = mpsc::channel();
-        thread::spawn(move || {
-            let mut bytes = vec![0; 64 << 10];
-            while let Ok(n @ 1..) = stdout.read(&mut bytes) {
-                if to.send(bytes[..n].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        let err = thread::spawn(move || {
-            let mut all = Vec::new();
-            let _ = stderr.read_to_end(&mut all);
-            all
-        });
-        let stdin = child.stdin.take();
-        Self { child, stdin, out, seen: Vec::new(), err, at: None }
+        command.stdin(Stdio::piped());
+        let mut process = Process::start(command).let_go();
+        let stdin = Some(process.stdin());
+        Self { process, stdin, at: None }
     }
 
     /// Its standard input gets this.
@@ -117,50 +90,30 @@ impl Running {
     /// Waits until it has printed this.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !String::from_utf8_lossy(&self.seen).contains(text) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.out.recv_timeout(left) {
-                Ok(more) => self.seen.extend(more),
-                Err(e) => panic!("{e}: no {text:?} in {:?}", String::from_utf8_lossy(&self.seen)),
-            }
-        }
+        self.process.stdout.wait_for_text(text);
     }
 
     /// A signal for the `qvm-remote` itself.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let (dir, vm, place) = self.at.as_ref().expect("started by `remote_start`");
         let text = format!("kill -{} $(cat {place})", signal.as_str().trim_start_matches("SIG"));
-        done(script().arg("vm").arg(dir).arg(vm).args(["bash", "-c", &text]).output().expect("bash is here"))
-            .expect(0, "");
+        let mut command = script();
+        command.arg("vm").arg(dir).arg(vm).args(["bash", "-c", &text]);
+        done(run(command)).expect(0, "");
     }
 
     /// Whether it has ended.
     pub(crate) fn ended(&mut self) -> bool {
-        self.child.try_wait().expect("it is our child").is_some()
+        !self.process.running()
     }
 
     /// How it ended, within the time.
     #[track_caller]
     pub(crate) fn end_within(mut self, time: Duration) -> Done {
         self.stdin = None;
-        let deadline = Instant::now() + time;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
-                break status;
-            }
-            if Instant::now() > deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                panic!("still running after {time:?}; it printed {:?}", String::from_utf8_lossy(&self.seen));
-            }
-            thread::sleep(Duration::from_millis(5));
-        };
-        while let Ok(more) = self.out.recv_timeout(PATIENCE) {
-            self.seen.extend(more);
-        }
-        let stderr = self.err.join().expect("it only reads");
-        done(Output { status, stdout: self.seen, stderr })
+        let status = self.process.wait_within(time);
+        let [stdout, stderr] = [&self.process.stdout, &self.process.stderr].map(Lines::bytes_to_the_end);
+        done(Output { status, stdout, stderr })
     }
 
     #[track_caller]
@@ -172,8 +125,7 @@ impl Running {
 impl World {
     pub(crate) fn new(vms: &[&str]) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "a world needs root");
-            eprintln!("NOT RUN: a world of namespaces needs root");
+            skip("a world of namespaces needs root");
             return None;
         }
         let dir = tempfile::Builder::new().prefix("qvm-world-").tempdir().expect("a directory");
@@ -263,11 +215,15 @@ impl World {
     }
 
     pub(crate) fn stop(&self, vm: &str) {
-        done(script().arg("stop").arg(self.path()).arg(vm).output().expect("bash is here")).expect(0, "");
+        let mut command = script();
+        command.arg("stop").arg(self.path()).arg(vm);
+        done(run(command)).expect(0, "");
     }
 
     pub(crate) fn boot(&self, vm: &str) {
-        done(script().arg("start").arg(self.path()).arg(vm).output().expect("bash is here")).expect(0, "");
+        let mut command = script();
+        command.arg("start").arg(self.path()).arg(vm);
+        done(run(command)).expect(0, "");
     }
 
     /// Keys for all qubes, listed and authorised, as the description has it.
@@ -378,16 +334,8 @@ impl Drop for Daemon<'_> {
     }
 }
 
-/// Waits for something to become true.
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 fn script() -> Command {
-    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world/world"))
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world/world"));
+    command.stdin(Stdio::null());
+    command
 }

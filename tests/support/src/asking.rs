@@ -9,35 +9,35 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Activated, Activation, PATIENCE, Process, run};
+use crate::{Activated, Activation, PATIENCE, Process, program, run};
 
 /// The interface's name.
-pub(crate) const INTERFACE: &str = "org.qrexec-connect.Control";
+pub const INTERFACE: &str = "org.qrexec-connect.Control";
 
 /// What a command printed, and its exit code.
 #[derive(Debug)]
-pub(crate) struct Said {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+pub struct Said {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Said {
     /// What it printed, as JSON.
     #[track_caller]
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 }
 
 /// Who asks the service of one test.
-pub(crate) struct Asking {
+pub struct Asking {
     dir: PathBuf,
 }
 
 impl Activation {
     /// With a runtime directory, as `RuntimeDirectory=` gives one, and so with a control socket.
-    pub(crate) fn with_control(self) -> Self {
+    pub fn with_control(self) -> Self {
         let dir = self.dir().join("run/qrexec-connect");
         std::fs::create_dir_all(&dir).expect("the test's directory is writable");
         self.env("RUNTIME_DIRECTORY", dir)
@@ -46,20 +46,20 @@ impl Activation {
 
 impl Activated {
     /// Who asks it.
-    pub(crate) fn asking(&self) -> Asking {
+    pub fn asking(&self) -> Asking {
         Asking { dir: self.dir().to_owned() }
     }
 }
 
 impl Asking {
     /// The control socket.
-    pub(crate) fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.join("run/qrexec-connect/control")
     }
 
     /// `qrexec-connect ARGS`, in the service's own environment.
-    pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("qrexec-connect"));
         command.args(args).env_clear().env("LANG", "C.UTF-8");
         command.env("PATH", format!("{}/bin:/usr/bin:/bin", self.dir.display()));
         command.env("HOME", &self.dir).env("XDG_CONFIG_HOME", self.dir.join("config"));
@@ -69,7 +69,7 @@ impl Asking {
 
     /// The same, run to its end.
     #[track_caller]
-    pub(crate) fn say(&self, args: &[&str]) -> Said {
+    pub fn say(&self, args: &[&str]) -> Said {
         let output = run(self.command(args));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
@@ -77,33 +77,33 @@ impl Asking {
 
     /// The same, which must end with exit code 0.
     #[track_caller]
-    pub(crate) fn ok(&self, args: &[&str]) -> Said {
+    pub fn ok(&self, args: &[&str]) -> Said {
         let said = self.say(args);
         assert_eq!(said.code, Some(0), "{args:?}: {said:?}");
         said
     }
 
     /// The same, left running.
-    pub(crate) fn start(&self, args: &[&str]) -> Process {
+    pub fn start(&self, args: &[&str]) -> Process {
         Process::start(self.command(args))
     }
 
     /// The sessions there are.
     #[track_caller]
-    pub(crate) fn sessions(&self) -> Vec<Value> {
+    pub fn sessions(&self) -> Vec<Value> {
         let all = self.ok(&["sessions", "--json"]).json();
         all["sessions"].as_array().expect("a list").clone()
     }
 
     /// A connection of one's own.
     #[track_caller]
-    pub(crate) fn connect(&self) -> UnixStream {
+    pub fn connect(&self) -> UnixStream {
         connect(&self.socket()).unwrap_or_else(|e| panic!("{}: {e}", self.socket().display()))
     }
 
     /// One call over Varlink; the reply as it is.
     #[track_caller]
-    pub(crate) fn call(&self, method: &str, parameters: &Value) -> Value {
+    pub fn call(&self, method: &str, parameters: &Value) -> Value {
         let mut wire = self.connect();
         send(&mut wire, &json!({"method": format!("{INTERFACE}.{method}"), "parameters": parameters}));
         receive(&mut wire).expect("a reply")
@@ -118,7 +118,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 /// Sends one message.
-pub(crate) fn send(wire: &mut UnixStream, message: &Value) {
+pub fn send(wire: &mut UnixStream, message: &Value) {
     let mut bytes = serde_json::to_vec(message).expect("JSON");
     bytes.push(0);
     wire.write_all(&bytes).expect("it is taken");
@@ -126,7 +126,7 @@ pub(crate) fn send(wire: &mut UnixStream, message: &Value) {
 
 /// The next message; `None` when the connection ends.
 #[track_caller]
-pub(crate) fn receive(wire: &mut UnixStream) -> Option<Value> {
+pub fn receive(wire: &mut UnixStream) -> Option<Value> {
     let mut bytes = Vec::new();
     let mut byte = [0];
     loop {

@@ -15,18 +15,18 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::{PATIENCE, Pattern, raw};
+use crate::{PATIENCE, Pattern, raw};
 
 /// One connection, whatever its family. Every read and write gives up after [`PATIENCE`] without progress.
 #[derive(Debug)]
-pub(crate) enum Wire {
+pub enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Wire {
     #[track_caller]
-    pub(crate) fn tcp(address: SocketAddr) -> Self {
+    pub fn tcp(address: SocketAddr) -> Self {
         // Not connect_timeout: it reports a reset that follows at once as if there had been no connection.
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a free descriptor");
         socket.set_write_timeout(Some(PATIENCE)).expect("not zero");
@@ -35,32 +35,32 @@ impl Wire {
     }
 
     #[track_caller]
-    pub(crate) fn unix(path: &Path) -> Self {
+    pub fn unix(path: &Path) -> Self {
         Self::from_unix(UnixStream::connect(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
 
     #[track_caller]
-    pub(crate) fn abstract_unix(name: &str) -> Self {
+    pub fn abstract_unix(name: &str) -> Self {
         let address = UnixSocketAddr::from_abstract_name(name).expect("a short name");
         Self::from_unix(UnixStream::connect_addr(&address).unwrap_or_else(|e| panic!("@{name}: {e}")))
     }
 
     /// An accepted connection, of a server that the test plays itself.
-    pub(crate) fn from_tcp(stream: TcpStream) -> Self {
+    pub fn from_tcp(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
         Self::Tcp(stream)
     }
 
     /// An accepted connection, of a server that the test plays itself.
-    pub(crate) fn from_unix(stream: UnixStream) -> Self {
+    pub fn from_unix(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
         Self::Unix(stream)
     }
 
     /// A second handle on the same connection, for a thread that reads while another writes.
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+    pub fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
             Self::Unix(stream) => Self::Unix(stream.try_clone()?),
@@ -69,7 +69,7 @@ impl Wire {
 
     /// Ends the sending side; what comes can still be read.
     #[track_caller]
-    pub(crate) fn half_close(&self) {
+    pub fn half_close(&self) {
         let done = match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
@@ -78,7 +78,7 @@ impl Wire {
     }
 
     /// The same, where the connection may be gone by now.
-    pub(crate) fn half_close_if_there(&self) {
+    pub fn half_close_if_there(&self) {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
@@ -93,7 +93,7 @@ impl Wire {
         }
     }
 
-    pub(crate) fn set_nonblocking(&self, on: bool) {
+    pub fn set_nonblocking(&self, on: bool) {
         let done = match self {
             Self::Tcp(stream) => stream.set_nonblocking(on),
             Self::Unix(stream) => stream.set_nonblocking(on),
@@ -102,7 +102,7 @@ impl Wire {
     }
 
     /// Bytes that have come and were not read yet.
-    pub(crate) fn unread(&self) -> usize {
+    pub fn unread(&self) -> usize {
         match self {
             Self::Tcp(stream) => raw::unread(stream.as_raw_fd()),
             Self::Unix(stream) => raw::unread(stream.as_raw_fd()),
@@ -110,7 +110,7 @@ impl Wire {
     }
 
     /// Our own address, as the log calls the peer; of TCP only.
-    pub(crate) fn local(&self) -> String {
+    pub fn local(&self) -> String {
         match self {
             Self::Tcp(stream) => stream.local_addr().expect("it is connected").to_string(),
             Self::Unix(_) => panic!("a UNIX peer is known by its credentials only"),
@@ -119,7 +119,7 @@ impl Wire {
 
     /// Goes away with a reset: over TCP an RST at once. A UNIX socket has no such thing (closing it with bytes
     /// unread comes nearest), so there this is a plain close.
-    pub(crate) fn reset(self) {
+    pub fn reset(self) {
         if let Self::Tcp(stream) = &self {
             socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
         }
@@ -127,7 +127,7 @@ impl Wire {
 
     /// All that comes until the end, as bytes.
     #[track_caller]
-    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
+    pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         Read::read_to_end(self, &mut bytes).unwrap_or_else(|e| panic!("after {} bytes: {e}", bytes.len()));
         bytes
@@ -135,7 +135,7 @@ impl Wire {
 
     /// Exactly the next bytes: `expected`.
     #[track_caller]
-    pub(crate) fn expect(&mut self, expected: &[u8]) {
+    pub fn expect(&mut self, expected: &[u8]) {
         let mut bytes = vec![0; expected.len()];
         self.read_exact(&mut bytes).unwrap_or_else(|e| panic!("waiting for {:?}: {e}", expected.escape_ascii()));
         assert_eq!(bytes.escape_ascii().to_string(), expected.escape_ascii().to_string());
@@ -143,7 +143,7 @@ impl Wire {
 
     /// The other side ends its sending, and nothing comes before that.
     #[track_caller]
-    pub(crate) fn expect_end(&mut self) {
+    pub fn expect_end(&mut self) {
         let rest = self.read_to_end();
         assert!(rest.is_empty(), "{} bytes before the end: {}", rest.len(), rest[..rest.len().min(60)].escape_ascii());
     }
@@ -151,7 +151,7 @@ impl Wire {
     /// The connection breaks (ECONNRESET, or EPIPE at a write that comes too late) and not with a plain end; what
     /// came before is thrown away.
     #[track_caller]
-    pub(crate) fn expect_reset(&mut self) {
+    pub fn expect_reset(&mut self) {
         let mut buffer = [0; 65536];
         loop {
             match self.read(&mut buffer) {
@@ -205,18 +205,18 @@ impl Write for &Wire {
 
 /// How a stream is cut: chunks of random sizes from 1 to `largest`, and after every `pause_every`th a pause.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    pub(crate) largest: usize,
-    pub(crate) pause_every: Option<(u32, Duration)>,
+pub struct Pace {
+    pub largest: usize,
+    pub pause_every: Option<(u32, Duration)>,
 }
 
 impl Pace {
     /// As fast as it goes.
-    pub(crate) const BULK: Self = Self { largest: 256 * 1024, pause_every: None };
+    pub const BULK: Self = Self { largest: 256 * 1024, pause_every: None };
     /// Many small pieces of uneven sizes.
-    pub(crate) const CRUMBS: Self = Self { largest: 700, pause_every: None };
+    pub const CRUMBS: Self = Self { largest: 700, pause_every: None };
     /// Bursts with rests between them, so that buffers run both full and empty.
-    pub(crate) const HALTING: Self = Self { largest: 40_000, pause_every: Some((16, Duration::from_millis(3))) };
+    pub const HALTING: Self = Self { largest: 40_000, pause_every: Some((16, Duration::from_millis(3))) };
 
     fn chunks(self, seed: u64) -> Chunks {
         Chunks { pace: self, dice: Pattern::new(!seed), made: 0 }
@@ -245,7 +245,7 @@ impl Chunks {
 }
 
 /// Sends the first `bytes` bytes of the pattern of `seed`.
-pub(crate) fn send(mut to: impl Write, seed: u64, bytes: u64, pace: Pace) -> io::Result<()> {
+pub fn send(mut to: impl Write, seed: u64, bytes: u64, pace: Pace) -> io::Result<()> {
     let (mut pattern, mut chunks, mut buffer) = (Pattern::new(seed), pace.chunks(seed), vec![0; pace.largest]);
     while pattern.at() < bytes {
         let n = chunks.next().min((bytes - pattern.at()) as usize);
@@ -257,7 +257,7 @@ pub(crate) fn send(mut to: impl Write, seed: u64, bytes: u64, pace: Pace) -> io:
 }
 
 /// Reads and verifies the first `bytes` bytes of the pattern of `seed`, and reads no further.
-pub(crate) fn receive(mut from: impl Read, seed: u64, bytes: u64, pace: Pace) -> io::Result<()> {
+pub fn receive(mut from: impl Read, seed: u64, bytes: u64, pace: Pace) -> io::Result<()> {
     let (mut pattern, mut chunks, mut buffer) = (Pattern::new(seed), pace.chunks(!seed), vec![0; pace.largest]);
     while pattern.at() < bytes {
         let n = chunks.next().min((bytes - pattern.at()) as usize);
@@ -277,7 +277,7 @@ pub(crate) fn receive(mut from: impl Read, seed: u64, bytes: u64, pace: Pace) ->
 
 /// Sends `bytes` of a pattern while it verifies that the same comes back, then half-closes and expects the end.
 #[track_caller]
-pub(crate) fn exchange(wire: &mut Wire, seed: u64, bytes: u64, pace: Pace) {
+pub fn exchange(wire: &mut Wire, seed: u64, bytes: u64, pace: Pace) {
     let sending = wire.try_clone().expect("a free descriptor");
     let sent = thread::scope(|scope| {
         let sender = scope.spawn(move || {

@@ -2,27 +2,26 @@
 //!
 //! Shared by the fake `qrexec-client-vm` and the tests: what one side writes, the other can verify without having
 //! been told more than the seed, however the bytes were cut into chunks on their way.
-#![allow(dead_code)] // each of its users needs a part
 
 use std::fmt;
 
 /// The seed of what the fake's own services send (`test.Source`, `test.EndsFirst`).
-pub(crate) const SERVICE_SEED: u64 = 1;
+pub const SERVICE_SEED: u64 = 1;
 
 /// A place in the stream of `seed`: writes what comes next, or checks it.
 #[derive(Clone, Debug)]
-pub(crate) struct Pattern {
+pub struct Pattern {
     seed: u64,
     at: u64,
 }
 
 /// The first byte that is not what the pattern has in that place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mismatch {
+pub struct Mismatch {
     /// Offset in the stream.
-    pub(crate) at: u64,
-    pub(crate) expected: u8,
-    pub(crate) found: u8,
+    pub at: u64,
+    pub expected: u8,
+    pub found: u8,
 }
 
 impl fmt::Display for Mismatch {
@@ -34,17 +33,17 @@ impl fmt::Display for Mismatch {
 impl std::error::Error for Mismatch {}
 
 impl Pattern {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self { seed, at: 0 }
     }
 
     /// How many bytes have been written or checked.
-    pub(crate) fn at(&self) -> u64 {
+    pub fn at(&self) -> u64 {
         self.at
     }
 
     /// Writes the next bytes of the stream.
-    pub(crate) fn fill(&mut self, out: &mut [u8]) {
+    pub fn fill(&mut self, out: &mut [u8]) {
         let into_word = (self.at % 8) as usize;
         let mut index = self.at / 8;
         self.at += out.len() as u64;
@@ -67,7 +66,7 @@ impl Pattern {
     }
 
     /// Holds `bytes` against the next bytes of the stream.
-    pub(crate) fn check(&mut self, bytes: &[u8]) -> Result<(), Mismatch> {
+    pub fn check(&mut self, bytes: &[u8]) -> Result<(), Mismatch> {
         let mut expected = [0; 4096];
         for chunk in bytes.chunks(expected.len()) {
             let start = self.at;
@@ -92,26 +91,26 @@ fn word(seed: u64, index: u64) -> [u8; 8] {
 
 /// A checksum and a count of a stream; the same however the stream is cut. Printed as `COUNT HEX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sum {
+pub struct Sum {
     state: u64,
     carry: [u8; 8],
     bytes: u64,
 }
 
 impl Sum {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self { state: 0x5171_0af2_39b1_7d4d, carry: [0; 8], bytes: 0 }
     }
 
     /// The checksum of a whole slice.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let mut sum = Self::new();
         sum.add(bytes);
         sum
     }
 
     /// The checksum of the first `bytes` bytes of a pattern.
-    pub(crate) fn of_pattern(seed: u64, bytes: u64) -> Self {
+    pub fn of_pattern(seed: u64, bytes: u64) -> Self {
         let (mut pattern, mut sum, mut buffer) = (Pattern::new(seed), Self::new(), [0; 4096]);
         while sum.bytes < bytes {
             let n = (bytes - sum.bytes).min(4096) as usize;
@@ -121,11 +120,11 @@ impl Sum {
         sum
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub(crate) fn add(&mut self, mut bytes: &[u8]) {
+    pub fn add(&mut self, mut bytes: &[u8]) {
         let held = (self.bytes % 8) as usize;
         self.bytes += bytes.len() as u64;
         if held != 0 {

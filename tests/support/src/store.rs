@@ -11,22 +11,22 @@ use nix::sys::{
     socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
-use super::{Notifications, raw};
+use crate::{Notifications, raw};
 
 /// A handover: its records, and the descriptors of its sessions.
-pub(crate) struct Handed {
+pub struct Handed {
     /// Where the next process reads it: the pair's ends in the store share one description each with these.
     to: OwnedFd,
     /// `"QRXC"`, the format, the length of the lines, the lines, the bytes.
-    pub(crate) records: Vec<u8>,
+    pub records: Vec<u8>,
     /// As many messages as there were: what they said, and what they carried.
-    pub(crate) batches: Vec<(Vec<u8>, Vec<OwnedFd>)>,
+    pub batches: Vec<(Vec<u8>, Vec<OwnedFd>)>,
 }
 
 impl Handed {
     /// Takes the handover out of the store's pair, to be put back changed.
     #[track_caller]
-    pub(crate) fn take(from: &Notifications) -> Self {
+    pub fn take(from: &Notifications) -> Self {
         let [first, second] =
             <[_; 2]>::try_from(from.store()).map(|s| s.map(|(_, fd)| fd)).expect("the pair's two ends");
         let mut messages = Vec::new();
@@ -50,14 +50,14 @@ impl Handed {
     }
 
     /// The lines, one for each session.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let length = u64::from_le_bytes(self.records[8..16].try_into().expect("eight bytes")) as usize;
         let lines = std::str::from_utf8(&self.records[16..16 + length]).expect("JSON");
         lines.lines().map(str::to_owned).collect()
     }
 
     /// Replaces the lines.
-    pub(crate) fn set_lines(&mut self, lines: &[String]) {
+    pub fn set_lines(&mut self, lines: &[String]) {
         let length = u64::from_le_bytes(self.records[8..16].try_into().expect("eight bytes")) as usize;
         let bytes = self.records.split_off(16 + length);
         let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
@@ -68,7 +68,7 @@ impl Handed {
     }
 
     /// Puts it back for the next process.
-    pub(crate) fn put_back(self) {
+    pub fn put_back(self) {
         let mut memfd = File::from(memfd_create(c"sessions", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
         memfd.write_all(&self.records).expect("a memfd takes all");
         self.send(b"QRXC", &[memfd.as_raw_fd()]);

@@ -8,15 +8,15 @@ use std::{
     time::Instant,
 };
 
-use super::{PATIENCE, raw};
+use crate::{PATIENCE, raw};
 
 /// One notification: its assignments, in order.
 #[derive(Clone, Debug)]
-pub(crate) struct Message(pub(crate) Vec<(String, String)>);
+pub struct Message(pub Vec<(String, String)>);
 
 impl Message {
     /// The value of `key`, when the message assigns it.
-    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 }
@@ -29,7 +29,7 @@ struct Heard {
 }
 
 /// Receives notifications until it is dropped.
-pub(crate) struct Notifications {
+pub struct Notifications {
     path: PathBuf,
     shared: Arc<(Mutex<Heard>, Condvar)>,
     receiver: Option<JoinHandle<()>>,
@@ -40,7 +40,7 @@ const END: &str = "X_END_OF_TEST=1";
 
 impl Notifications {
     /// Binds a socket at `path`, to be named in `$NOTIFY_SOCKET`.
-    pub(crate) fn at(path: PathBuf) -> Self {
+    pub fn at(path: PathBuf) -> Self {
         let socket = UnixDatagram::bind(&path).expect("the test's own directory is writable");
         let shared: Arc<(Mutex<Heard>, Condvar)> = Arc::default();
         let theirs = Arc::clone(&shared);
@@ -62,50 +62,50 @@ impl Notifications {
         Self { path, shared, receiver: Some(receiver) }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// All messages so far.
-    pub(crate) fn so_far(&self) -> Vec<Message> {
+    pub fn so_far(&self) -> Vec<Message> {
         self.shared.0.lock().expect("no panic under this lock").messages.clone()
     }
 
     /// How many messages so far assign `value` to `key`.
-    pub(crate) fn count(&self, key: &str, value: &str) -> usize {
+    pub fn count(&self, key: &str, value: &str) -> usize {
         self.so_far().iter().filter(|m| m.get(key) == Some(value)).count()
     }
 
     /// The last `STATUS=`.
-    pub(crate) fn status(&self) -> Option<String> {
+    pub fn status(&self) -> Option<String> {
         self.so_far().iter().rev().find_map(|m| m.get("STATUS").map(str::to_owned))
     }
 
     /// The names of the descriptors in the store.
-    pub(crate) fn stored(&self) -> Vec<String> {
+    pub fn stored(&self) -> Vec<String> {
         self.shared.0.lock().expect("no panic under this lock").store.iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// Copies of the descriptors in the store, as the next start inherits them.
-    pub(crate) fn store(&self) -> Vec<(String, OwnedFd)> {
+    pub fn store(&self) -> Vec<(String, OwnedFd)> {
         let heard = self.shared.0.lock().expect("no panic under this lock");
         heard.store.iter().map(|(name, fd)| (name.clone(), fd.try_clone().expect("a free descriptor"))).collect()
     }
 
     /// The store is emptied, as after a real stop.
-    pub(crate) fn drop_store(&self) {
+    pub fn drop_store(&self) {
         self.shared.0.lock().expect("no panic under this lock").store.clear();
     }
 
     /// Waits for the first message, old or new, that assigns a value to `key` which `accept` accepts; that value.
     #[track_caller]
-    pub(crate) fn wait_for(&self, key: &str, accept: impl Fn(&str) -> bool) -> String {
+    pub fn wait_for(&self, key: &str, accept: impl Fn(&str) -> bool) -> String {
         self.wait(key, |messages| messages.iter().filter_map(|m| m.get(key)).find(|v| accept(v)).map(str::to_owned))
     }
 
     /// Waits until `find` finds something in the messages so far.
     #[track_caller]
-    pub(crate) fn wait<T>(&self, what: &str, find: impl Fn(&[Message]) -> Option<T>) -> T {
+    pub fn wait<T>(&self, what: &str, find: impl Fn(&[Message]) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut heard = self.shared.0.lock().expect("no panic under this lock");
         loop {

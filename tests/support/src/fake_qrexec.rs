@@ -10,19 +10,19 @@ use std::{
     time::Duration,
 };
 
-use super::{eventually, example};
+use crate::{eventually, example};
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Event {
-    pub(crate) pid: i32,
+pub struct Event {
+    pub pid: i32,
     /// Time since the boot, in steps of 10 ms.
-    pub(crate) at: Duration,
-    pub(crate) what: What,
+    pub at: Duration,
+    pub what: What,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub enum What {
     /// The words of the call (blanks and the like as `\xNN`).
     Start {
         target: String,
@@ -40,13 +40,13 @@ pub(crate) enum What {
 }
 
 /// A place of its own for one test, or the one of a tree in which the fake is installed.
-pub(crate) struct FakeQrexec {
+pub struct FakeQrexec {
     dir: PathBuf,
     _removed_at_the_end: Option<tempfile::TempDir>,
 }
 
 impl FakeQrexec {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory for the test");
         symlink(example("fake-qrexec-client-vm"), dir.path().join("qrexec-client-vm")).expect("the directory is new");
         File::create(dir.path().join("calls.log")).expect("the directory is new");
@@ -54,68 +54,68 @@ impl FakeQrexec {
     }
 
     /// The one whose program and journal lie in `dir` already.
-    pub(crate) fn installed_in(dir: &Path) -> Self {
+    pub fn installed_in(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), _removed_at_the_end: None }
     }
 
     /// The program, to be named in `--qrexec-client`.
-    pub(crate) fn program(&self) -> PathBuf {
+    pub fn program(&self) -> PathBuf {
         self.dir.join("qrexec-client-vm")
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The program with a target and a service, for tests of the fake itself.
-    pub(crate) fn call(&self, target: &str, service: &str) -> Command {
+    pub fn call(&self, target: &str, service: &str) -> Command {
         let mut command = Command::new(self.program());
         command.args(["--", target, service]);
         command
     }
 
     /// Lets the calls of `test.Gate+NAME` through.
-    pub(crate) fn open(&self, gate: &str) {
+    pub fn open(&self, gate: &str) {
         File::create(self.dir.join(gate)).expect("the test's directory is writable");
     }
 
     /// What a `test.HalfCloseDown` has received, once it has received all.
     #[track_caller]
-    pub(crate) fn received(&self) -> Vec<u8> {
+    pub fn received(&self) -> Vec<u8> {
         let path = self.dir.join("received");
         eventually("the service has received everything", || path.exists());
         fs::read(path).expect("it exists")
     }
 
     /// All events so far.
-    pub(crate) fn events(&self) -> Vec<Event> {
+    pub fn events(&self) -> Vec<Event> {
         let text = fs::read_to_string(self.dir.join("calls.log")).expect("made by us");
         // a line is written at once, but a reader may come in between
         text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(event).collect()
     }
 
     /// How many events so far are such.
-    pub(crate) fn count(&self, such: impl Fn(&What) -> bool) -> usize {
+    pub fn count(&self, such: impl Fn(&What) -> bool) -> usize {
         self.events().iter().filter(|e| such(&e.what)).count()
     }
 
     /// How many calls have been started so far.
-    pub(crate) fn started(&self) -> usize {
+    pub fn started(&self) -> usize {
         self.count(|w| matches!(w, What::Start { .. }))
     }
 
     /// How many calls have been connected so far.
-    pub(crate) fn connected(&self) -> usize {
+    pub fn connected(&self) -> usize {
         self.count(|w| *w == What::Connected)
     }
 
     /// How many calls have come to their own end, or been ended by SIGTERM, so far.
-    pub(crate) fn ended(&self) -> usize {
+    pub fn ended(&self) -> usize {
         self.count(|w| matches!(w, What::End { .. } | What::Terminated))
     }
 
     /// The most calls that were there at once. (A call ended by SIGKILL counts to the last: it cannot tell.)
-    pub(crate) fn most_at_once(&self) -> usize {
+    pub fn most_at_once(&self) -> usize {
         let (mut now, mut most) = (BTreeSet::new(), 0);
         for event in self.events() {
             match event.what {
@@ -130,19 +130,19 @@ impl FakeQrexec {
 
     /// Waits until `n` calls have been started.
     #[track_caller]
-    pub(crate) fn wait_for_started(&self, n: usize) {
+    pub fn wait_for_started(&self, n: usize) {
         eventually(&format!("{n} calls started"), || self.started() >= n);
     }
 
     /// Waits until `n` calls have been connected.
     #[track_caller]
-    pub(crate) fn wait_for_connected(&self, n: usize) {
+    pub fn wait_for_connected(&self, n: usize) {
         eventually(&format!("{n} calls connected"), || self.connected() >= n);
     }
 
     /// Waits until `n` calls have ended.
     #[track_caller]
-    pub(crate) fn wait_for_ended(&self, n: usize) {
+    pub fn wait_for_ended(&self, n: usize) {
         eventually(&format!("{n} calls ended"), || self.ended() >= n);
     }
 }

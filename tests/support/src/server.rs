@@ -9,27 +9,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, Wire};
+use crate::{PATIENCE, Wire};
 
 /// A listening server.
-pub(crate) enum Server {
+pub enum Server {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 impl Server {
     /// On 127.0.0.1, any port.
-    pub(crate) fn tcp() -> Self {
+    pub fn tcp() -> Self {
         Self::Tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"))
     }
 
     #[track_caller]
-    pub(crate) fn unix(path: &Path) -> Self {
+    pub fn unix(path: &Path) -> Self {
         Self::Unix(UnixListener::bind(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
 
     /// The name of a listener that leads here.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Self::Tcp(_) => format!("target=127.0.0.1+{}", self.port()),
             Self::Unix(listener) => {
@@ -39,7 +39,7 @@ impl Server {
         }
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         match self {
             Self::Tcp(listener) => listener.local_addr().expect("it is bound").port(),
             Self::Unix(_) => panic!("a UNIX socket has no port"),
@@ -47,7 +47,7 @@ impl Server {
     }
 
     /// The next connection, if one waits.
-    pub(crate) fn try_accept(&self) -> Option<Wire> {
+    pub fn try_accept(&self) -> Option<Wire> {
         let waits = |e: &io::Error| e.kind() == io::ErrorKind::WouldBlock;
         match self {
             Self::Tcp(listener) => {
@@ -77,7 +77,7 @@ impl Server {
 
     /// The next connection, within [`PATIENCE`].
     #[track_caller]
-    pub(crate) fn accept(&self) -> Wire {
+    pub fn accept(&self) -> Wire {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(wire) = self.try_accept() {
@@ -89,7 +89,7 @@ impl Server {
     }
 
     /// What comes goes back, the end too, on as many connections as come, until the test's end; the listener's name.
-    pub(crate) fn echo(self) -> String {
+    pub fn echo(self) -> String {
         let name = self.name();
         thread::spawn(move || {
             loop {

@@ -1,26 +1,26 @@
 //! The log as a test reads it: what was said of each session's start and end.
 
-use super::Activated;
+use crate::Activated;
 
 /// One end event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub struct Ended {
     /// The first digits of the session's id.
-    pub(crate) id: String,
+    pub id: String,
     /// `127.0.0.1:40312`, `uid 0 pid 1`.
-    pub(crate) peer: String,
+    pub peer: String,
     /// `eof`, `reset`…
-    pub(crate) end: String,
-    pub(crate) up: u64,
-    pub(crate) down: u64,
-    pub(crate) exit: Option<u8>,
+    pub end: String,
+    pub up: u64,
+    pub down: u64,
+    pub exit: Option<u8>,
     /// What was said besides.
-    pub(crate) note: String,
+    pub note: String,
 }
 
 impl Ended {
     /// `eof up 5 down 6 exit 0`.
-    pub(crate) fn brief(&self) -> String {
+    pub fn brief(&self) -> String {
         let exit = self.exit.map(|code| format!(" exit {code}")).unwrap_or_default();
         format!("{} up {} down {}{exit}", self.end, self.up, self.down)
     }
@@ -54,12 +54,12 @@ fn session(line: &str) -> Option<(&str, &str)> {
 }
 
 /// The end events among `lines`.
-pub(crate) fn ends(lines: &[String]) -> Vec<Ended> {
+pub fn ends(lines: &[String]) -> Vec<Ended> {
     lines.iter().filter_map(|line| Ended::read(line)).collect()
 }
 
 /// The ids of the sessions whose start is among `lines`.
-pub(crate) fn starts(lines: &[String]) -> Vec<String> {
+pub fn starts(lines: &[String]) -> Vec<String> {
     let connected = lines.iter().filter(|line| line.contains(": connected after "));
     connected.filter_map(|line| Some(session(line)?.0.to_owned())).collect()
 }
@@ -67,13 +67,13 @@ pub(crate) fn starts(lines: &[String]) -> Vec<String> {
 impl Activated {
     /// The end events of the running process, as soon as there are `n`.
     #[track_caller]
-    pub(crate) fn ends(&self, n: usize) -> Vec<Ended> {
+    pub fn ends(&self, n: usize) -> Vec<Ended> {
         self.process.stderr.wait(&format!("{n} end events"), |lines| Some(ends(lines)).filter(|ends| ends.len() >= n))
     }
 
     /// The one end event so far, as soon as it is there.
     #[track_caller]
-    pub(crate) fn end(&self) -> Ended {
+    pub fn end(&self) -> Ended {
         let mut ends = self.ends(1);
         assert_eq!(ends.len(), 1, "{ends:?}");
         ends.remove(0)
@@ -81,7 +81,7 @@ impl Activated {
 
     /// Waits until `n` sessions have both their ends.
     #[track_caller]
-    pub(crate) fn wait_for_starts(&self, n: usize) {
+    pub fn wait_for_starts(&self, n: usize) {
         self.process.stderr.wait(&format!("{n} start events"), |lines| (starts(lines).len() >= n).then_some(()));
     }
 }

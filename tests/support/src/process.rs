@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::{
@@ -20,23 +20,42 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{PATIENCE, eventually, raw};
+use crate::{PATIENCE, eventually, raw};
 
 /// In the environment of every process that a test starts, with a value of its own for each start: so whoever
 /// descends from it can be found, whatever became of its parents.
 const MARK: &str = "FORWARDER_TEST_MARK";
 
-/// The lines that a program has printed so far.
+/// What a program has printed so far, as lines or as bytes.
 #[derive(Clone)]
-pub(crate) struct Lines {
+pub struct Lines {
     name: &'static str,
     shared: Arc<(Mutex<Printed>, Condvar)>,
 }
 
 #[derive(Default)]
 struct Printed {
+    bytes: Vec<u8>,
+    /// Of the first `cut` bytes.
     lines: Vec<String>,
+    cut: usize,
     ended: bool,
+}
+
+impl Printed {
+    /// The lines so far; what has no end of line yet is none before the end of the stream.
+    fn lines(&mut self) -> &[String] {
+        loop {
+            let rest = &self.bytes[self.cut..];
+            let line = match rest.iter().position(|b| *b == b'\n') {
+                Some(end) => &rest[..=end],
+                None if self.ended && !rest.is_empty() => rest,
+                None => return &self.lines,
+            };
+            self.cut += line.len();
+            self.lines.push(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
+        }
+    }
 }
 
 impl Lines {
@@ -46,17 +65,14 @@ impl Lines {
     }
 
     /// Collects in the background, so that the writer never blocks.
-    fn collect(name: &'static str, from: impl Read + Send + 'static) -> Self {
+    fn collect(name: &'static str, mut from: impl Read + Send + 'static) -> Self {
         let lines = Self { name, shared: Arc::default() };
         let shared = Arc::clone(&lines.shared);
         thread::spawn(move || {
-            let mut from = BufReader::new(from);
-            let mut line = Vec::new();
-            while matches!(from.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
-                shared.0.lock().expect("no panic under this lock").lines.push(text);
+            let mut chunk = vec![0; 64 << 10];
+            while let Ok(n @ 1..) = from.read(&mut chunk) {
+                shared.0.lock().expect("no panic under this lock").bytes.extend(&chunk[..n]);
                 shared.1.notify_all();
-                line.clear();
             }
             shared.0.lock().expect("no panic under this lock").ended = true;
             shared.1.notify_all();
@@ -65,24 +81,24 @@ impl Lines {
     }
 
     /// All lines so far.
-    pub(crate) fn so_far(&self) -> Vec<String> {
-        self.shared.0.lock().expect("no panic under this lock").lines.clone()
+    pub fn so_far(&self) -> Vec<String> {
+        self.shared.0.lock().expect("no panic under this lock").lines().to_vec()
     }
 
     /// How many lines so far hold `text`.
-    pub(crate) fn count(&self, text: &str) -> usize {
+    pub fn count(&self, text: &str) -> usize {
         self.so_far().iter().filter(|line| line.contains(text)).count()
     }
 
     /// The first line, old or new, that holds `text`.
     #[track_caller]
-    pub(crate) fn wait_for(&self, text: &str) -> String {
+    pub fn wait_for(&self, text: &str) -> String {
         self.wait_for_nth(text, 1)
     }
 
     /// The `n`th line (from 1) that holds `text`.
     #[track_caller]
-    pub(crate) fn wait_for_nth(&self, text: &str, n: usize) -> String {
+    pub fn wait_for_nth(&self, text: &str, n: usize) -> String {
         self.wait(&format!("line {n} with {text:?}"), |lines| {
             lines.iter().filter(|line| line.contains(text)).nth(n - 1).cloned()
         })
@@ -90,17 +106,31 @@ impl Lines {
 
     /// What `find` finds in the lines so far, as soon as it finds something.
     #[track_caller]
-    pub(crate) fn wait<T>(&self, what: &str, find: impl Fn(&[String]) -> Option<T>) -> T {
+    pub fn wait<T>(&self, what: &str, find: impl Fn(&[String]) -> Option<T>) -> T {
+        self.wait_in(what, |printed| find(printed.lines()))
+    }
+
+    /// Waits until `text` was printed, be its line at an end or not.
+    #[track_caller]
+    pub fn wait_for_text(&self, text: &str) {
+        self.wait_in(&format!("{text:?}"), |printed| {
+            String::from_utf8_lossy(&printed.bytes).contains(text).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn wait_in<T>(&self, what: &str, find: impl Fn(&mut Printed) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut printed = self.shared.0.lock().expect("no panic under this lock");
         loop {
-            if let Some(found) = find(&printed.lines) {
+            if let Some(found) = find(&mut printed) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let why = if printed.ended { "it was closed without" } else { "not in time" };
             if printed.ended || left.is_zero() {
-                let lines = printed.lines.join("\n  ");
+                printed.ended = true; // what has no end of line yet is told, too
+                let lines = printed.lines().join("\n  ");
                 drop(printed);
                 panic!("{}: {why}: {what}; there was\n  {lines}", self.name);
             }
@@ -110,33 +140,46 @@ impl Lines {
 
     /// All lines, once the last holder of the writing end has closed it.
     #[track_caller]
-    pub(crate) fn to_the_end(&self) -> Vec<String> {
+    pub fn to_the_end(&self) -> Vec<String> {
+        self.wait_for_end();
+        self.so_far()
+    }
+
+    /// The same, as bytes.
+    #[track_caller]
+    pub fn bytes_to_the_end(&self) -> Vec<u8> {
+        self.wait_for_end();
+        self.shared.0.lock().expect("no panic under this lock").bytes.clone()
+    }
+
+    #[track_caller]
+    fn wait_for_end(&self) {
         eventually(&format!("the end of {}", self.name), || {
             self.shared.0.lock().expect("no panic under this lock").ended
         });
-        self.so_far()
     }
 }
 
 /// A running program. Dropped, it and all its descendants are killed; when the test is panicking, what it wrote on
 /// stderr is shown.
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     status: Option<ExitStatus>,
     /// Dropped when the program has been waited for: its pid is free then.
     leash: Option<mpsc::Sender<()>>,
     mark: String,
+    kept: bool,
     /// Its standard output, as it comes.
-    pub(crate) stdout: Lines,
+    pub stdout: Lines,
     /// Its standard error, as it comes.
-    pub(crate) stderr: Lines,
+    pub stderr: Lines,
 }
 
 /// What a service holds while it serves nobody.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Rest {
-    pub(crate) descriptors: usize,
-    pub(crate) children: usize,
+pub struct Rest {
+    pub descriptors: usize,
+    pub children: usize,
 }
 
 /// Empty pipes that the relay keeps at most (src/relay/pool.rs).
@@ -144,7 +187,7 @@ const KEPT_PIPES: usize = 16;
 
 impl Process {
     /// Starts `command` in a process group of its own, with both outputs collected. Its stdin is as the command says.
-    pub(crate) fn start(command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
         Self::start_with(command, &[])
     }
 
@@ -160,12 +203,12 @@ impl Process {
     /// Starts `command` with three pipes whose ends the test takes itself ([`Self::stdin`], [`Self::stdout_pipe`],
     /// [`Self::stderr_pipe`]): nothing is collected. Reading a pipe knows no deadline, so the program has one: it is
     /// killed when it still runs after [`PATIENCE`].
-    pub(crate) fn piped(command: Command) -> Self {
+    pub fn piped(command: Command) -> Self {
         Self::piped_for(command, PATIENCE)
     }
 
     /// The same, but it is killed after `time`.
-    pub(crate) fn piped_for(mut command: Command, time: Duration) -> Self {
+    pub fn piped_for(mut command: Command, time: Duration) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Self::spawn(command, &[]);
         let (pid, (kept, released)) = (process.pid(), mpsc::channel::<()>());
@@ -187,34 +230,48 @@ impl Process {
         let copies = raw::inherit(&mut command, descriptors);
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", command.get_program().to_string_lossy()));
         drop(copies);
-        Self { child, status: None, leash: None, mark, stdout: Lines::none("stdout"), stderr: Lines::none("stderr") }
+        Self {
+            child,
+            status: None,
+            leash: None,
+            mark,
+            kept: true,
+            stdout: Lines::none("stdout"),
+            stderr: Lines::none("stderr"),
+        }
     }
 
-    pub(crate) fn pid(&self) -> Pid {
+    /// Dropped, the program and all that it started go on: somebody else ends them, a world of namespaces say.
+    pub fn let_go(mut self) -> Self {
+        self.kept = false;
+        self
+    }
+
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("pids are small"))
     }
 
     /// Its stdin, when the command asked for a pipe; once.
-    pub(crate) fn stdin(&mut self) -> ChildStdin {
+    pub fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().expect("the command was started with a piped stdin, not taken yet")
     }
 
     /// Its stdout, when it was started by [`Self::piped`]; once.
-    pub(crate) fn stdout_pipe(&mut self) -> ChildStdout {
+    pub fn stdout_pipe(&mut self) -> ChildStdout {
         self.child.stdout.take().expect("started by `piped`, and not taken yet")
     }
 
     /// Its stderr, when it was started by [`Self::piped`]; once.
-    pub(crate) fn stderr_pipe(&mut self) -> ChildStderr {
+    pub fn stderr_pipe(&mut self) -> ChildStderr {
         self.child.stderr.take().expect("started by `piped`, and not taken yet")
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         assert!(self.status.is_none(), "it has ended already");
         kill(self.pid(), signal).expect("it is our child, and not waited for yet");
     }
 
-    pub(crate) fn running(&mut self) -> bool {
+    pub fn running(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("it is our child");
             if self.status.is_some() {
@@ -226,13 +283,13 @@ impl Process {
 
     /// How it ended, within [`PATIENCE`].
     #[track_caller]
-    pub(crate) fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         self.wait_within(PATIENCE)
     }
 
     /// How it ended, within `time`.
     #[track_caller]
-    pub(crate) fn wait_within(&mut self, time: Duration) -> ExitStatus {
+    pub fn wait_within(&mut self, time: Duration) -> ExitStatus {
         let deadline = Instant::now() + time;
         while self.running() {
             assert!(Instant::now() < deadline, "still running after {time:?}");
@@ -242,7 +299,7 @@ impl Process {
     }
 
     /// What its descriptors are, by number: `socket:[123]`, `pipe:[45]`, `/dev/null`…
-    pub(crate) fn descriptors(&self) -> BTreeMap<i32, String> {
+    pub fn descriptors(&self) -> BTreeMap<i32, String> {
         let Ok(dir) = fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return BTreeMap::new() };
         dir.filter_map(|entry| {
             let entry = entry.ok()?;
@@ -253,7 +310,7 @@ impl Process {
     }
 
     /// Whether O_NONBLOCK is set on the file description behind its descriptor `fd`.
-    pub(crate) fn nonblocking(&self, fd: i32) -> bool {
+    pub fn nonblocking(&self, fd: i32) -> bool {
         let info = fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", self.pid())).expect("it has this descriptor");
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("proc(5): flags are there");
         let flags = i32::from_str_radix(flags.trim(), 8).expect("proc(5): flags are octal");
@@ -261,13 +318,13 @@ impl Process {
     }
 
     /// Its children, zombies too, as `pid (name) state`.
-    pub(crate) fn children(&self) -> Vec<String> {
+    pub fn children(&self) -> Vec<String> {
         let mine = self.pid().to_string();
         processes().filter(|p| p.parent == mine).map(|p| format!("{} ({}) {}", p.pid, p.name, p.state)).collect()
     }
 
     /// Whoever descends from this start and lives, as `pid (name)`; the program itself among them.
-    pub(crate) fn descendants(&self) -> Vec<String> {
+    pub fn descendants(&self) -> Vec<String> {
         let mark = format!("{MARK}={}", self.mark);
         processes()
             .filter(|p| {
@@ -279,7 +336,7 @@ impl Process {
     }
 
     /// What it holds now. To be asked when it serves nobody (after its READY, say).
-    pub(crate) fn rest(&self) -> Rest {
+    pub fn rest(&self) -> Rest {
         let descriptors = self.descriptors();
         let mut pipes = BTreeMap::new();
         for pipe in descriptors.values().filter(|target| target.starts_with("pipe:")) {
@@ -292,7 +349,7 @@ impl Process {
 
     /// Waits until it holds no more than `rest`.
     #[track_caller]
-    pub(crate) fn wait_for_rest(&self, rest: &Rest) {
+    pub fn wait_for_rest(&self, rest: &Rest) {
         let back = || {
             let now = self.rest();
             now.descriptors <= rest.descriptors && now.children <= rest.children
@@ -310,7 +367,7 @@ impl Process {
 
     /// It has ended, and so has everyone it started.
     #[track_caller]
-    pub(crate) fn assert_nobody_left(&mut self) {
+    pub fn assert_nobody_left(&mut self) {
         assert!(!self.running(), "it still runs itself");
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -328,6 +385,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("---- stderr of {} ----\n{}\n----", self.child.id(), self.stderr.so_far().join("\n"));
+        }
+        if !self.kept {
+            return;
         }
         for left in self.descendants() {
             if let Some(pid) = left.split(' ').next().and_then(|pid| pid.parse().ok()) {
@@ -357,11 +417,10 @@ fn guard() {
 
 /// Runs a short program to its end; its output, within [`PATIENCE`].
 #[track_caller]
-pub(crate) fn run(command: Command) -> Output {
+pub fn run(command: Command) -> Output {
     let mut process = Process::start(command);
     let status = process.wait();
-    let text = |lines: &Lines| lines.to_the_end().iter().flat_map(|l| [l.as_str(), "\n"]).collect::<String>();
-    Output { status, stdout: text(&process.stdout).into_bytes(), stderr: text(&process.stderr).into_bytes() }
+    Output { status, stdout: process.stdout.bytes_to_the_end(), stderr: process.stderr.bytes_to_the_end() }
 }
 
 /// A line of /proc.

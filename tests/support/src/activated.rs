@@ -20,11 +20,11 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{FakeQrexec, Notifications, Process, Wire};
+use crate::{FakeQrexec, Notifications, Process, SOURCE, Wire, program};
 
 /// Where a listener can be reached.
 #[derive(Clone, Debug)]
-pub(crate) enum Address {
+pub enum Address {
     Tcp(SocketAddr),
     Udp(SocketAddr),
     Unix(PathBuf),
@@ -40,7 +40,7 @@ struct Inherited {
 }
 
 /// What a service will be started with.
-pub(crate) struct Activation {
+pub struct Activation {
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
@@ -63,21 +63,21 @@ enum Names {
 
 impl Activation {
     /// `qrexec-connect`, with no sockets yet.
-    pub(crate) fn qrexec_connect() -> Self {
-        Self::of(env!("CARGO_BIN_EXE_qrexec-connect"))
+    pub fn qrexec_connect() -> Self {
+        Self::of(program("qrexec-connect"))
     }
 
     /// `qrexec-connect`, whose calls go to `fake`.
-    pub(crate) fn calling(fake: &FakeQrexec) -> Self {
+    pub fn calling(fake: &FakeQrexec) -> Self {
         Self::qrexec_connect().arg("--qrexec-client").arg(fake.program())
     }
 
-    pub(crate) fn arg(self, arg: impl AsRef<OsStr>) -> Self {
+    pub fn arg(self, arg: impl AsRef<OsStr>) -> Self {
         self.args([arg])
     }
 
-    /// Nothing but the program (`env!("CARGO_BIN_EXE_qrexec-connect")`).
-    pub(crate) fn of(program: impl AsRef<Path>) -> Self {
+    /// Nothing but the program.
+    pub fn of(program: impl AsRef<Path>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
@@ -91,51 +91,51 @@ impl Activation {
         }
     }
 
-    pub(crate) fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
-    pub(crate) fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
     /// The directory that is the service's HOME, XDG_CONFIG_HOME (`config/`) and XDG_RUNTIME_DIR (`run/`).
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// A listener on 127.0.0.1, any port.
-    pub(crate) fn tcp(self, name: &str) -> Self {
+    pub fn tcp(self, name: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = Address::Tcp(listener.local_addr().expect("it is bound"));
         self.inherited(name, listener.into(), address)
     }
 
     /// A listener on ::1, any port.
-    pub(crate) fn tcp6(self, name: &str) -> Self {
+    pub fn tcp6(self, name: &str) -> Self {
         let listener = TcpListener::bind("[::1]:0").expect("a free port");
         let address = Address::Tcp(listener.local_addr().expect("it is bound"));
         self.inherited(name, listener.into(), address)
     }
 
     /// A datagram socket on 127.0.0.1, any port.
-    pub(crate) fn udp(self, name: &str) -> Self {
+    pub fn udp(self, name: &str) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = Address::Udp(socket.local_addr().expect("it is bound"));
         self.inherited(name, socket.into(), address)
     }
 
     /// A UNIX stream listener at a path of the test's directory.
-    pub(crate) fn unix(self, name: &str) -> Self {
+    pub fn unix(self, name: &str) -> Self {
         let path = self.dir().join(format!("{}.sock", self.inherited.len()));
         let listener = UnixListener::bind(&path).expect("a new path");
         self.inherited(name, listener.into(), Address::Unix(path))
     }
 
     /// A UNIX stream listener with an abstract name of its own.
-    pub(crate) fn abstract_unix(self, name: &str) -> Self {
+    pub fn abstract_unix(self, name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let label = format!("forwarder-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let address = UnixSocketAddr::from_abstract_name(&label).expect("a short name");
@@ -144,7 +144,7 @@ impl Activation {
     }
 
     /// Any descriptor at all: what should be refused, say.
-    pub(crate) fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
+    pub fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
         self.inherited(name, descriptor.into(), Address::Unknown)
     }
 
@@ -154,46 +154,46 @@ impl Activation {
     }
 
     /// Without LISTEN_FDNAMES, as `systemd-socket-activate` does it.
-    pub(crate) fn without_names(mut self) -> Self {
+    pub fn without_names(mut self) -> Self {
         self.names = Names::Absent;
         self
     }
 
     /// With this LISTEN_FDNAMES, whatever was inherited.
-    pub(crate) fn with_names(mut self, raw: &str) -> Self {
+    pub fn with_names(mut self, raw: &str) -> Self {
         self.names = Names::Given(raw.to_owned());
         self
     }
 
     /// With this LISTEN_FDS, whatever was inherited.
-    pub(crate) fn with_count(mut self, count: usize) -> Self {
+    pub fn with_count(mut self, count: usize) -> Self {
         self.count = Some(count);
         self
     }
 
     /// Without a notify socket, as `Type=simple` has none.
-    pub(crate) fn without_notify(mut self) -> Self {
+    pub fn without_notify(mut self) -> Self {
         self.notify = false;
         self
     }
 
     /// With a watchdog (`WATCHDOG_USEC`, `WATCHDOG_PID`). Nobody bites: the test counts the `WATCHDOG=1`.
-    pub(crate) fn watchdog(self, interval: Duration) -> Self {
+    pub fn watchdog(self, interval: Duration) -> Self {
         self.env("WATCHDOG_USEC", interval.as_micros().to_string())
     }
 
     /// With this RLIMIT_NOFILE, soft and hard.
-    pub(crate) fn nofile(mut self, limit: u64) -> Self {
+    pub fn nofile(mut self, limit: u64) -> Self {
         self.nofile = Some(limit);
         self
     }
 
     /// Starts it. Nothing is awaited: see [`Activated::ready`].
-    pub(crate) fn start(self) -> Activated {
+    pub fn start(self) -> Activated {
         for sub in ["config", "run", "bin"] {
             std::fs::create_dir_all(self.dir().join(sub)).expect("the test's directory is writable");
         }
-        let systemctl = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes/systemctl");
+        let systemctl = Path::new(SOURCE).join("tests/fakes/systemctl");
         std::os::unix::fs::symlink(systemctl, self.dir().join("bin/systemctl")).expect("the directory is new");
         let notifications = Notifications::at(self.dir().join("notify"));
         let process = self.spawn(&notifications);
@@ -235,29 +235,29 @@ impl Activation {
 }
 
 /// The running service, and the manager's side of it.
-pub(crate) struct Activated {
-    pub(crate) process: Process,
+pub struct Activated {
+    pub process: Process,
     /// Those before a restart, which have ended; whom they have left behind is theirs.
-    pub(crate) earlier: Vec<Process>,
-    pub(crate) notifications: Notifications,
+    pub earlier: Vec<Process>,
+    pub notifications: Notifications,
     with: Activation,
 }
 
 impl Activated {
     /// Waits for `READY=1`.
     #[track_caller]
-    pub(crate) fn ready(self) -> Self {
+    pub fn ready(self) -> Self {
         self.notifications.wait_for("READY", |v| v == "1");
         self
     }
 
     /// Where the listener `index` (in the order of the calls that made them) can be reached.
-    pub(crate) fn address(&self, index: usize) -> &Address {
+    pub fn address(&self, index: usize) -> &Address {
         &self.with.inherited[index].address
     }
 
     /// The port of a TCP or UDP listener.
-    pub(crate) fn port(&self, index: usize) -> u16 {
+    pub fn port(&self, index: usize) -> u16 {
         match self.address(index) {
             Address::Tcp(address) | Address::Udp(address) => address.port(),
             other => panic!("{other:?} has no port"),
@@ -266,7 +266,7 @@ impl Activated {
 
     /// A new connection to the listener `index`.
     #[track_caller]
-    pub(crate) fn connect(&self, index: usize) -> Wire {
+    pub fn connect(&self, index: usize) -> Wire {
         match self.address(index) {
             Address::Tcp(address) => Wire::tcp(*address),
             Address::Unix(path) => Wire::unix(path),
@@ -276,14 +276,14 @@ impl Activated {
     }
 
     /// The test's directory: see [`Activation::dir`].
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.with.dir()
     }
 
     /// Starts the program again, on the same sockets and with what is in the descriptor store, as systemd does after
     /// the service has ended. The first process must have ended; the notifications heard so far are kept.
     #[track_caller]
-    pub(crate) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         assert!(!self.process.running(), "it has to end first");
         let next = self.with.spawn(&self.notifications);
         self.earlier.push(std::mem::replace(&mut self.process, next));
@@ -292,7 +292,7 @@ impl Activated {
     /// `systemctl restart` in short: `how` ends the process, it is started again, and it says `READY=1` once more.
     /// Returns how the first one ended.
     #[track_caller]
-    pub(crate) fn restart(&mut self, how: impl FnOnce(&Process)) -> ExitStatus {
+    pub fn restart(&mut self, how: impl FnOnce(&Process)) -> ExitStatus {
         let before = self.notifications.count("READY", "1");
         how(&self.process);
         let status = self.process.wait();
@@ -305,7 +305,7 @@ impl Activated {
 
     /// The first half of a restart with live sessions: the service has handed them over and has ended.
     #[track_caller]
-    pub(crate) fn park(&mut self) {
+    pub fn park(&mut self) {
         self.process.signal(Signal::SIGUSR1);
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait();
@@ -313,28 +313,28 @@ impl Activated {
     }
 
     /// The socket unit of the listener `index` has stopped: what is started from now on does not get it.
-    pub(crate) fn forget(&mut self, index: usize) {
+    pub fn forget(&mut self, index: usize) {
         self.with.inherited.remove(index);
     }
 
     /// What the manager says of itself from now on: `restart` (a job of this unit), `stopping` (the whole manager).
-    pub(crate) fn manager_says(&self, what: &str) {
+    pub fn manager_says(&self, what: &str) {
         std::fs::write(self.dir().join("bin").join(what), "").expect("the test's directory is writable");
     }
 
     /// What is started from now on is given this limit of descriptors.
-    pub(crate) fn set_nofile(&mut self, limit: u64) {
+    pub fn set_nofile(&mut self, limit: u64) {
         self.with.nofile = Some(limit);
     }
 
     /// All lines of all its processes so far, the first one's first.
-    pub(crate) fn log(&self) -> Vec<String> {
+    pub fn log(&self) -> Vec<String> {
         self.earlier.iter().chain([&self.process]).flat_map(|p| p.stderr.so_far()).collect()
     }
 
     /// A real stop: `SIGTERM`, within the usual patience the end with exit code 0, and nobody left behind.
     #[track_caller]
-    pub(crate) fn stop(mut self) -> Process {
+    pub fn stop(mut self) -> Process {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait();
         assert!(status.success(), "SIGTERM: {status}");
