@@ -9,7 +9,7 @@ use std::{
 use crate::{
     dial::netns,
     report::{Code, Fatal},
-    service::Load,
+    service::LoadConfig,
     spec::{Config, Faults, Plan},
 };
 
@@ -95,7 +95,7 @@ impl Sources {
     }
 
     /// A function that reads the configuration each time it is called.
-    pub(super) fn load(self) -> Load {
+    pub(super) fn load(self) -> LoadConfig {
         Box::new(move || self.read().map(|(config, _)| config).map_err(|bad| bad.to_string()))
     }
 }

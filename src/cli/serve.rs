@@ -8,7 +8,7 @@ use crate::{
     control::SOCKET,
     handover, log,
     report::{Code, Fatal},
-    service::{self, Ended, Failed, Setup, Stay},
+    service::{self, Ended, Setup, StartFailure, Stay},
     spec::{LogLevel, Plan},
     systemd::{headroom, reload, unit},
 };
@@ -85,7 +85,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Fatal> {
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
-        Err(what @ Failed::Rules(_)) => Err(Fatal::new(Code::Config, what)),
+        Err(what @ StartFailure::Rules(_)) => Err(Fatal::new(Code::Config, what)),
         Err(what) => Err(Fatal::new(Code::Failure, what)),
     }
 }

@@ -25,7 +25,7 @@ const REPLY: u64 = 64 << 20;
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub enum Failed {
+pub enum CallFailed {
     /// Nobody is there, or nobody who lets us in.
     Connect(io::Error),
     /// The connection ended in the middle: the service restarts, or has too many clients.
@@ -36,14 +36,14 @@ pub enum Failed {
     Refused(String, Value),
 }
 
-impl Failed {
+impl CallFailed {
     /// Whether somebody is there who does not let us in.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for CallFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => error.fmt(f),
@@ -78,27 +78,27 @@ impl fmt::Display for Failed {
 
 /// A connection to a service.
 #[derive(Debug)]
-pub struct Client {
+pub struct ControlConnection {
     stream: BufReader<UnixStream>,
 }
 
-impl Client {
+impl ControlConnection {
     /// To the one that listens at `path`.
     ///
     /// # Errors
-    /// [`Failed::Connect`].
-    pub fn connect(path: &Path) -> Result<Self, Failed> {
-        let stream = UnixStream::connect(path).map_err(Failed::Connect)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(Failed::Connect)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(Failed::Connect)?;
+    /// [`CallFailed::Connect`].
+    pub fn connect(path: &Path) -> Result<Self, CallFailed> {
+        let stream = UnixStream::connect(path).map_err(CallFailed::Connect)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(CallFailed::Connect)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(CallFailed::Connect)?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// One call with one answer.
     ///
     /// # Errors
-    /// See [`Failed`].
-    pub fn call<T: DeserializeOwned>(&mut self, method: &str, arguments: &impl Serialize) -> Result<T, Failed> {
+    /// See [`CallFailed`].
+    pub fn call<T: DeserializeOwned>(&mut self, method: &str, arguments: &impl Serialize) -> Result<T, CallFailed> {
         self.send(method, arguments, false)?;
         Ok(self.receive()?.0)
     }
@@ -107,15 +107,15 @@ impl Client {
     /// any time may pass.
     ///
     /// # Errors
-    /// See [`Failed`].
+    /// See [`CallFailed`].
     pub fn each<T: DeserializeOwned>(
         &mut self,
         method: &str,
         arguments: &impl Serialize,
         mut take: impl FnMut(T) -> bool,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), CallFailed> {
         self.send(method, arguments, true)?;
-        self.stream.get_ref().set_read_timeout(None).map_err(Failed::Connect)?;
+        self.stream.get_ref().set_read_timeout(None).map_err(CallFailed::Connect)?;
         loop {
             let (answer, more) = self.receive()?;
             if !take(answer) || !more {
@@ -124,30 +124,30 @@ impl Client {
         }
     }
 
-    fn send(&mut self, method: &str, arguments: &impl Serialize, more: bool) -> Result<(), Failed> {
-        let strange = |e: &dyn fmt::Display| Failed::Strange(e.to_string());
+    fn send(&mut self, method: &str, arguments: &impl Serialize, more: bool) -> Result<(), CallFailed> {
+        let strange = |e: &dyn fmt::Display| CallFailed::Strange(e.to_string());
         let arguments = serde_json::to_value(arguments).map_err(|e| strange(&e))?;
         let mut request = Request::create(format!("{INTERFACE}.{method}"), Some(arguments));
         request.more = more.then_some(true);
         let bytes = serialize_request(&request).map_err(|e| strange(&e))?;
-        self.stream.get_mut().write_all(&bytes).map_err(|_| Failed::Cut)
+        self.stream.get_mut().write_all(&bytes).map_err(|_| CallFailed::Cut)
     }
 
-    fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, bool), Failed> {
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, bool), CallFailed> {
         let mut message = Vec::new();
         match (&mut self.stream).take(REPLY).read_until(0, &mut message) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Failed::Strange(format!("there was none within {} s", PATIENCE.as_secs())));
+                return Err(CallFailed::Strange(format!("there was none within {} s", PATIENCE.as_secs())));
             }
-            Err(_) => return Err(Failed::Cut),
-            Ok(_) if message.pop() != Some(0) => return Err(Failed::Cut),
+            Err(_) => return Err(CallFailed::Cut),
+            Ok(_) if message.pop() != Some(0) => return Err(CallFailed::Cut),
             Ok(_) => {}
         }
-        let strange = |e: &dyn fmt::Display| Failed::Strange(escape(e.to_string().as_bytes()));
+        let strange = |e: &dyn fmt::Display| CallFailed::Strange(escape(e.to_string().as_bytes()));
         let reply = parse_reply(&message).map_err(|e| strange(&e))?;
         if let Some(error) = reply.error {
             let name = error.rsplit('.').next().unwrap_or_default().to_owned();
-            return Err(Failed::Refused(name, reply.parameters.unwrap_or_default()));
+            return Err(CallFailed::Refused(name, reply.parameters.unwrap_or_default()));
         }
         let parameters = reply.parameters.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         let answer = serde_json::from_value(parameters).map_err(|e| strange(&e))?;

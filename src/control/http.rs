@@ -30,16 +30,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Waits for no content that a request may have had, but lets a client that sent some read its answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-enum Listener {
+enum ScrapeListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait ScrapeStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ScrapeStream for T {}
 
-impl Listener {
-    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+impl ScrapeListener {
+    async fn accept(&self) -> std::io::Result<Box<dyn ScrapeStream>> {
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
             Self::Unix(listener) => Box::new(listener.accept().await?.0),
@@ -50,8 +50,8 @@ impl Listener {
 /// Answers scrapes, for ever. A socket that is not for streams is closed at once.
 pub async fn serve(socket: Socket, subject: Subject) {
     let listener = match socket {
-        Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Listener::Tcp),
-        Socket::Unix(unix) => UnixListener::from_std(unix).map(Listener::Unix),
+        Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(ScrapeListener::Tcp),
+        Socket::Unix(unix) => UnixListener::from_std(unix).map(ScrapeListener::Unix),
         Socket::Udp(_) => return,
     };
     let Ok(listener) = listener else { return };
@@ -76,7 +76,7 @@ pub async fn serve(socket: Socket, subject: Subject) {
     }
 }
 
-async fn answer(mut stream: Box<dyn Stream>, subject: &Subject) -> std::io::Result<()> {
+async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io::Result<()> {
     let mut head = Vec::new();
     let end = loop {
         if let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -93,7 +93,7 @@ async fn answer(mut stream: Box<dyn Stream>, subject: &Subject) -> std::io::Resu
     };
     let head = end.map(|end| String::from_utf8_lossy(&head[..end]).into_owned());
     let reply = match head.as_deref().map(asked) {
-        Some(Asked::Metrics(format, whole)) => {
+        Some(ScrapeRequest::Metrics(format, whole)) => {
             let kind = match format {
                 Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
@@ -101,11 +101,11 @@ async fn answer(mut stream: Box<dyn Stream>, subject: &Subject) -> std::io::Resu
             let text = metrics::text(subject, format);
             response("200 OK", kind, &text, whole)
         }
-        Some(Asked::NotFound) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),
-        Some(Asked::MethodNotAllowed) => {
+        Some(ScrapeRequest::NotFound) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),
+        Some(ScrapeRequest::MethodNotAllowed) => {
             response("405 Method Not Allowed\r\nAllow: GET, HEAD", "text/plain", "GET /metrics\n", true)
         }
-        Some(Asked::BadRequest) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
+        Some(ScrapeRequest::BadRequest) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
         None => response("431 Request Header Fields Too Large", "text/plain", "at most 8 KiB\n", true),
     };
     stream.write_all(reply.as_bytes()).await?;
@@ -117,7 +117,7 @@ async fn answer(mut stream: Box<dyn Stream>, subject: &Subject) -> std::io::Resu
 
 /// What a head asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum ScrapeRequest {
     /// Metrics in a format; the text itself or only its head.
     Metrics(Format, bool),
     /// Another path.
@@ -128,17 +128,17 @@ enum Asked {
     BadRequest,
 }
 
-fn asked(head: &str) -> Asked {
+fn asked(head: &str) -> ScrapeRequest {
     let mut lines = head.split("\r\n");
     let mut words = lines.next().unwrap_or_default().split(' ');
     let (method, target, version) = (words.next(), words.next(), words.next());
     let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) = (method, target, version, words.next())
     else {
-        return Asked::BadRequest;
+        return ScrapeRequest::BadRequest;
     };
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     if path != "/metrics" {
-        return Asked::NotFound;
+        return ScrapeRequest::NotFound;
     }
     let accepts = lines.filter_map(|line| line.split_once(':')).filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
     // Whoever names it can read it; what Prometheus prefers among those is what it names first.
@@ -148,9 +148,9 @@ fn asked(head: &str) -> Asked {
     });
     let format = if open { Format::OpenMetrics } else { Format::Prometheus };
     match method {
-        "GET" => Asked::Metrics(format, true),
-        "HEAD" => Asked::Metrics(format, false),
-        _ => Asked::MethodNotAllowed,
+        "GET" => ScrapeRequest::Metrics(format, true),
+        "HEAD" => ScrapeRequest::Metrics(format, false),
+        _ => ScrapeRequest::MethodNotAllowed,
     }
 }
 
@@ -167,20 +167,20 @@ mod tests {
     #[test]
     fn the_format_is_what_the_scraper_says_it_can_read() {
         let get = |rest: &str| asked(&format!("GET /metrics HTTP/1.1\r\nHost: x{rest}"));
-        assert_eq!(get(""), Asked::Metrics(Format::Prometheus, true));
-        assert_eq!(get("\r\nAccept: */*"), Asked::Metrics(Format::Prometheus, true));
+        assert_eq!(get(""), ScrapeRequest::Metrics(Format::Prometheus, true));
+        assert_eq!(get("\r\nAccept: */*"), ScrapeRequest::Metrics(Format::Prometheus, true));
         let prometheus = "\r\naccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2,*/*;q=0.1";
-        assert_eq!(get(prometheus), Asked::Metrics(Format::OpenMetrics, true));
+        assert_eq!(get(prometheus), ScrapeRequest::Metrics(Format::OpenMetrics, true));
     }
 
     #[test]
     fn other_requests_are_told_apart() {
-        assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0"), Asked::Metrics(Format::Prometheus, false));
-        assert_eq!(asked("GET / HTTP/1.1"), Asked::NotFound);
-        assert_eq!(asked("POST /metrics HTTP/1.1"), Asked::MethodNotAllowed);
+        assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0"), ScrapeRequest::Metrics(Format::Prometheus, false));
+        assert_eq!(asked("GET / HTTP/1.1"), ScrapeRequest::NotFound);
+        assert_eq!(asked("POST /metrics HTTP/1.1"), ScrapeRequest::MethodNotAllowed);
         for nonsense in ["", "GET", "GET /metrics", "GET /metrics HTTP/2", "GET  /metrics HTTP/1.1", "\u{16}\u{3}\u{1}"]
         {
-            assert_eq!(asked(nonsense), Asked::BadRequest, "{nonsense:?}");
+            assert_eq!(asked(nonsense), ScrapeRequest::BadRequest, "{nonsense:?}");
         }
     }
 }

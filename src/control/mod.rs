@@ -33,7 +33,7 @@ pub use view::{kind, listener, post, sessions_by_listener, troubled};
 
 use crate::{
     activation,
-    listener::{Claim, bind},
+    listener::{SocketClaim, bind},
     log::{Kind, say},
     session::{Snapshot, Tallies},
     spec::{Listen, UnixAddr, UnixRights},
@@ -57,7 +57,7 @@ pub struct Control {
 struct Door {
     task: JoinHandle<()>,
     /// Removes the socket when it is dropped.
-    _claim: Option<Claim>,
+    _claim: Option<SocketClaim>,
 }
 
 impl Drop for Door {

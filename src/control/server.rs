@@ -75,10 +75,10 @@ impl varlink::Interface for Described {
 }
 
 /// The connection is of no more use.
-struct Gone;
+struct ClientGone;
 
 /// One client.
-struct Client {
+struct ControlClient {
     server: Arc<Server>,
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
@@ -145,7 +145,7 @@ impl Server {
             return Ok(sessions);
         }
         let looked_up = spawn_blocking(move || {
-            let processes = who::look_up(&all.iter().map(|info| who::Wanted::of(info)).collect::<Vec<_>>());
+            let processes = who::look_up(&all.iter().map(|info| who::PeerQuery::of(info)).collect::<Vec<_>>());
             sessions.iter_mut().zip(processes).for_each(|(session, process)| session.process = process);
             sessions
         });
@@ -242,7 +242,7 @@ fn refused(refusal: &Refusal) -> Reply {
 /// Answers one client until it goes, is quiet for too long, or makes no sense.
 async fn serve(server: Arc<Server>, stream: UnixStream) {
     let (from, to) = stream.into_split();
-    let mut client = Client { server, from, to, wire: sansio::Server::new() };
+    let mut client = ControlClient { server, from, to, wire: sansio::Server::new() };
     while let Ok(request) = client.next().await {
         if client.call(request).await.is_err() {
             return;
@@ -250,27 +250,27 @@ async fn serve(server: Arc<Server>, stream: UnixStream) {
     }
 }
 
-impl Client {
-    async fn next(&mut self) -> Result<Request<'static>, Gone> {
+impl ControlClient {
+    async fn next(&mut self) -> Result<Request<'static>, ClientGone> {
         let (mut chunk, mut incomplete) = ([0; 4096], 0);
         loop {
             match self.wire.poll_event() {
                 Some(sansio::ServerEvent::Request { request }) => return Ok(request),
-                Some(sansio::ServerEvent::Upgrade { .. }) => return Err(Gone),
-                None if incomplete > REQUEST => return Err(Gone),
+                Some(sansio::ServerEvent::Upgrade { .. }) => return Err(ClientGone),
+                None if incomplete > REQUEST => return Err(ClientGone),
                 None => {}
             }
             match timeout(QUIET, self.from.read(&mut chunk)).await {
                 Ok(Ok(n)) if n > 0 => {
                     incomplete += n;
-                    self.wire.handle_input(&chunk[..n]).map_err(|_| Gone)?;
+                    self.wire.handle_input(&chunk[..n]).map_err(|_| ClientGone)?;
                 }
-                _ => return Err(Gone),
+                _ => return Err(ClientGone),
             }
         }
     }
 
-    async fn call(&mut self, request: Request<'static>) -> Result<(), Gone> {
+    async fn call(&mut self, request: Request<'static>) -> Result<(), ClientGone> {
         let server = self.server.clone();
         let oneway = request.oneway == Some(true);
         let more = request.more == Some(true);
@@ -297,15 +297,15 @@ impl Client {
     }
 
     /// `org.varlink.service` is the library's.
-    async fn introspect(&mut self, request: &Request<'_>, oneway: bool) -> Result<(), Gone> {
-        let asked = serialize_request(request).map_err(|_| Gone)?;
+    async fn introspect(&mut self, request: &Request<'_>, oneway: bool) -> Result<(), ClientGone> {
+        let asked = serialize_request(request).map_err(|_| ClientGone)?;
         let mut reply = Vec::new();
-        self.server.service.handle(&mut &asked[..], &mut reply, None).map_err(|_| Gone)?;
+        self.server.service.handle(&mut &asked[..], &mut reply, None).map_err(|_| ClientGone)?;
         if oneway { Ok(()) } else { self.write(&reply).await }
     }
 
     /// Sessions in several replies.
-    async fn many(&mut self, sessions: Result<Vec<api::Session>, Refusal>) -> Result<(), Gone> {
+    async fn many(&mut self, sessions: Result<Vec<api::Session>, Refusal>) -> Result<(), ClientGone> {
         let mut sessions = match sessions {
             Ok(sessions) => sessions,
             Err(refusal) => return self.reply(refused(&refusal)).await,
@@ -323,14 +323,14 @@ impl Client {
     }
 
     /// Tells events until the client goes, or says anything: there is nothing to be said meanwhile.
-    async fn watch(&mut self) -> Result<(), Gone> {
+    async fn watch(&mut self) -> Result<(), ClientGone> {
         let mut watching = self.server.subject.sessions.subscribe();
         self.event(&view::event(api::Happened::Ready)).await?;
         let mut ignored = [0; 16];
         loop {
             let event = tokio::select! {
-                event = watching.next() => event.ok_or(Gone)?,
-                _ = self.from.read(&mut ignored) => return Err(Gone),
+                event = watching.next() => event.ok_or(ClientGone)?,
+                _ = self.from.read(&mut ignored) => return Err(ClientGone),
             };
             let dropped = watching.dropped();
             if dropped > 0 {
@@ -340,23 +340,23 @@ impl Client {
         }
     }
 
-    async fn event(&mut self, event: &api::Event) -> Result<(), Gone> {
+    async fn event(&mut self, event: &api::Event) -> Result<(), ClientGone> {
         self.reply(Reply { continues: Some(true), ..Reply::parameters(Some(json(event))) }).await
     }
 
-    async fn reply(&mut self, reply: Reply) -> Result<(), Gone> {
-        self.wire.send_reply(reply).map_err(|_| Gone)?;
+    async fn reply(&mut self, reply: Reply) -> Result<(), ClientGone> {
+        self.wire.send_reply(reply).map_err(|_| ClientGone)?;
         while let Some(part) = self.wire.poll_transmit() {
             self.write(&part.payload).await?;
         }
         Ok(())
     }
 
-    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), ClientGone> {
         while !bytes.is_empty() {
             match timeout(UNREAD, self.to.write(bytes)).await {
                 Ok(Ok(n)) if n > 0 => bytes = &bytes[n..],
-                _ => return Err(Gone),
+                _ => return Err(ClientGone),
             }
         }
         Ok(())

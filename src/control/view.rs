@@ -4,19 +4,19 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
-    listener::{Listening, Post, Standing},
+    listener::{Post, ServedListener, Standing},
     log::escape,
-    session::{Figures, Happened, Happening, Info, Sessions},
+    session::{Figures, Happened, Happening, SessionInfo, Sessions},
     spec::SocketKind,
     sys,
 };
 
 /// A session, without its process.
-pub fn session(info: &Info) -> api::Session {
+pub fn session(info: &SessionInfo) -> api::Session {
     session_with(info, Figures::of(info))
 }
 
-fn session_with(info: &Info, figures: Figures) -> api::Session {
+fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
     api::Session {
         id: info.id.to_string(),
         listener: info.route.listener.to_string(),
@@ -52,7 +52,7 @@ pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, Load> {
 }
 
 /// A listener that is served, or paused.
-pub fn listener(listening: &Listening, name: &str, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
+pub fn listener(listening: &ServedListener, name: &str, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     let route = listening.route();
     let load = sessions.get(&route.listener).copied().unwrap_or_default();
     api::Listener {

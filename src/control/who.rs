@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::api::{self, Process};
 use crate::{
     log::escape,
-    session::{Info, Peer},
+    session::{Peer, SessionInfo},
     sys::proc::{self, Groups, Tcp},
 };
 
@@ -29,7 +29,7 @@ const SLACK: Duration = Duration::from_millis(50);
 
 /// Whom to look for.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct PeerQuery {
     /// The peer.
     peer: Peer,
     /// The port of the listener, where the listener is in our network namespace.
@@ -38,7 +38,7 @@ pub struct Wanted {
     age: Duration,
 }
 
-impl Wanted {
+impl PeerQuery {
     /// The peer of a session of another process, which tells of it in text.
     pub fn told(session: &api::Session) -> Self {
         let peer = Peer::read(&session.peer).unwrap_or(Peer::Unknown);
@@ -46,14 +46,14 @@ impl Wanted {
     }
 
     /// The peer of a session of ours.
-    pub fn of(info: &Info) -> Self {
+    pub fn of(info: &SessionInfo) -> Self {
         let (peer, port) = (info.peer.clone(), port_of(&info.route.listener));
         Self { peer, port, age: Duration::from_millis(info.age_ms()) }
     }
 }
 
 /// The process of each, where the kernel tells. Reads /proc: not for a thread that must not wait.
-pub fn look_up(wanted: &[Wanted]) -> Vec<Option<Process>> {
+pub fn look_up(wanted: &[PeerQuery]) -> Vec<Option<Process>> {
     let mut pids: Vec<Option<(u32, Option<u32>)>> = Vec::with_capacity(wanted.len());
     // TCP connections as the peer's own socket has them: local address, port of the other side.
     let mut ends: HashMap<(SocketAddr, u16), usize> = HashMap::new();
@@ -74,7 +74,7 @@ pub fn look_up(wanted: &[Wanted]) -> Vec<Option<Process>> {
             pids[index] = Some((pid, Some(uid)));
         }
     }
-    let describe = |(one, pid): (&Wanted, Option<(u32, Option<u32>)>)| {
+    let describe = |(one, pid): (&PeerQuery, Option<(u32, Option<u32>)>)| {
         let (pid, uid) = pid?;
         process(pid, uid, one.age)
     };
@@ -168,9 +168,9 @@ mod tests {
 
     use super::*;
 
-    fn wanted(peer: impl ToString, listener: impl ToString) -> Vec<Wanted> {
+    fn wanted(peer: impl ToString, listener: impl ToString) -> Vec<PeerQuery> {
         let peer = Peer::read(&peer.to_string()).expect("a peer");
-        vec![Wanted { peer, port: port_of(&listener.to_string()), age: Duration::ZERO }]
+        vec![PeerQuery { peer, port: port_of(&listener.to_string()), age: Duration::ZERO }]
     }
 
     #[test]
@@ -189,7 +189,7 @@ mod tests {
     fn a_process_that_started_after_the_session_is_not_its_peer() {
         let me = wanted(format!("uid 0 pid {}", std::process::id()), "/x");
         assert!(look_up(&me)[0].is_some());
-        let long_ago = Wanted { age: since_boot(), ..me[0].clone() };
+        let long_ago = PeerQuery { age: since_boot(), ..me[0].clone() };
         assert_eq!(look_up(&[long_ago]), [None]);
     }
 

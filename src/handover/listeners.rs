@@ -17,22 +17,22 @@ use super::record::VERSION;
 use crate::{
     activation::Socket,
     dial::netns::Id,
-    listener::{Bound, Claim, Handed},
+    listener::{Bound, Handed, SocketClaim},
     spec::SocketKind,
 };
 
 /// A line about a listener. It has the same head as a session record, so that an older version can report it by id.
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct ListenerRecord {
     v: u32,
     id: Uuid,
     /// Index of its first descriptor, and how many there are: the socket, and the lock of its path.
     fds: (usize, usize),
-    own: Own,
+    own: OwnRecord,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Own {
+struct OwnRecord {
     /// What it listens on, as the configuration had it.
     listen: String,
     kind: Kind,
@@ -73,13 +73,16 @@ pub(super) fn write(handed: &Handed, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>
     };
     fds.push(std::os::fd::AsFd::as_fd(&handed.bound.socket).try_clone_to_owned()?);
     let mut claim = None;
-    if let Some((path, inode, lock)) = handed.bound.claim.as_ref().map(Claim::parts).transpose()? {
+    if let Some((path, inode, lock)) = handed.bound.claim.as_ref().map(SocketClaim::parts).transpose()? {
         fds.push(lock);
         claim = Some(ClaimRecord { path: path.as_os_str().as_bytes().to_vec(), inode });
     }
     let netns = handed.bound.netns.map(|id| (id.device, id.inode));
-    let own = Own { listen: handed.listen.clone(), kind, netns, claim, before: handed.before.clone() };
-    serde_json::to_writer(&mut *lines, &Line { v: VERSION, id: Uuid::new_v4(), fds: (first, fds.len() - first), own })?;
+    let own = OwnRecord { listen: handed.listen.clone(), kind, netns, claim, before: handed.before.clone() };
+    serde_json::to_writer(
+        &mut *lines,
+        &ListenerRecord { v: VERSION, id: Uuid::new_v4(), fds: (first, fds.len() - first), own },
+    )?;
     lines.write_all(b"\n")
 }
 
@@ -90,7 +93,7 @@ pub(super) fn read(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Option<Result<Ha
 }
 
 fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Handed, String> {
-    let line: Line = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
+    let line: ListenerRecord = serde_json::from_slice(line).map_err(|e| format!("its record is damaged: {e}"))?;
     if line.v != VERSION {
         return Err(format!("its record has version {}, and this version reads {VERSION}", line.v));
     }
@@ -100,7 +103,7 @@ fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Handed, String> {
     let mut next = || mine.next().and_then(Option::take).ok_or("a descriptor of it did not come");
     let fd = next()?;
     let claim = match line.own.claim {
-        Some(record) => Some(Claim::resume(OsString::from_vec(record.path).into(), record.inode, next()?)),
+        Some(record) => Some(SocketClaim::resume(OsString::from_vec(record.path).into(), record.inode, next()?)),
         None => None,
     };
     let socket = match line.own.kind {

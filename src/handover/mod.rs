@@ -28,7 +28,7 @@ pub use read::{Adopted, Lost, Records, Taken};
 
 use crate::{
     listener::Handed,
-    session::{Parked, abandon},
+    session::{ParkedSession, abandon},
     systemd::{
         headroom::Headroom,
         notify::{barrier, tell, tell_with},
@@ -43,7 +43,7 @@ pub const NAME: &str = "handover";
 ///
 /// # Errors
 /// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
-pub fn give(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<()> {
+pub fn give(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<()> {
     let _headroom = Headroom::take();
     let (records, descriptors) = write::write(parked, listeners)?;
     let given = store(&records, &descriptors);

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::{
     listeners,
     record::{
-        ChildRecord, Direction, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord, SocketKind,
-        Stage, VERSION,
+        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord,
+        SocketKind, StageRecord, VERSION,
     },
 };
 use crate::{
@@ -177,7 +177,8 @@ impl Records {
                 _ => return Err(format!("its record is damaged: {e}")),
             },
         };
-        let mut reader = Reader { fds: self.claim(record.fds)?.into_iter(), held: &self.bytes[self.held.clone()] };
+        let mut reader =
+            RecordReader { fds: self.claim(record.fds)?.into_iter(), held: &self.bytes[self.held.clone()] };
         let stage = reader.stage(record.stage);
         reader.fds.for_each(|fd| abandon(&fd));
         let stage = stage?;
@@ -230,12 +231,12 @@ fn lines(bytes: &[u8]) -> Result<(Vec<Range<usize>>, Range<usize>), String> {
     Ok((found, bytes.len() - held.len()..bytes.len()))
 }
 
-struct Reader<'a> {
+struct RecordReader<'a> {
     fds: std::vec::IntoIter<OwnedFd>,
     held: &'a [u8],
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     fn fd(&mut self) -> Result<OwnedFd, String> {
         self.fds.next().ok_or_else(|| "a descriptor of it did not come".to_owned())
     }
@@ -244,22 +245,22 @@ impl Reader<'_> {
         there.then(|| self.fd()).transpose()
     }
 
-    fn stage(&mut self, stage: Stage) -> Result<ParkedStage, String> {
+    fn stage(&mut self, stage: StageRecord) -> Result<ParkedStage, String> {
         Ok(match stage {
-            Stage::Waiting { peer } => ParkedStage::Waiting(self.peer(peer)?),
-            Stage::SettingUp { peer, child, taken_ms } => {
+            StageRecord::Waiting { peer } => ParkedStage::Waiting(self.peer(peer)?),
+            StageRecord::SettingUp { peer, child, taken_ms } => {
                 let peer = self.peer(peer)?;
                 let pipes = [self.fd()?, self.fd()?, self.fd()?];
                 let helper = self.helper(&child)?;
                 let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
                 ParkedStage::SettingUp { peer, helper, call }
             }
-            Stage::Flow { peer, at, quiet_ms } => {
+            StageRecord::Flow { peer, at, quiet_ms } => {
                 let at = at.map(|(ip, interface)| Destination { ip, interface });
                 let quiet = Duration::from_millis(quiet_ms);
                 ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, quiet }
             }
-            Stage::Relaying { peer, upstream, up, down, reset_by, child } => {
+            StageRecord::Relaying { peer, upstream, up, down, reset_by, child } => {
                 let (up, down) = (self.direction(&up)?, self.direction(&down)?);
                 let (peer, upstream) = (self.end(&peer)?, self.end(&upstream)?);
                 let reset_by = reset_by.map(|side| match side {
@@ -291,7 +292,7 @@ impl Reader<'_> {
         })
     }
 
-    fn direction(&self, record: &Direction) -> Result<ParkedDirection, String> {
+    fn direction(&self, record: &DirectionRecord) -> Result<ParkedDirection, String> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
         let phase = match record.phase {

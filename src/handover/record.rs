@@ -53,11 +53,11 @@ pub(super) struct Record<'a> {
     #[serde(default)]
     pub(super) queued_ms: u64,
     pub(super) bytes: (u64, u64),
-    pub(super) stage: Stage,
+    pub(super) stage: StageRecord,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) enum Stage {
+pub(super) enum StageRecord {
     Waiting {
         peer: SocketKind,
     },
@@ -69,8 +69,8 @@ pub(super) enum Stage {
     Relaying {
         peer: EndRecord,
         upstream: EndRecord,
-        up: Direction,
-        down: Direction,
+        up: DirectionRecord,
+        down: DirectionRecord,
         reset_by: Option<SideRecord>,
         child: Option<ChildRecord>,
     },
@@ -107,7 +107,7 @@ pub(super) struct ChildRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct Direction {
+pub(super) struct DirectionRecord {
     pub(super) phase: PhaseRecord,
     /// Where its held bytes are, and how many.
     pub(super) held: (usize, usize),

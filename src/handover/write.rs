@@ -1,31 +1,32 @@
-//! Parked sessions and listeners become records and descriptors.
+//! ParkedSession sessions and listeners become records and descriptors.
 
 use std::{borrow::Cow, io, os::fd::OwnedFd};
 
 use super::{
     listeners,
     record::{
-        ChildRecord, Direction, EndRecord, FORMAT, HEADER, MAGIC, PhaseRecord, Record, SideRecord, Stage, VERSION,
+        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, MAGIC, PhaseRecord, Record, SideRecord, StageRecord,
+        VERSION,
     },
 };
 use crate::{
     dial::qrexec::Helper,
     listener::Handed,
     relay::{ParkedDirection, ParkedEnd, Phase, Side},
-    session::{Parked, ParkedStage},
+    session::{ParkedSession, ParkedStage},
 };
 
 /// Everything that is written.
 #[derive(Default)]
-struct Writer {
+struct RecordWriter {
     lines: Vec<u8>,
     held: Vec<u8>,
     fds: Vec<OwnedFd>,
 }
 
 /// The records and the descriptors of `listeners` and `parked`.
-pub fn write(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut w = Writer::default();
+pub fn write(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut w = RecordWriter::default();
     for handed in listeners {
         listeners::write(handed, &mut w.lines, &mut w.fds)?;
     }
@@ -41,8 +42,8 @@ pub fn write(parked: Vec<Parked>, listeners: &[Handed]) -> io::Result<(Vec<u8>, 
     Ok((all, w.fds))
 }
 
-impl Writer {
-    fn session(&mut self, Parked { info, stage, .. }: Parked) -> io::Result<()> {
+impl RecordWriter {
+    fn session(&mut self, ParkedSession { info, stage, .. }: ParkedSession) -> io::Result<()> {
         let first = self.fds.len();
         let stage = self.stage(stage);
         let record = Record {
@@ -64,19 +65,19 @@ impl Writer {
         Ok(())
     }
 
-    fn stage(&mut self, stage: ParkedStage) -> Stage {
+    fn stage(&mut self, stage: ParkedStage) -> StageRecord {
         match stage {
             ParkedStage::Waiting(peer) => {
                 self.fds.push(peer.fd);
-                Stage::Waiting { peer: peer.kind.into() }
+                StageRecord::Waiting { peer: peer.kind.into() }
             }
             ParkedStage::SettingUp { peer, helper, call } => {
                 self.fds.push(peer.fd);
                 self.fds.extend(call.pipes);
                 let taken_ms = u64::try_from(call.taken.as_millis()).unwrap_or(u64::MAX);
-                Stage::SettingUp { peer: peer.kind.into(), child: self.child(helper), taken_ms }
+                StageRecord::SettingUp { peer: peer.kind.into(), child: self.child(helper), taken_ms }
             }
-            ParkedStage::Relaying { relay, helper } => Stage::Relaying {
+            ParkedStage::Relaying { relay, helper } => StageRecord::Relaying {
                 peer: self.end(relay.peer),
                 upstream: self.end(relay.upstream),
                 up: self.direction(relay.up),
@@ -90,7 +91,7 @@ impl Writer {
             ParkedStage::Flow { asked, upstream, quiet } => {
                 self.fds.push(upstream);
                 let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
-                Stage::Flow { peer: asked.peer, at: asked.at.map(|at| (at.ip, at.interface)), quiet_ms }
+                StageRecord::Flow { peer: asked.peer, at: asked.at.map(|at| (at.ip, at.interface)), quiet_ms }
             }
         }
     }
@@ -119,7 +120,7 @@ impl Writer {
         }
     }
 
-    fn direction(&mut self, d: ParkedDirection) -> Direction {
+    fn direction(&mut self, d: ParkedDirection) -> DirectionRecord {
         let held = (self.held.len(), d.held.len());
         self.held.extend_from_slice(&d.held);
         let phase = match d.phase {
@@ -127,6 +128,6 @@ impl Writer {
             Phase::Deaf => PhaseRecord::Deaf,
             Phase::Done => PhaseRecord::Done,
         };
-        Direction { phase, held, dropped: d.dropped }
+        DirectionRecord { phase, held, dropped: d.dropped }
     }
 }

@@ -17,13 +17,13 @@ use uuid::Uuid;
 
 use super::{
     datagram,
-    listening::{Io, Listening, Streams},
+    listening::{Io, ServedListener, Streams},
     refuse::deny,
 };
 use crate::{
     log::{Kind, Reminder, emit, say},
     relay::Counters,
-    session::{self, Info, Peer, Permits, Route, Sessions, Stage},
+    session::{self, Peer, Permits, Route, SessionInfo, Sessions, Stage},
     stream::Stream,
     sys::{
         self,
@@ -32,14 +32,14 @@ use crate::{
 };
 
 /// Accepts or receives until `stop`.
-pub(super) async fn serve(listening: &Listening, sessions: &Arc<Sessions>, stop: &CancellationToken) {
+pub(super) async fn serve(listening: &ServedListener, sessions: &Arc<Sessions>, stop: &CancellationToken) {
     match &listening.io {
         Io::Streams(streams) => accept(listening, streams, sessions, stop).await,
         Io::Datagrams(flows) => datagram::receive(listening, flows, sessions, stop).await,
     }
 }
 
-async fn accept(listening: &Listening, streams: &Streams, sessions: &Arc<Sessions>, stop: &CancellationToken) {
+async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Sessions>, stop: &CancellationToken) {
     let mut limits = Reminder::default();
     let mut exhausted = Reminder::default();
     let mut denied = Reminder::default();
@@ -100,7 +100,7 @@ impl Streams {
             stream.reset();
             return deny(&route, &peer, list, denied);
         }
-        let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
+        let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
         session::begin(
             sessions,
             Arc::new(info),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{accept, listening::Listening};
+use super::{accept, listening::ServedListener};
 use crate::session::Sessions;
 
 /// The tasks that accept or receive, one for each listener.
@@ -25,7 +25,7 @@ pub struct AcceptTask {
 
 impl Accepting {
     /// Starts the task of a listener.
-    pub fn start(&mut self, listening: &Arc<Listening>, sessions: &Arc<Sessions>) -> AcceptTask {
+    pub fn start(&mut self, listening: &Arc<ServedListener>, sessions: &Arc<Sessions>) -> AcceptTask {
         let task = AcceptTask { stop: self.stop.child_token(), ended: CancellationToken::new() };
         let ended: DropGuard = task.ended.clone().drop_guard();
         let (listening, sessions, stop) = (listening.clone(), sessions.clone(), task.stop.clone());

@@ -6,14 +6,14 @@ use tokio::{task::yield_now, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{listening::Listening, refuse::deny};
+use super::{listening::ServedListener, refuse::deny};
 use crate::{
     log::Reminder,
     relay::{
         Counters,
         datagram::{self, Asked},
     },
-    session::{self, Flows, Info, Peer, Permits, Sessions, Stage},
+    session::{self, Flows, Peer, Permits, SessionInfo, Sessions, Stage},
 };
 
 /// Datagrams received in one go, before the task looks whether it is to stop.
@@ -23,7 +23,7 @@ const EXHAUSTED: Duration = Duration::from_millis(5);
 
 /// Receives for all flows of a listener until `stop`.
 pub(super) async fn receive(
-    listening: &Listening,
+    listening: &ServedListener,
     flows: &Arc<Flows>,
     sessions: &Arc<Sessions>,
     stop: &CancellationToken,
@@ -58,7 +58,7 @@ pub(super) async fn receive(
 
 /// Gives one datagram to its flow, which is begun if the peer may have one.
 fn take(
-    listening: &Listening,
+    listening: &ServedListener,
     flows: &Arc<Flows>,
     sessions: &Arc<Sessions>,
     bytes: &[u8],
@@ -77,7 +77,7 @@ fn take(
         return deny(&route, &peer, list, denied);
     }
     let most = route.options.max_connections;
-    let info = Info::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
+    let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
     let info = Arc::new(info);
     let flow = flows.begin(asked, info.clone(), most);
     flow.up(bytes);

@@ -1,6 +1,6 @@
 //! A listener of ours between two processes.
 
-use super::bind::{Bound, Claim};
+use super::bind::{Bound, SocketClaim};
 
 /// A listener of ours that the previous process handed over, or that the next process is to have.
 #[derive(Debug)]
@@ -16,6 +16,6 @@ pub struct Handed {
 impl Handed {
     /// The next process has the listener: its files in the file system stay.
     pub fn release(self) {
-        self.bound.claim.map(Claim::release).unwrap_or_default();
+        self.bound.claim.map(SocketClaim::release).unwrap_or_default();
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 
 /// A listener that is served.
 #[derive(Debug)]
-pub struct Listening {
+pub struct ServedListener {
     pub(super) io: Io,
     route: Mutex<Arc<Route>>,
 }
@@ -41,7 +41,7 @@ pub(super) struct Streams {
     pub(super) kind: stream::StreamKind,
 }
 
-impl Listening {
+impl ServedListener {
     /// Registers a listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl Listening {
     }
 }
 
-impl AsFd for Listening {
+impl AsFd for ServedListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.io {
             Io::Streams(streams) => streams.fd.get_ref().as_fd(),

@@ -1,7 +1,7 @@
 //! Listeners: sockets that accept connections or receive datagrams, inherited from systemd or bound here.
 //!
 //! # Theory
-//! A [`Listening`] is a socket with the route that its new sessions take. One task accepts on it (`accept`) or receives
+//! A [`ServedListener`] is a socket with the route that its new sessions take. One task accepts on it (`accept`) or receives
 //! (`datagram`); [`Accepting`] owns these tasks. Each peer is checked before its session begins; `refuse` says so when
 //! it may not connect.
 //!
@@ -22,9 +22,9 @@ mod posts;
 mod refuse;
 
 pub use accepting::Accepting;
-pub use bind::{Bound, Claim, bind};
+pub use bind::{Bound, SocketClaim, bind};
 pub use handed::Handed;
-pub use listening::Listening;
+pub use listening::ServedListener;
 pub use post::{Post, Standing, Wanted, wanted};
 pub use posts::Posts;
 pub use refuse::refuse;

@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::{
     accepting::{AcceptTask, Accepting},
-    bind::{self, Bound, Claim},
+    bind::{self, Bound, SocketClaim},
     handed::Handed,
-    listening::Listening,
+    listening::ServedListener,
     refuse::refuse,
 };
 use crate::{
@@ -83,9 +83,9 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Serving {
     /// The listener.
-    pub listening: Arc<Listening>,
+    pub listening: Arc<ServedListener>,
     /// What it made in the file system.
-    claim: Option<Claim>,
+    claim: Option<SocketClaim>,
     /// The namespace that it is in.
     netns: Option<Id>,
     /// The processes that served it before, the last one first.
@@ -182,7 +182,7 @@ impl Post {
     }
 
     /// The listener, while it serves.
-    pub fn listening(&self) -> Option<&Arc<Listening>> {
+    pub fn listening(&self) -> Option<&Arc<ServedListener>> {
         self.serving().map(|serving| &serving.listening)
     }
 
@@ -216,11 +216,12 @@ impl Post {
             Some(handed) => Ok((handed.bound, handed.before)),
             None => bind::bind(&self.wanted.leg.listen).map(|bound| (bound, Vec::new())),
         };
-        let served = bound.and_then(|(bound, before)| self.serve(bound, before, routes).map_err(bind::Trouble::Failed));
+        let served =
+            bound.and_then(|(bound, before)| self.serve(bound, before, routes).map_err(bind::BindTrouble::Failed));
         let standing = match served {
             Ok(serving) => Standing::Serving(serving),
-            Err(bind::Trouble::NoNamespace(why)) => self.awaited(why),
-            Err(bind::Trouble::Failed(why)) => self.failed(why),
+            Err(bind::BindTrouble::NoNamespace(why)) => self.awaited(why),
+            Err(bind::BindTrouble::Failed(why)) => self.failed(why),
         };
         self.standing = standing;
     }
@@ -260,7 +261,7 @@ impl Post {
     fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
         let listener = self.wanted.called(&bound.local.to_string());
         let route = self.wanted.route(&listener, &before, routes)?;
-        let listening = Listening::new(bound.socket, route.clone()).map_err(|e| e.to_string())?;
+        let listening = ServedListener::new(bound.socket, route.clone()).map_err(|e| e.to_string())?;
         let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
         let named = self.wanted.named();
         let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, route.place_now());

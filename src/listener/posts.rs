@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     accepting::Accepting,
     handed::Handed,
-    listening::Listening,
+    listening::ServedListener,
     namespaces::NamespaceWatch,
     post::{Post, Standing, Wanted, wanted},
 };
@@ -86,7 +86,7 @@ impl Posts {
     }
 
     /// The listeners that serve.
-    pub fn listening(&self) -> impl Iterator<Item = &Arc<Listening>> {
+    pub fn listening(&self) -> impl Iterator<Item = &Arc<ServedListener>> {
         self.posts.iter().filter_map(Post::listening)
     }
 

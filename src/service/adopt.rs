@@ -11,15 +11,16 @@ use std::sync::{
 
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{setup::Rules, state::Service};
+use super::{setup::Rules, state::RunningService};
 use crate::{
     dial::qrexec::LiveCall,
     handover::{Adopted, Lost, Records},
-    listener::Listening,
+    listener::ServedListener,
     log::{Kind as Event, say},
     relay::{Counters, ParkedEnd, Relay},
     session::{
-        CallLimits, Info, ParkedPeer, ParkedStage, Permits, Route, Routes, Sessions, SettingUp, Stage, drain, resume,
+        CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, drain,
+        resume,
     },
     spec::{OnRemove, SocketKind},
     stream::{Stream, StreamKind},
@@ -36,7 +37,7 @@ struct Adoption {
     sessions: Arc<Sessions>,
     routes: Arc<Routes>,
     /// What is served, and where it leads.
-    listening: Vec<(Arc<Listening>, Arc<Route>)>,
+    listening: Vec<(Arc<ServedListener>, Arc<Route>)>,
     rules: Arc<Rules>,
     records: Records,
     /// The first that nobody has taken.
@@ -55,12 +56,12 @@ struct Summary {
 
 /// A session that has no upstream yet: it begins when all others are taken up.
 struct WaitingSession {
-    info: Arc<Info>,
+    info: Arc<SessionInfo>,
     stage: Stage,
     permits: Permits,
 }
 
-impl Service {
+impl RunningService {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no session
     /// has are ended.
     pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, rules: Rules) {
@@ -203,8 +204,8 @@ impl Adoption {
     fn stage(
         &self,
         parked: ParkedStage,
-        info: &Arc<Info>,
-        listening: Option<&Arc<Listening>>,
+        info: &Arc<SessionInfo>,
+        listening: Option<&Arc<ServedListener>>,
     ) -> Result<Stage, String> {
         let failed = |e: std::io::Error| e.to_string();
         let connected = |peer: ParkedPeer| Stream::new(peer.fd, peer.kind).map_err(failed);
@@ -237,11 +238,11 @@ impl Adoption {
         &self,
         session: Adopted<'_>,
         route: Arc<Route>,
-        listening: Option<&Arc<Listening>>,
+        listening: Option<&Arc<ServedListener>>,
         tally: &mut Summary,
-    ) -> Result<Arc<Info>, String> {
+    ) -> Result<Arc<SessionInfo>, String> {
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-        let info = Info::new(session.id, route.clone(), session.peer, session.age, counters);
+        let info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         if let Some(ms) = session.dial_ms {
             info.connected(ms);
         }

@@ -1,13 +1,13 @@
 //! What the service's own task answers to the control room.
 
-use super::state::Service;
+use super::state::RunningService;
 use crate::{
     control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
     listener::Post,
     log::{Kind, emit},
 };
 
-impl Service {
+impl RunningService {
     /// Answers a question.
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {

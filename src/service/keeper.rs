@@ -36,7 +36,7 @@ use crate::{
     handover::{self, Adopted, Lost},
     log::{End, emit},
     relay::Counters,
-    session::{Ending, Info, Routes, ended_event},
+    session::{Routes, SessionEnding, SessionInfo, ended_event},
     sys,
     systemd::{
         jobs::{self, Presence},
@@ -133,11 +133,11 @@ fn end_all(end: OwnedFd) {
 fn end_one(session: Adopted<'_>) {
     let route = Routes::new(0).unknown(session.name.to_string(), &session.listener, &session.upstream);
     let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-    let info = Info::new(session.id, Arc::new(route), session.peer, session.age, counters);
+    let info = SessionInfo::new(session.id, Arc::new(route), session.peer, session.age, counters);
     if let Some(ms) = session.dial_ms {
         info.connected(ms);
     }
     session.stage.abandon();
     let note = "the service was stopped before its next process took this up";
-    emit(ended_event(&info, &Ending::new(End::Drained, note)));
+    emit(ended_event(&info, &SessionEnding::new(End::Drained, note)));
 }

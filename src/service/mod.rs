@@ -18,4 +18,4 @@ mod stop;
 
 pub use keeper::{Stay, keep};
 pub use run::run;
-pub use setup::{Ended, Failed, Load, Setup};
+pub use setup::{Ended, LoadConfig, Setup, StartFailure};

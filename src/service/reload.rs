@@ -6,10 +6,10 @@ use sd_notify::NotifyState;
 
 use super::{
     setup::{forwards, resolve},
-    state::Service,
+    state::RunningService,
 };
 use crate::{
-    listener::{Listening, Wanted, wanted},
+    listener::{ServedListener, Wanted, wanted},
     log::{Kind, say},
     session::Route,
     spec::Forward,
@@ -26,7 +26,7 @@ struct Meant {
     forwards: Vec<Forward>,
 }
 
-impl Service {
+impl RunningService {
     /// Reads the configuration again; what is wrong with it changes nothing.
     pub(super) async fn reload(&mut self) {
         let now = NotifyState::monotonic_usec_now();
@@ -69,7 +69,7 @@ impl Service {
     fn resolve_all(&self) -> Result<Meant, String> {
         let config = (self.load)()?;
         let mut behind = Vec::new();
-        let route = |l: &Arc<Listening>| {
+        let route = |l: &Arc<ServedListener>| {
             let old = l.route();
             let forward = resolve(&config, &old.name, l.kind())?;
             behind.extend(wanted(&forward, None));

@@ -12,15 +12,15 @@ use tokio::task::JoinSet;
 
 use super::{
     serve::until_stopped,
-    setup::{Ended, Failed, Rules, Setup, forwards},
-    state::{MetricsListener, Service},
+    setup::{Ended, Rules, Setup, StartFailure, forwards},
+    state::{MetricsListener, RunningService},
 };
 use crate::{
     activation,
     control::{self, Control, Subject, api},
     dial::qrexec::{Client, Group},
     handover,
-    listener::{Accepting, Listening, Posts, Wanted, refuse, wanted},
+    listener::{Accepting, Posts, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
     session::{Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, SocketKind},
@@ -33,9 +33,9 @@ use crate::{
 /// Runs a service until it is told to stop.
 ///
 /// # Errors
-/// See [`Failed`].
-pub async fn run(setup: Setup) -> Result<Ended, Failed> {
-    let mut signals = Signals::new().map_err(Failed::Signals)?;
+/// See [`StartFailure`].
+pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
+    let mut signals = Signals::new().map_err(StartFailure::Signals)?;
     let activation::Inherited { listeners, refused, stored } = setup.inherited;
     let names: Vec<String> = listeners.iter().map(|l| l.name.clone()).collect();
     let passed = listeners.len() + refused.len();
@@ -46,7 +46,7 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
     if let Some(path) = &setup.control {
         Control::take_up(path, routes.tallies());
     }
-    let mut service = Service {
+    let mut service = RunningService {
         sessions,
         routes,
         listening: Vec::new(),
@@ -73,7 +73,7 @@ pub async fn run(setup: Setup) -> Result<Ended, Failed> {
         if notify::managed() && service.sessions.count() > 0 {
             service.hand_over(Ended::Broken).await;
         }
-        return Err(Failed::Listener(trouble));
+        return Err(StartFailure::Listener(trouble));
     }
     service.open_control(setup.control.as_deref(), setup.program);
     service.accept();
@@ -91,7 +91,7 @@ fn rules(
     config: Result<Config, String>,
     names: &[String],
     handed_over: bool,
-) -> Result<(Rules, Option<Vec<Forward>>), Failed> {
+) -> Result<(Rules, Option<Vec<Forward>>), StartFailure> {
     match config.and_then(|config| Ok((forwards(&config, names)?, config))) {
         Ok((forwards, config)) => Ok((Rules::Usable(Box::new(config)), Some(forwards))),
         Err(why) if handed_over => {
@@ -99,7 +99,7 @@ fn rules(
             say(Kind::ConfigurationRejected, text);
             Ok((Rules::Unusable(why), None))
         }
-        Err(why) => Err(Failed::Rules(why)),
+        Err(why) => Err(StartFailure::Rules(why)),
     }
 }
 
@@ -109,7 +109,7 @@ fn is_for_metrics(listener: &activation::Listener, rules: &Rules) -> bool {
     listener.name == control::METRICS && kind != SocketKind::Udp && rules.resolve(&listener.name, kind).is_err()
 }
 
-impl Service {
+impl RunningService {
     /// Notes an inherited descriptor that is no listener.
     fn refuse(&mut self, refused: &activation::Refused) {
         let name = escape(refused.name.as_bytes());
@@ -142,11 +142,11 @@ impl Service {
         from: activation::Listener,
         local: &str,
         rules: &Rules,
-    ) -> Result<(Arc<Listening>, Vec<Wanted>), String> {
+    ) -> Result<(Arc<ServedListener>, Vec<Wanted>), String> {
         let forward = rules.resolve(&from.name, from.socket.kind())?;
         let behind = wanted(&forward, None);
         let route = self.routes.make(from.name, local, forward.legs.front().clone(), forward.options)?;
-        let listening = Listening::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())?;
+        let listening = ServedListener::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())?;
         Ok((Arc::new(listening), behind))
     }
 

@@ -8,7 +8,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{setup::Ended, state::Service};
+use super::{setup::Ended, state::RunningService};
 use crate::{
     control::asked,
     log::{Kind, say},
@@ -21,7 +21,7 @@ use crate::{
 
 /// Serves until an order comes. `told` is the number of sessions that the manager knows of.
 pub(super) async fn until_stopped(
-    mut service: Service,
+    mut service: RunningService,
     signals: &mut Signals,
     exit_idle: Option<Duration>,
     told: usize,
@@ -58,7 +58,7 @@ pub(super) async fn until_stopped(
                 false
             }
             due = service.posts.due() => {
-                let Service { posts, sessions, routes, accepting, .. } = &mut service;
+                let RunningService { posts, sessions, routes, accepting, .. } = &mut service;
                 posts.follow(due, sessions, routes, accepting).await
             }
             () = nothing_left(&service.sessions, nothing, exit_idle) => {
@@ -83,7 +83,7 @@ pub(super) async fn until_stopped(
 
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
 /// knows of; without one it is told at once.
-fn tell_status(service: &Service, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
+fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
     let count = service.count();
     keep.spawn(notify::status(service.sessions.watch(), told, move |sessions| line(count, sessions)))
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Reads the configuration.
-pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+pub type LoadConfig = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
 /// Everything that a service needs to begin.
 pub struct Setup {
@@ -18,7 +18,7 @@ pub struct Setup {
     /// The configuration; or why there is none.
     pub config: Result<Config, String>,
     /// Reads the configuration again.
-    pub load: Load,
+    pub load: LoadConfig,
     /// The `qrexec-client-vm` to start for each call.
     pub client: PathBuf,
     /// Calls into one qube at a time, 1 or more.
@@ -78,7 +78,7 @@ pub enum Ended {
 
 /// Why a service did not begin.
 #[derive(Debug)]
-pub enum Failed {
+pub enum StartFailure {
     /// The configuration cannot be used.
     Rules(String),
     /// A listener cannot be served, and all were asked for.
@@ -87,7 +87,7 @@ pub enum Failed {
     Signals(io::Error),
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for StartFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rules(why) => f.write_str(why),

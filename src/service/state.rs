@@ -4,21 +4,21 @@ use std::sync::Arc;
 
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
-use super::setup::Load;
+use super::setup::LoadConfig;
 use crate::{
     control::{Control, api},
     dial::qrexec::Group,
-    listener::{Accepting, Listening, Posts, Wanted},
-    session::{Parked, Routes, Sessions},
-    systemd::notify::Count,
+    listener::{Accepting, Posts, ServedListener, Wanted},
+    session::{ParkedSession, Routes, Sessions},
+    systemd::notify::ServedCount,
 };
 
 /// A running service.
-pub(super) struct Service {
+pub(super) struct RunningService {
     pub(super) sessions: Arc<Sessions>,
     pub(super) routes: Arc<Routes>,
     /// Inherited listeners that are served.
-    pub(super) listening: Vec<Arc<Listening>>,
+    pub(super) listening: Vec<Arc<ServedListener>>,
     /// Legs behind inherited listeners whose own listening side is ours.
     pub(super) behind: Vec<Wanted>,
     /// Listeners that we bound ourselves.
@@ -26,9 +26,9 @@ pub(super) struct Service {
     /// The tasks of all listeners.
     pub(super) accepting: Accepting,
     /// Where parked sessions arrive.
-    pub(super) parking: UnboundedReceiver<Parked>,
+    pub(super) parking: UnboundedReceiver<ParkedSession>,
     /// Reads the configuration again.
-    pub(super) load: Load,
+    pub(super) load: LoadConfig,
     /// The names of inherited listeners, as far as they could be taken.
     pub(super) names: Vec<String>,
     /// The number of inherited listeners, served or not.
@@ -51,7 +51,7 @@ pub(super) struct MetricsListener {
     pub(super) kind: api::Kind,
 }
 
-impl Service {
+impl RunningService {
     /// Starts a task for each listener.
     pub(super) fn accept(&mut self) {
         for listening in &self.listening {
@@ -61,11 +61,11 @@ impl Service {
     }
 
     /// Listeners or forwards that are served, of all.
-    pub(super) fn count(&self) -> Count {
+    pub(super) fn count(&self) -> ServedCount {
         let (served, all) = self.posts.count();
         let behind = self.posts.troubled_behind();
         let served = served + (self.listening.len() + self.metrics.len()).saturating_sub(behind);
-        Count { served, all: all + self.passed, forwards: all > 0 }
+        ServedCount { served, all: all + self.passed, forwards: all > 0 }
     }
 
     /// Why something is not served, if anything is not.

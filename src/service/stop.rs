@@ -8,14 +8,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{setup::Ended, state::Service};
+use super::{setup::Ended, state::RunningService};
 use crate::{
     control::Control,
     handover,
     listener::Handed,
     log::{End, Kind, say},
     relay::Why,
-    session::{Ending, tell_end},
+    session::{SessionEnding, tell_end},
     systemd::{
         notify::{self, sessions as n_sessions},
         signals::Signals,
@@ -28,7 +28,7 @@ const PARKING: Duration = Duration::from_secs(5);
 /// How long sessions may take to end after they were told to: two seconds for a child to obey SIGTERM, and a margin.
 const ENDING: Duration = Duration::from_secs(5);
 
-impl Service {
+impl RunningService {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
         let state = self.control.take().map(Control::close);
@@ -64,7 +64,7 @@ impl Service {
             Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
         for info in infos {
-            tell_end(&self.sessions, &info, Ending::new(End::Drained, "it could not be handed over"));
+            tell_end(&self.sessions, &info, SessionEnding::new(End::Drained, "it could not be handed over"));
         }
         Ended::Broken
     }

@@ -6,9 +6,9 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     event,
-    info::Info,
+    info::SessionInfo,
     parked::ParkedStage,
-    stage::{Next, SettingUp, Stage},
+    stage::{NextStage, SettingUp, Stage},
     story::Story,
     stream::{close, delivered, new_relay},
 };
@@ -36,7 +36,7 @@ const EXIT_GRACE: Duration = Duration::from_secs(10);
 const VERDICT: Duration = Duration::from_millis(100);
 
 /// Waits until dom0 and the other qube have decided about the call.
-pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Next {
+pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> NextStage {
     let SettingUp { peer, mut call, mut ticket } = *setting_up;
     match decided(&story.info, &peer, &mut call, &mut ticket).await {
         Ok(Decision::Connected) => {
@@ -68,7 +68,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
 }
 
 /// The decision, unless the session is interrupted first. The ticket gives its place back when the decision takes long.
-async fn decided(info: &Info, peer: &Stream, call: &mut LiveCall, ticket: &mut Ticket) -> Result<Decision, Why> {
+async fn decided(info: &SessionInfo, peer: &Stream, call: &mut LiveCall, ticket: &mut Ticket) -> Result<Decision, Why> {
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
     let deadline = info.setup_deadline(allowed);
@@ -89,7 +89,7 @@ async fn decided(info: &Info, peer: &Stream, call: &mut LiveCall, ticket: &mut T
 }
 
 /// The call is connected: the relay begins.
-async fn connected(story: &mut Story, peer: Stream, call: Parts) -> Next {
+async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
     let route = story.info.route.clone();
     if let Some(version) = route.via.proxy_protocol {
         if let Err(failure) = dial::proxy::introduce(&peer, &call.to, version) {
@@ -122,7 +122,7 @@ enum Came {
 }
 
 /// Relays between the peer and the child's pipes.
-pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut helper: Box<Helper>) -> Next {
+pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut helper: Box<Helper>) -> NextStage {
     let info = story.info.clone();
     relay.hold_end();
     let (mut outcome, lost) = match until_end(&info, &mut relay, &mut helper).await {
@@ -159,7 +159,7 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
 }
 
 /// Relays until the end is known: what the end of the child's output means, its exit code says.
-async fn until_end(info: &Info, relay: &mut Relay, helper: &mut Helper) -> Came {
+async fn until_end(info: &SessionInfo, relay: &mut Relay, helper: &mut Helper) -> Came {
     let Helper { child, stderr } = helper;
     loop {
         let outcome = tokio::select! {
@@ -187,7 +187,7 @@ async fn until_end(info: &Info, relay: &mut Relay, helper: &mut Helper) -> Came 
 }
 
 /// Lets the child end by itself; an interruption comes first.
-async fn grace(info: &Info, Helper { child, stderr }: &mut Helper) -> Result<(), Why> {
+async fn grace(info: &SessionInfo, Helper { child, stderr }: &mut Helper) -> Result<(), Why> {
     tokio::select! {
         biased;
         _ = timeout(EXIT_GRACE, child.exited()) => Ok(()),

@@ -3,9 +3,9 @@
 use std::{io, time::Duration};
 
 use super::{
-    info::Info,
+    info::SessionInfo,
     route::{CallLimits, Lead, Route},
-    watch::Ending,
+    watch::SessionEnding,
 };
 use crate::{
     dial::{Failure, netns::Namespace, qrexec::Exit},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// An event about a session.
-pub fn about(info: &Info, kind: Kind, message: String) -> Event {
+pub fn about(info: &SessionInfo, kind: Kind, message: String) -> Event {
     let mut event = Event::new(kind, message);
     event.session = Some(info.id);
     event.listener = Some(info.route.listener.clone());
@@ -28,18 +28,18 @@ pub fn about(info: &Info, kind: Kind, message: String) -> Event {
 }
 
 /// The first eight digits of the session's id: enough to tell it from its neighbours in a log.
-fn short(info: &Info) -> String {
+fn short(info: &SessionInfo) -> String {
     format!("{:08x}", info.id.as_fields().0)
 }
 
 /// How a sentence about a session begins.
-fn subject(info: &Info) -> String {
+fn subject(info: &SessionInfo) -> String {
     let route = &info.route;
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
 /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-pub fn started(info: &Info, at: Option<&Namespace>) -> Event {
+pub fn started(info: &SessionInfo, at: Option<&Namespace>) -> Event {
     let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
     if let Some(at) = at {
         message += &format!(" ({at})");
@@ -50,7 +50,7 @@ pub fn started(info: &Info, at: Option<&Namespace>) -> Event {
 }
 
 /// The qube has no call left; `waiting` sessions wait for one.
-pub fn no_call_left(info: &Info, limits: &CallLimits, waiting: usize) -> Event {
+pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> Event {
     let sessions = if waiting == 1 { "1 connection waits".to_owned() } else { format!("{waiting} connections wait") };
     let (listener, target) = (&info.route.listener, &limits.call.target);
     let text = format!(
@@ -60,8 +60,8 @@ pub fn no_call_left(info: &Info, limits: &CallLimits, waiting: usize) -> Event {
 }
 
 /// The session is over.
-pub fn ended(info: &Info, ending: &Ending) -> Event {
-    let Ending { end, exit, note } = ending;
+pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
+    let SessionEnding { end, exit, note } = ending;
     let (up, down) = (info.counters.up(), info.counters.down());
     let mut message = format!("{}: {end} after {} ms, {up} bytes up, {down} down", subject(info), info.age_ms());
     if let Some(code) = exit {
@@ -171,7 +171,7 @@ pub fn lost(exit: Exit) -> String {
 }
 
 /// A line that a call wrote on its standard error, escaped already.
-pub fn stderr(info: &Info, line: String) {
+pub fn stderr(info: &SessionInfo, line: String) {
     log::emit(about(info, Kind::CallStderr, format!("session {}: {line}", short(info))));
 }
 
@@ -182,7 +182,7 @@ pub fn seconds(pause: Duration) -> String {
 }
 
 /// A dial waits for the UNIX socket `addr` to appear.
-pub fn waiting(info: &Info, addr: &UnixAddr, error: &io::Error, pause: Duration) {
+pub fn waiting(info: &SessionInfo, addr: &UnixAddr, error: &io::Error, pause: Duration) {
     let why = match error.raw_os_error() {
         Some(libc::ENOENT) => "does not exist yet: its endpoint has not started",
         Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",

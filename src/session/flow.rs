@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     flows::{Entry, Flow},
-    info::Info,
+    info::SessionInfo,
     route::Lead,
-    stage::Next,
+    stage::NextStage,
     story::Story,
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs a flow until it is over.
-pub(super) async fn live(story: &mut Story, flow: &Arc<Flow>) -> Next {
+pub(super) async fn live(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
     let entry = Entry(flow);
     let info = story.info.clone();
     if !flow.is_connected() {
@@ -77,7 +77,7 @@ pub(super) async fn live(story: &mut Story, flow: &Arc<Flow>) -> Next {
     }
 }
 
-fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> Next {
+fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
     if flow.was_evicted() {
         let most = story.info.route.options.max_connections;
         return story.over(End::Idle, format!("it made room for another: {most} flows were there (max_connections)"));
@@ -96,7 +96,7 @@ fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> Next {
 }
 
 /// Gives a flow its upstream; the namespace that the upstream is in when that is not our own.
-async fn connect(info: &Info, flow: &Flow) -> Result<Option<Namespace>, Failure> {
+async fn connect(info: &SessionInfo, flow: &Flow) -> Result<Option<Namespace>, Failure> {
     let (upstream, at) = dial_upstream(info).await?;
     flow.connected(upstream).map(|()| at).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
@@ -104,7 +104,7 @@ async fn connect(info: &Info, flow: &Flow) -> Result<Option<Namespace>, Failure>
     })
 }
 
-async fn dial_upstream(info: &Info) -> Result<(OwnedFd, Option<Namespace>), Failure> {
+async fn dial_upstream(info: &SessionInfo) -> Result<(OwnedFd, Option<Namespace>), Failure> {
     let route = &info.route;
     let Lead::Udp { addr, netns } = &route.lead else {
         let error = io::ErrorKind::Unsupported.into();

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{info::Info, parked::ParkedStage};
+use super::{info::SessionInfo, parked::ParkedStage};
 use crate::{
     relay::{
         Why,
@@ -49,7 +49,7 @@ pub struct Flows {
 #[derive(Debug)]
 pub struct Flow {
     asked: Asked,
-    info: Arc<Info>,
+    info: Arc<SessionInfo>,
     /// The flows of the same listener; gone when the listener is closed.
     listener: Weak<Flows>,
     /// Set once it is connected.
@@ -86,7 +86,7 @@ impl Flows {
     }
 
     /// Begins a flow; where there are `most` already, the flow that was quiet the longest ends.
-    pub fn begin(self: &Arc<Self>, asked: Asked, info: Arc<Info>, most: u32) -> Arc<Flow> {
+    pub fn begin(self: &Arc<Self>, asked: Asked, info: Arc<SessionInfo>, most: u32) -> Arc<Flow> {
         let flow = Arc::new(Flow::new(asked, info, self, Duration::ZERO));
         self.enter(&flow, most);
         flow
@@ -99,7 +99,7 @@ impl Flows {
     pub fn resume(
         self: &Arc<Self>,
         asked: Asked,
-        info: Arc<Info>,
+        info: Arc<SessionInfo>,
         quiet: Duration,
         upstream: OwnedFd,
     ) -> io::Result<Arc<Flow>> {
@@ -143,7 +143,7 @@ impl AsFd for Flows {
 }
 
 impl Flow {
-    fn new(asked: Asked, info: Arc<Info>, listener: &Arc<Flows>, quiet: Duration) -> Self {
+    fn new(asked: Asked, info: Arc<SessionInfo>, listener: &Arc<Flows>, quiet: Duration) -> Self {
         let now = Instant::now();
         let began = now.checked_sub(quiet).unwrap_or(now);
         Self {

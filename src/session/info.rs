@@ -16,7 +16,7 @@ use crate::relay::{Counters, Interrupt};
 
 /// What every room may know about a session.
 #[derive(Debug)]
-pub struct Info {
+pub struct SessionInfo {
     /// SESSION_ID.
     pub id: Uuid,
     /// The route that the session took.
@@ -37,7 +37,7 @@ pub struct Info {
     pub interrupt: Interrupt,
 }
 
-impl Info {
+impl SessionInfo {
     /// A session accepted `age` ago.
     pub fn new(id: Uuid, route: Arc<Route>, peer: Peer, age: Duration, counters: Counters) -> Self {
         let now = Instant::now();
@@ -100,7 +100,7 @@ impl Info {
 
 /// A session waits for a call of its qube while this lives.
 #[derive(Debug)]
-pub struct Queued(Arc<Info>);
+pub struct Queued(Arc<SessionInfo>);
 
 impl Drop for Queued {
     fn drop(&mut self) {

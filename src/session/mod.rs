@@ -42,8 +42,8 @@ pub use access::Peer;
 pub use descriptors::warning as descriptor_warning;
 pub use event::{ended as ended_event, seconds};
 pub use flows::Flows;
-pub use info::Info;
-pub use parked::{Parked, ParkedPeer, ParkedStage, abandon};
+pub use info::SessionInfo;
+pub use parked::{ParkedPeer, ParkedSession, ParkedStage, abandon};
 pub use permits::Permits;
 pub use route::{CallLimits, Route, Routes};
 pub use run::{begin, resume};
@@ -52,7 +52,7 @@ pub use stage::{SettingUp, Stage};
 pub use story::tell_end;
 pub use tally::{Counted, DIAL_BOUNDS_MS, Reason, Snapshot, Tallies, Tally};
 pub use tidy::after_crowds;
-pub use watch::{Ending, Figures, Happened, Happening};
+pub use watch::{Figures, Happened, Happening, SessionEnding};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{info::Info, permits::Permits};
+use super::{info::SessionInfo, permits::Permits};
 use crate::{
     dial::qrexec::{Helper, ParkedCall, gate::Ticket},
     relay::{self, datagram::Asked},
@@ -17,9 +17,9 @@ use crate::{
 
 /// A session for the next process.
 #[derive(Debug)]
-pub struct Parked {
+pub struct ParkedSession {
     /// What is known about the session.
-    pub info: Arc<Info>,
+    pub info: Arc<SessionInfo>,
     /// Where the session stood.
     pub stage: ParkedStage,
     /// The places that the session took up. They are kept until all sessions are parked: given back earlier, they would

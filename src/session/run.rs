@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use super::{
-    call, flow, info::Info, permits::Permits, sessions::Sessions, stage::Stage, story::Story, stream, watch::Happened,
+    call, flow, info::SessionInfo, permits::Permits, sessions::Sessions, stage::Stage, story::Story, stream,
+    watch::Happened,
 };
 
 /// Begins a session that was accepted just now.
-pub fn begin(sessions: &Arc<Sessions>, info: Arc<Info>, stage: Stage, permits: Permits) {
+pub fn begin(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, permits: Permits) {
     info.route.tally.session_began();
     sessions.tell(Happened::Began, &info);
     resume(sessions, info, stage, permits);
 }
 
 /// Starts the task of a session, new or taken up from the previous process.
-pub fn resume(sessions: &Arc<Sessions>, info: Arc<Info>, stage: Stage, permits: Permits) {
+pub fn resume(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, permits: Permits) {
     sessions.add(info.clone());
     sessions.spawn(run(Story::new(sessions.clone(), info, permits), stage));
 }

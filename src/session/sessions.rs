@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
-    info::Info,
-    parked::Parked,
+    info::SessionInfo,
+    parked::ParkedSession,
     watch::{Happened, Watchers, Watching},
 };
 use crate::{dial::qrexec::Client, relay::Why};
@@ -30,17 +30,17 @@ use crate::{dial::qrexec::Client, relay::Why};
 pub struct Sessions {
     /// Starts the processes of qrexec calls.
     client: Client,
-    live: Mutex<HashMap<Uuid, Arc<Info>>>,
+    live: Mutex<HashMap<Uuid, Arc<SessionInfo>>>,
     count: watch::Sender<usize>,
     watchers: Watchers,
     tasks: TaskTracker,
     /// Takes parked sessions to whoever hands them over.
-    parked: UnboundedSender<Parked>,
+    parked: UnboundedSender<ParkedSession>,
 }
 
 impl Sessions {
     /// An empty registry whose qrexec calls are made by `client`, and where its sessions arrive when they are parked.
-    pub fn new(client: Client) -> (Arc<Self>, UnboundedReceiver<Parked>) {
+    pub fn new(client: Client) -> (Arc<Self>, UnboundedReceiver<ParkedSession>) {
         let (parked, parking) = unbounded_channel();
         let sessions = Self {
             client,
@@ -53,7 +53,7 @@ impl Sessions {
         (Arc::new(sessions), parking)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Info>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<SessionInfo>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,17 +73,17 @@ impl Sessions {
     }
 
     /// A copy of the list of all sessions, for a caller that takes its time.
-    pub fn all(&self) -> Vec<Arc<Info>> {
+    pub fn all(&self) -> Vec<Arc<SessionInfo>> {
         self.lock().values().cloned().collect()
     }
 
     /// Looks at each session; no session begins or ends meanwhile.
-    pub fn for_each(&self, look: impl FnMut(&Arc<Info>)) {
+    pub fn for_each(&self, look: impl FnMut(&Arc<SessionInfo>)) {
         self.lock().values().for_each(look);
     }
 
     /// Interrupts the sessions for which `which` holds, and returns their number.
-    pub fn interrupt(&self, why: Why, which: impl Fn(&Info) -> bool) -> usize {
+    pub fn interrupt(&self, why: Why, which: impl Fn(&SessionInfo) -> bool) -> usize {
         let chosen: Vec<_> = self.lock().values().filter(|info| which(info)).cloned().collect();
         chosen.iter().for_each(|info| info.interrupt.request(why));
         chosen.len()
@@ -103,7 +103,7 @@ impl Sessions {
         self.tasks.wait().await;
     }
 
-    pub(super) fn add(&self, info: Arc<Info>) {
+    pub(super) fn add(&self, info: Arc<SessionInfo>) {
         self.lock().insert(info.id, info);
         self.count.send_modify(|n| *n += 1);
     }
@@ -118,7 +118,7 @@ impl Sessions {
         &self.client
     }
 
-    pub(super) fn tell(&self, what: Happened, info: &Arc<Info>) {
+    pub(super) fn tell(&self, what: Happened, info: &Arc<SessionInfo>) {
         self.watchers.tell(what, info);
     }
 
@@ -127,13 +127,13 @@ impl Sessions {
     }
 
     /// The receiver outlives all sessions; were it gone, the session would end by closing what it holds.
-    pub(super) fn park(&self, session: Parked) {
+    pub(super) fn park(&self, session: ParkedSession) {
         let _ = self.parked.send(session);
     }
 }
 
 /// Lets a session live for its `drain_timeout`, then interrupts it.
-pub async fn drain(info: Arc<Info>) {
+pub async fn drain(info: Arc<SessionInfo>) {
     sleep(info.route.options.drain_timeout).await;
     info.interrupt.request(Why::Drained);
 }

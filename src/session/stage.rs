@@ -34,4 +34,4 @@ pub struct SettingUp {
 }
 
 /// The stage after this one; `None` when the session's task is done.
-pub(super) type Next = Option<Stage>;
+pub(super) type NextStage = Option<Stage>;

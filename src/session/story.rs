@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{
     event,
-    info::Info,
-    parked::{Parked, ParkedStage},
+    info::SessionInfo,
+    parked::{ParkedSession, ParkedStage},
     permits::Permits,
     sessions::Sessions,
-    stage::Next,
+    stage::NextStage,
     tally::Reason,
-    watch::{Ending, Happened},
+    watch::{Happened, SessionEnding},
 };
 use crate::{
     dial::{
@@ -26,7 +26,7 @@ use crate::{
 /// dropped while its fate is [`Fate::Running`] belongs to a task that panicked.
 #[derive(Debug)]
 pub(super) struct Story {
-    pub(super) info: Arc<Info>,
+    pub(super) info: Arc<SessionInfo>,
     pub(super) sessions: Arc<Sessions>,
     permits: Permits,
     fate: Fate,
@@ -38,7 +38,7 @@ enum Fate {
     Running,
     /// The next process tells its end.
     Parked,
-    Over(Ending),
+    Over(SessionEnding),
 }
 
 impl Drop for Story {
@@ -46,14 +46,14 @@ impl Drop for Story {
         self.sessions.remove(&self.info.id);
         match std::mem::replace(&mut self.fate, Fate::Parked) {
             Fate::Parked => {}
-            Fate::Running => tell_end(&self.sessions, &self.info, Ending::new(End::Panicked, "")),
+            Fate::Running => tell_end(&self.sessions, &self.info, SessionEnding::new(End::Panicked, "")),
             Fate::Over(ending) => tell_end(&self.sessions, &self.info, ending),
         }
     }
 }
 
 impl Story {
-    pub(super) fn new(sessions: Arc<Sessions>, info: Arc<Info>, permits: Permits) -> Self {
+    pub(super) fn new(sessions: Arc<Sessions>, info: Arc<SessionInfo>, permits: Permits) -> Self {
         Self { info, sessions, permits, fate: Fate::Running }
     }
 
@@ -63,21 +63,21 @@ impl Story {
     }
 
     /// Gives the session to the next process.
-    pub(super) fn park(&mut self, stage: ParkedStage) -> Next {
+    pub(super) fn park(&mut self, stage: ParkedStage) -> NextStage {
         self.park_with(stage, None)
     }
 
     /// Gives the session to the next process, with its place in the gate.
-    pub(super) fn park_with(&mut self, stage: ParkedStage, ticket: Option<Ticket>) -> Next {
+    pub(super) fn park_with(&mut self, stage: ParkedStage, ticket: Option<Ticket>) -> NextStage {
         self.fate = Fate::Parked;
         let _places = (std::mem::take(&mut self.permits), ticket);
-        self.sessions.park(Parked { info: self.info.clone(), stage, _places });
+        self.sessions.park(ParkedSession { info: self.info.clone(), stage, _places });
         None
     }
 
     /// The session has ended.
-    pub(super) fn over(&mut self, end: End, note: impl Into<String>) -> Next {
-        self.fate = Fate::Over(Ending::new(end, note));
+    pub(super) fn over(&mut self, end: End, note: impl Into<String>) -> NextStage {
+        self.fate = Fate::Over(SessionEnding::new(end, note));
         None
     }
 
@@ -96,12 +96,12 @@ impl Story {
     }
 
     /// The session was told to end.
-    pub(super) fn interrupted(&mut self, why: Why) -> Next {
+    pub(super) fn interrupted(&mut self, why: Why) -> NextStage {
         self.over(if why == Why::Killed { End::Killed } else { End::Drained }, "")
     }
 
     /// The dial failed.
-    pub(super) fn failed(&mut self, failure: &Failure) -> Next {
+    pub(super) fn failed(&mut self, failure: &Failure) -> NextStage {
         self.info.route.tally.dial_failed(Reason::from(failure), self.info.dial_ms().is_some());
         let (end, note) = event::failure(&self.info.route, failure);
         self.over(end, note)
@@ -118,7 +118,7 @@ impl Story {
 }
 
 /// Tells that a session is over: counts it, tells subscribers, writes the end event.
-pub fn tell_end(sessions: &Sessions, info: &Arc<Info>, ending: Ending) {
+pub fn tell_end(sessions: &Sessions, info: &Arc<SessionInfo>, ending: SessionEnding) {
     info.route.tally.session_ended(ending.end, (info.counters.up(), info.counters.down()));
     log::emit(event::ended(info, &ending));
     sessions.tell(Happened::Ended(ending), info);

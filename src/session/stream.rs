@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     event,
-    info::Info,
+    info::SessionInfo,
     parked::ParkedStage,
     route::{CallLimits, Lead, Route},
-    stage::{Next, SettingUp, Stage},
+    stage::{NextStage, SettingUp, Stage},
     story::Story,
 };
 use crate::{
@@ -42,7 +42,7 @@ enum Dialled {
 }
 
 /// Dials the upstream, and watches the peer meanwhile.
-pub(super) async fn wait(story: &mut Story, peer: Stream) -> Next {
+pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
     let info = story.info.clone();
     let dialled = tokio::select! {
         biased;
@@ -99,7 +99,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
 }
 
 /// What is left of the time `allowed`: a session that an earlier process accepted has had some of it.
-fn left(info: &Info, allowed: Duration) -> Duration {
+fn left(info: &SessionInfo, allowed: Duration) -> Duration {
     allowed.saturating_sub(info.accepted.elapsed())
 }
 
@@ -126,7 +126,7 @@ async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failu
 }
 
 /// Waits until a set-up has taken all the time that it may.
-async fn set_up_late(info: &Info, allowed: Duration) {
+async fn set_up_late(info: &SessionInfo, allowed: Duration) {
     loop {
         let deadline = info.setup_deadline(allowed);
         if deadline <= Instant::now() {
@@ -137,7 +137,7 @@ async fn set_up_late(info: &Info, allowed: Duration) {
     }
 }
 
-async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
+async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
     let (route, options) = (&info.route, &info.route.options);
     let allowed = options.connect_timeout;
     let at = Mutex::new(None);
@@ -152,7 +152,7 @@ async fn dial_tcp(info: &Info, addr: &HostPort, netns: Option<&Netns>) -> Result
 }
 
 /// Relays between two sockets.
-pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> Next {
+pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage {
     let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
     if let RelayOutcome::Reset { by, .. } = outcome {
         if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
@@ -166,7 +166,7 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> Next {
 }
 
 /// Closes both ends as the outcome asks.
-pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> Next {
+pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> NextStage {
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
@@ -198,7 +198,7 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> N
 
 /// Waits until `side` has what was written to it, so that a reset takes nothing back. A side that acknowledges nothing
 /// more for [`DELIVERY`] has itself to blame.
-pub(super) async fn delivered(relay: &Relay, side: Side, info: &Info) -> Result<(), Why> {
+pub(super) async fn delivered(relay: &Relay, side: Side, info: &SessionInfo) -> Result<(), Why> {
     let (mut left, mut since, mut pause) = (usize::MAX, Instant::now(), Duration::from_millis(1));
     loop {
         let now = relay.undelivered(side);

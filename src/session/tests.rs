@@ -12,14 +12,14 @@ use uuid::Uuid;
 use super::{
     access::Peer,
     event,
-    info::Info,
+    info::SessionInfo,
     permits::Permits,
     route::Routes,
     run::{resume, run},
     sessions::Sessions,
     stage::Stage,
     story::Story,
-    watch::Ending,
+    watch::SessionEnding,
 };
 use crate::{
     dial::qrexec::Client,
@@ -34,11 +34,11 @@ fn sessions() -> Arc<Sessions> {
     Sessions::new(Client { program: "/nonexistent".into(), group: None }).0
 }
 
-fn info() -> Arc<Info> {
+fn info() -> Arc<SessionInfo> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
     let leg = forward.legs.front().clone();
     let route = Routes::new(32).make("uds=/nonexistent".into(), "/listener", leg, forward.options).expect("a route");
-    Arc::new(Info::new(Uuid::new_v4(), Arc::new(route), Peer::Unknown, Duration::ZERO, Counters::default()))
+    Arc::new(SessionInfo::new(Uuid::new_v4(), Arc::new(route), Peer::Unknown, Duration::ZERO, Counters::default()))
 }
 
 /// A relay between two pairs of sockets, and their far ends.
@@ -68,7 +68,7 @@ async fn a_panicking_session_ends_as_panicked_and_the_others_live_on() {
     });
     assert!(task.await.is_err_and(|e| e.is_panic()));
     assert_eq!(sessions.count(), 1, "the one that panicked is gone");
-    let event = event::ended(&doomed, &Ending::new(End::Panicked, ""));
+    let event = event::ended(&doomed, &SessionEnding::new(End::Panicked, ""));
     assert_eq!((event.kind, event.end), (Kind::SessionFailed, Some(End::Panicked)));
 
     peer.write_all(b"still here").expect("it lives");

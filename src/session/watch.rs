@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::info::Info;
+use super::info::SessionInfo;
 use crate::log::End;
 
 /// How many events may wait for one subscriber; further events are left out and counted.
@@ -21,12 +21,12 @@ pub enum Happened {
     /// The session has both its ends.
     Connected,
     /// The session is over.
-    Ended(Ending),
+    Ended(SessionEnding),
 }
 
 /// How a session ended.
 #[derive(Clone, Debug)]
-pub struct Ending {
+pub struct SessionEnding {
     /// END.
     pub end: End,
     /// EXIT_CODE.
@@ -35,7 +35,7 @@ pub struct Ending {
     pub note: String,
 }
 
-impl Ending {
+impl SessionEnding {
     /// An end without an exit code.
     pub fn new(end: End, note: impl Into<String>) -> Self {
         Self { end, exit: None, note: note.into() }
@@ -48,7 +48,7 @@ pub struct Happening {
     /// What happened.
     pub what: Happened,
     /// The session.
-    pub info: Arc<Info>,
+    pub info: Arc<SessionInfo>,
     /// The session's figures at that moment.
     pub figures: Figures,
 }
@@ -68,7 +68,7 @@ pub struct Figures {
 
 impl Figures {
     /// The figures of a session now.
-    pub fn of(info: &Info) -> Self {
+    pub fn of(info: &SessionInfo) -> Self {
         Self { age_ms: info.age_ms(), dial_ms: info.dial_ms(), up: info.counters.up(), down: info.counters.down() }
     }
 }
@@ -110,7 +110,7 @@ impl Watchers {
     }
 
     /// Tells every subscriber what happened to a session.
-    pub(super) fn tell(&self, what: Happened, info: &Arc<Info>) {
+    pub(super) fn tell(&self, what: Happened, info: &Arc<SessionInfo>) {
         if self.count.load(Relaxed) == 0 {
             return;
         }

@@ -94,7 +94,7 @@ pub fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     /// `struct pidfd_info` in its first version, 64 bytes.
     #[repr(C)]
     #[derive(Default)]
-    struct Info {
+    struct ExitInfo {
         mask: u64,
         cgroup: u64,
         /// Process, group, parent, and eight user and group ids.
@@ -104,7 +104,7 @@ pub fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     const EXIT: u64 = 1 << 3;
     /// `_IOWR(0xff, 11, struct pidfd_info)`.
     const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
-    let mut info = Info { mask: EXIT, ..Info::default() };
+    let mut info = ExitInfo { mask: EXIT, ..ExitInfo::default() };
     // SAFETY: the request reads and writes as many bytes as its number says (64), which is the size of `info`.
     if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } < 0 {
         return Err(io::Error::last_os_error());

@@ -42,13 +42,13 @@ pub fn receive<const MAX: usize>(
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
     /// Room for one header and `MAX` descriptors, aligned as a header must be (cmsg(3)).
     #[repr(C)]
-    union Control<const MAX: usize> {
+    union ControlBuffer<const MAX: usize> {
         _align: libc::cmsghdr,
         _header: [u8; 64],
         _room: [RawFd; MAX],
     }
     let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let mut control = [const { std::mem::MaybeUninit::<Control<MAX>>::zeroed() }; 2];
+    let mut control = [const { std::mem::MaybeUninit::<ControlBuffer<MAX>>::zeroed() }; 2];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain old data, for which all zeroes is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -47,7 +47,7 @@ impl Rights {
 
 /// What did not work, and why.
 #[derive(Debug)]
-pub struct Failed {
+pub struct BindFailure {
     /// What.
     pub doing: Doing,
     /// Why.
@@ -77,7 +77,7 @@ pub enum Doing {
     Owner,
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for BindFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doing = match self.doing {
             Doing::Thread => "cannot start a thread",
@@ -94,26 +94,26 @@ impl fmt::Display for Failed {
     }
 }
 
-impl From<Failed> for io::Error {
-    fn from(failed: Failed) -> Self {
+impl From<BindFailure> for io::Error {
+    fn from(failed: BindFailure) -> Self {
         Self::new(failed.error.kind(), failed.to_string())
     }
 }
 
-fn failed<E: Into<io::Error>>(doing: Doing) -> impl FnOnce(E) -> Failed {
-    move |error| Failed { doing, error: error.into() }
+fn failed<E: Into<io::Error>>(doing: Doing) -> impl FnOnce(E) -> BindFailure {
+    move |error| BindFailure { doing, error: error.into() }
 }
 
 /// A stream socket that is bound and does not listen yet.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundSocket {
     /// Non-blocking, close-on-exec.
     pub socket: OwnedFd,
     /// Device and inode of its file.
     pub inode: (u64, u64),
 }
 
-impl Bound {
+impl BoundSocket {
     /// Listens. `backlog` connections may wait; the kernel's limit is net.core.somaxconn.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl Bound {
 ///
 /// # Errors
 /// What did not work. The file that was made is then removed, unless something else is in its place.
-pub fn bind(path: &Path, rights: Rights) -> Result<Bound, Failed> {
+pub fn bind(path: &Path, rights: Rights) -> Result<BoundSocket, BindFailure> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed(Doing::Make))?;
     let address = UnixAddr::new(path).map_err(failed(Doing::Bind))?;
@@ -145,14 +145,14 @@ pub fn bind(path: &Path, rights: Rights) -> Result<Bound, Failed> {
         }
         return Err(e);
     }
-    Ok(Bound { socket: fd, inode })
+    Ok(BoundSocket { socket: fd, inode })
 }
 
 /// Runs `work` in a thread with this umask, without anybody else noticing.
 ///
 /// # Errors
 /// No thread, or none with a umask of its own; then `work` was not done.
-pub fn with_umask<T: Send>(mask: u32, work: impl FnOnce() -> T + Send) -> Result<T, Failed> {
+pub fn with_umask<T: Send>(mask: u32, work: impl FnOnce() -> T + Send) -> Result<T, BindFailure> {
     let alone = || {
         unshare(CloneFlags::CLONE_FS).map_err(failed(Doing::Umask))?;
         umask(Mode::from_bits_truncate(mask));
@@ -178,7 +178,7 @@ pub fn look(path: &Path) -> io::Result<fs::File> {
 ///
 /// # Errors
 /// What did not work.
-pub fn grant(file: &fs::File, rights: Rights) -> Result<(), Failed> {
+pub fn grant(file: &fs::File, rights: Rights) -> Result<(), BindFailure> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     let meta = file.metadata().map_err(failed(Doing::Look))?;
     let chmod = |bits| fs::set_permissions(&name, fs::Permissions::from_mode(bits)).map_err(failed(Doing::Mode));
@@ -230,6 +230,6 @@ mod tests {
         assert_eq!(with_umask(0o777, || mode("within")).expect("a thread"), 0);
         assert_eq!(mode("after"), before);
         let panicked = with_umask(0o777, || panic!("as if something were wrong"));
-        assert_eq!(panicked.map_err(|failed: Failed| failed.doing), Err::<(), _>(Doing::Work));
+        assert_eq!(panicked.map_err(|failed: BindFailure| failed.doing), Err::<(), _>(Doing::Work));
     }
 }

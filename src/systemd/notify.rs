@@ -83,7 +83,7 @@ pub async fn watchdog() {
 
 /// What is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+pub struct ServedCount {
     /// So many are.
     pub served: usize,
     /// Of so many.
@@ -109,7 +109,7 @@ pub async fn status(mut count: watch::Receiver<usize>, mut told: Option<usize>, 
 }
 
 /// The status line of a running service: `2 of 3 listeners, 5 sessions`.
-pub fn line(Count { served, all, forwards }: Count, sessions: usize) -> String {
+pub fn line(ServedCount { served, all, forwards }: ServedCount, sessions: usize) -> String {
     let noun = if forwards { "forward" } else { "listener" };
     let listeners = match (served, all) {
         (1, 1) => format!("1 {noun}"),
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_status_line_says_what_is_not_served() {
-        let count = |served, all, forwards| Count { served, all, forwards };
+        let count = |served, all, forwards| ServedCount { served, all, forwards };
         assert_eq!(line(count(3, 3, false), 5), "3 listeners, 5 sessions");
         assert_eq!(line(count(1, 1, false), 1), "1 listener, 1 session");
         assert_eq!(line(count(2, 3, true), 0), "2 of 3 forwards, 0 sessions");

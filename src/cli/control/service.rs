@@ -15,7 +15,7 @@ use crate::{
     cli::{config::Sources, systemctl, units::Scope},
     control::{
         SOCKET,
-        client::{Client, Failed},
+        client::{CallFailed, ControlConnection},
     },
     log::escape,
     report::{Code, Fatal},
@@ -77,23 +77,32 @@ impl Service {
     }
 
     /// Makes a call, and makes it again while the service restarts.
-    pub(super) fn try_call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Failed> {
+    pub(super) fn try_call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        arguments: &impl Serialize,
+    ) -> Result<T, CallFailed> {
         self.patiently(|client| client.call(method, arguments))
     }
 
     /// Has `call` done by the service, and does it again while the service restarts.
-    pub(super) fn patiently<T>(&self, call: impl Fn(&mut Client) -> Result<T, Failed>) -> Result<T, Failed> {
+    pub(super) fn patiently<T>(
+        &self,
+        call: impl Fn(&mut ControlConnection) -> Result<T, CallFailed>,
+    ) -> Result<T, CallFailed> {
         let deadline = Instant::now() + RESTART;
         loop {
-            let failed = match Client::connect(&self.socket).and_then(|mut client| call(&mut client)) {
+            let failed = match ControlConnection::connect(&self.socket).and_then(|mut client| call(&mut client)) {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
             let passing = match &failed {
-                Failed::Connect(e) => matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused),
-                Failed::Cut => true,
-                Failed::Refused(name, _) => name == "Stopping",
-                Failed::Strange(_) => false,
+                CallFailed::Connect(e) => {
+                    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+                }
+                CallFailed::Cut => true,
+                CallFailed::Refused(name, _) => name == "Stopping",
+                CallFailed::Strange(_) => false,
             };
             if !passing || Instant::now() > deadline || !self.restarts() {
                 return Err(failed);
@@ -120,13 +129,13 @@ impl Service {
     }
 
     /// What to tell the user.
-    pub(super) fn failure(&self, failed: Failed) -> Fatal {
+    pub(super) fn failure(&self, failed: CallFailed) -> Fatal {
         let (path, flag) = (self.socket.display(), self.scope.flag());
         let program = self.program.name;
         match failed {
             failed if failed.is_forbidden() => Fatal::new(Code::Permission, format!("{path}: {failed}"))
                 .hint("only the user whom the service runs as and root may ask it"),
-            Failed::Connect(e) => {
+            CallFailed::Connect(e) => {
                 let other = match self.scope {
                     Scope::User => format!("; for the system's service: {program} … --system"),
                     Scope::System => String::new(),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     control::{
         api::{self, Happened},
-        client::{Client, Failed},
+        client::{CallFailed, ControlConnection},
         who,
     },
     report::{Code, Fatal},
@@ -58,7 +58,7 @@ pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<
 /// Looks for processes that the service may not see. It is held to few capabilities, and whoever asks is often root.
 fn look_further(sessions: &mut [api::Session]) {
     let mut unknown: Vec<&mut api::Session> = sessions.iter_mut().filter(|s| s.process.is_none()).collect();
-    let wanted: Vec<_> = unknown.iter().map(|session| who::Wanted::told(session)).collect();
+    let wanted: Vec<_> = unknown.iter().map(|session| who::PeerQuery::told(session)).collect();
     let found = who::look_up(&wanted);
     unknown.iter_mut().zip(found).for_each(|(session, process)| session.process = process);
 }
@@ -120,7 +120,7 @@ pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Fatal> {
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);
     loop {
         let mut readers_gone = false;
-        let watched = Client::connect(&service.socket).and_then(|mut client| {
+        let watched = ControlConnection::connect(&service.socket).and_then(|mut client| {
             client.each("Watch", &serde_json::json!({}), |event: api::Event| {
                 deadline = Instant::now() + RESTART;
                 first = false;
@@ -132,10 +132,10 @@ pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Fatal> {
         match watched {
             _ if readers_gone => return Ok(ExitCode::SUCCESS),
             Ok(()) => {}
-            Err(failed @ Failed::Connect(_)) if first || Instant::now() > deadline || !service.restarts() => {
+            Err(failed @ CallFailed::Connect(_)) if first || Instant::now() > deadline || !service.restarts() => {
                 return Err(service.failure(failed));
             }
-            Err(Failed::Connect(_) | Failed::Cut) => {}
+            Err(CallFailed::Connect(_) | CallFailed::Cut) => {}
             Err(failed) => return Err(Fatal::new(Code::Failure, failed)),
         }
         sleep(PAUSE);

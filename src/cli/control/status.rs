@@ -18,7 +18,7 @@ use crate::{
         systemctl,
         units::{self, Found},
     },
-    control::{api, client::Failed},
+    control::{api, client::CallFailed},
     log::escape,
     report::{Code, Fatal},
     spec::{Config, Forward, Listen, SocketKind},
@@ -194,8 +194,8 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Fatal> {
     };
     let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
         Ok(live) => (Some(live), None),
-        Err(Failed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
-        Err(failed @ Failed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
+        Err(CallFailed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
+        Err(failed @ CallFailed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
     let active = systemctl::show(service.scope, &["ActiveState"], &[service.unit()])

@@ -7,7 +7,7 @@ use std::{fmt, io, net::SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use unix::Claim;
+pub use unix::SocketClaim;
 
 use crate::{
     activation::{self, Local},
@@ -27,21 +27,21 @@ pub struct Bound {
     /// Its address.
     pub local: Local,
     /// What it made in the file system.
-    pub claim: Option<Claim>,
+    pub claim: Option<SocketClaim>,
     /// The namespace it is in, when that is not our own.
     pub netns: Option<Id>,
 }
 
 /// Why a socket is not there.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum BindTrouble {
     /// The namespace is not there, or not yet.
     NoNamespace(String),
     /// Anything else.
     Failed(String),
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for BindTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::NoNamespace(why) | Self::Failed(why)) = self;
         f.write_str(why)
@@ -51,12 +51,12 @@ impl fmt::Display for Trouble {
 /// Binds what a leg listens on, which is not inherited.
 ///
 /// # Errors
-/// See [`Trouble`].
-pub fn bind(listen: &Listen) -> Result<Bound, Trouble> {
+/// See [`BindTrouble`].
+pub fn bind(listen: &Listen) -> Result<Bound, BindTrouble> {
     match listen {
-        Listen::Inherited => Err(Trouble::Failed("systemd has to pass its socket".to_owned())),
+        Listen::Inherited => Err(BindTrouble::Failed("systemd has to pass its socket".to_owned())),
         Listen::Unix { addr, rights, backlog } => {
-            let (socket, claim) = unix::bind(addr, rights, *backlog).map_err(Trouble::Failed)?;
+            let (socket, claim) = unix::bind(addr, rights, *backlog).map_err(BindTrouble::Failed)?;
             let local = Local::Unix(addr.to_string());
             Ok(Bound { socket: activation::Socket::Unix(socket), local, claim, netns: None })
         }
@@ -93,19 +93,19 @@ fn make(
     netns: Option<&Netns>,
     kind: Type,
     protocol: Protocol,
-) -> Result<(Socket, Option<Id>), Trouble> {
+) -> Result<(Socket, Option<Id>), BindTrouble> {
     let (domain, kind) = (Domain::for_address(addr), kind.nonblocking().cloexec());
     match netns {
         None => {
             let socket = Socket::new(domain, kind, Some(protocol));
-            socket.map(|socket| (socket, None)).map_err(|e| Trouble::Failed(format!("cannot make a socket: {e}")))
+            socket.map(|socket| (socket, None)).map_err(|e| BindTrouble::Failed(format!("cannot make a socket: {e}")))
         }
         Some(netns) => match netns::socket_blocking(netns, domain, kind, protocol) {
             Ok((socket, place)) => Ok((socket, Some(place.id))),
             Err(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) => {
-                Err(Trouble::NoNamespace(trouble.to_string()))
+                Err(BindTrouble::NoNamespace(trouble.to_string()))
             }
-            Err(trouble) => Err(Trouble::Failed(trouble.to_string())),
+            Err(trouble) => Err(BindTrouble::Failed(trouble.to_string())),
         },
     }
 }
@@ -122,7 +122,7 @@ fn place(socket: &Socket, addr: SocketAddr, foreign: bool) -> io::Result<()> {
     socket.bind(&addr.into())
 }
 
-fn refused(addr: SocketAddr, netns: Option<&Netns>, error: &io::Error) -> Trouble {
+fn refused(addr: SocketAddr, netns: Option<&Netns>, error: &io::Error) -> BindTrouble {
     let place = netns.map(|netns| format!(" in {netns}")).unwrap_or_default();
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "; `ss -lntup` shows who has it",
@@ -133,5 +133,5 @@ fn refused(addr: SocketAddr, netns: Option<&Netns>, error: &io::Error) -> Troubl
         }
         _ => "",
     };
-    Trouble::Failed(format!("cannot listen on {addr}{place}: {error}{hint}"))
+    BindTrouble::Failed(format!("cannot listen on {addr}{place}: {error}{hint}"))
 }

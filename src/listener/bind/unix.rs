@@ -41,13 +41,13 @@ use crate::{
     spec::{Account, FileMode, Owner, UnixAddr, UnixRights},
     sys::{
         self, proc,
-        socket_file::{self, Doing, Failed, Rights as Granted, look},
+        socket_file::{self, BindFailure, Doing, Rights as Granted, look},
     },
 };
 
 /// The socket file that is ours, and the lock that says so. Dropped, both files are removed; released, they stay.
 #[derive(Debug)]
-pub struct Claim {
+pub struct SocketClaim {
     path: PathBuf,
     /// Device and inode of the socket file.
     inode: (u64, u64),
@@ -63,7 +63,7 @@ pub fn bind(
     addr: &UnixAddr,
     rights: &UnixRights,
     backlog: NonZeroU32,
-) -> Result<(UnixListener, Option<Claim>), String> {
+) -> Result<(UnixListener, Option<SocketClaim>), String> {
     let (socket, claim) = match addr {
         UnixAddr::Abstract(name) => {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -76,7 +76,7 @@ pub fn bind(
         }
         UnixAddr::Path(path) => {
             // Directories and the lock, too, get no more rights than their modes say.
-            let made = socket_file::with_umask(0o077, || Claim::make(path, rights));
+            let made = socket_file::with_umask(0o077, || SocketClaim::make(path, rights));
             let (socket, claim) = made.map_err(|e| told(&e, &show(path), rights.mode))??;
             (socket, Some(claim))
         }
@@ -85,7 +85,7 @@ pub fn bind(
     Ok((UnixListener::from(socket), claim))
 }
 
-impl Claim {
+impl SocketClaim {
     /// Locks the path, clears it of a dead socket and binds one there with its rights; it does not listen yet.
     fn make(path: &Path, rights: &UnixRights) -> Result<(OwnedFd, Self), String> {
         let owner = ids(rights.owner.as_ref())?;
@@ -138,7 +138,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for SocketClaim {
     fn drop(&mut self) {
         let Some(_lock) = &self.lock else { return };
         let ours =
@@ -266,7 +266,7 @@ fn grant(file: &fs::File, at: &str, mode: FileMode, owner: Ids) -> Result<(), St
 }
 
 /// What to tell of a file that could not be made or given its mode.
-fn told(failed: &Failed, at: &str, mode: FileMode) -> String {
+fn told(failed: &BindFailure, at: &str, mode: FileMode) -> String {
     let error = &failed.error;
     let errno = error.raw_os_error().map(Errno::from_raw);
     let desc = errno.map_or_else(|| error.to_string(), |errno| errno.desc().to_owned());
