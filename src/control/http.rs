@@ -25,6 +25,8 @@ pub const UPSTREAM: &str = "the metrics of this service";
 const CLIENTS: usize = 8;
 /// The head of a request is not longer, in bytes.
 const HEAD: usize = 8 << 10;
+/// A request has no more header fields.
+const HEADERS: usize = 64;
 /// A scrape takes no longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Waits for no content that a request may have had, but lets a client that sent some read its answer.
@@ -78,21 +80,18 @@ pub async fn serve(socket: Socket, subject: Subject) {
 
 async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io::Result<()> {
     let mut head = Vec::new();
-    let end = loop {
-        if let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
-            break Some(end);
-        }
-        if head.len() > HEAD {
-            break None;
-        }
+    let request = loop {
         let mut chunk = [0; 1024];
         match stream.read(&mut chunk).await? {
             0 => return Ok(()),
             n => head.extend_from_slice(&chunk[..n]),
         }
+        match ScrapeRequest::read(&head) {
+            None if head.len() <= HEAD => {}
+            request => break request,
+        }
     };
-    let head = end.map(|end| String::from_utf8_lossy(&head[..end]).into_owned());
-    let reply = match head.as_deref().map(asked) {
+    let reply = match request {
         Some(ScrapeRequest::Metrics(format, whole)) => {
             let kind = match format {
                 Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -115,7 +114,7 @@ async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io
     Ok(())
 }
 
-/// What a head asks for.
+/// What the head of a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum ScrapeRequest {
     /// Metrics in a format; the text itself or only its head.
@@ -124,34 +123,39 @@ enum ScrapeRequest {
     NotFound,
     /// Another method.
     MethodNotAllowed,
-    /// No request line.
+    /// No request of HTTP/1.0 or HTTP/1.1.
     BadRequest,
 }
 
-fn asked(head: &str) -> ScrapeRequest {
-    let mut lines = head.split("\r\n");
-    let mut words = lines.next().unwrap_or_default().split(' ');
-    let (method, target, version) = (words.next(), words.next(), words.next());
-    let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) = (method, target, version, words.next())
-    else {
-        return ScrapeRequest::BadRequest;
-    };
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
-    if path != "/metrics" {
-        return ScrapeRequest::NotFound;
+impl ScrapeRequest {
+    /// Reads a head; `None` when it is not whole yet.
+    fn read(head: &[u8]) -> Option<Self> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        match request.parse(head) {
+            Ok(status) if status.is_partial() => return None,
+            Ok(_) => {}
+            Err(_) => return Some(Self::BadRequest),
+        }
+        let target = request.path.unwrap_or_default();
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        let format = if accepts_open_metrics(request.headers) { Format::OpenMetrics } else { Format::Prometheus };
+        Some(match request.method {
+            _ if path != "/metrics" => Self::NotFound,
+            Some("GET") => Self::Metrics(format, true),
+            Some("HEAD") => Self::Metrics(format, false),
+            _ => Self::MethodNotAllowed,
+        })
     }
-    let accepts = lines.filter_map(|line| line.split_once(':')).filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
-    // Whoever names it can read it; what Prometheus prefers among those is what it names first.
-    let open = accepts.flat_map(|(_, value)| value.split(',')).any(|kind| {
-        let kind = kind.split(';').next().unwrap_or_default();
-        kind.trim().eq_ignore_ascii_case("application/openmetrics-text")
-    });
-    let format = if open { Format::OpenMetrics } else { Format::Prometheus };
-    match method {
-        "GET" => ScrapeRequest::Metrics(format, true),
-        "HEAD" => ScrapeRequest::Metrics(format, false),
-        _ => ScrapeRequest::MethodNotAllowed,
-    }
+}
+
+/// Whether the scraper can read OpenMetrics: Prometheus names first the format that it prefers among those it can read.
+fn accepts_open_metrics(headers: &[httparse::Header<'_>]) -> bool {
+    let accepts = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("accept"));
+    accepts.flat_map(|header| header.value.split(|b| *b == b',')).any(|kind| {
+        let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/openmetrics-text")
+    })
 }
 
 fn response(status: &str, kind: &str, text: &str, whole: bool) -> String {
@@ -164,23 +168,30 @@ fn response(status: &str, kind: &str, text: &str, whole: bool) -> String {
 mod tests {
     use super::*;
 
+    fn read(head: &str) -> Option<ScrapeRequest> {
+        ScrapeRequest::read(format!("{head}\r\n\r\n").as_bytes())
+    }
+
     #[test]
     fn the_format_is_what_the_scraper_says_it_can_read() {
-        let get = |rest: &str| asked(&format!("GET /metrics HTTP/1.1\r\nHost: x{rest}"));
-        assert_eq!(get(""), ScrapeRequest::Metrics(Format::Prometheus, true));
-        assert_eq!(get("\r\nAccept: */*"), ScrapeRequest::Metrics(Format::Prometheus, true));
+        let get = |rest: &str| read(&format!("GET /metrics HTTP/1.1\r\nHost: x{rest}"));
+        assert_eq!(get(""), Some(ScrapeRequest::Metrics(Format::Prometheus, true)));
+        assert_eq!(get("\r\nAccept: */*"), Some(ScrapeRequest::Metrics(Format::Prometheus, true)));
         let prometheus = "\r\naccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2,*/*;q=0.1";
-        assert_eq!(get(prometheus), ScrapeRequest::Metrics(Format::OpenMetrics, true));
+        assert_eq!(get(prometheus), Some(ScrapeRequest::Metrics(Format::OpenMetrics, true)));
     }
 
     #[test]
     fn other_requests_are_told_apart() {
-        assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0"), ScrapeRequest::Metrics(Format::Prometheus, false));
-        assert_eq!(asked("GET / HTTP/1.1"), ScrapeRequest::NotFound);
-        assert_eq!(asked("POST /metrics HTTP/1.1"), ScrapeRequest::MethodNotAllowed);
-        for nonsense in ["", "GET", "GET /metrics", "GET /metrics HTTP/2", "GET  /metrics HTTP/1.1", "\u{16}\u{3}\u{1}"]
-        {
-            assert_eq!(asked(nonsense), ScrapeRequest::BadRequest, "{nonsense:?}");
+        assert_eq!(read("HEAD /metrics?x=1 HTTP/1.0"), Some(ScrapeRequest::Metrics(Format::Prometheus, false)));
+        assert_eq!(read("GET / HTTP/1.1"), Some(ScrapeRequest::NotFound));
+        assert_eq!(read("POST /metrics HTTP/1.1"), Some(ScrapeRequest::MethodNotAllowed));
+        let many = format!("GET /metrics HTTP/1.1{}", "\r\na: b".repeat(HEADERS + 1));
+        for nonsense in ["GET", "GET /metrics", "GET /metrics HTTP/2", "\u{16}\u{3}\u{1}", &many] {
+            assert_eq!(read(nonsense), Some(ScrapeRequest::BadRequest), "{nonsense:?}");
+        }
+        for part in ["", "GET /met", "GET /metrics HTTP/1.1\r\nHost: x\r\n"] {
+            assert_eq!(ScrapeRequest::read(part.as_bytes()), None, "{part:?}");
         }
     }
 }
