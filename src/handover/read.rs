@@ -28,6 +28,7 @@ use crate::{
     },
     session::{ParkedPeer, ParkedStage, Peer, abandon},
     stream::{Stream, StreamKind},
+    sys::lock,
 };
 
 /// What the previous process gave.
@@ -103,10 +104,7 @@ pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
     }
     let mut own = 0;
     for line in &sessions.lines {
-        match listeners::read(
-            &sessions.bytes[line.clone()],
-            &mut sessions.fds.lock().unwrap_or_else(PoisonError::into_inner),
-        ) {
+        match listeners::read(&sessions.bytes[line.clone()], &mut lock(&sessions.fds)) {
             Some(Ok(handed)) => taken.listeners.push(handed),
             Some(Err(why)) => {
                 let what = "a listener of the previous process".to_owned();
@@ -198,7 +196,7 @@ impl Records {
 
     /// Takes descriptors for a record: all that it names, or none.
     fn claim(&self, (first, count): (usize, usize)) -> Result<Vec<OwnedFd>, String> {
-        let mut fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fds = lock(&self.fds);
         let mine = first.checked_add(count).and_then(|end| fds.get_mut(first..end));
         let mine = mine.ok_or("its descriptors did not come")?;
         if mine.iter().any(Option::is_none) {

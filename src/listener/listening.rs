@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -14,7 +14,8 @@ use crate::{
     relay::datagram,
     session::{Flows, Route},
     spec::SocketKind,
-    stream, sys,
+    stream,
+    sys::{self, lock},
 };
 
 /// A listener that is served.
@@ -100,12 +101,12 @@ impl ServedListener {
 
     /// The route that new sessions take.
     pub fn route(&self) -> Arc<Route> {
-        self.route.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.route).clone()
     }
 
     /// Gives new sessions another route.
     pub fn set_route(&self, route: Arc<Route>) {
-        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+        *lock(&self.route) = route;
     }
 }
 

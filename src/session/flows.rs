@@ -10,7 +10,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -28,7 +28,7 @@ use crate::{
         Why,
         datagram::{self, Asked},
     },
-    sys,
+    sys::{self, lock},
 };
 
 /// Datagrams brought back in one go, before a flow's task lets others run.
@@ -77,7 +77,7 @@ impl Flows {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Asked, Arc<Flow>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// The flow of a peer.
@@ -189,7 +189,7 @@ impl Flow {
         match self.upstream.get() {
             Some(upstream) => self.send(upstream, bytes),
             None => {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = lock(&self.waiting);
                 match self.upstream.get() {
                     Some(upstream) => self.send(upstream, bytes), // just now
                     None if waiting.len() < WAITING => waiting.push(bytes.to_vec()),
@@ -212,7 +212,7 @@ impl Flow {
     /// The flow has its upstream now; datagrams that waited for it go first.
     pub(super) fn connected(&self, upstream: OwnedFd) -> io::Result<()> {
         let upstream = sys::register(upstream, Interest::READABLE)?;
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         let upstream = self.upstream.get_or_init(|| upstream);
         std::mem::take(&mut *waiting).iter().for_each(|bytes| self.send(upstream, bytes));
         Ok(())

@@ -1,7 +1,7 @@
 //! Where the connections of one listener go, and under which conditions.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     },
     log::{Event, Kind, emit},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
+    sys::lock,
 };
 
 /// A listener's forward, resolved: everything a session needs to know.
@@ -211,7 +212,7 @@ impl Route {
     /// Notes in `at` that a dial goes through this namespace, and tells when it is another than before.
     pub fn entered(&self, place: Namespace, at: &Mutex<Option<Namespace>>) {
         let id = place.id;
-        *at.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        *lock(at) = Some(place);
         if self.entered.swap(id.inode, Relaxed) != id.inode {
             let text = format!("{} leads to {}, which is {id} now", self.listener, self.upstream_text);
             emit(self.event(Kind::ListenerServing, text));

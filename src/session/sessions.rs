@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
     parked::ParkedSession,
     watch::{Happened, Watchers, Watching},
 };
-use crate::{dial::qrexec::Client, relay::Why};
+use crate::{dial::qrexec::Client, relay::Why, sys::lock};
 
 /// The registry of sessions, with everything that sessions have in common.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Sessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<SessionInfo>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.live)
     }
 
     /// The number of sessions.

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{dial::Failure, log::End, proto::qrexec::SetUp};
+use crate::{dial::Failure, log::End, proto::qrexec::SetUp, sys::lock};
 
 /// Upper bounds of the buckets of dial times, in milliseconds: from a local socket to an `ask` prompt that somebody has
 /// to walk to.
@@ -282,7 +282,7 @@ pub struct Counts {
 
 impl Tallies {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Tally>>> {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.of)
     }
 
     /// That of the listener with this address.

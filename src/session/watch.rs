@@ -1,14 +1,14 @@
 //! Subscribers to what happens to sessions. While there are none, an event costs one load.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::info::SessionInfo;
-use crate::log::End;
+use crate::{log::End, sys::lock};
 
 /// How many events may wait for one subscriber; further events are left out and counted.
 const QUEUE: usize = 1024;
@@ -96,7 +96,7 @@ pub struct Watching {
 
 impl Watchers {
     fn lock(&self) -> MutexGuard<'_, Vec<Watcher>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 
     /// Adds a subscriber.

@@ -3,9 +3,11 @@
 //!
 //! The soft limit, into which accept(2), dials and calls run, is held a little below the hard one (setrlimit(2)).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::sys::lock;
 
 /// Enough for the handover: a pair, a memfd, the pipe and the socket of a notification; and as many for a program
 /// that is started.
@@ -18,12 +20,8 @@ static IN_USE: Mutex<bool> = Mutex::new(false);
 /// Allows as many descriptors as may be, but for those kept back. A session takes two to six, and the soft limit is
 /// often 1024.
 pub fn keep() {
-    *lock() = true;
+    *lock(&IN_USE) = true;
     lower();
-}
-
-fn lock() -> MutexGuard<'static, bool> {
-    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn lower() {
@@ -46,7 +44,7 @@ pub struct Headroom {
 impl Headroom {
     /// Waits until nobody else uses it.
     pub fn take() -> Self {
-        let alone = lock();
+        let alone = lock(&IN_USE);
         if *alone {
             limit(|hard| hard);
         }

@@ -16,7 +16,7 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{log::Reminder, spec::Call};
+use crate::{log::Reminder, spec::Call, sys::lock};
 
 /// A set-up that takes longer waits for a person or a qube's start.
 pub const UNDECIDED: Duration = Duration::from_secs(2);
@@ -279,11 +279,6 @@ impl Drop for Ticket {
         drop(state);
         self.gate.changed.notify_waiters();
     }
-}
-
-/// A session that panicked while it held the lock left plain counters behind, not broken ones.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
