@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::{
     listeners,
     record::{
-        ChildRecord, Direction, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord, SocketKind,
-        Stage, VERSION,
+        ChildRecord, Direction, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord, Stage,
+        VERSION, stream_kind,
     },
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
         datagram::{Asked, Destination},
     },
     session::{ParkedPeer, ParkedStage, abandon},
+    spec::SocketKind,
     stream::{Stream, StreamKind},
 };
 
@@ -274,7 +275,7 @@ impl Reader<'_> {
     }
 
     fn peer(&mut self, kind: SocketKind) -> Result<ParkedPeer, String> {
-        Ok(ParkedPeer { kind: kind.into(), fd: self.fd()? })
+        Ok(ParkedPeer { kind: stream_kind(kind)?, fd: self.fd()? })
     }
 
     fn helper(&mut self, record: &ChildRecord) -> Result<Helper, String> {
@@ -286,7 +287,7 @@ impl Reader<'_> {
 
     fn end(&mut self, record: &EndRecord) -> Result<ParkedEnd, String> {
         Ok(match record {
-            EndRecord::Socket(kind) => ParkedEnd::Socket((*kind).into(), self.fd()?),
+            EndRecord::Socket(kind) => ParkedEnd::Socket(stream_kind(*kind)?, self.fd()?),
             EndRecord::Pipes { from, to } => ParkedEnd::Pipes { from: self.fd_if(*from)?, to: self.fd_if(*to)? },
         })
     }
