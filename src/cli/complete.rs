@@ -44,7 +44,7 @@ fn with_candidates(command: clap::Command) -> clap::Command {
     told.mut_subcommands(with_candidates)
 }
 
-fn found() -> impl Iterator<Item = (Scope, units::Found)> {
+fn found() -> impl Iterator<Item = (Scope, units::FoundUnit)> {
     let scopes = [Scope::User, Scope::System].into_iter();
     scopes.flat_map(|scope| units::find(&scope.search_path(), &PREFIXES).into_iter().map(move |found| (scope, found)))
 }

@@ -38,7 +38,7 @@ pub(in crate::cli) struct Program {
 }
 
 /// Which service is asked; a program that has only one has no options for that.
-pub(in crate::cli) trait Place: Args {
+pub(in crate::cli) trait WhichService: Args {
     /// Whose it is.
     fn scope(&self) -> Scope;
     /// Where its control socket is, if not in its usual place.
@@ -47,7 +47,7 @@ pub(in crate::cli) trait Place: Args {
 
 /// A service to ask.
 #[derive(Debug)]
-pub(super) struct Service {
+pub(super) struct AskedService {
     pub(super) program: Program,
     /// Whose it is.
     pub(super) scope: Scope,
@@ -57,9 +57,9 @@ pub(super) struct Service {
     pub(super) usual: bool,
 }
 
-impl Service {
+impl AskedService {
     /// The service of `program` that is meant.
-    pub(super) fn new(program: Program, place: &impl Place) -> Self {
+    pub(super) fn new(program: Program, place: &impl WhichService) -> Self {
         let scope = place.scope();
         let runtime = match scope {
             Scope::System => PathBuf::from("/run"),
