@@ -146,7 +146,7 @@ pub fn main() -> ExitCode {
         let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
         return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
     }
-    complete::answer(command);
+    complete::answer(CONTROLLED, Scope::User, command);
     let arguments = ConnectArguments::parse();
     let result = match arguments.command.unwrap_or(ConnectCommand::Serve(arguments.serve)) {
         ConnectCommand::Serve(options) => serve(options),

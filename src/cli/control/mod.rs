@@ -17,7 +17,7 @@ use crate::{
     report::Fatal,
 };
 use service::{AskedService, each, print};
-pub(super) use service::{Program, WhichService};
+pub(super) use service::{Program, WhichService, socket_path};
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]

@@ -123,7 +123,7 @@ pub fn command() -> clap::Command {
 
 /// Runs `pfwd`.
 pub fn main() -> ExitCode {
-    complete::answer(command);
+    complete::answer(CONTROLLED, Scope::System, command);
     let arguments = PfwdArguments::parse();
     report::end(PROGRAM, run(arguments))
 }
