@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::units::{self, Found, Scope};
+use super::units::{self, FoundUnit, Scope};
 use crate::{
     report::{Code, Fatal},
     spec::{PREFIXES, unit::repair},
@@ -39,7 +39,7 @@ pub(super) fn run(normal: Option<PathBuf>, scope: Scope) -> Result<ExitCode, Fat
 }
 
 /// What a unit lacks: file names and texts.
-fn drop_ins(found: &Found) -> Vec<(&'static str, String)> {
+fn drop_ins(found: &FoundUnit) -> Vec<(&'static str, String)> {
     let mut files = Vec::new();
     if !found.has_install {
         files.push(("10-install.conf", "[Install]\nWantedBy=sockets.target\n".to_owned()));

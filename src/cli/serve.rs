@@ -21,7 +21,7 @@ const DESERTED: u8 = 75;
 const WORKERS: usize = 16;
 
 /// What a program wants of the service.
-pub(super) struct Options {
+pub(super) struct ServeOptions {
     /// Its name, for messages and the journal.
     pub(super) program: &'static str,
     /// Where its configuration comes from.
@@ -46,7 +46,7 @@ pub(super) struct Options {
 ///
 /// # Errors
 /// Nothing to serve, a configuration that cannot be used, no runtime.
-pub(super) fn run(options: Options) -> Result<ExitCode, Fatal> {
+pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
     let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();

@@ -10,9 +10,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The properties of one unit, in systemd's order; some come several times.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shown(Vec<(String, String)>);
+pub(super) struct ShownUnit(Vec<(String, String)>);
 
-impl Shown {
+impl ShownUnit {
     /// A property's only or last value, when it is not empty.
     pub(super) fn last(&self, key: &str) -> Option<String> {
         self.all(key).last().filter(|value| !value.is_empty()).map(str::to_owned)
@@ -34,7 +34,7 @@ impl Shown {
 }
 
 /// These properties of these units, in the same order; `None` where systemd does not answer.
-pub(super) fn show(scope: Scope, properties: &[&str], units: &[String]) -> Option<Vec<Shown>> {
+pub(super) fn show(scope: Scope, properties: &[&str], units: &[String]) -> Option<Vec<ShownUnit>> {
     if units.is_empty() {
         return Some(Vec::new());
     }
@@ -46,9 +46,9 @@ pub(super) fn show(scope: Scope, properties: &[&str], units: &[String]) -> Optio
     (shown.len() == units.len()).then_some(shown)
 }
 
-fn read(text: &str) -> Shown {
+fn read(text: &str) -> ShownUnit {
     let lines = text.lines().filter_map(|line| line.split_once('='));
-    Shown(lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    ShownUnit(lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
 }
 
 /// The socket units with this prefix that systemd has loaded; instances of templates are among them.

@@ -123,7 +123,7 @@ fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
 
 /// A unit that was found.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct FoundUnit {
     /// Its name.
     pub(super) name: String,
     /// Where its main file is.
@@ -136,7 +136,7 @@ pub(super) struct Found {
 }
 
 /// The units called `PREFIX*.socket`, by name. Masked ones are left out.
-pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<Found> {
+pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<FoundUnit> {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for dir in path {
         for name in entries(dir) {
@@ -153,7 +153,7 @@ pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<Found> {
 ///
 /// # Errors
 /// When there is none, or it is masked.
-pub(super) fn find_one(path: &[PathBuf], unit: &str) -> io::Result<Found> {
+pub(super) fn find_one(path: &[PathBuf], unit: &str) -> io::Result<FoundUnit> {
     let file = if unit.contains('/') {
         Some(PathBuf::from(unit)).filter(|file| file.exists())
     } else {
@@ -165,7 +165,7 @@ pub(super) fn find_one(path: &[PathBuf], unit: &str) -> io::Result<Found> {
 }
 
 /// Reads a unit with its drop-ins. A masked one (a link to /dev/null, or an empty file) is none.
-fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<Found> {
+fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<FoundUnit> {
     let text = read(&file).ok().filter(|text| !text.is_empty())?;
     let mut unit = Unit::parse(&file.to_string_lossy(), &text);
     let mut has_install = unit.has_install();
@@ -175,7 +175,7 @@ fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<Found> {
         has_install |= exact && Unit::parse(&drop_in, &text).has_install();
         unit.overlay(&drop_in, &text);
     }
-    Some(Found { name, path: file, unit, has_install })
+    Some(FoundUnit { name, path: file, unit, has_install })
 }
 
 /// The drop-ins of a unit in the order in which systemd reads them, and whether each is of its very name (or, for an

@@ -4,22 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::SocketKind;
+
 /// The interface's name.
 pub const INTERFACE: &str = "org.qrexec-connect.Control";
 /// Its description in Varlink's own language.
 pub const DESCRIPTION: &str = include_str!("org.qrexec-connect.Control.varlink");
-
-/// The kinds of listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// TCP.
-    Tcp,
-    /// UNIX stream.
-    Unix,
-    /// UDP.
-    Udp,
-}
 
 /// What a listener does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +31,8 @@ pub struct Listener {
     /// What the log calls LISTENER.
     pub address: String,
     /// Which kind of socket; none where it is none that could be served.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<Kind>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub kind: Option<SocketKind>,
     /// Its fd name or label; may be empty.
     pub name: String,
     /// Where it leads; empty where its name means nothing.
@@ -289,5 +279,58 @@ impl Refusal {
                 ("org.varlink.service.MethodNotFound".to_owned(), json!({ "method": method }))
             }
         }
+    }
+}
+
+/// A kind of socket in lower case: `tcp`, `unix`, `udp`.
+mod lowercase {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    use crate::spec::SocketKind;
+
+    const NAMES: [&str; 3] = ["tcp", "unix", "udp"];
+    const KINDS: [SocketKind; 3] = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp];
+
+    #[allow(clippy::ref_option)] // the signature that serde asks for
+    pub fn serialize<S: Serializer>(kind: &Option<SocketKind>, serializer: S) -> Result<S::Ok, S::Error> {
+        kind.map(|kind| kind.to_string().to_lowercase()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketKind>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let known = NAMES.iter().zip(KINDS).find(|(name, _)| **name == text);
+        known.map(|(_, kind)| Some(kind)).ok_or_else(|| D::Error::unknown_variant(&text, &NAMES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_kind_of_socket_is_written_in_lower_case_or_not_at_all() {
+        let listener = |kind: Value| {
+            let mut text = json!({
+                "address": "a", "name": "", "upstream": "", "state": "serving", "sessions": 0, "max_sessions": 1
+            });
+            if !kind.is_null() {
+                text["kind"] = kind;
+            }
+            text
+        };
+        for (text, kind) in [
+            (json!("tcp"), Some(SocketKind::Tcp)),
+            (json!("unix"), Some(SocketKind::Unix)),
+            (json!("udp"), Some(SocketKind::Udp)),
+            (Value::Null, None),
+        ] {
+            let read: Listener = serde_json::from_value(listener(text.clone())).expect("a listener");
+            assert_eq!(read.kind, kind);
+            assert_eq!(serde_json::to_value(&read).expect("JSON"), listener(text));
+        }
+        let refused = serde_json::from_value::<Listener>(listener(json!("Tcp"))).expect_err("no such kind");
+        assert_eq!(refused.to_string(), "unknown variant `Tcp`, expected one of `tcp`, `unix`, `udp`");
     }
 }

@@ -57,7 +57,7 @@ pub fn listener(listening: &ServedListener, name: &str, sessions: &HashMap<Arc<s
     let load = sessions.get(&route.listener).copied().unwrap_or_default();
     api::Listener {
         address: route.listener.to_string(),
-        kind: Some(kind(listening.kind())),
+        kind: Some(listening.kind()),
         name: escape(name.as_bytes()),
         upstream: route.upstream_text.to_string(),
         state: if route.tally.paused() { api::State::Paused } else { api::State::Serving },
@@ -83,7 +83,7 @@ pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     };
     let why = post.trouble().unwrap_or_default();
     let upstream = post.upstream();
-    api::Listener { upstream, ..troubled(&post.address(), Some(kind(post.kind())), post.label(), state, why) }
+    api::Listener { upstream, ..troubled(&post.address(), Some(post.kind()), post.label(), state, why) }
 }
 
 /// What happened to a session.
@@ -113,7 +113,7 @@ pub fn event(event: api::Happened) -> api::Event {
 }
 
 /// A listener that is not served.
-pub fn troubled(address: &str, kind: Option<api::Kind>, name: &str, state: api::State, why: &str) -> api::Listener {
+pub fn troubled(address: &str, kind: Option<SocketKind>, name: &str, state: api::State, why: &str) -> api::Listener {
     api::Listener {
         address: address.to_owned(),
         kind,
@@ -125,14 +125,5 @@ pub fn troubled(address: &str, kind: Option<api::Kind>, name: &str, state: api::
         max_sessions: 0,
         waiting: None,
         queued: None,
-    }
-}
-
-/// A socket's kind.
-pub fn kind(kind: SocketKind) -> api::Kind {
-    match kind {
-        SocketKind::Tcp => api::Kind::Tcp,
-        SocketKind::Unix => api::Kind::Unix,
-        SocketKind::Udp => api::Kind::Udp,
     }
 }

@@ -1,6 +1,6 @@
 //! Why there is no connection.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use super::netns;
 use crate::proto::qrexec::SetUp;
@@ -19,6 +19,13 @@ pub enum Failure {
     PeerGone,
     /// The network namespace to dial from could not be used.
     Netns(netns::Trouble),
+    /// A program could not be started.
+    Start {
+        /// The path of the program.
+        program: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// A system call failed.
     Io {
         /// What was being done, such as `connect to 10.0.0.5:22`.

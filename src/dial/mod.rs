@@ -11,9 +11,9 @@
 //! /// Starts `program`, which speaks on its standard input and output.
 //! ///
 //! /// # Errors
-//! /// [`Failure::Io`]: no socket can be had, or the program cannot be started.
+//! /// [`Failure::Start`]: no socket can be had, or the program cannot be started.
 //! pub fn exec(program: &str) -> Result<Stream, Failure> {
-//!     let failed = |error: io::Error| Failure::Io { doing: format!("start {program}"), error };
+//!     let failed = |error: io::Error| Failure::Start { program: program.into(), error };
 //!     let (ours, theirs) = UnixStream::pair().map_err(failed)?; // close-on-exec, both
 //!     ours.set_nonblocking(true).map_err(failed)?; // only our end: it is another open file than theirs
 //!     let stdin = theirs.try_clone().map_err(failed)?;
@@ -37,7 +37,7 @@
 //! # let mut said = String::new();
 //! # told.read_to_string(&mut said).unwrap();
 //! # assert_eq!(said, "hello");
-//! assert!(matches!(exec("/nowhere"), Err(Failure::Io { doing, .. }) if doing == "start /nowhere"));
+//! assert!(matches!(exec("/nowhere"), Err(Failure::Start { program, .. }) if program.as_os_str() == "/nowhere"));
 //! # });
 //! ```
 //!

@@ -35,7 +35,7 @@ struct ListenerRecord {
 struct OwnRecord {
     /// What it listens on, as the configuration had it.
     listen: String,
-    kind: Kind,
+    kind: SocketKind,
     /// Device and inode of its namespace, when that is not the service's own.
     netns: Option<(u64, u64)>,
     claim: Option<ClaimRecord>,
@@ -50,13 +50,6 @@ struct ClaimRecord {
     inode: (u64, u64),
 }
 
-#[derive(Serialize, Deserialize)]
-enum Kind {
-    Tcp,
-    Unix,
-    Udp,
-}
-
 /// Whether a line is about a listener of ours, whatever else it holds.
 #[derive(Deserialize)]
 struct Probe {
@@ -66,11 +59,7 @@ struct Probe {
 /// Adds a line for `handed` to `lines`, and its descriptors to `fds`.
 pub(super) fn write(handed: &Handed, lines: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
     let first = fds.len();
-    let kind = match handed.bound.socket.kind() {
-        SocketKind::Tcp => Kind::Tcp,
-        SocketKind::Unix => Kind::Unix,
-        SocketKind::Udp => Kind::Udp,
-    };
+    let kind = handed.bound.socket.kind();
     fds.push(std::os::fd::AsFd::as_fd(&handed.bound.socket).try_clone_to_owned()?);
     let mut claim = None;
     if let Some((path, inode, lock)) = handed.bound.claim.as_ref().map(SocketClaim::parts).transpose()? {
@@ -107,9 +96,9 @@ fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Handed, String> {
         None => None,
     };
     let socket = match line.own.kind {
-        Kind::Tcp => Socket::Tcp(fd.into()),
-        Kind::Unix => Socket::Unix(fd.into()),
-        Kind::Udp => Socket::Udp(fd.into()),
+        SocketKind::Tcp => Socket::Tcp(fd.into()),
+        SocketKind::Unix => Socket::Unix(fd.into()),
+        SocketKind::Udp => Socket::Udp(fd.into()),
     };
     let local = socket.local().map_err(|e| e.to_string())?;
     let netns = line.own.netns.map(|(device, inode)| Id { device, inode });

@@ -15,7 +15,7 @@ use super::{
     listeners,
     record::{
         ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord,
-        SocketKind, StageRecord, VERSION,
+        StageRecord, VERSION, stream_kind,
     },
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
         datagram::{Asked, Destination},
     },
     session::{ParkedPeer, ParkedStage, Peer, abandon},
+    spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
 };
@@ -273,7 +274,7 @@ impl RecordReader<'_> {
     }
 
     fn peer(&mut self, kind: SocketKind) -> Result<ParkedPeer, String> {
-        Ok(ParkedPeer { kind: kind.into(), fd: self.fd()? })
+        Ok(ParkedPeer { kind: stream_kind(kind)?, fd: self.fd()? })
     }
 
     fn helper(&mut self, record: &ChildRecord) -> Result<Helper, String> {
@@ -285,7 +286,7 @@ impl RecordReader<'_> {
 
     fn end(&mut self, record: &EndRecord) -> Result<ParkedEnd, String> {
         Ok(match record {
-            EndRecord::Socket(kind) => ParkedEnd::Socket((*kind).into(), self.fd()?),
+            EndRecord::Socket(kind) => ParkedEnd::Socket(stream_kind(*kind)?, self.fd()?),
             EndRecord::Pipes { from, to } => ParkedEnd::Pipes { from: self.fd_if(*from)?, to: self.fd_if(*to)? },
         })
     }

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::stream::StreamKind;
+use crate::{spec::SocketKind, stream::StreamKind};
 
 /// The version of a record; a reader takes its own only.
 pub(super) const VERSION: u32 = 1;
@@ -82,12 +82,6 @@ pub(super) enum StageRecord {
     },
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) enum SocketKind {
-    Tcp,
-    Unix,
-}
-
 #[derive(Serialize, Deserialize)]
 pub(super) enum SideRecord {
     Peer,
@@ -121,20 +115,19 @@ pub(super) enum PhaseRecord {
     Done,
 }
 
-impl From<StreamKind> for SocketKind {
-    fn from(kind: StreamKind) -> Self {
-        match kind {
-            StreamKind::Unix => Self::Unix,
-            StreamKind::Tcp | StreamKind::PipeReader | StreamKind::PipeWriter => Self::Tcp,
-        }
+/// The kind of a stream socket, as a record has it.
+pub(super) fn socket_kind(kind: StreamKind) -> SocketKind {
+    match kind {
+        StreamKind::Unix => SocketKind::Unix,
+        StreamKind::Tcp | StreamKind::PipeReader | StreamKind::PipeWriter => SocketKind::Tcp,
     }
 }
 
-impl From<SocketKind> for StreamKind {
-    fn from(kind: SocketKind) -> Self {
-        match kind {
-            SocketKind::Tcp => Self::Tcp,
-            SocketKind::Unix => Self::Unix,
-        }
+/// The kind of a stream socket, as this process has it.
+pub(super) fn stream_kind(kind: SocketKind) -> Result<StreamKind, String> {
+    match kind {
+        SocketKind::Tcp => Ok(StreamKind::Tcp),
+        SocketKind::Unix => Ok(StreamKind::Unix),
+        SocketKind::Udp => Err("its record is damaged: a UDP socket carries no stream".to_owned()),
     }
 }

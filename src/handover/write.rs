@@ -6,7 +6,7 @@ use super::{
     listeners,
     record::{
         ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, MAGIC, PhaseRecord, Record, SideRecord, StageRecord,
-        VERSION,
+        VERSION, socket_kind,
     },
 };
 use crate::{
@@ -69,13 +69,13 @@ impl RecordWriter {
         match stage {
             ParkedStage::Waiting(peer) => {
                 self.fds.push(peer.fd);
-                StageRecord::Waiting { peer: peer.kind.into() }
+                StageRecord::Waiting { peer: socket_kind(peer.kind) }
             }
             ParkedStage::SettingUp { peer, helper, call } => {
                 self.fds.push(peer.fd);
                 self.fds.extend(call.pipes);
                 let taken_ms = u64::try_from(call.taken.as_millis()).unwrap_or(u64::MAX);
-                StageRecord::SettingUp { peer: peer.kind.into(), child: self.child(helper), taken_ms }
+                StageRecord::SettingUp { peer: socket_kind(peer.kind), child: self.child(helper), taken_ms }
             }
             ParkedStage::Relaying { relay, helper } => StageRecord::Relaying {
                 peer: self.end(relay.peer),
@@ -109,7 +109,7 @@ impl RecordWriter {
         match end {
             ParkedEnd::Socket(kind, fd) => {
                 self.fds.push(fd);
-                EndRecord::Socket(kind.into())
+                EndRecord::Socket(socket_kind(kind))
             }
             ParkedEnd::Pipes { from, to } => {
                 let record = EndRecord::Pipes { from: from.is_some(), to: to.is_some() };

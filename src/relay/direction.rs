@@ -107,7 +107,7 @@ pub(super) enum Passing {
 }
 
 /// Why a direction cannot go on.
-pub(super) enum Broken {
+pub(super) enum Stuck {
     /// Its source was reset, and there is nothing more to read.
     Source(io::Error),
     /// Its source was reset, and bytes may be left to read.
@@ -238,7 +238,7 @@ impl Direction {
         destination: &mut RelayEnd,
         count: &AtomicU64,
         lost: bool,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), Stuck>> {
         let mut turn = TURN;
         while self.phase != Phase::Done {
             if turn == 0 {
@@ -252,7 +252,7 @@ impl Direction {
             let writer = destination.writer();
             let step = match (writer, &self.held) {
                 _ if self.phase == Phase::Deaf => self.small(cx, reader, None, count),
-                (None, _) => Poll::Ready(Err(Broken::Destination(ErrorKind::BrokenPipe.into()))),
+                (None, _) => Poll::Ready(Err(Stuck::Destination(ErrorKind::BrokenPipe.into()))),
                 (Some(writer), Some(_)) => self.deliver(cx, writer, count),
                 (Some(writer), None) => match self.gear {
                     _ if self.decide || lost => self.small(cx, reader, Some(writer), count),
@@ -285,11 +285,11 @@ impl Direction {
         reader: &Stream,
         writer: Option<&Stream>,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Broken>> {
+    ) -> Poll<Result<Step, Stuck>> {
         SCRATCH.with_borrow_mut(|buffer| {
             let buffer = &mut buffer[..CHUNK.min(self.most as usize)];
             let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
-            let n = read.map_err(Broken::Source)?;
+            let n = read.map_err(Stuck::Source)?;
             if n == 0 {
                 return Poll::Ready(Ok(Step::End));
             }
@@ -314,14 +314,14 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Broken>> {
+    ) -> Poll<Result<Step, Stuck>> {
         if reader.poll_read_ready(cx).is_pending() {
             return self.wait();
         }
         let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), count) };
         let most = pool::BUFFER.min(self.most as usize);
         let Poll::Ready(read) = reader.poll_read(cx, &mut buffer[..most]) else { return self.wait() };
-        let end = read.map_err(Broken::Source)?;
+        let end = read.map_err(Stuck::Source)?;
         if end == 0 {
             return Poll::Ready(Ok(Step::End));
         }
@@ -340,10 +340,10 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Broken>> {
+    ) -> Poll<Result<Step, Stuck>> {
         match reader.poll_read_ready(cx) {
             Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Source(e))),
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Stuck::Source(e))),
             Poll::Pending => return self.wait(),
         }
         let Some(mut pipe) = pool::pipe() else {
@@ -356,7 +356,7 @@ impl Direction {
                 pipe.put();
                 self.decide = true;
                 return match nothing {
-                    Err(e) if e.kind() != ErrorKind::WouldBlock => Poll::Ready(Err(Broken::Lost(e))),
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => Poll::Ready(Err(Stuck::Lost(e))),
                     _ => Poll::Ready(Ok(Step::Moved(0))),
                 };
             }
@@ -369,7 +369,7 @@ impl Direction {
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
                 self.dropped += pipe.inside() as u64;
-                return Poll::Ready(Err(Broken::Destination(e)));
+                return Poll::Ready(Err(Stuck::Destination(e)));
             }
         }
         if pipe.inside() > 0 {
@@ -387,15 +387,15 @@ impl Direction {
         reader: &Stream,
         writer: &Stream,
         count: &AtomicU64,
-    ) -> Poll<Result<Step, Broken>> {
+    ) -> Poll<Result<Step, Stuck>> {
         if self.blocked {
-            ready!(writer.poll_room(cx)).map_err(Broken::Destination)?;
+            ready!(writer.poll_room(cx)).map_err(Stuck::Destination)?;
             self.blocked = false;
         }
         // Taken before the splice: bytes that come after it count as news.
         let mut source = match reader.poll_read_ready(cx) {
             Poll::Ready(Ok(guard)) => guard,
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Source(e))),
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Stuck::Source(e))),
             Poll::Pending => return self.wait(),
         };
         let room = writer.poll_write_ready(cx); // if it knows of any: a look-out may have used that up
@@ -419,15 +419,15 @@ impl Direction {
             }
             // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
             Err(e) if reader.kind() == StreamKind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
-                return Poll::Ready(Err(Broken::Destination(e)));
+                return Poll::Ready(Err(Stuck::Destination(e)));
             }
-            Err(e) => return Poll::Ready(Err(Broken::Lost(e))),
+            Err(e) => return Poll::Ready(Err(Stuck::Lost(e))),
         }
         Poll::Ready(Ok(Step::Moved(0)))
     }
 
     /// Writes what fits at once; how much that was. What is left of `bytes` when it fails is lost.
-    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Broken> {
+    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Stuck> {
         match writer.try_write(bytes) {
             Ok(n) => {
                 count.fetch_add(n as u64, Relaxed);
@@ -436,20 +436,20 @@ impl Direction {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             Err(e) => {
                 self.dropped += bytes.len() as u64;
-                Err(Broken::Destination(e))
+                Err(Stuck::Destination(e))
             }
         }
     }
 
     /// Moves what is held, once there is room.
-    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Broken>> {
+    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Stuck>> {
         let Some(held) = &mut self.held else { return Poll::Ready(Ok(Step::Moved(0))) };
         let moved = match &mut **held {
             Held::Bytes(bytes, at) => ready!(writer.poll_write(cx, &bytes[*at..])).inspect(|n| *at += n),
             Held::Buffer { buffer, at, end } => ready!(writer.poll_write(cx, &buffer[*at..*end])).inspect(|n| *at += n),
             Held::Pipe(pipe) => ready!(writer.poll_write_with(cx, |fd| pipe.drain(fd))),
         };
-        let n = moved.map_err(Broken::Destination)?;
+        let n = moved.map_err(Stuck::Destination)?;
         count.fetch_add(n as u64, Relaxed);
         let empty = match &**held {
             Held::Bytes(bytes, at) => *at == bytes.len(),
@@ -480,7 +480,7 @@ impl Direction {
     }
 
     /// No bytes wait: the burst is over, and lean ones may make it shift down.
-    fn wait(&mut self) -> Poll<Result<Step, Broken>> {
+    fn wait(&mut self) -> Poll<Result<Step, Stuck>> {
         self.decide = false;
         if self.gear != Gear::Small && self.burst > 0 && !self.forced {
             self.run = if (self.burst as usize) < CHUNK { self.run + 1 } else { 0 };

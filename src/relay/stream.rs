@@ -42,7 +42,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     counters::Counters,
-    direction::{Broken, Direction, ParkedDirection, Passing, Phase},
+    direction::{Direction, ParkedDirection, Passing, Phase, Stuck},
     end::{ParkedEnd, RelayEnd},
     interrupt::Interrupt,
     outcome::{RelayOutcome, Side},
@@ -271,12 +271,12 @@ impl Relay {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);
             let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count, lost) else { return };
             let (by, error) = match fault {
-                Broken::Source(error) => {
+                Stuck::Source(error) => {
                     direction.phase = Phase::Done;
                     (side, error)
                 }
-                Broken::Lost(error) => (side, error),
-                Broken::Destination(error) => {
+                Stuck::Lost(error) => (side, error),
+                Stuck::Destination(error) => {
                     direction.deafen();
                     if !destination.is_socket() {
                         continue; // a child that closed its input goes on with its output

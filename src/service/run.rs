@@ -130,8 +130,7 @@ impl RunningService {
             }
             Err(why) => {
                 refuse(&local, Some(&name), &why);
-                let kind = Some(control::kind(kind));
-                self.refused.push(control::troubled(&local, kind, &name, api::State::Refused, &why));
+                self.refused.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
             }
         }
     }
@@ -195,7 +194,7 @@ impl RunningService {
             let mut event = Event::new(Kind::ListenerServing, text);
             event.listener = Some(address.as_str().into());
             emit(event);
-            self.metrics.push(MetricsListener { address, kind: control::kind(listener.socket.kind()) });
+            self.metrics.push(MetricsListener { address, kind: listener.socket.kind() });
             self.scraping.spawn(control::serve_metrics(listener.socket, self.subject(program)));
         }
     }

@@ -10,6 +10,7 @@ use crate::{
     dial::qrexec::Group,
     listener::{Accepting, Posts, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
+    spec::SocketKind,
     systemd::notify::ServedCount,
 };
 
@@ -48,7 +49,7 @@ pub(super) struct RunningService {
 /// A listener for those who scrape metrics.
 pub(super) struct MetricsListener {
     pub(super) address: String,
-    pub(super) kind: api::Kind,
+    pub(super) kind: SocketKind,
 }
 
 impl RunningService {

@@ -102,12 +102,18 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         }
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
         Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),
-        Failure::Io { doing, error } => {
+        Failure::Start { program, error } => {
             let hint = match error.kind() {
-                io::ErrorKind::NotFound if doing.starts_with("start ") => {
+                io::ErrorKind::NotFound => {
                     "; is this a Qubes qube with qubes-core-qrexec? (--qrexec-client names another program)"
                 }
-                io::ErrorKind::PermissionDenied if doing.starts_with("start ") => "; is it executable for this user?",
+                io::ErrorKind::PermissionDenied => "; is it executable for this user?",
+                _ => "",
+            };
+            (End::DialFailed, format!("cannot start {}: {error}{hint}", program.display()))
+        }
+        Failure::Io { doing, error } => {
+            let hint = match error.kind() {
                 io::ErrorKind::ConnectionRefused => "; nobody listens there",
                 io::ErrorKind::NotFound => "; its endpoint has not started",
                 io::ErrorKind::PermissionDenied => "; check the owner and mode of the socket and its directory",

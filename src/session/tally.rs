@@ -81,7 +81,7 @@ impl From<&Failure> for Reason {
             Failure::TimedOut(_) => Self::Timeout,
             Failure::PeerGone => Self::PeerGone,
             Failure::Netns(_) => Self::NoNamespace,
-            Failure::Io { error, .. } => match error.kind() {
+            Failure::Start { error, .. } | Failure::Io { error, .. } => match error.kind() {
                 io::ErrorKind::ConnectionRefused => Self::NobodyListens,
                 io::ErrorKind::NotFound => Self::NotFound,
                 io::ErrorKind::PermissionDenied => Self::Permission,

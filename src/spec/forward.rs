@@ -49,12 +49,12 @@ fn read(number: Option<usize>, text: &str) -> (Keys, Faults) {
             words.iter().for_each(|list| read_list(&source, list, &mut keys, &mut faults.0));
         }
         Ok(_) => {
-            keys.torn = true;
+            keys.incomplete = true;
             let fault = SpecFault::at(&whole, "the argument is empty");
             faults.extend([fault.hint("such as listen=0.0.0.0:2222,uds=/run/pfwd/ssh.sock")]);
         }
         Err(more) => {
-            keys.torn = true;
+            keys.incomplete = true;
             faults.extend(more);
         }
     }

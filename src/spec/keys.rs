@@ -79,9 +79,8 @@ macro_rules! keys {
         pub struct Keys {
             /// What faults of the set as a whole cite: the text of a name, the header of a `[[forward]]`.
             pub(super) whole: Place,
-            /// Whether something that was written is not in it which might have said what is forwarded: then nothing
-            /// can be said to be missing.
-            pub(super) torn: bool,
+            /// Some keys could not be read. Missing keys are not reported then.
+            pub(super) incomplete: bool,
             $($(#[$doc])* pub $field: Option<At<$type>>,)*
         }
 
@@ -94,7 +93,7 @@ macro_rules! keys {
         impl Keys {
             /// No keys; faults of the set as a whole cite `whole`.
             pub(super) fn none(whole: Place) -> Self {
-                Self { whole, torn: false, $($field: None,)* }
+                Self { whole, incomplete: false, $($field: None,)* }
             }
 
             /// Where a key was given, if it was.
@@ -268,7 +267,7 @@ impl Keys {
         }
         let place = Place::new(source, (item.place)(None));
         if let Err(flaw) = self.put(item.key, item.raw, item.name.clone(), place) {
-            self.torn |= !item.key.is_option();
+            self.incomplete |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
             let fault = SpecFault::at(&at, format!("{name}: {}", flaw.what));
             faults.push(match (flaw.fix, flaw.note) {
@@ -337,7 +336,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
             continue;
         }
         let Some((name, value)) = item.split_once(b'=') else {
-            keys.torn = true;
+            keys.incomplete = true;
             let fault = SpecFault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
             faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
             continue;
@@ -345,7 +344,7 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
         let (name, value) = (name.trimmed(), value.trimmed());
         let name_place = Place::new(source, name.span.clone());
         let Some(key) = KeyName::named(&name.lossy()) else {
-            keys.torn = true;
+            keys.incomplete = true;
             faults.push(unknown(&name.lossy(), &name_place, &[]));
             continue;
         };

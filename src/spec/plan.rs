@@ -2,14 +2,16 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     endpoint::{Netns, UnixAddr, Upstream},
     options::{Admit, Options, Via},
     value::{FileMode, Label, LogLevel, Owner},
 };
 
-/// The kind of a socket that was inherited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The kind of a socket that listens. Handover records have the variants by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SocketKind {
     /// A listening TCP socket, IPv4 or IPv6.
     Tcp,

@@ -74,7 +74,7 @@ const ROOMS: &[Room] = &[
     Room { name: "activation", uses: "spec log sys", ..PLAIN },
     Room { name: "systemd", uses: "log sys", tokio: true, ..PLAIN },
     Room { name: "stream", uses: "sys", tokio: true, ..PLAIN },
-    Room { name: "spec", crates: Some(&["serde", "toml", "annotate_snippets"]), pure: true, ..PLAIN },
+    Room { name: "spec", crates: Some(&["serde", "toml", "annotate_snippets", "strsim"]), pure: true, ..PLAIN },
     Room { name: "proto", crates: Some(&["serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
     Room { name: "log", ..PLAIN },
     Room { name: "report", may_exit: true, ..PLAIN },

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::config::{self, Bad};
 use crate::{
-    cli::units::{self, Found, Scope},
+    cli::units::{self, FoundUnit, Scope},
     control::{METRICS, METRICS_UPSTREAM},
     log::escape,
     report::{Code, Fatal},
@@ -40,7 +40,7 @@ pub(super) struct Check {
 
 /// What was found, for the exit code and the last line.
 #[derive(Default)]
-struct Tally {
+struct CheckTally {
     listeners: usize,
     faults: usize,
 }
@@ -52,7 +52,7 @@ struct Tally {
 pub(super) fn run(options: &Check) -> Result<ExitCode, Fatal> {
     let scope = if options.system { Scope::System } else { Scope::User };
     let path = scope.search_path();
-    let mut tally = Tally::default();
+    let mut tally = CheckTally::default();
     let (files, names): (Vec<_>, Vec<_>) = options.what.iter().partition(|what| what.ends_with(".toml"));
     for file in files {
         config(Some(Path::new(file)), &mut tally);
@@ -94,7 +94,7 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-fn units_of(found: &[Found]) -> String {
+fn units_of(found: &[FoundUnit]) -> String {
     match found {
         [] => "the configuration".to_owned(),
         found => format!("the configuration and {}", count(found.len(), "unit")),
@@ -102,7 +102,7 @@ fn units_of(found: &[Found]) -> String {
 }
 
 /// Reads the configuration and tells its faults; an empty one where it has any.
-fn config(given: Option<&Path>, tally: &mut Tally) -> Config {
+fn config(given: Option<&Path>, tally: &mut CheckTally) -> Config {
     match config::read(given) {
         Ok(config) => config,
         Err(Bad::Faults(faults)) => {
@@ -117,13 +117,13 @@ fn config(given: Option<&Path>, tally: &mut Tally) -> Config {
     }
 }
 
-fn tell(faults: Faults, tally: &mut Tally) {
+fn tell(faults: Faults, tally: &mut CheckTally) {
     tally.faults += faults.0.len();
     let colour = std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none();
     let _ = write!(std::io::stdout(), "{}", faults.render(colour));
 }
 
-fn check_unit(found: &Found, config: &Config, tally: &mut Tally) {
+fn check_unit(found: &FoundUnit, config: &Config, tally: &mut CheckTally) {
     println!("{} ({})", escape(found.name.as_bytes()), escape(found.path.as_os_str().as_encoded_bytes()));
     for fault in found.unit.dropped() {
         println!("  systemd leaves out: {fault}");
@@ -175,7 +175,7 @@ fn check_unit(found: &Found, config: &Config, tally: &mut Tally) {
 ///
 /// # Errors
 /// What is wrong with its name.
-pub(in crate::cli) fn leads_to(found: &Found, kind: SocketKind, config: &Config) -> Result<Option<String>, Faults> {
+pub(in crate::cli) fn leads_to(found: &FoundUnit, kind: SocketKind, config: &Config) -> Result<Option<String>, Faults> {
     let repaired = found.unit.fd_name().and_then(|written| repair(&written.value));
     match meaning(found, kind, repaired.as_deref(), config) {
         Ok(forward) => Ok(Some(forward.legs.front().upstream.to_string())),
@@ -185,12 +185,12 @@ pub(in crate::cli) fn leads_to(found: &Found, kind: SocketKind, config: &Config)
 }
 
 /// Whether a unit's listener is there for metrics, when its name means nothing else.
-fn is_for_metrics(found: &Found, kind: SocketKind) -> bool {
+fn is_for_metrics(found: &FoundUnit, kind: SocketKind) -> bool {
     kind != SocketKind::Udp && found.unit.fd_name().is_some_and(|name| name.value == METRICS)
 }
 
 /// What a listener of the unit leads to.
-fn meaning(found: &Found, kind: SocketKind, repaired: Option<&str>, config: &Config) -> Result<Forward, Faults> {
+fn meaning(found: &FoundUnit, kind: SocketKind, repaired: Option<&str>, config: &Config) -> Result<Forward, Faults> {
     let Some(written) = found.unit.fd_name() else {
         // systemd passes the unit's name, which may be that of a label.
         let name = fdname::parse(&found.name)?;

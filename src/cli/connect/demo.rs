@@ -45,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PLACES: std::ops::Range<RawFd> = 3..6;
 
 /// A listener of the demo.
-struct Listener {
+struct DemoListener {
     /// Its `FileDescriptorName=`.
     name: String,
     what: &'static str,
@@ -58,7 +58,7 @@ enum Address {
     Unix(PathBuf),
 }
 
-impl Listener {
+impl DemoListener {
     fn tcp(name: String, what: &'static str) -> io::Result<Self> {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         Ok(Self { name, what, address: Address::Tcp(socket.local_addr()?), socket: socket.into() })
@@ -134,7 +134,7 @@ fn reserve() -> io::Result<Vec<OwnedFd>> {
 }
 
 /// The page, on a port and a UNIX socket of its own, and the three listeners that lead there.
-fn set_up(dir: &Path) -> io::Result<Vec<Listener>> {
+fn set_up(dir: &Path) -> io::Result<Vec<DemoListener>> {
     let page = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = page.local_addr()?.port();
     let page_path = dir.join("page.sock");
@@ -142,9 +142,13 @@ fn set_up(dir: &Path) -> io::Result<Vec<Listener>> {
     std::thread::spawn(move || page.incoming().flatten().for_each(serve_page));
     std::thread::spawn(move || unix_page.incoming().flatten().for_each(serve_page));
     Ok(vec![
-        Listener::tcp(format!("@default qubes.ConnectTCP+{port}"), "a port in another qube (stand-in for qrexec)")?,
-        Listener::tcp(format!("uds={}", page_path.display()), "a UNIX socket")?,
-        Listener::unix(format!("target=127.0.0.1+{port}"), "a TCP address, from a UNIX socket", dir.join("here.sock"))?,
+        DemoListener::tcp(format!("@default qubes.ConnectTCP+{port}"), "a port in another qube (stand-in for qrexec)")?,
+        DemoListener::tcp(format!("uds={}", page_path.display()), "a UNIX socket")?,
+        DemoListener::unix(
+            format!("target=127.0.0.1+{port}"),
+            "a TCP address, from a UNIX socket",
+            dir.join("here.sock"),
+        )?,
     ])
 }
 
@@ -165,7 +169,7 @@ fn serve_page(stream: impl Read + Write + Send + 'static) {
 }
 
 /// Starts this very program as systemd would: the sockets from descriptor 3 on, their names, its own process id.
-fn start(dir: &Path, listeners: &[Listener]) -> io::Result<Child> {
+fn start(dir: &Path, listeners: &[DemoListener]) -> io::Result<Child> {
     let program = std::env::current_exe()?;
     let client = dir.join("qrexec-client-vm");
     let words = shell_words(&program);
@@ -189,7 +193,7 @@ fn shell_words(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-fn check_all(listeners: &[Listener]) -> Result<ExitCode, Fatal> {
+fn check_all(listeners: &[DemoListener]) -> Result<ExitCode, Fatal> {
     let mut broken = 0;
     for listener in listeners {
         let result = match listener.fetch() {
@@ -236,7 +240,7 @@ impl Stop {
     }
 }
 
-fn show(listeners: &[Listener], service: &mut Child, stop: Stop) -> Result<ExitCode, Fatal> {
+fn show(listeners: &[DemoListener], service: &mut Child, stop: Stop) -> Result<ExitCode, Fatal> {
     println!("The service runs, with three sockets as systemd would pass them. Try, in another terminal:\n");
     for listener in listeners {
         println!("  {:<60} # {}", listener.curl(), listener.what);

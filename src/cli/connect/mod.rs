@@ -43,15 +43,15 @@ then
     journalctl --user -t qrexec-connect -f
 
 or let `qrexec-connect add` write it. `qrexec-connect demo` shows it working on any Linux machine.")]
-struct Arguments {
+struct ConnectArguments {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<ConnectCommand>,
     #[command(flatten)]
     serve: Serve,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum ConnectCommand {
     /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
@@ -61,7 +61,7 @@ enum Command {
     /// Stop, disable and delete a socket unit that `add` wrote
     Remove(add::Remove),
     #[command(flatten)]
-    Control(control::Command<Place>),
+    Control(control::ControlCommand<WhichConnect>),
     /// Show it working on this machine: no root, no Qubes, no systemd
     Demo {
         /// Make one request through each listener, then end
@@ -85,7 +85,7 @@ enum Command {
 
 /// Which service is asked: there is one for each user, and one of the system.
 #[derive(Clone, Debug, Args)]
-struct Place {
+struct WhichConnect {
     /// Ask the system's service instead of the user's
     #[arg(long)]
     system: bool,
@@ -94,7 +94,7 @@ struct Place {
     control: Option<PathBuf>,
 }
 
-impl control::Place for Place {
+impl control::WhichService for WhichConnect {
     fn scope(&self) -> Scope {
         if self.system { Scope::System } else { Scope::User }
     }
@@ -134,7 +134,7 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
 
 /// Its arguments, for the manual and for shells.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    ConnectArguments::command()
 }
 
 /// Runs `qrexec-connect`, or the generator when called by that name.
@@ -146,25 +146,25 @@ pub fn main() -> ExitCode {
         let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
         return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
     }
-    complete::answer(command);
-    let arguments = Arguments::parse();
-    let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
-        Command::Serve(options) => serve(options),
-        Command::Check(options) => check::run(&options),
-        Command::Add(options) => add::add(&options),
-        Command::Remove(options) => add::remove(&options),
-        Command::Control(command) => control::run(CONTROLLED, &command),
-        Command::Demo { check } => demo::run(check),
-        Command::Reload => serve::reload(),
-        Command::Keep => serve::keep(PROGRAM),
-        Command::StandIn { words } => stand_in::run(&words),
+    complete::answer(CONTROLLED, Scope::User, command);
+    let arguments = ConnectArguments::parse();
+    let result = match arguments.command.unwrap_or(ConnectCommand::Serve(arguments.serve)) {
+        ConnectCommand::Serve(options) => serve(options),
+        ConnectCommand::Check(options) => check::run(&options),
+        ConnectCommand::Add(options) => add::add(&options),
+        ConnectCommand::Remove(options) => add::remove(&options),
+        ConnectCommand::Control(command) => control::run(CONTROLLED, &command),
+        ConnectCommand::Demo { check } => demo::run(check),
+        ConnectCommand::Reload => serve::reload(),
+        ConnectCommand::Keep => serve::keep(PROGRAM),
+        ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)
 }
 
 /// `qrexec-connect serve`: what qrexec-connect.service runs.
 fn serve(options: Serve) -> Result<ExitCode, Fatal> {
-    serve::run(serve::Options {
+    serve::run(serve::ServeOptions {
         program: PROGRAM,
         sources: config::sources(options.config),
         qrexec_client: options.qrexec_client,

@@ -16,30 +16,30 @@ use crate::{
     log::escape,
     report::Fatal,
 };
-pub(super) use service::{Place, Program};
-use service::{Service, each, print};
+use service::{AskedService, each, print};
+pub(super) use service::{Program, WhichService, socket_path};
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
-pub(super) enum Command<P: Place> {
+pub(super) enum ControlCommand<P: WhichService> {
     /// Say what is configured, what systemd says of the sockets, what the service makes of them, and what is wrong.
     /// Exits with 1 when a listener is not served
-    Status(Status<P>),
+    Status(StatusOptions<P>),
     /// List the sessions that live now, with who connected
-    Sessions(Sessions<P>),
+    Sessions(SessionsOptions<P>),
     /// End sessions; their END in the journal is `killed`
-    Kill(Kill<P>),
+    Kill(KillOptions<P>),
     /// Accept no more on a listener: whoever connects waits in the backlog, and sessions go on
-    Pause(Listeners<P>),
+    Pause(PauseOptions<P>),
     /// Accept on a paused listener again
-    Resume(Listeners<P>),
+    Resume(PauseOptions<P>),
     /// Print the service's counters as text for Prometheus
-    Metrics(Metrics<P>),
+    Metrics(MetricsOptions<P>),
 }
 
 /// Options of `status`.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Status<P: Place> {
+pub(super) struct StatusOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
     /// Print one JSON object instead of a table
@@ -52,7 +52,7 @@ pub(super) struct Status<P: Place> {
 
 /// Options of `sessions`.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Sessions<P: Place> {
+pub(super) struct SessionsOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
     /// Only the session with this id, or with an id that begins so
@@ -68,7 +68,7 @@ pub(super) struct Sessions<P: Place> {
 
 /// Options of `kill`.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Kill<P: Place> {
+pub(super) struct KillOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
     /// Ids of sessions, or their beginnings: the eight digits that `sessions` and the journal show are enough
@@ -78,7 +78,7 @@ pub(super) struct Kill<P: Place> {
 
 /// Options of `pause` and `resume`.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Listeners<P: Place> {
+pub(super) struct PauseOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
     /// Addresses, names or labels of listeners as `status` shows them, or socket units
@@ -88,7 +88,7 @@ pub(super) struct Listeners<P: Place> {
 
 /// Options of `metrics`.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Metrics<P: Place> {
+pub(super) struct MetricsOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
     /// OpenMetrics 1.0 instead of Prometheus' older format, which promtool reads
@@ -100,33 +100,37 @@ pub(super) struct Metrics<P: Place> {
 ///
 /// # Errors
 /// See each.
-pub(super) fn run<P: Place>(program: Program, command: &Command<P>) -> Result<ExitCode, Fatal> {
+pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>) -> Result<ExitCode, Fatal> {
     match command {
-        Command::Status(options) => {
-            let service = Service::new(program, &options.place);
+        ControlCommand::Status(options) => {
+            let service = AskedService::new(program, &options.place);
             status::run(&service, (program.sources)(options.config.clone()), options.json)
         }
-        Command::Sessions(options) => {
-            let service = Service::new(program, &options.place);
+        ControlCommand::Sessions(options) => {
+            let service = AskedService::new(program, &options.place);
             if options.follow {
                 sessions::follow(&service, options.json)
             } else {
                 sessions::list(&service, options.id.clone(), options.json)
             }
         }
-        Command::Kill(options) => kill(&Service::new(program, &options.place), &options.ids),
-        Command::Pause(options) => pause(&Service::new(program, &options.place), "Pause", &options.listeners),
-        Command::Resume(options) => pause(&Service::new(program, &options.place), "Resume", &options.listeners),
-        Command::Metrics(options) => {
+        ControlCommand::Kill(options) => kill(&AskedService::new(program, &options.place), &options.ids),
+        ControlCommand::Pause(options) => {
+            pause(&AskedService::new(program, &options.place), "Pause", &options.listeners)
+        }
+        ControlCommand::Resume(options) => {
+            pause(&AskedService::new(program, &options.place), "Resume", &options.listeners)
+        }
+        ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
-            let service = Service::new(program, &options.place);
+            let service = AskedService::new(program, &options.place);
             let answer: api::Text = service.call("Metrics", &api::As { format: Some(format) })?;
             print(&answer.text)
         }
     }
 }
 
-fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Fatal> {
+fn kill(service: &AskedService, ids: &[String]) -> Result<ExitCode, Fatal> {
     each(ids, |id| {
         // A restart that falls into the middle has the session go on, and it is asked for again.
         let ended: api::Id = service.call("Kill", &api::Id { id: id.to_owned() })?;
@@ -134,7 +138,7 @@ fn kill(service: &Service, ids: &[String]) -> Result<ExitCode, Fatal> {
     })
 }
 
-fn pause(service: &Service, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
+fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
     each(listeners, |called| {
         let addresses =

@@ -38,16 +38,26 @@ pub(in crate::cli) struct Program {
 }
 
 /// Which service is asked; a program that has only one has no options for that.
-pub(in crate::cli) trait Place: Args {
+pub(in crate::cli) trait WhichService: Args {
     /// Whose it is.
     fn scope(&self) -> Scope;
     /// Where its control socket is, if not in its usual place.
     fn socket(&self) -> Option<&Path>;
 }
 
+/// The usual place of a control socket.
+pub(in crate::cli) fn socket_path(program: Program, scope: Scope) -> PathBuf {
+    let runtime = match scope {
+        Scope::System => PathBuf::from("/run"),
+        // A user without one has no user manager either; then nobody is found there.
+        Scope::User => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/nonexistent".into(), PathBuf::from),
+    };
+    runtime.join(program.name).join(SOCKET)
+}
+
 /// A service to ask.
 #[derive(Debug)]
-pub(super) struct Service {
+pub(super) struct AskedService {
     pub(super) program: Program,
     /// Whose it is.
     pub(super) scope: Scope,
@@ -57,17 +67,12 @@ pub(super) struct Service {
     pub(super) usual: bool,
 }
 
-impl Service {
+impl AskedService {
     /// The service of `program` that is meant.
-    pub(super) fn new(program: Program, place: &impl Place) -> Self {
+    pub(super) fn new(program: Program, place: &impl WhichService) -> Self {
         let scope = place.scope();
-        let runtime = match scope {
-            Scope::System => PathBuf::from("/run"),
-            // A user without one has no user manager either; then nobody is found there.
-            Scope::User => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/nonexistent".into(), PathBuf::from),
-        };
         let usual = place.socket().is_none();
-        let socket = place.socket().map_or_else(|| runtime.join(program.name).join(SOCKET), Path::to_owned);
+        let socket = place.socket().map_or_else(|| socket_path(program, scope), Path::to_owned);
         Self { program, scope, socket, usual }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    service::{PAUSE, Service, print, print_json},
+    service::{AskedService, PAUSE, print, print_json},
     table::{self, Cell, Colour, Style, bytes, duration},
 };
 use crate::{
@@ -27,7 +27,7 @@ const RESTART: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// No service, or no such session.
-pub(super) fn list(service: &Service, id: Option<String>, json: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn list(service: &AskedService, id: Option<String>, json: bool) -> Result<ExitCode, Fatal> {
     let one = id.is_some();
     let which = api::Which { id, processes: Some(true) };
     let all = service.patiently(|client| {
@@ -115,7 +115,7 @@ fn details(s: &api::Session) -> String {
 ///
 /// # Errors
 /// No service.
-pub(super) fn follow(service: &Service, json: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn follow(service: &AskedService, json: bool) -> Result<ExitCode, Fatal> {
     let style = Style::stdout();
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);
     loop {

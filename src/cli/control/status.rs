@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    service::{Service, print, print_json},
+    service::{AskedService, print, print_json},
     table::{self, Cell, Colour, Style},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         config::Sources,
         connect::check,
         systemctl,
-        units::{self, Found},
+        units::{self, FoundUnit},
     },
     control::{api, client::CallFailed},
     log::escape,
@@ -30,7 +30,7 @@ const PROPERTIES: [&str; 8] =
 
 /// What `status --json` prints: one object. Fields may be added.
 #[derive(Debug, Serialize)]
-struct Report {
+struct StatusReport {
     /// `qrexec-connect` or `pfwd`.
     program: &'static str,
     /// Whether every listener is served, or would be as soon as somebody connects.
@@ -38,7 +38,7 @@ struct Report {
     /// Its service.
     service: ServiceState,
     /// Its listeners, configured or there.
-    listeners: Vec<Row>,
+    listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration: nothing of it is used.
     faults: Vec<String>,
 }
@@ -70,7 +70,7 @@ struct ServiceState {
 /// What becomes of those who connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+enum RowState {
     /// They are served.
     Serving,
     /// They are served: the first starts the service.
@@ -87,7 +87,7 @@ enum State {
     Off,
 }
 
-impl State {
+impl RowState {
     fn colour(self) -> Colour {
         match self {
             Self::Serving | Self::Ready => Colour::Green,
@@ -103,7 +103,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for RowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Serving => "serving",
@@ -117,7 +117,7 @@ impl fmt::Display for State {
     }
 }
 
-impl From<api::State> for State {
+impl From<api::State> for RowState {
     fn from(state: api::State) -> Self {
         match state {
             api::State::Serving => Self::Serving,
@@ -130,7 +130,7 @@ impl From<api::State> for State {
 
 /// A listener.
 #[derive(Debug, Serialize)]
-struct Row {
+struct ListenerRow {
     /// Where it listens.
     address: String,
     /// Its fd name or label.
@@ -138,7 +138,7 @@ struct Row {
     /// Where it leads, as far as that is known.
     upstream: String,
     /// What becomes of those who connect.
-    state: State,
+    state: RowState,
     /// Why, where that is not obvious.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -165,10 +165,10 @@ struct Row {
 }
 
 /// A socket unit, as its files and as systemd say.
-struct Unit {
+struct KnownUnit {
     name: String,
-    found: Option<Found>,
-    shown: systemctl::Shown,
+    found: Option<FoundUnit>,
+    shown: systemctl::ShownUnit,
 }
 
 /// Says how things stand.
@@ -176,7 +176,7 @@ struct Unit {
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn run(service: &AskedService, sources: Sources, json: bool) -> Result<ExitCode, Fatal> {
     let report = gather(service, &sources)?;
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
@@ -187,7 +187,7 @@ pub(super) fn run(service: &Service, sources: Sources, json: bool) -> Result<Exi
     Ok(code)
 }
 
-fn gather(service: &Service, sources: &Sources) -> Result<Report, Fatal> {
+fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fatal> {
     let (config, plan, faults) = match sources.read() {
         Ok((config, plan)) => (config, plan.forwards, Vec::new()),
         Err(bad) => (Config::default(), Vec::new(), bad.to_string().lines().map(str::to_owned).collect()),
@@ -226,14 +226,14 @@ fn gather(service: &Service, sources: &Sources) -> Result<Report, Fatal> {
         sessions: live.as_ref().map(|live| live.sessions),
         trouble,
     };
-    Ok(Report { program: service.program.name, served, service: state, listeners, faults })
+    Ok(StatusReport { program: service.program.name, served, service: state, listeners, faults })
 }
 
 /// The socket units there are: by their files, and instances of templates that systemd has loaded.
-fn units(service: &Service) -> Vec<Unit> {
+fn units(service: &AskedService) -> Vec<KnownUnit> {
     let prefix = service.program.prefix;
     let found = units::find(&service.scope.search_path(), &[prefix]);
-    let mut all: BTreeMap<String, Option<Found>> = BTreeMap::new();
+    let mut all: BTreeMap<String, Option<FoundUnit>> = BTreeMap::new();
     // A template listens nowhere itself.
     all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
     for name in systemctl::loaded(service.scope, prefix) {
@@ -244,18 +244,18 @@ fn units(service: &Service) -> Vec<Unit> {
     let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     all.into_iter()
         .zip(shown)
-        .map(|((name, found), shown)| Unit { name, found, shown: shown.unwrap_or_default() })
+        .map(|((name, found), shown)| KnownUnit { name, found, shown: shown.unwrap_or_default() })
         .collect()
 }
 
 /// The rows of a socket unit; what the service says of its addresses is taken out of `theirs`.
 fn of_unit(
-    service: &Service,
-    unit: &Unit,
+    service: &AskedService,
+    unit: &KnownUnit,
     running: bool,
     theirs: &mut Vec<api::Listener>,
     config: &Config,
-) -> Vec<Row> {
+) -> Vec<ListenerRow> {
     let mut places: Vec<(String, Option<SocketKind>)> = Vec::new();
     for (address, kind) in unit.shown.listens() {
         let unix = address.starts_with(['/', '@']);
@@ -282,9 +282,9 @@ fn of_unit(
 }
 
 /// A listener that the service told of.
-fn of_service(listener: api::Listener, unit: Option<&Unit>) -> Row {
+fn of_service(listener: api::Listener, unit: Option<&KnownUnit>) -> ListenerRow {
     let served = matches!(listener.state, api::State::Serving | api::State::Paused);
-    Row {
+    ListenerRow {
         address: listener.address,
         name: listener.name,
         upstream: listener.upstream,
@@ -302,13 +302,13 @@ fn of_service(listener: api::Listener, unit: Option<&Unit>) -> Row {
 
 /// A listener of a unit that the service, if it runs, does not know.
 fn unserved(
-    service: &Service,
-    unit: &Unit,
+    service: &AskedService,
+    unit: &KnownUnit,
     running: bool,
     address: &str,
     kind: Option<SocketKind>,
     config: &Config,
-) -> Row {
+) -> ListenerRow {
     let (flag, name) = (service.scope.flag(), &unit.name);
     let meant = match (&unit.found, kind) {
         (Some(found), Some(kind)) => check::leads_to(found, kind, config).map_err(|faults| faults.to_string()),
@@ -319,23 +319,26 @@ fn unserved(
     let enabled = unit.shown.last("UnitFileState");
     let wanted = enabled.as_deref().is_some_and(|state| matches!(state, "enabled" | "enabled-runtime"));
     let (state, reason) = match (active.as_deref(), &meant) {
-        (Some("active" | "activating"), Err(why)) => (State::Refused, Some(why.clone())),
-        (Some("active" | "activating"), Ok(_)) if !running => (State::Ready, None),
+        (Some("active" | "activating"), Err(why)) => (RowState::Refused, Some(why.clone())),
+        (Some("active" | "activating"), Ok(_)) if !running => (RowState::Ready, None),
         (Some("active" | "activating"), Ok(_)) => {
             let service = service.program.name;
-            (State::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
+            (RowState::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
         }
         (Some("failed"), _) => {
             let result = unit.shown.last("Result").unwrap_or_default();
-            (State::Down, Some(format!("systemd cannot listen there ({result}); see: systemctl {flag}status {name}")))
+            (
+                RowState::Down,
+                Some(format!("systemd cannot listen there ({result}); see: systemctl {flag}status {name}")),
+            )
         }
-        (_, Err(why)) if wanted => (State::Down, Some(why.clone())),
+        (_, Err(why)) if wanted => (RowState::Down, Some(why.clone())),
         (Some(_), _) if wanted => {
-            (State::Down, Some(format!("enabled, and not started; run: systemctl {flag}start {name}")))
+            (RowState::Down, Some(format!("enabled, and not started; run: systemctl {flag}start {name}")))
         }
-        (None, _) => (State::Off, Some("systemd does not answer".to_owned())),
-        (Some(_), Err(why)) => (State::Off, Some(why.clone())),
-        (Some(_), Ok(_)) => (State::Off, None),
+        (None, _) => (RowState::Off, Some("systemd does not answer".to_owned())),
+        (Some(_), Err(why)) => (RowState::Off, Some(why.clone())),
+        (Some(_), Ok(_)) => (RowState::Off, None),
     };
     let stale = unit.shown.last("NeedDaemonReload").as_deref() == Some("yes");
     let reason = match reason {
@@ -343,7 +346,7 @@ fn unserved(
         reason => reason,
     };
     let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
-    Row {
+    ListenerRow {
         address: escape(address.as_bytes()),
         name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
         upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
@@ -360,7 +363,7 @@ fn unserved(
 }
 
 /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
-fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
+fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
     let leg = forward.legs.front();
     let listen = match &leg.listen {
         Listen::Inherited => return None,
@@ -370,11 +373,11 @@ fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
         Listen::Unix { addr, .. } => addr.to_string(),
     };
     let (flag, unit) = (service.scope.flag(), service.unit());
-    Some(Row {
+    Some(ListenerRow {
         address: listen,
         name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
         upstream: leg.upstream.to_string(),
-        state: State::Down,
+        state: RowState::Down,
         reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
         sessions: 0,
         max_sessions: None,
@@ -387,7 +390,7 @@ fn of_plan(service: &Service, forward: &Forward) -> Option<Row> {
 }
 
 /// The report for people.
-fn text(service: &Service, report: &Report, style: Style) -> String {
+fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
     let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
@@ -436,7 +439,7 @@ fn text(service: &Service, report: &Report, style: Style) -> String {
     out
 }
 
-fn row(row: &Row) -> [Cell; 6] {
+fn row(row: &ListenerRow) -> [Cell; 6] {
     let upstream = if row.upstream.is_empty() { &row.name } else { &row.upstream };
     let unit = row.unit.as_ref().map(|unit| match row.enabled.as_deref() {
         Some("enabled") | None => unit.clone(),

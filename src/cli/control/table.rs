@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal as _};
 
+use unicode_width::UnicodeWidthStr as _;
+
 use crate::{log::escape, sys};
 
 /// The blanks between two columns.
@@ -95,11 +97,10 @@ impl<T: AsRef<str>> From<T> for Cell {
 
 /// Rows under a heading, each column as wide as its widest cell. The last column is cut where the line ends.
 pub(super) fn render<const N: usize>(style: Style, head: [&str; N], rows: &[[Cell; N]]) -> String {
-    let wide = |text: &str| text.chars().count();
-    let mut widths = head.map(wide);
+    let mut widths = head.map(str::width);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(wide(&cell.text));
+            *width = (*width).max(cell.text.width());
         }
     }
     let mut out = String::new();
@@ -111,14 +112,12 @@ pub(super) fn render<const N: usize>(style: Style, head: [&str; N], rows: &[[Cel
             let last = column + 1 == N;
             let room = style.width.filter(|_| last && number > 0).map(|width| width.saturating_sub(used).max(1));
             let text = match room {
-                Some(room) if wide(&cell.text) > room => {
-                    format!("{}…", cell.text.chars().take(room - 1).collect::<String>())
-                }
+                Some(room) if cell.text.width() > room => format!("{}…", fitting(&cell.text, room - 1)),
                 _ => cell.text.clone(),
             };
             // A heading stands over its numbers.
             let right = cell.right || (number == 0 && rows.first().is_some_and(|row| row[column].right));
-            let pad = " ".repeat(widths[column].saturating_sub(wide(&text)));
+            let pad = " ".repeat(widths[column].saturating_sub(text.width()));
             let painted = style.paint(cell.colour, &text);
             match (right, last) {
                 (true, _) => line += &format!("{pad}{painted}"),
@@ -134,6 +133,13 @@ pub(super) fn render<const N: usize>(style: Style, head: [&str; N], rows: &[[Cel
         out.push('\n');
     }
     out
+}
+
+/// The beginning of `text` that takes at most `columns`.
+fn fitting(text: &str, columns: usize) -> &str {
+    let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|end| text[..*end].width() <= columns).last();
+    &text[..end.unwrap_or(0)]
 }
 
 /// `350 ms`, `12 s`, `5 min`, `3 h`, `2 d`.
@@ -178,6 +184,22 @@ mod tests {
         assert_eq!(lines[2], "größer  1000  short");
         assert_eq!(lines[1].chars().count(), 40);
         assert_eq!(render(Style::default(), ["A"], &[]), "A\n");
+    }
+
+    #[test]
+    fn wide_and_combining_characters_shift_no_column() {
+        let rows = [
+            [Cell::from("日本語"), Cell::from("wide")],
+            [Cell::from("cafe\u{301}"), Cell::from("combining")],
+            [Cell::from("plain"), Cell::from("文字".repeat(20))],
+        ];
+        let text = render(Style { colour: false, width: Some(40) }, ["NAME", "WHAT"], &rows);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "日本語  wide");
+        assert_eq!(lines[2], "cafe\u{301}    combining");
+        // 31 columns are left: 15 characters of two columns each, and the mark that more was there
+        assert_eq!(lines[3], format!("plain   {}文…", "文字".repeat(7)));
+        assert_eq!(lines[3].width(), 39);
     }
 
     #[test]

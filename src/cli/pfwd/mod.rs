@@ -15,7 +15,7 @@ use super::{
     complete,
     config::Sources,
     control,
-    serve::{self, Options},
+    serve::{self, ServeOptions},
     units::Scope,
 };
 use crate::{
@@ -46,9 +46,9 @@ or in two steps, over a UNIX socket that both sides can see:
          --forward namespace=qdhcp-27a7,uds=/run/qdhcp/ssh.sock,target=192.168.31.201:22
 
 The same keys serve as FileDescriptorName= of a socket unit pfwd-NAME.socket; --print-units writes those.")]
-struct Arguments {
+struct PfwdArguments {
     #[command(subcommand)]
-    command: Option<control::Command<Place>>,
+    command: Option<control::ControlCommand<WhichPfwd>>,
     /// Read this configuration instead of /etc/pfwd.toml
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -90,13 +90,13 @@ struct Arguments {
 
 /// Which service is asked: there is one.
 #[derive(Clone, Debug, Args)]
-struct Place {
+struct WhichPfwd {
     /// Ask at this control socket instead of /run/pfwd/control
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
 
-impl control::Place for Place {
+impl control::WhichService for WhichPfwd {
     fn scope(&self) -> Scope {
         Scope::System
     }
@@ -118,17 +118,17 @@ fn log_level(text: &str) -> Result<LogLevel, String> {
 
 /// Its arguments, for the manual and for shells.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    PfwdArguments::command()
 }
 
 /// Runs `pfwd`.
 pub fn main() -> ExitCode {
-    complete::answer(command);
-    let arguments = Arguments::parse();
+    complete::answer(CONTROLLED, Scope::System, command);
+    let arguments = PfwdArguments::parse();
     report::end(PROGRAM, run(arguments))
 }
 
-fn run(arguments: Arguments) -> Result<ExitCode, Fatal> {
+fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
         return serve::reload();
     }
@@ -149,7 +149,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Fatal> {
             show::namespaces(&plan)
         });
     }
-    serve::run(Options {
+    serve::run(ServeOptions {
         program: PROGRAM,
         sources,
         qrexec_client: arguments.qrexec_client,

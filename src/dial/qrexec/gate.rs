@@ -68,11 +68,11 @@ impl Gates {
 pub struct Qube {
     /// Calls that the qube may still have.
     calls: Arc<Semaphore>,
-    queue: Mutex<Queue>,
+    queue: Mutex<CallQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct CallQueue {
     /// Sessions that wait for a call.
     waiting: usize,
     reminder: Reminder,

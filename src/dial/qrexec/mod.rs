@@ -110,9 +110,9 @@ impl LiveCall {
     /// Starts a process for `call`.
     ///
     /// # Errors
-    /// [`Failure::Io`] when the program cannot be started or there are no descriptors left.
+    /// [`Failure::Start`] when the program cannot be started or there are no descriptors left.
     pub fn start(client: &Client, call: &spec::Call) -> Result<Self, Failure> {
-        let failed = |error| Failure::Io { doing: format!("start {}", client.program.display()), error };
+        let failed = |error| Failure::Start { program: client.program.clone(), error };
         let started = Self::spawn(&client.program, call).map_err(failed)?;
         if let Some(group) = &client.group {
             // Without it the call works all the same, but does not outlive a restart; said once, when the service began.

@@ -56,8 +56,8 @@ pub fn parse(text: &str) -> Result<Name, Faults> {
 /// As those of [`parse`] and [`Name::resolve`]. What could not be read is not called missing.
 pub fn resolve(text: &str, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
     let (name, mut faults) = read(text);
-    let torn = |name: &Name| matches!(name, Name::Call { keys, .. } | Name::List(keys) if keys.torn);
-    match name.filter(|name| !torn(name)).map(|name| name.resolve(socket, config)) {
+    let incomplete = |name: &Name| matches!(name, Name::Call { keys, .. } | Name::List(keys) if keys.incomplete);
+    match name.filter(|name| !incomplete(name)).map(|name| name.resolve(socket, config)) {
         Some(Ok(forward)) => faults.none_or(forward),
         Some(Err(more)) => {
             faults.extend(more);
@@ -86,7 +86,7 @@ fn read(text: &str) -> (Option<Name>, Faults) {
         }
         [list, more @ ..] if has_equals(list) => {
             read_list(&source, list, &mut keys, &mut faults.0);
-            keys.torn |= !more.is_empty();
+            keys.incomplete |= !more.is_empty();
             faults.extend(stray(&source, list, more));
             Some(Name::List(keys))
         }

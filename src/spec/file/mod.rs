@@ -85,7 +85,7 @@ impl Config {
         let mut config = Self::empty(&source);
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut faults: Vec<SpecFault> = errors.iter().map(|error| syntax(&source, error)).collect();
-        let torn = !faults.is_empty();
+        let incomplete = !faults.is_empty();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let place = Place::new(&source, key.span());
@@ -107,7 +107,7 @@ impl Config {
         }
         // After a syntax error a table may lack what was written: its keys are judged, what it means is not. And
         // whatever the reader made of a line that it could not read is no news.
-        config.entries.iter_mut().for_each(|entry| entry.torn |= torn);
+        config.entries.iter_mut().for_each(|entry| entry.incomplete |= incomplete);
         let lines: Vec<usize> = faults.iter().take(errors.len()).map(SpecFault::line).collect();
         let mut index = 0;
         faults.retain(|fault| {
@@ -156,7 +156,7 @@ impl Config {
                     faults.push(fault.hint("it belongs in [defaults]"));
                 }
                 None => {
-                    keys.torn = true;
+                    keys.incomplete = true;
                     faults.push(unknown(name, &place, &[]));
                 }
             }
@@ -192,7 +192,7 @@ fn read_value(
             keys.read(Item { key, raw, name, place: &locate, fix: &fix }, faults);
         }
         Err(flaw) => {
-            keys.torn |= !key.is_option();
+            keys.incomplete |= !key.is_option();
             let what = format!("{}: {}", key.name(), flaw.what);
             faults.push(SpecFault::at(&Place::new(source, value.span()), what));
         }

@@ -29,7 +29,7 @@ impl Config {
             if forward.namespace.is_some() || forward.setns_path.is_some() {
                 (entry.namespace, entry.setns_path) = (None, None);
             }
-            entry.torn |= forward.torn;
+            entry.incomplete |= forward.incomplete;
             entry.replace(&forward);
         }
         self
@@ -98,7 +98,7 @@ impl Config {
                 entry.listen.is_some() || entry.udp_listen.is_some() || (entry.uds.is_some() && goes_on(entry));
             match label_of(entry) {
                 // Its own faults have been told.
-                _ if entry.torn => continue,
+                _ if entry.incomplete => continue,
                 Some(label) if taken.contains(&label) => continue,
                 Some(label) if !own_side => match mean(entry, ListenSide::Inherited(kind_for(entry)), &self.defaults) {
                     Ok(_) => plan.waiting.push(label.clone()),

@@ -36,7 +36,7 @@ pub(super) fn mean(keys: &Keys, side: ListenSide, defaults: &Defaults) -> Result
             keys.udp_listen.is_some() || (keys.udp_target.is_some() && !streams)
         }
     };
-    let mut reading = Reading { keys, side, defaults, datagram, faults: Vec::new() };
+    let mut reading = Reading { keys, side, defaults, datagram, needs_target: false, faults: Vec::new() };
     reading.refuse_listening_keys();
     reading.refuse_contradictions();
     let legs = reading.legs();

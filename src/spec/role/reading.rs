@@ -40,6 +40,8 @@ pub(super) struct Reading<'a> {
     pub(super) side: ListenSide,
     pub(super) defaults: &'a Defaults,
     pub(super) datagram: bool,
+    /// A fault says already that a target is missing.
+    pub(super) needs_target: bool,
     pub(super) faults: Vec<SpecFault>,
 }
 
@@ -100,6 +102,7 @@ impl Reading<'_> {
                     let target = if self.datagram && self.side == ListenSide::Own { "udp_target" } else { "target" };
                     let what = format!("{name} needs a {target}: the address to dial inside it");
                     self.fault(key, what, &format!("such as {target}=192.168.31.201+22"));
+                    self.needs_target = true;
                 }
             }
         }
@@ -278,7 +281,7 @@ impl Reading<'_> {
     fn say_what_is_missing(&mut self, listens: bool, uds: bool, goes: bool) {
         let inherited = matches!(self.side, ListenSide::Inherited(_));
         match (listens, uds, goes) {
-            _ if self.faults.iter().any(|fault| fault.what().contains(" needs a ")) => {}
+            _ if self.needs_target => {}
             (true, _, false) if self.datagram && !inherited => {
                 self.missing("nothing says where datagrams go", "udp_target=HOST+PORT is missing");
             }
