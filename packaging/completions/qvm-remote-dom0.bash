@@ -453,7 +453,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__supervise)
-            opts="-h --tty --identity --cgroup --help"
+            opts="-h --script --tty --identity --cgroup --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

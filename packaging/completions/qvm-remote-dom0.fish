@@ -66,6 +66,7 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l identity -d 'UID:GID:GROUPS' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cgroup -d 'A control group of its own' -r -F
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l script -d 'Descriptor 4 is the text that the program reads'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l tty -d 'Standard input is a terminal'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse supervise help" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'

@@ -46,6 +46,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo test --test netns", "tests/run does it"),
     ("cargo test --test systemd", "tests/run does it"),
     ("cargo test --test world", "tests/run does it"),
+    ("LONG=true cargo test --test it", "tests/run --long does it"),
     ("tests/mk-root target/roots/trixie trixie", "tests/run does it"),
     ("SYSTEMD_ROOT=$PWD/target/roots/trixie cargo test --test systemd", "tests/run does it"),
     ("tests/fuzz/run", ".ci/run does it"),
