@@ -17,19 +17,19 @@ use std::{
 use super::files;
 use crate::{log, sys};
 
-/// How long a [`Source`] counts its refusals.
+/// How long a [`Origin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Who caused a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum Origin {
     /// Nobody knows: it did not authenticate.
     Anybody,
     /// Whoever has the VM's key.
     Known,
 }
 
-impl Source {
+impl Origin {
     /// Refusals that are written for a VM in [`PERIOD`].
     fn burst(self) -> u32 {
         match self {
@@ -63,17 +63,17 @@ pub struct Audit {
     path: Option<PathBuf>,
     /// Bytes at which it is rotated; one older file is kept.
     limit: u64,
-    state: Mutex<State>,
+    state: Mutex<LogState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LogState {
     file: Option<File>,
     size: u64,
     /// Of the next entry: a gap shows that entries were taken out.
     sequence: u64,
     /// As many as there are VMs in the configuration, twice.
-    refused: HashMap<(String, Source), Rate>,
+    refused: HashMap<(String, Origin), Rate>,
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +97,7 @@ impl Audit {
 
     /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
     /// out is told with the next one. Whether it was written.
-    pub fn refused(&self, vm: &str, source: Source, category: &str, text: &str) -> bool {
+    pub fn refused(&self, vm: &str, source: Origin, category: &str, text: &str) -> bool {
         let mut state = self.state.lock().expect("no panic under this lock");
         let rate = state.refused.entry((vm.to_owned(), source)).or_default();
         if rate.since.is_none_or(|since| since.elapsed() > PERIOD) {
@@ -116,7 +116,7 @@ impl Audit {
         true
     }
 
-    fn entry(&self, state: &mut State, category: &str, text: &str) {
+    fn entry(&self, state: &mut LogState, category: &str, text: &str) {
         let Some(path) = &self.path else { return };
         if state.file.is_none() || state.size >= self.limit {
             if let Err(e) = open(path, self.limit, state) {
@@ -136,7 +136,7 @@ impl Audit {
     }
 }
 
-fn open(path: &Path, limit: u64, state: &mut State) -> std::io::Result<()> {
+fn open(path: &Path, limit: u64, state: &mut LogState) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -225,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let audit = Audit::new(Some(path.clone()), 1 << 20);
-        let written = (0..1000).filter(|_| audit.refused("work", Source::Anybody, "AUTH-FAIL", "")).count();
+        let written = (0..1000).filter(|_| audit.refused("work", Origin::Anybody, "AUTH-FAIL", "")).count();
         assert_eq!(written, 20);
         assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 20);
     }
@@ -235,9 +235,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let audit = Audit::new(Some(path.clone()), 1 << 20);
-        (0..1000).for_each(|_| _ = audit.refused("work", Source::Anybody, "AUTH-FAIL", "id=flood"));
-        assert!(audit.refused("dev", Source::Anybody, "AUTH-FAIL", "id=a"));
-        assert!(audit.refused("work", Source::Known, "DENY", "id=b"));
+        (0..1000).for_each(|_| _ = audit.refused("work", Origin::Anybody, "AUTH-FAIL", "id=flood"));
+        assert!(audit.refused("dev", Origin::Anybody, "AUTH-FAIL", "id=a"));
+        assert!(audit.refused("work", Origin::Known, "DENY", "id=b"));
         let text = fs::read_to_string(&path).expect("there");
         assert!(text.contains("AUTH-FAIL vm=dev id=a") && text.contains("DENY vm=work id=b"), "{text}");
     }

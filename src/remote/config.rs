@@ -43,7 +43,7 @@ impl Default for Paths {
 
 /// What is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Config {
+pub struct RemoteConfig {
     /// The VMs to serve, in their order, each once.
     pub vms: Vec<String>,
     /// Names in the list that no qube can have.
@@ -54,7 +54,7 @@ pub struct Config {
     pub log_size: u64,
 }
 
-impl Config {
+impl RemoteConfig {
     /// Reads the file and the environment, which wins.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     fn vms(text: &str) -> Vec<String> {
-        Config::parse(text, |_| None).vms
+        RemoteConfig::parse(text, |_| None).vms
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_environment_wins_and_bad_names_are_told() {
-        let config = Config::parse("QVM_REMOTE_VMS=a", |n| (n == "QUBES_REMOTE_VM").then(|| "b ../x".into()));
+        let config = RemoteConfig::parse("QVM_REMOTE_VMS=a", |n| (n == "QUBES_REMOTE_VM").then(|| "b ../x".into()));
         assert_eq!((config.vms, config.bad), (vec!["b".to_owned()], vec!["../x".to_owned()]));
         assert_eq!(config.user, "user");
     }
@@ -133,7 +133,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_a_configuration(text: String) {
-            prop_assert!(Config::parse(&text, |_| None).vms.iter().all(|vm| valid_vm(vm)));
+            prop_assert!(RemoteConfig::parse(&text, |_| None).vms.iter().all(|vm| valid_vm(vm)));
         }
     }
 }

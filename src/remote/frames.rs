@@ -7,8 +7,8 @@
 
 use std::io::{self, ErrorKind, Read};
 
-use super::pipe::Pipe;
-use crate::proto::remote::{Buffer, Fault, Frame, Hello, Raw};
+use super::pipe::AsyncPipe;
+use crate::proto::remote::{Buffer, Fault, Frame, Hello, RawFrame};
 
 /// Bytes of one read at most.
 const READ: usize = 64 << 10;
@@ -31,7 +31,7 @@ impl<R> Frames<R> {
     ///
     /// # Errors
     /// What is no frame; nothing more can be read then.
-    pub fn ready(&mut self) -> Result<Option<(Raw<'_>, &[u8])>, Fault> {
+    pub fn ready(&mut self) -> Result<Option<(RawFrame<'_>, &[u8])>, Fault> {
         self.buffer.frame()
     }
 
@@ -41,7 +41,7 @@ impl<R> Frames<R> {
     }
 }
 
-impl Frames<Pipe> {
+impl Frames<AsyncPipe> {
     /// Waits for bytes; `false` at the end.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Frames<Pipe> {
     ///
     /// # Cancel safety
     /// Safe: what was read stays.
-    pub async fn next(&mut self) -> io::Result<Option<(Raw<'_>, &[u8])>> {
+    pub async fn next(&mut self) -> io::Result<Option<(RawFrame<'_>, &[u8])>> {
         while !self.buffer.has_frame().map_err(io::Error::other)? {
             if !self.fill().await? {
                 return Ok(None);
@@ -122,7 +122,7 @@ mod tests {
     #[tokio::test]
     async fn frames_come_whole_however_their_bytes_come() {
         let (from, to): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
-        let mut frames = Frames::new(Pipe::reader(from).expect("it is registered"));
+        let mut frames = Frames::new(AsyncPipe::reader(from).expect("it is registered"));
         let wire = three();
         let writer = std::thread::spawn(move || {
             for part in wire.chunks(5) {
@@ -143,7 +143,7 @@ mod tests {
     async fn what_is_no_frame_is_an_error_and_the_frames_before_it_are_read() {
         let (from, to): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         nix::unistd::write(&to, &[&Frame::Eof.to_vec(1)[..], &[0xff; 9]].concat()).expect("somebody reads");
-        let mut frames = Frames::new(Pipe::reader(from).expect("it is registered"));
+        let mut frames = Frames::new(AsyncPipe::reader(from).expect("it is registered"));
         assert!(frames.next().await.is_ok_and(|frame| frame.is_some()));
         assert!(frames.next().await.is_err());
     }

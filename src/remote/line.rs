@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::pipe::Pipe;
+use super::pipe::AsyncPipe;
 
 /// Frames that wait for the other end: with data, half a megabyte.
 pub const WAITING: usize = 16;
@@ -18,7 +18,7 @@ const TOGETHER: usize = 4096;
 
 /// Writes frames in the order in which they came, until nobody sends any more or nobody reads: the streams wait in line
 /// for each. Small ones go together: ACCEPT, output and EXIT of a short command are one write.
-pub async fn write(to: Pipe, mut line: mpsc::Receiver<Vec<u8>>) {
+pub async fn write(to: AsyncPipe, mut line: mpsc::Receiver<Vec<u8>>) {
     while let Some(mut bytes) = line.recv().await {
         while bytes.len() < TOGETHER {
             let Ok(more) = line.try_recv() else { break };

@@ -16,9 +16,9 @@ use crate::sys;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Pipe(AsyncFd<OwnedFd>);
+pub struct AsyncPipe(AsyncFd<OwnedFd>);
 
-impl Pipe {
+impl AsyncPipe {
     /// For reading. The open file description becomes non-blocking.
     ///
     /// # Errors

@@ -42,9 +42,9 @@ impl Verdict {
     }
 }
 
-/// Options of a rule.
+/// RuleOptions of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct RuleOptions {
     /// Whom to run as; root when it is not said.
     pub user: Option<String>,
     /// Where to run; `client` takes the client's own directory.
@@ -66,7 +66,7 @@ pub struct Options {
 /// The largest file that `get` and `put` move when the rule says nothing, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 
-impl Default for Options {
+impl Default for RuleOptions {
     fn default() -> Self {
         Self {
             user: None,
@@ -83,7 +83,7 @@ impl Default for Options {
 
 /// What a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Subject {
+enum RuleSubject {
     /// `None`: any text.
     Shell(Option<String>),
     /// Patterns, the program's first; `rest`: any further words.
@@ -99,8 +99,8 @@ enum Subject {
 struct Rule {
     line: usize,
     verdict: Verdict,
-    subject: Subject,
-    options: Options,
+    subject: RuleSubject,
+    options: RuleOptions,
 }
 
 /// All that is said about one VM.
@@ -117,7 +117,7 @@ pub struct Policy {
 
 /// What a VM asks for.
 #[derive(Clone, Copy, Debug)]
-pub enum Asked<'a> {
+pub enum Action<'a> {
     /// A text for bash.
     Shell(&'a [u8]),
     /// A program by its absolute path, and its arguments.
@@ -130,33 +130,33 @@ pub enum Asked<'a> {
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision<'a> {
+pub struct Ruling<'a> {
     /// Yes, no, or ask.
     pub verdict: Verdict,
     /// The rule's line; `None` when no rule matched.
     pub line: Option<usize>,
     /// The rule's options.
-    pub options: Options,
+    pub options: RuleOptions,
     /// For `get` and `put`: the directory that the file must lie beneath.
     pub beneath: Option<&'a str>,
 }
 
 /// What is wrong with a policy: the line and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct PolicyFault {
     /// Counted from 1.
     pub line: usize,
     /// Lower case, without a final stop.
     pub what: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for PolicyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.line, self.what)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for PolicyFault {}
 
 /// The text that `authorize` writes: everything, as the original's description promises.
 pub const EVERYTHING: &str =
@@ -169,12 +169,12 @@ impl Policy {
     ///
     /// # Errors
     /// Every fault. A policy with a fault allows nothing.
-    pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
+    pub fn parse(text: &str) -> Result<Self, Vec<PolicyFault>> {
         let (mut policy, mut faults) = (Self::default(), Vec::new());
         for (index, line) in text.lines().enumerate() {
             let line_number = index + 1;
             if let Err(what) = policy.line(line_number, line.trim()) {
-                faults.push(Fault { line: line_number, what });
+                faults.push(PolicyFault { line: line_number, what });
             }
         }
         if faults.is_empty() { Ok(policy) } else { Err(faults) }
@@ -194,7 +194,7 @@ impl Policy {
         let line = without_comment(line);
         let (line, options) = match line.strip_suffix(']').and_then(|l| l.rsplit_once(" [")) {
             Some((rule, options)) => (rule, parse_options(options)?),
-            None => (line, Options::default()),
+            None => (line, RuleOptions::default()),
         };
         let words = words(line)?;
         let subject = subject(&words[1..])?;
@@ -219,20 +219,24 @@ impl Policy {
     }
 
     /// Decides.
-    pub fn decide(&self, asked: Asked<'_>) -> Decision<'_> {
+    pub fn decide(&self, asked: Action<'_>) -> Ruling<'_> {
         for rule in &self.rules {
             let beneath = match (&rule.subject, asked) {
-                (Subject::Shell(None), Asked::Shell(_)) => None,
-                (Subject::Shell(Some(text)), Asked::Shell(given)) if given.trim_ascii_end() == text.as_bytes() => None,
-                (Subject::Argv { words, rest }, Asked::Argv(given)) if argv_matches(words, *rest, given) => None,
-                (Subject::Get(dir), Asked::Get(path)) | (Subject::Put(dir), Asked::Put(path)) if beneath(dir, path) => {
+                (RuleSubject::Shell(None), Action::Shell(_)) => None,
+                (RuleSubject::Shell(Some(text)), Action::Shell(given)) if given.trim_ascii_end() == text.as_bytes() => {
+                    None
+                }
+                (RuleSubject::Argv { words, rest }, Action::Argv(given)) if argv_matches(words, *rest, given) => None,
+                (RuleSubject::Get(dir), Action::Get(path)) | (RuleSubject::Put(dir), Action::Put(path))
+                    if beneath(dir, path) =>
+                {
                     Some(dir.as_str())
                 }
                 _ => continue,
             };
-            return Decision { verdict: rule.verdict, line: Some(rule.line), options: rule.options.clone(), beneath };
+            return Ruling { verdict: rule.verdict, line: Some(rule.line), options: rule.options.clone(), beneath };
         }
-        Decision { verdict: Verdict::Deny, line: None, options: Options::default(), beneath: None }
+        Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::default(), beneath: None }
     }
 }
 
@@ -248,11 +252,11 @@ fn beneath(dir: &str, path: &[u8]) -> bool {
     inside.is_some_and(|rest| !rest.is_empty() && !rest.split(|b| *b == b'/').any(|part| part == b".."))
 }
 
-fn subject(words: &[Word]) -> Result<Subject, String> {
+fn subject(words: &[RuleWord]) -> Result<RuleSubject, String> {
     let [first, rest @ ..] = words else { return Err("a rule about nothing".into()) };
     match (first.text.as_str(), first.quoted) {
         ("shell", false) => match rest {
-            [any] if any.text == "*" && !any.quoted => Ok(Subject::Shell(None)),
+            [any] if any.text == "*" && !any.quoted => Ok(RuleSubject::Shell(None)),
             [] => Err("write shell * for any text, or the very text".into()),
             words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(
                 "a pattern within a shell text keeps nobody in: \";\" leads out of it (use a rule about a program, \
@@ -261,13 +265,13 @@ fn subject(words: &[Word]) -> Result<Subject, String> {
             ),
             words => {
                 let text: Vec<_> = words.iter().map(|w| w.text.as_str()).collect();
-                Ok(Subject::Shell(Some(text.join(" "))))
+                Ok(RuleSubject::Shell(Some(text.join(" "))))
             }
         },
         (verb @ ("get" | "put"), false) => match rest {
             [dir] if dir.text.starts_with('/') && !dir.text.split('/').any(|p| p == ".." || p == ".") => {
                 let dir = dir.text.trim_end_matches("/*").to_owned();
-                Ok(if verb == "get" { Subject::Get(dir) } else { Subject::Put(dir) })
+                Ok(if verb == "get" { RuleSubject::Get(dir) } else { RuleSubject::Put(dir) })
             }
             _ => Err(format!("{verb} wants one absolute directory")),
         },
@@ -279,13 +283,13 @@ fn subject(words: &[Word]) -> Result<Subject, String> {
             let fixed = &rest[..rest.len() - usize::from(any_rest)];
             let mut words = vec![Pattern::program(first)];
             words.extend(fixed.iter().map(Pattern::new));
-            Ok(Subject::Argv { words, rest: any_rest })
+            Ok(RuleSubject::Argv { words, rest: any_rest })
         }
     }
 }
 
-fn parse_options(text: &str) -> Result<Options, String> {
-    let mut options = Options::default();
+fn parse_options(text: &str) -> Result<RuleOptions, String> {
+    let mut options = RuleOptions::default();
     for word in text.split_whitespace() {
         let (key, value) = word.split_once('=').ok_or_else(|| format!("option \"{word}\" has no value"))?;
         match key {
@@ -353,7 +357,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 /// A word of a rule; what was quoted is taken as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Word {
+struct RuleWord {
     text: String,
     quoted: bool,
 }
@@ -374,12 +378,12 @@ fn without_comment(line: &str) -> &str {
     line
 }
 
-fn words(line: &str) -> Result<Vec<Word>, String> {
+fn words(line: &str) -> Result<Vec<RuleWord>, String> {
     let (mut words, mut chars) = (Vec::new(), line.chars().peekable());
     loop {
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         let Some(&first) = chars.peek() else { return Ok(words) };
-        let mut word = Word { text: String::new(), quoted: first == '\'' || first == '"' };
+        let mut word = RuleWord { text: String::new(), quoted: first == '\'' || first == '"' };
         if word.quoted {
             chars.next();
             loop {
@@ -411,11 +415,11 @@ struct Pattern {
 }
 
 impl Pattern {
-    fn new(word: &Word) -> Self {
+    fn new(word: &RuleWord) -> Self {
         Self { text: word.text.clone().into_bytes(), literal: word.quoted, bare: false }
     }
 
-    fn program(word: &Word) -> Self {
+    fn program(word: &RuleWord) -> Self {
         Self { bare: !word.text.contains('/'), ..Self::new(word) }
     }
 

@@ -45,7 +45,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// What to run, and how.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct SupervisorPlan {
     /// Program and arguments.
     pub words: Vec<std::ffi::OsString>,
     /// Descriptor [`SCRIPT`] is the text that the program reads.
@@ -62,7 +62,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// What could not be set up; the daemon then sees the stream end without an ending.
-pub fn run(plan: Plan) -> io::Result<ExitCode> {
+pub fn run(plan: SupervisorPlan) -> io::Result<ExitCode> {
     let daemon = backchannel::Daemon::inherited()?;
     let script = plan.script.then(|| sys::own(SCRIPT));
     prctl::set_child_subreaper(true)?;
@@ -95,7 +95,7 @@ pub fn run(plan: Plan) -> io::Result<ExitCode> {
     tree.watch(&daemon, &signals)
 }
 
-fn start(plan: &Plan) -> io::Result<Pid> {
+fn start(plan: &SupervisorPlan) -> io::Result<Pid> {
     let (program, arguments) = plan.words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(arguments);

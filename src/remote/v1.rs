@@ -73,7 +73,7 @@ pub fn parse(from: &mut impl BufRead, to: &mut impl Write) -> io::Result<()> {
 
 /// The result of a command, as the original writes it.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct ResultFiles {
     /// Its id.
     pub id: String,
     /// Its output, cut already.
@@ -86,7 +86,7 @@ pub struct Answer {
     pub exit: u8,
 }
 
-/// The shell text that takes a result from its standard input ([`Answer::to_bytes`]) and puts it in place.
+/// The shell text that takes a result from its standard input ([`ResultFiles::to_bytes`]) and puts it in place.
 pub fn store(user: &str) -> String {
     let dir = directory(user);
     format!(
@@ -99,7 +99,7 @@ pub fn store(user: &str) -> String {
     )
 }
 
-impl Answer {
+impl ResultFiles {
     /// What [`store`] reads, with a line for the VM's audit log.
     pub fn to_bytes(&self, audit: &str) -> Vec<u8> {
         let mut head = String::new();
@@ -194,8 +194,13 @@ mod tests {
         assert_eq!(listing, "a-1 5 00ff\necho\nc-3 2 \n\u{e9}".as_bytes());
         assert_eq!(frames(&listing).expect("a listing").len(), 4);
 
-        let answer =
-            Answer { id: "a-1".into(), out: (0..=255).collect(), err: b"e\n".to_vec(), meta: "m\n".into(), exit: 7 };
+        let answer = ResultFiles {
+            id: "a-1".into(),
+            out: (0..=255).collect(),
+            err: b"e\n".to_vec(),
+            meta: "m\n".into(),
+            exit: 7,
+        };
         let text = store("user").replace("/home/user", home);
         let mut bash = Command::new("bash").args(["-c", &text]).stdin(Stdio::piped()).spawn().expect("bash runs");
         let mut stdin = bash.stdin.take().expect("piped");

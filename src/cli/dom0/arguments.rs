@@ -12,16 +12,16 @@ pub(super) const PROGRAM: &str = "qvm-remote-dom0";
 
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, about = "Runs commands of authorised qubes in dom0", long_about = text::ABOUT)]
-pub(super) struct Arguments {
+pub(super) struct Dom0Arguments {
     #[command(flatten)]
-    pub(super) daemon: Daemon,
+    pub(super) daemon: DaemonArguments,
     #[command(subcommand)]
-    pub(super) command: Option<Command>,
+    pub(super) command: Option<Dom0Command>,
 }
 
 /// Options of the daemon.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Daemon {
+pub(super) struct DaemonArguments {
     /// Serve this qube, whatever the configuration lists
     #[arg(long, value_name = "VM")]
     pub(super) vm: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Daemon {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum Dom0Command {
     /// Store a qube's key, and a policy where it has none
     Authorize {
         /// The qube

@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{arguments::Command, text};
+use super::{arguments::Dom0Command, text};
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
@@ -25,8 +25,6 @@ use crate::{
     systemd::systemctl::Manager,
 };
 
-type Outcome = Result<ExitCode, Fatal>;
-
 /// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
 const CREDENTIALS: &str = "/run/credentials/qvm-remote-dom0.service";
 
@@ -35,7 +33,7 @@ fn fail(text: impl std::fmt::Display) -> Fatal {
 }
 
 /// Runs one of the commands.
-pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
+pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal> {
     if !nix::unistd::geteuid().is_root() {
         return Err(fail("must run as root"));
     }
@@ -43,27 +41,27 @@ pub(super) fn run(paths: &Paths, command: Command) -> Outcome {
     crate::sys::end_with_the_reader();
     let store = Store::new(&paths.keys, Some(CREDENTIALS.into()));
     match command {
-        Command::Authorize { vm, key, policy, deny, keep_old } => {
+        Dom0Command::Authorize { vm, key, policy, deny, keep_old } => {
             let policy = match policy {
                 Some(path) => Some(read_policy(&path)?),
                 None => deny.then(|| NOTHING.to_owned()),
             };
             authorize(paths, &store, &vm, key, policy, keep_old)
         }
-        Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
-        Command::Keys => keys(&store),
-        Command::V1 { vm, state } => v1(&store, &vm, state == "on"),
-        Command::Enable => enable(),
-        Command::Disable => {
+        Dom0Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
+        Dom0Command::Keys => keys(&store),
+        Dom0Command::V1 { vm, state } => v1(&store, &vm, state == "on"),
+        Dom0Command::Enable => enable(),
+        Dom0Command::Disable => {
             systemctl(&["disable", "qvm-remote-dom0"])?;
             systemctl(&["stop", "qvm-remote-dom0"])?;
             println!("Disabled and stopped.");
             Ok(ExitCode::SUCCESS)
         }
-        Command::Start { r#for } => start(&r#for),
-        Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
-        Command::Status { json } => status(paths, json),
-        Command::Unit | Command::Parse { .. } | Command::Supervise { .. } => Err(fail("not here")),
+        Dom0Command::Start { r#for } => start(&r#for),
+        Dom0Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
+        Dom0Command::Status { json } => status(paths, json),
+        Dom0Command::Unit | Dom0Command::Parse { .. } | Dom0Command::Supervise { .. } => Err(fail("not here")),
     }
 }
 
@@ -86,7 +84,7 @@ fn authorize(
     key: Option<String>,
     policy: Option<String>,
     keep_old: bool,
-) -> Outcome {
+) -> Result<ExitCode, Fatal> {
     let policy_path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     let key = Zeroizing::new(match key {
         Some(key) => key,
@@ -142,7 +140,7 @@ fn record(paths: &Paths, category: &str, text: &str) {
     crate::log::emit(event);
 }
 
-fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Outcome {
+fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
     let removed = store.remove(vm).map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     if !removed {
         return Err(fail(format!("VM '{vm}' has no key")));
@@ -161,7 +159,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn keys(store: &Store) -> Outcome {
+fn keys(store: &Store) -> Result<ExitCode, Fatal> {
     let vms = store.list();
     if vms.is_empty() {
         println!("No VMs authorized.");
@@ -180,7 +178,7 @@ fn keys(store: &Store) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn v1(store: &Store, vm: &str, on: bool) -> Outcome {
+fn v1(store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> {
     let path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     let text = fs::read_to_string(&path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
     let setting = |line: &str| line.split_once('=').is_some_and(|(key, _)| key.trim() == "v1");
@@ -203,7 +201,7 @@ fn systemctl(words: &[&str]) -> Result<(), Fatal> {
     if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
 }
 
-fn enable() -> Outcome {
+fn enable() -> Result<ExitCode, Fatal> {
     eprint!("{}\nType 'yes' to accept this risk and enable: ", text::WARNING);
     let _ = io::stderr().flush();
     let mut line = String::new();
@@ -218,7 +216,7 @@ fn enable() -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start(span: &str) -> Outcome {
+fn start(span: &str) -> Result<ExitCode, Fatal> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b" .".contains(&b);
     if span.is_empty() || !span.bytes().all(fine) {
         return Err(Fatal::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
@@ -243,7 +241,7 @@ fn daemon(paths: &Paths, line: &str) -> Result<String, Fatal> {
     })
 }
 
-fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Outcome {
+fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
     let waiting = daemon(paths, "approvals")?;
     let Some(id) = id else {
         print!("{}", if waiting.is_empty() { "Nothing waits for approval.\n" } else { &waiting });
@@ -275,7 +273,7 @@ fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(paths: &Paths, json: bool) -> Outcome {
+fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
     let text = daemon(paths, "status")?;
     if json {
         print!("{text}");

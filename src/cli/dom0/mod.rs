@@ -12,35 +12,35 @@ use crate::{
     log::{self, Level},
     remote::{
         config::Paths,
-        dom0::{self, Refusal},
+        dom0::{self, StartError},
         parser::{self, Language},
-        supervise::{self, Plan},
+        supervise::{self, SupervisorPlan},
     },
     report::{self, Code, Fatal},
 };
-use arguments::{Arguments, Command, Daemon, PROGRAM};
+use arguments::{DaemonArguments, Dom0Arguments, Dom0Command, PROGRAM};
 
 /// Its arguments, for the manual and for shells.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    Dom0Arguments::command()
 }
 
 /// Runs `qvm-remote-dom0`.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Dom0Arguments::parse();
     let paths = Paths::default();
     let result = match arguments.command {
         None => daemon(paths, &arguments.daemon),
-        Some(Command::Unit) => {
+        Some(Dom0Command::Unit) => {
             print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Parse { uid, listing }) => {
+        Some(Dom0Command::Parse { uid, listing }) => {
             let language = if listing { Language::Listing } else { Language::Frames };
             parser::run(uid, language).map_err(|e| Fatal::new(Code::Failure, format!("parse: {e}")))
         }
-        Some(Command::Supervise { script, tty, identity, cgroup, words }) => {
-            let plan = Plan { words, script, tty, identity, cgroup };
+        Some(Dom0Command::Supervise { script, tty, identity, cgroup, words }) => {
+            let plan = SupervisorPlan { words, script, tty, identity, cgroup };
             supervise::run(plan).map_err(|e| Fatal::new(Code::Failure, format!("supervise: {e}")))
         }
         Some(command) => manage::run(&paths, command),
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
     report::end(PROGRAM, result)
 }
 
-fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Fatal> {
+fn daemon(paths: Paths, options: &DaemonArguments) -> Result<ExitCode, Fatal> {
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, e);
     if !nix::unistd::geteuid().is_root() {
         return Err(Fatal::new(Code::Failure, "must run as root to serve commands in dom0"));
@@ -58,20 +58,20 @@ fn daemon(paths: Paths, options: &Daemon) -> Result<ExitCode, Fatal> {
     let level = if options.verbose { Level::Debug } else { Level::Info };
     let _log = log::start(PROGRAM, level).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let options = dom0::Options { vm: options.vm.clone(), once: options.once, dry_run: options.dry_run };
+    let options = dom0::DaemonOptions { vm: options.vm.clone(), once: options.once, dry_run: options.dry_run };
     match runtime.block_on(dom0::run(paths, options)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(refusal) => Err(explain(refusal)),
     }
 }
 
-fn explain(refusal: Refusal) -> Fatal {
+fn explain(refusal: StartError) -> Fatal {
     let failure = Fatal::new(Code::Failure, &refusal);
     match refusal {
-        Refusal::Running => {
+        StartError::Running => {
             failure.hint("what it does: qvm-remote-dom0 status; to stop it: systemctl stop qvm-remote-dom0")
         }
-        Refusal::NoKeys => failure.hint("in the qube: qvm-remote key gen; here: qvm-remote-dom0 authorize VM KEY"),
-        Refusal::NoVms | Refusal::NoSuchVm(_) | Refusal::Io(..) => failure,
+        StartError::NoKeys => failure.hint("in the qube: qvm-remote key gen; here: qvm-remote-dom0 authorize VM KEY"),
+        StartError::NoVms | StartError::NoSuchVm(_) | StartError::Io(..) => failure,
     }
 }

@@ -8,28 +8,26 @@ use std::{
 
 use serde_json::json;
 
-use super::options::{Options, own, plain};
+use super::options::{ClientOptions, local_error, plain};
 use crate::{
     log::escape,
     proto::{mac::Key, mac::hex, remote::Mode},
     remote::{
         agent,
-        client::{self, Ask, Home, Trouble, history},
+        client::{self, ClientError, Home, Submission, history},
         files, keys,
     },
     sys,
 };
 
-type Outcome = Result<ExitCode, Trouble>;
-
 /// `key gen | show | import [KEY]`.
-pub(super) fn key(home: &Home, words: &[&str]) -> Outcome {
+pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> {
     sys::end_with_the_reader();
     let path = home.at("auth.key");
     match words {
         ["gen"] => {
             let key = keys::generate().and_then(|key| keys::write_own(&path, &key).map(|()| key));
-            let key = key.map_err(|e| own(format!("failed to write key: {e}")))?;
+            let key = key.map_err(|e| local_error(format!("failed to write key: {e}")))?;
             let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
             println!("{}", *key.to_hex());
             eprintln!("\nKey saved to {}", path.display());
@@ -46,31 +44,33 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Outcome {
                 [] => {
                     let mut line = String::new();
                     let read = io::stdin().lock().take(256).read_line(&mut line);
-                    read.map_err(|e| own(format!("failed to import key: {e}")))?;
+                    read.map_err(|e| local_error(format!("failed to import key: {e}")))?;
                     line
                 }
             };
-            let key = Key::from_hex(text.as_bytes()).ok_or_else(|| own("invalid key (expected 64 hex characters)"))?;
-            keys::write_own(&path, &key).map_err(|e| own(format!("failed to import key: {e}")))?;
+            let key = Key::from_hex(text.as_bytes())
+                .ok_or_else(|| local_error("invalid key (expected 64 hex characters)"))?;
+            keys::write_own(&path, &key).map_err(|e| local_error(format!("failed to import key: {e}")))?;
             println!("Key imported to {}", path.display());
             Ok(ExitCode::SUCCESS)
         }
-        [other, ..] => Err(own(format!("unknown key command: {}", escape(other.as_bytes())))),
-        [] => Err(own("key requires: gen | show | import")),
+        [other, ..] => Err(local_error(format!("unknown key command: {}", escape(other.as_bytes())))),
+        [] => Err(local_error("key requires: gen | show | import")),
     }
 }
 
 /// Asks dom0 for nothing but a signed answer.
-fn reach(home: &Home, within: Duration, v1: bool) -> Result<Duration, Trouble> {
-    let options = Options { timeout: 10, quiet: true, v1, ..Options::default() };
+fn reach(home: &Home, within: Duration, v1: bool) -> Result<Duration, ClientError> {
+    let options = ClientOptions { timeout: 10, quiet: true, v1, ..ClientOptions::default() };
     let (mode, payload) = if v1 { (Mode::Shell, b"true\n".to_vec()) } else { (Mode::Ping, Vec::new()) };
-    let ask = Ask { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
+    let ask =
+        Submission { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
     let began = Instant::now();
     client::ask(home, ask).map(|_| began.elapsed())
 }
 
 /// `ping`: whether dom0 answers and knows our key.
-pub(super) fn ping(home: &Home, options: &Options) -> Outcome {
+pub(super) fn ping(home: &Home, options: &ClientOptions) -> Result<ExitCode, ClientError> {
     match reach(home, Duration::from_secs(options.connect_timeout.into()), options.v1) {
         Ok(time) => {
             println!("qvm-remote-dom0 is responding.");
@@ -81,7 +81,7 @@ pub(super) fn ping(home: &Home, options: &Options) -> Outcome {
         }
         Err(trouble) => {
             eprintln!("qvm-remote-dom0 is NOT responding.");
-            if let Trouble::Transport(why) | Trouble::Own(why) | Trouble::Refused(_, why) = &trouble {
+            if let ClientError::Transport(why) | ClientError::Local(why) | ClientError::Refused(_, why) = &trouble {
                 eprintln!("{why}");
             }
             eprintln!("troubleshooting:");
@@ -95,7 +95,7 @@ pub(super) fn ping(home: &Home, options: &Options) -> Outcome {
 }
 
 /// `status [--json]`.
-pub(super) fn status(home: &Home, words: &[&str]) -> Outcome {
+pub(super) fn status(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> {
     let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
     let name = files::read(&home.at(agent::NAME), 64).ok().and_then(|n| String::from_utf8(n).ok());
     let name = name.unwrap_or(node);
@@ -138,7 +138,7 @@ pub(super) fn status(home: &Home, words: &[&str]) -> Outcome {
 }
 
 /// `queue [status | clean | debug]`.
-pub(super) fn queue(home: &Home, word: Option<&str>) -> Outcome {
+pub(super) fn queue(home: &Home, word: Option<&str>) -> Result<ExitCode, ClientError> {
     sys::end_with_the_reader();
     match word {
         None | Some("status") => {
@@ -184,23 +184,23 @@ pub(super) fn queue(home: &Home, word: Option<&str>) -> Outcome {
             }
             print!("{}", history::table(&home.at("history"), 5));
         }
-        Some(other) => return Err(own(format!("unknown queue command: {}", escape(other.as_bytes())))),
+        Some(other) => return Err(local_error(format!("unknown queue command: {}", escape(other.as_bytes())))),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// `[N | -n N]`.
-fn count(words: &[&str], default: usize) -> Result<usize, Trouble> {
+fn count(words: &[&str], default: usize) -> Result<usize, ClientError> {
     let word = match words {
         [] => return Ok(default),
         ["-n", n, ..] | [n, ..] => n,
     };
-    let bad = || own(format!("a number is wanted, got: {}", escape(word.as_bytes())));
+    let bad = || local_error(format!("a number is wanted, got: {}", escape(word.as_bytes())));
     word.trim_start_matches('-').parse().map_err(|_| bad())
 }
 
 /// `log [N]`: the last entries of this side's log, without what a terminal would obey.
-pub(super) fn log(home: &Home, words: &[&str]) -> Outcome {
+pub(super) fn log(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> {
     sys::end_with_the_reader();
     let count = count(words, 20)?;
     let text = files::read(&home.at("audit.log"), 16 << 20).unwrap_or_default();
@@ -218,7 +218,7 @@ pub(super) fn log(home: &Home, words: &[&str]) -> Outcome {
 }
 
 /// `history [N]`.
-pub(super) fn history(home: &Home, words: &[&str]) -> Outcome {
+pub(super) fn history(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> {
     sys::end_with_the_reader();
     print!("{}", history::table(&home.at("history"), count(words, 10)?));
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! The face of `qvm-remote`: the original's, word for word where scripts may depend on it, and what was added.
 //!
 //! Options are read by hand, because the original's rules are no library's: they end at the first word, a value is a
-//! word of its own, and every fault is one line and exit code 1.
+//! word of its local, and every fault is one line and exit code 1.
 
 mod manage;
 mod options;
@@ -24,10 +24,10 @@ use crate::{
     proto::remote::{MAX_COMMAND, Mode, argv_payload},
     remote::{
         agent,
-        client::{Home, Trouble, stdio},
+        client::{ClientError, Home, stdio},
     },
 };
-use options::{Options, PROGRAM, options, own, submit};
+use options::{ClientOptions, PROGRAM, local_error, options, submit};
 
 pub use usage::TEXT as USAGE;
 
@@ -43,22 +43,22 @@ pub fn main() -> ExitCode {
 }
 
 /// One line on standard error, and the exit code.
-fn tell(trouble: &Trouble) -> ExitCode {
+fn tell(trouble: &ClientError) -> ExitCode {
     let (status, text) = match trouble {
-        Trouble::Refused(status, text) => (*status, text.as_str()),
-        Trouble::Transport(text) => (255, text.as_str()),
-        Trouble::Own(text) => (1, text.as_str()),
-        Trouble::Timeout => (124, "timed out"),
-        Trouble::Signal(13) => return ExitCode::from(141), // nobody reads standard error either, perhaps
-        Trouble::Signal(signal) => return ExitCode::from(signal.saturating_add(128)),
+        ClientError::Refused(status, text) => (*status, text.as_str()),
+        ClientError::Transport(text) => (255, text.as_str()),
+        ClientError::Local(text) => (1, text.as_str()),
+        ClientError::Timeout => (124, "timed out"),
+        ClientError::Signal(13) => return ExitCode::from(141), // nobody reads standard error either, perhaps
+        ClientError::Signal(signal) => return ExitCode::from(signal.saturating_add(128)),
     };
     eprintln!("{PROGRAM}: {text}");
     ExitCode::from(status)
 }
 
-fn run(words: Vec<OsString>) -> Result<ExitCode, Trouble> {
+fn run(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077)); // whatever is kept is nobody else's
-    let home = Home::find().map_err(|e| own(e.to_string()))?;
+    let home = Home::find().map_err(|e| local_error(e.to_string()))?;
     let (options, words) = match options(&words)? {
         Ok(found) => found,
         Err(code) => return Ok(code),
@@ -83,10 +83,10 @@ fn run(words: Vec<OsString>) -> Result<ExitCode, Trouble> {
             return Ok(ExitCode::SUCCESS);
         }
         if options.argv {
-            return Err(own("no command specified"));
+            return Err(local_error("no command specified"));
         }
         let read = stdio::file(std::io::stdin()).and_then(|mut from| stdio::read_to_end(&mut from, MAX_COMMAND));
-        let text = read.map_err(|e| own(format!("standard input: {e}")))?;
+        let text = read.map_err(|e| local_error(format!("standard input: {e}")))?;
         return submit(&home, &options, Mode::Shell, text.clone(), text);
     }
     hint_about_input(&options);
@@ -100,7 +100,7 @@ fn run(words: Vec<OsString>) -> Result<ExitCode, Trouble> {
 }
 
 /// Without `-i` a command gets no input, as the original has it; somebody at a terminal who pipes something in is told.
-fn hint_about_input(options: &Options) {
+fn hint_about_input(options: &ClientOptions) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     if options.stdin || options.quiet || !std::io::stderr().is_terminal() || std::io::stdin().is_terminal() {
         return;
@@ -115,8 +115,8 @@ fn hint_about_input(options: &Options) {
 }
 
 /// The agent, started by dom0: speaks on standard input and output, and only there.
-fn agent(home: &Home) -> Result<ExitCode, Trouble> {
-    let failed = |e: std::io::Error| own(format!("serve: {e}"));
+fn agent(home: &Home) -> Result<ExitCode, ClientError> {
+    let failed = |e: std::io::Error| local_error(format!("serve: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(agent::run(home.path())).map_err(failed)?;
     runtime.shutdown_background();

@@ -6,7 +6,7 @@ use super::usage::TEXT as USAGE;
 use crate::{
     log::escape,
     proto::remote::{BadText, MAX_COMMAND, Mode, argv, check_text},
-    remote::client::{self, Ask, Home, Trouble, Way},
+    remote::client::{self, ClientError, Delivery, Home, Submission},
 };
 
 /// The program's name.
@@ -14,7 +14,7 @@ pub(super) const PROGRAM: &str = "qvm-remote";
 
 /// What was typed before the first word.
 #[derive(Debug)]
-pub(super) struct Options {
+pub(super) struct ClientOptions {
     pub(super) timeout: u32,
     pub(super) connect_timeout: u32,
     pub(super) verbose: bool,
@@ -27,7 +27,7 @@ pub(super) struct Options {
     pub(super) user: String,
 }
 
-impl Default for Options {
+impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             timeout: 300,
@@ -45,25 +45,26 @@ impl Default for Options {
 }
 
 /// A fault of the caller or of this machine.
-pub(super) fn own(text: impl Into<String>) -> Trouble {
-    Trouble::Own(text.into())
+pub(super) fn local_error(text: impl Into<String>) -> ClientError {
+    ClientError::Local(text.into())
 }
 
 /// Reads options up to the first word; what is left.
-pub(super) fn options(words: &[OsString]) -> Result<Result<(Options, Vec<OsString>), ExitCode>, Trouble> {
-    let mut options = Options { v1: std::env::var_os("QVM_REMOTE_V1").is_some_and(|v| v == "1"), ..Options::default() };
+pub(super) fn options(words: &[OsString]) -> Result<Result<(ClientOptions, Vec<OsString>), ExitCode>, ClientError> {
+    let mut options =
+        ClientOptions { v1: std::env::var_os("QVM_REMOTE_V1").is_some_and(|v| v == "1"), ..ClientOptions::default() };
     let mut rest = words.iter();
     let mut left = Vec::new();
     while let Some(word) = rest.next() {
         let seconds = |name: &str, value: Option<&OsString>| {
-            let value = value.ok_or_else(|| own(format!("{name} requires a value")))?.to_string_lossy();
+            let value = value.ok_or_else(|| local_error(format!("{name} requires a value")))?.to_string_lossy();
             let number: i64 = value
                 .parse()
-                .map_err(|_| own(format!("{name} requires an integer, got: {}", escape(value.as_bytes()))))?;
+                .map_err(|_| local_error(format!("{name} requires an integer, got: {}", escape(value.as_bytes()))))?;
             u32::try_from(number)
                 .ok()
                 .filter(|n| (1..=4_000_000).contains(n))
-                .ok_or_else(|| own(format!("{name} must be a positive integer")))
+                .ok_or_else(|| local_error(format!("{name} must be a positive integer")))
         };
         match word.to_str().unwrap_or("") {
             "-t" | "--timeout" => options.timeout = seconds("-t", rest.next())?,
@@ -76,7 +77,7 @@ pub(super) fn options(words: &[OsString]) -> Result<Result<(Options, Vec<OsStrin
             "--queue" => options.queue = true,
             "--v1" => options.v1 = true,
             "--user" => {
-                let user = rest.next().ok_or_else(|| own("--user requires a value"))?;
+                let user = rest.next().ok_or_else(|| local_error("--user requires a value"))?;
                 options.user = user.to_string_lossy().into_owned();
             }
             "-h" | "--help" => {
@@ -92,7 +93,7 @@ pub(super) fn options(words: &[OsString]) -> Result<Result<(Options, Vec<OsStrin
                 break;
             }
             text if text.starts_with('-') && text.len() > 1 => {
-                return Err(own(format!("unknown option: {}", escape(text.as_bytes()))));
+                return Err(local_error(format!("unknown option: {}", escape(text.as_bytes()))));
             }
             _ => {
                 left.push(word.clone());
@@ -107,28 +108,30 @@ pub(super) fn options(words: &[OsString]) -> Result<Result<(Options, Vec<OsStrin
 /// Asks for a command whose text or words the caller has read.
 pub(super) fn submit(
     home: &Home,
-    options: &Options,
+    options: &ClientOptions,
     mode: Mode,
     payload: Vec<u8>,
     shown: Vec<u8>,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, ClientError> {
     if mode == Mode::Shell {
         check_text(&payload).map_err(|bad| match bad {
-            BadText::Empty => own("empty command"),
-            BadText::Oversized(_) => own(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len())),
-            BadText::Binary => own("the command contains control characters"),
+            BadText::Empty => local_error("empty command"),
+            BadText::Oversized(_) => {
+                local_error(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len()))
+            }
+            BadText::Binary => local_error("the command contains control characters"),
         })?;
     } else if payload.len() > MAX_COMMAND {
-        return Err(own(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len())));
+        return Err(local_error(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len())));
     } else if mode == Mode::Argv {
-        argv(&payload).map_err(|fault| own(format!("the command has {fault}")))?;
+        argv(&payload).map_err(|fault| local_error(format!("the command has {fault}")))?;
     }
-    ask(home, options, Ask { shown, ..plain(options, mode, payload) })
+    ask(home, options, Submission { shown, ..plain(options, mode, payload) })
 }
 
 /// What is asked, as the options have it.
-pub(super) fn plain(options: &Options, mode: Mode, payload: Vec<u8>) -> Ask {
-    Ask {
+pub(super) fn plain(options: &ClientOptions, mode: Mode, payload: Vec<u8>) -> Submission {
+    Submission {
         mode,
         shown: payload.clone(),
         payload,
@@ -138,9 +141,9 @@ pub(super) fn plain(options: &Options, mode: Mode, payload: Vec<u8>) -> Ask {
         tty: options.tty,
         user: options.user.clone(),
         way: match (options.v1, options.queue) {
-            (true, _) => Way::V1,
-            (false, true) => Way::Queue,
-            (false, false) => Way::Live,
+            (true, _) => Delivery::V1,
+            (false, true) => Delivery::Queue,
+            (false, false) => Delivery::Live,
         },
         quiet: options.quiet,
         output: None,
@@ -150,7 +153,7 @@ pub(super) fn plain(options: &Options, mode: Mode, payload: Vec<u8>) -> Ask {
 }
 
 /// Asks dom0, and tells of it when wanted.
-pub(super) fn ask(home: &Home, options: &Options, ask: Ask) -> Result<ExitCode, Trouble> {
+pub(super) fn ask(home: &Home, options: &ClientOptions, ask: Submission) -> Result<ExitCode, ClientError> {
     if options.verbose {
         eprintln!("[qvm-remote] submitted to dom0 ({} bytes)", ask.payload.len());
     }

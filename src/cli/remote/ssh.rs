@@ -7,10 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::options::{Options, own, submit};
+use super::options::{ClientOptions, local_error, submit};
 use crate::{
     proto::remote::Mode,
-    remote::client::{Home, Trouble},
+    remote::client::{ClientError, Home},
 };
 
 /// Letters of ssh(1) that take a value.
@@ -18,7 +18,7 @@ const WITH_VALUE: &[u8] = b"bcDEeFIiJLlmOopQRSWw";
 
 /// Reads ssh(1)'s words: options before and after the host, single or together, their values in the same word or the
 /// next. Those that mean something here are noted; the host, and the command.
-fn ssh_words(words: Vec<OsString>, options: &mut Options) -> (Option<OsString>, Vec<OsString>) {
+fn ssh_words(words: Vec<OsString>, options: &mut ClientOptions) -> (Option<OsString>, Vec<OsString>) {
     let (mut host, mut terminal) = (None, None);
     let mut rest = words.into_iter().peekable();
     loop {
@@ -56,17 +56,17 @@ fn ssh_words(words: Vec<OsString>, options: &mut Options) -> (Option<OsString>, 
 }
 
 /// `qvm-remote-ssh [ssh's options] HOST COMMAND…`: for rsync, Git and Ansible, which call `ssh` so.
-pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, Trouble> {
+pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let mut options = Options { stdin: true, quiet: true, timeout: 4_000_000, ..Options::default() };
+    let mut options = ClientOptions { stdin: true, quiet: true, timeout: 4_000_000, ..ClientOptions::default() };
     let (host, command) = ssh_words(words, &mut options);
     match host {
-        None => Err(own("qvm-remote-ssh wants: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),
+        None => Err(local_error("qvm-remote-ssh wants: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),
         Some(host) if host != "dom0" && !host.as_bytes().ends_with(b"@dom0") => {
-            Err(Trouble::Transport("the only host is dom0".into()))
+            Err(ClientError::Transport("the only host is dom0".into()))
         }
-        Some(_) if command.is_empty() => Err(own("a command is wanted: qvm-remote-ssh dom0 COMMAND")),
-        Some(_) => Home::find().map_err(|e| own(e.to_string())).and_then(|home| {
+        Some(_) if command.is_empty() => Err(local_error("a command is wanted: qvm-remote-ssh dom0 COMMAND")),
+        Some(_) => Home::find().map_err(|e| local_error(e.to_string())).and_then(|home| {
             let mut text = command.join(OsStr::new(" ")).into_vec();
             text.push(b'\n');
             submit(&home, &options, Mode::Shell, text.clone(), text)
@@ -78,8 +78,8 @@ pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, Trouble> {
 mod tests {
     use super::*;
 
-    fn ssh(words: &str) -> (Option<String>, String, Options) {
-        let mut options = Options { stdin: true, ..Options::default() };
+    fn ssh(words: &str) -> (Option<String>, String, ClientOptions) {
+        let mut options = ClientOptions { stdin: true, ..ClientOptions::default() };
         let (host, command) = ssh_words(words.split(' ').map(OsString::from).collect(), &mut options);
         let text = |w: OsString| w.into_string().expect("text");
         (host.map(text), command.into_iter().map(text).collect::<Vec<_>>().join(" "), options)

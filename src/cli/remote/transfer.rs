@@ -8,22 +8,22 @@ use std::{
     process::ExitCode,
 };
 
-use super::options::{Options, ask, own, plain};
+use super::options::{ClientOptions, ask, local_error, plain};
 use crate::{
     log::escape,
     proto::remote::Mode,
-    remote::client::{Ask, Home, Trouble},
+    remote::client::{ClientError, Home, Submission},
 };
 
 /// `get REMOTE [LOCAL]`: into a file that appears whole, or `-` for standard output.
-pub(super) fn get(home: &Home, options: &Options, words: &[OsString]) -> Result<ExitCode, Trouble> {
+pub(super) fn get(home: &Home, options: &ClientOptions, words: &[OsString]) -> Result<ExitCode, ClientError> {
     let (remote, local) = match words {
         [remote] => (remote, Path::new(remote).file_name().unwrap_or_default().to_owned()),
         [remote, local] => (remote, local.clone()),
-        _ => return Err(own("get wants: get DOM0-PATH [LOCAL-PATH]")),
+        _ => return Err(local_error("get wants: get DOM0-PATH [LOCAL-PATH]")),
     };
     let shown = [b"get ", remote.as_bytes()].concat();
-    let mut wanted = Ask { shown, ..plain(options, Mode::Get, remote.as_bytes().to_vec()) };
+    let mut wanted = Submission { shown, ..plain(options, Mode::Get, remote.as_bytes().to_vec()) };
     if local == "-" {
         return ask(home, options, wanted);
     }
@@ -34,7 +34,7 @@ pub(super) fn get(home: &Home, options: &Options, words: &[OsString]) -> Result<
     let mut name = place.clone().into_os_string();
     name.push(format!(".{}.part", std::process::id()));
     let part = std::path::PathBuf::from(name);
-    let failed = |e: std::io::Error| own(format!("{}: {e}", place.display()));
+    let failed = |e: std::io::Error| local_error(format!("{}: {e}", place.display()));
     let file = File::options().write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
     wanted.output = Some(file);
     let result = ask(home, options, wanted);
@@ -47,12 +47,12 @@ pub(super) fn get(home: &Home, options: &Options, words: &[OsString]) -> Result<
 }
 
 /// `put LOCAL REMOTE`; `-` is standard input.
-pub(super) fn put(home: &Home, options: &Options, words: &[OsString]) -> Result<ExitCode, Trouble> {
-    let [local, remote] = words else { return Err(own("put wants: put LOCAL-PATH DOM0-PATH")) };
+pub(super) fn put(home: &Home, options: &ClientOptions, words: &[OsString]) -> Result<ExitCode, ClientError> {
+    let [local, remote] = words else { return Err(local_error("put wants: put LOCAL-PATH DOM0-PATH")) };
     let shown = [b"put ", remote.as_bytes()].concat();
-    let mut wanted = Ask { shown, ..plain(options, Mode::Put, remote.as_bytes().to_vec()) };
+    let mut wanted = Submission { shown, ..plain(options, Mode::Put, remote.as_bytes().to_vec()) };
     if local != "-" {
-        wanted.input = Some(File::open(local).map_err(|e| own(format!("{}: {e}", escape(local.as_bytes()))))?);
+        wanted.input = Some(File::open(local).map_err(|e| local_error(format!("{}: {e}", escape(local.as_bytes()))))?);
     }
     ask(home, options, wanted)
 }

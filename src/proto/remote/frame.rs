@@ -126,7 +126,7 @@ pub enum Frame<'a> {
 
 /// A frame whose body was not looked at yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raw<'a> {
+pub struct RawFrame<'a> {
     /// 0: the session.
     pub stream: u32,
     /// What it is.
@@ -135,7 +135,7 @@ pub struct Raw<'a> {
     pub body: &'a [u8],
 }
 
-impl<'a> Raw<'a> {
+impl<'a> RawFrame<'a> {
     /// Reads the first frame of `bytes`: it and its size; `None` when more bytes are needed.
     ///
     /// # Errors
@@ -370,10 +370,10 @@ impl Buffer {
     /// The next whole frame, with the bytes it was read from.
     ///
     /// # Errors
-    /// As [`Raw::split`]; after a fault nothing more can be read.
-    pub fn frame(&mut self) -> Result<Option<(Raw<'_>, &[u8])>, Fault> {
+    /// As [`RawFrame::split`]; after a fault nothing more can be read.
+    pub fn frame(&mut self) -> Result<Option<(RawFrame<'_>, &[u8])>, Fault> {
         let bytes = &self.bytes[self.start..];
-        let Some((raw, size)) = Raw::split(bytes)? else { return Ok(None) };
+        let Some((raw, size)) = RawFrame::split(bytes)? else { return Ok(None) };
         self.start += size;
         Ok(Some((raw, &bytes[..size])))
     }
@@ -381,9 +381,9 @@ impl Buffer {
     /// Whether a whole frame is there.
     ///
     /// # Errors
-    /// As [`Raw::split`].
+    /// As [`RawFrame::split`].
     pub fn has_frame(&self) -> Result<bool, Fault> {
-        Raw::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
+        RawFrame::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
     }
 
     /// Takes [`MAGIC`] away when it is what comes first; `None` when more bytes are needed.
@@ -456,7 +456,7 @@ mod tests {
         #[test]
         fn any_body_is_a_frame_or_a_fault(kind in 1u8..=19, stream in 0u32..2, body in vec(any::<u8>(), 0..100)) {
             let kind = Type::from_byte(kind).expect("there are nineteen");
-            if let Ok(frame) = (Raw { stream, kind, body: &body }).parse() {
+            if let Ok(frame) = (RawFrame { stream, kind, body: &body }).parse() {
                 prop_assert_eq!(&frame.to_vec(stream)[HEADER..], &body);
             }
         }
@@ -465,10 +465,10 @@ mod tests {
     #[test]
     fn a_length_that_no_frame_has_is_told_before_its_bytes_come() {
         for length in [0u32, 4, 65_553, u32::MAX] {
-            assert!(Raw::split(&length.to_be_bytes()).is_err(), "{length}");
+            assert!(RawFrame::split(&length.to_be_bytes()).is_err(), "{length}");
         }
-        assert_eq!(Raw::split(&5u32.to_be_bytes()), Ok(None));
-        assert!(Raw::split(&[0, 0, 0, 5, 0, 0, 0, 1, 99]).is_err());
+        assert_eq!(RawFrame::split(&5u32.to_be_bytes()), Ok(None));
+        assert!(RawFrame::split(&[0, 0, 0, 5, 0, 0, 0, 1, 99]).is_err());
     }
 
     #[test]

@@ -19,6 +19,6 @@ mod wire;
 
 pub use check::{BadText, check_text, valid_id, valid_vm};
 pub use ending::Ending;
-pub use frame::{Buffer, Frame, Hello, Raw, Refusal};
+pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal};
 pub use request::{Mode, Request, argv, argv_payload, flags};
 pub use wire::{CREDIT, Fault, KeyId, MAGIC, MAX_COMMAND, MAX_STREAMS, SLICE, VERSION};

@@ -15,7 +15,7 @@ use crate::{
         Frame, Hello,
         frame::{Type, restream},
     },
-    remote::{frames::Frames, pipe::Pipe, socket},
+    remote::{frames::Frames, pipe::AsyncPipe, socket},
     sys::socket_file::{self, Rights},
 };
 
@@ -27,13 +27,13 @@ const CLIENTS: usize = 4096;
 const BACKLOG: u32 = 4096;
 
 /// Our own socket file, told from one that a later agent has put in its place.
-pub(super) struct Own {
+pub(super) struct OwnSocket {
     path: PathBuf,
     /// Device and inode.
     inode: (u64, u64),
 }
 
-impl Own {
+impl OwnSocket {
     pub(super) fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode) {
             let _ = fs::remove_file(&self.path);
@@ -42,11 +42,11 @@ impl Own {
 }
 
 /// Listens under a name of its own, then takes the place of whatever agent was there before.
-pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Own)> {
+pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, OwnSocket)> {
     let temporary = path.with_extension(std::process::id().to_string());
     let _ = fs::remove_file(&temporary);
     let bound = socket_file::bind(&temporary, Rights::PRIVATE)?;
-    let own = Own { path: path.to_owned(), inode: bound.inode };
+    let own = OwnSocket { path: path.to_owned(), inode: bound.inode };
     let listener = UnixListener::from_std(bound.listen(BACKLOG)?)?;
     fs::rename(&temporary, path)?;
     Ok((listener, own))
@@ -67,7 +67,7 @@ pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) {
 /// One client: greeted, heard, given a stream for its request.
 async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
     let fd = stream.into_std()?;
-    let (from, to) = (Pipe::reader(fd.as_fd().try_clone_to_owned()?)?, Pipe::writer(fd.into())?);
+    let (from, to) = (AsyncPipe::reader(fd.as_fd().try_clone_to_owned()?)?, AsyncPipe::writer(fd.into())?);
     let seq = agent.seq.fetch_add(1, Relaxed);
     to.write_all(&Frame::Hello(Hello { seq, ..agent.hello.clone() }).to_vec(0)).await?;
     let mut from = Frames::new(from);

@@ -25,7 +25,7 @@ use crate::{
         files,
         frames::Frames,
         line::{self, DEAD, SILENCE, WAITING},
-        pipe::{self, Pipe},
+        pipe::{self, AsyncPipe},
     },
 };
 
@@ -41,7 +41,7 @@ const LINGER: Duration = Duration::from_secs(3);
 /// # Errors
 /// When standard input and output are not dom0's, or the socket cannot be made.
 pub async fn run(home: &Path) -> io::Result<()> {
-    let (from, to) = (Pipe::reader(duplicate(io::stdin())?)?, Pipe::writer(duplicate(io::stdout())?)?);
+    let (from, to) = (AsyncPipe::reader(duplicate(io::stdin())?)?, AsyncPipe::writer(duplicate(io::stdout())?)?);
     pipe::enlarge(to.fd());
     to.write_all(MAGIC).await?;
     let mut from = Frames::new(from);
@@ -79,7 +79,7 @@ fn duplicate(stream: impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Passes on what comes from dom0 until the channel ends.
-async fn read(mut from: Frames<Pipe>, agent: &Agent) -> io::Result<()> {
+async fn read(mut from: Frames<AsyncPipe>, agent: &Agent) -> io::Result<()> {
     let mut heard = Instant::now();
     loop {
         while let Some((raw, whole)) = from.ready().map_err(io::Error::other)? {

@@ -15,13 +15,13 @@ use std::{
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::time::sleep;
 
-use super::stream::{Agent, Stream};
+use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, Raw, Refusal, Request, SLICE, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, valid_id},
     },
-    remote::{audit, files, pipe::Pipe, v1},
+    remote::{audit, files, pipe::AsyncPipe, v1},
 };
 
 /// How long a text without a token is left alone: the client writes the token after it.
@@ -58,7 +58,7 @@ pub(super) async fn watch(agent: Arc<Agent>, home: PathBuf) {
         inotify.add_watch(&queue.join("running"), AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR)?;
         Ok(OwnedFd::from(inotify))
     });
-    let Ok(events) = events.map_err(io::Error::from).and_then(Pipe::reader) else { return };
+    let Ok(events) = events.map_err(io::Error::from).and_then(AsyncPipe::reader) else { return };
     recover(&home, &queue);
     let active: Arc<Mutex<HashSet<String>>> = Arc::default();
     let mut bare: HashMap<String, Instant> = HashMap::new();
@@ -85,10 +85,10 @@ fn recover(home: &Path, queue: &Path) {
             let _ = fs::remove_file(queue.join("running").join(&name)); // answered, but not cleared away
             continue;
         }
-        let job = Job { home: home.to_owned(), queue: queue.to_owned(), id: name };
+        let job = QueuedCommand { home: home.to_owned(), queue: queue.to_owned(), id: name };
         let text = files::read(&queue.join("running").join(&job.id), MAX_COMMAND).unwrap_or_default();
         let err = format!("qvm-remote-dom0: daemon restarted while this command was running (id={})\n", job.id);
-        let result = Answer { status: 130, err: err.into_bytes(), ..Answer::default() };
+        let result = CommandResult { status: 130, err: err.into_bytes(), ..CommandResult::default() };
         job.store(&result, &text, &audit::now(), Instant::now());
     }
 }
@@ -128,7 +128,7 @@ async fn scan(
             }
         }
         active.lock().expect("no panic under this lock").insert(id.clone());
-        let job = Job { home: home.to_owned(), queue: queue.to_owned(), id: id.clone() };
+        let job = QueuedCommand { home: home.to_owned(), queue: queue.to_owned(), id: id.clone() };
         let (agent, active) = (agent.clone(), active.clone());
         let (begun, wait) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
@@ -144,7 +144,7 @@ async fn scan(
 }
 
 /// One request.
-struct Job {
+struct QueuedCommand {
     home: PathBuf,
     queue: PathBuf,
     id: String,
@@ -152,7 +152,7 @@ struct Job {
 
 /// What came of it.
 #[derive(Default)]
-struct Answer {
+struct CommandResult {
     out: Vec<u8>,
     err: Vec<u8>,
     status: u8,
@@ -160,7 +160,7 @@ struct Answer {
     mac: String,
 }
 
-impl Job {
+impl QueuedCommand {
     fn pending(&self, end: &str) -> PathBuf {
         self.queue.join("pending").join(format!("{}{end}", self.id))
     }
@@ -189,17 +189,17 @@ impl Job {
                     None => return,
                 }
             }
-            Err(why) => Answer {
+            Err(why) => CommandResult {
                 status: 126,
                 err: format!("qvm-remote-dom0: {why} (id={})\n", self.id).into_bytes(),
-                ..Answer::default()
+                ..CommandResult::default()
             },
         };
         self.store(&result, &text, &started, began);
     }
 
     /// Puts a result in place and takes the request out of the queue.
-    fn store(&self, result: &Answer, text: &[u8], started: &str, began: Instant) {
+    fn store(&self, result: &CommandResult, text: &[u8], started: &str, began: Instant) {
         for end in ["", ".auth", ".auth2"] {
             let _ = fs::remove_file(self.pending(end));
         }
@@ -241,8 +241,8 @@ impl Job {
     }
 
     /// Sends the text and takes the answer; `None` when the channel ended.
-    async fn attend(&self, mut stream: Stream, text: &[u8]) -> Option<Answer> {
-        let mut result = Answer::default();
+    async fn attend(&self, mut stream: AgentStream, text: &[u8]) -> Option<CommandResult> {
+        let mut result = CommandResult::default();
         let began = Instant::now();
         let (mut sent, mut credit) = (0, crate::proto::remote::CREDIT as usize);
         loop {
@@ -258,7 +258,7 @@ impl Job {
                     return None;
                 }
             };
-            let (raw, _) = Raw::split(&bytes).ok()??;
+            let (raw, _) = RawFrame::split(&bytes).ok()??;
             let mut taken = 0;
             match raw.parse().ok()? {
                 Frame::Stdout(data) => {

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::proto::remote::{
-    Frame, Hello, Raw,
+    Frame, Hello, RawFrame,
     frame::{Type, restream},
 };
 
@@ -21,21 +21,21 @@ pub(super) struct Agent {
     pub(super) hello: Hello,
     /// To dom0.
     pub(super) out: mpsc::Sender<Vec<u8>>,
-    pub(super) streams: Mutex<Streams>,
+    pub(super) streams: Mutex<OpenStreams>,
     /// Streams that may be opened.
     pub(super) free: Arc<Semaphore>,
     pub(super) seq: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Streams {
+pub(super) struct OpenStreams {
     last: u32,
     pub(super) open: HashMap<u32, Inward>,
 }
 
 /// An open stream.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct AgentStream {
     number: u32,
     agent: Arc<Agent>,
     pub(super) frames: mpsc::UnboundedReceiver<Vec<u8>>,
@@ -44,7 +44,7 @@ pub(super) struct Stream {
 
 impl Agent {
     /// Opens a stream with its first frame, when one is free.
-    pub(super) async fn open(self: &Arc<Self>, mut first: Vec<u8>) -> Option<Stream> {
+    pub(super) async fn open(self: &Arc<Self>, mut first: Vec<u8>) -> Option<AgentStream> {
         let free = self.free.clone().acquire_owned().await.ok()?;
         let place = self.out.reserve().await.ok()?;
         let (inward, frames) = mpsc::unbounded_channel();
@@ -58,10 +58,10 @@ impl Agent {
             place.send(first);
             number
         };
-        Some(Stream { number, agent: self.clone(), frames, _free: free })
+        Some(AgentStream { number, agent: self.clone(), frames, _free: free })
     }
 
-    pub(super) fn deliver(&self, raw: Raw<'_>, bytes: &[u8]) {
+    pub(super) fn deliver(&self, raw: RawFrame<'_>, bytes: &[u8]) {
         let mut streams = self.streams.lock().expect("no panic under this lock");
         if let Some(inward) = streams.open.get(&raw.stream) {
             let _ = inward.send(bytes.to_vec());
@@ -72,7 +72,7 @@ impl Agent {
     }
 }
 
-impl Stream {
+impl AgentStream {
     /// Sends a whole frame of whatever stream number as one of this stream.
     pub(super) async fn send(&self, mut frame: Vec<u8>) -> bool {
         restream(&mut frame, self.number);
@@ -83,7 +83,7 @@ impl Stream {
     pub(super) async fn abandon(mut self) {
         self.send(Frame::Cancel.to_vec(1)).await;
         while let Some(bytes) = self.frames.recv().await {
-            let Ok(Some((raw, _))) = Raw::split(&bytes) else { return };
+            let Ok(Some((raw, _))) = RawFrame::split(&bytes) else { return };
             if matches!(raw.kind, Type::Stdout | Type::Stderr) {
                 let n = u32::try_from(raw.body.len()).unwrap_or(0);
                 self.send(Frame::Credit(n).to_vec(1)).await;

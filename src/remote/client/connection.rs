@@ -7,10 +7,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{ask::Trouble, home::Home};
+use super::{home::Home, submission::ClientError};
 use crate::{
     proto::remote::Hello,
-    remote::{agent, frames::Frames, pipe::Pipe},
+    remote::{agent, frames::Frames, pipe::AsyncPipe},
 };
 
 /// Between two looks for the agent.
@@ -20,24 +20,24 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) hello: Hello,
-    pub(super) frames: Frames<Pipe>,
-    pub(super) to: Pipe,
+    pub(super) frames: Frames<AsyncPipe>,
+    pub(super) to: AsyncPipe,
 }
 
 impl Connection {
     /// Looks for an agent until then.
-    pub(super) async fn open(home: &Home, by: Instant) -> Result<Self, Trouble> {
+    pub(super) async fn open(home: &Home, by: Instant) -> Result<Self, ClientError> {
         loop {
             let left = by.saturating_duration_since(Instant::now());
             match timeout(left, Self::attempt(home)).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(Trouble::Transport(format!("{}: {e}", home.at(agent::SOCKET).display())));
+                    return Err(ClientError::Transport(format!("{}: {e}", home.at(agent::SOCKET).display())));
                 }
                 _ => {}
             }
             if Instant::now() + AGAIN >= by {
-                return Err(Trouble::Transport(
+                return Err(ClientError::Transport(
                     "no answer from dom0: is qvm-remote-dom0 running there, and is this qube listed and authorized? \
                      (--queue waits for it)"
                         .into(),
@@ -53,7 +53,7 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user answers"));
         }
         let fd = stream.into_std()?;
-        let mut frames = Frames::new(Pipe::reader(fd.as_fd().try_clone_to_owned()?)?);
-        Ok(Self { hello: frames.hello().await?, frames, to: Pipe::writer(fd.into())? })
+        let mut frames = Frames::new(AsyncPipe::reader(fd.as_fd().try_clone_to_owned()?)?);
+        Ok(Self { hello: frames.hello().await?, frames, to: AsyncPipe::writer(fd.into())? })
     }
 }

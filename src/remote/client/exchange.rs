@@ -2,7 +2,7 @@
 //!
 //! # Theory
 //! The text goes first, as far as there is credit for it. From ACCEPT on, standard input goes to the command and its
-//! output comes back; output counts as passed on when a thread has written it ([`Writer`]), and only then dom0 gets
+//! output comes back; output counts as passed on when a thread has written it ([`OutputThread`]), and only then dom0 gets
 //! credit for more. What ends an exchange: EXIT (the command's result, which must be signed), REJECT, the end of the
 //! connection, or a time that is over. Whoever gives up (a signal, an output that nobody reads) cancels first and
 //! still waits for dom0's word for a while, so that nothing runs on unseen.
@@ -16,11 +16,11 @@ use tokio::{
 };
 
 use super::{
-    ask::{Ask, Trouble},
     connection::Connection,
-    history::Record,
+    history::HistoryEntry,
     stdio,
-    terminal::{Raw, Signals, Writer, read_input},
+    submission::{ClientError, Submission},
+    terminal::{ClientSignals, OutputThread, RawMode, read_input},
 };
 use crate::{
     log::escape,
@@ -28,7 +28,7 @@ use crate::{
         mac::{Digest, Key, Outcome},
         remote::{CREDIT, Ending, Frame, Refusal, Request, SLICE, flags},
     },
-    remote::{frames::Frames, pipe::Pipe},
+    remote::{frames::Frames, pipe::AsyncPipe},
     sys,
 };
 
@@ -43,36 +43,36 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 
 /// Why an exchange has no result.
 #[derive(Debug)]
-pub(super) enum Failed {
+pub(super) enum ExchangeError {
     /// Another request took our number's place: nothing was run, and asking anew may help.
     Stale,
     /// Anything else.
-    Trouble(Trouble),
+    Client(ClientError),
 }
 
-impl From<Trouble> for Failed {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
+impl From<ClientError> for ExchangeError {
+    fn from(trouble: ClientError) -> Self {
+        Self::Client(trouble)
     }
 }
 
-fn own(e: io::Error) -> Trouble {
-    Trouble::Own(e.to_string())
+fn own(e: io::Error) -> ClientError {
+    ClientError::Local(e.to_string())
 }
 
 /// One exchange.
 pub(super) struct Exchange<'a> {
-    ask: &'a Ask,
-    record: &'a mut Record,
+    ask: &'a Submission,
+    record: &'a mut HistoryEntry,
     id: String,
     takes_input: bool,
-    to: Pipe,
+    to: AsyncPipe,
     /// Bytes of the payload that were sent.
     sent: usize,
     /// Bytes that may still be sent.
     credit: usize,
     /// Standard output and standard error.
-    writers: [Writer; 2],
+    writers: [OutputThread; 2],
     digests: [Sha256; 2],
     /// Bytes that wait to be written.
     pending: u64,
@@ -80,12 +80,12 @@ pub(super) struct Exchange<'a> {
     owed: u32,
     input: Option<mpsc::Receiver<Vec<u8>>>,
     /// The terminal's mode, put back at the end.
-    raw: Option<Raw>,
+    raw: Option<RawMode>,
     accepted: bool,
     /// The command got one interrupt already.
     interrupted: bool,
     /// When we wait for dom0's word no longer, and what is said then.
-    give_up: Option<(Instant, Trouble)>,
+    give_up: Option<(Instant, ClientError)>,
     /// When dom0 must have said something, until it has.
     dom0_by: Option<Instant>,
     began: Instant,
@@ -98,11 +98,11 @@ impl<'a> Exchange<'a> {
         connection: Connection,
         request: Request,
         key: &Key,
-        ask: &'a Ask,
-        record: &'a mut Record,
-        mut signals: Signals,
+        ask: &'a Submission,
+        record: &'a mut HistoryEntry,
+        mut signals: ClientSignals,
         connect_by: Instant,
-    ) -> Result<u8, Failed> {
+    ) -> Result<u8, ExchangeError> {
         let Connection { mut frames, to, .. } = connection;
         let request_mac = key.request(&request);
         let (done, mut written) = mpsc::unbounded_channel();
@@ -121,7 +121,7 @@ impl<'a> Exchange<'a> {
             to,
             sent: 0,
             credit: CREDIT as usize,
-            writers: [Writer::start(stdout, done.clone()), Writer::start(stderr, done)],
+            writers: [OutputThread::start(stdout, done.clone()), OutputThread::start(stderr, done)],
             digests: [Sha256::new(), Sha256::new()],
             pending: 0,
             owed: 0,
@@ -142,14 +142,14 @@ impl<'a> Exchange<'a> {
     /// Passes frames, input and signals on until the result.
     async fn pass(
         &mut self,
-        frames: &mut Frames<Pipe>,
-        signals: &mut Signals,
+        frames: &mut Frames<AsyncPipe>,
+        signals: &mut ClientSignals,
         written: &mut mpsc::UnboundedReceiver<u32>,
-    ) -> Result<(Ending, Digest), Failed> {
+    ) -> Result<(Ending, Digest), ExchangeError> {
         let guard = self.began + self.ask.timeout + MARGIN;
         loop {
-            while let Some((raw, _)) = frames.ready().map_err(|e| Trouble::Transport(e.to_string()))? {
-                let frame = raw.parse().map_err(|e| Trouble::Transport(e.to_string()))?;
+            while let Some((raw, _)) = frames.ready().map_err(|e| ClientError::Transport(e.to_string()))? {
+                let frame = raw.parse().map_err(|e| ClientError::Transport(e.to_string()))?;
                 if let Some(result) = self.take(frame).await? {
                     return Ok(result);
                 }
@@ -166,14 +166,14 @@ impl<'a> Exchange<'a> {
                 data = next(&mut self.input), if self.body_sent() && self.credit >= SLICE => self.send_input(data).await,
                 n = signals.next() => self.signal(n).await?,
                 () = sleep_until(late.unwrap_or(self.began)), if late.is_some() => {
-                    return Err(self.give_up.take().map_or(Trouble::Timeout, |(_, trouble)| trouble).into());
+                    return Err(self.give_up.take().map_or(ClientError::Timeout, |(_, trouble)| trouble).into());
                 }
                 () = sleep_until(self.dom0_by.unwrap_or(self.began)), if self.dom0_by.is_some() => {
-                    return Err(Trouble::Transport(format!("dom0 does not answer (id={})", self.id)).into());
+                    return Err(ClientError::Transport(format!("dom0 does not answer (id={})", self.id)).into());
                 }
                 () = sleep_until(guard), if late.is_none() => {
                     self.send(Frame::Cancel).await;
-                    return Err(Trouble::Timeout.into());
+                    return Err(ClientError::Timeout.into());
                 }
                 () = sleep_until(self.progress) => self.show_progress(),
             }
@@ -181,7 +181,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Takes a frame of dom0's; the result, when it is the last one.
-    async fn take(&mut self, frame: Frame<'_>) -> Result<Option<(Ending, Digest)>, Failed> {
+    async fn take(&mut self, frame: Frame<'_>) -> Result<Option<(Ending, Digest)>, ExchangeError> {
         match frame {
             Frame::Stdout(data) => self.output(0, data),
             Frame::Stderr(data) => self.output(1, data),
@@ -196,27 +196,27 @@ impl<'a> Exchange<'a> {
             }
             Frame::Reject(refusal, why) => return Err(self.rejected(refusal, why)),
             Frame::Exit(ending, code) => return Ok(Some((ending, code))),
-            _ => return Err(Trouble::Transport("dom0 sent what makes no sense".into()).into()),
+            _ => return Err(ClientError::Transport("dom0 sent what makes no sense".into()).into()),
         }
         Ok(None)
     }
 
-    fn rejected(&mut self, refusal: Refusal, why: &str) -> Failed {
+    fn rejected(&mut self, refusal: Refusal, why: &str) -> ExchangeError {
         match self.give_up.take() {
             Some((_, trouble)) => trouble.into(),
-            None if refusal == Refusal::Stale && !self.accepted => Failed::Stale,
-            None => Trouble::Refused(refusal.status(), escape(why.as_bytes())).into(),
+            None if refusal == Refusal::Stale && !self.accepted => ExchangeError::Stale,
+            None => ClientError::Refused(refusal.status(), escape(why.as_bytes())).into(),
         }
     }
 
     /// The command runs: from here on it gets standard input, and a terminal's size.
-    async fn begin_input(&mut self) -> Result<(), Trouble> {
+    async fn begin_input(&mut self) -> Result<(), ClientError> {
         (self.accepted, self.dom0_by) = (true, None);
         if !self.takes_input {
             return Ok(());
         }
         if self.ask.tty {
-            self.raw = Raw::set();
+            self.raw = RawMode::set();
             self.send_size().await;
         }
         let source = match &self.ask.input {
@@ -238,7 +238,7 @@ impl<'a> Exchange<'a> {
     /// So many bytes were written; 0: nobody reads any more.
     async fn was_written(&mut self, n: u32) {
         if n == 0 && self.give_up.is_none() {
-            self.cancel(Trouble::Signal(13)).await;
+            self.cancel(ClientError::Signal(13)).await;
         }
         self.pending -= u64::from(n);
         self.owed += n;
@@ -262,7 +262,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// A signal of ours: the first interrupt is the command's, the next one and every other ends it, a third ends us.
-    async fn signal(&mut self, n: u8) -> Result<(), Trouble> {
+    async fn signal(&mut self, n: u8) -> Result<(), ClientError> {
         match n {
             28 if self.ask.tty => self.send_size().await,
             28 => {}
@@ -270,14 +270,14 @@ impl<'a> Exchange<'a> {
                 self.interrupted = true;
                 self.send(Frame::Signal(2)).await;
             }
-            n if self.give_up.is_some() => return Err(Trouble::Signal(n)), // the agent cancels for us
-            n => self.cancel(Trouble::Signal(n)).await,
+            n if self.give_up.is_some() => return Err(ClientError::Signal(n)), // the agent cancels for us
+            n => self.cancel(ClientError::Signal(n)).await,
         }
         Ok(())
     }
 
     /// Gives up: dom0 ends the command, and has some time to say so.
-    async fn cancel(&mut self, trouble: Trouble) {
+    async fn cancel(&mut self, trouble: ClientError) {
         self.send(Frame::Cancel).await;
         self.give_up = Some((Instant::now() + CANCEL, trouble));
     }
@@ -298,7 +298,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends this, and as much of the payload as there is credit for.
-    async fn send_body(&mut self, mut first: Vec<u8>) -> Result<(), Trouble> {
+    async fn send_body(&mut self, mut first: Vec<u8>) -> Result<(), ClientError> {
         let payload = &self.ask.payload;
         while self.sent < payload.len() && self.credit > 0 {
             let n = (payload.len() - self.sent).min(SLICE).min(self.credit);
@@ -308,11 +308,11 @@ impl<'a> Exchange<'a> {
         self.to.write_all(&first).await.map_err(|_| self.lost("before it took the command"))
     }
 
-    fn lost(&self, when: &str) -> Trouble {
-        Trouble::Transport(format!("the connection to dom0 was lost {when} (id={})", self.id))
+    fn lost(&self, when: &str) -> ClientError {
+        ClientError::Transport(format!("the connection to dom0 was lost {when} (id={})", self.id))
     }
 
-    fn connection_lost(&mut self) -> Trouble {
+    fn connection_lost(&mut self) -> ClientError {
         match self.give_up.take() {
             Some((_, trouble)) => trouble,
             None if self.accepted => self.lost("while the command ran; it was ended there"),
@@ -336,12 +336,12 @@ impl<'a> Exchange<'a> {
         key: &Key,
         request: &Digest,
         mut written: mpsc::UnboundedReceiver<u32>,
-    ) -> Result<u8, Trouble> {
+    ) -> Result<u8, ClientError> {
         // all of it must be out before we end; whoever reads slowly may take his time
         drop(self.writers);
         while let Some(n) = written.recv().await {
             if n == 0 {
-                return Err(Trouble::Signal(13));
+                return Err(ClientError::Signal(13));
             }
         }
         drop(self.raw); // the last output was meant for a raw terminal, too
@@ -352,14 +352,14 @@ impl<'a> Exchange<'a> {
         let outcome = Outcome { id: &self.id, request, ending, stdout: &stdout, stderr: &stderr };
         if !key.verify_result(&outcome, code) {
             let text = format!("the result is not authentic: dom0 did not write it (id={})", self.id);
-            return Err(Trouble::Transport(text));
+            return Err(ClientError::Transport(text));
         }
         match ending {
-            Ending::Timeout => Err(Trouble::Timeout),
+            Ending::Timeout => Err(ClientError::Timeout),
             Ending::Limit => {
-                Err(Trouble::Refused(125, "dom0 ended the command: it wrote more than its policy allows".into()))
+                Err(ClientError::Refused(125, "dom0 ended the command: it wrote more than its policy allows".into()))
             }
-            Ending::Cancelled => Err(Trouble::Refused(130, "dom0 ended the command".into())),
+            Ending::Cancelled => Err(ClientError::Refused(130, "dom0 ended the command".into())),
             ending => Ok(ending.status()),
         }
     }

@@ -18,7 +18,7 @@ const QUOTA: u64 = 256 << 20;
 
 /// The record of one command.
 #[derive(Debug)]
-pub struct Record {
+pub struct HistoryEntry {
     to: Option<To>,
 }
 
@@ -32,7 +32,7 @@ struct To {
     files: [(Option<File>, usize); 2],
 }
 
-impl Record {
+impl HistoryEntry {
     /// Nothing is recorded.
     pub fn none() -> Self {
         Self { to: None }
@@ -160,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let home = Home(dir.path().join(".qvm-remote"));
         assert_eq!(table(&home.at("history"), 10), "No command history yet.\n");
-        let mut record = Record::begin(&home, "20251120-101500-1-00000000", b"echo a\n\x1b[31m").expect("begun");
+        let mut record = HistoryEntry::begin(&home, "20251120-101500-1-00000000", b"echo a\n\x1b[31m").expect("begun");
         record.keep(0, b"a\n");
         record.done(0);
         let (id, entry) = entries(&home.at("history")).remove(0);

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::ask::Trouble;
+use super::submission::ClientError;
 use crate::{
     proto::mac::Key,
     remote::{files, keys},
@@ -43,11 +43,11 @@ impl Home {
     ///
     /// # Errors
     /// There is none, or it is damaged.
-    pub fn key(&self) -> Result<Key, Trouble> {
+    pub fn key(&self) -> Result<Key, ClientError> {
         keys::read_own(&self.at("auth.key"), keys::credentials().as_deref()).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Trouble::Own("no key configured. Run: qvm-remote key gen".into()),
-            io::ErrorKind::InvalidData => Trouble::Own("invalid key (expected 64 hex characters)".into()),
-            _ => Trouble::Own(format!("failed to read key: {e}")),
+            io::ErrorKind::NotFound => ClientError::Local("no key configured. Run: qvm-remote key gen".into()),
+            io::ErrorKind::InvalidData => ClientError::Local("invalid key (expected 64 hex characters)".into()),
+            _ => ClientError::Local(format!("failed to read key: {e}")),
         })
     }
 }

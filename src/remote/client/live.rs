@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStringExt as _;
 use tokio::time::Instant;
 
 use super::{
-    ask::{Ask, Trouble},
     connection::Connection,
-    exchange::{Exchange, Failed},
-    history::Record,
+    exchange::{Exchange, ExchangeError},
+    history::HistoryEntry,
     home::Home,
-    terminal::Signals,
+    submission::{ClientError, Submission},
+    terminal::ClientSignals,
 };
 use crate::{
     proto::{
@@ -21,25 +21,31 @@ use crate::{
 };
 
 /// Asks, again when another request took our number's place.
-pub async fn ask(home: &Home, key: &Key, id: &str, ask: &Ask, record: &mut Record) -> Result<u8, Trouble> {
+pub async fn ask(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: &Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
     let connect_by = Instant::now() + ask.connect_timeout;
     for _ in 0..3 {
-        let mut signals = Signals::new().map_err(|e| Trouble::Own(e.to_string()))?;
+        let mut signals = ClientSignals::new().map_err(|e| ClientError::Local(e.to_string()))?;
         let connection = tokio::select! {
             found = Connection::open(home, connect_by) => found?,
-            n = signals.next() => return Err(Trouble::Signal(n)),
+            n = signals.next() => return Err(ClientError::Signal(n)),
         };
         let request = request(ask, key, id, &connection.hello);
         match Exchange::run(connection, request, key, ask, record, signals, connect_by).await {
             Ok(status) => return Ok(status),
-            Err(Failed::Stale) => {}
-            Err(Failed::Trouble(trouble)) => return Err(trouble),
+            Err(ExchangeError::Stale) => {}
+            Err(ExchangeError::Client(trouble)) => return Err(trouble),
         }
     }
-    Err(Trouble::Transport("dom0 keeps saying that the request is not current".into()))
+    Err(ClientError::Transport("dom0 keeps saying that the request is not current".into()))
 }
 
-fn request(ask: &Ask, key: &Key, id: &str, hello: &Hello) -> Request {
+fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
     let stdin = ask.stdin || ask.tty || ask.mode == Mode::Put;
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     if matches!(ask.mode, Mode::Shell | Mode::Argv) {

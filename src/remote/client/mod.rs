@@ -1,6 +1,5 @@
 //! `qvm-remote` in a VM: asks, shows what comes as it comes, ends as the command ended.
 
-mod ask;
 mod connection;
 mod exchange;
 pub mod history;
@@ -9,9 +8,10 @@ mod live;
 mod run;
 mod spool;
 pub mod stdio;
+mod submission;
 mod terminal;
 
-pub use ask::{Ask, Trouble, Way};
 pub use home::Home;
 pub use run::ask;
 pub use spool::{clean, counts};
+pub use submission::{ClientError, Delivery, Submission};

@@ -5,10 +5,10 @@ use std::io;
 use nix::unistd::getpid;
 
 use super::{
-    ask::{Ask, Trouble, Way},
-    history::Record,
+    history::HistoryEntry,
     home::Home,
     live, spool,
+    submission::{ClientError, Delivery, Submission},
 };
 use crate::{proto::mac::hex, remote::audit, sys};
 
@@ -29,29 +29,30 @@ pub fn new_id() -> io::Result<String> {
 ///
 /// # Errors
 /// Why there is none.
-pub fn ask(home: &Home, ask: Ask) -> Result<u8, Trouble> {
-    let own = |e: io::Error| Trouble::Own(format!("{}: {e}", home.path().display()));
+pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
+    let own = |e: io::Error| ClientError::Local(format!("{}: {e}", home.path().display()));
     let key = home.key()?;
     let id = new_id().map_err(own)?;
-    let mut record = if ask.recorded { Record::begin(home, &id, &ask.shown).map_err(own)? } else { Record::none() };
+    let mut record =
+        if ask.recorded { HistoryEntry::begin(home, &id, &ask.shown).map_err(own)? } else { HistoryEntry::none() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
     let seconds = ask.timeout.as_secs();
     let result = runtime.block_on(async {
         match ask.way {
-            Way::Live => live::ask(home, &key, &id, &ask, &mut record).await,
-            Way::Queue | Way::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
+            Delivery::Live => live::ask(home, &key, &id, &ask, &mut record).await,
+            Delivery::Queue | Delivery::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
         }
     });
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants
     match &result {
         Ok(status) => record.done(*status),
-        Err(Trouble::Timeout) => record.timed_out(seconds),
-        Err(Trouble::Refused(status, _)) => record.done(*status),
-        Err(Trouble::Signal(signal)) => record.done(signal.saturating_add(128)),
-        Err(Trouble::Transport(_) | Trouble::Own(_)) => record.done(255),
+        Err(ClientError::Timeout) => record.timed_out(seconds),
+        Err(ClientError::Refused(status, _)) => record.done(*status),
+        Err(ClientError::Signal(signal)) => record.done(signal.saturating_add(128)),
+        Err(ClientError::Transport(_) | ClientError::Local(_)) => record.done(255),
     }
     result.map_err(|trouble| match trouble {
-        Trouble::Timeout => Trouble::Refused(124, format!("timed out after {seconds}s (id={id})")),
+        ClientError::Timeout => ClientError::Refused(124, format!("timed out after {seconds}s (id={id})")),
         other => other,
     })
 }

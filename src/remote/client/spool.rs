@@ -17,10 +17,10 @@ use tokio::{
 };
 
 use super::{
-    ask::{Ask, Trouble, Way},
-    history::Record,
+    history::HistoryEntry,
     home::Home,
     stdio,
+    submission::{ClientError, Delivery, Submission},
 };
 use crate::{
     log::escape,
@@ -32,7 +32,7 @@ use crate::{
         agent::{self, directories, read_mac, write_signed},
         audit::now_ms,
         files,
-        pipe::Pipe,
+        pipe::AsyncPipe,
         v1,
     },
 };
@@ -48,7 +48,7 @@ const META: Duration = Duration::from_millis(1500);
 
 /// What lies in the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct QueueCounts {
     /// Commands that wait.
     pub pending: usize,
     /// Commands that were begun.
@@ -59,7 +59,7 @@ pub struct Counts {
     pub orphans: usize,
 }
 
-impl Counts {
+impl QueueCounts {
     /// All of them.
     pub fn total(&self) -> usize {
         self.pending + self.running + self.results + self.orphans
@@ -71,8 +71,8 @@ fn names(dir: &Path) -> Vec<String> {
     entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Counts what lies in the queue.
-pub fn counts(home: &Home) -> Counts {
+/// QueueCounts what lies in the queue.
+pub fn counts(home: &Home) -> QueueCounts {
     let queue = home.at("queue");
     let pending = names(&queue.join("pending"));
     let is_token = |n: &str| n.ends_with(".auth") || n.ends_with(".auth2");
@@ -81,7 +81,7 @@ pub fn counts(home: &Home) -> Counts {
         let id = n.trim_end_matches('2').trim_end_matches(".auth");
         is_token(n) && !pending.iter().any(|other| other == id)
     };
-    Counts {
+    QueueCounts {
         pending: commands.count(),
         running: names(&queue.join("running")).len(),
         results: names(&queue.join("results")).len(),
@@ -121,7 +121,7 @@ impl Submitted {
     }
 
     /// Signs the request, with the time of now, and puts its code in place.
-    fn put_signed(&mut self, ask: &Ask, key: &Key, vm: &str) -> io::Result<()> {
+    fn put_signed(&mut self, ask: &Submission, key: &Key, vm: &str) -> io::Result<()> {
         let (request, code) = sign(ask, key, &self.id, vm);
         self.signed = Some(code);
         self.put(".auth2", write_signed(&request, &code).as_bytes())
@@ -133,20 +133,20 @@ impl Submitted {
     }
 
     /// What changes among the results, as something to wait for.
-    fn events(&self) -> io::Result<Pipe> {
+    fn events(&self) -> io::Result<AsyncPipe> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         inotify.add_watch(&self.queue.join("results"), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
-        Pipe::reader(OwnedFd::from(inotify))
+        AsyncPipe::reader(OwnedFd::from(inotify))
     }
 
     /// Waits for the status; a signed request that nobody has taken is signed anew from time to time.
     async fn wait(
         &mut self,
-        ask: &Ask,
+        ask: &Submission,
         key: &Key,
         vm: &str,
-        own: impl Fn(io::Error) -> Trouble,
-    ) -> Result<u8, Trouble> {
+        own: impl Fn(io::Error) -> ClientError,
+    ) -> Result<u8, ClientError> {
         let events = self.events().map_err(&own)?;
         let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
         let mut term = signal(SignalKind::terminate()).map_err(&own)?;
@@ -162,9 +162,9 @@ impl Submitted {
                     read.map_err(&own)?;
                 }
                 () = sleep(TICK) => {}
-                () = sleep_until(began + ask.timeout) => return Err(Trouble::Timeout),
-                _ = int.recv() => return Err(Trouble::Signal(2)),
-                _ = term.recv() => return Err(Trouble::Signal(15)),
+                () = sleep_until(began + ask.timeout) => return Err(ClientError::Timeout),
+                _ = int.recv() => return Err(ClientError::Signal(2)),
+                _ = term.recv() => return Err(ClientError::Signal(15)),
             }
             if Instant::now() >= progress {
                 progress += PROGRESS;
@@ -173,7 +173,7 @@ impl Submitted {
                     eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
                 }
             }
-            if ask.way == Way::Queue && Instant::now() >= renew && self.at("pending", "").exists() {
+            if ask.way == Delivery::Queue && Instant::now() >= renew && self.at("pending", "").exists() {
                 renew += RENEW;
                 self.put_signed(ask, key, vm).map_err(&own)?;
             }
@@ -202,16 +202,22 @@ impl Drop for Submitted {
 }
 
 /// Submits, waits, and shows the result.
-pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record) -> Result<u8, Trouble> {
-    let own = |e: io::Error| Trouble::Own(format!("{}: {e}", home.path().display()));
-    if ask.stdin || ask.tty || !(ask.mode == Mode::Shell || ask.mode == Mode::Argv && ask.way == Way::Queue) {
-        return Err(Trouble::Own("the queue takes commands only: no -i, --tty, get or put".into()));
+pub async fn ask(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
+    let own = |e: io::Error| ClientError::Local(format!("{}: {e}", home.path().display()));
+    if ask.stdin || ask.tty || !(ask.mode == Mode::Shell || ask.mode == Mode::Argv && ask.way == Delivery::Queue) {
+        return Err(ClientError::Local("the queue takes commands only: no -i, --tty, get or put".into()));
     }
     let queue = directories(home.path()).map_err(own)?;
     let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
     let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
-    if ask.way == Way::Queue {
+    if ask.way == Delivery::Queue {
         submitted.put_signed(&ask, key, &vm).map_err(own)?;
     } else {
         submitted.put(".auth", key.v1_token(id).as_bytes()).map_err(own)?;
@@ -232,13 +238,13 @@ pub async fn ask(home: &Home, key: &Key, id: &str, ask: Ask, record: &mut Record
     for (which, bytes) in [(0, &out), (1, &err)] {
         record.keep(which, bytes);
     }
-    let broken = |e: io::Error| if e.kind() == io::ErrorKind::BrokenPipe { Trouble::Signal(13) } else { own(e) };
+    let broken = |e: io::Error| if e.kind() == io::ErrorKind::BrokenPipe { ClientError::Signal(13) } else { own(e) };
     stdio::file(io::stdout()).and_then(|mut to| stdio::write_all(&mut to, &out)).map_err(broken)?;
     stdio::file(io::stderr()).and_then(|mut to| stdio::write_all(&mut to, &err)).map_err(broken)?;
     Ok(status)
 }
 
-fn sign(ask: &Ask, key: &Key, id: &str, vm: &str) -> (Request, mac::Digest) {
+fn sign(ask: &Submission, key: &Key, id: &str, vm: &str) -> (Request, mac::Digest) {
     let request = Request {
         kid: key.id(),
         vm: vm.to_owned(),
@@ -279,26 +285,26 @@ fn verify(
     out: &[u8],
     err: &[u8],
     meta: &str,
-) -> Result<u8, Trouble> {
+) -> Result<u8, ClientError> {
     let Some((code, ending)) = read_mac(meta) else {
         if matches!(status, 125 | 126 | 130) && out.is_empty() {
             let why = String::from_utf8_lossy(err);
             let why = why.trim().trim_start_matches("qvm-remote-dom0: ");
-            return Err(Trouble::Refused(status, escape(why.as_bytes())));
+            return Err(ClientError::Refused(status, escape(why.as_bytes())));
         }
-        return Err(Trouble::Transport(format!(
+        return Err(ClientError::Transport(format!(
             "the result is not authenticated, so it may not be dom0's (id={id}); for the Python qvm-remote-dom0: \
              qvm-remote --v1"
         )));
     };
     let cut = |bytes: &[u8]| bytes.len() > v1::MAX_OUTPUT;
     if cut(out) || cut(err) {
-        return Err(Trouble::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
+        return Err(ClientError::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
     }
     let (stdout, stderr) = (mac::digest(out), mac::digest(err));
     let outcome = Outcome { id, request, ending, stdout: &stdout, stderr: &stderr };
     if !key.verify_result(&outcome, &code) || ending.status() != status {
-        return Err(Trouble::Transport(format!("the result is not authentic: dom0 did not write it (id={id})")));
+        return Err(ClientError::Transport(format!("the result is not authentic: dom0 did not write it (id={id})")));
     }
-    if ending == Ending::Timeout { Err(Trouble::Timeout) } else { Ok(status) }
+    if ending == Ending::Timeout { Err(ClientError::Timeout) } else { Ok(status) }
 }

@@ -16,11 +16,11 @@ use super::stdio;
 use crate::proto::remote::SLICE;
 
 /// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
-pub(super) struct Writer {
+pub(super) struct OutputThread {
     pub(super) to: std::sync::mpsc::Sender<Vec<u8>>,
 }
 
-impl Writer {
+impl OutputThread {
     /// `done` hears how many bytes were written; 0: nobody reads any more.
     pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<u32>) -> Self {
         let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
@@ -38,9 +38,9 @@ impl Writer {
 }
 
 /// A terminal in raw mode, put back when this goes.
-pub(super) struct Raw(OwnedFd, Termios);
+pub(super) struct RawMode(OwnedFd, Termios);
 
-impl Raw {
+impl RawMode {
     pub(super) fn set() -> Option<Self> {
         let fd = io::stdin().as_fd().try_clone_to_owned().ok()?;
         let old = termios::tcgetattr(&fd).ok()?;
@@ -51,20 +51,20 @@ impl Raw {
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawMode {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(&self.0, SetArg::TCSANOW, &self.1);
     }
 }
 
-pub(super) struct Signals {
+pub(super) struct ClientSignals {
     int: Signal,
     term: Signal,
     hup: Signal,
     winch: Signal,
 }
 
-impl Signals {
+impl ClientSignals {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,

@@ -6,13 +6,13 @@ use tokio::sync::oneshot;
 
 /// Commands that wait for a person, by the name under which they can be approved.
 #[derive(Debug, Default)]
-pub(super) struct Approvals(Mutex<Waiting>);
+pub(super) struct Approvals(Mutex<PendingApprovals>);
 
 /// What is shown, and who hears the answer.
-type Waiting = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
+type PendingApprovals = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
 
 impl Approvals {
-    fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut PendingApprovals) -> T) -> T {
         act(&mut self.0.lock().expect("no panic under this lock"))
     }
 
@@ -30,7 +30,7 @@ impl Approvals {
 
     /// Nobody will be asked any more.
     pub(super) fn deny_all(&self) {
-        self.with(Waiting::clear);
+        self.with(PendingApprovals::clear);
     }
 
     pub(super) fn answer(&self, ticket: &str, yes: bool) -> bool {

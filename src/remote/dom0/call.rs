@@ -14,9 +14,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::state::Refusal;
+use super::state::StartError;
 use crate::{
-    remote::{frames::Frames, parser::FIRST_UID, pipe::Pipe},
+    remote::{frames::Frames, parser::FIRST_UID, pipe::AsyncPipe},
     sys,
 };
 
@@ -27,14 +27,14 @@ static NEXT_UID: AtomicU32 = AtomicU32::new(0);
 ///
 /// # Errors
 /// It does not, or `qvm-check` cannot be asked.
-pub(super) async fn exists(vm: &str) -> Result<(), Refusal> {
+pub(super) async fn exists(vm: &str) -> Result<(), StartError> {
     let mut command = Command::new("qvm-check");
     command.arg(vm).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let status = timeout(Duration::from_secs(30), command.status()).await;
     match status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Refusal::NoSuchVm(vm.to_owned())),
-        Err(e) => Err(Refusal::Io("qvm-check".into(), e)),
+        Ok(_) => Err(StartError::NoSuchVm(vm.to_owned())),
+        Err(e) => Err(StartError::Io("qvm-check".into(), e)),
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
 }
 
 /// The process that reads what comes from a VM: what it reads from, and where its frames come out.
-pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Frames<Pipe>)> {
+pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Frames<AsyncPipe>)> {
     let (raw_read, raw_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (frames_read, frames_write) = pipe2(OFlag::O_CLOEXEC)?;
     let uid = FIRST_UID + NEXT_UID.fetch_add(1, Relaxed) % 0x0100_0000;
@@ -60,5 +60,5 @@ pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Frames<Pipe>)
         command.arg("--listing");
     }
     command.stdin(raw_read).stdout(frames_write).stderr(Stdio::null()).kill_on_drop(true);
-    Ok((command.spawn()?, raw_write, Frames::new(Pipe::reader(frames_read)?)))
+    Ok((command.spawn()?, raw_write, Frames::new(AsyncPipe::reader(frames_read)?)))
 }

@@ -31,7 +31,7 @@ use crate::{
         frames::Frames,
         line::{self, WAITING},
         parser::NO_AGENT,
-        pipe::{self, Pipe},
+        pipe::{self, AsyncPipe},
     },
 };
 
@@ -50,7 +50,7 @@ const LAST: Duration = Duration::from_secs(2);
 const SOCKETS: &str = "/run/qubes";
 
 /// How an attempt ended.
-enum Ended {
+enum AttemptEnd {
     /// The agent was there, for so long.
     Lived(Duration),
     /// The VM does not run, or the call failed.
@@ -113,15 +113,15 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
             schedule = Schedule::new(); // it has just been started
         }
         let due = Instant::now() >= schedule.next_probe;
-        match if due { attempt(shared, vm).await } else { Ok(Ended::NoAgent) } {
-            Ok(Ended::Lived(time)) => {
+        match if due { attempt(shared, vm).await } else { Ok(AttemptEnd::NoAgent) } {
+            Ok(AttemptEnd::Lived(time)) => {
                 vm.set("absent");
                 schedule.lived(time);
                 say(vm, Kind::ChannelClosed, format!("the channel to {} ended after {} s", vm.name, time.as_secs()));
             }
-            Ok(Ended::Idle) => return,
-            Ok(Ended::Absent) => vm.set("absent"),
-            Ok(Ended::NoAgent) => {
+            Ok(AttemptEnd::Idle) => return,
+            Ok(AttemptEnd::Absent) => vm.set("absent"),
+            Ok(AttemptEnd::NoAgent) => {
                 schedule.no_agent();
                 let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
                 vm.set(if v1 { "v1 queue" } else { "no agent" });
@@ -152,10 +152,10 @@ fn jitter(wait: Duration) -> Duration {
 /// Returns when the VM may run: at once when its socket is there, or when nothing can be told. Whether it was halted.
 async fn wait_for_vm(shared: &Shared, vm: &Vm) -> bool {
     let socket = Path::new(SOCKETS).join(format!("qrexec.{}", vm.name));
-    let watch = || -> io::Result<Pipe> {
+    let watch = || -> io::Result<AsyncPipe> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         inotify.add_watch(SOCKETS, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
-        Pipe::reader(OwnedFd::from(inotify))
+        AsyncPipe::reader(OwnedFd::from(inotify))
     };
     let Ok(events) = watch() else { return false };
     let mut waited = false;
@@ -171,19 +171,23 @@ async fn wait_for_vm(shared: &Shared, vm: &Vm) -> bool {
 }
 
 /// One attempt, from `qvm-run`'s start to the channel's end.
-async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
+async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<AttemptEnd> {
     vm.set("connecting");
     let (mut processes, mut frames, to) = Processes::start(vm)?;
     if !timeout(GREETING, greeted(&mut frames)).await.unwrap_or(Ok(false))? {
         let (call, parser) = processes.end().await;
         // a halted VM: nothing was said and the call failed with 1 (qvm-run); a missing program is 127 and a word
-        return Ok(if call == Some(1) && parser == Some(NO_AGENT.into()) { Ended::Absent } else { Ended::NoAgent });
+        return Ok(if call == Some(1) && parser == Some(NO_AGENT.into()) {
+            AttemptEnd::Absent
+        } else {
+            AttemptEnd::NoAgent
+        });
     }
     let began = Instant::now();
     vm.set("live");
     say(vm, Kind::ChannelOpen, format!("the agent in {} answers", vm.name));
     let (out, waiting) = mpsc::channel(WAITING);
-    let writer = tokio::spawn(line::write(Pipe::writer(to)?, waiting));
+    let writer = tokio::spawn(line::write(AsyncPipe::writer(to)?, waiting));
     let mut session = Session::begin(shared, vm, out).await?;
     let why = session.read(&mut frames).await;
     session.leave();
@@ -201,11 +205,11 @@ async fn attempt(shared: &Arc<Shared>, vm: &Arc<Vm>) -> io::Result<Ended> {
     drop(session);
     writer.abort();
     processes.end().await;
-    Ok(if idle { Ended::Idle } else { Ended::Lived(began.elapsed()) })
+    Ok(if idle { AttemptEnd::Idle } else { AttemptEnd::Lived(began.elapsed()) })
 }
 
 /// Whether an agent greets.
-async fn greeted(frames: &mut Frames<Pipe>) -> io::Result<bool> {
+async fn greeted(frames: &mut Frames<AsyncPipe>) -> io::Result<bool> {
     while frames.fill().await? {
         if let Some(greeted) = frames.magic() {
             return Ok(greeted);
@@ -223,7 +227,7 @@ struct Processes {
 
 impl Processes {
     /// Starts both: what the parser lets through, and what the VM reads.
-    fn start(vm: &Vm) -> io::Result<(Self, Frames<Pipe>, OwnedFd)> {
+    fn start(vm: &Vm) -> io::Result<(Self, Frames<AsyncPipe>, OwnedFd)> {
         let (parser, raw, frames) = call::parser(false)?;
         let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
         pipe::enlarge(to_write.as_fd());

@@ -11,7 +11,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use super::{
     execute::{self, Done},
     judge::{Authentic, Judged, Opening, Task, authenticate, body, judge},
-    ledger::{self, Mark, Refused},
+    ledger::{self, Mark, NotBegun},
     port::Port,
     reject::{Case, Category, Rejected},
     state::{Shared, Vm},
@@ -119,7 +119,7 @@ fn remember(case: Case<'_>, authentic: &Authentic, mark: Mark) -> Result<(), Rej
     let shared = case.shared;
     let begin = || shared.ledger().begin(mark, authentic.kid, authentic.request.is_some(), now_ms());
     let begun = match begin() {
-        Err(Refused::Full) => {
+        Err(NotBegun::Full) => {
             let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
             let active: Vec<_> = keys.map(|key| key.id()).collect();
             shared.ledger().retain_keys(&active);
@@ -128,11 +128,11 @@ fn remember(case: Case<'_>, authentic: &Authentic, mark: Mark) -> Result<(), Rej
         begun => begun,
     };
     begun.map_err(|refused| match refused {
-        Refused::Again => case.again(),
-        Refused::Full => {
+        NotBegun::Again => case.again(),
+        NotBegun::Full => {
             Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
         }
-        Refused::Io(e) => {
+        NotBegun::Io(e) => {
             Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
         }
     })

@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::state::{Refusal, Shared, io_at};
+use super::state::{Shared, StartError, io_at};
 use crate::{
     remote::socket,
     sys::socket_file::{self, Rights},
@@ -32,12 +32,12 @@ const CLIENTS: usize = 64;
 
 /// The socket, removed when it is dropped.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) struct ControlSocket {
     path: PathBuf,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Socket {
+impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.task.abort();
         let _ = std::fs::remove_file(&self.path);
@@ -45,7 +45,7 @@ impl Drop for Socket {
 }
 
 /// Listens. The lock is ours, so a socket that is there already is nobody's.
-pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
+pub(super) fn listen(shared: Arc<Shared>) -> Result<ControlSocket, StartError> {
     let path = shared.paths.run.join("control");
     let _ = std::fs::remove_file(&path);
     let listener = socket_file::bind(&path, Rights::PRIVATE)
@@ -59,7 +59,7 @@ pub(super) fn listen(shared: Arc<Shared>) -> Result<Socket, Refusal> {
         }
     };
     let task = tokio::spawn(socket::serve(listener, 0, CLIENTS, client));
-    Ok(Socket { path, task })
+    Ok(ControlSocket { path, task })
 }
 
 async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {

@@ -19,7 +19,7 @@ use nix::{fcntl::OFlag, sys::memfd, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::port::{Inbox, Order, Port};
+use super::port::{Inbox, Port, StreamEvent};
 use crate::{
     proto::{
         mac::Digest,
@@ -27,7 +27,7 @@ use crate::{
     },
     remote::{
         backchannel::{self, Instruction, Instructions, Report},
-        pipe::{self, Pipe},
+        pipe::{self, AsyncPipe},
         supervise,
     },
     sys::{self, Identity},
@@ -38,7 +38,7 @@ const GRACE: Duration = Duration::from_secs(7);
 
 /// What to run.
 #[derive(Debug)]
-pub struct Job {
+pub struct Launch {
     /// Program and arguments; empty: the script, by bash.
     pub words: Vec<OsString>,
     /// A text for bash.
@@ -84,13 +84,13 @@ struct Started {
 
 /// Our ends of the command's standard input, output and error.
 struct Ends {
-    stdin: Option<Pipe>,
-    stdout: Pipe,
+    stdin: Option<AsyncPipe>,
+    stdout: AsyncPipe,
     /// `None` for a terminal, which is all three.
-    stderr: Option<Pipe>,
+    stderr: Option<AsyncPipe>,
 }
 
-fn start(job: &Job) -> io::Result<Started> {
+fn start(job: &Launch) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
@@ -136,8 +136,8 @@ fn terminal(command: &mut Command) -> io::Result<Ends> {
     let pty = nix::pty::openpty(None, None)?;
     let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
     command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
-    let stdin = Some(Pipe::both(cloexec(pty.master.try_clone()?)?)?);
-    Ok(Ends { stdin, stdout: Pipe::both(cloexec(pty.master)?)?, stderr: None })
+    let stdin = Some(AsyncPipe::both(cloexec(pty.master.try_clone()?)?)?);
+    Ok(Ends { stdin, stdout: AsyncPipe::both(cloexec(pty.master)?)?, stderr: None })
 }
 
 /// Gives the command pipes; standard input only where it is the client's.
@@ -149,12 +149,12 @@ fn pipes(command: &mut Command, input: bool) -> io::Result<Ends> {
     let stdin = if input {
         let (in_read, in_write) = pipe2(OFlag::O_CLOEXEC)?;
         command.stdin(in_read);
-        Some(Pipe::writer(in_write)?)
+        Some(AsyncPipe::writer(in_write)?)
     } else {
         command.stdin(Stdio::null());
         None
     };
-    Ok(Ends { stdin, stdout: Pipe::reader(out_read)?, stderr: Some(Pipe::reader(err_read)?) })
+    Ok(Ends { stdin, stdout: AsyncPipe::reader(out_read)?, stderr: Some(AsyncPipe::reader(err_read)?) })
 }
 
 fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -166,7 +166,7 @@ fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// When it could not be started; nothing was executed then.
-pub async fn run(job: &Job, port: &Port, killed: impl Future<Output = ()>) -> io::Result<Done> {
+pub async fn run(job: &Launch, port: &Port, killed: impl Future<Output = ()>) -> io::Result<Done> {
     if let Some(cgroup) = &job.cgroup {
         std::fs::create_dir_all(cgroup)?;
     }
@@ -220,7 +220,7 @@ pub async fn run(job: &Job, port: &Port, killed: impl Future<Output = ()>) -> io
 }
 
 /// How the command ended, as its supervisor reports it.
-async fn ending(report: &mut Report, job: &Job) -> Ending {
+async fn ending(report: &mut Report, job: &Launch) -> Ending {
     if let Some(ending) = report.ending().await {
         return ending;
     }
@@ -247,13 +247,13 @@ async fn reason(
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return Ending::Timeout,
             () = &mut killed => return Ending::Cancelled,
             order = port.inbox.order() => match order {
-                Order::Signal(number) => instructions.give(Instruction::Signal(number)).await,
-                Order::Resize(rows, columns) => {
+                StreamEvent::Signal(number) => instructions.give(Instruction::Signal(number)).await,
+                StreamEvent::Resize(rows, columns) => {
                     if let Some(master) = &master {
                         sys::set_window_size(master.as_fd(), rows, columns);
                     }
                 }
-                Order::Cancel | Order::Gone => return Ending::Cancelled,
+                StreamEvent::Cancel | StreamEvent::Gone => return Ending::Cancelled,
             },
         }
     }
@@ -291,7 +291,7 @@ impl Pumped {
 }
 
 /// Passes output on, as much as there is credit for, until its end.
-async fn pump(pipe: &Pipe, kind: frame::Type, who: usize, port: &Port, budget: &Budget, pumped: &Pumped) {
+async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budget: &Budget, pumped: &Pumped) {
     let most = u32::try_from(SLICE).unwrap_or(u32::MAX);
     loop {
         if pipe.readable().await.is_err() {
@@ -323,7 +323,7 @@ async fn pump(pipe: &Pipe, kind: frame::Type, who: usize, port: &Port, budget: &
 }
 
 /// Passes input on until its end. What a command does not want is taken all the same, so that its client ends.
-async fn feed(stdin: Option<Pipe>, tty: bool, port: &Port) {
+async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port) {
     let inbox: &Inbox = &port.inbox;
     let mut stdin = stdin;
     while let Some(data) = inbox.data().await {

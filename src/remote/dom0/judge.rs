@@ -5,8 +5,8 @@ use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, syn
 use tokio::time::timeout;
 
 use super::{
-    execute::Job,
-    job::{job, resolve},
+    execute::Launch,
+    launch::{launch, resolve},
     ledger,
     port::Port,
     reject::{Case, Category, Rejected},
@@ -20,7 +20,7 @@ use crate::{
     },
     remote::{
         audit::{excerpt, now_ms},
-        policy::{Asked, Decision, Policy, Verdict},
+        policy::{Action, Policy, Ruling, Verdict},
     },
 };
 
@@ -139,7 +139,7 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> 
 
 /// What will be done.
 pub(super) enum Task {
-    Run(Box<Job>),
+    Run(Box<Launch>),
     Get(PathBuf, PathBuf, u64),
     Put(PathBuf, PathBuf, u64),
 }
@@ -147,7 +147,7 @@ pub(super) enum Task {
 /// What the policy says of a command, and what will be done when it may.
 pub(super) struct Judged<'a> {
     pub(super) task: Task,
-    pub(super) decision: Decision<'a>,
+    pub(super) decision: Ruling<'a>,
     /// What is asked, as the logs show it.
     pub(super) shown: String,
 }
@@ -174,7 +174,7 @@ pub(super) fn judge<'a>(
     let (decision, shown, mut words) = match mode {
         Mode::Shell => {
             check_text(payload).map_err(|bad| invalid(bad.to_string()))?;
-            (policy.decide(Asked::Shell(payload)), format!("cmd={}", excerpt(payload)), Vec::new())
+            (policy.decide(Action::Shell(payload)), format!("cmd={}", excerpt(payload)), Vec::new())
         }
         Mode::Argv => {
             let mut words = argv(payload).map_err(|e| invalid(e.to_string()))?;
@@ -182,10 +182,10 @@ pub(super) fn judge<'a>(
             let shown = format!("argv={}", excerpt(given.join(" ").as_bytes()).replace("\\\\", "\\"));
             words[0] =
                 resolve(&words[0]).ok_or_else(|| failed(format!("{}: no such program in dom0", escape(&words[0]))))?;
-            (policy.decide(Asked::Argv(&words)), shown, words)
+            (policy.decide(Action::Argv(&words)), shown, words)
         }
-        Mode::Get => (policy.decide(Asked::Get(payload)), format!("get={}", excerpt(payload)), Vec::new()),
-        Mode::Put => (policy.decide(Asked::Put(payload)), format!("put={}", excerpt(payload)), Vec::new()),
+        Mode::Get => (policy.decide(Action::Get(payload)), format!("get={}", excerpt(payload)), Vec::new()),
+        Mode::Put => (policy.decide(Action::Put(payload)), format!("put={}", excerpt(payload)), Vec::new()),
         Mode::Ping => return Err(invalid("a ping has no policy".into())), // answered before
     };
     if let Some(why) = objection(&decision, mode, request) {
@@ -199,14 +199,14 @@ pub(super) fn judge<'a>(
         _ => {
             let script = (mode == Mode::Shell).then(|| payload.to_vec());
             let what = (std::mem::take(&mut words), script);
-            Task::Run(Box::new(job(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
+            Task::Run(Box::new(launch(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
         }
     };
     Ok(Judged { task, decision, shown })
 }
 
 /// What speaks against it.
-fn objection(decision: &Decision<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
+fn objection(decision: &Ruling<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
     let options = &decision.options;
     let has = |flag| request.is_some_and(|r| r.has(flag));
     if decision.verdict == Verdict::Deny {

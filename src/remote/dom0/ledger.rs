@@ -62,7 +62,7 @@ pub struct Ledger {
 
 /// Why a request is not begun.
 #[derive(Debug)]
-pub enum Refused {
+pub enum NotBegun {
     /// It was begun before.
     Again,
     /// There is no more room for requests that have no date.
@@ -148,14 +148,14 @@ impl Ledger {
     ///
     /// # Errors
     /// When it must not be begun.
-    pub fn begin(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<(), Refused> {
+    pub fn begin(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<(), NotBegun> {
         if self.knows(&mark) {
-            return Err(Refused::Again);
+            return Err(NotBegun::Again);
         }
         let floor = self.floor;
         while self.known.len() >= self.most {
             let oldest = self.order.front().and_then(|mark| self.known.get(mark).copied());
-            let old = oldest.filter(|begun| now_ms.saturating_sub(begun.ms) > DATED).ok_or(Refused::Full)?;
+            let old = oldest.filter(|begun| now_ms.saturating_sub(begun.ms) > DATED).ok_or(NotBegun::Full)?;
             self.forget(old);
             self.order.pop_front().and_then(|mark| self.known.remove(&mark));
         }
@@ -166,7 +166,7 @@ impl Ledger {
             text += &line(&FLOOR, Begun { ms: self.floor, key: [0; 8] });
         }
         text += &line(&mark, begun);
-        self.append(&text).map_err(Refused::Io)?;
+        self.append(&text).map_err(NotBegun::Io)?;
         self.known.insert(mark, begun);
         if dated {
             self.order.push_back(mark);
@@ -227,10 +227,10 @@ mod tests {
         let mut ledger = Ledger::open(&path, 1000).expect("opened");
         assert!(ledger.begin(a, KEY, true, 1000).is_ok());
         assert!(ledger.begin(b, KEY, false, 1000).is_ok());
-        assert!(matches!(ledger.begin(a, KEY, true, 1000), Err(Refused::Again)));
+        assert!(matches!(ledger.begin(a, KEY, true, 1000), Err(NotBegun::Again)));
         drop(ledger);
         let mut ledger = Ledger::open(&path, 2000).expect("opened");
-        assert!(matches!(ledger.begin(a, KEY, true, 2000), Err(Refused::Again)));
+        assert!(matches!(ledger.begin(a, KEY, true, 2000), Err(NotBegun::Again)));
         assert!(ledger.knows(&b) && !ledger.forgot(1));
         drop(ledger);
         let ledger = Ledger::open(&path, 1000 + DATED + 1).expect("opened");
@@ -271,9 +271,9 @@ mod tests {
         while ledger.begin(id(n), KEY, false, 100 * DATED).is_ok() {
             n += 1;
         }
-        assert!(n > 1000 && matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(Refused::Full)));
+        assert!(n > 1000 && matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
         ledger.retain_keys(&[KEY]);
-        assert!(matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(Refused::Full)));
+        assert!(matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
         ledger.retain_keys(&[]);
         assert!(ledger.begin(id(n), KEY, false, 100 * DATED).is_ok());
         assert!(!Ledger::open_for(&path, 100 * DATED, 10).expect("opened").knows(&id(1000)));

@@ -11,15 +11,15 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     call, channel,
-    state::{Options, Shared},
+    state::{DaemonOptions, Shared},
 };
 use crate::{
     log::{Event, Kind, emit},
-    remote::config::Config,
+    remote::config::RemoteConfig,
 };
 
 /// Tells of names that no qube can have.
-pub(super) fn bad_names(shared: &Shared, config: &Config) {
+pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
     for bad in &config.bad {
         let (file, name) = (shared.paths.conf.display(), crate::log::escape(bad.as_bytes()));
         emit(Event::new(Kind::ConfigurationRejected, format!("{file}: no qube can have this name: {name}")));
@@ -38,8 +38,8 @@ pub(super) fn open(shared: &Arc<Shared>, name: &str, channels: &TaskTracker) {
 
 /// Reads the list of VMs anew: new ones are served, of those that went every command is ended and the channel
 /// closed. A file that cannot be read changes nothing.
-pub(super) async fn reread(shared: &Arc<Shared>, options: &Options, channels: &TaskTracker) {
-    let config = match Config::load(&shared.paths.conf) {
+pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channels: &TaskTracker) {
+    let config = match RemoteConfig::load(&shared.paths.conf) {
         Ok(config) => config,
         Err(e) => {
             let text = format!("{}: {e}; the list of qubes stays as it was", shared.paths.conf.display());

@@ -19,8 +19,8 @@ mod channel;
 mod command;
 pub mod control;
 mod execute;
-mod job;
 mod judge;
+mod launch;
 mod ledger;
 mod listed;
 mod port;
@@ -33,4 +33,4 @@ mod transfer;
 mod v1;
 
 pub use run::run;
-pub use state::{Options, Refusal};
+pub use state::{DaemonOptions, StartError};

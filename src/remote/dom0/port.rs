@@ -40,7 +40,7 @@ pub struct Inbox {
 
 /// Something other than data that the VM sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum StreamEvent {
     /// End it.
     Cancel,
     /// The channel ended, so nobody waits for the result.
@@ -136,18 +136,18 @@ impl Inbox {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn order(&self) -> Order {
+    pub async fn order(&self) -> StreamEvent {
         self.wait(|inside| {
             if inside.gone {
-                Some(Order::Gone)
+                Some(StreamEvent::Gone)
             } else if inside.cancel {
-                Some(Order::Cancel)
+                Some(StreamEvent::Cancel)
             } else if inside.signals != 0 {
                 let n = inside.signals.trailing_zeros();
                 inside.signals &= !(1 << n);
-                Some(Order::Signal(u8::try_from(n).unwrap_or(0)))
+                Some(StreamEvent::Signal(u8::try_from(n).unwrap_or(0)))
             } else {
-                inside.resize.take().map(|(rows, columns)| Order::Resize(rows, columns))
+                inside.resize.take().map(|(rows, columns)| StreamEvent::Resize(rows, columns))
             }
         })
         .await
@@ -157,8 +157,11 @@ impl Inbox {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn abandoned(&self) -> Order {
-        self.wait(|inside| if inside.gone { Some(Order::Gone) } else { inside.cancel.then_some(Order::Cancel) }).await
+    pub async fn abandoned(&self) -> StreamEvent {
+        self.wait(
+            |inside| if inside.gone { Some(StreamEvent::Gone) } else { inside.cancel.then_some(StreamEvent::Cancel) },
+        )
+        .await
     }
 
     async fn wait<T>(&self, look: impl Fn(&mut Inside) -> Option<T>) -> T {
@@ -258,7 +261,7 @@ mod tests {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let got = runtime.block_on(async { [inbox.order().await, inbox.order().await, inbox.order().await] });
-        assert_eq!(got, [Order::Signal(2), Order::Signal(15), Order::Resize(1, 2)]);
+        assert_eq!(got, [StreamEvent::Signal(2), StreamEvent::Signal(15), StreamEvent::Resize(1, 2)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::state::{Shared, Vm};
-use crate::{log::Kind, proto::remote::Refusal, remote::audit::Source};
+use crate::{log::Kind, proto::remote::Refusal, remote::audit::Origin};
 
 /// A command that does not run, and what its client is told.
 pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
@@ -38,10 +38,10 @@ impl Category {
     }
 
     /// Who can have caused it.
-    fn source(self) -> Source {
+    fn source(self) -> Origin {
         match self {
-            Self::AuthFail | Self::AuthDeny => Source::Anybody,
-            Self::Policy | Self::Reject | Self::Replay | Self::Deny => Source::Known,
+            Self::AuthFail | Self::AuthDeny => Origin::Anybody,
+            Self::Policy | Self::Reject | Self::Replay | Self::Deny => Origin::Known,
         }
     }
 }

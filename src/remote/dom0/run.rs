@@ -22,13 +22,13 @@ use super::{
     call, control,
     ledger::Ledger,
     listed,
-    state::{Options, Refusal, Shared, io_at},
+    state::{DaemonOptions, Shared, StartError, io_at},
 };
 use crate::{
     log::{Event, Kind, emit},
     remote::{
         audit::{self, Audit},
-        config::{Config, Paths},
+        config::{Paths, RemoteConfig},
         files,
         keys::{self, Store},
     },
@@ -38,13 +38,13 @@ use crate::{
 /// How long running commands may take to end when the daemon is stopped.
 const DRAIN: Duration = Duration::from_secs(60);
 /// Keeps the directory to ourselves: two daemons, or one with `--once` beside it, never share state.
-fn lock(paths: &Paths) -> Result<Flock<File>, Refusal> {
+fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
     files::private_dir(&paths.run).map_err(io_at(paths.run.display()))?;
     let path = paths.run.join("lock");
     let file = files::append(&path, 0o600).map_err(io_at(path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-        nix::errno::Errno::EWOULDBLOCK => Refusal::Running,
-        e => Refusal::Io(path.display().to_string(), e.into()),
+        nix::errno::Errno::EWOULDBLOCK => StartError::Running,
+        e => StartError::Io(path.display().to_string(), e.into()),
     })
 }
 
@@ -52,17 +52,17 @@ fn lock(paths: &Paths) -> Result<Flock<File>, Refusal> {
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
-    let mut config = Config::load(&paths.conf).map_err(io_at(paths.conf.display()))?;
+pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError> {
+    let mut config = RemoteConfig::load(&paths.conf).map_err(io_at(paths.conf.display()))?;
     if let Some(vm) = &options.vm {
         config.vms = vec![vm.clone()];
     }
     if config.vms.is_empty() {
-        return Err(Refusal::NoVms);
+        return Err(StartError::NoVms);
     }
     let keys = Store::new(&paths.keys, keys::credentials());
     if config.vms.iter().all(|vm| keys.read(vm).is_err()) {
-        return Err(Refusal::NoKeys);
+        return Err(StartError::NoKeys);
     }
     let _lock = if options.dry_run { None } else { Some(lock(&paths)?) };
     for vm in &config.vms {
@@ -95,7 +95,7 @@ pub async fn run(paths: Paths, options: Options) -> Result<(), Refusal> {
     serve(&shared, &options).await
 }
 
-async fn serve(shared: &Arc<Shared>, options: &Options) -> Result<(), Refusal> {
+async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), StartError> {
     let names = &shared.config.vms;
     let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
     shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));

@@ -19,7 +19,7 @@ use crate::{
     remote::{
         frames::Frames,
         line::{DEAD, SILENCE, WAITING},
-        pipe::Pipe,
+        pipe::AsyncPipe,
     },
 };
 
@@ -64,7 +64,7 @@ impl<'a> Session<'a> {
     }
 
     /// Reads until the end; `None` when it was an ordinary one.
-    pub(super) async fn read(&mut self, frames: &mut Frames<Pipe>) -> Option<&'static str> {
+    pub(super) async fn read(&mut self, frames: &mut Frames<AsyncPipe>) -> Option<&'static str> {
         let mut heard = Instant::now();
         loop {
             if let Err(why) = self.take_all(frames).await {
@@ -96,7 +96,7 @@ impl<'a> Session<'a> {
     }
 
     /// Takes every frame that has come.
-    async fn take_all(&mut self, frames: &mut Frames<Pipe>) -> Result<(), &'static str> {
+    async fn take_all(&mut self, frames: &mut Frames<AsyncPipe>) -> Result<(), &'static str> {
         while let Some((raw, _)) = frames.ready().map_err(|fault| fault.0)? {
             match raw.parse().map_err(|fault| fault.0)? {
                 Frame::Ping(n) => {

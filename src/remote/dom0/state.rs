@@ -21,7 +21,7 @@ use crate::{
     log::{Event, Kind, emit},
     remote::{
         audit::Audit,
-        config::{Config, Paths},
+        config::{Paths, RemoteConfig},
         files,
         keys::Store,
         policy::Policy,
@@ -35,7 +35,7 @@ const MAX_POLICY: usize = 256 << 10;
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct DaemonOptions {
     /// Serve this VM only, whatever the configuration lists.
     pub vm: Option<String>,
     /// Do what waits, then end.
@@ -48,13 +48,13 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Shared {
     pub(super) paths: Paths,
-    pub(super) config: Config,
+    pub(super) config: RemoteConfig,
     pub(super) keys: Store,
     pub(super) audit: Audit,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) approvals: Approvals,
     /// Begun and not ended.
-    pub(super) commands: Mutex<HashMap<u64, Running>>,
+    pub(super) commands: Mutex<HashMap<u64, RunningCommand>>,
     pub(super) number: AtomicU64,
     pub(super) dry_run: bool,
     pub(super) once: bool,
@@ -69,7 +69,7 @@ pub struct Shared {
 
 /// A command that runs.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningCommand {
     pub(super) vm: String,
     pub(super) id: String,
     pub(super) since: Instant,
@@ -131,7 +131,7 @@ impl Shared {
         self.ledger.lock().expect("no panic under this lock")
     }
 
-    pub(super) fn commands(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+    pub(super) fn commands(&self) -> MutexGuard<'_, HashMap<u64, RunningCommand>> {
         self.commands.lock().expect("no panic under this lock")
     }
 
@@ -156,7 +156,8 @@ impl Shared {
     pub(super) fn register(self: &Arc<Self>, vm: &Vm, id: &str) -> Registration {
         let number = self.number.fetch_add(1, Relaxed) + 1;
         let kill = Arc::new(Notify::new());
-        let running = Running { vm: vm.name.clone(), id: id.to_owned(), since: Instant::now(), kill: kill.clone() };
+        let running =
+            RunningCommand { vm: vm.name.clone(), id: id.to_owned(), since: Instant::now(), kill: kill.clone() };
         self.commands().insert(number, running);
         Registration { number, kill, shared: self.clone() }
     }
@@ -188,7 +189,7 @@ impl Shared {
 
 /// Why the daemon did not start.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum StartError {
     /// Another one runs.
     Running,
     /// The configuration lists no VM.
@@ -201,7 +202,7 @@ pub enum Refusal {
     Io(String, io::Error),
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Running => f.write_str("another qvm-remote-dom0 is running"),
@@ -215,9 +216,9 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-pub(super) fn io_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Refusal {
+pub(super) fn io_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> StartError {
     let what = what.to_string();
-    move |e| Refusal::Io(what, e)
+    move |e| StartError::Io(what, e)
 }
 
 impl Shared {

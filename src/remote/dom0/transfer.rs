@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     execute::Done,
-    port::{Order, Port},
+    port::{Port, StreamEvent},
 };
 use crate::{
     proto::{
@@ -98,7 +98,7 @@ pub async fn put(dir: &Path, path: &Path, most: u64, port: &Port) -> io::Result<
     }
     // the data's end is also seen when the client or the channel is gone: half a file gets no name
     let left = tokio::time::timeout(std::time::Duration::ZERO, port.inbox.abandoned()).await;
-    if matches!(left, Ok(Order::Cancel | Order::Gone)) {
+    if matches!(left, Ok(StreamEvent::Cancel | StreamEvent::Gone)) {
         return Ok(done(Ending::Cancelled, bytes));
     }
     file.sync_data()?;

@@ -23,10 +23,10 @@ use super::{
     state::{Shared, Vm},
 };
 use crate::{
-    proto::remote::{Ending, Frame, Raw, Refusal},
+    proto::remote::{Ending, Frame, RawFrame, Refusal},
     remote::{
-        audit::{Source, local},
-        v1::{self, Answer},
+        audit::{Origin, local},
+        v1::{self, ResultFiles},
     },
 };
 
@@ -113,7 +113,7 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
         Ok(all) if !all.is_empty() || status.success() => Ok(all),
         Ok(_) => Err(io::ErrorKind::NotConnected.into()), // the VM was halted
         Err(e) => {
-            shared.audit.refused(&vm.name, Source::Anybody, "ERROR", &format!("fetch-failed: {e}"));
+            shared.audit.refused(&vm.name, Origin::Anybody, "ERROR", &format!("fetch-failed: {e}"));
             if status.success() { Ok(Vec::new()) } else { Err(e) }
         }
     }
@@ -183,12 +183,12 @@ async fn feed(inbox: &Inbox, text: &[u8]) {
 }
 
 /// Puts the frames of a command together into an answer, with the line for the VM's log.
-async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, text: &[u8]) -> (Answer, String) {
+async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, text: &[u8]) -> (ResultFiles, String) {
     let (started, began) = (local(SystemTime::now()), StdInstant::now());
-    let mut answer = Answer { id: id.to_owned(), ..Answer::default() };
+    let mut answer = ResultFiles { id: id.to_owned(), ..ResultFiles::default() };
     while let Some(bytes) = line.recv().await {
         // every message is one frame of ours
-        let Ok(Some((raw, _))) = Raw::split(&bytes) else { continue };
+        let Ok(Some((raw, _))) = RawFrame::split(&bytes) else { continue };
         let kept = match raw.parse() {
             Ok(Frame::Stdout(data)) => {
                 v1::collect(&mut answer.out, data);
@@ -225,7 +225,7 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
 }
 
 /// Writes a result, all of it in one call.
-async fn store(shared: &Shared, vm: &Vm, answer: &Answer, audit: &str) {
+async fn store(shared: &Shared, vm: &Vm, answer: &ResultFiles, audit: &str) {
     let bytes = answer.to_bytes(audit);
     let write = async {
         let mut call = call::qvm_run(&vm.name, &v1::store(&shared.config.user));

@@ -8,11 +8,11 @@ fn policy(text: &str) -> Policy {
 
 fn argv(policy: &Policy, words: &[&str]) -> Verdict {
     let words: Vec<Vec<u8>> = words.iter().map(|w| w.as_bytes().to_vec()).collect();
-    policy.decide(Asked::Argv(&words)).verdict
+    policy.decide(Action::Argv(&words)).verdict
 }
 
 fn shell(policy: &Policy, text: &str) -> Verdict {
-    policy.decide(Asked::Shell(text.as_bytes())).verdict
+    policy.decide(Action::Shell(text.as_bytes())).verdict
 }
 
 #[test]
@@ -20,8 +20,8 @@ fn without_a_rule_the_answer_is_no() {
     let nothing = policy(NOTHING);
     assert_eq!(shell(&nothing, "true"), Verdict::Deny);
     assert_eq!(argv(&nothing, &["/usr/bin/true"]), Verdict::Deny);
-    assert_eq!(nothing.decide(Asked::Get(b"/etc/shadow")).verdict, Verdict::Deny);
-    assert_eq!(nothing.decide(Asked::Put(b"/etc/shadow")).line, None);
+    assert_eq!(nothing.decide(Action::Get(b"/etc/shadow")).verdict, Verdict::Deny);
+    assert_eq!(nothing.decide(Action::Put(b"/etc/shadow")).line, None);
 }
 
 #[test]
@@ -29,8 +29,8 @@ fn everything_means_any_command_but_no_files() {
     let everything = policy(EVERYTHING);
     assert_eq!(shell(&everything, "a; b\nc"), Verdict::Allow);
     assert_eq!(argv(&everything, &["/opt/x/y", "z"]), Verdict::Allow);
-    assert_eq!(everything.decide(Asked::Get(b"/etc/shadow")).verdict, Verdict::Deny);
-    assert_eq!(everything.decide(Asked::Put(b"/etc/shadow")).verdict, Verdict::Deny);
+    assert_eq!(everything.decide(Action::Get(b"/etc/shadow")).verdict, Verdict::Deny);
+    assert_eq!(everything.decide(Action::Put(b"/etc/shadow")).verdict, Verdict::Deny);
 }
 
 #[test]
@@ -84,15 +84,15 @@ fn a_shell_rule_is_any_text_or_the_very_text() {
 #[test]
 fn files_must_lie_beneath_the_directory_named() {
     let p = policy("allow get /var/log/xen [max-size=1K]\nallow put /home/user/in/*");
-    let get = |path: &str| p.decide(Asked::Get(path.as_bytes())).verdict;
+    let get = |path: &str| p.decide(Action::Get(path.as_bytes())).verdict;
     assert_eq!(get("/var/log/xen/console/x.log"), Verdict::Allow);
     for bad in ["/var/log/xen", "/var/log/xenial/x", "/var/log/xen/../shadow", "/etc/shadow", "var/log/xen/x"] {
         assert_eq!(get(bad), Verdict::Deny, "{bad}");
     }
-    let decision = p.decide(Asked::Get(b"/var/log/xen/x"));
+    let decision = p.decide(Action::Get(b"/var/log/xen/x"));
     assert_eq!((decision.beneath, decision.options.max_size), (Some("/var/log/xen"), 1024));
-    assert_eq!(p.decide(Asked::Put(b"/home/user/in/x")).verdict, Verdict::Allow);
-    assert_eq!(p.decide(Asked::Put(b"/var/log/xen/x")).verdict, Verdict::Deny);
+    assert_eq!(p.decide(Action::Put(b"/home/user/in/x")).verdict, Verdict::Allow);
+    assert_eq!(p.decide(Action::Put(b"/var/log/xen/x")).verdict, Verdict::Deny);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn options_are_read_and_settings_too() {
         "allow dd if=* [user=user cwd=/tmp timeout=60s max-output=5M stdin=no tty=no env=LANG,TERM]\n\
          v1 = yes\nmax-running = 3\nforce = /usr/bin/menu --now",
     );
-    let decision = p.decide(Asked::Argv(&[b"/usr/bin/dd".to_vec(), b"if=/dev/null".to_vec()])).options;
+    let decision = p.decide(Action::Argv(&[b"/usr/bin/dd".to_vec(), b"if=/dev/null".to_vec()])).options;
     assert_eq!(decision.user.as_deref(), Some("user"));
     assert_eq!(decision.cwd.as_deref(), Some("/tmp"));
     assert_eq!(decision.timeout, Some(Duration::from_secs(60)));

@@ -7,7 +7,7 @@ use qrexec_connect::{
     remote::{
         agent,
         config::Config,
-        policy::{Asked, Policy, Verdict},
+        policy::{Action, Policy, Verdict},
         v1,
     },
 };
@@ -19,15 +19,15 @@ fuzz_target!(|bytes: &[u8]| {
     if valid_id(text) {
         assert!(!text.contains('/') && !text.contains("..") && !text.starts_with('-'));
     }
-    let _ = (Config::parse(text, |_| None), agent::read_mac(text));
+    let _ = (RemoteConfig::parse(text, |_| None), agent::read_mac(text));
     match Policy::parse(text) {
         Ok(policy) => {
             if !text.contains("shell") {
-                assert_eq!(policy.decide(Asked::Shell(bytes)).verdict, Verdict::Deny);
+                assert_eq!(policy.decide(Action::Shell(bytes)).verdict, Verdict::Deny);
             }
             let words: Vec<Vec<u8>> = bytes.split(|b| *b == b' ').map(<[u8]>::to_vec).collect();
-            let _ = policy.decide(Asked::Argv(&words));
-            let got = policy.decide(Asked::Get(bytes));
+            let _ = policy.decide(Action::Argv(&words));
+            let got = policy.decide(Action::Get(bytes));
             if got.verdict == Verdict::Allow {
                 assert!(!text.split('/').any(|part| part == ".."));
             }

@@ -6,7 +6,7 @@ use crate::proto::remote::Mode;
 
 /// What is asked, and how its answer is wanted.
 #[derive(Debug)]
-pub struct Ask {
+pub struct Submission {
     /// What the payload is.
     pub mode: Mode,
     /// The command's text, its words, or a path in dom0.
@@ -24,7 +24,7 @@ pub struct Ask {
     /// Whom to run as.
     pub user: String,
     /// Where it goes.
-    pub way: Way,
+    pub way: Delivery,
     /// No progress.
     pub quiet: bool,
     /// Where output goes instead of standard output.
@@ -37,7 +37,7 @@ pub struct Ask {
 
 /// How dom0 is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Delivery {
     /// Through the agent, now.
     Live,
     /// Through the queue, signed: waits for a daemon that is not there yet.
@@ -48,7 +48,7 @@ pub enum Way {
 
 /// Why there is no answer of a command.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum ClientError {
     /// dom0 said no: the status, and why.
     Refused(u8, String),
     /// dom0 cannot be reached, or what came is not from dom0.
@@ -58,5 +58,5 @@ pub enum Trouble {
     /// Ended by this signal.
     Signal(u8),
     /// Ours: no key, no directory.
-    Own(String),
+    Local(String),
 }

@@ -9,10 +9,10 @@ use std::{
 
 use nix::unistd::{Gid, User, getgrouplist};
 
-use super::{execute::Job, state::Vm};
+use super::{execute::Launch, state::Vm};
 use crate::{
     proto::remote::{Request, flags},
-    remote::policy::{Decision, PATH, Policy},
+    remote::policy::{PATH, Policy, Ruling},
     sys::Identity,
 };
 
@@ -32,15 +32,15 @@ pub(super) fn resolve(program: &[u8]) -> Option<Vec<u8>> {
     candidates.filter(|p| p.is_file()).map(|p| p.into_os_string().into_vec()).next()
 }
 
-/// Makes a job. `words` are the program and its arguments, or `script` is a text for bash.
-pub(super) fn job(
+/// Makes a launch. `words` are the program and its arguments, or `script` is a text for bash.
+pub(super) fn launch(
     vm: &Vm,
     policy: &Policy,
-    decision: &Decision<'_>,
+    decision: &Ruling<'_>,
     id: &str,
     request: Option<&Request>,
     (words, script): (Vec<Vec<u8>>, Option<Vec<u8>>),
-) -> Result<Job, String> {
+) -> Result<Launch, String> {
     let options = &decision.options;
     let name = options.user.as_deref().unwrap_or("root");
     let account = User::from_name(name).ok().flatten().ok_or_else(|| format!("user {name} is unknown"))?;
@@ -67,7 +67,7 @@ pub(super) fn job(
     };
     let asked =
         request.map_or(Some(V1_TIMEOUT), |r| (r.timeout_ms > 0).then(|| Duration::from_millis(r.timeout_ms.into())));
-    Ok(Job {
+    Ok(Launch {
         words: words.into_iter().map(OsString::from_vec).collect(),
         script,
         env,
