@@ -17,7 +17,7 @@ use crate::{
         mac::{self, Key},
         remote::{Hello, Mode, Request, flags},
     },
-    remote::audit::now_ms,
+    remote::clock::now_ms,
 };
 
 /// Asks, again when another request took our number's place.
