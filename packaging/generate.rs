@@ -218,64 +218,20 @@ fn events(root: &Path) -> String {
     text
 }
 
-/// What `qvm-remote --help` says, as a definition: its options are read by hand, and this is their only list.
+/// The options and verbs of `qvm-remote` as clap has them, which the program itself does without.
 fn remote_command() -> Command {
-    let mut command = Command::new("qvm-remote").disable_help_flag(true).disable_version_flag(true);
-    let (usage, rest) = remote::USAGE.split_once("\nOptions, before the first word:\n").expect("it lists options");
-    for line in rest.lines().take_while(|line| line.starts_with("  ")) {
-        for line in line
-            .trim()
-            .split("   --version")
-            .enumerate()
-            .map(|(i, l)| if i == 0 { l } else { "--version  its version" })
-        {
-            let (names, help) = line.split_once("  ").unwrap_or((line, "this"));
-            let mut arg: Option<Arg> = None;
-            let mut value = None;
-            let (mut short, mut long) = (None, None);
-            for word in names.split([' ', ',']).filter(|word| !word.is_empty()) {
-                match (word.strip_prefix("--"), word.strip_prefix('-')) {
-                    (Some(name), _) => long = Some(name),
-                    (None, Some(letter)) => short = letter.chars().next(),
-                    (None, None) => value = Some(word),
-                }
-            }
-            if let Some(long) = long {
-                let mut one = Arg::new(long).long(long).help(help.trim().to_owned());
-                one = match value {
-                    Some(value) => one.value_name(value).action(ArgAction::Set),
-                    None => one.action(ArgAction::SetTrue),
-                };
-                if let Some(short) = short {
-                    one = one.short(short);
-                }
-                arg = Some(one);
-            }
-            command = command.arg(arg.unwrap_or_else(|| panic!("qvm-remote --help: no option in {line:?}")));
-        }
-    }
-    let mut verbs: Vec<&'static str> = Vec::new();
-    for line in usage.lines() {
-        let Some(words) = line.trim().strip_prefix("qvm-remote ") else { continue };
-        for verb in words.split(" | ") {
-            let verb = verb.split_whitespace().next().unwrap_or_default();
-            if verb.chars().all(|c| c.is_ascii_lowercase())
-                && !verb.is_empty()
-                && !["show", "import", "clean", "debug"].contains(&verb)
-            {
-                verbs.push(verb);
-            }
-        }
-    }
-    verbs.dedup();
-    verbs.iter().fold(command, |command, verb| {
-        let sub = Command::new(*verb).disable_help_flag(true);
-        let words: &[&'static str] = match *verb {
-            "key" => &["gen", "show", "import"],
-            "queue" => &["status", "clean", "debug"],
-            _ => &[],
+    let plain = |name: &'static str| Command::new(name).disable_help_flag(true).disable_help_subcommand(true);
+    let mut command = plain("qvm-remote").disable_version_flag(true);
+    for option in remote::OPTIONS {
+        let arg = Arg::new(option.long).long(option.long).help(option.help);
+        let arg = match option.value {
+            Some(value) => arg.value_name(value).action(ArgAction::Set),
+            None => arg.action(ArgAction::SetTrue),
         };
-        command
-            .subcommand(words.iter().fold(sub, |sub, word| sub.subcommand(Command::new(*word).disable_help_flag(true))))
+        command = command.arg(option.short.into_iter().fold(arg, Arg::short));
+    }
+    remote::VERBS.iter().fold(command, |command, verb| {
+        let verb = verb.words.iter().fold(plain(verb.name).about(verb.help), |all, word| all.subcommand(plain(word)));
+        command.subcommand(verb)
     })
 }

@@ -37,6 +37,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0,parse)
                 cmd="qvm__remote__dom0__subcmd__parse"
                 ;;
+            qvm__remote__dom0,parse-v1)
+                cmd="qvm__remote__dom0__subcmd__parse__subcmd__v1"
+                ;;
             qvm__remote__dom0,revoke)
                 cmd="qvm__remote__dom0__subcmd__revoke"
                 ;;
@@ -76,6 +79,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0__subcmd__help,parse)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__parse"
                 ;;
+            qvm__remote__dom0__subcmd__help,parse-v1)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__parse__subcmd__v1"
+                ;;
             qvm__remote__dom0__subcmd__help,revoke)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__revoke"
                 ;;
@@ -101,7 +107,7 @@ _qvm__remote__dom0() {
 
     case "${cmd}" in
         qvm__remote__dom0)
-            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start approve status unit parse supervise help"
+            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -179,7 +185,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help)
-            opts="authorize revoke keys v1 enable disable start approve status unit parse supervise help"
+            opts="authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -277,6 +283,20 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__parse)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__parse__subcmd__v1)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -389,7 +409,25 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__parse)
-            opts="-h --uid --listing --help"
+            opts="-h --uid --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --uid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__parse__subcmd__v1)
+            opts="-h --uid --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -19,9 +19,6 @@ _qvm__remote() {
             qvm__remote,get)
                 cmd="qvm__remote__subcmd__get"
                 ;;
-            qvm__remote,help)
-                cmd="qvm__remote__subcmd__help"
-                ;;
             qvm__remote,history)
                 cmd="qvm__remote__subcmd__history"
                 ;;
@@ -43,56 +40,8 @@ _qvm__remote() {
             qvm__remote,status)
                 cmd="qvm__remote__subcmd__status"
                 ;;
-            qvm__remote__subcmd__help,get)
-                cmd="qvm__remote__subcmd__help__subcmd__get"
-                ;;
-            qvm__remote__subcmd__help,help)
-                cmd="qvm__remote__subcmd__help__subcmd__help"
-                ;;
-            qvm__remote__subcmd__help,history)
-                cmd="qvm__remote__subcmd__help__subcmd__history"
-                ;;
-            qvm__remote__subcmd__help,key)
-                cmd="qvm__remote__subcmd__help__subcmd__key"
-                ;;
-            qvm__remote__subcmd__help,log)
-                cmd="qvm__remote__subcmd__help__subcmd__log"
-                ;;
-            qvm__remote__subcmd__help,ping)
-                cmd="qvm__remote__subcmd__help__subcmd__ping"
-                ;;
-            qvm__remote__subcmd__help,put)
-                cmd="qvm__remote__subcmd__help__subcmd__put"
-                ;;
-            qvm__remote__subcmd__help,queue)
-                cmd="qvm__remote__subcmd__help__subcmd__queue"
-                ;;
-            qvm__remote__subcmd__help,status)
-                cmd="qvm__remote__subcmd__help__subcmd__status"
-                ;;
-            qvm__remote__subcmd__help__subcmd__key,gen)
-                cmd="qvm__remote__subcmd__help__subcmd__key__subcmd__gen"
-                ;;
-            qvm__remote__subcmd__help__subcmd__key,import)
-                cmd="qvm__remote__subcmd__help__subcmd__key__subcmd__import"
-                ;;
-            qvm__remote__subcmd__help__subcmd__key,show)
-                cmd="qvm__remote__subcmd__help__subcmd__key__subcmd__show"
-                ;;
-            qvm__remote__subcmd__help__subcmd__queue,clean)
-                cmd="qvm__remote__subcmd__help__subcmd__queue__subcmd__clean"
-                ;;
-            qvm__remote__subcmd__help__subcmd__queue,debug)
-                cmd="qvm__remote__subcmd__help__subcmd__queue__subcmd__debug"
-                ;;
-            qvm__remote__subcmd__help__subcmd__queue,status)
-                cmd="qvm__remote__subcmd__help__subcmd__queue__subcmd__status"
-                ;;
             qvm__remote__subcmd__key,gen)
                 cmd="qvm__remote__subcmd__key__subcmd__gen"
-                ;;
-            qvm__remote__subcmd__key,help)
-                cmd="qvm__remote__subcmd__key__subcmd__help"
                 ;;
             qvm__remote__subcmd__key,import)
                 cmd="qvm__remote__subcmd__key__subcmd__import"
@@ -100,41 +49,14 @@ _qvm__remote() {
             qvm__remote__subcmd__key,show)
                 cmd="qvm__remote__subcmd__key__subcmd__show"
                 ;;
-            qvm__remote__subcmd__key__subcmd__help,gen)
-                cmd="qvm__remote__subcmd__key__subcmd__help__subcmd__gen"
-                ;;
-            qvm__remote__subcmd__key__subcmd__help,help)
-                cmd="qvm__remote__subcmd__key__subcmd__help__subcmd__help"
-                ;;
-            qvm__remote__subcmd__key__subcmd__help,import)
-                cmd="qvm__remote__subcmd__key__subcmd__help__subcmd__import"
-                ;;
-            qvm__remote__subcmd__key__subcmd__help,show)
-                cmd="qvm__remote__subcmd__key__subcmd__help__subcmd__show"
-                ;;
             qvm__remote__subcmd__queue,clean)
                 cmd="qvm__remote__subcmd__queue__subcmd__clean"
                 ;;
             qvm__remote__subcmd__queue,debug)
                 cmd="qvm__remote__subcmd__queue__subcmd__debug"
                 ;;
-            qvm__remote__subcmd__queue,help)
-                cmd="qvm__remote__subcmd__queue__subcmd__help"
-                ;;
             qvm__remote__subcmd__queue,status)
                 cmd="qvm__remote__subcmd__queue__subcmd__status"
-                ;;
-            qvm__remote__subcmd__queue__subcmd__help,clean)
-                cmd="qvm__remote__subcmd__queue__subcmd__help__subcmd__clean"
-                ;;
-            qvm__remote__subcmd__queue__subcmd__help,debug)
-                cmd="qvm__remote__subcmd__queue__subcmd__help__subcmd__debug"
-                ;;
-            qvm__remote__subcmd__queue__subcmd__help,help)
-                cmd="qvm__remote__subcmd__queue__subcmd__help__subcmd__help"
-                ;;
-            qvm__remote__subcmd__queue__subcmd__help,status)
-                cmd="qvm__remote__subcmd__queue__subcmd__help__subcmd__status"
                 ;;
             *)
                 ;;
@@ -143,7 +65,7 @@ _qvm__remote() {
 
     case "${cmd}" in
         qvm__remote)
-            opts="-t -i -q -v -h --timeout --connect-timeout --stdin --tty --argv --user --queue --v1 --quiet --verbose --help --version get put key ping status queue log history help"
+            opts="-t -i -q -v -h --timeout --connect-timeout --stdin --tty --argv --user --queue --v1 --quiet --verbose --help --version get put key ping status queue log history"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -186,230 +108,6 @@ _qvm__remote() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        qvm__subcmd__remote__subcmd__help)
-            opts="get put key ping status queue log history help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__get)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__help)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__history)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__key)
-            opts="gen show import"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__key__subcmd__gen)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__key__subcmd__import)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__key__subcmd__show)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__log)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__ping)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__put)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__queue)
-            opts="status clean debug"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__queue__subcmd__clean)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__queue__subcmd__debug)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__queue__subcmd__status)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__help__subcmd__status)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         qvm__subcmd__remote__subcmd__history)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -425,7 +123,7 @@ _qvm__remote() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__key)
-            opts="gen show import help"
+            opts="gen show import"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -441,76 +139,6 @@ _qvm__remote() {
         qvm__subcmd__remote__subcmd__key__subcmd__gen)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__key__subcmd__help)
-            opts="gen show import help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__key__subcmd__help__subcmd__gen)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__key__subcmd__help__subcmd__help)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__key__subcmd__help__subcmd__import)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__key__subcmd__help__subcmd__show)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -593,7 +221,7 @@ _qvm__remote() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__queue)
-            opts="status clean debug help"
+            opts="status clean debug"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -623,76 +251,6 @@ _qvm__remote() {
         qvm__subcmd__remote__subcmd__queue__subcmd__debug)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__queue__subcmd__help)
-            opts="status clean debug help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__queue__subcmd__help__subcmd__clean)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__queue__subcmd__help__subcmd__debug)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__queue__subcmd__help__subcmd__help)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        qvm__subcmd__remote__subcmd__queue__subcmd__help__subcmd__status)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -34,45 +34,19 @@ complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l queue -d 'wait fo
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l v1 -d 'for the Python qvm-remote-dom0: nothing is authenticated but the id'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s q -l quiet -d 'no progress, no hints'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s v -l verbose -d 'say more'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s h -l help -d 'this'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l version -d 'its version'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "get"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "put"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "key"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "ping"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "status"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "queue"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "log"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "history"
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import help" -f -a "gen"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import help" -f -a "show"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import help" -f -a "import"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "gen"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "show"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "import"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug help" -f -a "status"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug help" -f -a "clean"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug help" -f -a "debug"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and __fish_seen_subcommand_from help" -f -a "status"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and __fish_seen_subcommand_from help" -f -a "clean"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and __fish_seen_subcommand_from help" -f -a "debug"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "get"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "put"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "key"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "ping"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "status"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "queue"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "log"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "history"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and not __fish_seen_subcommand_from get put key ping status queue log history help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "gen"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "show"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "import"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from queue" -f -a "status"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from queue" -f -a "clean"
-complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand help; and __fish_seen_subcommand_from queue" -f -a "debug"
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s h -l help -d 'print this help'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l version -d 'print the version'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "get" -d 'copy a file out of dom0, where its policy allows'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "put" -d 'copy a file into dom0, where its policy allows'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "key" -d 'make, print or take over the key of this qube'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "ping" -d 'ask whether dom0 answers and knows the key'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "status" -d 'print the state of this side and of the connection'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "queue" -d 'print or remove what waits in the queue of files'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "log" -d 'print the last lines of this side\'s log'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "history" -d 'print the last commands and how they ended'
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import" -f -a "gen"
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import" -f -a "show"
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand key; and not __fish_seen_subcommand_from gen show import" -f -a "import"
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug" -f -a "status"
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug" -f -a "clean"
+complete -c qvm-remote -n "__fish_qvm_remote_using_subcommand queue; and not __fish_seen_subcommand_from status clean debug" -f -a "debug"

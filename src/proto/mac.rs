@@ -1,12 +1,8 @@
 //! Keys, and the codes made with them: who asked for a command, and that a result is dom0's.
 //!
-//! One key of 256 bits per VM, as the original has it: 64 hexadecimal digits in a file. Two codes come from it.
-//!
-//! * **v1** (the Python original): `HMAC(hex digits as ASCII, id)`. It covers the name of a request, not its content;
-//!   it is computed for old daemons and accepted only where the owner of dom0 said so.
-//! * **v2**: from the 32 bytes, one derived key for requests and one for results. A request's code covers everything
-//!   that decides what is executed ([`Request::canonical`]); a result's covers the request's code, the ending and the
-//!   digests of what was written.
+//! One key of 256 bits per VM, as the original has it: 64 hexadecimal digits in a file. From its 32 bytes come one derived
+//! key for requests and one for results. A request's code covers everything that decides what is executed
+//! ([`Request::canonical`]); a result's covers the request's code, the ending and the digests of what was written.
 
 use std::fmt;
 
@@ -58,21 +54,10 @@ impl Key {
         Zeroizing::new(hex(&self.0))
     }
 
-    /// Its public name.
+    /// The public name of the key.
     pub fn id(&self) -> KeyId {
         let digest = Sha256::new().chain_update(b"qvm-remote/2 kid").chain_update(self.0).finalize();
         std::array::from_fn(|i| digest[i])
-    }
-
-    /// The original's token for a request: 64 lower-case digits.
-    pub fn v1_token(&self, id: &str) -> String {
-        hex(&code(self.to_hex().as_bytes(), &[id.as_bytes()]))
-    }
-
-    /// Whether `token` is the original's token for `id`. White space around it is allowed.
-    pub fn v1_verify(&self, id: &str, token: &[u8]) -> bool {
-        let wanted = code(self.to_hex().as_bytes(), &[id.as_bytes()]);
-        unhex(token.trim_ascii()).is_some_and(|given: Digest| given.ct_eq(&wanted).into())
     }
 
     /// The code of a request.
@@ -113,7 +98,7 @@ impl Key {
 /// What a result's code covers.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome<'a> {
-    /// Of the request.
+    /// The id of the request.
     pub id: &'a str,
     /// The request's own code: binds the result to what was asked, not only to its name.
     pub request: &'a Digest,
@@ -153,7 +138,7 @@ fn length(n: usize) -> [u8; 8] {
     (n as u64).to_be_bytes()
 }
 
-fn code(key: &[u8], parts: &[&[u8]]) -> Digest {
+pub(super) fn code(key: &[u8], parts: &[&[u8]]) -> Digest {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length (RFC 2104)");
     parts.iter().for_each(|part| mac.update(part));
     mac.finalize().into_bytes().into()
@@ -167,18 +152,6 @@ mod tests {
 
     fn key() -> Key {
         Key::new(std::array::from_fn(|i| u8::try_from(i).expect("below 32")))
-    }
-
-    #[test]
-    fn the_v1_token_is_what_openssl_dgst_says() {
-        // printf %s e2e-single-001 | openssl dgst -sha256 -hmac 000102…1f
-        let token = key().v1_token("e2e-single-001");
-        assert_eq!(token, "8ab0194f07b8bce1237fd8e5ffda4827f12ec996417a4a0080fb9642e14554f3");
-        assert!(key().v1_verify("e2e-single-001", format!(" {token}\n").as_bytes()));
-        assert!(!key().v1_verify("e2e-single-002", token.as_bytes()));
-        for bad in ["", "zz", &token[1..], "é"] {
-            assert!(!key().v1_verify("e2e-single-001", bad.as_bytes()), "{bad}");
-        }
     }
 
     #[test]

@@ -6,3 +6,5 @@ pub mod mac;
 pub mod qrexec;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
+#[cfg(all(feature = "v1", any(feature = "remote", feature = "dom0")))]
+mod v1;

@@ -1,5 +1,4 @@
-//! What was asked, decided and done, written where the owner of the machine looks: dom0's log and the journal; and the
-//! log beside the key in a VM.
+//! What was asked, decided and done, written where the owner of the machine looks: dom0's log.
 //!
 //! Whatever came from a VM is escaped before it is written, so that no id and no command can forge an entry or reach a
 //! terminal. Entries before authentication are rate-limited, because anybody could cause them; each VM has a rate of its
@@ -11,11 +10,11 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Mutex,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use super::files;
-use crate::{log, sys};
+use super::{clock::now, files};
+use crate::log;
 
 /// How long a [`Origin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -37,23 +36,6 @@ impl Origin {
             Self::Known => 200,
         }
     }
-}
-
-/// Now, in local time to the second, as the original writes it: `2025-11-20T10:15:00`.
-pub fn now() -> String {
-    local(SystemTime::now())
-}
-
-/// A time as [`now`] writes it.
-pub fn local(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
-    let [year, month, day, hour, minute, second] = sys::local_time(seconds);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// dom0's log.
@@ -174,17 +156,6 @@ pub fn excerpt(text: &[u8]) -> String {
     let part: Vec<u8> = text.iter().take(200).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
     let dots = if text.len() > 200 { "…" } else { "" };
     format!("{}{dots}", log::escape(part.trim_ascii_end()))
-}
-
-/// Appends a line to the log in a VM, `~/.qvm-remote/audit.log`; kept below 4 MiB and one older file.
-///
-/// # Errors
-/// What the file system says.
-pub fn append(path: &Path, line: &str) -> std::io::Result<()> {
-    if fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() > 4 << 20) {
-        fs::rename(path, path.with_extension("log.1"))?;
-    }
-    files::append(path, 0o600)?.write_all(format!("{line}\n").as_bytes())
 }
 
 #[cfg(test)]

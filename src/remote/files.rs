@@ -4,14 +4,11 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
 };
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::OFlag;
 
 pub use crate::sys::file::replace;
 
@@ -70,12 +67,14 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "dom0")]
 /// Opens `path` so that it cannot lie anywhere but beneath `dir`: the kernel refuses `..`, links that lead out, magic
 /// links and mounts of /proc on the way (openat2(2), Linux 5.6).
 ///
 /// # Errors
 /// EXDEV or ELOOP for a way out; what open(2) says.
-pub fn open_beneath(dir: &Path, path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+pub fn open_beneath(dir: &Path, path: &Path, flags: OFlag, mode: u32) -> io::Result<std::os::fd::OwnedFd> {
+    use nix::fcntl::{OpenHow, ResolveFlag, openat2};
     let inside = path.strip_prefix(dir).map_err(|_| ErrorKind::InvalidInput)?;
     let root = File::open(dir)?;
     let mut how = OpenHow::new()
@@ -87,12 +86,7 @@ pub fn open_beneath(dir: &Path, path: &Path, flags: OFlag, mode: u32) -> io::Res
     Ok(openat2(&root, inside, how)?)
 }
 
-/// The home directory: `$HOME`, as the original has it.
-pub fn home() -> Option<PathBuf> {
-    std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "dom0"))]
 mod tests {
     use std::os::unix::fs::symlink;
 

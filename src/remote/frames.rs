@@ -5,10 +5,10 @@
 //! it waits, and whoever waits for other things as well drops no byte. [`next`](Frames::next) does both, for those who
 //! wait for nothing else.
 
-use std::io::{self, ErrorKind, Read};
+use std::io;
 
 use super::pipe::AsyncPipe;
-use crate::proto::remote::{Buffer, Fault, Frame, Hello, RawFrame};
+use crate::proto::remote::{Buffer, Fault, RawFrame};
 
 /// Bytes of one read at most.
 const READ: usize = 64 << 10;
@@ -35,6 +35,7 @@ impl<R> Frames<R> {
         self.buffer.frame()
     }
 
+    #[cfg(feature = "dom0")]
     /// Takes the magic away when it came first; `None` when more bytes are needed.
     pub fn magic(&mut self) -> Option<bool> {
         self.buffer.magic()
@@ -55,6 +56,7 @@ impl Frames<AsyncPipe> {
         Ok(n > 0)
     }
 
+    #[cfg(any(feature = "remote", feature = "v1"))]
     /// Waits for the next frame; `None` at the end.
     ///
     /// # Errors
@@ -71,6 +73,7 @@ impl Frames<AsyncPipe> {
         self.ready().map_err(io::Error::other)
     }
 
+    #[cfg(feature = "remote")]
     /// Waits for the greeting that comes before all else.
     ///
     /// # Errors
@@ -78,16 +81,18 @@ impl Frames<AsyncPipe> {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn hello(&mut self) -> io::Result<Hello> {
-        let Some((raw, _)) = self.next().await? else { return Err(ErrorKind::UnexpectedEof.into()) };
+    pub async fn hello(&mut self) -> io::Result<crate::proto::remote::Hello> {
+        use crate::proto::remote::Frame;
+        let Some((raw, _)) = self.next().await? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
         match raw.parse().map_err(io::Error::other)? {
             Frame::Hello(hello) => Ok(hello),
-            _ => Err(ErrorKind::InvalidData.into()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
 
-impl<R: Read> Frames<R> {
+#[cfg(feature = "dom0")]
+impl<R: io::Read> Frames<R> {
     /// As [`fill`](Self::fill), where a thread may wait.
     ///
     /// # Errors
@@ -99,21 +104,21 @@ impl<R: Read> Frames<R> {
                     self.buffer.add(&self.bytes[..n]);
                     return Ok(n > 0);
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "remote", feature = "dom0"))]
 mod tests {
     use std::os::fd::OwnedFd;
 
     use nix::{fcntl::OFlag, unistd::pipe2};
 
     use super::*;
-    use crate::proto::remote::frame::Type;
+    use crate::proto::remote::{Frame, frame::Type};
 
     fn three() -> Vec<u8> {
         [Frame::Ping(1).to_vec(0), Frame::Stdout(b"data").to_vec(7), Frame::Eof.to_vec(7)].concat()

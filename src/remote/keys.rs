@@ -9,18 +9,18 @@
 //! and only when the service starts.
 
 use std::{
-    fs,
     io::{self, ErrorKind},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use zeroize::Zeroizing;
 
 use super::files;
-use crate::proto::{mac::Key, remote::valid_vm};
+use crate::proto::mac::Key;
 
 /// Bytes of a key file at most: two keys, and room for line ends.
 const MAX_FILE: usize = 256;
+#[cfg(feature = "remote")]
 /// The credential with the key of a VM, for services there.
 const OWN: &str = "qvm-remote.key";
 
@@ -29,6 +29,7 @@ pub fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|dir| dir.is_absolute())
 }
 
+#[cfg(feature = "remote")]
 /// Makes a new key.
 ///
 /// # Errors
@@ -39,27 +40,30 @@ pub fn generate() -> io::Result<Key> {
     Ok(Key::new(*bytes))
 }
 
+#[cfg(feature = "remote")]
 /// Reads the key of this VM: the credential, if `credentials` has one, else the file.
 ///
 /// # Errors
 /// `NotFound` where there is none; `InvalidData` when it is none.
-pub fn read_own(path: &Path, credentials: Option<&Path>) -> io::Result<Key> {
+pub fn read_own(path: &std::path::Path, credentials: Option<&std::path::Path>) -> io::Result<Key> {
     let credential = credentials.map(|dir| dir.join(OWN)).filter(|path| path.exists());
     let text = Zeroizing::new(files::read(credential.as_deref().unwrap_or(path), MAX_FILE)?);
     Key::from_hex(&text).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
+#[cfg(feature = "remote")]
 /// Writes the key of this VM.
 ///
 /// # Errors
 /// What the file system says.
-pub fn write_own(path: &Path, key: &Key) -> io::Result<()> {
+pub fn write_own(path: &std::path::Path, key: &Key) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         files::private_dir(dir)?;
     }
     files::replace(path, 0o600, format!("{}\n", *key.to_hex()).as_bytes())
 }
 
+#[cfg(feature = "dom0")]
 /// The keys that dom0 holds for its VMs.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -67,6 +71,7 @@ pub struct Store {
     credentials: Option<PathBuf>,
 }
 
+#[cfg(feature = "dom0")]
 impl Store {
     /// Of this directory, and of a directory of credentials besides it.
     pub fn new(dir: impl Into<PathBuf>, credentials: Option<PathBuf>) -> Self {
@@ -78,7 +83,7 @@ impl Store {
     /// # Errors
     /// `InvalidInput` for a name that no qube can have.
     pub fn path(&self, vm: &str, extension: &str) -> io::Result<PathBuf> {
-        if valid_vm(vm) {
+        if crate::proto::remote::valid_vm(vm) {
             Ok(self.dir.join(format!("{vm}.{extension}")))
         } else {
             Err(io::Error::new(ErrorKind::InvalidInput, "no qube can have this name"))
@@ -144,7 +149,7 @@ impl Store {
     /// The VMs that have keys, sorted.
     pub fn list(&self) -> Vec<String> {
         let dirs = [Some(&self.dir), self.credentials.as_ref()].into_iter().flatten();
-        let files = dirs.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
+        let files = dirs.filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();
         let mut vms: Vec<_> = files
             .filter_map(|entry| Some(entry.ok()?.file_name().into_string().ok()?.strip_suffix(".key")?.to_owned()))
             .filter(|vm| {
@@ -157,9 +162,9 @@ impl Store {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "remote", feature = "dom0"))]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 

@@ -2,38 +2,43 @@
 //!
 //! # Theory
 //! dom0 opens every connection and trusts no byte that comes back. For each VM that is listed, has a key and runs, the
-//! daemon ([`dom0`]) keeps one `qvm-run … 'exec qvm-remote serve'`. What the agent in the VM ([`agent`]) says is read
-//! by a process without key, privilege or files ([`parser`]), which passes on nothing but whole, valid frames. The
+//! daemon (`dom0`) keeps one `qvm-run … 'exec qvm-remote serve'`. What the agent in the VM ([`agent`]) says is read
+//! by a process without key, privilege or files (`parser`), which passes on nothing but whole, valid frames. The
 //! daemon then asks, in this order: is the code right ([`crate::proto::mac`]), was it used before, does the policy
-//! allow it ([`policy`]); writes down the answer ([`audit`]); and only then starts the command under a supervisor of
-//! its own ([`supervise`]), which outlives nobody: when the daemon dies, the command's whole tree is ended.
+//! allow it ([`policy`]); writes down the answer (`audit`); and only then starts the command under a supervisor of
+//! its own (`supervise`), which outlives nobody: when the daemon dies, the command's whole tree is ended.
 //!
 //! A VM without an agent, or with the Python original's client, is served through the original's queue of files
-//! ([`v1`]), where the owner of dom0 allowed that.
+//! (`v1`), where the owner of dom0 allowed that.
 //!
-//! In the VM, [`client`] asks the agent through a socket that only the same user can open.
+//! In the VM, `client` asks the agent through a socket that only the same user can open.
 
 #[cfg(feature = "remote")]
 pub mod agent;
-pub mod audit;
 #[cfg(feature = "dom0")]
-pub mod backchannel;
+pub(crate) mod audit;
+#[cfg(feature = "dom0")]
+pub(crate) mod backchannel;
 #[cfg(feature = "remote")]
-pub mod client;
+pub(crate) mod client;
+pub(crate) mod clock;
 #[cfg(feature = "dom0")]
 pub mod config;
 #[cfg(feature = "dom0")]
-pub mod dom0;
-pub mod files;
-pub mod frames;
-pub mod keys;
-pub mod line;
+pub(crate) mod dom0;
+pub(crate) mod files;
+pub(crate) mod frames;
+pub(crate) mod keys;
+pub(crate) mod line;
 #[cfg(feature = "dom0")]
-pub mod parser;
-pub mod pipe;
+pub(crate) mod parser;
+pub(crate) mod pipe;
 #[cfg(feature = "dom0")]
 pub mod policy;
-pub mod socket;
+pub(crate) mod socket;
+#[cfg(any(feature = "remote", feature = "v1"))]
+pub(crate) mod spool;
 #[cfg(feature = "dom0")]
-pub mod supervise;
+pub(crate) mod supervise;
+#[cfg(all(feature = "dom0", feature = "v1"))]
 pub mod v1;

@@ -22,7 +22,7 @@ use nix::{
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use super::{frames::Frames, v1};
+use super::frames::Frames;
 use crate::{
     proto::remote::{Frame, MAGIC},
     sys,
@@ -30,39 +30,24 @@ use crate::{
 
 /// User ids for parsers: one for each channel from here on, in a range that systemd's UIDS-GIDS.md leaves unused.
 pub const FIRST_UID: u32 = 0x7000_0000;
-/// Its end when the VM has no agent.
+/// The exit code of the parser when the VM has no agent.
 pub const NO_AGENT: u8 = 3;
-/// Its end at a fault.
+/// The exit code of the parser at a fault.
 pub const FAULT: u8 = 4;
 /// Memory of the process at most, in bytes.
 const MEMORY: u64 = 256 << 20;
-
-/// What the VM's side speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Language {
-    /// Frames of an agent, after its magic.
-    Frames,
-    /// The listing of the original's queue ([`v1`]).
-    Listing,
-}
 
 /// Gives up everything as `uid`, then reads standard input and writes frames to standard output until its end.
 ///
 /// # Errors
 /// When privileges cannot be given up: nothing was read then.
-pub fn run(uid: u32, language: Language) -> io::Result<ExitCode> {
+pub fn run(uid: u32) -> io::Result<ExitCode> {
     confine(uid)?;
-    let result = match language {
-        Language::Frames => frames(),
-        Language::Listing => {
-            let (from, mut to) = ends();
-            v1::parse(&mut io::BufReader::new(&*from), &mut *to).map_err(|_| FAULT)
-        }
-    };
-    Ok(result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
+    Ok(frames().map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
 }
 
-fn confine(uid: u32) -> io::Result<()> {
+/// Gives up every privilege, and everything but reading and writing.
+pub(super) fn confine(uid: u32) -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
     setrlimit(Resource::RLIMIT_AS, MEMORY, MEMORY)?;
@@ -105,7 +90,7 @@ fn filter() -> io::Result<BpfProgram> {
 }
 
 /// Standard input and output, unbuffered; closed by the end of the process, for the filter lets no more pass.
-fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
+pub(super) fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
     (ManuallyDrop::new(File::from(sys::own(0))), ManuallyDrop::new(File::from(sys::own(1))))
 }
 

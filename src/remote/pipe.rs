@@ -14,7 +14,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::sys;
 
-/// See the module.
+/// A descriptor that the runtime watches.
 #[derive(Debug)]
 pub struct AsyncPipe(AsyncFd<OwnedFd>);
 
@@ -35,6 +35,7 @@ impl AsyncPipe {
         Self::new(fd, Interest::WRITABLE)
     }
 
+    #[cfg(feature = "dom0")]
     /// For both: a socket or a terminal.
     ///
     /// # Errors
@@ -68,6 +69,7 @@ impl AsyncPipe {
         }
     }
 
+    #[cfg(feature = "dom0")]
     /// Waits until a read would not wait.
     ///
     /// # Errors

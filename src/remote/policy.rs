@@ -23,9 +23,9 @@ use std::{fmt, time::Duration};
 /// What a rule says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Do it.
+    /// The command runs.
     Allow,
-    /// Do not.
+    /// The command does not run.
     Deny,
     /// A person in dom0 decides.
     Ask,
@@ -42,10 +42,10 @@ impl Verdict {
     }
 }
 
-/// RuleOptions of a rule.
+/// Options of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleOptions {
-    /// Whom to run as; root when it is not said.
+    /// The user to run as; root when the rule names none.
     pub user: Option<String>,
     /// Where to run; `client` takes the client's own directory.
     pub cwd: Option<String>,
@@ -128,7 +128,7 @@ pub enum Action<'a> {
     Put(&'a [u8]),
 }
 
-/// The answer.
+/// What the policy says of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruling<'a> {
     /// Yes, no, or ask.
@@ -144,9 +144,9 @@ pub struct Ruling<'a> {
 /// What is wrong with a policy: the line and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyFault {
-    /// Counted from 1.
+    /// The number of the line, counted from 1.
     pub line: usize,
-    /// Lower case, without a final stop.
+    /// What is wrong: lower case, without a final stop.
     pub what: String,
 }
 
@@ -218,7 +218,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Decides.
+    /// Finds the first rule that matches.
     pub fn decide(&self, asked: Action<'_>) -> Ruling<'_> {
         for rule in &self.rules {
             let beneath = match (&rule.subject, asked) {

@@ -52,7 +52,7 @@ pub struct SupervisorPlan {
     pub script: bool,
     /// Its standard input is a terminal that it shall control.
     pub tty: bool,
-    /// Whom to run as.
+    /// The user to run as.
     pub identity: Option<Identity>,
     /// A control group of its own, made already.
     pub cgroup: Option<PathBuf>,

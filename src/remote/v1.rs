@@ -1,22 +1,26 @@
-//! The original's queue of files, seen from dom0 when a VM has no agent: what is asked of its shell, and what comes
-//! back.
+//! Protocol v1, of the Python original: a token covers an id and no command. This file is what dom0 asks the shell of
+//! a qube without an agent, and the reading of what comes back.
 //!
 //! The original made eleven calls for a command. Here one call fetches everything that waits, and one writes a result:
 //! each file under a temporary name, renamed when whole, `.exit` last, because that is what a client waits for.
+//!
+//! # What the feature `v1` covers
+//! This file, the tokens in `proto/v1.rs`, the queue without an agent in `dom0/v1.rs`, the command in
+//! `cli/dom0/v1.rs`, and the lines behind `feature = "v1"`. Without it three things stay, so that nothing breaks at an
+//! old neighbour: the frame V1 is read and refused, a text without a signature in the queue is answered by a refusal, and
+//! `v1 = …` in a policy is read and has no effect.
 
 use std::{
     fmt::Write as _,
     io::{self, BufRead, ErrorKind, Read, Write},
+    process::ExitCode,
 };
 
+use super::parser::{FAULT, confine, ends};
 use crate::proto::remote::{Frame, MAX_COMMAND, SLICE, valid_id};
 
 /// Commands that one call fetches at most.
 const BATCH: u32 = 16;
-/// Bytes of each output stream that the original passes on.
-pub const MAX_OUTPUT: usize = 10 << 20;
-/// What the original writes after that many.
-pub const TRUNCATED: &[u8] = b"\n[truncated at 10485760 bytes]\n";
 
 /// The directory in the VM. `user` was checked when it was read ([`super::config`]).
 fn directory(user: &str) -> String {
@@ -25,7 +29,7 @@ fn directory(user: &str) -> String {
 
 /// The shell text that prints every command that waits: a line `id size token`, then its bytes. Only regular files of
 /// harmless name, and no more of each than a command may have.
-pub fn fetch(user: &str) -> String {
+pub(crate) fn fetch(user: &str) -> String {
     let dir = directory(user);
     format!(
         "cd '{dir}/queue/pending' 2>/dev/null || exit 0; n=0; for f in *; do \
@@ -35,6 +39,17 @@ pub fn fetch(user: &str) -> String {
          s=$(head -c {} \"$f\" | wc -c); printf '%s %s %s\\n' \"$f\" $((s)) \"$t\"; head -c $((s)) \"$f\"; done",
         MAX_COMMAND + 1
     )
+}
+
+/// The process that reads a listing: `qvm-remote-dom0 parse-v1`. It gives up everything as `uid` first.
+///
+/// # Errors
+/// When privileges cannot be given up: nothing was read then.
+pub(crate) fn run(uid: u32) -> io::Result<ExitCode> {
+    confine(uid)?;
+    let (from, mut to) = ends();
+    let result = parse(&mut io::BufReader::new(&*from), &mut *to);
+    Ok(result.map_or(ExitCode::from(FAULT), |()| ExitCode::SUCCESS))
 }
 
 /// Reads what [`fetch`] prints and writes it as frames: V1 and BODY, a stream for each command. A command of more
@@ -71,23 +86,18 @@ pub fn parse(from: &mut impl BufRead, to: &mut impl Write) -> io::Result<()> {
     if from.fill_buf()?.is_empty() { Ok(()) } else { Err(bad()) }
 }
 
-/// The result of a command, as the original writes it.
+/// The result of a command, as the original writes it: outputs, cut already, and the texts of `.meta` and `.exit`.
 #[derive(Clone, Debug, Default)]
-pub struct ResultFiles {
-    /// Its id.
-    pub id: String,
-    /// Its output, cut already.
-    pub out: Vec<u8>,
-    /// Its standard error, cut already.
-    pub err: Vec<u8>,
-    /// The text of `.meta`.
-    pub meta: String,
-    /// The text of `.exit`.
-    pub exit: u8,
+pub(crate) struct ResultFiles {
+    pub(crate) id: String,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
+    pub(crate) meta: String,
+    pub(crate) exit: u8,
 }
 
 /// The shell text that takes a result from its standard input ([`ResultFiles::to_bytes`]) and puts it in place.
-pub fn store(user: &str) -> String {
+pub(crate) fn store(user: &str) -> String {
     let dir = directory(user);
     format!(
         "umask 077; cd '{dir}/queue' || exit 1; mkdir -p pending running results; read -r i o e m x || exit 1; \
@@ -101,7 +111,7 @@ pub fn store(user: &str) -> String {
 
 impl ResultFiles {
     /// What [`store`] reads, with a line for the VM's audit log.
-    pub fn to_bytes(&self, audit: &str) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self, audit: &str) -> Vec<u8> {
         let mut head = String::new();
         let sizes = (self.out.len(), self.err.len(), self.meta.len());
         let _ = writeln!(head, "{} {} {} {} {}", self.id, sizes.0, sizes.1, sizes.2, self.exit);
@@ -111,32 +121,6 @@ impl ResultFiles {
         }
         bytes
     }
-}
-
-/// Adds output to what is kept of it, cut as the original cuts it.
-pub fn collect(kept: &mut Vec<u8>, more: &[u8]) {
-    if kept.len() > MAX_OUTPUT {
-        return; // the mark is there already
-    }
-    let room = MAX_OUTPUT - kept.len();
-    kept.extend_from_slice(&more[..more.len().min(room)]);
-    if more.len() > room {
-        kept.extend_from_slice(TRUNCATED);
-    }
-}
-
-/// The four lines of `.meta`, and a fifth where the result is authenticated.
-pub fn meta(id: &str, started: &str, duration_ms: u128, status: u8) -> String {
-    format!("id={id}\nstarted={started}\nduration_ms={duration_ms}\nexit_code={status}\n")
-}
-
-/// The line that dom0 adds to the VM's audit log.
-pub fn audit_line(id: &str, started: &str, duration_ms: u128, status: u8, text: &[u8]) -> String {
-    let shown: Vec<u8> = text.iter().take(200).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
-    format!(
-        "[{started}] id={id} exit={status} duration={duration_ms}ms cmd={}",
-        crate::log::escape(shown.trim_ascii_end())
-    )
 }
 
 #[cfg(test)]
@@ -213,19 +197,6 @@ mod tests {
         assert!(!queue.join("pending/a-1").exists() && !queue.join("pending/a-1.auth").exists());
         let log = std::fs::read_to_string(dir.path().join(".qvm-remote/audit.log")).expect("written");
         assert_eq!(log, "the audit's line\n");
-    }
-
-    #[test]
-    fn output_is_cut_where_the_original_cuts_it() {
-        let mut kept = Vec::new();
-        for _ in 0..12 {
-            collect(&mut kept, &vec![b'x'; 1 << 20]);
-        }
-        assert_eq!(kept.len(), MAX_OUTPUT + 31);
-        assert!(kept.ends_with(TRUNCATED));
-        let mut exact = vec![b'x'; MAX_OUTPUT];
-        collect(&mut exact, b"");
-        assert_eq!(exact.len(), MAX_OUTPUT);
     }
 
     proptest! {

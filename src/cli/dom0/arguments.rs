@@ -65,6 +65,7 @@ pub(super) enum Dom0Command {
     /// List the authorised qubes
     Keys,
     /// Take the tokens of the Python client from a qube, or no longer
+    #[cfg(feature = "v1")]
     V1 {
         /// The qube
         vm: String,
@@ -99,6 +100,14 @@ pub(super) enum Dom0Command {
         #[arg(long)]
         json: bool,
     },
+    /// What programs call
+    #[command(flatten)]
+    Internal(Internal),
+}
+
+/// Commands for installers and for the daemon itself.
+#[derive(Debug, Subcommand)]
+pub(super) enum Internal {
     /// Print the unit file, for installers
     #[command(hide = true)]
     Unit,
@@ -108,9 +117,14 @@ pub(super) enum Dom0Command {
         /// The user id to take on
         #[arg(long)]
         uid: u32,
-        /// The listing of a queue instead of frames
+    },
+    /// Read the listing of a queue (started by the daemon)
+    #[cfg(feature = "v1")]
+    #[command(hide = true, name = "parse-v1")]
+    ParseV1 {
+        /// The user id to take on
         #[arg(long)]
-        listing: bool,
+        uid: u32,
     },
     /// Look after one command (started by the daemon)
     #[command(hide = true)]

@@ -9,14 +9,19 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{arguments::Dom0Command, text};
+use super::{
+    arguments::Dom0Command,
+    failure::{fail, write},
+    text,
+};
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
     remote::{
-        audit::{self, Audit},
+        audit::Audit,
+        clock,
         config::Paths,
-        dom0::control,
+        dom0::question,
         files,
         keys::Store,
         policy::{EVERYTHING, NOTHING, Policy},
@@ -27,10 +32,6 @@ use crate::{
 
 /// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
 const CREDENTIALS: &str = "/run/credentials/qvm-remote-dom0.service";
-
-fn fail(text: impl std::fmt::Display) -> Fatal {
-    Fatal::new(Code::Failure, text)
-}
 
 /// Runs one of the commands.
 pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal> {
@@ -50,7 +51,8 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
         }
         Dom0Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
         Dom0Command::Keys => keys(&store),
-        Dom0Command::V1 { vm, state } => v1(&store, &vm, state == "on"),
+        #[cfg(feature = "v1")]
+        Dom0Command::V1 { vm, state } => super::v1::set(&store, &vm, state == "on"),
         Dom0Command::Enable => enable(),
         Dom0Command::Disable => {
             systemctl(&["disable", "qvm-remote-dom0"])?;
@@ -61,7 +63,7 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
         Dom0Command::Start { r#for } => start(&r#for),
         Dom0Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
         Dom0Command::Status { json } => status(paths, json),
-        Dom0Command::Unit | Dom0Command::Parse { .. } | Dom0Command::Supervise { .. } => Err(fail("not here")),
+        Dom0Command::Internal(_) => Err(fail("not here")),
     }
 }
 
@@ -127,12 +129,6 @@ fn network(vm: &str) -> Option<String> {
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Fatal> {
-    let made = path.parent().map_or(Ok(()), files::private_dir);
-    made.and_then(|()| files::replace(path, 0o600, text.as_bytes()))
-        .map_err(|e| fail(format!("{}: {e}", path.display())))
-}
-
 fn record(paths: &Paths, category: &str, text: &str) {
     Audit::new(Some(paths.log.clone()), u64::MAX).write(category, text);
     let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
@@ -148,8 +144,8 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     record(paths, "REVOKE", &format!("vm={vm} kill={kill}"));
     println!("Revoked VM '{vm}'.");
     if kill {
-        match control::ask(&paths.run, &format!("kill {vm}")) {
-            Ok(count) => println!("Ended {} running command(s).", count.trim()),
+        match question::kill(&paths.run, vm) {
+            Ok(count) => println!("Ended {count} running command(s)."),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 println!("No daemon is running.");
             }
@@ -174,24 +170,6 @@ fn keys(store: &Store) -> Result<ExitCode, Fatal> {
             Err(e) => format!("unusable: {e}"),
         };
         println!("{vm:<20} {ids:<20} {}", if v1 { "on" } else { "off" });
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn v1(store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> {
-    let path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
-    let text = fs::read_to_string(&path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
-    let setting = |line: &str| line.split_once('=').is_some_and(|(key, _)| key.trim() == "v1");
-    let mut text: String = text.lines().filter(|line| !setting(line)).map(|line| format!("{line}\n")).collect();
-    if on {
-        text.push_str("v1 = yes\n");
-    }
-    write(&path, &text)?;
-    if on {
-        println!("Tokens of protocol v1 are taken from '{vm}': they cover an id and no command, so whoever can write");
-        println!("into its queue can have any command run. To end this: qvm-remote-dom0 v1 {vm} off");
-    } else {
-        println!("Tokens of protocol v1 are no longer taken from '{vm}'.");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -234,21 +212,25 @@ fn start(span: &str) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn daemon(paths: &Paths, line: &str) -> Result<String, Fatal> {
-    control::ask(&paths.run, line).map_err(|e| match e.kind() {
+/// What the daemon answered, or why there is no answer.
+fn answered<T>(answer: io::Result<T>) -> Result<T, Fatal> {
+    answer.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
         _ => fail(e),
     })
 }
 
 fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
-    let waiting = daemon(paths, "approvals")?;
+    let waiting = answered(question::approvals(&paths.run))?;
     let Some(id) = id else {
-        print!("{}", if waiting.is_empty() { "Nothing waits for approval.\n" } else { &waiting });
+        if waiting.is_empty() {
+            println!("Nothing waits for approval.");
+        }
+        waiting.iter().for_each(|(ticket, shown)| println!("{ticket}  {shown}"));
         return Ok(ExitCode::SUCCESS);
     };
-    let shown = waiting.lines().find_map(|line| line.strip_prefix(id)?.strip_prefix("  "));
-    let shown = shown.ok_or_else(|| fail(format!("nothing waits under '{}'", escape(id.as_bytes()))))?;
+    let found = waiting.iter().find(|(ticket, _)| ticket == id);
+    let (_, shown) = found.ok_or_else(|| fail(format!("nothing waits under '{}'", escape(id.as_bytes()))))?;
     if !deny {
         println!("{shown}");
         if !yes {
@@ -265,8 +247,7 @@ fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<Exi
             }
         }
     }
-    let verb = if deny { "deny" } else { "approve" };
-    if daemon(paths, &format!("{verb} {id}"))?.trim() != "yes" {
+    if !answered(question::decide(&paths.run, id, !deny))? {
         return Err(fail("it waits no longer"));
     }
     println!("{}", if deny { "Refused." } else { "Allowed." });
@@ -274,25 +255,22 @@ fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<Exi
 }
 
 fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
-    let text = daemon(paths, "status")?;
     if json {
-        print!("{text}");
+        print!("{}", answered(question::status_json(&paths.run))?);
         return Ok(ExitCode::SUCCESS);
     }
-    let all: serde_json::Value = serde_json::from_str(&text).map_err(fail)?;
-    println!("qvm-remote-dom0 runs (pid {}), {}", all["pid"], audit::now());
-    if let Some(vms) = all["vms"].as_object() {
-        for (vm, state) in vms {
-            let v1 = if state["v1"] == true { ", takes v1 tokens" } else { "" };
-            let keyed = if state["keyed"] == true { "" } else { ", NO KEY" };
-            println!("  {vm:<20} {}{v1}{keyed}", state["channel"].as_str().unwrap_or("?"));
-        }
+    let status = answered(question::status(&paths.run))?;
+    println!("qvm-remote-dom0 runs (pid {}), {}", status.pid, clock::now());
+    for (vm, qube) in &status.qubes {
+        let v1 = if qube.v1 { ", takes v1 tokens" } else { "" };
+        let keyed = if qube.keyed { "" } else { ", NO KEY" };
+        println!("  {vm:<20} {}{v1}{keyed}", qube.channel);
     }
-    for command in all["commands"].as_array().into_iter().flatten() {
-        println!("  runs {} s: {} {}", command["seconds"], command["vm"], command["id"]);
+    for command in &status.commands {
+        println!("  runs {} s: {} {}", command.seconds, command.vm, command.id);
     }
-    for (id, shown) in all["approvals"].as_object().into_iter().flatten() {
-        println!("  waits for approval: {id}  {}", shown.as_str().unwrap_or("?"));
+    for (ticket, shown) in &status.approvals {
+        println!("  waits for approval: {ticket}  {shown}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,11 @@
 //! The face of `qvm-remote-dom0`.
 
 mod arguments;
+mod failure;
 mod manage;
 mod text;
+#[cfg(feature = "v1")]
+mod v1;
 
 use std::process::ExitCode;
 
@@ -13,12 +16,12 @@ use crate::{
     remote::{
         config::Paths,
         dom0::{self, StartError},
-        parser::{self, Language},
+        parser,
         supervise::{self, SupervisorPlan},
     },
     report::{self, Code, Fatal},
 };
-use arguments::{DaemonArguments, Dom0Arguments, Dom0Command, PROGRAM};
+use arguments::{DaemonArguments, Dom0Arguments, Dom0Command, Internal, PROGRAM};
 
 /// Its arguments, for the manual and for shells.
 pub fn command() -> clap::Command {
@@ -31,21 +34,27 @@ pub fn main() -> ExitCode {
     let paths = Paths::default();
     let result = match arguments.command {
         None => daemon(paths, &arguments.daemon),
-        Some(Dom0Command::Unit) => {
-            print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
-            Ok(ExitCode::SUCCESS)
-        }
-        Some(Dom0Command::Parse { uid, listing }) => {
-            let language = if listing { Language::Listing } else { Language::Frames };
-            parser::run(uid, language).map_err(|e| Fatal::new(Code::Failure, format!("parse: {e}")))
-        }
-        Some(Dom0Command::Supervise { script, tty, identity, cgroup, words }) => {
-            let plan = SupervisorPlan { words, script, tty, identity, cgroup };
-            supervise::run(plan).map_err(|e| Fatal::new(Code::Failure, format!("supervise: {e}")))
-        }
+        Some(Dom0Command::Internal(command)) => internal(command),
         Some(command) => manage::run(&paths, command),
     };
     report::end(PROGRAM, result)
+}
+
+/// Runs a command that only programs call.
+fn internal(command: Internal) -> Result<ExitCode, Fatal> {
+    let (name, result) = match command {
+        Internal::Unit => {
+            print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Internal::Parse { uid } => ("parse", parser::run(uid)),
+        #[cfg(feature = "v1")]
+        Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
+        Internal::Supervise { script, tty, identity, cgroup, words } => {
+            ("supervise", supervise::run(SupervisorPlan { words, script, tty, identity, cgroup }))
+        }
+    };
+    result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))
 }
 
 fn daemon(paths: Paths, options: &DaemonArguments) -> Result<ExitCode, Fatal> {

@@ -8,13 +8,16 @@ use std::{
 
 use serde_json::json;
 
-use super::options::{ClientOptions, local_error, plain};
+use super::{
+    options::{ClientOptions, default_delivery, local_error},
+    submit::plain,
+};
 use crate::{
     log::escape,
     proto::{mac::Key, mac::hex, remote::Mode},
     remote::{
         agent,
-        client::{self, ClientError, Home, Submission, history},
+        client::{self, ClientError, Delivery, Home, Submission, history},
         files, keys,
     },
     sys,
@@ -59,10 +62,14 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     }
 }
 
-/// Asks dom0 for nothing but a signed answer.
-fn reach(home: &Home, within: Duration, v1: bool) -> Result<Duration, ClientError> {
-    let options = ClientOptions { timeout: 10, quiet: true, v1, ..ClientOptions::default() };
-    let (mode, payload) = if v1 { (Mode::Shell, b"true\n".to_vec()) } else { (Mode::Ping, Vec::new()) };
+/// Asks dom0 for nothing but a signed answer, in whatever protocol.
+fn reach(home: &Home, within: Duration, delivery: Delivery) -> Result<Duration, ClientError> {
+    let (delivery, mode, payload) = match delivery {
+        #[cfg(feature = "v1")]
+        Delivery::V1 => (Delivery::V1, Mode::Shell, b"true\n".to_vec()),
+        _ => (Delivery::Live, Mode::Ping, Vec::new()),
+    };
+    let options = ClientOptions { timeout: 10, quiet: true, delivery, ..ClientOptions::default() };
     let ask =
         Submission { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
     let began = Instant::now();
@@ -71,7 +78,7 @@ fn reach(home: &Home, within: Duration, v1: bool) -> Result<Duration, ClientErro
 
 /// `ping`: whether dom0 answers and knows our key.
 pub(super) fn ping(home: &Home, options: &ClientOptions) -> Result<ExitCode, ClientError> {
-    match reach(home, Duration::from_secs(options.connect_timeout.into()), options.v1) {
+    match reach(home, Duration::from_secs(options.connect_timeout.into()), options.delivery) {
         Ok(time) => {
             println!("qvm-remote-dom0 is responding.");
             if options.verbose {
@@ -102,8 +109,7 @@ pub(super) fn status(home: &Home, words: &[&str]) -> Result<ExitCode, ClientErro
     let key = home.key();
     let counts = client::counts(home);
     let clean = counts.running == 0 && counts.orphans == 0;
-    let v1 = std::env::var_os("QVM_REMOTE_V1").is_some_and(|v| v == "1");
-    let trip = reach(home, Duration::from_secs(5), v1);
+    let trip = reach(home, Duration::from_secs(5), default_delivery());
     let code = if trip.is_ok() && clean { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if words.contains(&"--json") {
         let json = json!({
@@ -164,8 +170,8 @@ pub(super) fn queue(home: &Home, word: Option<&str>) -> Result<ExitCode, ClientE
         Some("clean") => {
             let removed = client::clean(home);
             println!("Cleaned {removed} file(s) from queue.");
-            let line = format!("[{}] QUEUE-CLEAN removed={removed}", crate::remote::audit::now());
-            let _ = crate::remote::audit::append(&home.at("audit.log"), &line);
+            let line = format!("[{}] QUEUE-CLEAN removed={removed}", crate::remote::clock::now());
+            let _ = crate::remote::spool::append(&home.at("audit.log"), &line);
         }
         Some("debug") => {
             for dir in ["pending", "running", "results"] {

@@ -6,8 +6,10 @@
 mod manage;
 mod options;
 mod ssh;
+mod submit;
 mod transfer;
 mod usage;
+mod verbs;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -27,9 +29,14 @@ use crate::{
         client::{ClientError, Home, stdio},
     },
 };
-use options::{ClientOptions, PROGRAM, local_error, options, submit};
+use options::{ClientOptions, Typed, local_error};
+use submit::submit;
 
-pub use usage::TEXT as USAGE;
+pub use options::{OPTIONS, OptionEntry};
+pub use verbs::{VERBS, Verb};
+
+/// The program's name.
+const PROGRAM: &str = "qvm-remote";
 
 /// Runs `qvm-remote`.
 pub fn main() -> ExitCode {
@@ -59,27 +66,27 @@ fn tell(trouble: &ClientError) -> ExitCode {
 fn run(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077)); // whatever is kept is nobody else's
     let home = Home::find().map_err(|e| local_error(e.to_string()))?;
-    let (options, words) = match options(&words)? {
-        Ok(found) => found,
-        Err(code) => return Ok(code),
+    let (options, words) = match options::read(words)? {
+        Typed::Words(options, words) => (options, words),
+        Typed::Help => {
+            print!("{}", usage::text());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Typed::Version => {
+            println!("{PROGRAM} {}", env!("CARGO_PKG_VERSION"));
+            return Ok(ExitCode::SUCCESS);
+        }
     };
-    let texts: Vec<&str> = words.iter().map(|w| w.to_str().unwrap_or("\u{fffd}")).collect();
-    let first = texts.first().copied().unwrap_or("");
-    match first {
-        "serve" if texts.len() == 1 && !std::io::stdin().is_terminal() => return agent(&home),
-        "key" => return manage::key(&home, &texts[1..]),
-        "ping" => return manage::ping(&home, &options),
-        "status" => return manage::status(&home, &texts[1..]),
-        "queue" => return manage::queue(&home, texts.get(1).copied()),
-        "log" => return manage::log(&home, &texts[1..]),
-        "history" => return manage::history(&home, &texts[1..]),
-        "get" if !options.argv => return transfer::get(&home, &options, &words[1..]),
-        "put" if !options.argv => return transfer::put(&home, &options, &words[1..]),
-        _ => {}
+    if words == ["serve"] && !std::io::stdin().is_terminal() {
+        return agent(&home);
+    }
+    let verb = VERBS.iter().find(|verb| words.first().is_some_and(|word| word == verb.name));
+    if let Some(verb) = verb.filter(|verb| !(options.argv && verb.program_with_argv)) {
+        return (verb.run)(&home, &options, &words[1..]);
     }
     if words.is_empty() {
         if std::io::stdin().is_terminal() {
-            print!("{}", usage::TEXT);
+            print!("{}", usage::text());
             return Ok(ExitCode::SUCCESS);
         }
         if options.argv {

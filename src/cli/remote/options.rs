@@ -1,16 +1,16 @@
-//! What was typed before the first word, and what is asked of dom0 because of it.
+//! The options of `qvm-remote`: one table, from which words are read and the help, the manual and the completions are
+//! made.
+//!
+//! Words are read as the Python original reads them, and as ssh does behind the host: options end at the first word that
+//! is none, and all that follows belongs to the command. A value is a word of its own, so neither `-t5` nor `--timeout=5`
+//! nor `-iq` is an option.
 
-use std::{ffi::OsString, process::ExitCode, time::Duration};
+use std::{env, ffi::OsString};
 
-use super::usage::TEXT as USAGE;
 use crate::{
     log::escape,
-    proto::remote::{BadText, MAX_COMMAND, Mode, argv, check_text},
-    remote::client::{self, ClientError, Delivery, Home, Submission},
+    remote::client::{ClientError, Delivery},
 };
-
-/// The program's name.
-pub(super) const PROGRAM: &str = "qvm-remote";
 
 /// What was typed before the first word.
 #[derive(Debug)]
@@ -22,8 +22,7 @@ pub(super) struct ClientOptions {
     pub(super) stdin: bool,
     pub(super) tty: bool,
     pub(super) argv: bool,
-    pub(super) queue: bool,
-    pub(super) v1: bool,
+    pub(super) delivery: Delivery,
     pub(super) user: String,
 }
 
@@ -37,11 +36,137 @@ impl Default for ClientOptions {
             stdin: false,
             tty: false,
             argv: false,
-            queue: false,
-            v1: false,
+            delivery: Delivery::Live,
             user: String::new(),
         }
     }
+}
+
+/// One option.
+#[derive(Debug)]
+pub struct OptionEntry {
+    /// The letter behind one hyphen.
+    pub short: Option<char>,
+    /// The name behind two hyphens.
+    pub long: &'static str,
+    /// The name of the value in texts, when the option takes one.
+    pub value: Option<&'static str>,
+    /// One line of help.
+    pub help: &'static str,
+    effect: Effect,
+}
+
+#[derive(Debug)]
+enum Effect {
+    Set(fn(&mut ClientOptions)),
+    Seconds(fn(&mut ClientOptions, u32)),
+    Text(fn(&mut ClientOptions, String)),
+    Help,
+    Version,
+}
+
+/// All options.
+pub const OPTIONS: &[OptionEntry] = &[
+    OptionEntry {
+        short: Some('t'),
+        long: "timeout",
+        value: Some("SECONDS"),
+        help: "end the command after so long, and exit 124 (300)",
+        effect: Effect::Seconds(|o, seconds| o.timeout = seconds),
+    },
+    OptionEntry {
+        short: None,
+        long: "connect-timeout",
+        value: Some("SECONDS"),
+        help: "exit 255 when dom0 does not answer within so long (10)",
+        effect: Effect::Seconds(|o, seconds| o.connect_timeout = seconds),
+    },
+    OptionEntry {
+        short: Some('i'),
+        long: "stdin",
+        value: None,
+        help: "pass standard input on to the command",
+        effect: Effect::Set(|o| o.stdin = true),
+    },
+    OptionEntry {
+        short: None,
+        long: "tty",
+        value: None,
+        help: "give the command a terminal",
+        effect: Effect::Set(|o| o.tty = true),
+    },
+    OptionEntry {
+        short: None,
+        long: "argv",
+        value: None,
+        help: "pass the words on as they are: policies can rely on them",
+        effect: Effect::Set(|o| o.argv = true),
+    },
+    OptionEntry {
+        short: None,
+        long: "user",
+        value: Some("NAME"),
+        help: "run as this user of dom0, where its policy names him",
+        effect: Effect::Text(|o, name| o.user = name),
+    },
+    OptionEntry {
+        short: None,
+        long: "queue",
+        value: None,
+        help: "wait for a daemon that is not up yet",
+        effect: Effect::Set(|o| {
+            if o.delivery == Delivery::Live {
+                o.delivery = Delivery::Queue;
+            }
+        }),
+    },
+    #[cfg(feature = "v1")]
+    OptionEntry {
+        short: None,
+        long: "v1",
+        value: None,
+        help: "for the Python qvm-remote-dom0: nothing is authenticated but the id",
+        effect: Effect::Set(|o| o.delivery = Delivery::V1),
+    },
+    OptionEntry {
+        short: Some('q'),
+        long: "quiet",
+        value: None,
+        help: "no progress, no hints",
+        effect: Effect::Set(|o| o.quiet = true),
+    },
+    OptionEntry {
+        short: Some('v'),
+        long: "verbose",
+        value: None,
+        help: "say more",
+        effect: Effect::Set(|o| o.verbose = true),
+    },
+    OptionEntry { short: Some('h'), long: "help", value: None, help: "print this help", effect: Effect::Help },
+    OptionEntry { short: None, long: "version", value: None, help: "print the version", effect: Effect::Version },
+];
+
+impl OptionEntry {
+    fn is(&self, word: &str) -> bool {
+        match word.strip_prefix("--") {
+            Some(long) => long == self.long,
+            None => word.strip_prefix('-').is_some_and(|short| short.chars().eq(self.short)),
+        }
+    }
+
+    /// As faults name the option.
+    fn name(&self) -> String {
+        self.short.map_or_else(|| format!("--{}", self.long), |short| format!("-{short}"))
+    }
+}
+
+/// What was typed.
+#[derive(Debug)]
+pub(super) enum Typed {
+    Help,
+    Version,
+    /// Options, and the words from the first one on that is none.
+    Words(ClientOptions, Vec<OsString>),
 }
 
 /// A fault of the caller or of this machine.
@@ -49,113 +174,87 @@ pub(super) fn local_error(text: impl Into<String>) -> ClientError {
     ClientError::Local(text.into())
 }
 
-/// Reads options up to the first word; what is left.
-pub(super) fn options(words: &[OsString]) -> Result<Result<(ClientOptions, Vec<OsString>), ExitCode>, ClientError> {
-    let mut options =
-        ClientOptions { v1: std::env::var_os("QVM_REMOTE_V1").is_some_and(|v| v == "1"), ..ClientOptions::default() };
-    let mut rest = words.iter();
-    let mut left = Vec::new();
-    while let Some(word) = rest.next() {
-        let seconds = |name: &str, value: Option<&OsString>| {
-            let value = value.ok_or_else(|| local_error(format!("{name} requires a value")))?.to_string_lossy();
-            let number: i64 = value
-                .parse()
-                .map_err(|_| local_error(format!("{name} requires an integer, got: {}", escape(value.as_bytes()))))?;
-            u32::try_from(number)
-                .ok()
-                .filter(|n| (1..=4_000_000).contains(n))
-                .ok_or_else(|| local_error(format!("{name} must be a positive integer")))
-        };
-        match word.to_str().unwrap_or("") {
-            "-t" | "--timeout" => options.timeout = seconds("-t", rest.next())?,
-            "--connect-timeout" => options.connect_timeout = seconds("--connect-timeout", rest.next())?,
-            "-v" | "--verbose" => options.verbose = true,
-            "-q" | "--quiet" => options.quiet = true,
-            "-i" | "--stdin" => options.stdin = true,
-            "--tty" => options.tty = true,
-            "--argv" => options.argv = true,
-            "--queue" => options.queue = true,
-            "--v1" => options.v1 = true,
-            "--user" => {
-                let user = rest.next().ok_or_else(|| local_error("--user requires a value"))?;
-                options.user = user.to_string_lossy().into_owned();
-            }
-            "-h" | "--help" => {
-                print!("{}", USAGE);
-                return Ok(Err(ExitCode::SUCCESS));
-            }
-            "--version" => {
-                println!("{PROGRAM} {}", env!("CARGO_PKG_VERSION"));
-                return Ok(Err(ExitCode::SUCCESS));
-            }
-            "--" => {
-                left.extend(rest.cloned());
-                break;
-            }
-            text if text.starts_with('-') && text.len() > 1 => {
-                return Err(local_error(format!("unknown option: {}", escape(text.as_bytes()))));
-            }
-            _ => {
-                left.push(word.clone());
-                left.extend(rest.cloned());
-                break;
-            }
+/// How dom0 is reached when no option says so.
+pub(super) fn default_delivery() -> Delivery {
+    match env::var_os("QVM_REMOTE_V1") {
+        #[cfg(feature = "v1")]
+        Some(value) if value == "1" => Delivery::V1,
+        _ => Delivery::Live,
+    }
+}
+
+/// Reads what was typed.
+pub(super) fn read(words: Vec<OsString>) -> Result<Typed, ClientError> {
+    let mut options = ClientOptions { delivery: default_delivery(), ..ClientOptions::default() };
+    let mut rest = words.into_iter().peekable();
+    while let Some(word) = rest.next_if(|word| word.len() > 1 && word.as_encoded_bytes()[0] == b'-') {
+        if word == "--" {
+            break;
+        }
+        let entry = word.to_str().and_then(|word| OPTIONS.iter().find(|entry| entry.is(word)));
+        let unknown = || local_error(format!("unknown option: {}", escape(word.as_encoded_bytes())));
+        let entry = entry.ok_or_else(unknown)?;
+        let mut value = || rest.next().ok_or_else(|| local_error(format!("{} requires a value", entry.name())));
+        match entry.effect {
+            Effect::Set(set) => set(&mut options),
+            Effect::Seconds(set) => set(&mut options, seconds(&entry.name(), &value()?)?),
+            Effect::Text(set) => set(&mut options, value()?.to_string_lossy().into_owned()),
+            Effect::Help => return Ok(Typed::Help),
+            Effect::Version => return Ok(Typed::Version),
         }
     }
-    Ok(Ok((options, left)))
+    Ok(Typed::Words(options, rest.collect()))
 }
 
-/// Asks for a command whose text or words the caller has read.
-pub(super) fn submit(
-    home: &Home,
-    options: &ClientOptions,
-    mode: Mode,
-    payload: Vec<u8>,
-    shown: Vec<u8>,
-) -> Result<ExitCode, ClientError> {
-    if mode == Mode::Shell {
-        check_text(&payload).map_err(|bad| match bad {
-            BadText::Empty => local_error("empty command"),
-            BadText::Oversized(_) => {
-                local_error(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len()))
-            }
-            BadText::Binary => local_error("the command contains control characters"),
-        })?;
-    } else if payload.len() > MAX_COMMAND {
-        return Err(local_error(format!("command too large ({} > {MAX_COMMAND} bytes)", payload.len())));
-    } else if mode == Mode::Argv {
-        argv(&payload).map_err(|fault| local_error(format!("the command has {fault}")))?;
-    }
-    ask(home, options, Submission { shown, ..plain(options, mode, payload) })
+fn seconds(name: &str, value: &OsString) -> Result<u32, ClientError> {
+    let value = value.to_string_lossy();
+    let integer = || local_error(format!("{name} requires an integer, got: {}", escape(value.as_bytes())));
+    let number: i64 = value.parse().map_err(|_| integer())?;
+    let seconds = u32::try_from(number).ok().filter(|n| (1..=4_000_000).contains(n));
+    seconds.ok_or_else(|| local_error(format!("{name} must be a positive integer")))
 }
 
-/// What is asked, as the options have it.
-pub(super) fn plain(options: &ClientOptions, mode: Mode, payload: Vec<u8>) -> Submission {
-    Submission {
-        mode,
-        shown: payload.clone(),
-        payload,
-        timeout: Duration::from_secs(options.timeout.into()),
-        connect_timeout: Duration::from_secs(options.connect_timeout.into()),
-        stdin: options.stdin,
-        tty: options.tty,
-        user: options.user.clone(),
-        way: match (options.v1, options.queue) {
-            (true, _) => Delivery::V1,
-            (false, true) => Delivery::Queue,
-            (false, false) => Delivery::Live,
-        },
-        quiet: options.quiet,
-        output: None,
-        input: None,
-        recorded: true,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Asks dom0, and tells of it when wanted.
-pub(super) fn ask(home: &Home, options: &ClientOptions, ask: Submission) -> Result<ExitCode, ClientError> {
-    if options.verbose {
-        eprintln!("[qvm-remote] submitted to dom0 ({} bytes)", ask.payload.len());
+    fn typed(words: &str) -> Result<Typed, String> {
+        let words = words.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect();
+        read(words).map_err(|error| match error {
+            ClientError::Local(text) => text,
+            other => panic!("{other:?}"),
+        })
     }
-    client::ask(home, ask).map(ExitCode::from)
+
+    #[test]
+    fn options_end_at_the_first_word_and_the_rest_is_the_commands() {
+        let Ok(Typed::Words(options, words)) = typed("-i --timeout 7 --user me -q ls -t 5 --version -- x") else {
+            panic!("words are wanted")
+        };
+        assert!(options.stdin && options.quiet && !options.verbose && options.timeout == 7 && options.user == "me");
+        assert_eq!(words, ["ls", "-t", "5", "--version", "--", "x"]);
+        let Ok(Typed::Words(_, words)) = typed("-v -- -t -- x") else { panic!("words are wanted") };
+        assert_eq!(words, ["-t", "--", "x"]);
+        let Ok(Typed::Words(_, words)) = typed("- x") else { panic!("words are wanted") };
+        assert_eq!(words, ["-", "x"], "a hyphen alone is a word");
+    }
+
+    #[test]
+    fn what_is_no_option_of_the_table_is_a_fault() {
+        for (words, fault) in [
+            ("-t5 x", "unknown option: -t5"),
+            ("--timeout=5 x", "unknown option: --timeout=5"),
+            ("-iq x", "unknown option: -iq"),
+            ("--timeo 5 x", "unknown option: --timeo"),
+            ("--t 5 x", "unknown option: --t"),
+            ("--timeout", "-t requires a value"),
+            ("--connect-timeout x", "--connect-timeout requires an integer, got: x"),
+            ("-t -1 x", "-t must be a positive integer"),
+            ("--user", "--user requires a value"),
+        ] {
+            assert_eq!(typed(words).map(|_| ()), Err(fault.to_owned()), "{words}");
+        }
+        assert!(matches!(typed("-i --version -x"), Ok(Typed::Version)));
+        assert!(matches!(typed("-h"), Ok(Typed::Help)));
+    }
 }

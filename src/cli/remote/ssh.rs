@@ -7,7 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::options::{ClientOptions, local_error, submit};
+use super::{
+    options::{ClientOptions, local_error},
+    submit::submit,
+};
 use crate::{
     proto::remote::Mode,
     remote::client::{ClientError, Home},

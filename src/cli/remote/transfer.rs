@@ -8,7 +8,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::options::{ClientOptions, ask, local_error, plain};
+use super::{
+    options::{ClientOptions, local_error},
+    submit::{ask, plain},
+};
 use crate::{
     log::escape,
     proto::remote::Mode,

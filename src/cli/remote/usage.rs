@@ -1,37 +1,40 @@
-//! What `qvm-remote --help` prints.
+//! What `qvm-remote --help` prints, on standard output.
 
-/// On standard output, exit code 0.
-pub const TEXT: &str = "\
+use super::{options::OPTIONS, verbs::VERBS};
+
+/// The column of the help of options and of verbs.
+const COLUMNS: (usize, usize) = (27, 46);
+
+/// The whole text.
+pub(super) fn text() -> String {
+    let mut text = String::from(
+        "\
 qvm-remote: run commands in dom0 of Qubes OS, as ssh runs them on a server
 
 Usage:
   qvm-remote [OPTIONS] COMMAND [ARGUMENTS...]   words are joined and read by bash in dom0
   qvm-remote [OPTIONS] < SCRIPT                 without words, standard input is the script
   qvm-remote [OPTIONS] --argv PROGRAM [ARGUMENTS...]   no shell reads the words
-  qvm-remote get DOM0-PATH [LOCAL-PATH|-]       copy a file out of dom0, where its policy allows
-  qvm-remote put LOCAL-PATH|- DOM0-PATH         copy a file into dom0, where its policy allows
   qvm-remote-ssh dom0 COMMAND                   shaped like ssh: for rsync -e, GIT_SSH, Ansible
 
-  qvm-remote key gen | show | import [KEY]
-  qvm-remote ping | status [--json] | queue [status | clean | debug]
-  qvm-remote log [N] | history [N]
-
-Options, before the first word:
-  -t, --timeout SECONDS      end the command after so long, and exit 124 (300)
-      --connect-timeout SECONDS   exit 255 when dom0 does not answer within so long (10)
-  -i, --stdin                pass standard input on to the command
-      --tty                  give the command a terminal
-      --argv                 pass the words on as they are: policies can rely on them
-      --user NAME            run as this user of dom0, where its policy names him
-      --queue                wait for a daemon that is not up yet
-      --v1                   for the Python qvm-remote-dom0: nothing is authenticated but the id
-  -q, --quiet                no progress, no hints
-  -v, --verbose              say more
-  -h, --help   --version
-
+",
+    );
+    for verb in VERBS {
+        let usage = format!("qvm-remote {} {}", verb.name, verb.usage);
+        text += &format!("  {usage:<width$}{}\n", verb.help, width = COLUMNS.1);
+    }
+    text += "\nOptions, before the first word:\n";
+    for option in OPTIONS {
+        let short = option.short.map_or_else(|| "    ".to_owned(), |short| format!("-{short}, "));
+        let value = option.value.map_or_else(String::new, |value| format!(" {value}"));
+        let names = format!("{short}--{}{value}  ", option.long);
+        text += &format!("  {names:<width$}{}\n", option.help, width = COLUMNS.0);
+    }
+    text + "
 Exit status: the command's; 128+n when signal n ended it; 124 timed out; 125 ended by a limit;
 126 refused by dom0; 255 dom0 not reached, or an answer that is not its own; 1 anything of our own.
 
 What an allowed qube may do is in dom0: /etc/qubes/remote.d/QUBE.policy. A qube that may run any
 command there is as good as dom0 itself.
-";
+"
+}

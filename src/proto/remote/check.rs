@@ -22,7 +22,7 @@ pub fn valid_vm(name: &str) -> bool {
 /// Why a command's text is not taken, in the original's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadText {
-    /// Nothing in it.
+    /// The text is empty.
     Empty,
     /// More than [`MAX_COMMAND`] bytes: this many.
     Oversized(usize),

@@ -3,15 +3,15 @@
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With this status.
+    /// The command exited with this status.
     Exit(u8),
-    /// By this signal.
+    /// A signal ended the command.
     Signal(u8),
-    /// Its time was over.
+    /// The time of the command was over.
     Timeout,
-    /// The client, or an operator, ended it.
+    /// The client, or an operator, ended the command.
     Cancelled,
-    /// It wrote more than its policy allows.
+    /// The command wrote more than its policy allows.
     Limit,
 }
 

@@ -6,6 +6,7 @@ use super::{
     check::{valid_id, valid_vm},
     ending::Ending,
     request::Request,
+    wait::WaitReason,
     wire::{Fault, MAGIC, MAX_COMMAND, Reader, VERSION},
 };
 
@@ -17,9 +18,9 @@ pub const HEADER: usize = 9;
 /// What each side says first: dom0 to the agent, the agent to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The protocol's.
+    /// The version of the protocol.
     pub version: u16,
-    /// Of this session, chosen by dom0.
+    /// A number of this session alone, chosen by dom0.
     pub nonce: [u8; 32],
     /// The qube, by dom0's name for it.
     pub vm: String,
@@ -36,15 +37,15 @@ pub enum Refusal {
     NotAuthorised,
     /// Policy says no, or a person did.
     Denied,
-    /// It makes no sense.
+    /// The request makes no sense.
     Invalid,
-    /// No room now.
+    /// dom0 has no room for the command now.
     Busy,
     /// dom0's part is being stopped.
     Draining,
     /// The session or the number is not current; asking anew may help.
     Stale,
-    /// It could not be started.
+    /// The command could not be started.
     Failed,
 }
 
@@ -92,46 +93,47 @@ pub enum Frame<'a> {
     Body(&'a [u8]),
     /// The command runs.
     Accept,
-    /// It does not; ends the stream.
+    /// The command does not run; ends the stream.
     Reject(Refusal, &'a str),
-    /// It does not yet, and why.
-    Wait(&'a str),
-    /// For its standard input.
+    /// The command does not run yet, and why.
+    Wait(WaitReason<'a>),
+    /// Standard input for the command.
     Stdin(&'a [u8]),
-    /// From its standard output.
+    /// Standard output of the command.
     Stdout(&'a [u8]),
-    /// From its standard error.
+    /// Standard error of the command.
     Stderr(&'a [u8]),
     /// No more standard input.
     Eof,
     /// So many bytes more may be sent.
     Credit(u32),
-    /// A signal for its process group.
+    /// A signal for the process group of the command.
     Signal(u8),
     /// Rows and columns of the client's terminal.
     Resize(u16, u16),
-    /// End it.
+    /// The command is to be ended.
     Cancel,
-    /// It ended; the result's code. Ends the stream.
+    /// The command ended; the code of its result. Ends the stream.
     Exit(Ending, [u8; 32]),
-    /// Are you there?
+    /// Asks whether the other end lives.
     Ping(u64),
-    /// I am.
+    /// Answers a ping.
     Pong(u64),
     /// The session ends, and why.
     Goaway(&'a str),
-    /// A request of the original's client: its id, its token (empty: none), the length of its text.
+    /// A request of protocol v1: its id, its token (empty: none), the length of its text. Every build reads it, so that
+    /// a daemon without `v1` refuses the request and keeps the channel.
     V1(&'a str, &'a [u8], u32),
 }
 
 /// A frame whose body was not looked at yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawFrame<'a> {
-    /// 0: the session.
+    /// The number of the stream; 0 is the session.
     pub stream: u32,
-    /// What it is.
+    /// The type of the frame.
     pub kind: Type,
-    /// The rest.
+    /// The bytes behind the header.
     pub body: &'a [u8],
 }
 
@@ -179,7 +181,7 @@ impl<'a> RawFrame<'a> {
                 let refusal = Refusal::ALL.get(usize::from(code)).ok_or(Fault("a refusal of unknown kind"))?;
                 Frame::Reject(*refusal, r.rest_text()?)
             }
-            Type::Wait => Frame::Wait(r.rest_text()?),
+            Type::Wait => Frame::Wait(WaitReason::parse(r.rest_text()?)),
             Type::Stdin => Frame::Stdin(r.data()?),
             Type::Stdout => Frame::Stdout(r.data()?),
             Type::Stderr => Frame::Stderr(r.data()?),
@@ -213,7 +215,7 @@ impl<'a> RawFrame<'a> {
         if r.0.is_empty() { Ok(frame) } else { Err(Fault("a frame with bytes left over")) }
     }
 
-    /// Whether a VM may send it.
+    /// Whether a VM may send such a frame.
     pub fn from_vm(&self) -> bool {
         matches!(
             self.kind,
@@ -248,7 +250,7 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello, Fault> {
 }
 
 impl Frame<'_> {
-    /// What it is.
+    /// The type of the frame.
     pub fn kind(&self) -> Type {
         match self {
             Self::Hello(_) => Type::Hello,
@@ -273,7 +275,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Appends it to `out`.
+    /// Appends the frame to `out`.
     pub fn write(&self, stream: u32, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
@@ -298,7 +300,8 @@ impl Frame<'_> {
                 out.push(*refusal as u8);
                 out.extend_from_slice(text.as_bytes());
             }
-            Self::Wait(text) | Self::Goaway(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Wait(reason) => out.extend_from_slice(reason.to_string().as_bytes()),
+            Self::Goaway(text) => out.extend_from_slice(text.as_bytes()),
             Self::Credit(n) => out.extend_from_slice(&n.to_be_bytes()),
             Self::Signal(n) => out.push(*n),
             Self::Resize(rows, columns) => {
@@ -322,7 +325,7 @@ impl Frame<'_> {
         finish(&mut out[start..]);
     }
 
-    /// It alone.
+    /// This frame as bytes.
     pub fn to_vec(&self, stream: u32) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         self.write(stream, &mut out);
@@ -419,7 +422,7 @@ mod tests {
         ) {
             let frames = [
                 Frame::Hello(hello), Frame::Open(Box::new(request), mac), Frame::Body(&data), Frame::Accept,
-                Frame::Reject(Refusal::Busy, &text), Frame::Wait(&text), Frame::Stdin(&data), Frame::Stdout(&data),
+                Frame::Reject(Refusal::Busy, &text), Frame::Wait(WaitReason::parse(&text)), Frame::Stdin(&data), Frame::Stdout(&data),
                 Frame::Stderr(&data), Frame::Eof, Frame::Credit(7), Frame::Signal(15), Frame::Resize(24, 80),
                 Frame::Cancel, Frame::Exit(Ending::Signal(9), mac), Frame::Ping(n), Frame::Pong(n),
                 Frame::Goaway(&text), Frame::V1(&id, &data, 77),

@@ -15,10 +15,12 @@ mod ending;
 pub(in crate::proto) mod fixture;
 pub mod frame;
 mod request;
+mod wait;
 mod wire;
 
 pub use check::{BadText, check_text, valid_id, valid_vm};
 pub use ending::Ending;
 pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal};
 pub use request::{Mode, Request, argv, argv_payload, flags};
+pub use wait::WaitReason;
 pub use wire::{CREDIT, Fault, KeyId, MAGIC, MAX_COMMAND, MAX_STREAMS, SLICE, VERSION};

@@ -56,7 +56,7 @@ const CONTEXT: &[u8] = b"QVMR2";
 /// A request for one command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Which key.
+    /// The key that made the code.
     pub kid: KeyId,
     /// The qube, by the name that dom0 has for it: a code made in one is of no use in another.
     pub vm: String,
@@ -64,15 +64,15 @@ pub struct Request {
     pub nonce: [u8; 32],
     /// Never used twice in a session; zero for a queued request.
     pub seq: u64,
-    /// Its name, in both logs.
+    /// The id of the command, in both logs.
     pub id: String,
-    /// When it was made, in milliseconds since 1970.
+    /// When the request was made, in milliseconds since 1970.
     pub created_ms: u64,
-    /// How long it may run; 0: as long as policy allows.
+    /// How long the command may run; 0: as long as policy allows.
     pub timeout_ms: u32,
     /// Bits of [`flags`].
     pub flags: u8,
-    /// Whom to run as; empty: as policy says.
+    /// The user to run as; empty: as policy says.
     pub user: String,
     /// The client's working directory, dropped unless policy names it.
     pub cwd: Vec<u8>,

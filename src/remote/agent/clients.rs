@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::stream::Agent;
 use crate::{
     proto::remote::{
-        Frame, Hello,
+        Frame, Hello, WaitReason,
         frame::{Type, restream},
     },
     remote::{frames::Frames, pipe::AsyncPipe, socket},
@@ -29,7 +29,7 @@ const BACKLOG: u32 = 4096;
 /// Our own socket file, told from one that a later agent has put in its place.
 pub(super) struct OwnSocket {
     path: PathBuf,
-    /// Device and inode.
+    /// Device and inode of the socket file.
     inode: (u64, u64),
 }
 
@@ -77,7 +77,7 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
         None => return Ok(()),
     };
     if agent.free.available_permits() == 0 {
-        to.write_all(&Frame::Wait("for other commands of this qube to end").to_vec(1)).await?;
+        to.write_all(&Frame::Wait(WaitReason::Commands).to_vec(1)).await?;
     }
     let Some(mut stream) = agent.open(first).await else { return Ok(()) };
     loop {

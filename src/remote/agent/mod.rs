@@ -12,6 +12,7 @@ mod run;
 mod spool;
 mod stream;
 
-pub use clients::SOCKET;
-pub use run::{NAME, run};
-pub use spool::{age, directories, read_mac, write_signed};
+pub(crate) use clients::SOCKET;
+pub(crate) use run::{NAME, run};
+pub use spool::read_mac;
+pub(crate) use spool::{age, directories, write_signed};

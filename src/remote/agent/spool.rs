@@ -21,7 +21,7 @@ use crate::{
         mac::{hex, unhex},
         remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, valid_id},
     },
-    remote::{audit, files, pipe::AsyncPipe, v1},
+    remote::{clock, files, pipe::AsyncPipe, spool},
 };
 
 /// How long a text without a token is left alone: the client writes the token after it.
@@ -89,7 +89,7 @@ fn recover(home: &Path, queue: &Path) {
         let text = files::read(&queue.join("running").join(&job.id), MAX_COMMAND).unwrap_or_default();
         let err = format!("qvm-remote-dom0: daemon restarted while this command was running (id={})\n", job.id);
         let result = CommandResult { status: 130, err: err.into_bytes(), ..CommandResult::default() };
-        job.store(&result, &text, &audit::now(), Instant::now());
+        job.store(&result, &text, &clock::now(), Instant::now());
     }
 }
 
@@ -143,14 +143,14 @@ async fn scan(
     again
 }
 
-/// One request.
+/// A request in the queue.
 struct QueuedCommand {
     home: PathBuf,
     queue: PathBuf,
     id: String,
 }
 
-/// What came of it.
+/// What the command wrote, and how it ended.
 #[derive(Default)]
 struct CommandResult {
     out: Vec<u8>,
@@ -167,7 +167,7 @@ impl QueuedCommand {
 
     /// `begun` is told when dom0 has been sent the request.
     async fn serve(&self, agent: &Arc<Agent>, signed: bool, begun: tokio::sync::oneshot::Sender<()>) {
-        let (started, began) = (audit::now(), Instant::now());
+        let (started, began) = (clock::now(), Instant::now());
         let text = match files::read(&self.pending(""), MAX_COMMAND + 1) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::FileTooLarge => vec![b'x'; MAX_COMMAND + 1],
@@ -204,7 +204,7 @@ impl QueuedCommand {
             let _ = fs::remove_file(self.pending(end));
         }
         let ms = began.elapsed().as_millis();
-        let mut meta = v1::meta(&self.id, started, ms, result.status);
+        let mut meta = spool::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         let results = self.queue.join("results");
         let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
@@ -213,9 +213,9 @@ impl QueuedCommand {
             .and_then(|()| put("meta", meta.as_bytes()))
             .and_then(|()| put("exit", result.status.to_string().as_bytes()));
         let _ = fs::remove_file(self.queue.join("running").join(&self.id));
-        let line = v1::audit_line(&self.id, started, ms, result.status, text);
+        let line = spool::audit_line(&self.id, started, ms, result.status, text);
         let line = if written.is_ok() { line } else { format!("{line} (its result could not be written)") };
-        let _ = audit::append(&self.home.join("audit.log"), &line);
+        let _ = spool::append(&self.home.join("audit.log"), &line);
     }
 
     /// The frame that opens its stream.
@@ -223,10 +223,15 @@ impl QueuedCommand {
         if text.len() > MAX_COMMAND {
             return Err(BadText::Oversized(text.len()).to_string());
         }
+        #[cfg(feature = "v1")]
         if !signed {
             let token = files::read(&self.pending(".auth"), 4096).unwrap_or_default();
             let length = u32::try_from(text.len()).map_err(|e| e.to_string())?;
             return Ok(Frame::V1(&self.id, &token, length).to_vec(1));
+        }
+        #[cfg(not(feature = "v1"))]
+        if !signed {
+            return Err("not authorized: the agent of this qube takes no tokens of protocol v1".to_owned());
         }
         let bytes = files::read(&self.pending(".auth2"), MAX_SIGNED).map_err(|e| e.to_string())?;
         let bad = || "its .auth2 is damaged".to_owned();
@@ -262,11 +267,11 @@ impl QueuedCommand {
             let mut taken = 0;
             match raw.parse().ok()? {
                 Frame::Stdout(data) => {
-                    v1::collect(&mut result.out, data);
+                    spool::collect(&mut result.out, data);
                     taken = data.len();
                 }
                 Frame::Stderr(data) => {
-                    v1::collect(&mut result.err, data);
+                    spool::collect(&mut result.err, data);
                     taken = data.len();
                 }
                 Frame::Credit(n) => credit += n as usize,

@@ -25,7 +25,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Looks for an agent until then.
+    /// Looks for an agent until `by`.
     pub(super) async fn open(home: &Home, by: Instant) -> Result<Self, ClientError> {
         loop {
             let left = by.saturating_duration_since(Instant::now());

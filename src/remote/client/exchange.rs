@@ -26,7 +26,7 @@ use crate::{
     log::escape,
     proto::{
         mac::{Digest, Key, Outcome},
-        remote::{CREDIT, Ending, Frame, Refusal, Request, SLICE, flags},
+        remote::{CREDIT, Ending, Frame, Refusal, Request, SLICE, WaitReason, flags},
     },
     remote::{frames::Frames, pipe::AsyncPipe},
     sys,
@@ -46,7 +46,7 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 pub(super) enum ExchangeError {
     /// Another request took our number's place: nothing was run, and asking anew may help.
     Stale,
-    /// Anything else.
+    /// Any other error.
     Client(ClientError),
 }
 
@@ -187,11 +187,11 @@ impl<'a> Exchange<'a> {
             Frame::Stderr(data) => self.output(1, data),
             Frame::Credit(n) => self.credit += n as usize,
             Frame::Accept => self.begin_input().await?,
-            Frame::Wait(why) => {
+            Frame::Wait(reason) => {
                 self.dom0_by = None;
                 // a busy moment is no news; a person who has to act is
-                if !self.ask.quiet && why.starts_with("for approval") {
-                    eprintln!("[qvm-remote] waiting {}", escape(why.as_bytes()));
+                if !self.ask.quiet && matches!(reason, WaitReason::Approval(_)) {
+                    eprintln!("[qvm-remote] waiting {}", escape(reason.to_string().as_bytes()));
                 }
             }
             Frame::Reject(refusal, why) => return Err(self.rejected(refusal, why)),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::home::Home;
-use crate::remote::{audit, files, v1};
+use crate::remote::{clock, files, spool};
 
 /// Commands that are kept.
 const MOST: usize = 1000;
@@ -44,7 +44,7 @@ impl HistoryEntry {
     /// What the file system says.
     pub fn begin(home: &Home, id: &str, command: &[u8]) -> io::Result<Self> {
         files::private_dir(home.path())?;
-        let started = audit::now();
+        let started = clock::now();
         let dir = home.at("history").join(&started[..10]).join(id);
         files::private_dir(&home.at("history"))?;
         files::private_dir(&home.at("history").join(&started[..10]))?;
@@ -53,7 +53,7 @@ impl HistoryEntry {
         let shown: Vec<u8> = command.iter().take(100).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
         let text = crate::log::escape(&shown);
         let line = format!("[{started}] SUBMIT id={id} size={}B cmd={text}", command.len());
-        audit::append(&home.at("audit.log"), &line)?;
+        spool::append(&home.at("audit.log"), &line)?;
         let files = ["out", "err"].map(|name| (File::create(dir.join(name)).ok(), 0));
         let to = To { home: home.path().to_owned(), dir, id: id.to_owned(), started, began: Instant::now(), files };
         Ok(Self { to: Some(to) })
@@ -63,12 +63,12 @@ impl HistoryEntry {
     pub fn keep(&mut self, which: usize, bytes: &[u8]) {
         let Some(to) = &mut self.to else { return };
         let (Some(file), kept) = &mut to.files[which] else { return };
-        let room = v1::MAX_OUTPUT.saturating_sub(*kept);
+        let room = spool::MAX_OUTPUT.saturating_sub(*kept);
         let part = &bytes[..bytes.len().min(room)];
         let _ = file.write_all(part);
         *kept += part.len();
         if bytes.len() > room {
-            let _ = file.write_all(v1::TRUNCATED);
+            let _ = file.write_all(spool::TRUNCATED);
             to.files[which].0 = None;
         }
     }
@@ -78,7 +78,7 @@ impl HistoryEntry {
         self.end(status, |id| format!("DONE id={id} exit={status}"));
     }
 
-    /// It did not end in time.
+    /// The command did not end in time.
     pub fn timed_out(&self, seconds: u64) {
         self.end(124, |id| format!("TIMEOUT id={id} after={seconds}s"));
     }
@@ -86,9 +86,9 @@ impl HistoryEntry {
     fn end(&self, status: u8, line: impl Fn(&str) -> String) {
         let Some(to) = &self.to else { return };
         let ms = to.began.elapsed().as_millis();
-        let _ = fs::write(to.dir.join("meta"), v1::meta(&to.id, &to.started, ms, status));
+        let _ = fs::write(to.dir.join("meta"), spool::meta(&to.id, &to.started, ms, status));
         let _ = fs::write(to.dir.join("exit"), status.to_string());
-        let _ = audit::append(&to.home.join("audit.log"), &format!("[{}] {}", audit::now(), line(&to.id)));
+        let _ = spool::append(&to.home.join("audit.log"), &format!("[{}] {}", clock::now(), line(&to.id)));
         // reading the whole history costs more than most commands: one in sixteen does it, and each that wrote much
         let one_in_sixteen = to.id.ends_with("0");
         if one_in_sixteen || to.files.iter().any(|(file, _)| file.is_none()) {

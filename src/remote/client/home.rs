@@ -6,10 +6,7 @@ use std::{
 };
 
 use super::submission::ClientError;
-use crate::{
-    proto::mac::Key,
-    remote::{files, keys},
-};
+use crate::{proto::mac::Key, remote::keys};
 
 /// Where this user's files lie.
 #[derive(Clone, Debug)]
@@ -21,7 +18,7 @@ impl Home {
     /// # Errors
     /// No `$HOME`.
     pub fn find() -> io::Result<Self> {
-        let home = files::home().ok_or_else(|| io::Error::other("HOME is not set"))?;
+        let home = user_home().ok_or_else(|| io::Error::other("HOME is not set"))?;
         let (new, old) = (home.join(".qvm-remote"), home.join(".qubes-remote"));
         if !new.exists() && old.is_dir() {
             let _ = std::fs::rename(old, &new);
@@ -50,4 +47,9 @@ impl Home {
             _ => ClientError::Local(format!("failed to read key: {e}")),
         })
     }
+}
+
+/// The home directory: `$HOME`, as the original has it.
+fn user_home() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
 }

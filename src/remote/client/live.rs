@@ -17,7 +17,7 @@ use crate::{
         mac::{self, Key},
         remote::{Hello, Mode, Request, flags},
     },
-    remote::audit::now_ms,
+    remote::clock::now_ms,
 };
 
 /// Asks, again when another request took our number's place.
@@ -83,3 +83,85 @@ fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
 
 /// Variables that are offered to dom0's policy.
 const OFFERED: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ", "NO_COLOR", "EDITOR", "PAGER", "COLUMNS", "LINES"];
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{Read as _, Write as _},
+        os::unix::net::{UnixListener, UnixStream},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        proto::{
+            mac::Outcome,
+            remote::{Buffer, Ending, Frame, Refusal, VERSION},
+        },
+        remote::{agent, client::submission::Delivery},
+    };
+
+    /// Greets a client as an agent does; the request that it sends, and its code.
+    fn greet(client: &mut UnixStream, seq: u64) -> (Request, mac::Digest) {
+        let hello = Hello { version: VERSION, nonce: [7; 32], vm: "work".into(), streams: 1, seq };
+        client.write_all(&Frame::Hello(hello).to_vec(0)).expect("the client reads");
+        let (mut buffer, mut bytes) = (Buffer::default(), [0; 4096]);
+        loop {
+            let n = client.read(&mut bytes).expect("the client writes");
+            buffer.add(&bytes[..n]);
+            if let Some((raw, _)) = buffer.frame().expect("frames") {
+                match raw.parse().expect("a frame") {
+                    Frame::Open(request, code) => return (*request, code),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_attempt_after_a_stale_number_writes_to_the_same_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home(dir.path().join(".qvm-remote"));
+        let socket = home.at(agent::SOCKET);
+        fs::create_dir_all(socket.parent().expect("it has one")).expect("made");
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let key = Key::new([1; 32]);
+        let theirs = key.clone();
+        let agent = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("the first attempt");
+            let (first, _) = greet(&mut client, 1);
+            client.write_all(&Frame::Reject(Refusal::Stale, "its number was used before").to_vec(1)).expect("read");
+            let (mut client, _) = listener.accept().expect("the second attempt");
+            let (second, code) = greet(&mut client, 2);
+            assert_eq!((first.seq, second.seq), (1, 2));
+            let (stdout, stderr) = (mac::digest(b"the file"), mac::digest(b""));
+            let ending = Ending::Exit(0);
+            let outcome = Outcome { id: &second.id, request: &code, ending, stdout: &stdout, stderr: &stderr };
+            let exit = Frame::Exit(ending, theirs.result(&outcome));
+            let frames = [Frame::Accept, Frame::Stdout(b"the file"), exit].map(|frame| frame.to_vec(1));
+            client.write_all(&frames.concat()).expect("the client reads");
+            let _ = client.read_to_end(&mut Vec::new()); // credit, until the client is done
+        });
+        let output = dir.path().join("output");
+        let get = Submission {
+            mode: Mode::Get,
+            payload: b"/var/log/x".to_vec(),
+            shown: Vec::new(),
+            timeout: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(20),
+            stdin: false,
+            tty: false,
+            user: String::new(),
+            way: Delivery::Live,
+            quiet: true,
+            output: Some(fs::File::create(&output).expect("created")),
+            input: None,
+            recorded: false,
+        };
+        let status = ask(&home, &key, "id-1", &get, &mut HistoryEntry::none()).await;
+        assert!(matches!(status, Ok(0)), "{status:?}");
+        assert_eq!(fs::read(&output).expect("there"), b"the file");
+        agent.join().expect("the agent saw what it wanted");
+    }
+}

@@ -10,7 +10,7 @@ use super::{
     live, spool,
     submission::{ClientError, Delivery, Submission},
 };
-use crate::{proto::mac::hex, remote::audit, sys};
+use crate::{proto::mac::hex, remote::clock, sys};
 
 /// A new id: local time, process, eight random digits, as the original has it.
 ///
@@ -19,7 +19,7 @@ use crate::{proto::mac::hex, remote::audit, sys};
 pub fn new_id() -> io::Result<String> {
     let mut random = [0; 4];
     getrandom::fill(&mut random)?;
-    let seconds = i64::try_from(audit::now_ms() / 1000).unwrap_or(0);
+    let seconds = i64::try_from(clock::now_ms() / 1000).unwrap_or(0);
     let [year, month, day, hour, minute, second] = sys::local_time(seconds);
     let time = format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}");
     Ok(format!("{time}-{}-{}", getpid(), hex(&random)))
@@ -40,7 +40,7 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     let result = runtime.block_on(async {
         match ask.way {
             Delivery::Live => live::ask(home, &key, &id, &ask, &mut record).await,
-            Delivery::Queue | Delivery::V1 => spool::ask(home, &key, &id, ask, &mut record).await,
+            _ => spool::ask(home, &key, &id, ask, &mut record).await,
         }
     });
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants

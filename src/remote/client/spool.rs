@@ -30,10 +30,10 @@ use crate::{
     },
     remote::{
         agent::{self, directories, read_mac, write_signed},
-        audit::now_ms,
+        clock::now_ms,
         files,
         pipe::AsyncPipe,
-        v1,
+        spool,
     },
 };
 
@@ -60,7 +60,7 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
-    /// All of them.
+    /// The number of all files.
     pub fn total(&self) -> usize {
         self.pending + self.running + self.results + self.orphans
     }
@@ -129,7 +129,7 @@ impl Submitted {
 
     /// A file of the result.
     fn read(&self, end: &str) -> Vec<u8> {
-        files::read(&self.at("results", end), v1::MAX_OUTPUT + 4096).unwrap_or_default()
+        files::read(&self.at("results", end), spool::MAX_OUTPUT + 4096).unwrap_or_default()
     }
 
     /// What changes among the results, as something to wait for.
@@ -173,7 +173,7 @@ impl Submitted {
                     eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
                 }
             }
-            if ask.way == Delivery::Queue && Instant::now() >= renew && self.at("pending", "").exists() {
+            if self.signed.is_some() && Instant::now() >= renew && self.at("pending", "").exists() {
                 renew += RENEW;
                 self.put_signed(ask, key, vm).map_err(&own)?;
             }
@@ -217,11 +217,12 @@ pub async fn ask(
     let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
     let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
-    if ask.way == Delivery::Queue {
-        submitted.put_signed(&ask, key, &vm).map_err(own)?;
-    } else {
-        submitted.put(".auth", key.v1_token(id).as_bytes()).map_err(own)?;
+    match ask.way {
+        #[cfg(feature = "v1")]
+        Delivery::V1 => submitted.put(".auth", key.v1_token(id).as_bytes()),
+        _ => submitted.put_signed(&ask, key, &vm),
     }
+    .map_err(own)?;
     submitted.put("", &ask.payload).map_err(own)?;
     let status = submitted.wait(&ask, key, &vm, own).await?;
     let (out, err) = (submitted.read(".out"), submitted.read(".err"));
@@ -297,7 +298,7 @@ fn verify(
              qvm-remote --v1"
         )));
     };
-    let cut = |bytes: &[u8]| bytes.len() > v1::MAX_OUTPUT;
+    let cut = |bytes: &[u8]| bytes.len() > spool::MAX_OUTPUT;
     if cut(out) || cut(err) {
         return Err(ClientError::Transport(format!("more than 10 MiB of output: use a live connection (id={id})")));
     }

@@ -1,4 +1,4 @@
-//! What is asked of dom0, on which way, and why there may be no answer.
+//! What is asked of dom0, by which way, and why there may be no answer.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ pub struct Submission {
     pub mode: Mode,
     /// The command's text, its words, or a path in dom0.
     pub payload: Vec<u8>,
-    /// As the logs show it.
+    /// The command as the logs show it.
     pub shown: Vec<u8>,
-    /// How long it may take.
+    /// How long the command may take.
     pub timeout: Duration,
     /// How long dom0 may take to answer at all.
     pub connect_timeout: Duration,
@@ -21,17 +21,17 @@ pub struct Submission {
     pub stdin: bool,
     /// The command gets a terminal.
     pub tty: bool,
-    /// Whom to run as.
+    /// The user to run as.
     pub user: String,
-    /// Where it goes.
+    /// How dom0 is reached.
     pub way: Delivery,
-    /// No progress.
+    /// Progress is not shown.
     pub quiet: bool,
     /// Where output goes instead of standard output.
     pub output: Option<std::fs::File>,
     /// Where input comes from instead of standard input.
     pub input: Option<std::fs::File>,
-    /// Whether it belongs into the history and the log.
+    /// Whether the command belongs into the history and the log.
     pub recorded: bool,
 }
 
@@ -42,6 +42,7 @@ pub enum Delivery {
     Live,
     /// Through the queue, signed: waits for a daemon that is not there yet.
     Queue,
+    #[cfg(feature = "v1")]
     /// Through the queue, for the Python original: neither the command nor its result is authenticated.
     V1,
 }
@@ -57,6 +58,6 @@ pub enum ClientError {
     Timeout,
     /// Ended by this signal.
     Signal(u8),
-    /// Ours: no key, no directory.
+    /// An error of this side: no key, no directory.
     Local(String),
 }

@@ -23,7 +23,7 @@ impl Approvals {
         wait
     }
 
-    /// It waits no longer.
+    /// The command waits no longer.
     pub(super) fn forget(&self, ticket: &str) {
         self.with(|all| all.remove(ticket));
     }

@@ -50,15 +50,13 @@ pub(super) fn qvm_run(vm: &str, command: &str) -> Command {
 }
 
 /// The process that reads what comes from a VM: what it reads from, and where its frames come out.
-pub(super) fn parser(listing: bool) -> io::Result<(Child, OwnedFd, Frames<AsyncPipe>)> {
+/// `parse` is the hidden command that reads.
+pub(super) fn parser(parse: &str) -> io::Result<(Child, OwnedFd, Frames<AsyncPipe>)> {
     let (raw_read, raw_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (frames_read, frames_write) = pipe2(OFlag::O_CLOEXEC)?;
     let uid = FIRST_UID + NEXT_UID.fetch_add(1, Relaxed) % 0x0100_0000;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("parse").arg(format!("--uid={uid}")).env_clear();
-    if listing {
-        command.arg("--listing");
-    }
+    command.arg(parse).arg(format!("--uid={uid}")).env_clear();
     command.stdin(raw_read).stdout(frames_write).stderr(Stdio::null()).kill_on_drop(true);
     Ok((command.spawn()?, raw_write, Frames::new(AsyncPipe::reader(frames_read)?)))
 }

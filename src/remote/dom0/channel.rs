@@ -23,7 +23,6 @@ use super::{
     call,
     session::Session,
     state::{Shared, Vm},
-    v1::{self, Queue},
 };
 use crate::{
     log::{Event, Kind, emit},
@@ -55,7 +54,7 @@ enum AttemptEnd {
     Lived(Duration),
     /// The VM does not run, or the call failed.
     Absent,
-    /// It runs and has no agent.
+    /// The VM runs and has no agent.
     NoAgent,
     /// Everything that waited is done (`--once`).
     Idle,
@@ -102,7 +101,8 @@ impl Schedule {
 /// Opens the channel again whenever it has ended; returns with `--once` only.
 async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
     let mut schedule = Schedule::new();
-    let queue = Queue::default();
+    #[cfg(feature = "v1")]
+    let queue = super::v1::Queue::default();
     loop {
         if shared.keys.read(&vm.name).is_err() {
             vm.set("no key");
@@ -123,10 +123,11 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
             Ok(AttemptEnd::Absent) => vm.set("absent"),
             Ok(AttemptEnd::NoAgent) => {
                 schedule.no_agent();
-                let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
-                vm.set(if v1 { "v1 queue" } else { "no agent" });
-                if v1 {
-                    v1::serve(shared, vm, &queue, schedule.next_probe).await;
+                vm.set("no agent");
+                #[cfg(feature = "v1")]
+                if shared.policy(&vm.name).is_ok_and(|p| p.v1) {
+                    vm.set("v1 queue");
+                    super::v1::serve(shared, vm, &queue, schedule.next_probe).await;
                     schedule.wait = RETRY.0;
                 }
             }
@@ -228,7 +229,7 @@ struct Processes {
 impl Processes {
     /// Starts both: what the parser lets through, and what the VM reads.
     fn start(vm: &Vm) -> io::Result<(Self, Frames<AsyncPipe>, OwnedFd)> {
-        let (parser, raw, frames) = call::parser(false)?;
+        let (parser, raw, frames) = call::parser("parse")?;
         let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
         pipe::enlarge(to_write.as_fd());
         let mut command = call::qvm_run(&vm.name, "exec qvm-remote serve");

@@ -21,10 +21,10 @@ use crate::{
     log::{Kind, escape},
     proto::{
         mac::{self, Digest, Outcome, hex},
-        remote::{Ending, Frame, Mode, Refusal, flags},
+        remote::{Ending, Frame, Mode, Refusal, WaitReason, flags},
     },
     remote::{
-        audit::now_ms,
+        clock::now_ms,
         policy::{Policy, Verdict},
     },
 };
@@ -107,7 +107,7 @@ async fn room(case: Case<'_>, port: &Port) -> Result<OwnedSemaphorePermit, Rejec
     if let Ok(permit) = places.clone().try_acquire_owned() {
         return Ok(permit);
     }
-    port.send(Frame::Wait("for other commands of this qube to end")).await;
+    port.send(Frame::Wait(WaitReason::Commands)).await;
     tokio::select! {
         permit = places.clone().acquire_owned() => Ok(permit.expect("it is never closed")),
         _ = port.inbox.abandoned() => Err(case.abandoned()),
@@ -188,7 +188,7 @@ async fn approve(
     case.audit("ASK", &format!("approval={ticket} {shown}"));
     let text = format!("{vm} asks for {shown}; to allow it: qvm-remote-dom0 approve {ticket}");
     case.event(Kind::CommandAsked, text, None);
-    port.send(Frame::Wait(&format!("for approval in dom0: qvm-remote-dom0 approve {ticket}"))).await;
+    port.send(Frame::Wait(WaitReason::Approval(&ticket))).await;
     let answer = tokio::select! {
         answer = timeout(APPROVAL, answer) => answer,
         _ = port.inbox.abandoned() => {

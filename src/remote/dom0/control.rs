@@ -1,30 +1,22 @@
-//! What the owner of dom0 says to the running daemon: a socket that only root can open, one line asked, one answered.
+//! The daemon's end of the owner's socket, which only root can open.
 
-use std::{
-    collections::HashMap,
-    fmt::Write as _,
-    io,
-    os::unix::net::UnixStream as StdUnixStream,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
-use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     time::timeout,
 };
 
-use super::state::{Shared, StartError, io_at};
+use super::{
+    question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET},
+    state::{Shared, StartError, Vm, io_at},
+};
 use crate::{
     remote::socket,
     sys::socket_file::{self, Rights},
 };
 
-/// How long one question may take to be asked, and its answer to be read.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted, at most.
 const BACKLOG: u32 = 128;
 /// Clients at a time, at most.
@@ -46,7 +38,7 @@ impl Drop for ControlSocket {
 
 /// Listens. The lock is ours, so a socket that is there already is nobody's.
 pub(super) fn listen(shared: Arc<Shared>) -> Result<ControlSocket, StartError> {
-    let path = shared.paths.run.join("control");
+    let path = shared.paths.run.join(SOCKET);
     let _ = std::fs::remove_file(&path);
     let listener = socket_file::bind(&path, Rights::PRIVATE)
         .map_err(io::Error::from)
@@ -66,59 +58,35 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(1024)).read_line(&mut line).await?;
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let text = match words[..] {
-        ["status"] => status(&shared),
-        ["approvals"] => {
-            let mut text = String::new();
-            for (ticket, shown) in shared.approvals.list() {
-                let _ = writeln!(text, "{ticket}  {shown}");
-            }
-            text
-        }
-        ["approve", ticket] => yes_no(shared.approvals.answer(ticket, true)),
-        ["deny", ticket] => yes_no(shared.approvals.answer(ticket, false)),
-        ["kill", vm] => format!("{}\n", shared.kill(Some(vm))),
-        _ => "unknown\n".to_owned(),
+    let answer = match Question::parse(&line) {
+        Some(Question::Status) => Answered::Status(status(&shared)),
+        Some(Question::Approvals) => Answered::Approvals(shared.approvals.list()),
+        Some(Question::Approve(ticket)) => Answered::Heard(shared.approvals.answer(ticket, true)),
+        Some(Question::Deny(ticket)) => Answered::Heard(shared.approvals.answer(ticket, false)),
+        Some(Question::Kill(vm)) => Answered::Killed(shared.kill(Some(vm))),
+        None => Answered::Unknown,
     };
-    write.write_all(text.as_bytes()).await
+    write.write_all(answer.to_string().as_bytes()).await
 }
 
-fn yes_no(yes: bool) -> String {
-    if yes { "yes\n" } else { "no\n" }.to_owned()
-}
-
-fn status(shared: &Shared) -> String {
+fn status(shared: &Shared) -> DaemonStatus {
     let vms = shared.vms.lock().expect("no panic under this lock");
-    let channels: HashMap<_, _> = vms
-        .values()
-        .map(|vm| {
-            let state = *vm.state.lock().expect("no panic under this lock");
-            let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
-            (vm.name.clone(), json!({ "channel": state, "v1": v1, "keyed": shared.keys.read(&vm.name).is_ok() }))
-        })
-        .collect();
-    let commands: Vec<_> = shared
-        .commands()
-        .values()
-        .map(|c| json!({ "vm": c.vm, "id": c.id, "seconds": c.since.elapsed().as_secs() }))
-        .collect();
-    let waiting: HashMap<_, _> = shared.approvals.list().into_iter().collect();
-    let pid = std::process::id();
-    let all = json!({ "pid": pid, "draining": shared.draining(), "vms": channels, "commands": commands, "approvals": waiting });
-    format!("{all}\n")
-}
-
-/// Asks the running daemon one thing.
-///
-/// # Errors
-/// `NotFound` or `ConnectionRefused` when none runs.
-pub fn ask(run: &Path, line: &str) -> io::Result<String> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = StdUnixStream::connect(run.join("control"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{line}\n").as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
+    let qube = |vm: &Arc<Vm>| {
+        let channel = (*vm.state.lock().expect("no panic under this lock")).to_owned();
+        let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
+        (vm.name.clone(), QubeStatus { channel, v1, keyed: shared.keys.read(&vm.name).is_ok() })
+    };
+    let commands = shared.commands();
+    let commands = commands.values().map(|c| CommandStatus {
+        vm: c.vm.clone(),
+        id: c.id.clone(),
+        seconds: c.since.elapsed().as_secs(),
+    });
+    DaemonStatus {
+        pid: std::process::id(),
+        draining: shared.draining(),
+        qubes: vms.values().map(qube).collect(),
+        commands: commands.collect(),
+        approvals: shared.approvals.list().into_iter().collect(),
+    }
 }

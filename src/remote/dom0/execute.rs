@@ -45,32 +45,32 @@ pub struct Launch {
     pub script: Option<Vec<u8>>,
     /// The whole environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Where.
+    /// The directory to run in.
     pub cwd: PathBuf,
-    /// As whom; `None`: as the daemon.
+    /// The user to run as; `None`: the daemon's own.
     pub identity: Option<Identity>,
     /// Whether standard input is the client's.
     pub stdin: bool,
-    /// Whether it gets a terminal.
+    /// Whether the command gets a terminal.
     pub tty: bool,
-    /// How long.
+    /// How long the command may run.
     pub timeout: Option<Duration>,
-    /// How much it may write.
+    /// How many bytes the command may write.
     pub max_output: Option<u64>,
-    /// Where its own control group goes, when there is such a place.
+    /// The control group of the command, when it can have one.
     pub cgroup: Option<PathBuf>,
 }
 
-/// How it went.
+/// The result of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// How it ended.
+    /// How the command ended.
     pub ending: Ending,
-    /// Of its output.
+    /// The digest of its standard output.
     pub stdout: Digest,
-    /// Of its standard error.
+    /// The digest of its standard error.
     pub stderr: Digest,
-    /// Bytes of both.
+    /// Bytes of standard output and of standard error.
     pub bytes: (u64, u64),
 }
 

@@ -19,7 +19,8 @@ use crate::{
         remote::{KeyId, Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
-        audit::{excerpt, now_ms},
+        audit::excerpt,
+        clock::now_ms,
         policy::{Action, Policy, Ruling, Verdict},
     },
 };
@@ -32,16 +33,17 @@ const BODY: Duration = Duration::from_secs(30);
 pub enum Opening {
     /// A request and its code.
     Open(Box<Request>, Digest),
-    /// One of the original's: id, token, length.
+    /// A request of protocol v1: id, token, length.
+    #[cfg_attr(not(feature = "v1"), expect(dead_code, reason = "refused before its token is looked at"))]
     V1(String, Vec<u8>, u32),
 }
 
-/// What was authenticated.
+/// A request that was authenticated.
 pub(super) struct Authentic {
     pub(super) id: String,
-    /// Of the key that it carries a code of.
+    /// The key that made its code or token.
     pub(super) kid: KeyId,
-    /// `None`: the original's token.
+    /// The key and the code; `None` for a token of protocol v1.
     pub(super) v2: Option<(Key, Digest)>,
     pub(super) request: Option<Box<Request>>,
     pub(super) length: u32,
@@ -55,6 +57,12 @@ pub(super) fn authenticate(
     opening: Opening,
 ) -> Result<Authentic, Rejected> {
     match opening {
+        #[cfg(not(feature = "v1"))]
+        Opening::V1(id, ..) => {
+            let text = "not authorized: dom0 takes no tokens of protocol v1";
+            Err(Case { shared, vm, id: &id }.refuse(Category::AuthDeny, Refusal::NotAuthorised, text))
+        }
+        #[cfg(feature = "v1")]
         Opening::V1(id, token, length) => {
             let case = Case { shared, vm, id: &id };
             let keys = keys(case)?;
@@ -205,7 +213,7 @@ pub(super) fn judge<'a>(
     Ok(Judged { task, decision, shown })
 }
 
-/// What speaks against it.
+/// Why the policy does not allow the command.
 fn objection(decision: &Ruling<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
     let options = &decision.options;
     let has = |flag| request.is_some_and(|r| r.has(flag));

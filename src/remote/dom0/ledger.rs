@@ -42,7 +42,7 @@ struct Begun {
     key: KeyId,
 }
 
-/// See the module.
+/// The requests that were begun: see the module.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// `None`: a dry run, which writes nothing.
@@ -53,7 +53,7 @@ pub struct Ledger {
     /// Entries at most.
     most: usize,
     known: HashMap<Mark, Begun>,
-    /// The dated ones, oldest first.
+    /// Dated requests, oldest first.
     order: VecDeque<Mark>,
     /// Requests of this date or an older one may have been begun and forgotten, in milliseconds. While the clock goes
     /// on, their date refuses them; when it was set back, this does.
@@ -63,11 +63,11 @@ pub struct Ledger {
 /// Why a request is not begun.
 #[derive(Debug)]
 pub enum NotBegun {
-    /// It was begun before.
+    /// The request was begun before.
     Again,
     /// There is no more room for requests that have no date.
     Full,
-    /// It cannot be written down.
+    /// The ledger cannot be written.
     Io(io::Error),
 }
 
@@ -124,7 +124,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// One that is never written.
+    /// A ledger that is never written.
     pub fn in_memory() -> Self {
         Self { most: MOST, ..Self::default() }
     }

@@ -17,19 +17,21 @@ mod approvals;
 mod call;
 mod channel;
 mod command;
-pub mod control;
+mod control;
 mod execute;
 mod judge;
 mod launch;
 mod ledger;
 mod listed;
 mod port;
+pub(crate) mod question;
 mod reject;
 mod replay;
 mod run;
 mod session;
 mod state;
 mod transfer;
+#[cfg(feature = "v1")]
 mod v1;
 
 pub use run::run;

@@ -28,7 +28,7 @@ struct Inside {
     gone: bool,
 }
 
-/// See [`Inside`].
+/// What a VM sent for one stream, and who waits for it.
 #[derive(Debug)]
 pub struct Inbox {
     inside: Mutex<Inside>,
@@ -41,7 +41,7 @@ pub struct Inbox {
 /// Something other than data that the VM sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// End it.
+    /// The command is to be ended.
     Cancel,
     /// The channel ended, so nobody waits for the result.
     Gone,
@@ -209,11 +209,11 @@ impl Inbox {
 /// A stream's two directions.
 #[derive(Clone, Debug)]
 pub struct Port {
-    /// Its number.
+    /// The number of the stream.
     pub stream: u32,
-    /// To the VM.
+    /// Frames to the VM.
     pub out: Out,
-    /// From the VM.
+    /// What came from the VM.
     pub inbox: Arc<Inbox>,
 }
 

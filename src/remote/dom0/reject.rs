@@ -17,9 +17,9 @@ pub(super) enum Category {
     AuthDeny,
     /// The policy cannot be used.
     Policy,
-    /// It makes no sense.
+    /// The request makes no sense.
     Reject,
-    /// It was begun before.
+    /// The request was begun before.
     Replay,
     /// The policy, or a person, says no.
     Deny,
@@ -37,7 +37,7 @@ impl Category {
         }
     }
 
-    /// Who can have caused it.
+    /// Who can have caused such a refusal.
     fn source(self) -> Origin {
         match self {
             Self::AuthFail | Self::AuthDeny => Origin::Anybody,
@@ -55,7 +55,7 @@ pub(super) struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Refuses it.
+    /// Refuses the command.
     pub(super) fn refuse(self, category: Category, refusal: Refusal, text: &str) -> Rejected {
         self.write(category, text, &format!("id={} {text}", self.id));
         Rejected(refusal, text.to_owned())
@@ -80,12 +80,12 @@ impl Case<'_> {
         Rejected(Refusal::Invalid, "cancelled".into())
     }
 
-    /// Writes an entry about it.
+    /// Writes an entry about the command.
     pub(super) fn audit(self, category: &str, text: &str) {
         self.shared.audit.write(category, &format!("vm={} id={} {text}", self.vm.name, self.id));
     }
 
-    /// Tells the journal.
+    /// Writes an event to the journal.
     pub(super) fn event(self, kind: Kind, text: String, status: Option<u8>) {
         self.shared.event(kind, self.vm, self.id, text, status);
     }

@@ -27,7 +27,8 @@ use super::{
 use crate::{
     log::{Event, Kind, emit},
     remote::{
-        audit::{self, Audit},
+        audit::Audit,
+        clock,
         config::{Paths, RemoteConfig},
         files,
         keys::{self, Store},
@@ -72,7 +73,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         Ledger::in_memory()
     } else {
         let path = paths.state.join("ledger");
-        Ledger::open(&path, audit::now_ms()).map_err(io_at(path.display()))?
+        Ledger::open(&path, clock::now_ms()).map_err(io_at(path.display()))?
     };
     let audit = Audit::new((!options.dry_run).then(|| paths.log.clone()), config.log_size);
     let shared = Arc::new(Shared {

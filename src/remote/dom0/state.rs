@@ -53,14 +53,14 @@ pub struct Shared {
     pub(super) audit: Audit,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) approvals: Approvals,
-    /// Begun and not ended.
+    /// Commands that were begun and have not ended.
     pub(super) commands: Mutex<HashMap<u64, RunningCommand>>,
     pub(super) number: AtomicU64,
     pub(super) dry_run: bool,
     pub(super) once: bool,
     pub(super) stop: CancellationToken,
     pub(super) draining: AtomicBool,
-    /// Streams.
+    /// Tasks that serve streams.
     pub(super) tasks: TaskTracker,
     /// Where commands get control groups of their own.
     pub(super) cgroup: Option<PathBuf>,
@@ -79,7 +79,7 @@ pub(super) struct RunningCommand {
 /// One VM, over all its channels.
 #[derive(Debug)]
 pub struct Vm {
-    /// Its name.
+    /// The name of the qube.
     pub name: String,
     /// Free places for commands.
     pub running: Arc<Semaphore>,
@@ -190,7 +190,7 @@ impl Shared {
 /// Why the daemon did not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// Another one runs.
+    /// Another daemon runs.
     Running,
     /// The configuration lists no VM.
     NoVms,
@@ -222,7 +222,7 @@ pub(super) fn io_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> S
 }
 
 impl Shared {
-    /// Tells the journal.
+    /// Writes an event to the journal.
     pub(super) fn event(&self, kind: Kind, vm: &Vm, id: &str, text: String, status: Option<u8>) {
         let mut event = Event::new(kind, text);
         event.qube = Some(vm.name.as_str().into());

@@ -25,7 +25,9 @@ use super::{
 use crate::{
     proto::remote::{Ending, Frame, RawFrame, Refusal},
     remote::{
-        audit::{Origin, local},
+        audit::Origin,
+        clock::local,
+        spool,
         v1::{self, ResultFiles},
     },
 };
@@ -80,7 +82,7 @@ struct Listed {
 
 /// Asks for everything that waits; the parser reads the answer.
 async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
-    let (mut parser, raw, mut frames) = call::parser(true)?;
+    let (mut parser, raw, mut frames) = call::parser("parse-v1")?;
     let mut call = call::qvm_run(&vm.name, &v1::fetch(&shared.config.user));
     call.stdout(raw);
     let mut child = call.spawn()?;
@@ -191,11 +193,11 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
         let Ok(Some((raw, _))) = RawFrame::split(&bytes) else { continue };
         let kept = match raw.parse() {
             Ok(Frame::Stdout(data)) => {
-                v1::collect(&mut answer.out, data);
+                spool::collect(&mut answer.out, data);
                 data.len()
             }
             Ok(Frame::Stderr(data)) => {
-                v1::collect(&mut answer.err, data);
+                spool::collect(&mut answer.err, data);
                 data.len()
             }
             Ok(Frame::Exit(ending, _)) => {
@@ -219,8 +221,8 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
         }
     }
     let ms = began.elapsed().as_millis();
-    answer.meta = v1::meta(id, &started, ms, answer.exit);
-    let audit = v1::audit_line(id, &started, ms, answer.exit, text);
+    answer.meta = spool::meta(id, &started, ms, answer.exit);
+    let audit = spool::audit_line(id, &started, ms, answer.exit, text);
     (answer, audit)
 }
 

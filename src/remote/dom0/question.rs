@@ -1,0 +1,237 @@
+//! What the owner of dom0 asks the running daemon, and its answers: one line asked, a text answered. Both ends are here.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{self, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+/// How long one question may take to be asked, and its answer to be read.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// The name of the socket below /run/qvm-remote.
+pub(super) const SOCKET: &str = "control";
+
+/// A question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question<'a> {
+    /// What the daemon does.
+    Status,
+    /// Which commands wait for approval.
+    Approvals,
+    /// A person allows the command with this ticket.
+    Approve(&'a str),
+    /// A person refuses the command with this ticket.
+    Deny(&'a str),
+    /// Every command of this qube is to end.
+    Kill(&'a str),
+}
+
+impl<'a> Question<'a> {
+    /// Reads a line.
+    pub(super) fn parse(line: &'a str) -> Option<Self> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["status"] => Some(Self::Status),
+            ["approvals"] => Some(Self::Approvals),
+            ["approve", ticket] => Some(Self::Approve(ticket)),
+            ["deny", ticket] => Some(Self::Deny(ticket)),
+            ["kill", vm] => Some(Self::Kill(vm)),
+            _ => None,
+        }
+    }
+
+    /// Asks the running daemon; its answer as text.
+    fn ask(self, run: &Path) -> io::Result<String> {
+        let mut stream = UnixStream::connect(run.join(SOCKET))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(format!("{self}\n").as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("status"),
+            Self::Approvals => f.write_str("approvals"),
+            Self::Approve(ticket) => write!(f, "approve {ticket}"),
+            Self::Deny(ticket) => write!(f, "deny {ticket}"),
+            Self::Kill(vm) => write!(f, "kill {vm}"),
+        }
+    }
+}
+
+/// The answer to [`Question::Status`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DaemonStatus {
+    pub(crate) pid: u32,
+    /// The daemon is being stopped and takes no new commands.
+    pub(crate) draining: bool,
+    pub(crate) qubes: BTreeMap<String, QubeStatus>,
+    pub(crate) commands: Vec<CommandStatus>,
+    /// Tickets, and the commands that wait under them.
+    pub(crate) approvals: BTreeMap<String, String>,
+}
+
+/// What the daemon says of one qube.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct QubeStatus {
+    /// The state of its channel.
+    pub(crate) channel: String,
+    /// Tokens of protocol v1 are taken.
+    pub(crate) v1: bool,
+    /// The qube has a usable key.
+    pub(crate) keyed: bool,
+}
+
+/// What the daemon says of one command that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CommandStatus {
+    pub(crate) vm: String,
+    pub(crate) id: String,
+    /// Seconds since its start.
+    pub(crate) seconds: u64,
+}
+
+impl DaemonStatus {
+    fn to_json(&self) -> Value {
+        let qube = |q: &QubeStatus| json!({ "channel": q.channel, "v1": q.v1, "keyed": q.keyed });
+        let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds });
+        json!({
+            "pid": self.pid,
+            "draining": self.draining,
+            "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
+            "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
+            "approvals": self.approvals,
+        })
+    }
+
+    fn from_json(all: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let qube = |(name, q): (&String, &Value)| {
+            let (v1, keyed) = (q["v1"].as_bool()?, q["keyed"].as_bool()?);
+            Some((name.clone(), QubeStatus { channel: text(&q["channel"])?, v1, keyed }))
+        };
+        let command = |c: &Value| {
+            Some(CommandStatus { vm: text(&c["vm"])?, id: text(&c["id"])?, seconds: c["seconds"].as_u64()? })
+        };
+        Some(Self {
+            pid: u32::try_from(all["pid"].as_u64()?).ok()?,
+            draining: all["draining"].as_bool()?,
+            qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
+            commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
+            approvals: all["approvals"]
+                .as_object()?
+                .iter()
+                .map(|(ticket, shown)| Some((ticket.clone(), text(shown)?)))
+                .collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// An answer of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    /// To [`Question::Status`].
+    Status(DaemonStatus),
+    /// To [`Question::Approvals`]: tickets, and the commands that wait under them.
+    Approvals(Vec<(String, String)>),
+    /// To [`Question::Approve`] and [`Question::Deny`]: whether the command still waited.
+    Heard(bool),
+    /// To [`Question::Kill`]: how many commands were ended.
+    Killed(usize),
+    /// To a line that is no question.
+    Unknown,
+}
+
+/// The text on the socket.
+impl fmt::Display for Answered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => writeln!(f, "{}", status.to_json()),
+            Self::Approvals(all) => all.iter().try_for_each(|(ticket, shown)| writeln!(f, "{ticket}  {shown}")),
+            Self::Heard(yes) => f.write_str(if *yes { "yes\n" } else { "no\n" }),
+            Self::Killed(count) => writeln!(f, "{count}"),
+            Self::Unknown => f.write_str("unknown\n"),
+        }
+    }
+}
+
+fn strange() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the daemon is of another version: its answer was not understood")
+}
+
+/// Asks for the status as JSON, with whatever fields the daemon has.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused` when no daemon runs. So it is with all questions.
+pub(crate) fn status_json(run: &Path) -> io::Result<String> {
+    Question::Status.ask(run)
+}
+
+/// Asks what the daemon does.
+pub(crate) fn status(run: &Path) -> io::Result<DaemonStatus> {
+    let all = serde_json::from_str(&status_json(run)?).map_err(io::Error::other)?;
+    DaemonStatus::from_json(&all).ok_or_else(strange)
+}
+
+/// Asks which commands wait for approval: tickets, and what is shown of the commands.
+pub(crate) fn approvals(run: &Path) -> io::Result<Vec<(String, String)>> {
+    let text = Question::Approvals.ask(run)?;
+    let entry = |line: &str| line.split_once("  ").map(|(ticket, shown)| (ticket.to_owned(), shown.to_owned()));
+    text.lines().map(|line| entry(line).ok_or_else(strange)).collect()
+}
+
+/// Allows or refuses the command with this ticket; whether the command still waited.
+pub(crate) fn decide(run: &Path, ticket: &str, allow: bool) -> io::Result<bool> {
+    let question = if allow { Question::Approve(ticket) } else { Question::Deny(ticket) };
+    Ok(question.ask(run)?.trim() == "yes")
+}
+
+/// Ends every command of a qube; how many there were.
+pub(crate) fn kill(run: &Path, vm: &str) -> io::Result<usize> {
+    Question::Kill(vm).ask(run)?.trim().parse().map_err(|_| strange())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_and_the_status_are_read_back_as_they_were_written() {
+        for question in [
+            Question::Status,
+            Question::Approvals,
+            Question::Approve("00ff"),
+            Question::Deny("00ff"),
+            Question::Kill("work"),
+        ] {
+            assert_eq!(Question::parse(&format!("{question}\n")), Some(question));
+        }
+        assert_eq!(Question::parse("approve"), None);
+        let qube = QubeStatus { channel: "live".into(), v1: false, keyed: true };
+        let status = DaemonStatus {
+            pid: 7,
+            draining: false,
+            qubes: [("work".to_owned(), qube)].into(),
+            commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3 }],
+            approvals: [("00ff".to_owned(), "work asks for cmd=x".to_owned())].into(),
+        };
+        let text = Answered::Status(status.clone()).to_string();
+        assert_eq!(
+            text,
+            "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
+             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
+             \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}}}\n"
+        );
+        assert_eq!(DaemonStatus::from_json(&serde_json::from_str(&text).expect("JSON")), Some(status));
+        assert_eq!(DaemonStatus::from_json(&json!({ "pid": 7 })), None);
+    }
+}
