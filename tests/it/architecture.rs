@@ -490,3 +490,49 @@ fn the_table_is_a_table() {
         assert!(!reached.contains(room.name), "{} uses itself in the end", room.name);
     }
 }
+
+/// `control/api.rs` has the words of the Varlink interface, which nobody may rename. Code always writes them with
+/// `api::` before.
+const MAY_REPEAT: [&str; 1] = ["control/api.rs"];
+
+#[test]
+fn no_type_name_has_two_meanings() {
+    let house = house();
+    let files = house.iter().filter(|(path, _)| !path.contains("tests") && !MAY_REPEAT.contains(&path.as_str()));
+    let mut seen: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (path, text) in files {
+        for name in types(&tokens(text)) {
+            seen.entry(name).or_default().push(path);
+        }
+    }
+    assert!(seen.len() >= 300, "only {} types read", seen.len());
+    seen.retain(|_, paths| paths.len() > 1);
+    assert!(seen.is_empty(), "{} names stand for two things: {seen:#?}", seen.len());
+}
+
+#[test]
+fn types_are_read_from_a_text() {
+    let read = |text: &str| types(&tokens(text)).join(" ");
+    assert_eq!(read("pub struct A { b: B } enum C<T> { D } pub(crate) trait E: F { type G; } type H = I;"), "A C E H");
+    assert_eq!(read("impl A for B { type C = D; fn e() { struct F; } } mod g { struct H; } struct J(K);"), "J");
+    assert_eq!(read("// struct A;\nmacro_rules! b { () => { struct C; } } struct D;"), "D");
+}
+
+/// The names of the structs, enums, traits and aliases that stand in no braces.
+fn types(tokens: &[Token]) -> Vec<String> {
+    let mut braces = 0;
+    let mut names = Vec::new();
+    for pair in tokens.windows(2) {
+        match pair {
+            [Token::Other('{'), _] => braces += 1,
+            [Token::Other('}'), _] => braces -= 1,
+            [Token::Word(what), Token::Word(name)]
+                if braces == 0 && matches!(what.as_str(), "struct" | "enum" | "trait" | "type") =>
+            {
+                names.push(name.clone());
+            }
+            _ => {}
+        }
+    }
+    names
+}
