@@ -224,8 +224,11 @@ fn a_test_that_is_killed_leaves_nobody_behind() {
         }
     }
     let mut command = std::process::Command::new(std::env::current_exe().expect("it has a path"));
-    let name = "life::a_test_that_is_killed_leaves_nobody_behind";
-    command.args(["--exact", name, "--nocapture"]).env(VICTIM, "1").stdin(std::process::Stdio::null());
+    let current = thread::current();
+    command
+        .args(["--exact", current.name().expect("libtest names it after the test"), "--nocapture"])
+        .env(VICTIM, "1")
+        .stdin(std::process::Stdio::null());
     let victim = support::Process::start(command);
     let line = victim.stdout.wait_for("started ");
     let pid = line.rsplit(' ').next().expect("a number").to_owned();

@@ -126,7 +126,7 @@ fn a_storm_of_starts_stops_and_restarts_harms_no_session() {
                 })
                 .collect();
             shell(&format!("{}\nwait", commands.join("\n")));
-            knocker.wait_for_more(2);
+            knocker.wait_for_more(5);
             assert_eq!(crowd.gone(), 0);
         }
         knocker.assert_never_refused(20);
@@ -156,7 +156,7 @@ fn a_restart_that_is_restarted_before_it_is_ready_loses_nothing() {
             // each meets the one before at another moment: before exec, before SIGTERM is handled, before READY
             shell("for i in {1..12}; do systemctl --user --no-block restart qrexec-connect.service; done");
             settled();
-            knocker.wait_for_more(3);
+            knocker.wait_for_more(6);
             assert_eq!(crowd.gone(), 0);
         }
         // and certainly before there is anybody who could handle it
@@ -188,7 +188,7 @@ fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
             crowd.wait_for_bytes(300_000);
             shell("systemctl --user daemon-reload");
             restart();
-            knocker.wait_for_more(7);
+            knocker.wait_for_more(11);
             assert_eq!(crowd.gone(), 0);
         }
         knocker.assert_never_refused(20);
