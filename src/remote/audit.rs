@@ -16,19 +16,19 @@ use std::{
 use super::{clock::now, files};
 use crate::log;
 
-/// How long a [`Origin`] counts its refusals.
+/// How long a [`EntryOrigin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Who caused a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
+pub enum EntryOrigin {
     /// Nobody knows: it did not authenticate.
     Anybody,
     /// Whoever has the VM's key.
     Known,
 }
 
-impl Origin {
+impl EntryOrigin {
     /// Refusals that are written for a VM in [`PERIOD`].
     fn burst(self) -> u32 {
         match self {
@@ -55,7 +55,7 @@ struct LogState {
     /// Of the next entry: a gap shows that entries were taken out.
     sequence: u64,
     /// As many as there are VMs in the configuration, twice.
-    refused: HashMap<(String, Origin), Rate>,
+    refused: HashMap<(String, EntryOrigin), Rate>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Audit {
 
     /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
     /// out is told with the next one. Whether it was written.
-    pub fn refused(&self, vm: &str, source: Origin, category: &str, text: &str) -> bool {
+    pub fn refused(&self, vm: &str, source: EntryOrigin, category: &str, text: &str) -> bool {
         let mut state = self.state.lock().expect("no panic under this lock");
         let rate = state.refused.entry((vm.to_owned(), source)).or_default();
         if rate.since.is_none_or(|since| since.elapsed() > PERIOD) {
@@ -196,7 +196,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let audit = Audit::new(Some(path.clone()), 1 << 20);
-        let written = (0..1000).filter(|_| audit.refused("work", Origin::Anybody, "AUTH-FAIL", "")).count();
+        let written = (0..1000).filter(|_| audit.refused("work", EntryOrigin::Anybody, "AUTH-FAIL", "")).count();
         assert_eq!(written, 20);
         assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 20);
     }
@@ -206,9 +206,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let audit = Audit::new(Some(path.clone()), 1 << 20);
-        (0..1000).for_each(|_| _ = audit.refused("work", Origin::Anybody, "AUTH-FAIL", "id=flood"));
-        assert!(audit.refused("dev", Origin::Anybody, "AUTH-FAIL", "id=a"));
-        assert!(audit.refused("work", Origin::Known, "DENY", "id=b"));
+        (0..1000).for_each(|_| _ = audit.refused("work", EntryOrigin::Anybody, "AUTH-FAIL", "id=flood"));
+        assert!(audit.refused("dev", EntryOrigin::Anybody, "AUTH-FAIL", "id=a"));
+        assert!(audit.refused("work", EntryOrigin::Known, "DENY", "id=b"));
         let text = fs::read_to_string(&path).expect("there");
         assert!(text.contains("AUTH-FAIL vm=dev id=a") && text.contains("DENY vm=work id=b"), "{text}");
     }

@@ -3,7 +3,7 @@
 use std::{fs, process::ExitCode};
 
 use super::failure::{fail, write};
-use crate::{log::escape, remote::keys::Store, report::Failure};
+use crate::{log::escape, remote::keys::Store, report::Fatal};
 
 /// Writes the setting into the policy of the qube.
 pub(super) fn set(store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> {

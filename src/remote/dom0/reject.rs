@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::state::{Shared, Vm};
-use crate::{log::Kind, proto::remote::Refusal, remote::audit::Origin};
+use crate::{log::Kind, proto::remote::Refusal, remote::audit::EntryOrigin};
 
 /// A command that does not run, and what its client is told.
 pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
@@ -38,10 +38,10 @@ impl Category {
     }
 
     /// Who can have caused such a refusal.
-    fn source(self) -> Origin {
+    fn source(self) -> EntryOrigin {
         match self {
-            Self::AuthFail | Self::AuthDeny => Origin::Anybody,
-            Self::Policy | Self::Reject | Self::Replay | Self::Deny => Origin::Known,
+            Self::AuthFail | Self::AuthDeny => EntryOrigin::Anybody,
+            Self::Policy | Self::Reject | Self::Replay | Self::Deny => EntryOrigin::Known,
         }
     }
 }

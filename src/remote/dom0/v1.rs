@@ -25,7 +25,7 @@ use super::{
 use crate::{
     proto::remote::{Ending, Frame, RawFrame, Refusal},
     remote::{
-        audit::Origin,
+        audit::EntryOrigin,
         clock::local,
         spool,
         v1::{self, ResultFiles},
@@ -115,7 +115,7 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
         Ok(all) if !all.is_empty() || status.success() => Ok(all),
         Ok(_) => Err(io::ErrorKind::NotConnected.into()), // the VM was halted
         Err(e) => {
-            shared.audit.refused(&vm.name, Origin::Anybody, "ERROR", &format!("fetch-failed: {e}"));
+            shared.audit.refused(&vm.name, EntryOrigin::Anybody, "ERROR", &format!("fetch-failed: {e}"));
             if status.success() { Ok(Vec::new()) } else { Err(e) }
         }
     }
