@@ -66,7 +66,7 @@ struct Row {
     paused: bool,
 }
 
-type Label<'a> = (&'static str, &'a str);
+type MetricLabel<'a> = (&'static str, &'a str);
 
 impl Scrape {
     fn rows(&self) -> Vec<Row> {
@@ -86,11 +86,11 @@ impl Scrape {
     }
 }
 
-fn count(metric: &mut MetricEncoder<'_>, labels: &[Label<'_>], value: impl EncodeCounterValue) -> fmt::Result {
+fn count(metric: &mut MetricEncoder<'_>, labels: &[MetricLabel<'_>], value: impl EncodeCounterValue) -> fmt::Result {
     ConstCounter::new(value).encode(metric.encode_family(&labels)?)
 }
 
-fn level(metric: &mut MetricEncoder<'_>, labels: &[Label<'_>], value: impl EncodeGaugeValue) -> fmt::Result {
+fn level(metric: &mut MetricEncoder<'_>, labels: &[MetricLabel<'_>], value: impl EncodeGaugeValue) -> fmt::Result {
     ConstGauge::new(value).encode(metric.encode_family(&labels)?)
 }
 
@@ -157,7 +157,7 @@ impl Collector for Scrape {
             let bounds = DIAL_BOUNDS_MS.iter().map(|ms| seconds(*ms)).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(row.counted.dials).collect();
             let dials = row.counted.dials.iter().sum();
-            let labels: &[Label<'_>] = &[("listener", &row.listener)];
+            let labels: &[MetricLabel<'_>] = &[("listener", &row.listener)];
             let sum = seconds(row.counted.dials_ms);
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
         }
