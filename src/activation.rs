@@ -42,7 +42,6 @@ pub struct Listener {
     pub name: String,
     /// The socket, non-blocking and close-on-exec.
     pub socket: Socket,
-    /// Its local address.
     pub local: Local,
 }
 
@@ -58,7 +57,6 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Its kind.
     pub fn kind(&self) -> SocketKind {
         match self {
             Self::Tcp(_) => SocketKind::Tcp,
@@ -128,7 +126,6 @@ impl fmt::Display for Local {
 /// A descriptor that cannot be served.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Its name.
     pub name: String,
     /// What it is, and what to pass instead.
     pub why: String,

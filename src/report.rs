@@ -5,7 +5,6 @@ use std::{fmt, process::ExitCode};
 /// Exit codes of our own (DESIGN's list; 77 and 78 are EX_NOPERM and EX_CONFIG of sysexits.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// It broke at run time.
     Failure = 1,
     /// The arguments make no sense.
     Usage = 2,

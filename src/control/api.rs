@@ -15,11 +15,9 @@ pub const DESCRIPTION: &str = include_str!("org.qrexec-connect.Control.varlink")
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It accepts.
     Serving,
     /// Somebody told it to let connections wait.
     Paused,
-    /// It cannot be served.
     Refused,
     /// Its network namespace is not there yet.
     Awaited,
@@ -37,12 +35,9 @@ pub struct Listener {
     pub name: String,
     /// Where it leads; empty where its name means nothing.
     pub upstream: String,
-    /// What it does.
     pub state: State,
-    /// Why it is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its sessions.
     pub sessions: u64,
     /// How many it may have.
     pub max_sessions: u64,
@@ -57,7 +52,6 @@ pub struct Listener {
 /// A process of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Its id.
     pub pid: u32,
     /// Whose it is.
     pub uid: u32,
@@ -78,7 +72,6 @@ pub struct Session {
     pub listener: String,
     /// The listener's name.
     pub name: String,
-    /// Who connected.
     pub peer: String,
     /// Where it leads.
     pub upstream: String,
@@ -98,11 +91,9 @@ pub struct Session {
     pub process: Option<Process>,
 }
 
-/// Whether it goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Life {
-    /// It accepts.
     Serving,
     /// It lets its sessions end.
     Stopping,
@@ -113,11 +104,8 @@ pub enum Life {
 pub struct Status {
     /// `qrexec-connect` or `pfwd`.
     pub program: String,
-    /// Its version.
     pub version: String,
-    /// Its process.
     pub pid: u32,
-    /// Whether it goes on.
     pub state: Life,
     /// Its listeners, served or not.
     pub listeners: Vec<Listener>,
@@ -151,7 +139,6 @@ pub struct Sessions {
     pub sessions: Vec<Session>,
 }
 
-/// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Happened {
@@ -159,9 +146,7 @@ pub enum Happened {
     Ready,
     /// A session was accepted.
     Began,
-    /// It has both its ends.
     Connected,
-    /// It is over.
     Ended,
     /// Events were left out.
     Dropped,
@@ -170,7 +155,6 @@ pub enum Happened {
 /// A reply to `Watch`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
-    /// What happened.
     pub event: Happened,
     /// To whom.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -119,9 +119,7 @@ async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io
 enum ScrapeRequest {
     /// Metrics in a format; the text itself or only its head.
     Metrics(Format, bool),
-    /// Another path.
     NotFound,
-    /// Another method.
     MethodNotAllowed,
     /// No request of HTTP/1.0 or HTTP/1.1.
     BadRequest,

@@ -77,7 +77,6 @@ impl varlink::Interface for Described {
 /// The connection is of no more use.
 struct ClientGone;
 
-/// One client.
 struct ControlClient {
     server: Arc<Server>,
     from: OwnedReadHalf,

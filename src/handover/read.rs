@@ -35,7 +35,6 @@ use crate::{
 /// What the previous process gave.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// Its sessions.
     pub sessions: Vec<Records>,
     /// The listeners that it had bound itself.
     pub listeners: Vec<Handed>,
@@ -54,7 +53,6 @@ pub struct Adopted<'a> {
     pub listener: Cow<'a, str>,
     /// Where it leads, as logs have it.
     pub upstream: Cow<'a, str>,
-    /// Who connected.
     pub peer: Peer,
     /// Since it was accepted.
     pub age: Duration,
@@ -73,9 +71,7 @@ pub struct Adopted<'a> {
 pub struct Lost {
     /// Its SESSION_ID, where it is known.
     pub session: Option<Uuid>,
-    /// Which.
     pub what: String,
-    /// Why.
     pub why: String,
 }
 
@@ -144,7 +140,6 @@ impl Records {
         self.lines.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }

@@ -74,7 +74,6 @@ impl Posts {
         self.posts.iter().filter(|post| post.wanted.number.is_none() && post.serving().is_none()).count()
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.posts.is_empty() && self.held.is_empty()
     }

@@ -33,7 +33,6 @@ pub enum RelayOutcome {
     },
     /// One side was reset or vanished; whatever it had sent before was delivered.
     Reset {
-        /// Which side.
         by: Side,
         /// What the kernel said, where it said anything.
         error: Option<io::Error>,

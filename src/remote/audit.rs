@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{clock::now, files};
-use crate::log;
+use crate::{log, sys::lock};
 
 /// How long a [`EntryOrigin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -73,14 +73,14 @@ impl Audit {
 
     /// Writes one entry: `[time] CATEGORY text seq=N`. `text` is escaped by whoever made it.
     pub fn write(&self, category: &str, text: &str) {
-        let mut state = self.state.lock().expect("no panic under this lock");
+        let mut state = lock(&self.state);
         self.entry(&mut state, category, text);
     }
 
     /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
     /// out is told with the next one. Whether it was written.
     pub fn refused(&self, vm: &str, source: EntryOrigin, category: &str, text: &str) -> bool {
-        let mut state = self.state.lock().expect("no panic under this lock");
+        let mut state = lock(&self.state);
         let rate = state.refused.entry((vm.to_owned(), source)).or_default();
         if rate.since.is_none_or(|since| since.elapsed() > PERIOD) {
             *rate = Rate { since: Some(Instant::now()), written: 0, left_out: rate.left_out };

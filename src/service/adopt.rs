@@ -44,7 +44,6 @@ struct Adoption {
     next: AtomicUsize,
 }
 
-/// What came of it.
 #[derive(Default)]
 struct Summary {
     taken_up: usize,

@@ -50,7 +50,6 @@ const RETURN: Duration = Duration::from_secs(1);
 /// Why a keeper has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stay {
-    /// It was told to.
     Stopped,
     /// The service was stopped between two processes.
     Deserted,

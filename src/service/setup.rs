@@ -13,7 +13,6 @@ pub type LoadConfig = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
 /// Everything that a service needs to begin.
 pub struct Setup {
-    /// What was inherited.
     pub inherited: activation::Inherited,
     /// The configuration; or why there is none.
     pub config: Result<Config, String>,
@@ -35,7 +34,6 @@ pub struct Setup {
 
 /// The configuration that is in force.
 pub(super) enum Rules {
-    /// It can be used.
     Usable(Box<Config>),
     /// It cannot, and why.
     Unusable(String),

@@ -45,7 +45,6 @@ pub struct Flows {
     table: Mutex<HashMap<Asked, Arc<Flow>>>,
 }
 
-/// One flow.
 #[derive(Debug)]
 pub struct Flow {
     asked: Asked,

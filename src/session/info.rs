@@ -21,7 +21,6 @@ pub struct SessionInfo {
     pub id: Uuid,
     /// The route that the session took.
     pub route: Arc<Route>,
-    /// Who connected.
     pub peer: Peer,
     /// When the peer's connection was accepted.
     pub accepted: Instant,

@@ -290,7 +290,6 @@ impl Tallies {
         self.lock().entry(listener.clone()).or_default().clone()
     }
 
-    /// All of them.
     pub fn all(&self) -> Vec<(Arc<str>, Arc<Tally>)> {
         self.lock().iter().map(|(listener, tally)| (listener.clone(), tally.clone())).collect()
     }

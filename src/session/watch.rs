@@ -45,7 +45,6 @@ impl SessionEnding {
 /// What happened to a session, with its figures at that moment.
 #[derive(Debug)]
 pub struct Happening {
-    /// What happened.
     pub what: Happened,
     /// The session.
     pub info: Arc<SessionInfo>,

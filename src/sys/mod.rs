@@ -6,7 +6,6 @@
 pub mod accept;
 mod descriptor;
 pub mod file;
-#[cfg(any(feature = "forward", feature = "dom0"))]
 mod lock;
 pub mod proc;
 mod process;
@@ -15,7 +14,6 @@ pub mod socket_file;
 mod terminal;
 
 pub use descriptor::{is_net_namespace, own, place, register};
-#[cfg(any(feature = "forward", feature = "dom0"))]
 pub use lock::lock;
 pub use process::{
     Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,

@@ -55,7 +55,6 @@ impl Process {
         read(&self.0.join(file), limit).unwrap_or_default()
     }
 
-    /// Its control groups.
     pub fn groups(&self) -> Groups {
         Groups(String::from_utf8_lossy(&self.read("cgroup", LIMIT)).into_owned())
     }
@@ -192,11 +191,9 @@ fn lines(table: &str, mut each: impl FnMut(&[u8])) {
 /// A TCP socket of this network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tcp {
-    /// Its own address.
     pub local: SocketAddr,
     /// The port at the other end.
     pub port: u16,
-    /// Its owner.
     pub user: u32,
     /// What descriptors of it are called; 0 when nobody has one any more.
     pub inode: u64,

@@ -48,9 +48,7 @@ impl Rights {
 /// What did not work, and why.
 #[derive(Debug)]
 pub struct BindFailure {
-    /// What.
     pub doing: Doing,
-    /// Why.
     pub error: io::Error,
 }
 

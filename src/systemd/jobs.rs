@@ -50,7 +50,6 @@ pub async fn own_job() -> Job {
 /// What the manager makes of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It runs.
     There,
     /// It is on its way, up or down.
     Between,

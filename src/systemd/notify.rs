@@ -81,12 +81,9 @@ pub async fn watchdog() {
     }
 }
 
-/// What is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServedCount {
-    /// So many are.
     pub served: usize,
-    /// Of so many.
     pub all: usize,
     /// Whether they are forwards of a configuration, rather than sockets that were passed.
     pub forwards: bool,

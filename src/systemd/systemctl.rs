@@ -76,7 +76,6 @@ impl Manager {
 pub struct Answer {
     /// How it ended: `is-system-running` says "stopping" with a status that is not zero.
     pub status: ExitStatus,
-    /// What it printed.
     pub text: String,
 }
 

@@ -24,7 +24,6 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 pub struct Bound {
     /// The socket, non-blocking and close-on-exec, listening.
     pub socket: activation::Socket,
-    /// Its address.
     pub local: Local,
     /// What it made in the file system.
     pub claim: Option<SocketClaim>,

@@ -99,7 +99,6 @@ pub enum ReadEnd {
     Hung,
 }
 
-/// What happened.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub sent: u64,

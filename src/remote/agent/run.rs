@@ -27,6 +27,7 @@ use crate::{
         line::{self, DEAD, SILENCE, WAITING},
         pipe::{self, AsyncPipe},
     },
+    sys::lock,
 };
 
 /// Where dom0's name for this VM is kept for the durable queue.
@@ -67,7 +68,7 @@ pub async fn run(home: &Path) -> io::Result<()> {
     let result = read(from, &agent).await;
     socket.remove();
     // what has arrived is still passed on, or written: every stream ends when its last frame was taken
-    agent.streams.lock().expect("no panic under this lock").open.clear();
+    lock(&agent.streams).open.clear();
     let all = u32::from(agent.hello.streams);
     let _ = timeout(LINGER, agent.free.acquire_many(all)).await;
     result

@@ -22,6 +22,7 @@ use crate::{
         remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
+    sys::lock,
 };
 
 /// How long a text without a token is left alone: the client writes the token after it.
@@ -111,7 +112,7 @@ async fn scan(
     let mut again = false;
     for id in ids {
         let busy = {
-            let active = active.lock().expect("no panic under this lock");
+            let active = lock(active);
             active.contains(id) || active.len() >= MOST
         };
         if busy {
@@ -127,13 +128,13 @@ async fn scan(
                 continue;
             }
         }
-        active.lock().expect("no panic under this lock").insert(id.clone());
+        lock(active).insert(id.clone());
         let job = QueuedCommand { home: home.to_owned(), queue: queue.to_owned(), id: id.clone() };
         let (agent, active) = (agent.clone(), active.clone());
         let (begun, wait) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             job.serve(&agent, signed, begun).await;
-            active.lock().expect("no panic under this lock").remove(&job.id);
+            lock(&active).remove(&job.id);
             // one that had no place may have waited for ours: any change of the directory makes the watch look
             let touch = job.queue.join("pending").join(format!(".{}.tmp", job.id));
             let _ = fs::write(&touch, b"").and_then(|()| fs::remove_file(&touch));

@@ -7,9 +7,12 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::proto::remote::{
-    Frame, Hello, RawFrame,
-    frame::{Type, restream},
+use crate::{
+    proto::remote::{
+        Frame, Hello, RawFrame,
+        frame::{Type, restream},
+    },
+    sys::lock,
 };
 
 /// What comes from dom0 for one stream, as whole frames. Bounded by the stream's credit.
@@ -50,7 +53,7 @@ impl Agent {
         let (inward, frames) = mpsc::unbounded_channel();
         let number = {
             // number and place in the line are taken together: dom0 wants numbers that only grow
-            let mut streams = self.streams.lock().expect("no panic under this lock");
+            let mut streams = lock(&self.streams);
             streams.last += 1;
             let number = streams.last;
             streams.open.insert(number, inward);
@@ -62,7 +65,7 @@ impl Agent {
     }
 
     pub(super) fn deliver(&self, raw: RawFrame<'_>, bytes: &[u8]) {
-        let mut streams = self.streams.lock().expect("no panic under this lock");
+        let mut streams = lock(&self.streams);
         if let Some(inward) = streams.open.get(&raw.stream) {
             let _ = inward.send(bytes.to_vec());
         }

@@ -4,6 +4,8 @@ use std::{collections::HashMap, sync::Mutex};
 
 use tokio::sync::oneshot;
 
+use crate::sys::lock;
+
 /// Commands that wait for a person, by the name under which they can be approved.
 #[derive(Debug, Default)]
 pub(super) struct Approvals(Mutex<PendingApprovals>);
@@ -13,7 +15,7 @@ type PendingApprovals = HashMap<String, (String, Option<oneshot::Sender<bool>>)>
 
 impl Approvals {
     fn with<T>(&self, act: impl FnOnce(&mut PendingApprovals) -> T) -> T {
-        act(&mut self.0.lock().expect("no panic under this lock"))
+        act(&mut lock(&self.0))
     }
 
     /// Adds one. `shown` is escaped already. Dropped unanswered, the answer is an error.

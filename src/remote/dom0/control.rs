@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     remote::socket,
-    sys::socket_file::{self, Rights},
+    sys::{
+        lock,
+        socket_file::{self, Rights},
+    },
 };
 
 /// Connections that wait to be accepted, at most.
@@ -70,9 +73,9 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
 }
 
 fn status(shared: &Shared) -> DaemonStatus {
-    let vms = shared.vms.lock().expect("no panic under this lock");
+    let vms = lock(&shared.vms);
     let qube = |vm: &Arc<Vm>| {
-        let channel = (*vm.state.lock().expect("no panic under this lock")).to_owned();
+        let channel = (*lock(&vm.state)).to_owned();
         let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
         (vm.name.clone(), QubeStatus { channel, v1, keyed: shared.keys.read(&vm.name).is_ok() })
     };

@@ -30,7 +30,7 @@ use crate::{
         pipe::{self, AsyncPipe},
         supervise,
     },
-    sys::{self, Identity},
+    sys::{self, Identity, lock},
 };
 
 /// What is left of a tree after TERM and KILL is waited for no longer than this.
@@ -279,7 +279,7 @@ struct Pumped(Mutex<(Sha256, u64)>);
 
 impl Pumped {
     fn add(&self, bytes: &[u8]) {
-        let mut inside = self.0.lock().expect("no panic under this lock");
+        let mut inside = lock(&self.0);
         inside.0.update(bytes);
         inside.1 += bytes.len() as u64;
     }

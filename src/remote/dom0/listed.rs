@@ -16,6 +16,7 @@ use super::{
 use crate::{
     log::{Event, Kind, emit},
     remote::config::RemoteConfig,
+    sys::lock,
 };
 
 /// Tells of names that no qube can have.
@@ -50,7 +51,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     bad_names(shared, &config);
     let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
     let gone: Vec<_> = {
-        let mut vms = shared.vms.lock().expect("no panic under this lock");
+        let mut vms = lock(&shared.vms);
         let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
         gone.iter().filter_map(|name| vms.remove(name)).collect()
     };
@@ -70,7 +71,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
         });
     }
     for name in &wanted {
-        if shared.vms.lock().expect("no panic under this lock").contains_key(name) {
+        if lock(&shared.vms).contains_key(name) {
             continue;
         }
         match call::exists(name).await {

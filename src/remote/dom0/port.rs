@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::proto::remote::{CREDIT, Frame, frame};
+use crate::{
+    proto::remote::{CREDIT, Frame, frame},
+    sys::lock,
+};
 
 /// Frames on their way to one VM. Whoever sends waits in line, so streams take turns.
 pub type Out = mpsc::Sender<Vec<u8>>;
@@ -69,7 +72,7 @@ impl Default for Inbox {
 
 impl Inbox {
     fn with<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
-        change(&mut self.inside.lock().expect("no panic under this lock"))
+        change(&mut lock(&self.inside))
     }
 
     /// Takes a frame in; `false` when the VM had no right to send it.

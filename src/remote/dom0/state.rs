@@ -26,6 +26,7 @@ use crate::{
         keys::Store,
         policy::Policy,
     },
+    sys::lock,
 };
 
 /// Commands of one VM at a time, when its policy says nothing.
@@ -95,7 +96,7 @@ pub struct Vm {
 
 impl Vm {
     pub(super) fn replay(&self) -> MutexGuard<'_, Replay> {
-        self.replay.lock().expect("no panic under this lock")
+        lock(&self.replay)
     }
 
     pub(super) fn listed(&self) -> bool {
@@ -103,7 +104,7 @@ impl Vm {
     }
 
     pub(super) fn set(&self, state: &'static str) {
-        *self.state.lock().expect("no panic under this lock") = state;
+        *lock(&self.state) = state;
     }
 }
 
@@ -128,11 +129,11 @@ impl Drop for Registration {
 
 impl Shared {
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().expect("no panic under this lock")
+        lock(&self.ledger)
     }
 
     pub(super) fn commands(&self) -> MutexGuard<'_, HashMap<u64, RunningCommand>> {
-        self.commands.lock().expect("no panic under this lock")
+        lock(&self.commands)
     }
 
     pub(super) fn draining(&self) -> bool {
@@ -170,7 +171,7 @@ impl Shared {
     }
 
     pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
-        let mut vms = self.vms.lock().expect("no panic under this lock");
+        let mut vms = lock(&self.vms);
         vms.entry(name.to_owned())
             .or_insert_with(|| {
                 let running = self.policy(name).ok().and_then(|p| p.max_running).unwrap_or(RUNNING);

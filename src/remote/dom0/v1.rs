@@ -30,6 +30,7 @@ use crate::{
         spool,
         v1::{self, ResultFiles},
     },
+    sys::lock,
 };
 
 /// Between two looks at the queue, as the original has it.
@@ -129,7 +130,7 @@ fn take(
     streams: &AtomicU32,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let mut tasks = Vec::new();
-    let mut state = seen.lock().expect("no panic under this lock");
+    let mut state = lock(seen);
     // a client that gave up took its files away: what it waited for is ended
     for (id, inbox) in &state.active {
         if !listing.iter().any(|listed| listed.id == *id) && listing.len() < 16 {
@@ -169,7 +170,7 @@ fn take(
             if !shared.dry_run {
                 store(&shared, &vm, &answer.0, &answer.1).await;
             }
-            seen.lock().expect("no panic under this lock").active.remove(&id);
+            lock(&seen).active.remove(&id);
         }));
     }
     tasks
