@@ -49,7 +49,7 @@ pub(super) struct Record<'a> {
     pub(super) age_ms: u64,
     pub(super) dial_ms: Option<u64>,
     /// How long the session had waited for a call of its qube. A process that does not know this field counts that wait
-    /// into `setup_timeout`.
+    /// into `setup_timeout`; the session begins its call there at once, above the limit of calls.
     #[serde(default)]
     pub(super) queued_ms: u64,
     pub(super) bytes: (u64, u64),

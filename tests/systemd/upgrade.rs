@@ -15,7 +15,10 @@ use std::{
     thread,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 use serde_json::Value;
 
 use crate::{
@@ -24,7 +27,7 @@ use crate::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
         main_pid, messages, property, sessions_told_once, settled, socket, text,
     },
-    support::{PATIENCE, Pace, Wire, eventually, exchange, run, skip},
+    support::{Activation, FakeQrexec, PATIENCE, Pace, Process, Wire, eventually, exchange, program, run, skip},
     tree::{As, Tree, installed_fake, shell, user_unit},
 };
 
@@ -449,4 +452,50 @@ udp_target = \"127.0.0.1:7004\"
         assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");
         assert_eq!(shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true"), "");
     });
+}
+
+/// Without systemd: the service alone, under a manager that a test plays. A session that waits for a call of its qube
+/// has a field in its record that the earlier version does not know: there it begins its call at once, above the limit,
+/// and its wait counts into `setup_timeout`. It is not lost.
+#[test]
+fn a_session_that_waits_for_a_call_goes_over_an_upgrade_and_back() {
+    let earlier = match earlier_programs() {
+        Ok(earlier) => earlier.join("qrexec-connect"),
+        Err(why) => return skip(&why),
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let installed = dir.path().join("qrexec-connect");
+    let install = |version: &Path| {
+        let _ = fs::remove_file(&installed);
+        std::os::unix::fs::symlink(version, &installed).expect("a link");
+    };
+    let restart = |process: &Process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    };
+    let fake = FakeQrexec::new();
+    install(&earlier);
+    let mut service = Activation::of(&installed)
+        .arg("--qrexec-client")
+        .arg(fake.program())
+        .args(["--calls-per-qube", "1"])
+        .tcp("work test.SpeaksFirst")
+        .start()
+        .ready();
+    let mut first = service.connect(0);
+    first.expect(b"ready\n");
+    let mut second = service.connect(0); // in the backlog: the earlier version accepts none above the limit
+
+    install(&program("qrexec-connect"));
+    service.restart(restart);
+    service.process.stderr.wait_for("1 connection waits until a call ends");
+    assert_eq!(fake.started(), 1);
+
+    install(&earlier);
+    service.restart(restart);
+    second.expect(b"ready\n");
+    assert_eq!(fake.started(), 2, "above the limit of 1");
+    drop((first, second));
+    assert_eq!(service.ends(2).iter().filter(|end| end.down == 6).count(), 2);
+    service.stop();
 }
