@@ -66,22 +66,24 @@ impl Drop for Door {
     }
 }
 
-/// The file beside the socket, for the next process. Dropped, it is removed: the service has stopped.
+/// The file beside the socket, for the next process. Dropped, it is removed: the service has stopped. `None` once the
+/// next process is to have it.
 #[derive(Debug)]
-pub struct StateFile(PathBuf);
+pub struct StateFile(Option<PathBuf>);
 
 impl StateFile {
     fn write(&self, snapshot: &Snapshot) {
-        if let Err(e) = state::write(&self.0, snapshot) {
-            let path = self.0.display();
+        let Some(path) = &self.0 else { return };
+        if let Err(e) = state::write(path, snapshot) {
+            let path = path.display();
             say(Kind::ControlTrouble, format!("pauses and counters will not outlive a restart: {path}.state: {e}"));
         }
     }
 
     /// Leaves pauses and counters to the next process.
-    pub fn hand_over(self, tallies: &Tallies) {
+    pub fn hand_over(mut self, tallies: &Tallies) {
         self.write(&tallies.keep(true));
-        std::mem::forget(self); // the file stays
+        self.0 = None;
     }
 }
 
@@ -111,7 +113,7 @@ impl Control {
         let (asks, questions) = mpsc::channel(1);
         let server = server::Server::new(subject.clone(), asks);
         let door = Door { task: tokio::spawn(server.run(listener)), _claim: bound.claim };
-        let control = Self { state: StateFile(path.to_owned()), questions, _door: door };
+        let control = Self { state: StateFile(Some(path.to_owned())), questions, _door: door };
         // The counts have been taken up; should this process crash, counting begins anew.
         control.save(subject.routes.tallies());
         Ok(control)
