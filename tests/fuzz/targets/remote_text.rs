@@ -6,7 +6,7 @@ use qrexec_connect::{
     proto::{mac::Key, remote::valid_id},
     remote::{
         agent,
-        config::Config,
+        config::RemoteConfig,
         policy::{Action, Policy, Verdict},
         v1,
     },
