@@ -61,7 +61,7 @@ pub(super) struct AskedService {
     pub(super) program: Program,
     /// Whose it is.
     pub(super) scope: Scope,
-    /// Its control socket.
+    /// The path of the control socket.
     pub(super) socket: PathBuf,
     /// Whether that is its usual place, so that systemd knows of it.
     pub(super) usual: bool,
@@ -128,12 +128,12 @@ impl AskedService {
     /// Makes a call.
     ///
     /// # Errors
-    /// What to tell the user.
+    /// The failure in words for the user, with the next step.
     pub(super) fn call<T: DeserializeOwned>(&self, method: &str, arguments: &impl Serialize) -> Result<T, Fatal> {
         self.try_call(method, arguments).map_err(|failed| self.failure(failed))
     }
 
-    /// What to tell the user.
+    /// The failure in words for the user, with the next step.
     pub(super) fn failure(&self, failed: CallFailed) -> Fatal {
         let (path, flag) = (self.socket.display(), self.scope.flag());
         let program = self.program.name;

@@ -42,7 +42,7 @@ impl Default for ClientOptions {
     }
 }
 
-/// One option.
+/// An option of `qvm-remote`: the parser, help, the manual and completions are made of it.
 #[derive(Debug)]
 pub struct OptionEntry {
     /// The letter behind one hyphen.
@@ -51,7 +51,7 @@ pub struct OptionEntry {
     pub long: &'static str,
     /// The name of the value in texts, when the option takes one.
     pub value: Option<&'static str>,
-    /// One line of help.
+    /// The line about the option in the help.
     pub help: &'static str,
     effect: Effect,
 }
@@ -65,7 +65,7 @@ enum Effect {
     Version,
 }
 
-/// All options.
+/// All options of `qvm-remote`, in the order of the help.
 pub const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         short: Some('t'),
