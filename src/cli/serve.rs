@@ -22,9 +22,8 @@ const WORKERS: usize = 16;
 
 /// What a program wants of the service.
 pub(super) struct ServeOptions {
-    /// Its name, for messages and the journal.
+    /// Name of the program, for messages and the journal.
     pub(super) program: &'static str,
-    /// Where its configuration comes from.
     pub(super) sources: Sources,
     /// The program that makes qrexec calls.
     pub(super) qrexec_client: std::path::PathBuf,
@@ -111,9 +110,6 @@ fn control() -> Option<std::path::PathBuf> {
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.
-///
-/// # Errors
-/// No runtime.
 pub(super) fn keep(program: &'static str) -> Result<ExitCode, Fatal> {
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     headroom::keep();

@@ -15,12 +15,12 @@ use crate::{spec::unit::Unit, systemd::systemctl::Manager};
 /// A unit file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// Whose units.
+/// The manager whose units are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Those of the user's own manager.
+    /// Units of the user's own manager.
     User,
-    /// Those of the system.
+    /// Units of the system manager.
     System,
 }
 
@@ -124,9 +124,9 @@ fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
 /// A unit that was found.
 #[derive(Debug)]
 pub(super) struct FoundUnit {
-    /// Its name.
+    /// Name of the unit, with its suffix.
     pub(super) name: String,
-    /// Where its main file is.
+    /// Path of the main file.
     pub(super) path: PathBuf,
     /// What it says, drop-ins included.
     pub(super) unit: Unit,

@@ -84,9 +84,6 @@ pub struct ControlConnection {
 
 impl ControlConnection {
     /// To the one that listens at `path`.
-    ///
-    /// # Errors
-    /// [`CallFailed::Connect`].
     pub fn connect(path: &Path) -> Result<Self, CallFailed> {
         let stream = UnixStream::connect(path).map_err(CallFailed::Connect)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(CallFailed::Connect)?;
@@ -95,9 +92,6 @@ impl ControlConnection {
     }
 
     /// One call with one answer.
-    ///
-    /// # Errors
-    /// See [`CallFailed`].
     pub fn call<T: DeserializeOwned>(&mut self, method: &str, arguments: &impl Serialize) -> Result<T, CallFailed> {
         self.send(method, arguments, false)?;
         Ok(self.receive()?.0)
@@ -105,9 +99,6 @@ impl ControlConnection {
 
     /// One call with several answers: `take` is given each, until there are no more or it returns false. Between them
     /// any time may pass.
-    ///
-    /// # Errors
-    /// See [`CallFailed`].
     pub fn each<T: DeserializeOwned>(
         &mut self,
         method: &str,

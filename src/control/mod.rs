@@ -100,9 +100,6 @@ impl Control {
     }
 
     /// Listens at `path`.
-    ///
-    /// # Errors
-    /// Why it cannot.
     pub fn open(path: &Path, subject: Subject) -> Result<Self, String> {
         let text = path.to_str().ok_or("its path is no UTF-8")?;
         let addr: UnixAddr = text.parse().map_err(|e| format!("{e}"))?;

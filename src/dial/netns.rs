@@ -167,9 +167,6 @@ impl Found {
 
 /// Makes a socket in a namespace, and says which namespace that was.
 ///
-/// # Errors
-/// See [`Trouble`].
-///
 /// # Cancel safety
 /// Dropped, the socket is closed as soon as it is there.
 pub async fn socket(
@@ -184,9 +181,6 @@ pub async fn socket(
 }
 
 /// The same for whoever may wait.
-///
-/// # Errors
-/// See [`Trouble`].
 pub fn socket_blocking(
     netns: &Netns,
     domain: Domain,

@@ -101,9 +101,6 @@ impl RelayEnd {
     }
 
     /// Takes up what another process parked.
-    ///
-    /// # Errors
-    /// As [`Stream::new`].
     pub fn resume(parked: ParkedEnd) -> std::io::Result<Self> {
         Ok(match parked {
             ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),

@@ -200,9 +200,6 @@ impl Drop for Wide {
 }
 
 /// splice(2), never waiting.
-///
-/// # Errors
-/// What it says.
 pub fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
     loop {
         match splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE) {

@@ -143,9 +143,6 @@ impl Relay {
     }
 
     /// Takes up a relay that another process parked.
-    ///
-    /// # Errors
-    /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
         Ok(Self {
             peer: RelayEnd::resume(parked.peer)?,

@@ -31,9 +31,6 @@ use crate::{
 };
 
 /// Runs a service until it is told to stop.
-///
-/// # Errors
-/// See [`StartFailure`].
 pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     let mut signals = Signals::new().map_err(StartFailure::Signals)?;
     let activation::Inherited { listeners, refused, stored } = setup.inherited;

@@ -114,9 +114,6 @@ impl Access {
     }
 
     /// Whether `peer` may connect; otherwise which list it is not on.
-    ///
-    /// # Errors
-    /// The key of the list.
     pub fn check(&self, peer: &Peer) -> Result<(), &'static str> {
         match peer {
             Peer::Inet(address) if !self.networks.is_empty() => {

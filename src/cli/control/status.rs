@@ -35,31 +35,27 @@ struct StatusReport {
     program: &'static str,
     /// Whether every listener is served, or would be as soon as somebody connects.
     served: bool,
-    /// Its service.
     service: ServiceState,
-    /// Its listeners, configured or there.
+    /// Configured listeners, and those that the service has.
     listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration: nothing of it is used.
     faults: Vec<String>,
 }
 
-/// The service, as systemd and as it itself says.
+/// The service, as systemd and the service itself report it.
 #[derive(Debug, Serialize)]
 struct ServiceState {
-    /// Its unit.
+    /// Name of the service unit.
     unit: String,
-    /// Whether it answers.
+    /// Whether the service answers on its control socket.
     running: bool,
     /// systemd's ActiveState (`active`, `inactive`, `failed`…); absent where systemd does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<String>,
-    /// Its process, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
-    /// Its version, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    /// Its sessions, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions: Option<u64>,
     /// Why it does not answer although it should.
@@ -67,23 +63,23 @@ struct ServiceState {
     trouble: Option<String>,
 }
 
-/// What becomes of those who connect.
+/// State of a listener, as a client meets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum RowState {
-    /// They are served.
+    /// Clients are served.
     Serving,
-    /// They are served: the first starts the service.
+    /// Clients are served: the first connection starts the service.
     Ready,
-    /// They wait in the backlog.
+    /// Clients wait in the backlog.
     Paused,
-    /// They wait, or are turned away: the listener cannot be served.
+    /// Clients wait or are refused: the listener cannot be served.
     Refused,
-    /// They are turned away until the listener's namespace is there.
+    /// Clients are refused until the listener's network namespace exists.
     Awaited,
-    /// They are turned away: it should be served, and systemd does not listen or the service does not run.
+    /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
     Down,
-    /// They are turned away: nobody asked for it to be served.
+    /// Clients are refused: nobody enabled the listener.
     Off,
 }
 
@@ -97,7 +93,7 @@ impl RowState {
         }
     }
 
-    /// Whether that is as it should be.
+    /// Whether the state is as it should be.
     fn fine(self) -> bool {
         matches!(self, Self::Serving | Self::Ready | Self::Off)
     }
@@ -131,18 +127,16 @@ impl From<api::State> for RowState {
 /// A listener.
 #[derive(Debug, Serialize)]
 struct ListenerRow {
-    /// Where it listens.
+    /// Address of the listener.
     address: String,
-    /// Its fd name or label.
+    /// Fd name or label.
     name: String,
     /// Where it leads, as far as that is known.
     upstream: String,
-    /// What becomes of those who connect.
     state: RowState,
     /// Why, where that is not obvious.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Its sessions.
     sessions: u64,
     /// How many it may have, when it is served.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,13 +147,13 @@ struct ListenerRow {
     /// Its sessions that wait for a call of the qube, where it leads to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     queued: Option<u64>,
-    /// Its socket unit.
+    /// Socket unit that holds the listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
-    /// systemd's ActiveState of that.
+    /// systemd's ActiveState of the socket unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<String>,
-    /// systemd's UnitFileState of that: `enabled`, `disabled`…
+    /// systemd's UnitFileState of the socket unit: `enabled`, `disabled`…
     #[serde(skip_serializing_if = "Option::is_none")]
     enabled: Option<String>,
 }

@@ -210,9 +210,6 @@ impl LiveCall {
     }
 
     /// Takes up what [`LiveCall::park`] gave another process.
-    ///
-    /// # Errors
-    /// As [`Stream::new`].
     pub fn resume(helper: Helper, parked: ParkedCall) -> io::Result<Self> {
         let [to, from, probe] = parked.pipes;
         let now = Instant::now();

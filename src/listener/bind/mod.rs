@@ -48,9 +48,6 @@ impl fmt::Display for BindTrouble {
 }
 
 /// Binds what a leg listens on, which is not inherited.
-///
-/// # Errors
-/// See [`BindTrouble`].
 pub fn bind(listen: &Listen) -> Result<Bound, BindTrouble> {
     match listen {
         Listen::Inherited => Err(BindTrouble::Failed("systemd has to pass its socket".to_owned())),

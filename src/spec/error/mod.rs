@@ -156,7 +156,7 @@ impl SpecFault {
         &self.what
     }
 
-    /// What to write or do instead.
+    /// The hint: what to write or do instead.
     pub fn what_to_do(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -301,7 +301,7 @@ impl Flaw {
         self
     }
 
-    /// The same flaw with advice.
+    /// Adds advice, which is shown below the flaw.
     pub(super) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self

@@ -26,7 +26,7 @@ pub(super) struct Byte {
 }
 
 impl Byte {
-    /// Where in the source it begins.
+    /// Offset of its first character in the source.
     pub(super) fn at(&self) -> usize {
         self.at
     }
@@ -109,7 +109,7 @@ impl Word {
     }
 }
 
-/// What an unquoted blank does.
+/// Whether an unquoted blank ends a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blanks {
     /// It ends a word: in a name.
