@@ -10,7 +10,7 @@ use crate::{
     report::{Code, Fatal},
     service::{self, Ended, Setup, StartFailure, Stay},
     spec::{LogLevel, Plan},
-    systemd::{headroom, reload, unit},
+    systemd::{headroom, notify, reload, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -48,7 +48,6 @@ pub(super) struct ServeOptions {
 pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
     let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
-    let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let (config, plan) = match options.sources.read() {
         Ok((config, plan)) => (Ok(config), plan),
@@ -56,7 +55,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         Err(bad) if !inherited.stored.is_empty() => (Err(bad.to_string()), Plan::default()),
         Err(bad) => return Ok(bad.tell(options.program, false)),
     };
-    if nothing && !managed && plan.is_idle() {
+    if nothing && !notify::managed() && plan.is_idle() {
         return Err((options.lonely)());
     }
     config::check_permission(&plan)?;
@@ -77,7 +76,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         exit_idle: options.exit_idle_time,
         strict: options.strict,
         program: options.program,
-        control: options.control.or_else(control),
+        control: options.control.or_else(|| Some(unit::runtime_directory()?.join(SOCKET))),
     };
     let ended = runtime.block_on(service::run(setup));
     drop(guard);
@@ -102,11 +101,6 @@ pub(super) fn reload() -> Result<ExitCode, Fatal> {
     })?;
     let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
     asked.map(|()| ExitCode::SUCCESS)
-}
-
-/// Where the unit has a place for the control socket.
-fn control() -> Option<std::path::PathBuf> {
-    unit::runtime_directory().map(|directory| directory.join(SOCKET))
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.

@@ -29,7 +29,7 @@ use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
 pub use ask::{Ask, Subject};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
-pub use view::{listener, post, sessions_by_listener, troubled};
+pub use view::{listener, post, scraped, sessions_by_listener, troubled};
 
 use crate::{
     activation,
@@ -121,17 +121,6 @@ impl Control {
         self.state.write(&tallies.keep(false));
     }
 
-    /// The next question.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn next(&mut self) -> Ask {
-        match self.questions.recv().await {
-            Some(ask) => ask,
-            None => std::future::pending().await,
-        }
-    }
-
     /// Stops answering questions; calls that need no answer of the service still work.
     pub fn deafen(&mut self) {
         self.questions.close();
@@ -145,9 +134,14 @@ impl Control {
 }
 
 /// The next question, where there is a control socket.
+///
+/// # Cancel safety
+/// Safe.
 pub async fn asked(control: &mut Option<Control>) -> Ask {
-    match control {
-        Some(control) => control.next().await,
-        None => std::future::pending().await,
+    if let Some(control) = control {
+        if let Some(ask) = control.questions.recv().await {
+            return ask;
+        }
     }
+    std::future::pending().await
 }

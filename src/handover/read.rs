@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::{
     listeners,
     record::{
-        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord,
-        StageRecord, VERSION, stream_kind,
+        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, Record, SideRecord, StageRecord, VERSION,
+        stream_kind,
     },
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
     relay::{
-        self, ParkedDirection, ParkedEnd, Phase, Side,
+        self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
     session::{ParkedPeer, ParkedStage, Peer, abandon},
@@ -289,11 +289,6 @@ impl RecordReader<'_> {
     fn direction(&self, record: &DirectionRecord) -> Result<ParkedDirection, String> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
-        let phase = match record.phase {
-            PhaseRecord::Open => Phase::Open,
-            PhaseRecord::Deaf => Phase::Deaf,
-            PhaseRecord::Done => Phase::Done,
-        };
-        Ok(ParkedDirection { phase, held: held.to_vec(), dropped: record.dropped })
+        Ok(ParkedDirection { phase: record.phase, held: held.to_vec(), dropped: record.dropped })
     }
 }

@@ -196,8 +196,7 @@ impl Post {
     /// Why the leg is not served, if it is not.
     pub fn trouble(&self) -> Option<&str> {
         match &self.standing {
-            Standing::Serving(_) => None,
-            Standing::Untried => Some("it has not been tried yet"),
+            Standing::Untried | Standing::Serving(_) => None,
             Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
         }
     }
@@ -227,12 +226,10 @@ impl Post {
     }
 
     fn awaited(&self, why: String) -> Standing {
-        if self.last_trouble() != Some(&why) {
+        if self.trouble() != Some(&why) {
             let listen = self.wanted.listen().to_string();
             let text = format!("{}{listen} waits for its namespace: {why}", self.wanted.named());
-            let mut event = Event::new(Kind::ListenerAwaited, text);
-            event.listener = Some(listen.into());
-            emit(event);
+            emit(Event::on(listen, Kind::ListenerAwaited, text));
         }
         Standing::Awaited { why }
     }
@@ -243,19 +240,11 @@ impl Post {
             Standing::Failed { again, pause, .. } if *again <= now => (*pause * 2).min(PAUSE.1),
             _ => PAUSE.0,
         };
-        if self.last_trouble() != Some(&why) {
+        if self.trouble() != Some(&why) {
             let listener = format!("{}{}", self.wanted.named(), self.wanted.listen());
             refuse(&listener, None, &format!("{why}; next try in {} s", seconds(pause)));
         }
         Standing::Failed { why, again: now + pause, pause }
-    }
-
-    /// The last reason why the leg was not served.
-    fn last_trouble(&self) -> Option<&str> {
-        match &self.standing {
-            Standing::Untried | Standing::Serving(_) => None,
-            Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
-        }
     }
 
     fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
@@ -265,7 +254,7 @@ impl Post {
         let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
         let named = self.wanted.named();
         let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, route.place_now());
-        if let Some(trouble) = self.last_trouble() {
+        if let Some(trouble) = self.trouble() {
             text += &format!("; before, it was not served: {trouble}");
         }
         emit(route.event(Kind::ListenerServing, text));

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     serve::until_stopped,
     setup::{Ended, Rules, Setup, StartFailure, forwards},
-    state::{MetricsListener, RunningService},
+    state::RunningService,
 };
 use crate::{
     activation,
@@ -188,10 +188,8 @@ impl RunningService {
         for listener in scraped {
             let address = listener.local.to_string();
             let text = format!("{address} leads to {}", control::METRICS_UPSTREAM);
-            let mut event = Event::new(Kind::ListenerServing, text);
-            event.listener = Some(address.as_str().into());
-            emit(event);
-            self.metrics.push(MetricsListener { address, kind: listener.socket.kind() });
+            emit(Event::on(address.as_str(), Kind::ListenerServing, text));
+            self.metrics.push(control::scraped(&address, listener.socket.kind()));
             self.scraping.spawn(control::serve_metrics(listener.socket, self.subject(program)));
         }
     }

@@ -10,7 +10,6 @@ use crate::{
     dial::qrexec::Group,
     listener::{Accepting, Posts, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
-    spec::SocketKind,
     systemd::notify::ServedCount,
 };
 
@@ -39,17 +38,11 @@ pub(super) struct RunningService {
     /// Inherited listeners that cannot be served.
     pub(super) refused: Vec<api::Listener>,
     /// Inherited listeners for those who scrape metrics.
-    pub(super) metrics: Vec<MetricsListener>,
+    pub(super) metrics: Vec<api::Listener>,
     /// The tasks that answer those, as long as there is anything to tell.
     pub(super) scraping: JoinSet<()>,
     /// The control socket.
     pub(super) control: Option<Control>,
-}
-
-/// A listener for those who scrape metrics.
-pub(super) struct MetricsListener {
-    pub(super) address: String,
-    pub(super) kind: SocketKind,
 }
 
 impl RunningService {

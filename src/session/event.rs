@@ -17,12 +17,9 @@ use crate::{
 
 /// An event about a session.
 pub fn about(info: &SessionInfo, kind: Kind, message: String) -> Event {
-    let mut event = Event::new(kind, message);
+    let mut event = info.route.event(kind, message);
     event.session = Some(info.id);
-    event.listener = Some(info.route.listener.clone());
     event.peer = Some(info.peer.to_string().into());
-    event.upstream = Some(info.route.upstream_text.clone());
-    event.call = info.route.call_text();
     event.dial_ms = info.dial_ms();
     event
 }
@@ -63,7 +60,8 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
 pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
     let SessionEnding { end, exit, note } = ending;
     let (up, down) = (info.counters.up(), info.counters.down());
-    let mut message = format!("{}: {end} after {} ms, {up} bytes up, {down} down", subject(info), info.age_ms());
+    let mut message =
+        format!("{}: {} after {} ms, {up} bytes up, {down} down", subject(info), end.as_str(), info.age_ms());
     if let Some(code) = exit {
         message += &format!(", exit code {code}");
     }

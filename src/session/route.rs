@@ -190,8 +190,7 @@ impl Route {
 
     /// An event about the listener and where it leads.
     pub fn event(&self, kind: Kind, text: String) -> Event {
-        let mut event = Event::new(kind, text);
-        event.listener = Some(self.listener.clone());
+        let mut event = Event::on(self.listener.clone(), kind, text);
         event.upstream = Some(self.upstream_text.clone());
         event.call = self.call_text();
         event

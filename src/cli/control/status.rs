@@ -64,7 +64,7 @@ struct ServiceState {
 }
 
 /// State of a listener, as a client meets it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum RowState {
     /// Clients are served.
@@ -80,6 +80,7 @@ enum RowState {
     /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
     Down,
     /// Clients are refused: nobody enabled the listener.
+    #[default]
     Off,
 }
 
@@ -125,7 +126,7 @@ impl From<api::State> for RowState {
 }
 
 /// A listener.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ListenerRow {
     /// Address of the listener.
     address: String,
@@ -346,13 +347,10 @@ fn unserved(
         upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
         state,
         reason,
-        sessions: 0,
-        max_sessions: None,
-        waiting: None,
-        queued: None,
         unit: Some(unit.name.clone()),
         active,
         enabled,
+        ..ListenerRow::default()
     }
 }
 
@@ -373,13 +371,7 @@ fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
         upstream: leg.upstream.to_string(),
         state: RowState::Down,
         reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
-        sessions: 0,
-        max_sessions: None,
-        waiting: None,
-        queued: None,
-        unit: None,
-        active: None,
-        enabled: None,
+        ..ListenerRow::default()
     })
 }
 
@@ -417,13 +409,11 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
     out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
-    let mut told = Vec::new();
+    if report.listeners.iter().any(|row| row.reason.is_some()) {
+        out.push('\n');
+    }
     for row in &report.listeners {
         let Some(reason) = &row.reason else { continue };
-        if told.is_empty() {
-            out.push('\n');
-        }
-        told.push(());
         let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
         for (number, line) in reason.lines().enumerate() {
             let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
