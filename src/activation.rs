@@ -23,12 +23,12 @@ use crate::{log::escape, spec::SocketKind, sys};
 /// The name that systemd gives when there is none (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
 
-/// What this process was given.
+/// Descriptors that this process inherited.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Sockets that connections can be accepted on.
     pub listeners: Vec<Listener>,
-    /// What was passed but cannot be served.
+    /// Descriptors that cannot be served.
     pub refused: Vec<Refused>,
     /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE).
     pub stored: Vec<OwnedFd>,
@@ -139,7 +139,7 @@ pub struct Refused {
     pub why: String,
 }
 
-/// Why nothing could be taken at all.
+/// The variables of systemd cannot be used: why.
 #[derive(Debug)]
 pub struct Broken(String);
 

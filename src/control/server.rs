@@ -46,7 +46,7 @@ const CHUNK: usize = 500;
 /// The beginning of an id has at least so many digits; logs show eight.
 const SHORTEST: usize = 4;
 
-/// What all connections share.
+/// State that all connections share.
 pub struct Server {
     subject: Subject,
     asks: mpsc::Sender<Ask>,

@@ -31,7 +31,6 @@ pub fn read(socket: &Path) -> Snapshot {
 /// Leaves it beside the socket, whole or not at all; where there is nothing to keep, no file.
 ///
 /// # Errors
-/// What the file system says.
 pub fn write(socket: &Path, kept: &Snapshot) -> io::Result<()> {
     let file = file(socket);
     if *kept == Snapshot::default() {

@@ -50,18 +50,18 @@
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
 mod failure;
-pub mod netns;
+pub(crate) mod netns;
 mod peer;
-pub mod proxy;
-pub mod qrexec;
+pub(crate) mod proxy;
+pub(crate) mod qrexec;
 mod tcp;
 mod udp;
 mod unix;
 mod way;
 
 pub use failure::Failure;
-pub use peer::abandoned;
-pub use tcp::{connect as tcp, keep_alive};
-pub use udp::connect as udp;
-pub use unix::connect as unix;
-pub use way::Way;
+pub(crate) use peer::abandoned;
+pub(crate) use tcp::{connect as tcp, keep_alive};
+pub(crate) use udp::connect as udp;
+pub(crate) use unix::connect as unix;
+pub(crate) use way::Way;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::spec::{Host, HostPort, Netns, Via};
 
-/// How an IP address is dialled.
+/// Options for dialling an IP address.
 #[derive(Clone, Copy, Default)]
 pub struct Way<'a> {
     /// The namespace to dial from; our own when `None`.

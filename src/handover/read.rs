@@ -32,13 +32,13 @@ use crate::{
     sys::lock,
 };
 
-/// What the previous process gave.
+/// Everything that the previous process handed over.
 #[derive(Debug, Default)]
 pub struct Taken {
     pub sessions: Vec<Records>,
     /// The listeners that it had bound itself.
     pub listeners: Vec<Handed>,
-    /// What cannot be taken up.
+    /// Sessions and listeners that cannot be taken up.
     pub lost: Vec<Lost>,
 }
 
@@ -51,7 +51,7 @@ pub struct Adopted<'a> {
     pub name: Cow<'a, str>,
     /// The listener's address.
     pub listener: Cow<'a, str>,
-    /// Where it leads, as logs have it.
+    /// The upstream, as logs have it.
     pub upstream: Cow<'a, str>,
     pub peer: Peer,
     /// Since it was accepted.
@@ -62,7 +62,6 @@ pub struct Adopted<'a> {
     pub queued_ms: u64,
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
-    /// Where it stood.
     pub stage: ParkedStage,
 }
 
@@ -120,9 +119,9 @@ pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
 #[derive(Debug)]
 pub struct Records {
     bytes: Vec<u8>,
-    /// Where the records are.
+    /// Places of the records in `bytes`.
     lines: Vec<Range<usize>>,
-    /// Where the held bytes are.
+    /// Place of the held bytes in `bytes`.
     held: Range<usize>,
     fds: Mutex<Vec<Option<OwnedFd>>>,
 }
@@ -135,7 +134,6 @@ impl Drop for Records {
 }
 
 impl Records {
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.lines.len()
     }

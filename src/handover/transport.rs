@@ -70,7 +70,7 @@ pub fn make_room(from: BorrowedFd<'_>) {
     let _ = fcntl(from, FcntlArg::F_DUPFD_CLOEXEC(RawFd::try_from(highest).unwrap_or(0))).map(sys::own);
 }
 
-/// Whether anything waits in one end.
+/// Whether a message waits in one end.
 pub fn waits(from: BorrowedFd<'_>) -> bool {
     sys::receive::<1>(from, &mut [0; 16], MsgFlags::MSG_PEEK).is_ok_and(|(len, fds)| len > 0 || !fds.is_empty())
 }

@@ -29,7 +29,7 @@ pub struct Wanted {
     leg: Leg,
     /// The options of the forward.
     pub(super) options: Options,
-    /// What the log calls the forward.
+    /// Label of the forward.
     label: Option<String>,
     /// The index of the forward in the configuration; `None` for what lies behind an inherited listener.
     pub(super) number: Option<usize>,
@@ -49,17 +49,17 @@ pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     legs.map(wanted).collect()
 }
 
-/// One leg, and what became of it.
+/// A leg with its state.
 #[derive(Debug)]
 pub struct Post {
     pub(super) wanted: Wanted,
     pub(super) standing: Standing,
 }
 
-/// What became of a leg.
+/// State of a leg.
 #[derive(Debug)]
 pub enum Standing {
-    /// Not tried yet.
+    /// The leg has not been bound yet.
     Untried,
     /// The listener serves.
     Serving(Serving),
@@ -72,7 +72,7 @@ pub enum Standing {
     Failed {
         /// The reason.
         why: String,
-        /// When it is retried.
+        /// Time of the next retry.
         again: Instant,
         /// The pause before that.
         pause: Duration,
@@ -84,13 +84,13 @@ pub enum Standing {
 pub struct Serving {
     /// The listener.
     pub listening: Arc<ServedListener>,
-    /// What it made in the file system.
+    /// Socket file that the listener owns.
     claim: Option<SocketClaim>,
     /// The namespace that it is in.
     netns: Option<Id>,
     /// The processes that served it before, the last one first.
     before: Vec<u32>,
-    /// Its task, once started.
+    /// Accept task, once started.
     task: Option<AcceptTask>,
 }
 
@@ -148,12 +148,11 @@ impl Post {
         Self { wanted, standing: Standing::Untried }
     }
 
-    /// What became of the leg.
     pub fn standing(&self) -> &Standing {
         &self.standing
     }
 
-    /// What the log calls the forward.
+    /// Label of the forward; may be empty.
     pub fn label(&self) -> &str {
         self.wanted.label.as_deref().unwrap_or_default()
     }
@@ -176,7 +175,6 @@ impl Post {
         }
     }
 
-    /// Where the leg leads, for people.
     pub fn upstream(&self) -> String {
         self.wanted.leg.upstream.to_string()
     }

@@ -24,7 +24,7 @@ use crate::{
     sys::or_never,
 };
 
-/// What became of the listeners of ours.
+/// Changes that a new configuration made.
 #[derive(Clone, Copy, Debug)]
 pub struct Reconciled {
     /// Listeners that lead elsewhere or otherwise, or were retried.
@@ -44,7 +44,7 @@ pub enum Due {
     Retry,
 }
 
-/// All listeners of ours.
+/// The posts of the configuration.
 #[derive(Debug, Default)]
 pub struct Posts {
     posts: Vec<Post>,
@@ -55,7 +55,7 @@ pub struct Posts {
 }
 
 impl Posts {
-    /// All of them, served or not.
+    /// All posts, served or not.
     pub fn each(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter()
     }

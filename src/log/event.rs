@@ -14,7 +14,7 @@ pub enum Level {
     Warning,
     /// Normal life.
     Info,
-    /// For whoever looks closely.
+    /// Details, which only `debug` shows.
     Debug,
 }
 
@@ -69,10 +69,10 @@ macro_rules! kinds {
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {
-            /// Every kind, for the test that holds the catalog against this list.
+            /// Every kind, for the test that holds the catalog against this list, and for the manual.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// Its name, as the catalog and the manual have it.
+            /// Name of the kind in the catalog and the manual.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
@@ -82,7 +82,7 @@ macro_rules! kinds {
                 match self { $(Self::$name => $id,)* }
             }
 
-            /// How serious it is.
+            /// Priority of the kind in the journal.
             pub fn level(self) -> Level {
                 match self { $(Self::$name => Level::$level,)* }
             }
@@ -166,7 +166,7 @@ kinds! {
 /// One event: a kind, a sentence, and the fields that apply (DESIGN's names; see `sink`).
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// What happened.
+    /// Kind of the event.
     pub kind: Kind,
     /// The sentence.
     pub message: String,

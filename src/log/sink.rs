@@ -6,13 +6,13 @@ use super::event::{Event, Level};
 #[cfg(feature = "events")]
 use super::journal;
 
-/// Where events go.
+/// The destination of events.
 #[derive(Debug)]
 pub enum Sink {
     /// Through `tracing-journald`, which encodes the fields.
     #[cfg(feature = "events")]
     Journal(tracing::Dispatch),
-    /// As lines for people.
+    /// Lines on stderr, for people.
     Stderr,
 }
 

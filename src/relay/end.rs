@@ -50,7 +50,7 @@ impl RelayEnd {
         }
     }
 
-    /// Where bytes go, while that is open.
+    /// Write end, while it is open.
     pub(super) fn writer(&self) -> Option<&Stream> {
         match self {
             Self::Socket(s) => Some(s),

@@ -67,7 +67,7 @@ pub fn empty() -> usize {
     kept.len()
 }
 
-/// How many pipes there are.
+/// Number of pipes that exist.
 #[cfg(test)]
 pub fn made() -> usize {
     MADE.iter().map(|made| made.load(Relaxed)).sum()
@@ -144,7 +144,7 @@ impl Pipe {
         Ok(n)
     }
 
-    /// What is inside, as bytes.
+    /// Reads the bytes that are inside.
     pub fn into_bytes(self) -> Vec<u8> {
         let mut bytes = vec![0; self.inside];
         let mut at = 0;

@@ -76,7 +76,7 @@ pub struct Parked {
     pub reset_by: Option<Side>,
 }
 
-/// What a timer is for.
+/// Purposes of a timer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
     /// The idle timeout.

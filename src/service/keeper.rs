@@ -47,7 +47,7 @@ use crate::{
 /// How long after a process has left the next one may be on its way without anybody asking for it.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// Why a keeper has ended.
+/// Reasons for a keeper to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stay {
     Stopped,

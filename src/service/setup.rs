@@ -35,7 +35,7 @@ pub struct Setup {
 /// The configuration that is in force.
 pub(super) enum Rules {
     Usable(Box<Config>),
-    /// It cannot, and why.
+    /// The configuration cannot be used: why.
     Unusable(String),
 }
 
@@ -63,18 +63,18 @@ pub(super) fn forwards(config: &Config, names: &[String]) -> Result<Vec<Forward>
     Ok(plan.forwards)
 }
 
-/// How a service ended.
+/// End of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// It was told to end, or had nothing more to do.
     Done,
-    /// Its sessions wait for the next process.
+    /// The sessions wait for the next process.
     HandedOver,
     /// A part of it panicked; systemd starts it again.
     Broken,
 }
 
-/// Why a service did not begin.
+/// Reasons why a service did not start.
 #[derive(Debug)]
 pub enum StartFailure {
     /// The configuration cannot be used.

@@ -25,7 +25,7 @@ pub(super) struct RunningService {
     pub(super) posts: Posts,
     /// The tasks of all listeners.
     pub(super) accepting: Accepting,
-    /// Where parked sessions arrive.
+    /// Receives parked sessions.
     pub(super) parking: UnboundedReceiver<ParkedSession>,
     /// Reads the configuration again.
     pub(super) load: LoadConfig,

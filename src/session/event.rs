@@ -29,7 +29,7 @@ fn short(info: &SessionInfo) -> String {
     format!("{:08x}", info.id.as_fields().0)
 }
 
-/// How a sentence about a session begins.
+/// Beginning of each sentence about a session.
 fn subject(info: &SessionInfo) -> String {
     let route = &info.route;
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
@@ -155,7 +155,7 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
     }
 }
 
-/// Which side was reset.
+/// Names the side that was reset.
 pub fn reset(by: Side, error: Option<&io::Error>) -> String {
     let side = match by {
         Side::Peer => "the peer",

@@ -158,12 +158,11 @@ impl Flow {
         self.last_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// How long nothing has passed.
+    /// Time since the last datagram.
     pub(super) fn quiet(&self) -> Duration {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Relaxed)))
     }
 
-    /// Whether the flow has its upstream.
     pub(super) fn is_connected(&self) -> bool {
         self.upstream.get().is_some()
     }

@@ -63,7 +63,7 @@ impl Sessions {
         self.count.subscribe()
     }
 
-    /// Whether the session with this id lives.
+    /// Whether a session has this id.
     pub fn contains(&self, id: &Uuid) -> bool {
         lock(&self.live).contains_key(id)
     }

@@ -84,7 +84,7 @@ impl From<&Failure> for Reason {
 #[derive(Debug, Default)]
 pub struct Tally {
     counted: Mutex<Counted>,
-    /// Whether connections are to wait.
+    /// Whether the listener is paused: connections wait.
     paused: watch::Sender<bool>,
 }
 
@@ -106,7 +106,7 @@ pub struct Counted {
     /// Dials that succeeded: for each of [`DIAL_BOUNDS_MS`] those that took no longer (and longer than the bound
     /// before), then the rest.
     pub dials: [u64; BUCKETS],
-    /// How long those took together, in milliseconds.
+    /// Sum of the times of successful dials, in milliseconds.
     pub dials_ms: u64,
 }
 
@@ -165,7 +165,7 @@ impl Tally {
         one.into_iter().for_each(|(n, more)| *n = n.saturating_add(more));
     }
 
-    /// Whether connections are to wait.
+    /// Whether the listener is paused: connections wait.
     pub fn paused(&self) -> bool {
         *self.paused.borrow()
     }
@@ -205,7 +205,7 @@ impl Default for Tallies {
     }
 }
 
-/// What outlives this process.
+/// Pauses and numbers that outlive this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The addresses of listeners that are paused.
@@ -214,19 +214,19 @@ pub struct Snapshot {
     pub counts: Option<Counts>,
 }
 
-/// What a row of processes has counted.
+/// Numbers of all processes since the last stop or crash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Handovers, that to the reader of this included.
     pub handovers: u64,
     /// When the counting began, in milliseconds since 1970.
     pub since_ms: u64,
-    /// By listener.
+    /// Numbers of each listener, by its address.
     pub of: BTreeMap<String, Counted>,
 }
 
 impl Tallies {
-    /// That of the listener with this address.
+    /// The tally of the listener with this address.
     pub fn of(&self, listener: &Arc<str>) -> Arc<Tally> {
         lock(&self.of).entry(listener.clone()).or_default().clone()
     }

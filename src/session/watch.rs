@@ -13,7 +13,7 @@ use crate::{log::End, sys::lock};
 /// How many events may wait for one subscriber; further events are left out and counted.
 const QUEUE: usize = 1024;
 
-/// What happened to a session.
+/// A change of a session that subscribers are told of.
 #[derive(Clone, Debug)]
 pub enum Happened {
     /// The session was accepted.
@@ -24,7 +24,7 @@ pub enum Happened {
     Ended(SessionEnding),
 }
 
-/// How a session ended.
+/// Reason, exit code and note of a session's end.
 #[derive(Clone, Debug)]
 pub struct SessionEnding {
     /// END.

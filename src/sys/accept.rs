@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 /// The first pause and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
-/// What an accept loop does next.
+/// Next step of an accept loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nobody waits: wait until the listener is readable.

@@ -33,7 +33,7 @@ fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub struct Process(PathBuf);
 
 impl Process {
-    /// This process.
+    /// The process that asks.
     pub fn own() -> Self {
         Self("/proc/self".into())
     }
@@ -43,7 +43,7 @@ impl Process {
         Self(Path::new("/proc").join(pid.to_string()))
     }
 
-    /// All there are, with their numbers.
+    /// All processes, with their process ids.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
         fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;

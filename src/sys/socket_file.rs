@@ -45,14 +45,14 @@ impl Rights {
     pub const PRIVATE: Self = Self { mode: 0o600, user: None, group: None };
 }
 
-/// What did not work, and why.
+/// The step that failed, and the error.
 #[derive(Debug)]
 pub struct BindFailure {
     pub doing: Doing,
     pub error: io::Error,
 }
 
-/// What may not work.
+/// Steps that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
     /// Start a thread.

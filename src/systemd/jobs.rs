@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The job that the service manager runs for this process's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// One that will start the unit again.
+    /// A restart or start of the unit.
     Restart,
     /// The unit stops.
     Stop {
@@ -47,7 +47,7 @@ pub async fn own_job() -> Job {
     }
 }
 
-/// What the manager makes of a unit.
+/// State of a unit, as the manager reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     There,

@@ -45,10 +45,10 @@ use crate::{
     stream::{Stream, StreamKind},
 };
 
-/// Where Qubes installs the program.
+/// Path where Qubes installs qrexec-client-vm.
 pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
 
-/// What makes calls.
+/// The program that makes calls, and the group of its processes.
 #[derive(Debug)]
 pub struct Client {
     /// The `qrexec-client-vm`.
