@@ -27,16 +27,16 @@ pub(super) struct Sources {
     pub(super) forwards: Vec<String>,
 }
 
-/// Reasons why there is no usable configuration.
+/// Why there is no configuration.
 #[derive(Debug)]
 pub(super) enum Bad {
     /// What is wrong in it, or in the arguments.
     Faults(Faults),
-    /// The file cannot be read: why.
+    /// It cannot be read.
     File(String),
 }
 
-/// Writes a line for each fault.
+/// One line for each fault.
 impl fmt::Display for Bad {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -61,6 +61,9 @@ impl Bad {
 
 impl Sources {
     /// Reads everything; where there is no file, there is nothing wrong with that.
+    ///
+    /// # Errors
+    /// See [`Bad`].
     pub(super) fn read(&self) -> Result<(Config, Plan), Bad> {
         let file = self.text()?;
         let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
@@ -68,6 +71,9 @@ impl Sources {
     }
 
     /// Reads the file alone, without asking what it means.
+    ///
+    /// # Errors
+    /// See [`Bad`].
     pub(super) fn config(&self) -> Result<Config, Bad> {
         match self.text()? {
             Some((name, text)) => Config::parse(&name, &text).map_err(Bad::Faults),
@@ -95,6 +101,9 @@ impl Sources {
 }
 
 /// The failure of a plan with namespaces in a process that may not enter any.
+///
+/// # Errors
+/// That one.
 pub(super) fn check_permission(plan: &Plan) -> Result<(), Fatal> {
     if !plan.enters_namespaces() || netns::permitted() {
         return Ok(());

@@ -10,7 +10,7 @@ use crate::{
     report::{Code, Fatal},
     service::{self, Ended, Setup, StartFailure, Stay},
     spec::{LogLevel, Plan},
-    systemd::{headroom, notify, reload, unit},
+    systemd::{headroom, reload, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -48,6 +48,7 @@ pub(super) struct ServeOptions {
 pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
     let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
+    let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let (config, plan) = match options.sources.read() {
         Ok((config, plan)) => (Ok(config), plan),
@@ -55,7 +56,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         Err(bad) if !inherited.stored.is_empty() => (Err(bad.to_string()), Plan::default()),
         Err(bad) => return Ok(bad.tell(options.program, false)),
     };
-    if nothing && !notify::managed() && plan.is_idle() {
+    if nothing && !managed && plan.is_idle() {
         return Err((options.lonely)());
     }
     config::check_permission(&plan)?;

@@ -6,33 +6,16 @@
 use std::{
     collections::BTreeMap,
     env, fs, io,
-    io::Read as _,
     path::{Path, PathBuf},
 };
 
-use crate::{spec::unit::Unit, systemd::systemctl::Manager};
+pub(super) use crate::systemd::systemctl::Scope;
+use crate::{spec::unit::Unit, sys};
 
 /// A unit file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// The manager whose units are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// Units of the user's own manager.
-    User,
-    /// Units of the system manager.
-    System,
-}
-
 impl Scope {
-    /// The service manager of these units.
-    pub(super) fn manager(self) -> Manager {
-        match self {
-            Self::User => Manager::User,
-            Self::System => Manager::System,
-        }
-    }
-
     /// What `systemctl` needs to be told, followed by a blank.
     pub(super) fn flag(self) -> &'static str {
         match self {
@@ -221,9 +204,7 @@ fn entries(dir: &Path) -> Vec<String> {
 }
 
 fn read(file: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    fs::File::open(file)?.take(LIMIT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&sys::file::read(file, LIMIT)?).into_owned())
 }
 
 #[cfg(test)]

@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
-use super::{
-    api,
-    http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM},
-};
+use super::api;
 use crate::{
     listener::{Post, ServedListener, Standing},
     log::escape,
@@ -113,12 +110,6 @@ pub fn dropped(n: u64) -> api::Event {
 /// An event that says no more than that.
 pub fn event(event: api::Happened) -> api::Event {
     api::Event { event, session: None, end: None, exit_code: None, note: None, dropped: None }
-}
-
-/// A listener for scrapes of metrics.
-pub fn scraped(address: &str, kind: SocketKind) -> api::Listener {
-    let listener = troubled(address, Some(kind), METRICS, api::State::Serving, "");
-    api::Listener { upstream: METRICS_UPSTREAM.to_owned(), reason: None, ..listener }
 }
 
 /// A listener that is not served.

@@ -60,8 +60,8 @@ mod unix;
 mod way;
 
 pub use failure::Failure;
-pub(crate) use peer::abandoned;
-pub(crate) use tcp::{connect as tcp, keep_alive};
-pub(crate) use udp::connect as udp;
-pub(crate) use unix::connect as unix;
-pub(crate) use way::Way;
+pub use peer::abandoned;
+pub use tcp::{connect as tcp, keep_alive};
+pub use udp::connect as udp;
+pub use unix::connect as unix;
+pub use way::Way;

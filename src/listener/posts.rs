@@ -24,7 +24,7 @@ use crate::{
     sys::or_never,
 };
 
-/// Changes that a new configuration made.
+/// What became of the listeners of ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Reconciled {
     /// Listeners that lead elsewhere or otherwise, or were retried.

@@ -2,7 +2,7 @@
 
 use super::state::RunningService;
 use crate::{
-    control::{self, Ask, api},
+    control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
     listener::Post,
     log::{Kind, emit},
 };
@@ -22,7 +22,12 @@ impl RunningService {
         let inherited = self.listening.iter().map(|l| control::listener(l, &l.route().name, &sessions));
         let mut all: Vec<_> = inherited.collect();
         all.extend(self.posts.each().map(|post| control::post(post, &sessions)));
-        all.extend(self.metrics.iter().chain(&self.refused).cloned());
+        all.extend(self.metrics.iter().map(|listener| api::Listener {
+            upstream: METRICS_UPSTREAM.to_owned(),
+            reason: None,
+            ..control::troubled(&listener.address, Some(listener.kind), METRICS, api::State::Serving, "")
+        }));
+        all.extend(self.refused.iter().cloned());
         all
     }
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// What a configuration means for the listeners there are.
 struct Meant {
-    /// Routes of the inherited listeners, in their order.
+    /// For the inherited ones, in their order.
     routes: Vec<Route>,
     /// What lies behind those and is ours to bind.
     behind: Vec<Wanted>,
@@ -65,7 +65,7 @@ impl RunningService {
         answer(result.as_ref().map(|_| ()).map_err(String::as_str));
     }
 
-    /// Reads the configuration and resolves all names.
+    /// What the configuration says now.
     fn resolve_all(&self) -> Result<Meant, String> {
         let config = (self.load)()?;
         let mut behind = Vec::new();

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     serve::until_stopped,
     setup::{Ended, Rules, Setup, StartFailure, forwards},
-    state::RunningService,
+    state::{MetricsListener, RunningService},
 };
 use crate::{
     activation,
@@ -31,6 +31,9 @@ use crate::{
 };
 
 /// Runs a service until it is told to stop.
+///
+/// # Errors
+/// See [`StartFailure`].
 pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     let mut signals = Signals::new().map_err(StartFailure::Signals)?;
     let activation::Inherited { listeners, refused, stored } = setup.inherited;
@@ -188,8 +191,10 @@ impl RunningService {
         for listener in scraped {
             let address = listener.local.to_string();
             let text = format!("{address} leads to {}", control::METRICS_UPSTREAM);
-            emit(Event::on(address.as_str(), Kind::ListenerServing, text));
-            self.metrics.push(control::scraped(&address, listener.socket.kind()));
+            let mut event = Event::new(Kind::ListenerServing, text);
+            event.listener = Some(address.as_str().into());
+            emit(event);
+            self.metrics.push(MetricsListener { address, kind: listener.socket.kind() });
             self.scraping.spawn(control::serve_metrics(listener.socket, self.subject(program)));
         }
     }

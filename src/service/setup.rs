@@ -35,7 +35,7 @@ pub struct Setup {
 /// The configuration that is in force.
 pub(super) enum Rules {
     Usable(Box<Config>),
-    /// The configuration cannot be used: why.
+    /// It cannot, and why.
     Unusable(String),
 }
 
@@ -63,18 +63,18 @@ pub(super) fn forwards(config: &Config, names: &[String]) -> Result<Vec<Forward>
     Ok(plan.forwards)
 }
 
-/// End of a service.
+/// How a service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// It was told to end, or had nothing more to do.
     Done,
-    /// The sessions wait for the next process.
+    /// Its sessions wait for the next process.
     HandedOver,
     /// A part of it panicked; systemd starts it again.
     Broken,
 }
 
-/// Reasons why a service did not start.
+/// Why a service did not begin.
 #[derive(Debug)]
 pub enum StartFailure {
     /// The configuration cannot be used.

@@ -10,6 +10,7 @@ use crate::{
     dial::qrexec::Group,
     listener::{Accepting, Posts, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
+    spec::SocketKind,
     systemd::notify::ServedCount,
 };
 
@@ -25,7 +26,7 @@ pub(super) struct RunningService {
     pub(super) posts: Posts,
     /// The tasks of all listeners.
     pub(super) accepting: Accepting,
-    /// Receives parked sessions.
+    /// Where parked sessions arrive.
     pub(super) parking: UnboundedReceiver<ParkedSession>,
     /// Reads the configuration again.
     pub(super) load: LoadConfig,
@@ -38,11 +39,17 @@ pub(super) struct RunningService {
     /// Inherited listeners that cannot be served.
     pub(super) refused: Vec<api::Listener>,
     /// Inherited listeners for those who scrape metrics.
-    pub(super) metrics: Vec<api::Listener>,
+    pub(super) metrics: Vec<MetricsListener>,
     /// The tasks that answer those, as long as there is anything to tell.
     pub(super) scraping: JoinSet<()>,
     /// The control socket.
     pub(super) control: Option<Control>,
+}
+
+/// A listener for those who scrape metrics.
+pub(super) struct MetricsListener {
+    pub(super) address: String,
+    pub(super) kind: SocketKind,
 }
 
 impl RunningService {

@@ -284,7 +284,7 @@ impl Keys {
         Self { qrexec, ..self.clone() }
     }
 
-    /// Whether it holds no key.
+    /// Whether none is given.
     pub fn is_empty(&self) -> bool {
         self.texts().is_empty()
     }

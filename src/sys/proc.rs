@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -15,18 +15,14 @@ use std::{
 
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::file::read;
+
 /// The most that is read of a file about one process, in bytes.
 const LIMIT: u64 = 64 << 10;
 /// The most that is read of the list of mounts, in bytes: what some ten thousand containers have.
 const MOUNTS: u64 = 16 << 20;
 /// The longest line of a table, in bytes; the path of a UNIX socket has 108 (unix(7)).
 const LINE: u64 = 4096;
-
-fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
 
 /// A process, by its directory.
 #[derive(Clone, Debug)]

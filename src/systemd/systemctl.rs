@@ -27,14 +27,14 @@ const ORDER: Duration = Duration::from_secs(120);
 
 /// A service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manager {
+pub enum Scope {
     /// The manager of the system.
     System,
     /// The manager of the user who runs this process.
     User,
 }
 
-impl Manager {
+impl Scope {
     /// The manager that this process was started by: MANAGERPID is set for services of a user's (systemd.exec(5)).
     pub fn own() -> Self {
         if env::var_os("MANAGERPID").is_some() { Self::User } else { Self::System }

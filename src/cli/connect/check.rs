@@ -174,7 +174,7 @@ fn check_unit(found: &FoundUnit, config: &Config, tally: &mut CheckTally) {
 /// Where a listener of the unit leads, as the service would say it.
 ///
 /// # Errors
-/// The faults of the unit's fd name.
+/// What is wrong with its name.
 pub(in crate::cli) fn leads_to(found: &FoundUnit, kind: SocketKind, config: &Config) -> Result<Option<String>, Faults> {
     let repaired = found.unit.fd_name().and_then(|written| repair(&written.value));
     match meaning(found, kind, repaired.as_deref(), config) {

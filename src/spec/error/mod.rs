@@ -301,7 +301,7 @@ impl Flaw {
         self
     }
 
-    /// Adds advice, which is shown below the flaw.
+    /// The same flaw with advice.
     pub(super) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self

@@ -72,6 +72,9 @@ impl Config {
     }
 
     /// The plan without the entries that sockets of these names are served by. A name that says nothing takes none.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
     pub fn plan_beside_names(&self, names: &[String]) -> Result<Plan, Faults> {
         let names: Vec<_> = names.iter().filter_map(|name| fdname::parse(name).ok()).collect();
         let entries = names.iter().filter_map(|name| name.entry(self));
@@ -80,6 +83,9 @@ impl Config {
     }
 
     /// The plan without the entries whose labels inherited sockets have taken: those forwards are running already.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
     pub fn plan_beside(&self, taken: &[&Label]) -> Result<Plan, Faults> {
         let mut plan = Plan { log_level: self.log_level(), ..Plan::default() };
         let mut faults = Faults::default();
@@ -131,7 +137,7 @@ fn kind_for(entry: &Keys) -> SocketKind {
     }
 }
 
-/// A thing that only one forward can have: an address, a path, a label.
+/// What only one forward can have.
 #[derive(PartialEq, Eq, Hash)]
 enum Claim {
     Label(Label),
