@@ -21,8 +21,6 @@ pub fn open(identifier: &str) -> Option<Dispatch> {
     Some(Dispatch::new(tracing_subscriber::registry().with(layer)))
 }
 
-/// Runs `body` with the journal as the thread's own.
-
 /// Writes one event.
 pub fn write(e: &Event) {
     #[cfg(feature = "forward")]
