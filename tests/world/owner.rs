@@ -77,7 +77,9 @@ fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     let _daemon = world.ready();
     let mut running = world.remote_start("work", &["echo up; sleep 4741"]);
     running.wait_for("up\n");
-    world.dom0("qvm-remote-dom0 revoke --kill work").expect(0, "Revoked VM 'work'.\nEnded 1 running command(s).\n");
+    world
+        .dom0("qvm-remote-dom0 revoke --kill work")
+        .expect(0, "Revoked VM 'work'.\nEnded 1 command(s), those that waited included.\n");
     assert_eq!(running.end().code, 130);
     world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
     world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");

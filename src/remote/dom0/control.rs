@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET},
+    question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET, WaitingStatus},
     state::{Shared, StartError, Vm, io_at},
 };
 use crate::{
@@ -79,17 +79,26 @@ fn status(shared: &Shared) -> DaemonStatus {
         let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
         (vm.name.clone(), QubeStatus { channel, v1, keyed: shared.keys.read(&vm.name).is_ok() })
     };
-    let commands = shared.commands();
-    let commands = commands.values().map(|c| CommandStatus {
-        vm: c.vm.clone(),
-        id: c.id.clone(),
+    let (running, waiting): (Vec<_>, Vec<_>) =
+        shared.requests.list().into_iter().partition(|request| request.state.started());
+    let commands = running.into_iter().map(|c| CommandStatus {
         seconds: c.since.elapsed().as_secs(),
+        vm: c.vm,
+        id: c.id,
+        shown: c.shown,
+    });
+    let waiting = waiting.into_iter().map(|r| WaitingStatus {
+        state: r.state.as_str().to_owned(),
+        seconds: r.since.elapsed().as_secs(),
+        vm: r.vm,
+        id: r.id,
     });
     DaemonStatus {
         pid: std::process::id(),
         draining: shared.draining(),
         qubes: vms.values().map(qube).collect(),
         commands: commands.collect(),
+        waiting: waiting.collect(),
         approvals: shared.approvals.list().into_iter().collect(),
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
         // its commands are answered first
         tokio::spawn(async move {
             let ended = async {
-                while shared.commands().values().any(|command| command.vm == vm.name) {
+                while shared.requests.list().iter().any(|request| request.vm == vm.name) {
                     sleep(Duration::from_millis(50)).await;
                 }
             };
