@@ -33,7 +33,10 @@ use nix::{
 use super::backchannel::{self, Instruction};
 use crate::{
     proto::remote::Ending,
-    sys::{self, Identity, proc::Process},
+    sys::{
+        self, Identity,
+        proc::{self, Process},
+    },
 };
 
 /// The number of the descriptor with the command's text, where it is a script.
@@ -106,8 +109,10 @@ fn start(plan: &SupervisorPlan) -> io::Result<Pid> {
 
 /// Enters the command's group; where we come from.
 fn enter(cgroup: &Path) -> Option<PathBuf> {
+    let own = Process::own().groups().unified()?.trim_start_matches('/').to_owned();
+    let home = proc::unified_hierarchy()?.join(own);
     fs::write(cgroup.join("cgroup.procs"), "0").ok()?;
-    cgroup.parent().map(Path::to_owned)
+    Some(home)
 }
 
 struct Tree {

@@ -176,7 +176,6 @@ fn files_on_their_way_stop_at_the_revocation() {
     let done = world.dom0("qvm-remote-dom0 revoke --kill work");
     assert!(done.text().contains("Ended 2 command"), "{done:#?}");
     eventually("none is on its way", || running() == 0);
-    put.write(b", and the other one");
     assert_eq!(put.end().code, 130);
     nothing_ran(&world, "/root/in/file");
     drop(get);

@@ -202,6 +202,10 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0.service"))
         .expect("there");
     world.dom0("cat /etc/systemd/system/qvm-remote-dom0.service").expect(0, &unit);
+    let unit =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0-commands.service"))
+            .expect("there");
+    world.dom0("cat /etc/systemd/system/qvm-remote-dom0-commands.service").expect(0, &unit);
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
 }

@@ -1,9 +1,12 @@
 //! The life of one command: is it authentic, was it there before, is it allowed, is there room; then it runs, and its
 //! result is signed.
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, time::SystemTime};
+
+use tokio::time::Instant;
 
 use super::{
+    background,
     execute::{self, Done},
     gate::{self, Candidate, Clearance},
     judge::{Authentic, Judged, Opening, Task, authenticate, body},
@@ -64,7 +67,7 @@ async fn attend(
         candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?
     } else {
         let clearance = gate::pass(candidate).await?;
-        carry_out(case, clearance, port, &registration).await?
+        carry_out(case, clearance, port, registration).await?
     };
     Ok((done.ending, sign(&authentic, &done)))
 }
@@ -74,32 +77,48 @@ async fn carry_out(
     case: Case<'_>,
     clearance: Clearance,
     port: &Port,
-    registration: &Registration,
+    registration: Registration,
 ) -> Result<Done, Rejected> {
     let vm = &case.vm.name;
     let began = Instant::now();
     let Clearance { judged, place } = clearance;
+    let mut group = None;
+    // the client's own time is how long it waits; what is left in the background is bounded by the policy's
+    let deadline = judged.options.timeout.map(|time| began + time);
+    let registered = &registration;
     let result = match judged.task {
-        Task::Run(mut job) => {
-            job.cgroup = case.shared.cgroup.as_ref().map(|dir| dir.join(format!("command-{}", registration.number)));
-            execute::run(&job, port, registration).await
+        Task::Run(job) => {
+            match case.shared.groups.as_ref().map(|groups| groups.make(vm, registration.number)).transpose() {
+                Ok(made) => {
+                    group = made;
+                    execute::run(&job, group.as_ref(), port, registered).await
+                }
+                Err(e) => Err(e),
+            }
         }
         Task::Get(dir, path, most) => {
             let moved = Moved::default();
             let transfer = transfer::get(&dir, &path, most, port, &moved);
-            let ending = transfer::within(judged.options.timeout, registration, port, transfer).await;
+            let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
             ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
         }
         Task::Put(dir, path, most) => {
             let moved = Moved::default();
             let transfer = transfer::put(&dir, &path, most, port, &moved);
-            let ending = transfer::within(judged.options.timeout, registration, port, transfer).await;
+            let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| Done { ending, stdout: nothing, stderr: nothing, bytes: (0, bytes) })
         }
     };
     drop(place);
+    let left = group.filter(|group| !group.remove());
+    let in_background = left.is_some();
+    if let Some(group) = left {
+        let over = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let _ = group.leave(case.id, over.map(|over| SystemTime::now() + over));
+        background::watch(case.shared.clone(), vm.clone(), registration, group, deadline);
+    }
     let done = result.map_err(|e| {
         let text = format!("it could not be started: {}", escape(e.to_string().as_bytes()));
         case.audit("ERROR", &text);
@@ -112,7 +131,10 @@ async fn carry_out(
         Ending::Limit => "LIMIT",
     };
     let (ms, status) = (began.elapsed().as_millis(), done.ending.status());
-    let text = format!("exit={status} duration={ms}ms out={} err={}", done.bytes.0, done.bytes.1);
+    let mut text = format!("exit={status} duration={ms}ms out={} err={}", done.bytes.0, done.bytes.1);
+    if in_background {
+        text += " background=yes";
+    }
     case.audit(category, &text);
     case.event(Kind::CommandEnd, format!("a command of {vm} ended: {text}"), Some(status));
     Ok(done)

@@ -10,6 +10,7 @@ use tokio::{
 
 use super::{
     question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET, WaitingStatus},
+    request::{OpenRequest, RequestState},
     state::{Shared, StartError, Vm, io_at},
 };
 use crate::{
@@ -66,7 +67,7 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         Some(Question::Approvals) => Answered::Approvals(shared.approvals.list()),
         Some(Question::Approve(ticket)) => Answered::Heard(shared.approvals.answer(ticket, true)),
         Some(Question::Deny(ticket)) => Answered::Heard(shared.approvals.answer(ticket, false)),
-        Some(Question::Kill(vm)) => Answered::Killed(shared.kill(Some(vm))),
+        Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await
@@ -81,12 +82,10 @@ fn status(shared: &Shared) -> DaemonStatus {
     };
     let (running, waiting): (Vec<_>, Vec<_>) =
         shared.requests.list().into_iter().partition(|request| request.state.started());
-    let commands = running.into_iter().map(|c| CommandStatus {
-        seconds: c.since.elapsed().as_secs(),
-        vm: c.vm,
-        id: c.id,
-        shown: c.shown,
-    });
+    let (background, waiting): (Vec<_>, Vec<_>) =
+        waiting.into_iter().partition(|request| request.state == RequestState::Background);
+    let command =
+        |c: OpenRequest| CommandStatus { seconds: c.since.elapsed().as_secs(), vm: c.vm, id: c.id, shown: c.shown };
     let waiting = waiting.into_iter().map(|r| WaitingStatus {
         state: r.state.as_str().to_owned(),
         seconds: r.since.elapsed().as_secs(),
@@ -97,7 +96,8 @@ fn status(shared: &Shared) -> DaemonStatus {
         pid: std::process::id(),
         draining: shared.draining(),
         qubes: vms.values().map(qube).collect(),
-        commands: commands.collect(),
+        commands: running.into_iter().map(command).collect(),
+        background: background.into_iter().map(command).collect(),
         waiting: waiting.collect(),
         approvals: shared.approvals.list().into_iter().collect(),
     }

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
+    groups::CommandGroup,
     port::{Inbox, Port, StreamEvent},
     request::{Registration, RequestState},
 };
@@ -62,8 +63,6 @@ pub struct Launch {
     pub timeout: Option<Duration>,
     /// How many bytes the command may write.
     pub max_output: Option<u64>,
-    /// The control group of the command, when it can have one.
-    pub cgroup: Option<PathBuf>,
 }
 
 /// The result of a command.
@@ -95,7 +94,7 @@ struct Ends {
     stderr: Option<AsyncPipe>,
 }
 
-fn start(job: &Launch) -> io::Result<Started> {
+fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
@@ -107,8 +106,8 @@ fn start(job: &Launch) -> io::Result<Started> {
         let groups: Vec<_> = identity.groups.iter().map(u32::to_string).collect();
         command.arg(format!("--identity={}:{}:{}", identity.uid, identity.gid, groups.join(",")));
     }
-    if let Some(cgroup) = &job.cgroup {
-        command.arg("--cgroup").arg(cgroup);
+    if let Some(group) = group {
+        command.arg("--cgroup").arg(group.path());
     }
     match &job.script {
         Some(text) => {
@@ -171,11 +170,13 @@ fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// When it could not be started; nothing was executed then.
-pub(super) async fn run(job: &Launch, port: &Port, registration: &Registration) -> io::Result<Done> {
-    if let Some(cgroup) = &job.cgroup {
-        std::fs::create_dir_all(cgroup)?;
-    }
-    let Started { mut instructions, mut report, mut process, ends } = start(job)?;
+pub(super) async fn run(
+    job: &Launch,
+    group: Option<&CommandGroup>,
+    port: &Port,
+    registration: &Registration,
+) -> io::Result<Done> {
+    let Started { mut instructions, mut report, mut process, ends } = start(job, group)?;
     let deadline = job.timeout.map(|t| Instant::now() + t);
     let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
     let Ends { stdin, stdout, stderr } = ends;
@@ -191,7 +192,7 @@ pub(super) async fn run(job: &Launch, port: &Port, registration: &Registration) 
     // Whatever waits for the qube to read is in here, beside the reasons to cut the command short.
     let mut work = Box::pin(async {
         port.send(Frame::Accept).await;
-        let ended = async { tokio::join!(out, err, ending(&mut report, job)).2 };
+        let ended = async { tokio::join!(out, err, ending(&mut report, job, group)).2 };
         let fed = async {
             feed(stdin, job.tty, port).await;
             std::future::pending().await
@@ -229,19 +230,22 @@ pub(super) async fn run(job: &Launch, port: &Port, registration: &Registration) 
     drop(instructions); // the supervisor sees the end of the stream
     // It ends by itself now; a zombie is not left to chance.
     let _ = timeout(GRACE, process.wait()).await;
-    if let Some(cgroup) = &job.cgroup {
-        let _ = std::fs::remove_dir(cgroup);
+    if let (Some(group), true) = (group, cut.is_some()) {
+        group.kill();
     }
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
     Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, bytes: (out, err) })
 }
 
 /// How the command ended, as its supervisor reports it.
-async fn ending(report: &mut Report, job: &Launch) -> Ending {
+async fn ending(report: &mut Report, job: &Launch, group: Option<&CommandGroup>) -> Ending {
     if let Some(ending) = report.ending().await {
         return ending;
     }
     // the supervisor itself was killed, and the command with it; whatever else it had started is left
+    if let Some(group) = group {
+        group.kill();
+    }
     let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
     supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
     Ending::Signal(9)

@@ -57,7 +57,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     };
     for vm in gone {
         vm.listed.store(false, Relaxed);
-        shared.kill(Some(&vm.name));
+        shared.kill(&vm.name);
         let shared = shared.clone();
         // its commands are answered first
         tokio::spawn(async move {

@@ -14,13 +14,16 @@
 //! twice.
 
 mod approvals;
+mod background;
 mod call;
 mod channel;
 mod command;
 mod control;
 mod execute;
 mod gate;
+mod groups;
 mod judge;
+mod keep;
 mod launch;
 mod ledger;
 mod listed;
@@ -37,5 +40,6 @@ mod transfer;
 #[cfg(feature = "v1")]
 mod v1;
 
+pub use keep::keep;
 pub use run::run;
 pub use state::{DaemonOptions, StartError};

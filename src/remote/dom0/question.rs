@@ -76,6 +76,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) draining: bool,
     pub(crate) qubes: BTreeMap<String, QubeStatus>,
     pub(crate) commands: Vec<CommandStatus>,
+    /// Commands that have ended and left something in the background.
+    pub(crate) background: Vec<CommandStatus>,
     /// Requests that have not started.
     pub(crate) waiting: Vec<WaitingStatus>,
     /// Tickets, and the commands that wait under them.
@@ -125,6 +127,7 @@ impl DaemonStatus {
             "draining": self.draining,
             "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
             "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
+            "background": self.background.iter().map(command).collect::<Vec<_>>(),
             "waiting": self.waiting.iter().map(waiting).collect::<Vec<_>>(),
             "approvals": self.approvals,
         })
@@ -150,6 +153,7 @@ impl DaemonStatus {
             qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
             commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
             // a daemon of an earlier version has none of these
+            background: all["background"].as_array().into_iter().flatten().map(command).collect::<Option<_>>()?,
             waiting: all["waiting"].as_array().into_iter().flatten().map(waiting).collect::<Option<_>>()?,
             approvals: all["approvals"]
                 .as_object()?
@@ -246,6 +250,7 @@ mod tests {
             draining: false,
             qubes: [("work".to_owned(), qube)].into(),
             commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, shown: "cmd=x".into() }],
+            background: Vec::new(),
             waiting: vec![WaitingStatus { vm: "work".into(), id: "b".into(), state: "place".into(), seconds: 2 }],
             approvals: [("00ff".to_owned(), "work asks for cmd=x".to_owned())].into(),
         };
@@ -253,6 +258,7 @@ mod tests {
         assert_eq!(
             text,
             "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
+             \"background\":[],\
              \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
              \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}},\
              \"waiting\":[{\"id\":\"b\",\"seconds\":2,\"state\":\"place\",\"vm\":\"work\"}]}\n"

@@ -11,11 +11,12 @@
 //! | *recording* | its entry in the log, on the disk | the gate; refused when the log cannot be written |
 //! | *running* | the end of the command, or of the file | answered |
 //! | *ending* | its processes, which get TERM and then KILL | answered |
+//! | *background* | it is answered; the end of what its command left behind ([`super::background`]) | removed |
 //!
 //! Every state but the last two can be left for *refused* as well: the owner ended the request, the client gave up, the
 //! channel ended, the daemon stops. *running* is left for *ending* for the same reasons, and when its time or its output
 //! is spent. *The gate* ([`super::gate`]) asks everything anew after each of these waits, and is the only way to
-//! *running*. What a command left in the background when it ended is no request any more ([`super::groups`]).
+//! *running*.
 
 use std::{
     collections::HashMap,
@@ -39,6 +40,7 @@ pub(super) enum RequestState {
     Recording,
     Running,
     Ending,
+    Background,
 }
 
 impl RequestState {
@@ -56,6 +58,7 @@ impl RequestState {
             Self::Recording => "recording",
             Self::Running => "running",
             Self::Ending => "ending",
+            Self::Background => "background",
         }
     }
 }
@@ -94,7 +97,7 @@ impl Requests {
             end: end.clone(),
         };
         lock(&self.open).insert(number, request);
-        Registration { number, end, requests: self.clone() }
+        Registration { number, id: id.to_owned(), end, requests: self.clone() }
     }
 
     /// All of them, oldest first.
@@ -104,9 +107,14 @@ impl Requests {
         all.into_iter().map(|(_, request)| request).collect()
     }
 
-    /// How many there are.
+    /// How many are not answered.
     pub(super) fn open(&self) -> usize {
-        lock(&self.open).len()
+        lock(&self.open).values().filter(|request| request.state != RequestState::Background).count()
+    }
+
+    /// Numbers go on behind this one.
+    pub(super) fn count_from(&self, number: u64) {
+        self.last.fetch_max(number, Relaxed);
     }
 
     /// How many were started.
@@ -126,11 +134,17 @@ impl Requests {
 #[derive(Debug)]
 pub(super) struct Registration {
     pub(super) number: u64,
+    id: String,
     end: CancellationToken,
     requests: Arc<Requests>,
 }
 
 impl Registration {
+    /// The id of the request.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Waits until somebody ends the request.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;

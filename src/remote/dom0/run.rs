@@ -16,9 +16,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     approvals::Approvals,
-    call, control,
+    background, call, control,
+    groups::Groups,
     ledger::Ledger,
     listed,
+    request::RequestState,
     state::{DaemonOptions, Shared, StartError, io_at},
 };
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
         files,
         keys::{self, Store},
     },
-    systemd::{notify, unit},
+    systemd::notify,
 };
 
 /// How long running commands may take to end when the daemon is stopped.
@@ -89,7 +91,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         stop: CancellationToken::new(),
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
-        cgroup: if options.dry_run { None } else { unit::delegated_group() },
+        groups: if options.dry_run { None } else { Groups::of_daemon() },
         vms: Mutex::default(),
         paths,
         config,
@@ -102,6 +104,10 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
     shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));
     emit(Event::new(Kind::ServiceReady, format!("{text}; listening for commands from: {}", names.join(" "))));
+    if let Some(groups) = &shared.groups {
+        shared.requests.count_from(groups.last_number());
+    }
+    background::take_up(shared);
     let channels = TaskTracker::new();
     listed::bad_names(shared, &shared.config);
     names.iter().for_each(|name| listed::open(shared, name, &channels));
@@ -140,7 +146,7 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    shared.kill(None);
+    shared.requests.end(|request| request.state != RequestState::Background);
     shared.approvals.deny_all();
     all_ended(shared, LAST).await;
     // answers on their way to qubes that read

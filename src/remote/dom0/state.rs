@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,7 +12,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{approvals::Approvals, ledger::Ledger, places::Places, replay::Replay, request::Requests};
+use super::{approvals::Approvals, groups::Groups, ledger::Ledger, places::Places, replay::Replay, request::Requests};
 use crate::{
     log::{Event, Kind, emit},
     remote::{
@@ -63,7 +62,7 @@ pub struct Shared {
     /// Tasks that serve streams.
     pub(super) tasks: TaskTracker,
     /// Where commands get control groups of their own.
-    pub(super) cgroup: Option<PathBuf>,
+    pub(super) groups: Option<Groups>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
 }
 
@@ -126,9 +125,9 @@ impl Shared {
         self.policy(vm).ok().and_then(|policy| policy.max_running).unwrap_or(RUNNING).into()
     }
 
-    /// Ends every request of a VM, or of all, whether it runs or waits; how many.
-    pub(super) fn kill(&self, vm: Option<&str>) -> usize {
-        self.requests.end(|request| vm.is_none_or(|vm| request.vm == vm))
+    /// Ends every request of a VM, whether it runs, waits or left something in the background; how many.
+    pub(super) fn kill(&self, vm: &str) -> usize {
+        self.requests.end(|request| request.vm == vm)
     }
 
     pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
