@@ -113,6 +113,8 @@ pub struct Policy {
     pub v1: bool,
     /// Commands at a time.
     pub max_running: Option<u16>,
+    /// Bytes of dom0's log that the VM may fill in a day.
+    pub audit_quota: Option<u64>,
 }
 
 /// What a VM asks for.
@@ -213,7 +215,11 @@ impl Policy {
                 let n = value.parse().ok().filter(|n| (1..=64).contains(n));
                 self.max_running = Some(n.ok_or("max-running is a number from 1 to 64")?);
             }
-            key => return Err(format!("unknown setting \"{key}\" (force, v1, max-running)")),
+            "audit-quota" => {
+                let bytes = size(value).ok().filter(|bytes| (64 << 10..=1 << 30).contains(bytes));
+                self.audit_quota = Some(bytes.ok_or("audit-quota is a size from 64K to 1G")?);
+            }
+            key => return Err(format!("unknown setting \"{key}\" (force, v1, max-running, audit-quota)")),
         }
         Ok(())
     }

@@ -94,6 +94,18 @@ pub(super) enum Dom0Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Show dom0's log, or check its chain
+    Log {
+        /// The entries of this qube only
+        #[arg(conflicts_with = "verify")]
+        vm: Option<String>,
+        /// Check that no entry was changed, taken out or put in
+        #[arg(long)]
+        verify: bool,
+        /// Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log
+        #[arg(long, value_name = "FILE", requires = "verify")]
+        against: Option<PathBuf>,
+    },
     /// What the running daemon does
     Status {
         /// As JSON

@@ -10,7 +10,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    arguments::Dom0Command,
+    arguments::{Dom0Command, PROGRAM},
     failure::{fail, write},
     text,
 };
@@ -18,8 +18,7 @@ use crate::{
     log::escape,
     proto::mac::{Key, hex},
     remote::{
-        audit::Audit,
-        clock,
+        audit, clock,
         config::Paths,
         dom0::question,
         files,
@@ -63,6 +62,7 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
         Dom0Command::Start { r#for } => start(&r#for),
         Dom0Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
         Dom0Command::Status { json } => status(paths, json),
+        Dom0Command::Log { vm, verify, against } => super::logs::run(paths, vm.as_deref(), verify, against.as_deref()),
         Dom0Command::Internal(_) => Err(fail("not here")),
     }
 }
@@ -105,7 +105,7 @@ fn authorize(
         write(&policy_path, EVERYTHING)?;
     }
     let path = store.write(vm, &key, keep_old).map_err(|e| fail(format!("{}: {e}", paths.keys.display())))?;
-    record(paths, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
+    record(paths, vm, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
     println!("Authorized VM '{vm}'. Key stored in {}\n", path.display());
     println!("Ensure VM is listed in {}:\n  QVM_REMOTE_VMS=\"{vm}\"", paths.conf.display());
     let text = fs::read_to_string(&policy_path).unwrap_or_default();
@@ -129,11 +129,14 @@ fn network(vm: &str) -> Option<String> {
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
 }
 
-fn record(paths: &Paths, category: &str, text: &str) {
-    Audit::new(Some(paths.log.clone()), u64::MAX).write(category, text);
+fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
+    // what root does here works whether or not it can be written down
+    if let Err(e) = audit::append(&paths.log, category, text) {
+        eprintln!("WARNING: {}: {e}: this is not in dom0's log: {category} {text}", paths.log.display());
+    }
     let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
-    event.qube = None;
-    crate::log::emit(event);
+    event.qube = Some(vm.into());
+    crate::log::tell_journal(PROGRAM, &event);
 }
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
@@ -141,7 +144,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     if !removed {
         return Err(fail(format!("VM '{vm}' has no key")));
     }
-    record(paths, "REVOKE", &format!("vm={vm} kill={kill}"));
+    record(paths, vm, "REVOKE", &format!("vm={vm} kill={kill}"));
     println!("Revoked VM '{vm}'.");
     if kill {
         match question::kill(&paths.run, vm) {
@@ -261,6 +264,9 @@ fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
     }
     let status = answered(question::status(&paths.run))?;
     println!("qvm-remote-dom0 runs (pid {}), {}", status.pid, clock::now());
+    if let Some(why) = &status.log_failure {
+        println!("  THE LOG CANNOT BE WRITTEN: {}", escape(why.as_bytes()));
+    }
     for (vm, qube) in &status.qubes {
         let v1 = if qube.v1 { ", takes v1 tokens" } else { "" };
         let keyed = if qube.keyed { "" } else { ", NO KEY" };
@@ -268,6 +274,12 @@ fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
     }
     for command in &status.commands {
         println!("  runs {} s: {} {}", command.seconds, command.vm, command.id);
+    }
+    for command in &status.background {
+        println!("  left in the background: {} {}", command.vm, command.id);
+    }
+    for request in &status.waiting {
+        println!("  waits {} s ({}): {} {}", request.seconds, request.state, request.vm, request.id);
     }
     for (ticket, shown) in &status.approvals {
         println!("  waits for approval: {ticket}  {shown}");

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod failure;
+mod logs;
 mod manage;
 mod text;
 #[cfg(feature = "v1")]

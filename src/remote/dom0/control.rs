@@ -95,6 +95,7 @@ fn status(shared: &Shared) -> DaemonStatus {
     DaemonStatus {
         pid: std::process::id(),
         draining: shared.draining(),
+        log_failure: shared.audit.failure(),
         qubes: vms.values().map(qube).collect(),
         commands: running.into_iter().map(command).collect(),
         background: background.into_iter().map(command).collect(),

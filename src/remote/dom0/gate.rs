@@ -5,11 +5,12 @@
 //! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
 //! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
+    changes,
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
     places::Place,
@@ -25,10 +26,15 @@ use crate::{
         remote::{Frame, Refusal, WaitReason, flags},
     },
     remote::{
+        audit::{self, LogFailure, OnLogFailure},
         clock::now_ms,
         policy::{Policy, Verdict},
     },
+    sys::lock,
 };
+
+/// Between two looks at a quota that is used up, from the shortest to the longest.
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// A request on its way, and all that its waits need.
 #[derive(Clone, Copy)]
@@ -49,6 +55,8 @@ pub(super) struct Clearance {
 /// What a request has got so far.
 #[derive(Default)]
 struct Held {
+    /// Bytes of the log were taken from the quota of the qube.
+    room: bool,
     /// The decision that a person approved.
     approved: Option<Judged>,
     place: Option<Place>,
@@ -61,6 +69,7 @@ struct Held {
 /// What a request needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
+    Room,
     Approval,
     Place,
     Ledger,
@@ -71,7 +80,9 @@ enum Need {
 impl Held {
     /// What is still missing for this decision.
     fn need(&self, judged: &Judged) -> Need {
-        if judged.verdict == Verdict::Ask && self.approved.as_ref() != Some(judged) {
+        if !self.room {
+            Need::Room
+        } else if judged.verdict == Verdict::Ask && self.approved.as_ref() != Some(judged) {
             Need::Approval
         } else if self.place.is_none() {
             Need::Place
@@ -92,6 +103,10 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
         let judged = ask(candidate)?;
         candidate.registration.show(&judged.shown);
         match held.need(&judged) {
+            Need::Room => {
+                candidate.room(&judged).await?;
+                held.room = true;
+            }
             Need::Approval => {
                 candidate.approve(&judged).await?;
                 held.approved = Some(judged);
@@ -129,6 +144,7 @@ pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
         let text = "not authorized: its key is not this qube's (any more)";
         return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text));
     }
+    changes::note(case.shared, &case.vm.name);
     let policy = policy(case, authentic)?;
     judge(case, &policy, authentic, candidate.payload)
 }
@@ -175,6 +191,30 @@ impl Candidate<'_> {
         }
     }
 
+    /// Waits until the qube's part of the log has room for the entries of the command.
+    async fn room(&self, judged: &Judged) -> Result<(), Rejected> {
+        let (shared, vm) = (self.case.shared, &self.case.vm.name);
+        let times = if judged.verdict == Verdict::Ask { 2 } else { 1 };
+        let take = || {
+            let quota = shared.policy(vm).ok().map(|policy| policy.audit_quota.unwrap_or(audit::DEFAULT));
+            shared.audit.room(vm, &judged.shown, times, quota)
+        };
+        if take().is_ok() {
+            return Ok(());
+        }
+        let text = format!("{vm} has used up its quota of dom0's log: its commands wait (audit-quota= in its policy)");
+        if lock(&self.case.vm.full).due().is_some() {
+            self.case.event(Kind::LogQuota, text, None);
+        }
+        self.wait(RequestState::Quota, async {
+            self.port.send(Frame::Wait(WaitReason::LogRoom)).await;
+            while let Err(time) = take() {
+                sleep(time.clamp(LOOK.0, LOOK.1)).await; // the owner may give more meanwhile
+            }
+        })
+        .await
+    }
+
     /// Waits until the VM may run another command.
     async fn place(&self) -> Result<Place, Rejected> {
         let (shared, vm) = (self.case.shared, self.case.vm);
@@ -215,11 +255,28 @@ impl Candidate<'_> {
         })
     }
 
-    /// Writes the entry of the command.
+    /// Writes the entry of the command, waits until it is on the disk, and tells the qube where it stands.
     async fn record(&self, judged: &Judged) -> Result<(), Rejected> {
         let (case, vm) = (self.case, &self.case.vm.name);
         let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
-        case.audit("CMD", &format!("auth={auth} rule={} {}", judged.rule(), judged.shown));
+        let entry = format!("vm={vm} id={} auth={auth} rule={} {}", case.id, judged.rule(), judged.shown);
+        let record = async {
+            let written = case.shared.audit.record("CMD", &entry).await;
+            if let (Ok(Some(point)), Some(code)) = (&written, &self.authentic.code) {
+                let receipt = self.authentic.key.receipt(case.id, code, point.number, &point.head);
+                self.port.send(Frame::Wait(WaitReason::Recorded(point.number, point.head, receipt))).await;
+            }
+            written
+        };
+        match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
+            (Ok(_), _) => {}
+            (Err(_), OnLogFailure::Run) => case.shared.audit.write("CMD", &format!("{entry} (written late)")),
+            (Err(LogFailure(why)), OnLogFailure::Refuse) => {
+                let text = format!("dom0's log cannot be written, so nothing runs: {}", escape(why.as_bytes()));
+                case.event(Kind::CommandRefused, format!("a command of {vm} was refused: {text}"), None);
+                return Err(Rejected(Refusal::Failed, text));
+            }
+        }
         case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
         Ok(())
     }

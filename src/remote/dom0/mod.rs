@@ -16,6 +16,7 @@
 mod approvals;
 mod background;
 mod call;
+mod changes;
 mod channel;
 mod command;
 mod control;

@@ -74,6 +74,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) pid: u32,
     /// The daemon is being stopped and takes no new commands.
     pub(crate) draining: bool,
+    /// Why dom0's log cannot be written.
+    pub(crate) log_failure: Option<String>,
     pub(crate) qubes: BTreeMap<String, QubeStatus>,
     pub(crate) commands: Vec<CommandStatus>,
     /// Commands that have ended and left something in the background.
@@ -125,6 +127,7 @@ impl DaemonStatus {
         json!({
             "pid": self.pid,
             "draining": self.draining,
+            "log_failure": self.log_failure,
             "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
             "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
             "background": self.background.iter().map(command).collect::<Vec<_>>(),
@@ -150,6 +153,7 @@ impl DaemonStatus {
         Some(Self {
             pid: u32::try_from(all["pid"].as_u64()?).ok()?,
             draining: all["draining"].as_bool()?,
+            log_failure: text(&all["log_failure"]),
             qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
             commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
             // a daemon of an earlier version has none of these
@@ -248,6 +252,7 @@ mod tests {
         let status = DaemonStatus {
             pid: 7,
             draining: false,
+            log_failure: None,
             qubes: [("work".to_owned(), qube)].into(),
             commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, shown: "cmd=x".into() }],
             background: Vec::new(),
@@ -259,7 +264,7 @@ mod tests {
             text,
             "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
              \"background\":[],\
-             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
+             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"log_failure\":null,\"pid\":7,\
              \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}},\
              \"waiting\":[{\"id\":\"b\",\"seconds\":2,\"state\":\"place\",\"vm\":\"work\"}]}\n"
         );

@@ -6,6 +6,7 @@
 //! | state | what it waits for | where it goes |
 //! |---|---|---|
 //! | *receiving* | its text, 30 s at most | the gate; refused when the text is late or another than the one signed |
+//! | *quota* | room for its entries in the qube's part of the log | the gate |
 //! | *approval* | a person in dom0, 600 s at most | the gate; refused when the person says no, or nobody answers |
 //! | *place* | the end of another command of the qube | the gate |
 //! | *recording* | its entry in the log, on the disk | the gate; refused when the log cannot be written |
@@ -35,6 +36,7 @@ use crate::sys::lock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestState {
     Receiving,
+    Quota,
     Approval,
     Place,
     Recording,
@@ -53,6 +55,7 @@ impl RequestState {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Receiving => "receiving",
+            Self::Quota => "quota",
             Self::Approval => "approval",
             Self::Place => "place",
             Self::Recording => "recording",

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     approvals::Approvals,
-    background, call, control,
+    background, call, changes, control,
     groups::Groups,
     ledger::Ledger,
     listed,
@@ -85,6 +85,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         audit,
         ledger: Mutex::new(ledger),
         approvals: Approvals::default(),
+        noted: Mutex::default(),
         requests: Arc::default(),
         dry_run: options.dry_run,
         once: options.once,
@@ -112,6 +113,7 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     listed::bad_names(shared, &shared.config);
     names.iter().for_each(|name| listed::open(shared, name, &channels));
     channels.close();
+    let changes = tokio::spawn(changes::watch(shared.clone()));
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
     let watchdog = tokio::spawn(notify::watchdog());
@@ -155,7 +157,9 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     let _ = timeout(Duration::from_secs(5), channels.wait()).await;
     drop(control);
     watchdog.abort();
+    changes.abort();
     shared.audit.write("INFO", &format!("Shutting down (pid={})", std::process::id()));
+    let _ = timeout(ANSWERS, shared.audit.flush()).await;
     emit(Event::new(Kind::ServiceStopped, "qvm-remote-dom0 has stopped".to_owned()));
     Ok(())
 }

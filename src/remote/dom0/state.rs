@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{approvals::Approvals, groups::Groups, ledger::Ledger, places::Places, replay::Replay, request::Requests};
 use crate::{
-    log::{Event, Kind, emit},
+    log::{Event, Kind, Reminder, emit},
     remote::{
         audit::Audit,
         config::{Paths, RemoteConfig},
@@ -30,7 +30,7 @@ const RUNNING: u16 = 8;
 /// How long a person may take to approve.
 pub(super) const APPROVAL: Duration = Duration::from_secs(600);
 /// A policy file at most, in bytes.
-const MAX_POLICY: usize = 256 << 10;
+pub(super) const MAX_POLICY: usize = 256 << 10;
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,8 @@ pub struct Shared {
     pub(super) audit: Audit,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) approvals: Approvals,
+    /// Keys and policies as they were written down last.
+    pub(super) noted: Mutex<HashMap<String, String>>,
     /// Requests that are not answered yet.
     pub(super) requests: Arc<Requests>,
     pub(super) dry_run: bool,
@@ -71,6 +73,8 @@ pub struct Shared {
 pub struct Vm {
     /// The name of the qube.
     pub name: String,
+    /// When it was told last that the qube has used up its quota of the log.
+    pub(super) full: Mutex<Reminder>,
     /// Places for commands that run.
     pub(super) places: Places,
     /// Numbers used in the current session.
@@ -136,6 +140,7 @@ impl Shared {
             .or_insert_with(|| {
                 Arc::new(Vm {
                     name: name.to_owned(),
+                    full: Mutex::default(),
                     places: Places::default(),
                     replay: Mutex::default(),
                     state: Mutex::new("absent"),
