@@ -151,13 +151,6 @@ fn last_sequence(path: &Path) -> u64 {
     text.lines().rev().find_map(|line| line.rsplit_once(" seq=")?.1.parse().ok()).unwrap_or(0)
 }
 
-/// A command as a log shows it: its first 200 bytes, escaped, line ends as spaces.
-pub fn excerpt(text: &[u8]) -> String {
-    let part: Vec<u8> = text.iter().take(200).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
-    let dots = if text.len() > 200 { "…" } else { "" };
-    format!("{}{dots}", log::escape(part.trim_ascii_end()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -211,11 +204,5 @@ mod tests {
         assert!(audit.refused("work", EntryOrigin::Known, "DENY", "id=b"));
         let text = fs::read_to_string(&path).expect("there");
         assert!(text.contains("AUTH-FAIL vm=dev id=a") && text.contains("DENY vm=work id=b"), "{text}");
-    }
-
-    #[test]
-    fn a_command_cannot_forge_an_entry() {
-        assert_eq!(excerpt(b"a\n[2025] CMD vm=x\r\x1b]52;c;x\x07\n"), "a [2025] CMD vm=x\\x0d\\x1b]52;c;x\\x07");
-        assert!(excerpt(&[b'a'; 300]).len() < 210);
     }
 }

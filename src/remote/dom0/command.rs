@@ -9,18 +9,22 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
+    approvals::CannotWait,
+    desktop,
     execute::{self, Done},
     judge::{Authentic, Judged, Opening, Task, authenticate, body, judge},
     ledger::{self, Mark, NotBegun},
     port::Port,
+    question::SHORT_ID,
     reject::{Case, Category, Rejected},
+    sheet::sheet,
     state::{Shared, Vm},
     transfer,
 };
 use crate::{
     log::{Kind, escape},
     proto::{
-        mac::{self, Digest, Outcome, hex},
+        mac::{self, Digest, Outcome},
         remote::{Ending, Frame, Mode, Refusal, WaitReason, flags},
     },
     remote::{
@@ -71,7 +75,7 @@ async fn attend(
         return dry_run(case, &authentic, port, &judged).await;
     }
     if judged.decision.verdict == Verdict::Ask {
-        approve(case, port, &authentic, &payload, &judged.shown).await?;
+        approve(case, port, &authentic, &judged, &payload).await?;
     }
     let _room = room(case, port).await?;
     if shared.draining() {
@@ -145,7 +149,7 @@ async fn carry_out(case: Case<'_>, authentic: &Authentic, judged: Judged<'_>, po
     case.audit("CMD", &format!("auth={auth} rule={} {}", judged.rule(), judged.shown));
     case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
     let began = Instant::now();
-    let registration = shared.register(case.vm, case.id);
+    let registration = shared.register(case.vm, case.id, &judged.shown);
     let result = match judged.task {
         Task::Run(mut job) => {
             job.cgroup = shared.cgroup.as_ref().map(|dir| dir.join(format!("command-{}", registration.number)));
@@ -173,33 +177,39 @@ async fn carry_out(case: Case<'_>, authentic: &Authentic, judged: Judged<'_>, po
     Ok(done)
 }
 
-/// Waits for a person in dom0. What is approved is this very request: its digest is its name there.
+/// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.
 async fn approve(
     case: Case<'_>,
     port: &Port,
     authentic: &Authentic,
+    judged: &Judged<'_>,
     payload: &[u8],
-    shown: &str,
 ) -> Result<(), Rejected> {
-    let (approvals, vm) = (&case.shared.approvals, &case.vm.name);
-    let bound = authentic.v2.as_ref().map_or_else(|| mac::digest(payload), |(_, mac)| *mac);
-    let ticket = hex(&mac::digest(&[&bound[..], case.id.as_bytes(), vm.as_bytes()].concat())[..6]);
-    let answer = approvals.ask(&ticket, format!("{vm} asks for {shown}"));
-    case.audit("ASK", &format!("approval={ticket} {shown}"));
-    let text = format!("{vm} asks for {shown}; to allow it: qvm-remote-dom0 approve {ticket}");
+    let (approvals, vm, shown) = (&case.shared.approvals, &case.vm.name, &judged.shown);
+    let sheet = sheet(case.vm, authentic, judged, payload);
+    let (id, answer) = approvals.ask(vm, &judged.kind(payload), sheet).map_err(|why| match why {
+        CannotWait::Waits => Rejected(Refusal::Busy, "it waits for approval already".into()),
+        CannotWait::TooMany => {
+            Rejected(Refusal::Busy, "too many commands of this qube wait for approval in dom0 already".into())
+        }
+    })?;
+    let short = &id[..SHORT_ID];
+    case.audit("ASK", &format!("approval={id} rule={} {shown}", judged.rule()));
+    let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
     case.event(Kind::CommandAsked, text, None);
-    port.send(Frame::Wait(WaitReason::Approval(&ticket))).await;
+    desktop::notify(vm, short);
+    port.send(Frame::Wait(WaitReason::Approval(short))).await;
     let answer = tokio::select! {
         answer = timeout(APPROVAL, answer) => answer,
         _ = port.inbox.abandoned() => {
-            approvals.forget(&ticket);
+            approvals.forget(&id);
             return Err(case.abandoned());
         }
     };
-    approvals.forget(&ticket);
+    approvals.forget(&id);
     match answer {
         Ok(Ok(true)) => {
-            case.audit("APPROVE", &format!("approval={ticket}"));
+            case.audit("APPROVE", &format!("approval={id}"));
             Ok(())
         }
         Ok(_) => Err(case.deny("denied: not approved", shown)),

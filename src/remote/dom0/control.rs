@@ -66,7 +66,9 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         Some(Question::Approvals) => Answered::Approvals(shared.approvals.list()),
         Some(Question::Approve(ticket)) => Answered::Heard(shared.approvals.answer(ticket, true)),
         Some(Question::Deny(ticket)) => Answered::Heard(shared.approvals.answer(ticket, false)),
+        Some(Question::Sheet(id)) => Answered::Sheet(shared.approvals.sheet(id)),
         Some(Question::Kill(vm)) => Answered::Killed(shared.kill(Some(vm))),
+        Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await
@@ -84,6 +86,7 @@ fn status(shared: &Shared) -> DaemonStatus {
         vm: c.vm.clone(),
         id: c.id.clone(),
         seconds: c.since.elapsed().as_secs(),
+        command: c.shown.clone(),
     });
     DaemonStatus {
         pid: std::process::id(),

@@ -18,6 +18,7 @@ mod call;
 mod channel;
 mod command;
 mod control;
+mod desktop;
 mod execute;
 mod judge;
 mod launch;
@@ -29,6 +30,7 @@ mod reject;
 mod replay;
 mod run;
 mod session;
+mod sheet;
 mod state;
 mod transfer;
 #[cfg(feature = "v1")]

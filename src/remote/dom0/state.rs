@@ -22,17 +22,15 @@ use crate::{
     remote::{
         audit::Audit,
         config::{Paths, RemoteConfig},
-        files,
         keys::Store,
         policy::Policy,
+        policy_file,
     },
     sys::lock,
 };
 
 /// Commands of one VM at a time, when its policy says nothing.
 const RUNNING: u16 = 8;
-/// A policy file at most, in bytes.
-const MAX_POLICY: usize = 256 << 10;
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +71,8 @@ pub struct Shared {
 pub(super) struct RunningCommand {
     pub(super) vm: String,
     pub(super) id: String,
+    /// What was asked, as the logs show it.
+    pub(super) shown: String,
     pub(super) since: Instant,
     pub(super) kill: Arc<Notify>,
 }
@@ -143,22 +143,19 @@ impl Shared {
     /// Reads a VM's policy anew.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, String> {
         let path = self.keys.path(vm, "policy").map_err(|e| e.to_string())?;
-        let text = files::read(&path, MAX_POLICY).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => format!("{} is missing, so nothing is allowed", path.display()),
-            _ => format!("{}: {e}", path.display()),
-        })?;
-        let text = String::from_utf8(text).map_err(|_| format!("{}: it is no text", path.display()))?;
-        Policy::parse(&text).map_err(|faults| {
-            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
-            faults.join("; ")
-        })
+        policy_file::read(&path).map_err(|e| e.to_string())
     }
 
-    pub(super) fn register(self: &Arc<Self>, vm: &Vm, id: &str) -> Registration {
+    pub(super) fn register(self: &Arc<Self>, vm: &Vm, id: &str, shown: &str) -> Registration {
         let number = self.number.fetch_add(1, Relaxed) + 1;
         let kill = Arc::new(Notify::new());
-        let running =
-            RunningCommand { vm: vm.name.clone(), id: id.to_owned(), since: Instant::now(), kill: kill.clone() };
+        let running = RunningCommand {
+            vm: vm.name.clone(),
+            id: id.to_owned(),
+            shown: shown.to_owned(),
+            since: Instant::now(),
+            kill: kill.clone(),
+        };
         self.commands().insert(number, running);
         Registration { number, kill, shared: self.clone() }
     }
@@ -168,6 +165,12 @@ impl Shared {
         let commands = self.commands();
         let these = commands.values().filter(|c| vm.is_none_or(|vm| c.vm == vm));
         these.map(|c| c.kill.notify_one()).count()
+    }
+
+    /// Ends the commands of a VM with this id; how many.
+    pub(super) fn kill_one(&self, vm: &str, id: &str) -> usize {
+        let commands = self.commands();
+        commands.values().filter(|c| c.vm == vm && c.id == id).map(|c| c.kill.notify_one()).count()
     }
 
     pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
