@@ -47,7 +47,10 @@ use super::backchannel::{self, Instruction};
 use crate::{
     log::escape,
     proto::remote::Ending,
-    sys::{self, Identity, proc::Process},
+    sys::{
+        self, Identity,
+        proc::{self, Process},
+    },
 };
 
 /// The number of the descriptor with the command's text, where it is a script.
@@ -161,8 +164,10 @@ pub fn script_file(text: &[u8]) -> io::Result<OwnedFd> {
 
 /// Enters the command's group; where we come from.
 fn enter(cgroup: &Path) -> Option<PathBuf> {
+    let own = Process::own().groups().unified()?.trim_start_matches('/').to_owned();
+    let home = proc::unified_hierarchy()?.join(own);
     fs::write(cgroup.join("cgroup.procs"), "0").ok()?;
-    cgroup.parent().map(Path::to_owned)
+    Some(home)
 }
 
 struct Tree {

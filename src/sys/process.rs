@@ -145,7 +145,7 @@ pub fn inherit_nothing() {
 }
 
 /// Whom a command runs as.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// User.
     pub uid: u32,

@@ -11,6 +11,7 @@ mod clocks;
 mod commands;
 mod control;
 mod crashes;
+mod life;
 mod load;
 mod owner;
 mod readme;

@@ -77,7 +77,9 @@ fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     let _daemon = world.ready();
     let mut running = world.remote_start("work", &["echo up; sleep 4741"]);
     running.wait_for("up\n");
-    world.dom0("qvm-remote-dom0 revoke --kill work").expect(0, "Revoked VM 'work'.\nEnded 1 running command(s).\n");
+    world
+        .dom0("qvm-remote-dom0 revoke --kill work")
+        .expect(0, "Revoked VM 'work'.\nEnded 1 command(s), those that waited included.\n");
     assert_eq!(running.end().code, 130);
     world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
     world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");
@@ -200,6 +202,10 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0.service"))
         .expect("there");
     world.dom0("cat /etc/systemd/system/qvm-remote-dom0.service").expect(0, &unit);
+    let unit =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0-commands.service"))
+            .expect("there");
+    world.dom0("cat /etc/systemd/system/qvm-remote-dom0-commands.service").expect(0, &unit);
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
 }

@@ -118,7 +118,14 @@ pub(super) enum Dom0Command {
 pub(super) enum Internal {
     /// Print the unit file, for installers
     #[command(hide = true)]
-    Unit,
+    Unit {
+        /// The one for commands
+        #[arg(long)]
+        commands: bool,
+    },
+    /// Own commands, and what they leave in the background (started by qvm-remote-dom0-commands.service)
+    #[command(hide = true)]
+    Keep,
     /// Read what a VM sends (started by the daemon)
     #[command(hide = true)]
     Parse {

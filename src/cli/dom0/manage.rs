@@ -146,7 +146,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     println!("Revoked VM '{vm}'.");
     if kill {
         match question::kill(&paths.run, vm) {
-            Ok(count) => println!("Ended {count} running command(s)."),
+            Ok(count) => println!("Ended {count} command(s), those that waited included."),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 println!("No daemon is running.");
             }

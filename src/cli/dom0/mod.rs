@@ -45,10 +45,18 @@ pub fn main() -> ExitCode {
 /// Runs a command that only programs call.
 fn internal(command: Internal) -> Result<ExitCode, Fatal> {
     let (name, result) = match command {
-        Internal::Unit => {
-            print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
+        Internal::Unit { commands } => {
+            print!(
+                "{}",
+                if commands {
+                    include_str!("../../../units/system/qvm-remote-dom0-commands.service")
+                } else {
+                    include_str!("../../../units/system/qvm-remote-dom0.service")
+                }
+            );
             return Ok(ExitCode::SUCCESS);
         }
+        Internal::Keep => ("keep", dom0::keep(&Paths::default().run)),
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),

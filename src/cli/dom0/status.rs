@@ -29,9 +29,15 @@ pub(super) fn show(run: &Path, json: bool) -> Result<ExitCode, Fatal> {
         println!("  {vm:<20} {}{v1}{keyed}", qube.channel);
     }
     for command in &status.commands {
-        println!("{}", running(command));
+        println!("{}", line("runs", command));
     }
-    if !status.commands.is_empty() {
+    for command in &status.background {
+        println!("{}", line("left in the background", command));
+    }
+    for request in &status.waiting {
+        println!("  waits ({}) {} s: {} {}", request.state, request.seconds, request.vm, request.id);
+    }
+    if !(status.commands.is_empty() && status.background.is_empty() && status.waiting.is_empty()) {
         println!("To end one: qvm-remote-dom0 kill ID");
     }
     for (id, summary) in &status.approvals {
@@ -44,26 +50,31 @@ pub(super) fn show(run: &Path, json: bool) -> Result<ExitCode, Fatal> {
 }
 
 /// Two lines: which command, and the beginning of its text. The text is visible ASCII.
-fn running(command: &CommandStatus) -> String {
-    let text = &command.command;
+fn line(does: &str, command: &CommandStatus) -> String {
+    let text = &command.shown;
     let room = COLUMNS - 4;
     let text = if text.len() > room { format!("{}...", &text[..room - 3]) } else { text.clone() };
-    format!("  runs {} s: {} {}\n    {text}", command.seconds, command.vm, command.id)
+    format!("  {does} {} s: {} {}\n    {text}", command.seconds, command.vm, command.id)
 }
 
-/// Ends the command with this id; `vm` where two qubes have one with the same id.
+/// Ends the request with this id, whether it runs, waits or left something in the background; `vm` where two qubes have one with the same id.
 pub(super) fn kill(run: &Path, id: &str, vm: Option<&str>) -> Result<ExitCode, Fatal> {
     let status = answered(question::status(run))?;
-    let mut vms: Vec<&str> = status.commands.iter().filter(|c| c.id == id).map(|c| c.vm.as_str()).collect();
+    let commands = status.commands.iter().chain(&status.background).map(|c| (&c.vm, &c.id));
+    let all = commands.chain(status.waiting.iter().map(|r| (&r.vm, &r.id)));
+    let mut vms: Vec<&str> = all.filter(|(_, known)| *known == id).map(|(name, _)| name.as_str()).collect();
     vms.retain(|name| vm.is_none_or(|vm| vm == *name));
+    vms.sort_unstable();
     vms.dedup();
     let shown = escape(id.as_bytes());
     let count = match vms[..] {
-        [] => return Err(fail(format!("no command runs under '{shown}'; those that do: qvm-remote-dom0 status"))),
+        [] => {
+            return Err(fail(format!("nothing runs or waits under '{shown}'; those that do: qvm-remote-dom0 status")));
+        }
         [vm] => answered(question::kill_one(run, vm, id))?,
         _ => return Err(fail(format!("'{shown}' is a command of {}; which one: --qube QUBE", vms.join(" and of ")))),
     };
-    println!("Ended {count} running command(s).");
+    println!("Ended {count} command(s).");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,11 +88,11 @@ mod tests {
             vm: "work".into(),
             id: "20251120-101500-77-0a1b2c3d".into(),
             seconds: 12,
-            command: text.into(),
+            shown: text.into(),
         };
-        let short = running(&command("cmd=qvm-ls"));
+        let short = line("runs", &command("cmd=qvm-ls"));
         assert_eq!(short, "  runs 12 s: work 20251120-101500-77-0a1b2c3d\n    cmd=qvm-ls");
-        let long = running(&command(&"x".repeat(5000)));
+        let long = line("runs", &command(&"x".repeat(5000)));
         assert!(long.lines().all(|line| line.len() <= 80) && long.ends_with("x..."), "{long}");
     }
 }

@@ -15,11 +15,11 @@ use super::{
 use crate::{
     proto::{
         mac::{Digest, Key},
-        remote::{KeyId, Mode, Refusal, Request, argv, check_text, flags},
+        remote::{Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
         clock::now_ms,
-        policy::{self, Action, Manner, Policy, Program, Ruling},
+        policy::{self, Action, Manner, Policy, Program, RuleOptions, Verdict},
         program::{self, Found, MAX_PATH, ProgramFault},
         shown::{logged, quoted_words, visible},
     },
@@ -42,9 +42,9 @@ pub enum Opening {
 pub(super) struct Authentic {
     pub(super) id: String,
     /// The key that made its code or token.
-    pub(super) kid: KeyId,
-    /// The key and the code; `None` for a token of protocol v1.
-    pub(super) v2: Option<(Key, Digest)>,
+    pub(super) key: Key,
+    /// The code; `None` for a token of protocol v1.
+    pub(super) code: Option<Digest>,
     pub(super) request: Option<Box<Request>>,
     pub(super) length: u32,
 }
@@ -70,8 +70,8 @@ pub(super) fn authenticate(
                 return Err(fail(case, "not authorized: it carries no token"));
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
-            let kid = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.id();
-            Ok(Authentic { id, kid, v2: None, request: None, length })
+            let key = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.clone();
+            Ok(Authentic { id, key, code: None, request: None, length })
         }
         Opening::Open(request, mac) => {
             let case = Case { shared, vm, id: &request.id };
@@ -86,7 +86,7 @@ pub(super) fn authenticate(
             }
             current(case, &request, nonce)?;
             let (id, length) = (request.id.clone(), request.length);
-            Ok(Authentic { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
+            Ok(Authentic { id, key, code: Some(mac), request: Some(request), length })
         }
     }
 }
@@ -115,7 +115,7 @@ fn fail(case: Case<'_>, why: &str) -> Rejected {
 }
 
 /// The keys of the VM.
-fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
+pub(super) fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
     case.shared.keys.read(&case.vm.name).map_err(|e| {
         let text = match e.kind() {
             io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
@@ -146,16 +146,22 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> 
 }
 
 /// What will be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Run(Box<Launch>),
     Get(PathBuf, PathBuf, u64),
     Put(PathBuf, PathBuf, u64),
 }
 
-/// What the policy says of a command, and what will be done when it may.
-pub(super) struct Judged<'a> {
+/// What the policy says of a command, and what will be done when it may. Two that are equal are one decision: what a
+/// person approved, and what stands in the log, holds for no other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judged {
     pub(super) task: Task,
-    pub(super) decision: Ruling<'a>,
+    pub(super) verdict: Verdict,
+    /// The rule's line; `None` when no rule matched.
+    pub(super) line: Option<usize>,
+    pub(super) options: RuleOptions,
     /// What is asked, as the logs show it.
     pub(super) shown: String,
     /// What kind of thing was asked.
@@ -164,10 +170,10 @@ pub(super) struct Judged<'a> {
     pub(super) names: Option<Program>,
 }
 
-impl Judged<'_> {
+impl Judged {
     /// The rule's line, as the logs show it.
     pub(super) fn rule(&self) -> String {
-        self.decision.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+        self.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
     }
 
     /// The kind of command, without a word of the qube's.
@@ -182,12 +188,12 @@ impl Judged<'_> {
 }
 
 /// Holds a command against the policy.
-pub(super) fn judge<'a>(
+pub(super) fn judge(
     case: Case<'_>,
-    policy: &'a Policy,
+    policy: &Policy,
     authentic: &Authentic,
     payload: &[u8],
-) -> Result<Judged<'a>, Rejected> {
+) -> Result<Judged, Rejected> {
     let request = authentic.request.as_deref();
     let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
     let failed = |why: String| Rejected(Refusal::Failed, why);
@@ -237,7 +243,7 @@ pub(super) fn judge<'a>(
             Task::Run(Box::new(launch(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
         }
     };
-    Ok(Judged { task, decision, shown, mode, names })
+    Ok(Judged { task, verdict: decision.verdict, line: decision.line, options: decision.options, shown, mode, names })
 }
 
 /// What is asked, as the logs show it.

@@ -85,7 +85,6 @@ pub(super) fn launch(
         tty,
         timeout: [asked, options.timeout].into_iter().flatten().min(),
         max_output: options.max_output,
-        cgroup: None,
     })
 }
 

@@ -14,20 +14,26 @@
 //! twice.
 
 mod approvals;
+mod background;
 mod call;
 mod channel;
 mod command;
 mod control;
 mod desktop;
 mod execute;
+mod gate;
+mod groups;
 mod judge;
+mod keep;
 mod launch;
 mod ledger;
 mod listed;
+mod places;
 mod port;
 pub(crate) mod question;
 mod reject;
 mod replay;
+mod request;
 mod run;
 mod session;
 mod sheet;
@@ -36,5 +42,6 @@ mod transfer;
 #[cfg(feature = "v1")]
 mod v1;
 
+pub use keep::keep;
 pub use run::run;
 pub use state::{DaemonOptions, StartError};

@@ -35,7 +35,7 @@ pub(super) enum Question<'a> {
     Deny(&'a str),
     /// Every command of this qube is to end.
     Kill(&'a str),
-    /// The command of this qube with this id is to end.
+    /// The request of this qube with this id is to end.
     KillOne(&'a str, &'a str),
 }
 
@@ -88,6 +88,10 @@ pub(crate) struct DaemonStatus {
     pub(crate) draining: bool,
     pub(crate) qubes: BTreeMap<String, QubeStatus>,
     pub(crate) commands: Vec<CommandStatus>,
+    /// Commands that have ended and left something in the background.
+    pub(crate) background: Vec<CommandStatus>,
+    /// Requests that have not started.
+    pub(crate) waiting: Vec<WaitingStatus>,
     /// Ids of approvals, and what waits under them.
     pub(crate) approvals: BTreeMap<String, String>,
 }
@@ -110,19 +114,33 @@ pub(crate) struct CommandStatus {
     pub(crate) id: String,
     /// Seconds since its start.
     pub(crate) seconds: u64,
-    /// What was asked, as the logs show it.
-    pub(crate) command: String,
+    /// What is asked, as the logs show it.
+    pub(crate) shown: String,
+}
+
+/// What the daemon says of one request that has not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WaitingStatus {
+    pub(crate) vm: String,
+    pub(crate) id: String,
+    /// The name of its state: what the request waits for.
+    pub(crate) state: String,
+    /// Seconds in this state.
+    pub(crate) seconds: u64,
 }
 
 impl DaemonStatus {
     fn to_json(&self) -> Value {
         let qube = |q: &QubeStatus| json!({ "channel": q.channel, "v1": q.v1, "keyed": q.keyed });
-        let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds, "command": c.command });
+        let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds, "shown": c.shown });
+        let waiting = |r: &WaitingStatus| json!({ "vm": r.vm, "id": r.id, "state": r.state, "seconds": r.seconds });
         json!({
             "pid": self.pid,
             "draining": self.draining,
             "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
             "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
+            "background": self.background.iter().map(command).collect::<Vec<_>>(),
+            "waiting": self.waiting.iter().map(waiting).collect::<Vec<_>>(),
             "approvals": self.approvals,
         })
     }
@@ -134,14 +152,21 @@ impl DaemonStatus {
             Some((name.clone(), QubeStatus { channel: text(&q["channel"])?, v1, keyed }))
         };
         let command = |c: &Value| {
-            let (vm, id, command) = (text(&c["vm"])?, text(&c["id"])?, text(&c["command"])?);
-            Some(CommandStatus { vm, id, seconds: c["seconds"].as_u64()?, command })
+            let (seconds, shown) = (c["seconds"].as_u64()?, text(&c["shown"]).unwrap_or_default());
+            Some(CommandStatus { vm: text(&c["vm"])?, id: text(&c["id"])?, seconds, shown })
+        };
+        let waiting = |r: &Value| {
+            let (seconds, state) = (r["seconds"].as_u64()?, text(&r["state"])?);
+            Some(WaitingStatus { vm: text(&r["vm"])?, id: text(&r["id"])?, state, seconds })
         };
         Some(Self {
             pid: u32::try_from(all["pid"].as_u64()?).ok()?,
             draining: all["draining"].as_bool()?,
             qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
             commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
+            // a daemon of an earlier version has none of these
+            background: all["background"].as_array().into_iter().flatten().map(command).collect::<Option<_>>()?,
+            waiting: all["waiting"].as_array().into_iter().flatten().map(waiting).collect::<Option<_>>()?,
             approvals: all["approvals"]
                 .as_object()?
                 .iter()
@@ -231,7 +256,7 @@ pub(crate) fn kill(run: &Path, vm: &str) -> io::Result<usize> {
     Question::Kill(vm).ask(run)?.trim().parse().map_err(|_| strange())
 }
 
-/// Ends the commands of a qube with this id; how many there were.
+/// Ends the requests of a qube with this id; how many there were.
 pub(crate) fn kill_one(run: &Path, vm: &str, id: &str) -> io::Result<usize> {
     Question::KillOne(vm, id).ask(run)?.trim().parse().map_err(|_| strange())
 }
@@ -259,15 +284,19 @@ mod tests {
             pid: 7,
             draining: false,
             qubes: [("work".to_owned(), qube)].into(),
-            commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, command: "cmd=x".into() }],
-            approvals: [("00ff".to_owned(), "work asks for a program".to_owned())].into(),
+            commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, shown: "cmd=x".into() }],
+            background: Vec::new(),
+            waiting: vec![WaitingStatus { vm: "work".into(), id: "b".into(), state: "place".into(), seconds: 2 }],
+            approvals: [("00ff".to_owned(), "work asks for cmd=x".to_owned())].into(),
         };
         let text = Answered::Status(status.clone()).to_string();
         assert_eq!(
             text,
-            "{\"approvals\":{\"00ff\":\"work asks for a program\"},\
-             \"commands\":[{\"command\":\"cmd=x\",\"id\":\"a\",\"seconds\":3,\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
-             \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}}}\n"
+            "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
+             \"background\":[],\
+             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
+             \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}},\
+             \"waiting\":[{\"id\":\"b\",\"seconds\":2,\"state\":\"place\",\"vm\":\"work\"}]}\n"
         );
         assert_eq!(DaemonStatus::from_json(&serde_json::from_str(&text).expect("JSON")), Some(status));
         assert_eq!(DaemonStatus::from_json(&json!({ "pid": 7 })), None);

@@ -21,7 +21,7 @@ const FIXED: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "QVM_REMOTE
 const LANG: &[u8] = b"C.UTF-8";
 
 /// Makes the sheet of a command that was judged.
-pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged<'_>, payload: &[u8]) -> Sheet {
+pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[u8]) -> Sheet {
     let mut sheet = Sheet::default();
     let request = authentic.request.as_deref();
     let has = |flag| request.is_some_and(|r| r.has(flag));
@@ -54,8 +54,8 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged<'_>, payload
     sheet
 }
 
-fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged<'_>, payload: &[u8]) {
-    let user = judged.decision.options.user.as_deref().unwrap_or("root");
+fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
+    let user = judged.options.user.as_deref().unwrap_or("root");
     sheet.field("user", &visible(user.as_bytes()));
     sheet.field("directory", &quoted(launch.cwd.as_os_str().as_bytes()));
     sheet.field("input", if launch.stdin { "comes from the qube while it runs" } else { "none" });

@@ -1,0 +1,273 @@
+//! The gate: the one way from a request to a command or a transfer that runs.
+//!
+//! A request waits for a person, for a place, for its entry in the log; while it waits the owner may revoke the key, take
+//! the qube off the list, write another policy, end the request. So after each wait everything is asked anew, and what
+//! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
+//! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
+
+use std::sync::Arc;
+
+use tokio::time::timeout;
+
+use super::{
+    approvals::CannotWait,
+    desktop,
+    judge::{Authentic, Judged, judge, keys},
+    ledger::{self, NotBegun},
+    places::Place,
+    port::Port,
+    question::SHORT_ID,
+    reject::{Case, Category, Rejected},
+    request::{Registration, RequestState},
+    sheet::sheet,
+    state::{APPROVAL, Shared},
+};
+use crate::{
+    log::{Kind, escape},
+    proto::remote::{Frame, Refusal, WaitReason, flags},
+    remote::{
+        clock::now_ms,
+        policy::{Policy, Verdict},
+    },
+};
+
+/// A request on its way, and all that its waits need.
+#[derive(Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub(super) case: Case<'a>,
+    pub(super) authentic: &'a Authentic,
+    pub(super) payload: &'a [u8],
+    pub(super) port: &'a Port,
+    pub(super) registration: &'a Registration,
+}
+
+/// That a request may run now: what is done, and its place.
+pub(super) struct Clearance {
+    pub(super) judged: Judged,
+    pub(super) place: Place,
+}
+
+/// What a request has got so far.
+#[derive(Default)]
+struct Held {
+    /// The decision that a person approved.
+    approved: Option<Judged>,
+    place: Option<Place>,
+    /// It stands in the ledger, or need not.
+    begun: bool,
+    /// The decision that stands in the log.
+    recorded: Option<Judged>,
+}
+
+/// What a request needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Approval,
+    Place,
+    Ledger,
+    Entry,
+    Nothing,
+}
+
+impl Held {
+    /// What is still missing for this decision.
+    fn need(&self, judged: &Judged) -> Need {
+        if judged.verdict == Verdict::Ask && self.approved.as_ref() != Some(judged) {
+            Need::Approval
+        } else if self.place.is_none() {
+            Need::Place
+        } else if !self.begun {
+            Need::Ledger
+        } else if self.recorded.as_ref() != Some(judged) {
+            Need::Entry
+        } else {
+            Need::Nothing
+        }
+    }
+}
+
+/// Waits for what the request needs, and asks everything anew after each wait.
+pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
+    let mut held = Held::default();
+    loop {
+        let judged = ask(candidate)?;
+        candidate.registration.show(&judged.shown);
+        match held.need(&judged) {
+            Need::Approval => {
+                candidate.approve(&judged).await?;
+                held.approved = Some(judged);
+            }
+            Need::Place => held.place = Some(candidate.place().await?),
+            Need::Ledger => {
+                candidate.remember()?;
+                held.begun = true;
+            }
+            Need::Entry => {
+                candidate.record(&judged).await?;
+                held.recorded = Some(judged);
+            }
+            Need::Nothing => {
+                let place = held.place.take().expect("it was asked for before");
+                candidate.registration.enter(RequestState::Running);
+                return Ok(Clearance { judged, place });
+            }
+        }
+    }
+}
+
+/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's, what
+/// does the policy say now? Waits for nothing.
+pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+    let Candidate { case, authentic, registration, .. } = candidate;
+    if registration.is_ended() {
+        return Err(case.ended());
+    }
+    if case.shared.draining() {
+        return Err(draining());
+    }
+    listed(case)?;
+    if !keys(case)?.contains(&authentic.key) {
+        let text = "not authorized: its key is not this qube's (any more)";
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text));
+    }
+    let policy = policy(case, authentic)?;
+    judge(case, &policy, authentic, candidate.payload)
+}
+
+/// Is the qube on the list?
+pub(super) fn listed(case: Case<'_>) -> Result<(), Rejected> {
+    if case.vm.listed() {
+        return Ok(());
+    }
+    let text = "not authorized: dom0's /etc/qubes/remote.conf does not list this qube any more";
+    Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text))
+}
+
+/// The policy of the VM, which must take such a request at all.
+fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
+    let vm = &case.vm.name;
+    let policy = case.shared.policy(vm).map_err(|e| {
+        let text = format!("the policy of {vm} cannot be used: {e}");
+        case.refuse(Category::Policy, Refusal::Denied, &text)
+    })?;
+    if authentic.code.is_none() && !policy.v1 {
+        let text = format!(
+            "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {vm} on"
+        );
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text));
+    }
+    Ok(policy)
+}
+
+fn draining() -> Rejected {
+    Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
+}
+
+impl Candidate<'_> {
+    /// Waits for something, unless the owner ends the request, its client gives up, its channel ends or the daemon stops.
+    pub(super) async fn wait<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
+        self.registration.enter(state);
+        tokio::select! {
+            biased;
+            () = self.registration.ended() => Err(self.case.ended()),
+            _ = self.port.inbox.abandoned() => Err(self.case.abandoned()),
+            () = self.case.shared.draining.cancelled() => Err(draining()),
+            got = something => Ok(got),
+        }
+    }
+
+    /// Waits until the VM may run another command.
+    async fn place(&self) -> Result<Place, Rejected> {
+        let (shared, vm) = (self.case.shared, self.case.vm);
+        let most = || shared.max_running(&vm.name);
+        if let Some(place) = vm.places.take(most()) {
+            return Ok(place);
+        }
+        self.wait(RequestState::Place, async {
+            self.port.send(Frame::Wait(WaitReason::Commands)).await;
+            vm.places.wait(most).await
+        })
+        .await
+    }
+
+    /// Writes down that a request that can be repeated is begun.
+    fn remember(&self) -> Result<(), Rejected> {
+        let Some(mark) = mark(self.case, self.authentic) else { return Ok(()) };
+        let (case, shared) = (self.case, self.case.shared);
+        let (key, dated) = (self.authentic.key.id(), self.authentic.request.is_some());
+        let begin = || shared.ledger().begin(mark, key, dated, now_ms());
+        let begun = match begin() {
+            Err(NotBegun::Full) => {
+                let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
+                let active: Vec<_> = keys.map(|key| key.id()).collect();
+                shared.ledger().retain_keys(&active);
+                begin()
+            }
+            begun => begun,
+        };
+        begun.map_err(|refused| match refused {
+            NotBegun::Again => case.again(),
+            NotBegun::Full => {
+                Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
+            }
+            NotBegun::Io(e) => {
+                Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
+            }
+        })
+    }
+
+    /// Writes the entry of the command.
+    async fn record(&self, judged: &Judged) -> Result<(), Rejected> {
+        let (case, vm) = (self.case, &self.case.vm.name);
+        let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
+        case.audit("CMD", &format!("auth={auth} rule={} {}", judged.rule(), judged.shown));
+        case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
+        Ok(())
+    }
+
+    /// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.
+    async fn approve(&self, judged: &Judged) -> Result<(), Rejected> {
+        let (case, approvals, vm, shown) = (self.case, &self.case.shared.approvals, &self.case.vm.name, &judged.shown);
+        let sheet = sheet(case.vm, self.authentic, judged, self.payload);
+        let (id, answer) = approvals.ask(vm, &judged.kind(self.payload), sheet).map_err(|why| match why {
+            CannotWait::Waits => Rejected(Refusal::Busy, "it waits for approval already".into()),
+            CannotWait::TooMany => {
+                Rejected(Refusal::Busy, "too many commands of this qube wait for approval in dom0 already".into())
+            }
+        })?;
+        let (_forget, short) = (Forget(case.shared, &id), &id[..SHORT_ID]);
+        case.audit("ASK", &format!("approval={id} rule={} {shown}", judged.rule()));
+        let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
+        case.event(Kind::CommandAsked, text, None);
+        desktop::notify(vm, short);
+        let answer = self
+            .wait(RequestState::Approval, async {
+                self.port.send(Frame::Wait(WaitReason::Approval(short))).await;
+                timeout(APPROVAL, answer).await
+            })
+            .await?;
+        match answer {
+            Ok(Ok(true)) => {
+                case.audit("APPROVE", &format!("approval={id}"));
+                Ok(())
+            }
+            Ok(_) => Err(case.deny("denied: not approved", shown)),
+            Err(_) => Err(case.deny("denied: nobody approved it in time", shown)),
+        }
+    }
+}
+
+/// Takes a request that waits no longer out of the approvals.
+struct Forget<'a>(&'a Arc<Shared>, &'a str);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.approvals.forget(self.1);
+    }
+}
+
+/// The mark of a request that can be repeated: one of the queue.
+pub(super) fn mark(case: Case<'_>, authentic: &Authentic) -> Option<ledger::Mark> {
+    let queued = authentic.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
+    queued.then(|| ledger::mark(&case.vm.name, &authentic.key.id(), &authentic.id))
+}
