@@ -272,6 +272,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 35);
+        assert_eq!(kinds.len(), 38);
     }
 }

@@ -35,6 +35,12 @@ pub(crate) mod parser;
 pub(crate) mod pipe;
 #[cfg(feature = "dom0")]
 pub mod policy;
+#[cfg(feature = "dom0")]
+pub(crate) mod policy_file;
+#[cfg(feature = "dom0")]
+pub mod program;
+#[cfg(feature = "dom0")]
+pub(crate) mod shown;
 pub(crate) mod socket;
 #[cfg(any(feature = "remote", feature = "v1"))]
 pub(crate) mod spool;

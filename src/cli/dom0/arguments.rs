@@ -83,14 +83,14 @@ pub(super) enum Dom0Command {
         #[arg(long, value_name = "SPAN", default_value = "1h")]
         r#for: String,
     },
-    /// Allow a command that waits for approval; without an id, list those that wait
+    /// Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait
     Approve {
-        /// As the log and the qube show it
+        /// At least 12 digits of its id
         id: Option<String>,
         /// Refuse it
         #[arg(long)]
         deny: bool,
-        /// Do not ask again here
+        /// Show it, but do not ask
         #[arg(long)]
         yes: bool,
     },
@@ -105,6 +105,14 @@ pub(super) enum Dom0Command {
         /// Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log
         #[arg(long, value_name = "FILE", requires = "verify")]
         against: Option<PathBuf>,
+    },
+    /// End a command that runs
+    Kill {
+        /// Its id, as status shows it
+        id: String,
+        /// Its qube, where two qubes have a command with this id
+        #[arg(long, value_name = "QUBE")]
+        qube: Option<String>,
     },
     /// What the running daemon does
     Status {
@@ -148,6 +156,9 @@ pub(super) enum Internal {
     /// Look after one command (started by the daemon)
     #[command(hide = true)]
     Supervise {
+        /// The path to execute; without it there is no such program
+        #[arg(long)]
+        program: Option<PathBuf>,
         /// Descriptor 4 is the text that the program reads
         #[arg(long)]
         script: bool,
@@ -157,6 +168,9 @@ pub(super) enum Internal {
         /// UID:GID:GROUPS
         #[arg(long, value_parser = identity)]
         identity: Option<Identity>,
+        /// The directory to run in
+        #[arg(long)]
+        cwd: PathBuf,
         /// A control group of its own
         #[arg(long)]
         cgroup: Option<PathBuf>,

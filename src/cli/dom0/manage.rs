@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    io::{self, BufRead as _, Read as _, Write as _},
     path::Path,
     process::{Command as Process, ExitCode, Stdio},
 };
@@ -10,15 +10,16 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
+    approve,
     arguments::{Dom0Command, PROGRAM},
     failure::{fail, write},
-    text,
+    logs, status, text,
 };
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
     remote::{
-        audit, clock,
+        audit,
         config::Paths,
         dom0::question,
         files,
@@ -60,9 +61,10 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
             Ok(ExitCode::SUCCESS)
         }
         Dom0Command::Start { r#for } => start(&r#for),
-        Dom0Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
-        Dom0Command::Status { json } => status(paths, json),
-        Dom0Command::Log { vm, verify, against } => super::logs::run(paths, vm.as_deref(), verify, against.as_deref()),
+        Dom0Command::Approve { id, deny, yes } => approve::run(&paths.run, id.as_deref(), deny, yes),
+        Dom0Command::Status { json } => status::show(&paths.run, json),
+        Dom0Command::Kill { id, qube } => status::kill(&paths.run, &id, qube.as_deref()),
+        Dom0Command::Log { vm, verify, against } => logs::run(paths, vm.as_deref(), verify, against.as_deref()),
         Dom0Command::Internal(_) => Err(fail("not here")),
     }
 }
@@ -212,77 +214,5 @@ fn start(span: &str) -> Result<ExitCode, Fatal> {
         return Err(fail("systemd-run failed, so the service was stopped again"));
     }
     println!("Started for {span}.");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What the daemon answered, or why there is no answer.
-fn answered<T>(answer: io::Result<T>) -> Result<T, Fatal> {
-    answer.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
-        _ => fail(e),
-    })
-}
-
-fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
-    let waiting = answered(question::approvals(&paths.run))?;
-    let Some(id) = id else {
-        if waiting.is_empty() {
-            println!("Nothing waits for approval.");
-        }
-        waiting.iter().for_each(|(ticket, shown)| println!("{ticket}  {shown}"));
-        return Ok(ExitCode::SUCCESS);
-    };
-    let found = waiting.iter().find(|(ticket, _)| ticket == id);
-    let (_, shown) = found.ok_or_else(|| fail(format!("nothing waits under '{}'", escape(id.as_bytes()))))?;
-    if !deny {
-        println!("{shown}");
-        if !yes {
-            if !io::stdin().is_terminal() {
-                return Err(fail("it is asked on a terminal; elsewhere: --yes"));
-            }
-            print!("Type 'yes' to allow it: ");
-            let _ = io::stdout().flush();
-            let mut line = String::new();
-            io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
-            if line.trim_end_matches('\n') != "yes" {
-                println!("Not allowed; it still waits.");
-                return Ok(ExitCode::FAILURE);
-            }
-        }
-    }
-    if !answered(question::decide(&paths.run, id, !deny))? {
-        return Err(fail("it waits no longer"));
-    }
-    println!("{}", if deny { "Refused." } else { "Allowed." });
-    Ok(ExitCode::SUCCESS)
-}
-
-fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
-    if json {
-        print!("{}", answered(question::status_json(&paths.run))?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status = answered(question::status(&paths.run))?;
-    println!("qvm-remote-dom0 runs (pid {}), {}", status.pid, clock::now());
-    if let Some(why) = &status.log_failure {
-        println!("  THE LOG CANNOT BE WRITTEN: {}", escape(why.as_bytes()));
-    }
-    for (vm, qube) in &status.qubes {
-        let v1 = if qube.v1 { ", takes v1 tokens" } else { "" };
-        let keyed = if qube.keyed { "" } else { ", NO KEY" };
-        println!("  {vm:<20} {}{v1}{keyed}", qube.channel);
-    }
-    for command in &status.commands {
-        println!("  runs {} s: {} {}", command.seconds, command.vm, command.id);
-    }
-    for command in &status.background {
-        println!("  left in the background: {} {}", command.vm, command.id);
-    }
-    for request in &status.waiting {
-        println!("  waits {} s ({}): {} {}", request.seconds, request.state, request.vm, request.id);
-    }
-    for (ticket, shown) in &status.approvals {
-        println!("  waits for approval: {ticket}  {shown}");
-    }
     Ok(ExitCode::SUCCESS)
 }

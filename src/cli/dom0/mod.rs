@@ -1,9 +1,11 @@
 //! The face of `qvm-remote-dom0`.
 
+mod approve;
 mod arguments;
 mod failure;
 mod logs;
 mod manage;
+mod status;
 mod text;
 #[cfg(feature = "v1")]
 mod v1;
@@ -59,8 +61,8 @@ fn internal(command: Internal) -> Result<ExitCode, Fatal> {
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
-        Internal::Supervise { script, tty, identity, cgroup, words } => {
-            ("supervise", supervise::run(SupervisorPlan { words, script, tty, identity, cgroup }))
+        Internal::Supervise { program, script, tty, identity, cwd, cgroup, words } => {
+            ("supervise", supervise::run(SupervisorPlan { program, words, script, tty, identity, cwd, cgroup }))
         }
     };
     result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))

@@ -15,7 +15,7 @@ use super::{
     quota::{Quotas, Use},
     writer::{LogFailure, Writer},
 };
-use crate::{log, remote::clock::now, sys::lock};
+use crate::{remote::clock::now, sys::lock};
 
 /// How long a [`EntryOrigin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -140,13 +140,6 @@ impl Audit {
     }
 }
 
-/// A command as a log shows it: its first 200 bytes, escaped, line ends as spaces.
-pub fn excerpt(text: &[u8]) -> String {
-    let part: Vec<u8> = text.iter().take(200).map(|b| if *b == b'\n' { b' ' } else { *b }).collect();
-    let dots = if text.len() > 200 { "…" } else { "" };
-    format!("{}{dots}", log::escape(part.trim_ascii_end()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -209,11 +202,5 @@ mod tests {
         let text = text_of(&audit, &path).await;
         assert!(text.contains("DONE vm=work id=a") && !text.contains("id=b") && text.contains("id=c"), "{text}");
         assert_eq!(audit.failure(), None);
-    }
-
-    #[test]
-    fn a_command_cannot_forge_an_entry() {
-        assert_eq!(excerpt(b"a\n[2025] CMD vm=x\r\x1b]52;c;x\x07\n"), "a [2025] CMD vm=x\\x0d\\x1b]52;c;x\\x07");
-        assert!(excerpt(&[b'a'; 300]).len() < 210);
     }
 }

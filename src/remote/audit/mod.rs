@@ -29,7 +29,7 @@ mod quota;
 mod verify;
 mod writer;
 
-pub(crate) use entries::{Audit, EntryOrigin, excerpt};
+pub(crate) use entries::{Audit, EntryOrigin};
 pub(crate) use logfile::append;
 pub(crate) use quota::{DEFAULT, kept};
 pub(crate) use verify::{Kept, entries_of, read_kept, verify};

@@ -13,6 +13,9 @@ use crate::{
     sys::lock,
 };
 
+/// A policy file at most, in bytes.
+const MAX_POLICY: usize = 1 << 20;
+
 /// Writes down what the key and the policy of a VM are, when that is not what stands in the log already.
 pub(super) fn note(shared: &Shared, vm: &str) {
     let keys = match shared.keys.read(vm) {
@@ -20,7 +23,7 @@ pub(super) fn note(shared: &Shared, vm: &str) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
         Err(_) => "unusable".to_owned(),
     };
-    let policy = match shared.keys.path(vm, "policy").and_then(|path| files::read(&path, super::state::MAX_POLICY)) {
+    let policy = match shared.keys.path(vm, "policy").and_then(|path| files::read(&path, MAX_POLICY)) {
         Ok(text) => hex(&digest(&text)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
         Err(_) => "unusable".to_owned(),

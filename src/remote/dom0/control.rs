@@ -65,9 +65,11 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
     let answer = match Question::parse(&line) {
         Some(Question::Status) => Answered::Status(status(&shared)),
         Some(Question::Approvals) => Answered::Approvals(shared.approvals.list()),
-        Some(Question::Approve(ticket)) => Answered::Heard(shared.approvals.answer(ticket, true)),
-        Some(Question::Deny(ticket)) => Answered::Heard(shared.approvals.answer(ticket, false)),
+        Some(Question::Sheet(id)) => Answered::Sheet(shared.approvals.sheet(id)),
+        Some(Question::Approve(id)) => Answered::Heard(shared.approvals.answer(id, true)),
+        Some(Question::Deny(id)) => Answered::Heard(shared.approvals.answer(id, false)),
         Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
+        Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, sys::memfd, unistd::pipe2};
+use nix::{fcntl::OFlag, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -45,7 +45,9 @@ const FLUSH: Duration = Duration::from_millis(500);
 /// What to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Program and arguments; empty: the script, by bash.
+    /// The path to execute; `None`: there is no such program, or the script is executed.
+    pub program: Option<PathBuf>,
+    /// The program's name as asked, and its arguments.
     pub words: Vec<OsString>,
     /// A text for bash.
     pub script: Option<Vec<u8>>,
@@ -98,6 +100,7 @@ fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
+    command.arg("--cwd").arg(&job.cwd);
     let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");
@@ -111,33 +114,30 @@ fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     }
     match &job.script {
         Some(text) => {
-            passed.push((in_memory(text)?, supervise::SCRIPT));
-            command.args(["--script", "--", "/bin/bash", &format!("/dev/fd/{}", supervise::SCRIPT)]);
+            passed.push((supervise::script_file(text)?, supervise::SCRIPT));
+            let script = format!("/dev/fd/{}", supervise::SCRIPT);
+            command.args(["--script", "--program=/bin/bash", "--", "/bin/bash", &script]);
         }
         None => {
+            if let Some(program) = &job.program {
+                command.arg("--program").arg(program);
+            }
             command.arg("--").args(&job.words);
         }
     }
-    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir(&job.cwd);
-    let ends = if job.tty { terminal(&mut command)? } else { pipes(&mut command, job.stdin)? };
+    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir("/");
+    let ends = if job.tty { terminal(&mut command, job.identity.as_ref())? } else { pipes(&mut command, job.stdin)? };
     sys::pass(&mut command, passed);
     let process = tokio::process::Command::from(command).spawn()?;
     Ok(Started { instructions, report, process, ends })
 }
 
-/// A file without a name that holds this text.
-fn in_memory(text: &[u8]) -> io::Result<OwnedFd> {
-    let file = memfd::memfd_create(c"command", memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut rest = text;
-    while !rest.is_empty() {
-        rest = &rest[nix::unistd::write(&file, rest)?..];
-    }
-    Ok(file)
-}
-
-/// Gives the command a terminal.
-fn terminal(command: &mut Command) -> io::Result<Ends> {
+/// Gives the command a terminal, which belongs to whom the command runs as.
+fn terminal(command: &mut Command, identity: Option<&Identity>) -> io::Result<Ends> {
     let pty = nix::pty::openpty(None, None)?;
+    if let Some(identity) = identity {
+        nix::unistd::fchown(&pty.slave, Some(identity.uid.into()), None)?;
+    }
     let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
     command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
     let stdin = Some(AsyncPipe::both(cloexec(pty.master.try_clone()?)?)?);

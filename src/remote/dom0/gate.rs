@@ -10,21 +10,21 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    changes,
+    approvals::CannotWait,
+    changes, desktop,
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
     places::Place,
     port::Port,
+    question::SHORT_ID,
     reject::{Case, Category, Rejected},
     request::{Registration, RequestState},
+    sheet::sheet,
     state::{APPROVAL, Shared},
 };
 use crate::{
     log::{Kind, escape},
-    proto::{
-        mac::{self, hex},
-        remote::{Frame, Refusal, WaitReason, flags},
-    },
+    proto::remote::{Frame, Refusal, WaitReason, flags},
     remote::{
         audit::{self, LogFailure, OnLogFailure},
         clock::now_ms,
@@ -137,7 +137,7 @@ pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
         return Err(case.ended());
     }
     if case.shared.draining() {
-        return Err(draining());
+        return Err(draining(case));
     }
     listed(case)?;
     if !keys(case)?.contains(&authentic.key) {
@@ -174,7 +174,8 @@ fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
     Ok(policy)
 }
 
-fn draining() -> Rejected {
+fn draining(case: Case<'_>) -> Rejected {
+    case.audit("CANCEL", "before it began: the daemon is being stopped");
     Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
 }
 
@@ -186,7 +187,7 @@ impl Candidate<'_> {
             biased;
             () = self.registration.ended() => Err(self.case.ended()),
             _ = self.port.inbox.abandoned() => Err(self.case.abandoned()),
-            () = self.case.shared.draining.cancelled() => Err(draining()),
+            () = self.case.shared.draining.cancelled() => Err(draining(self.case)),
             got = something => Ok(got),
         }
     }
@@ -281,25 +282,30 @@ impl Candidate<'_> {
         Ok(())
     }
 
-    /// Waits for a person in dom0. What is approved is this very request: its digest is its name there.
+    /// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.
     async fn approve(&self, judged: &Judged) -> Result<(), Rejected> {
         let (case, approvals, vm, shown) = (self.case, &self.case.shared.approvals, &self.case.vm.name, &judged.shown);
-        let bound = self.authentic.code.unwrap_or_else(|| mac::digest(self.payload));
-        let ticket = hex(&mac::digest(&[&bound[..], case.id.as_bytes(), vm.as_bytes()].concat())[..6]);
-        let answer = approvals.ask(&ticket, format!("{vm} asks for {shown}"));
-        let _forget = Forget(case.shared, &ticket);
-        case.audit("ASK", &format!("approval={ticket} {shown}"));
-        let text = format!("{vm} asks for {shown}; to allow it: qvm-remote-dom0 approve {ticket}");
+        let sheet = sheet(case.vm, self.authentic, judged, self.payload);
+        let (id, answer) = approvals.ask(vm, &judged.kind(self.payload), sheet).map_err(|why| match why {
+            CannotWait::Waits => Rejected(Refusal::Busy, "it waits for approval already".into()),
+            CannotWait::TooMany => {
+                Rejected(Refusal::Busy, "too many commands of this qube wait for approval in dom0 already".into())
+            }
+        })?;
+        let (_forget, short) = (Forget(case.shared, &id), &id[..SHORT_ID]);
+        case.audit("ASK", &format!("approval={id} rule={} {shown}", judged.rule()));
+        let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
         case.event(Kind::CommandAsked, text, None);
+        desktop::notify(vm, short);
         let answer = self
             .wait(RequestState::Approval, async {
-                self.port.send(Frame::Wait(WaitReason::Approval(&ticket))).await;
+                self.port.send(Frame::Wait(WaitReason::Approval(short))).await;
                 timeout(APPROVAL, answer).await
             })
             .await?;
         match answer {
             Ok(Ok(true)) => {
-                case.audit("APPROVE", &format!("approval={ticket}"));
+                case.audit("APPROVE", &format!("approval={id}"));
                 Ok(())
             }
             Ok(_) => Err(case.deny("denied: not approved", shown)),

@@ -20,6 +20,7 @@ mod changes;
 mod channel;
 mod command;
 mod control;
+mod desktop;
 mod execute;
 mod gate;
 mod groups;
@@ -36,6 +37,7 @@ mod replay;
 mod request;
 mod run;
 mod session;
+mod sheet;
 mod state;
 mod transfer;
 #[cfg(feature = "v1")]

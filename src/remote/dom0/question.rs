@@ -11,8 +11,12 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::{proto::mac::hex, remote::shown};
+
 /// How long one question may take to be asked, and its answer to be read.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Digits of an approval's id that messages have, and that `approve` takes at least.
+pub(crate) const SHORT_ID: usize = 12;
 /// The name of the socket below /run/qvm-remote.
 pub(super) const SOCKET: &str = "control";
 
@@ -23,12 +27,16 @@ pub(super) enum Question<'a> {
     Status,
     /// Which commands wait for approval.
     Approvals,
-    /// A person allows the command with this ticket.
+    /// Everything that is known of the command with this id of an approval.
+    Sheet(&'a str),
+    /// A person allows the command with this id of an approval.
     Approve(&'a str),
-    /// A person refuses the command with this ticket.
+    /// A person refuses the command with this id of an approval.
     Deny(&'a str),
     /// Every command of this qube is to end.
     Kill(&'a str),
+    /// The request of this qube with this id is to end.
+    KillOne(&'a str, &'a str),
 }
 
 impl<'a> Question<'a> {
@@ -38,9 +46,11 @@ impl<'a> Question<'a> {
         match words[..] {
             ["status"] => Some(Self::Status),
             ["approvals"] => Some(Self::Approvals),
-            ["approve", ticket] => Some(Self::Approve(ticket)),
-            ["deny", ticket] => Some(Self::Deny(ticket)),
+            ["sheet", id] => Some(Self::Sheet(id)),
+            ["approve", id] => Some(Self::Approve(id)),
+            ["deny", id] => Some(Self::Deny(id)),
             ["kill", vm] => Some(Self::Kill(vm)),
+            ["kill", vm, id] => Some(Self::KillOne(vm, id)),
             _ => None,
         }
     }
@@ -61,9 +71,11 @@ impl fmt::Display for Question<'_> {
         match self {
             Self::Status => f.write_str("status"),
             Self::Approvals => f.write_str("approvals"),
-            Self::Approve(ticket) => write!(f, "approve {ticket}"),
-            Self::Deny(ticket) => write!(f, "deny {ticket}"),
+            Self::Sheet(id) => write!(f, "sheet {id}"),
+            Self::Approve(id) => write!(f, "approve {id}"),
+            Self::Deny(id) => write!(f, "deny {id}"),
             Self::Kill(vm) => write!(f, "kill {vm}"),
+            Self::KillOne(vm, id) => write!(f, "kill {vm} {id}"),
         }
     }
 }
@@ -82,7 +94,7 @@ pub(crate) struct DaemonStatus {
     pub(crate) background: Vec<CommandStatus>,
     /// Requests that have not started.
     pub(crate) waiting: Vec<WaitingStatus>,
-    /// Tickets, and the commands that wait under them.
+    /// Ids of approvals, and what waits under them.
     pub(crate) approvals: BTreeMap<String, String>,
 }
 
@@ -173,11 +185,13 @@ impl DaemonStatus {
 pub(super) enum Answered {
     /// To [`Question::Status`].
     Status(DaemonStatus),
-    /// To [`Question::Approvals`]: tickets, and the commands that wait under them.
+    /// To [`Question::Approvals`]: ids of approvals, and what waits under them.
     Approvals(Vec<(String, String)>),
+    /// To [`Question::Sheet`]; `None` when nothing waits under that id.
+    Sheet(Option<String>),
     /// To [`Question::Approve`] and [`Question::Deny`]: whether the command still waited.
     Heard(bool),
-    /// To [`Question::Kill`]: how many commands were ended.
+    /// To [`Question::Kill`] and [`Question::KillOne`]: how many commands were ended.
     Killed(usize),
     /// To a line that is no question.
     Unknown,
@@ -189,6 +203,7 @@ impl fmt::Display for Answered {
         match self {
             Self::Status(status) => writeln!(f, "{}", status.to_json()),
             Self::Approvals(all) => all.iter().try_for_each(|(ticket, shown)| writeln!(f, "{ticket}  {shown}")),
+            Self::Sheet(sheet) => f.write_str(sheet.as_deref().unwrap_or_default()),
             Self::Heard(yes) => f.write_str(if *yes { "yes\n" } else { "no\n" }),
             Self::Killed(count) => writeln!(f, "{count}"),
             Self::Unknown => f.write_str("unknown\n"),
@@ -214,22 +229,40 @@ pub(crate) fn status(run: &Path) -> io::Result<DaemonStatus> {
     DaemonStatus::from_json(&all).ok_or_else(strange)
 }
 
-/// Asks which commands wait for approval: tickets, and what is shown of the commands.
+/// Asks for the sheet of a command that waits for approval; `None` when it waits no longer. What comes is the text of
+/// this id, or an error.
+pub(crate) fn sheet(run: &Path, id: &str) -> io::Result<Option<String>> {
+    let text = Question::Sheet(id).ask(run)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if hex(&shown::id(&text)) != id {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the daemon's text is not the one of this id"));
+    }
+    Ok(Some(text))
+}
+
+/// Asks which commands wait for approval: ids, and what stands for each.
 pub(crate) fn approvals(run: &Path) -> io::Result<Vec<(String, String)>> {
     let text = Question::Approvals.ask(run)?;
     let entry = |line: &str| line.split_once("  ").map(|(ticket, shown)| (ticket.to_owned(), shown.to_owned()));
     text.lines().map(|line| entry(line).ok_or_else(strange)).collect()
 }
 
-/// Allows or refuses the command with this ticket; whether the command still waited.
-pub(crate) fn decide(run: &Path, ticket: &str, allow: bool) -> io::Result<bool> {
-    let question = if allow { Question::Approve(ticket) } else { Question::Deny(ticket) };
+/// Allows or refuses the command with this id; whether the command still waited.
+pub(crate) fn decide(run: &Path, id: &str, allow: bool) -> io::Result<bool> {
+    let question = if allow { Question::Approve(id) } else { Question::Deny(id) };
     Ok(question.ask(run)?.trim() == "yes")
 }
 
 /// Ends every command of a qube; how many there were.
 pub(crate) fn kill(run: &Path, vm: &str) -> io::Result<usize> {
     Question::Kill(vm).ask(run)?.trim().parse().map_err(|_| strange())
+}
+
+/// Ends the requests of a qube with this id; how many there were.
+pub(crate) fn kill_one(run: &Path, vm: &str, id: &str) -> io::Result<usize> {
+    Question::KillOne(vm, id).ask(run)?.trim().parse().map_err(|_| strange())
 }
 
 #[cfg(test)]
@@ -244,6 +277,8 @@ mod tests {
             Question::Approve("00ff"),
             Question::Deny("00ff"),
             Question::Kill("work"),
+            Question::KillOne("work", "a-1"),
+            Question::Sheet("00ff"),
         ] {
             assert_eq!(Question::parse(&format!("{question}\n")), Some(question));
         }

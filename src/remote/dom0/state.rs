@@ -18,9 +18,9 @@ use crate::{
     remote::{
         audit::Audit,
         config::{Paths, RemoteConfig},
-        files,
         keys::Store,
         policy::Policy,
+        policy_file,
     },
     sys::lock,
 };
@@ -29,8 +29,6 @@ use crate::{
 const RUNNING: u16 = 8;
 /// How long a person may take to approve.
 pub(super) const APPROVAL: Duration = Duration::from_secs(600);
-/// A policy file at most, in bytes.
-pub(super) const MAX_POLICY: usize = 256 << 10;
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default)]
@@ -113,15 +111,7 @@ impl Shared {
     /// Reads a VM's policy anew.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, String> {
         let path = self.keys.path(vm, "policy").map_err(|e| e.to_string())?;
-        let text = files::read(&path, MAX_POLICY).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => format!("{} is missing, so nothing is allowed", path.display()),
-            _ => format!("{}: {e}", path.display()),
-        })?;
-        let text = String::from_utf8(text).map_err(|_| format!("{}: it is no text", path.display()))?;
-        Policy::parse(&text).map_err(|faults| {
-            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
-            faults.join("; ")
-        })
+        policy_file::read(&path).map_err(|e| e.to_string())
     }
 
     /// Commands of a VM at a time, as its policy has it now.
@@ -132,6 +122,11 @@ impl Shared {
     /// Ends every request of a VM, whether it runs, waits or left something in the background; how many.
     pub(super) fn kill(&self, vm: &str) -> usize {
         self.requests.end(|request| request.vm == vm)
+    }
+
+    /// Ends the requests of a VM with this id; how many.
+    pub(super) fn kill_one(&self, vm: &str, id: &str) -> usize {
+        self.requests.end(|request| request.vm == vm && request.id == id)
     }
 
     pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
