@@ -129,6 +129,7 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("load", include_str!("load.rs")),
         ("owner", include_str!("owner.rs")),
         ("v1", include_str!("v1.rs")),
+        ("systemd", include_str!("../systemd/remote.rs")),
     ];
     let rows: Vec<Vec<&str>> = section()
         .lines()
