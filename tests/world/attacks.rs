@@ -220,7 +220,9 @@ fn the_daemons_own_input_reaches_no_qube() {
     let hello = fs::read(world.home("work").join("hello")).expect("there");
     assert!(!String::from_utf8_lossy(&hello).contains("secret"));
     assert_eq!(
-        world.dom0("for p in $(pgrep -f 'qvm-remote serve'); do readlink /proc/$p/fd/0; done | grep -v pipe").text(),
+        world
+            .dom0("for p in $(pgrep -f 'qvm-remote --argv serve'); do readlink /proc/$p/fd/0; done | grep -v pipe")
+            .text(),
         ""
     );
 }

@@ -89,7 +89,7 @@ fn a_channel_that_is_cut_is_told_and_opened_again() {
     let daemon = world.ready();
     let mut running = world.remote_start("work", &["echo up; sleep 4734"]);
     running.wait_for("up\n");
-    world.shell("work", "pkill -KILL -f 'qvm-remote serve'").expect(0, "");
+    world.shell("work", "pkill -KILL -f 'qvm-remote --argv serve'").expect(0, "");
     running.end_within(Duration::from_secs(20)).says("lost");
     eventually("no sleep left", || world.processes("sleep 4734") == 0);
     daemon.wait_for_channel("work", "live");
