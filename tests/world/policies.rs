@@ -23,7 +23,7 @@ fn check_names_the_place_the_fault_and_what_to_write() {
         (
             "\nallow x [env=PATH]\n",
             78,
-            "/root/x.policy:2:\n  fault: env=PATH: a variable that a qube sets may make a program run the\n    qube's code\n  write: LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*) are\n    taken, no others\n",
+            "/root/x.policy:2:\n  fault: env=PATH: a variable that a qube sets may make a program run the qube's\n    code\n  write: LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*) are\n    taken, no others\n",
         ),
         (
             "allow shell a*\n",
