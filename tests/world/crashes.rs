@@ -113,8 +113,9 @@ fn a_machine_that_slept_loses_nothing() {
     let mut running = world.remote_start("work", &["echo up; sleep 1; head -c 3000000 /dev/zero; echo end"]);
     running.wait_for("up\n");
     // the daemon, what it has started, and the agent; that the date jumps meanwhile is a matter of `clocks`
-    let all =
-        |signal: &str| format!("pkill -{signal} -x 'qvm-remote-dom0|exe'; pkill -{signal} -f '[q]vm-remote serve'");
+    let all = |signal: &str| {
+        format!("pkill -{signal} -x 'qvm-remote-dom0|exe'; pkill -{signal} -f '[q]vm-remote --argv serve'")
+    };
     world.dom0(&format!("{}; sleep 3; {}", all("STOP"), all("CONT"))).expect(0, "");
     let done = running.end();
     assert_eq!((done.code, done.out.len()), (0, 3_000_000 + 7), "{}", done.err);

@@ -107,6 +107,7 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     let world = world!("work", "dev");
     let _daemon = world.ready();
     let asked = |policy: &str| {
+        eventually("no other waits", || ticket(&world).is_none());
         world.policy("work", "ask shell *\n");
         let asked = world.remote_start("work", &["id -un; touch /tmp/ran-$(id -un)"]);
         eventually("it waits", || waiting(&world, "approval") == 1 && ticket(&world).is_some());
@@ -117,13 +118,18 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     // denied meanwhile
     let (denied, _) = asked("deny shell *\n");
     denied.end().expect(126, "").says("says deny");
-    // the key went meanwhile
-    let (revoked, _) = asked("ask shell *\n");
-    revoked.end().expect(0, "root\n");
+    // as it was
+    let (same, _) = asked("ask shell *\n");
+    same.end().expect(0, "root\n");
     world.dom0("rm /tmp/ran-root").expect(0, "");
     // another user meanwhile: it is asked again, and the second approval is for that
-    let (mut changed, _) = asked("ask shell * [user=nobody]\n");
-    eventually("it is asked again", || waiting(&world, "approval") == 1 && ticket(&world).is_some());
+    let (mut changed, first) = asked("ask shell * [user=nobody]\n");
+    assert_eq!(first.code, 0, "{first:#?}");
+    let shown =
+        || world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", ticket(&world).unwrap_or_default())).text();
+    eventually("it is asked again, as what it is now", || {
+        waiting(&world, "approval") == 1 && shown().contains("nobody")
+    });
     assert!(!changed.ended());
     world.dom0("ls /tmp/ran-root /tmp/ran-nobody 2>/dev/null").expect(2, "");
     let again = world.dom0(&format!("qvm-remote-dom0 approve {} --yes", ticket(&world).expect("there")));
@@ -244,4 +250,126 @@ fn two_hostile_qubes_at_once_keep_nobody_from_dom0() {
     assert_eq!(runs(), before, "nothing of theirs has started since");
     let stop = daemon.stop();
     assert_eq!(stop.code, 0, "{stop:#?}");
+}
+
+/// dom0's log, as `qvm-remote-dom0 log --verify` sees it.
+#[track_caller]
+fn verified(world: &World, words: &str) -> String {
+    let done = world.dom0(&format!("qvm-remote-dom0 log --verify {words}"));
+    assert_eq!(done.code, 0, "{done:#?}\n{}", world.log());
+    done.text()
+}
+
+#[test]
+fn a_qube_that_may_run_one_harmless_command_cannot_flood_the_log_away() {
+    let world = world!("flood", "dev");
+    world.authorize();
+    world.policy("flood", "audit-quota = 64K\nallow shell true\n");
+    world.remote("dev", &["--connect-timeout", "1", "true"]);
+    possess(&world, "flood", "flood true");
+    let _daemon = world.daemon();
+    world.remote("dev", &["echo before the flood"]).expect(0, "before the flood\n");
+    eventually("its commands wait", || waiting(&world, "quota") > 0);
+    let runs = || world.log().matches("CMD vm=flood").count();
+    let before = runs();
+    assert!((20..200).contains(&before), "{before} runs are 64 KiB");
+    let all = world.log();
+    assert!(all.contains("before the flood") && all.matches("vm=flood").count() < 1000, "{}", all.len());
+    assert!(all.len() < 200 << 10, "{} bytes", all.len());
+    // nobody else waits; the owner may give more, and it counts for those who wait
+    world.remote("dev", &["echo another qube"]).expect(0, "another qube\n");
+    world.policy("flood", "audit-quota = 256K\nallow shell true\n");
+    eventually("they run again", || runs() > before + 50);
+    // refusals are counted, not listed
+    world.policy("flood", "audit-quota = 64K\ndeny shell *\n");
+    eventually("refusals", || answers(&world, "flood").matches(" 5\n").count() > 2000);
+    let denied = world.log().matches("DENY vm=flood").count();
+    assert!(denied < 120, "{denied} entries of refusals");
+    verified(&world, "");
+}
+
+#[test]
+fn every_entry_is_in_one_chain_and_the_qube_keeps_its_head() {
+    let world = world!("work", "dev");
+    let daemon = world.ready();
+    for n in 0..3 {
+        world.remote("work", &[&format!("echo {n}")]).expect(0, &format!("{n}\n"));
+        world.remote("dev", &["true"]).expect(0, "");
+    }
+    world.remote("work", &["--queue", "echo queued"]).expect(0, "queued\n");
+    world.policy("dev", "deny shell *\n");
+    world.dom0("qvm-remote-dom0 authorize dev $(cat /etc/qubes/remote.d/dev.key); qvm-remote-dom0 revoke dev");
+    world.remote("dev", &["true"]).expect(126, "");
+    assert_eq!(daemon.stop().code, 0);
+    let log = world.log();
+    let numbers: Vec<u64> =
+        log.lines().map(|line| line.rsplit_once(" seq=").expect("a number").1.parse().expect("a number")).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "{log}");
+    for part in ["AUTHORIZE vm=work", "REVOKE vm=dev", "ACCESS vm=dev keys=none policy=", "AUTH-DENY vm=dev"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    // a qube's view is a filter
+    let view = world.dom0("qvm-remote-dom0 log work").text();
+    assert!(view.contains("CMD vm=work") && !view.contains("vm=dev"), "{view}");
+    // what the qube has kept is in the log
+    let kept = world.remote("work", &["log", "100"]).text();
+    assert_eq!(kept.matches(" log=").count(), 4, "{kept}");
+    world.dom0("cp $WORLD/vms/work/home/user/.qvm-remote/audit.log /root/kept").expect(0, "");
+    assert!(verified(&world, "--against /root/kept").contains("4 heads kept, 4 confirmed"));
+    // one entry is changed: its own head and all that follow are wrong
+    world.dom0("cp /var/log/qubes/qvm-remote.log /root/log; sed -i 's/cmd=echo 1/cmd=echo 7/; s/echo 1/echo 7/' /var/log/qubes/qvm-remote.log");
+    let done = world.dom0("qvm-remote-dom0 log --verify");
+    assert!(done.code == 1 && done.text().contains("was changed"), "{done:#?}");
+    // somebody who is root makes the whole chain anew: it holds, and it is not what the qube has kept
+    world.dom0("cp /root/log /var/log/qubes/qvm-remote.log; grep -v 'echo 1' /root/log | sed 's/ head=.*//' >/root/texts; rm /var/log/qubes/qvm-remote.log").expect(0, "");
+    let anew = "import hashlib, re
+head, n, out = b'\\0' * 32, 0, open('/var/log/qubes/qvm-remote.log', 'w')
+for text in open('/root/texts').read().splitlines():
+    n += 1
+    head = hashlib.sha256(b'qvm-remote log 1' + head + n.to_bytes(8, 'big') + text.encode()).digest()
+    out.write(f'{text} head={head.hex()} seq={n}\\n')";
+    world.dom0(&format!("python3 -c \"{anew}\"")).expect(0, "");
+    assert!(verified(&world, "").contains("the chain holds"));
+    let done = world.dom0("qvm-remote-dom0 log --verify --against /root/kept");
+    assert!(done.code == 1 && done.text().contains("is not the one whose head the qube has kept"), "{done:#?}");
+}
+
+#[test]
+fn with_a_full_disk_nothing_runs_unwritten_and_the_owner_is_told() {
+    let world = world!("work");
+    world.authorize();
+    world.dom0("cp -a /var/log/qubes /root/kept; mount -t tmpfs -o size=2M,mode=700 log /var/log/qubes; cp /root/kept/* /var/log/qubes/").expect(0, "");
+    let daemon = world.daemon();
+    world.remote("work", &["echo room"]).expect(0, "room\n");
+    let running = busy(&world, "work", 4777);
+    world
+        .dom0("dd if=/dev/zero of=/var/log/qubes/full bs=4k 2>/dev/null; df /var/log/qubes | grep -q 100%")
+        .expect(0, "");
+    // the end of what runs goes into what was reserved
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.end();
+    eventually("its end is written", || world.log().contains("CANCEL vm=work"));
+    assert_eq!(daemon.stop().code, 0);
+    // nothing begins without as much room
+    let daemon = world.daemon();
+    world.remote("work", &["touch /root/late"]).expect(255, "").says("dom0's log cannot be written, so nothing runs");
+    world.dom0("ls /root/late 2>/dev/null").expect(2, "");
+    assert!(world.dom0("qvm-remote-dom0 status").text().contains("THE LOG CANNOT BE WRITTEN"));
+    // root's own commands go on
+    let done = world.dom0("qvm-remote-dom0 revoke work");
+    done.expect(0, "Revoked VM 'work'.\n");
+    world.dom0("rm /var/log/qubes/full").expect(0, "");
+    assert_eq!(
+        world.dom0("qvm-remote-dom0 authorize work $(cat $WORLD/vms/work/home/user/.qvm-remote/auth.key)").code,
+        0
+    );
+    world.remote("work", &["echo room again"]).expect(0, "room again\n");
+    assert_eq!(daemon.stop().code, 0);
+    let runs = world.log().lines().filter(|line| line.contains("] CMD ")).count();
+    assert!(runs >= 3, "{}", world.log());
+    verified(&world, "");
+    // where the owner says so, commands run without
+    world.dom0("echo 'on_log_failure = \"run\"' >>/etc/qubes/remote.conf; rm -r /var/log/qubes/*; mkdir /var/log/qubes/qvm-remote.log").expect(0, "");
+    let _daemon = world.daemon();
+    world.remote("work", &["echo unwritten"]).expect(0, "unwritten\n");
 }

@@ -132,6 +132,7 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("policies", include_str!("policies.rs")),
         ("programs", include_str!("programs.rs")),
         ("v1", include_str!("v1.rs")),
+        ("systemd", include_str!("../systemd/remote.rs")),
     ];
     let rows: Vec<Vec<&str>> = section()
         .lines()

@@ -29,6 +29,7 @@ mod quota;
 mod verify;
 mod writer;
 
+pub(crate) use chain::ChainPoint;
 pub(crate) use entries::{Audit, EntryOrigin};
 pub(crate) use logfile::append;
 pub(crate) use quota::{DEFAULT, kept};

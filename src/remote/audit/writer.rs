@@ -70,7 +70,7 @@ struct Shared {
     /// Older files that are kept.
     kept: AtomicUsize,
     #[cfg(test)]
-    stalled: Mutex<()>,
+    stalled: Mutex<bool>,
 }
 
 impl Writer {
@@ -117,10 +117,10 @@ impl Writer {
         self.shared.kept.store(files, Relaxed);
     }
 
-    /// A disk that takes no time and never ends: until this is dropped.
+    /// From now on the disk takes nothing, or everything again.
     #[cfg(test)]
-    pub(super) fn stall(&self) -> std::sync::MutexGuard<'_, ()> {
-        lock(&self.shared.stalled)
+    pub(super) fn stall(&self, stalled: bool) {
+        *lock(&self.shared.stalled) = stalled;
     }
 }
 
@@ -145,7 +145,9 @@ fn work(queue: &Receiver<Job>, shared: &Shared, path: PathBuf, limit: u64) {
         }
         shared.waiting.fetch_sub(jobs.len(), Relaxed);
         #[cfg(test)]
-        drop(lock(&shared.stalled));
+        while *lock(&shared.stalled) {
+            thread::sleep(Duration::from_millis(1));
+        }
         let result = group(&mut file, jobs, &mut late, shared.kept.load(Relaxed));
         let mut failure = lock(&shared.failure);
         match result {

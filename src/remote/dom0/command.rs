@@ -81,7 +81,7 @@ async fn carry_out(
 ) -> Result<Done, Rejected> {
     let vm = &case.vm.name;
     let began = Instant::now();
-    let Clearance { judged, place } = clearance;
+    let Clearance { judged, place, receipt } = clearance;
     let mut group = None;
     // the client's own time is how long it waits; what is left in the background is bounded by the policy's
     let deadline = judged.options.timeout.map(|time| began + time);
@@ -91,21 +91,21 @@ async fn carry_out(
             match case.shared.groups.as_ref().map(|groups| groups.make(vm, registration.number)).transpose() {
                 Ok(made) => {
                     group = made;
-                    execute::run(&job, group.as_ref(), port, registered).await
+                    execute::run(&job, group.as_ref(), receipt, port, registered).await
                 }
                 Err(e) => Err(e),
             }
         }
         Task::Get(dir, path, most) => {
             let moved = Moved::default();
-            let transfer = transfer::get(&dir, &path, most, port, &moved);
+            let transfer = transfer::get((&dir, &path, most), receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
             ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
         }
         Task::Put(dir, path, most) => {
             let moved = Moved::default();
-            let transfer = transfer::put(&dir, &path, most, port, &moved);
+            let transfer = transfer::put((&dir, &path, most), receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| Done { ending, stdout: nothing, stderr: nothing, bytes: (0, bytes) })

@@ -22,13 +22,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::descriptors;
 use super::{
     groups::CommandGroup,
-    port::{Inbox, Port, StreamEvent},
+    port::{Inbox, Port, Receipt, StreamEvent},
     request::{Registration, RequestState},
 };
 use crate::{
     proto::{
         mac::Digest,
-        remote::{Ending, Frame, SLICE, frame},
+        remote::{Ending, SLICE, frame},
     },
     remote::{
         backchannel::{self, Instruction, Instructions, Report},
@@ -174,6 +174,7 @@ fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
 pub(super) async fn run(
     job: &Launch,
     group: Option<&CommandGroup>,
+    receipt: Option<Receipt>,
     port: &Port,
     registration: &Registration,
 ) -> io::Result<Done> {
@@ -192,7 +193,7 @@ pub(super) async fn run(
     };
     // Whatever waits for the qube to read is in here, beside the reasons to cut the command short.
     let mut work = Box::pin(async {
-        port.send(Frame::Accept).await;
+        port.accept(receipt).await;
         let ended = async { tokio::join!(out, err, ending(&mut report, job, group)).2 };
         let fed = async {
             feed(stdin, job.tty, port).await;

@@ -5,9 +5,12 @@
 //! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
 //! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use super::{
     approvals::CannotWait,
@@ -15,7 +18,7 @@ use super::{
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
     places::Place,
-    port::Port,
+    port::{Port, Receipt},
     question::SHORT_ID,
     reject::{Case, Category, Rejected},
     request::{Registration, RequestState},
@@ -26,7 +29,7 @@ use crate::{
     log::{Kind, escape},
     proto::remote::{Frame, Refusal, WaitReason, flags},
     remote::{
-        audit::{self, LogFailure, OnLogFailure},
+        audit::{self, ChainPoint, LogFailure, OnLogFailure},
         clock::now_ms,
         policy::{Policy, Verdict},
     },
@@ -46,10 +49,11 @@ pub(super) struct Candidate<'a> {
     pub(super) registration: &'a Registration,
 }
 
-/// That a request may run now: what is done, and its place.
+/// That a request may run now: what is done, its place, and where it stands in the log.
 pub(super) struct Clearance {
     pub(super) judged: Judged,
     pub(super) place: Place,
+    pub(super) receipt: Option<Receipt>,
 }
 
 /// What a request has got so far.
@@ -62,8 +66,8 @@ struct Held {
     place: Option<Place>,
     /// It stands in the ledger, or need not.
     begun: bool,
-    /// The decision that stands in the log.
-    recorded: Option<Judged>,
+    /// The decision that stands in the log, and where.
+    recorded: Option<(Judged, Option<Receipt>)>,
 }
 
 /// What a request needs next.
@@ -88,7 +92,7 @@ impl Held {
             Need::Place
         } else if !self.begun {
             Need::Ledger
-        } else if self.recorded.as_ref() != Some(judged) {
+        } else if self.recorded.as_ref().is_none_or(|(recorded, _)| recorded != judged) {
             Need::Entry
         } else {
             Need::Nothing
@@ -113,17 +117,18 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
             }
             Need::Place => held.place = Some(candidate.place().await?),
             Need::Ledger => {
-                candidate.remember()?;
+                candidate.remember().await?;
                 held.begun = true;
             }
             Need::Entry => {
-                candidate.record(&judged).await?;
-                held.recorded = Some(judged);
+                let receipt = candidate.record(&judged).await?;
+                held.recorded = Some((judged, receipt));
             }
             Need::Nothing => {
                 let place = held.place.take().expect("it was asked for before");
+                let receipt = held.recorded.take().and_then(|(_, receipt)| receipt);
                 candidate.registration.enter(RequestState::Running);
-                return Ok(Clearance { judged, place });
+                return Ok(Clearance { judged, place, receipt });
             }
         }
     }
@@ -230,8 +235,8 @@ impl Candidate<'_> {
         .await
     }
 
-    /// Writes down that a request that can be repeated is begun.
-    fn remember(&self) -> Result<(), Rejected> {
+    /// Writes down that a request that can be repeated is begun, and waits until it is on the disk.
+    async fn remember(&self) -> Result<(), Rejected> {
         let Some(mark) = mark(self.case, self.authentic) else { return Ok(()) };
         let (case, shared) = (self.case, self.case.shared);
         let (key, dated) = (self.authentic.key.id(), self.authentic.request.is_some());
@@ -245,41 +250,45 @@ impl Candidate<'_> {
             }
             begun => begun,
         };
-        begun.map_err(|refused| match refused {
+        let writing = begun.map_err(|refused| match refused {
             NotBegun::Again => case.again(),
             NotBegun::Full => {
                 Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
             }
-            NotBegun::Io(e) => {
-                Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
-            }
+        })?;
+        // in a thread of its own: a slow disk stalls nobody else
+        let written = self.wait(RequestState::Recording, spawn_blocking(|| writing.write())).await?;
+        written.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| {
+            Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
         })
     }
 
-    /// Writes the entry of the command, waits until it is on the disk, and tells the qube where it stands.
-    async fn record(&self, judged: &Judged) -> Result<(), Rejected> {
+    /// Writes the entry of the command, and waits until it is on the disk: what the qube is told of it, with a code, when
+    /// the command starts.
+    async fn record(&self, judged: &Judged) -> Result<Option<Receipt>, Rejected> {
         let (case, vm) = (self.case, &self.case.vm.name);
         let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
         let entry = format!("vm={vm} id={} auth={auth} rule={} {}", case.id, judged.rule(), judged.shown);
-        let record = async {
-            let written = case.shared.audit.record("CMD", &entry).await;
-            if let (Ok(Some(point)), Some(code)) = (&written, &self.authentic.code) {
-                let receipt = self.authentic.key.receipt(case.id, code, point.number, &point.head);
-                self.port.send(Frame::Wait(WaitReason::Recorded(point.number, point.head, receipt))).await;
+        let record = case.shared.audit.record("CMD", &entry);
+        let point = match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
+            (Ok(point), _) => point,
+            (Err(_), OnLogFailure::Run) => {
+                case.shared.audit.write("CMD", &format!("{entry} (written late)"));
+                None
             }
-            written
-        };
-        match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
-            (Ok(_), _) => {}
-            (Err(_), OnLogFailure::Run) => case.shared.audit.write("CMD", &format!("{entry} (written late)")),
             (Err(LogFailure(why)), OnLogFailure::Refuse) => {
                 let text = format!("dom0's log cannot be written, so nothing runs: {}", escape(why.as_bytes()));
                 case.event(Kind::CommandRefused, format!("a command of {vm} was refused: {text}"), None);
                 return Err(Rejected(Refusal::Failed, text));
             }
-        }
+        };
         case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
-        Ok(())
+        let receipt = |point: ChainPoint| {
+            let code = self.authentic.code.as_ref()?;
+            let code = self.authentic.key.receipt(case.id, code, point.number, &point.head);
+            Some(Receipt { number: point.number, head: point.head, code })
+        };
+        Ok(point.and_then(receipt))
     }
 
     /// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.

@@ -30,6 +30,8 @@ mod keep;
 mod launch;
 mod ledger;
 mod listed;
+#[cfg(test)]
+mod model;
 mod places;
 mod port;
 pub(crate) mod question;

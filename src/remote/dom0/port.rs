@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    proto::remote::{CREDIT, Frame, frame},
+    proto::{
+        mac::Digest,
+        remote::{CREDIT, Frame, WaitReason, frame},
+    },
     sys::lock,
 };
 
@@ -209,6 +212,17 @@ impl Inbox {
     }
 }
 
+/// Where a request stands in dom0's log: what its qube is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The number of the entry.
+    pub number: u64,
+    /// The head of the chain behind it.
+    pub head: Digest,
+    /// The code of both.
+    pub code: Digest,
+}
+
 /// A stream's two directions.
 #[derive(Clone, Debug)]
 pub struct Port {
@@ -228,6 +242,14 @@ impl Port {
         if let Some(place) = self.place_in_line().await {
             place.send(frame.to_vec(self.stream));
         }
+    }
+
+    /// Says that the request runs, and where it stands in the log.
+    pub async fn accept(&self, receipt: Option<Receipt>) {
+        if let Some(Receipt { number, head, code }) = receipt {
+            self.send(Frame::Wait(WaitReason::Recorded(number, head, code))).await;
+        }
+        self.send(Frame::Accept).await;
     }
 
     /// Waits until a frame may be sent; `None` when the channel has ended.

@@ -16,9 +16,13 @@ use nix::{
 };
 use tokio::time::sleep;
 
-use super::{execute::Pumped, port::Port, request::Registration};
+use super::{
+    execute::Pumped,
+    port::{Port, Receipt},
+    request::Registration,
+};
 use crate::{
-    proto::remote::{Ending, Frame, SLICE, frame},
+    proto::remote::{Ending, SLICE, frame},
     remote::files,
 };
 
@@ -55,7 +59,12 @@ pub(super) async fn within(
 ///
 /// # Errors
 /// When it cannot be opened, is no regular file, or is too large; nothing was sent then.
-pub(super) async fn get(dir: &Path, path: &Path, most: u64, port: &Port, moved: &Moved) -> io::Result<Ending> {
+pub(super) async fn get(
+    (dir, path, most): (&Path, &Path, u64),
+    receipt: Option<Receipt>,
+    port: &Port,
+    moved: &Moved,
+) -> io::Result<Ending> {
     let mut file = File::from(files::open_beneath(dir, path, OFlag::O_RDONLY, 0)?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -64,7 +73,7 @@ pub(super) async fn get(dir: &Path, path: &Path, most: u64, port: &Port, moved: 
     if metadata.len() > most {
         return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
     }
-    port.send(Frame::Accept).await;
+    port.accept(receipt).await;
     let mut bytes = 0;
     loop {
         let credit = port.inbox.credit(0, u32::try_from(SLICE).unwrap_or(u32::MAX)).await;
@@ -89,7 +98,12 @@ pub(super) async fn get(dir: &Path, path: &Path, most: u64, port: &Port, moved: 
 ///
 /// # Errors
 /// When it cannot be made; nothing is left then.
-pub(super) async fn put(dir: &Path, path: &Path, most: u64, port: &Port, moved: &Moved) -> io::Result<Ending> {
+pub(super) async fn put(
+    (dir, path, most): (&Path, &Path, u64),
+    receipt: Option<Receipt>,
+    port: &Port,
+    moved: &Moved,
+) -> io::Result<Ending> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("it names no file"));
     };
@@ -101,7 +115,7 @@ pub(super) async fn put(dir: &Path, path: &Path, most: u64, port: &Port, moved: 
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
     let mut file = File::from(nix::fcntl::openat(&parent_fd, ".", flags, mode)?);
-    port.send(Frame::Accept).await;
+    port.accept(receipt).await;
     let mut bytes = 0;
     while let Some(data) = port.inbox.data().await {
         bytes += data.len() as u64;
