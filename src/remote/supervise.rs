@@ -36,6 +36,7 @@ use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
         prctl,
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill, killpg},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -75,6 +76,8 @@ pub struct SupervisorPlan {
     pub tty: bool,
     /// The user to run as.
     pub identity: Option<Identity>,
+    /// Descriptors that the command may have.
+    pub descriptors: u64,
     /// The directory to run in, which that user must be able to enter.
     pub cwd: PathBuf,
     /// A control group of its own, made already.
@@ -135,6 +138,9 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
             _ => NotStarted { status: 126, text: format!("{name}, in {directory}: {e}") },
         }
     };
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, plan.descriptors.min(hard), hard); // the daemon raised its own
+    }
     let directory = CString::new(plan.cwd.as_os_str().as_bytes()).map_err(|e| failed(e.into()))?;
     let mut command = Command::new(program);
     let mut words = plan.words.iter();
@@ -298,5 +304,48 @@ pub fn kill_marked(id: &[u8]) {
         if let (true, Ok(pid)) = (marked, i32::try_from(pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// What a shell prints that reads this text as a script of ours.
+    fn printed(shell: &str, text: &[u8]) -> String {
+        let mut command = Command::new(shell);
+        command.arg(format!("/dev/fd/{SCRIPT}")).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
+        sys::pass(&mut command, vec![(script_file(text).expect("a file in memory"), SCRIPT)]);
+        let output = command.output().unwrap_or_else(|e| panic!("{shell}: {e}"));
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+
+    #[test]
+    fn a_script_is_read_whole_and_its_children_have_no_descriptor_of_it() {
+        for shell in ["/bin/bash", "/bin/dash"] {
+            for text in [":", "\n", "#!/nosuch", "#!/nosuch\n:"] {
+                assert_eq!(printed(shell, text.as_bytes()), "", "{shell} {text:?}");
+            }
+            let large = format!("echo begin\n{}\necho end", "#".repeat((1 << 20) - 20));
+            assert_eq!(printed(shell, large.as_bytes()), "begin\nend\n", "{shell}");
+            let children = "ls -l /proc/self/fd | grep -c memfd; sh -c 'exec cat <&4' 2>/dev/null || echo closed";
+            assert_eq!(printed(shell, children.as_bytes()), "0\nclosed\n", "{shell}");
+            let fault = printed(shell, b"#!/bin/sh\n\nnosuch-command\n");
+            assert!(fault.contains(": 3: ") || fault.contains("line 3: "), "{shell}: {fault}");
+        }
+    }
+
+    #[test]
+    fn nobody_changes_a_script_any_more() {
+        use std::io::{Read as _, Seek as _};
+        let file = fs::File::from(script_file(b"echo x\n").expect("a file in memory"));
+        assert_eq!((&file).write_all(b"x").map_err(|e| e.kind()), Err(io::ErrorKind::PermissionDenied));
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 10).is_err());
+        assert!(fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::empty())).is_err());
+        let (mut file, mut text) = (file, String::new());
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("read");
+        assert_eq!(text, "exec 4<&-; echo x\n");
     }
 }

@@ -6,6 +6,7 @@
 extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod world; // first: the macro `world!`
+mod approve;
 mod attacks;
 mod clocks;
 mod commands;
@@ -14,6 +15,8 @@ mod crashes;
 mod life;
 mod load;
 mod owner;
+mod policies;
+mod programs;
 mod readme;
 mod shells;
 mod v1;

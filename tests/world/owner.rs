@@ -48,30 +48,6 @@ fn environment_and_directory_are_dropped_unless_the_policy_names_them() {
 }
 
 #[test]
-fn a_command_that_needs_approval_waits_for_it() {
-    let world = world!("work");
-    let _daemon = world.ready();
-    world.policy("work", "ask shell *\n");
-    let first = world.remote_start("work", &["echo yes"]);
-    let ticket = || {
-        let list = world.dom0("qvm-remote-dom0 approve").text();
-        list.split_whitespace().next().filter(|t| t.len() == 12).map(str::to_owned)
-    };
-    eventually("a ticket", || ticket().is_some());
-    let id = ticket().expect("there");
-    world.dom0(&format!("qvm-remote-dom0 approve {id} </dev/null")).expect(1, "work asks for cmd=echo yes\n");
-    assert_eq!(world.dom0("qvm-remote-dom0 approve 000000000000 --yes").code, 1);
-    assert!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).text().ends_with("Allowed.\n"));
-    first.end().expect(0, "yes\n").says("waiting for approval in dom0: qvm-remote-dom0 approve");
-    let second = world.remote_start("work", &["printf '\\033]52;c;x\\007'"]);
-    eventually("a ticket", || ticket().is_some());
-    let list = world.dom0("qvm-remote-dom0 approve").text();
-    assert!(!list.contains('\x1b'), "{list}");
-    world.dom0(&format!("qvm-remote-dom0 approve {} --deny", ticket().expect("there"))).expect(0, "Refused.\n");
-    second.end().expect(126, "").says("denied: not approved");
-}
-
-#[test]
 fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     let world = world!("work", "dev");
     let _daemon = world.ready();

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::text;
+use super::{test_policy::TestArguments, text};
 use crate::sys::Identity;
 
 /// The program's name.
@@ -106,6 +106,13 @@ pub(super) enum Dom0Command {
         #[arg(long, value_name = "FILE", requires = "verify")]
         against: Option<PathBuf>,
     },
+    /// Say what is wrong with the configuration, the keys and the policies, and what to write instead
+    Check {
+        /// A policy; without it, everything in its place
+        file: Option<PathBuf>,
+    },
+    /// Say which rule decides about a command, and why; nothing runs
+    Test(TestArguments),
     /// End a command that runs
     Kill {
         /// Its id, as status shows it
@@ -168,6 +175,9 @@ pub(super) enum Internal {
         /// UID:GID:GROUPS
         #[arg(long, value_parser = identity)]
         identity: Option<Identity>,
+        /// Descriptors that the command may have
+        #[arg(long)]
+        descriptors: u64,
         /// The directory to run in
         #[arg(long)]
         cwd: PathBuf,

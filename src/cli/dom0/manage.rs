@@ -12,8 +12,9 @@ use zeroize::Zeroizing;
 use super::{
     approve,
     arguments::{Dom0Command, PROGRAM},
+    check,
     failure::{fail, write},
-    logs, status, text,
+    logs, status, test_policy, text,
 };
 use crate::{
     log::escape,
@@ -63,6 +64,8 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
         Dom0Command::Start { r#for } => start(&r#for),
         Dom0Command::Approve { id, deny, yes } => approve::run(&paths.run, id.as_deref(), deny, yes),
         Dom0Command::Status { json } => status::show(&paths.run, json),
+        Dom0Command::Check { file } => check::run(paths, &store, file.as_deref()),
+        Dom0Command::Test(asked) => test_policy::run(paths, &store, &asked),
         Dom0Command::Kill { id, qube } => status::kill(&paths.run, &id, qube.as_deref()),
         Dom0Command::Log { vm, verify, against } => logs::run(paths, vm.as_deref(), verify, against.as_deref()),
         Dom0Command::Internal(_) => Err(fail("not here")),

@@ -2,10 +2,12 @@
 
 mod approve;
 mod arguments;
+mod check;
 mod failure;
 mod logs;
 mod manage;
 mod status;
+mod test_policy;
 mod text;
 #[cfg(feature = "v1")]
 mod v1;
@@ -61,9 +63,10 @@ fn internal(command: Internal) -> Result<ExitCode, Fatal> {
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
-        Internal::Supervise { program, script, tty, identity, cwd, cgroup, words } => {
-            ("supervise", supervise::run(SupervisorPlan { program, words, script, tty, identity, cwd, cgroup }))
-        }
+        Internal::Supervise { program, script, tty, identity, descriptors, cwd, cgroup, words } => (
+            "supervise",
+            supervise::run(SupervisorPlan { program, words, script, tty, identity, descriptors, cwd, cgroup }),
+        ),
     };
     result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))
 }

@@ -19,6 +19,7 @@ use nix::{fcntl::OFlag, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::descriptors;
 use super::{
     groups::CommandGroup,
     port::{Inbox, Port, Receipt, StreamEvent},
@@ -100,7 +101,7 @@ fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
-    command.arg("--cwd").arg(&job.cwd);
+    command.arg("--cwd").arg(&job.cwd).arg(format!("--descriptors={}", descriptors::inherited()));
     let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");

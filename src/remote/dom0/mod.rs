@@ -20,6 +20,7 @@ mod changes;
 mod channel;
 mod command;
 mod control;
+mod descriptors;
 mod desktop;
 mod execute;
 mod gate;

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     approvals::Approvals,
-    background, call, changes, control,
+    background, call, changes, control, descriptors,
     groups::Groups,
     ledger::Ledger,
     listed,
@@ -62,6 +62,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
     if let Some(vm) = &options.vm {
         config.vms = vec![vm.clone()];
     }
+    descriptors::raise();
     if config.vms.is_empty() {
         return Err(StartError::NoVms);
     }

@@ -36,7 +36,10 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
     sheet.field("request", &visible(authentic.id.as_bytes()));
     match request {
         Some(r) if r.has(flags::QUEUED) => sheet.field("nonce", &format!("none: queued, made at {} ms", r.created_ms)),
-        Some(r) => sheet.field("nonce", &format!("{} number {}", hex(&r.nonce), r.seq)),
+        Some(r) => {
+            sheet.field("nonce", &hex(&r.nonce));
+            sheet.field("number", &format!("{} of this session", r.seq));
+        }
         None => sheet.field("nonce", "none: a token of protocol v1, which covers the id alone"),
     }
     sheet.field("rule", &format!("line {} of {}.policy", judged.rule(), vm.name));
@@ -73,8 +76,8 @@ fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
             if judged.mode != Mode::Shell || text != payload {
                 sheet.note("The policy has this run instead of what was asked (force):");
             }
-            let size = format!("{} bytes, sha256 {}", text.len(), hex(&mac::digest(text)));
-            sheet.field("text for bash", &size);
+            sheet.field("sha256", &hex(&mac::digest(text)));
+            sheet.field("text for bash", &format!("{} bytes:", text.len()));
             sheet.text(text);
         }
         None => {

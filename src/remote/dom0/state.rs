@@ -12,7 +12,10 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{approvals::Approvals, groups::Groups, ledger::Ledger, places::Places, replay::Replay, request::Requests};
+use super::{
+    approvals::Approvals, descriptors, groups::Groups, ledger::Ledger, places::Places, replay::Replay,
+    request::Requests,
+};
 use crate::{
     log::{Event, Kind, Reminder, emit},
     remote::{
@@ -116,7 +119,8 @@ impl Shared {
 
     /// Commands of a VM at a time, as its policy has it now.
     pub(super) fn max_running(&self, vm: &str) -> usize {
-        self.policy(vm).ok().and_then(|policy| policy.max_running).unwrap_or(RUNNING).into()
+        let wanted = self.policy(vm).ok().and_then(|policy| policy.max_running).unwrap_or(RUNNING);
+        usize::from(wanted).min(descriptors::places(lock(&self.vms).len()))
     }
 
     /// Ends every request of a VM, whether it runs, waits or left something in the background; how many.

@@ -33,17 +33,21 @@
 //! is `*` alone is any program. Everything here is pure; reading the file and the file system is the work of
 //! [`super::policy_file`].
 
+mod fault;
 mod objection;
 mod options;
 mod pattern;
 mod program;
+mod remarks;
 mod rules;
 mod words;
 
+pub use fault::PolicyFault;
 pub use objection::{Manner, objection};
 pub use options::RuleOptions;
 pub use program::{PATH, Program, ProgramName};
-pub use rules::{Action, EVERYTHING, NOTHING, Policy, PolicyFault, Ruling, Verdict};
+pub use remarks::remarks;
+pub use rules::{Action, EVERYTHING, Mismatch, NOTHING, Policy, Ruling, Verdict};
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::fault::Complaint;
+
 /// Options of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleOptions {
@@ -42,16 +44,19 @@ impl RuleOptions {
     }
 
     /// Reads the text between the brackets.
-    pub(super) fn parse(text: &str, plain: Self) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, plain: Self) -> Result<Self, Complaint> {
         let mut options = plain;
         for word in text.split_whitespace() {
-            let (key, value) = word.split_once('=').ok_or_else(|| format!("option \"{word}\" has no value"))?;
+            let (key, value) = word
+                .split_once('=')
+                .ok_or_else(|| Complaint::new(format!("option \"{word}\" has no value"), format!("{word}=VALUE")))?;
             match key {
                 "user" if !value.is_empty() => options.user = Some(value.to_owned()),
                 "cwd" if value.starts_with('/') || value == "client" => options.cwd = Some(value.to_owned()),
                 "timeout" => {
-                    let seconds: u32 =
-                        value.trim_end_matches('s').parse().map_err(|_| "timeout is in whole seconds")?;
+                    let seconds: u32 = value.trim_end_matches('s').parse().map_err(|_| {
+                        Complaint::new(format!("timeout={value} is no time"), "whole seconds: timeout=60")
+                    })?;
                     options.timeout = Some(Duration::from_secs(seconds.into()));
                 }
                 "max-output" => options.max_output = Some(size(value)?),
@@ -61,16 +66,17 @@ impl RuleOptions {
                 "env" => {
                     let names = value.split(',').map(str::to_owned).collect::<Vec<_>>();
                     if let Some(name) = names.iter().find(|name| !harmless(name)) {
-                        return Err(format!(
-                            "env={name}: a qube may set LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*); \
-                             any other variable may make a program run the qube's code"
+                        return Err(Complaint::new(
+                            format!("env={name}: a variable that a qube sets may make a program run the qube's code"),
+                            "LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*) are taken, no others",
                         ));
                     }
                     options.env = names;
                 }
                 _ => {
-                    return Err(format!(
-                        "option \"{word}\" makes no sense (user= cwd= timeout= max-output= max-size= stdin= tty= env=)"
+                    return Err(Complaint::new(
+                        format!("option \"{word}\" makes no sense"),
+                        "options are user= cwd= timeout= max-output= max-size= stdin= tty= env=",
                     ));
                 }
             }
@@ -92,22 +98,23 @@ fn harmless(name: &str) -> bool {
 }
 
 /// Reads `yes` or `no`.
-pub(super) fn yes(value: &str) -> Result<bool, String> {
+pub(super) fn yes(value: &str) -> Result<bool, Complaint> {
     match value {
         "yes" => Ok(true),
         "no" => Ok(false),
-        _ => Err(format!("\"{value}\" is neither yes nor no")),
+        _ => Err(Complaint::new(format!("\"{value}\" is neither yes nor no"), "yes or no")),
     }
 }
 
 /// `50M`, `64K`, `1G`, or bytes.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, Complaint> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K') => (&text[..text.len() - 1], 10),
         Some(b'M') => (&text[..text.len() - 1], 20),
         Some(b'G') => (&text[..text.len() - 1], 30),
         _ => (text, 0),
     };
-    let n: u64 = digits.parse().map_err(|_| format!("\"{text}\" is no size (bytes, or with K, M, G)"))?;
-    n.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is too large"))
+    let n: Option<u64> = digits.parse().ok();
+    let bytes = n.and_then(|n| n.checked_mul(1 << shift));
+    bytes.ok_or_else(|| Complaint::new(format!("\"{text}\" is no size"), "bytes, or a number with K, M or G"))
 }

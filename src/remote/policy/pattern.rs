@@ -60,6 +60,11 @@ impl ProgramPattern {
             .filter(|path| *path != self.text);
     }
 
+    /// The name of the one program that matches: a pattern without wildcards.
+    pub(super) fn only_name(&self) -> Option<&[u8]> {
+        (self.literal || !self.text.iter().any(|b| matches!(b, b'*' | b'?'))).then_some(self.text.as_slice())
+    }
+
     /// Whether the pattern is `*` alone: any program.
     fn any(&self) -> bool {
         !self.literal && self.text == b"*"

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{
+    fault::{Complaint, PolicyFault},
     options::{RuleOptions, size, yes},
     pattern::{ProgramPattern, Reach, WordPattern},
     program::Program,
@@ -33,7 +34,7 @@ impl Verdict {
 
 /// What a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum RuleSubject {
+pub(super) enum RuleSubject {
     /// `None`: any text.
     Shell(Option<String>),
     /// A program and its words; `rest`: any further words.
@@ -47,10 +48,12 @@ enum RuleSubject {
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
-    line: usize,
-    verdict: Verdict,
-    subject: RuleSubject,
-    options: RuleOptions,
+    pub(super) line: usize,
+    pub(super) verdict: Verdict,
+    pub(super) subject: RuleSubject,
+    pub(super) options: RuleOptions,
+    /// The rule says whether it takes input.
+    pub(super) stdin_stated: bool,
 }
 
 /// All that is said about one VM.
@@ -93,23 +96,6 @@ pub struct Ruling<'a> {
     pub beneath: Option<&'a str>,
 }
 
-/// What is wrong with a policy: the line and the reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyFault {
-    /// The number of the line, counted from 1.
-    pub line: usize,
-    /// What is wrong: lower case, without a final stop.
-    pub what: String,
-}
-
-impl fmt::Display for PolicyFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.line, self.what)
-    }
-}
-
-impl std::error::Error for PolicyFault {}
-
 /// The text that `authorize` writes: everything, as the original's description promises.
 pub const EVERYTHING: &str =
     "# Any command, as root: a VM that is compromised is dom0 compromised.\nallow shell *\nallow * *\n";
@@ -125,14 +111,14 @@ impl Policy {
         let (mut policy, mut faults) = (Self::default(), Vec::new());
         for (index, line) in text.lines().enumerate() {
             let line_number = index + 1;
-            if let Err(what) = policy.line(line_number, line.trim()) {
-                faults.push(PolicyFault { line: line_number, what });
+            if let Err(complaint) = policy.line(line_number, line.trim()) {
+                faults.push(complaint.at(line_number));
             }
         }
         if faults.is_empty() { Ok(policy) } else { Err(faults) }
     }
 
-    fn line(&mut self, number: usize, line: &str) -> Result<(), String> {
+    fn line(&mut self, number: usize, line: &str) -> Result<(), Complaint> {
         if line.is_empty() || line.starts_with('#') {
             return Ok(());
         }
@@ -146,59 +132,66 @@ impl Policy {
         let line = without_comment(line);
         // what a person approved is what runs: input that comes later is only taken where the rule says so
         let plain = RuleOptions::plain(verdict != Verdict::Ask);
-        let (line, options) = match line.strip_suffix(']').and_then(|l| l.rsplit_once(" [")) {
-            Some((rule, options)) => (rule, RuleOptions::parse(options, plain)?),
-            None => (line, plain),
-        };
+        let (line, options) = line.strip_suffix(']').and_then(|l| l.rsplit_once(" [")).unwrap_or((line, ""));
+        let stdin_stated = options.split_whitespace().any(|option| option.starts_with("stdin="));
+        let options = RuleOptions::parse(options, plain)?;
         let words = words(line)?;
         let subject = subject(&words[1..])?;
-        self.rules.push(Rule { line: number, verdict, subject, options });
+        self.rules.push(Rule { line: number, verdict, subject, options, stdin_stated });
         Ok(())
     }
 
-    fn setting(&mut self, line: &str) -> Result<(), String> {
-        let (key, value) =
-            line.split_once('=').ok_or("neither a rule (allow, deny, ask) nor a setting (key = value)")?;
+    fn setting(&mut self, line: &str) -> Result<(), Complaint> {
+        let (key, value) = line.split_once('=').ok_or_else(|| {
+            Complaint::new(
+                "neither a rule nor a setting",
+                "allow, deny or ask in front of a rule; KEY = VALUE for a setting",
+            )
+        })?;
         let value = value.trim();
         match key.trim() {
             "force" if !value.is_empty() => self.force = Some(value.to_owned()),
             "v1" => self.v1 = yes(value)?,
             "max-running" => {
                 let n = value.parse().ok().filter(|n| (1..=64).contains(n));
-                self.max_running = Some(n.ok_or("max-running is a number from 1 to 64")?);
+                let wrong = || Complaint::new(format!("max-running = {value} cannot be"), "a number from 1 to 64");
+                self.max_running = Some(n.ok_or_else(wrong)?);
             }
             "audit-quota" => {
                 let bytes = size(value).ok().filter(|bytes| (64 << 10..=1 << 30).contains(bytes));
-                self.audit_quota = Some(bytes.ok_or("audit-quota is a size from 64K to 1G")?);
+                let wrong = || Complaint::new(format!("audit-quota = {value} cannot be"), "a size from 64K to 1G");
+                self.audit_quota = Some(bytes.ok_or_else(wrong)?);
             }
-            key => return Err(format!("unknown setting \"{key}\" (force, v1, max-running, audit-quota)")),
+            key => {
+                let settings = "settings are force, v1, max-running and audit-quota";
+                return Err(Complaint::new(format!("unknown setting \"{key}\""), settings));
+            }
         }
         Ok(())
     }
 
     /// Finds the first rule that matches.
     pub fn decide(&self, asked: Action<'_>) -> Ruling<'_> {
-        for rule in &self.rules {
-            let beneath = match (&rule.subject, asked) {
-                (RuleSubject::Shell(None), Action::Shell(_)) => None,
-                (RuleSubject::Shell(Some(text)), Action::Shell(given)) if given.trim_ascii_end() == text.as_bytes() => {
-                    None
-                }
-                (RuleSubject::Argv { program, words, rest }, Action::Argv(asked, given))
-                    if argv_matches(words, *rest, given) && program_matches(rule.verdict, program, asked) =>
-                {
-                    None
-                }
-                (RuleSubject::Get(dir), Action::Get(path)) | (RuleSubject::Put(dir), Action::Put(path))
-                    if beneath(dir, path) =>
-                {
-                    Some(dir.as_str())
-                }
-                _ => continue,
-            };
-            return Ruling { verdict: rule.verdict, line: Some(rule.line), options: rule.options.clone(), beneath };
+        let mut matching = self.rules.iter().filter_map(|rule| Some((rule, rule.matches(asked).ok()?)));
+        match matching.next() {
+            Some((rule, beneath)) => {
+                Ruling { verdict: rule.verdict, line: Some(rule.line), options: rule.options.clone(), beneath }
+            }
+            None => Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::plain(false), beneath: None },
         }
-        Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::plain(false), beneath: None }
+    }
+
+    /// The rules up to the one that decides: the line of each, and why it does not match.
+    pub fn explain(&self, asked: Action<'_>) -> Vec<(usize, Option<Mismatch>)> {
+        let mut looked_at = Vec::new();
+        for rule in &self.rules {
+            let mismatch = rule.matches(asked).err();
+            looked_at.push((rule.line, mismatch));
+            if mismatch.is_none() {
+                break;
+            }
+        }
+        looked_at
     }
 
     /// Looks up the directories that rules about programs name: `/bin/ls` is `/usr/bin/ls` where `/bin` is a link.
@@ -210,16 +203,61 @@ impl Policy {
             }
         }
     }
+}
 
-    /// The rules that allow less than their text did before a star stopped at `/`: the line of each, and its program
-    /// with `**` for each `*`.
-    pub fn narrower(&self) -> impl Iterator<Item = (usize, String)> {
-        let programs =
-            self.rules.iter().filter(|rule| rule.verdict == Verdict::Allow).filter_map(|rule| match &rule.subject {
-                RuleSubject::Argv { program, .. } => Some((rule.line, program)),
-                _ => None,
-            });
-        programs.filter(|(_, program)| program.narrower()).map(|(line, program)| (line, program.widened()))
+/// Why a rule does not match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The rule is about something else: a text, a program, reading or writing a file.
+    OtherKind,
+    /// The rule names another text.
+    OtherText,
+    /// The rule names another program.
+    OtherProgram,
+    /// The rule names this program with other words.
+    OtherWords,
+    /// The file does not lie beneath the rule's directory.
+    OtherDirectory,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherKind => "it is about another kind of request",
+            Self::OtherText => "it names another text",
+            Self::OtherProgram => "it names another program",
+            Self::OtherWords => "it names other words behind the program",
+            Self::OtherDirectory => "the file is not beneath its directory",
+        })
+    }
+}
+
+impl Rule {
+    /// Whether the rule matches; for a file, with the directory that it must lie beneath.
+    fn matches(&self, asked: Action<'_>) -> Result<Option<&str>, Mismatch> {
+        match (&self.subject, asked) {
+            (RuleSubject::Shell(None), Action::Shell(_)) => Ok(None),
+            (RuleSubject::Shell(Some(text)), Action::Shell(given)) => {
+                if given.trim_ascii_end() == text.as_bytes() {
+                    Ok(None)
+                } else {
+                    Err(Mismatch::OtherText)
+                }
+            }
+            (RuleSubject::Argv { program, words, rest }, Action::Argv(asked, given)) => {
+                if !program_matches(self.verdict, program, asked) {
+                    Err(Mismatch::OtherProgram)
+                } else if !argv_matches(words, *rest, given) {
+                    Err(Mismatch::OtherWords)
+                } else {
+                    Ok(None)
+                }
+            }
+            (RuleSubject::Get(dir), Action::Get(path)) | (RuleSubject::Put(dir), Action::Put(path)) => {
+                if beneath(dir, path) { Ok(Some(dir.as_str())) } else { Err(Mismatch::OtherDirectory) }
+            }
+            _ => Err(Mismatch::OtherKind),
+        }
     }
 }
 
@@ -244,17 +282,20 @@ fn beneath(dir: &str, path: &[u8]) -> bool {
     inside.is_some_and(|rest| !rest.is_empty() && !rest.split(|b| *b == b'/').any(|part| part == b".."))
 }
 
-fn subject(words: &[RuleWord]) -> Result<RuleSubject, String> {
-    let [first, rest @ ..] = words else { return Err("a rule about nothing".into()) };
+fn subject(words: &[RuleWord]) -> Result<RuleSubject, Complaint> {
+    let [first, rest @ ..] = words else {
+        return Err(Complaint::new("a rule about nothing", "a program, or shell, get or put, behind the first word"));
+    };
     match (first.text.as_str(), first.quoted) {
         ("shell", false) => match rest {
             [any] if any.text == "*" && !any.quoted => Ok(RuleSubject::Shell(None)),
-            [] => Err("write shell * for any text, or the very text".into()),
-            words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(
-                "a pattern within a shell text keeps nobody in: \";\" leads out of it (use a rule about a program, \
-                     and qvm-remote --argv)"
-                    .into(),
-            ),
+            [] => {
+                Err(Complaint::new("a rule about a shell text without the text", "shell * for any, or the very text"))
+            }
+            words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(Complaint::new(
+                "a pattern within a shell text keeps nobody in: \";\" leads out of it",
+                "a rule about a program, for qvm-remote --argv; or quotes, where the sign itself is meant",
+            )),
             words => {
                 let text: Vec<_> = words.iter().map(|w| w.text.as_str()).collect();
                 Ok(RuleSubject::Shell(Some(text.join(" "))))
@@ -265,11 +306,12 @@ fn subject(words: &[RuleWord]) -> Result<RuleSubject, String> {
                 let dir = dir.text.trim_end_matches("/*").to_owned();
                 Ok(if verb == "get" { RuleSubject::Get(dir) } else { RuleSubject::Put(dir) })
             }
-            _ => Err(format!("{verb} wants one absolute directory")),
+            _ => Err(Complaint::new(format!("{verb} without one absolute directory"), format!("{verb} /DIRECTORY"))),
         },
         (program, _) => {
             if !program.starts_with('/') && program.contains('/') {
-                return Err(format!("\"{program}\": a program is an absolute path, or a bare name found in PATH"));
+                let fix = "an absolute path, or a bare name that is found in PATH";
+                return Err(Complaint::new(format!("\"{program}\" is a relative path"), fix));
             }
             let any_rest = rest.last().is_some_and(|w| w.text == "*" && !w.quoted);
             let fixed = &rest[..rest.len() - usize::from(any_rest)];

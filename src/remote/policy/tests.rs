@@ -87,7 +87,7 @@ fn a_shell_rule_is_any_text_or_the_very_text() {
     assert_eq!(shell(&p, "xl info; id"), Verdict::Deny);
     assert_eq!(shell(&p, "xl info\nid"), Verdict::Deny);
     let faults = Policy::parse("allow shell qvm-ls *").expect_err("a pattern within a text");
-    assert!(faults[0].what.contains("leads out"), "{faults:?}");
+    assert!(faults[0].what.contains("leads out") && !faults[0].fix.is_empty(), "{faults:?}");
 }
 
 #[test]
@@ -212,8 +212,35 @@ fn rules_that_allow_less_than_before_are_named() {
         "allow /opt/* *\nallow /opt/**\nallow qvm-* *\nallow * *\ndeny /opt/* *\nallow /usr/bin/ls *\nallow '/a/*'\n\
          allow /a*/b?c",
     );
-    let named: Vec<_> = p.narrower().collect();
-    assert_eq!(named, [(1, "/opt/**".to_owned()), (8, "/a**/b?c".to_owned())]);
+    let missing = |name: &[u8]| (name == b"/usr/bin/ls").then(|| "no such program".to_owned());
+    let named: Vec<_> = remarks(&p, missing).into_iter().map(|remark| (remark.line, remark.fix)).collect();
+    let [first, second, third] = &named[..] else { panic!("{named:#?}") };
+    assert_eq!((first.0, first.1.contains("/opt/**")), (1, true));
+    assert_eq!(second.0, 6);
+    assert_eq!((third.0, third.1.contains("/a**/b?c")), (8, true));
+    let p = policy(
+        "ask x\nask x [stdin=no]\nask x [stdin=yes]\nask shell *\nallow x [stdin=no]\nallow x [stdin=no tty=no]\n\
+         ask get /x\ndeny x",
+    );
+    assert_eq!(remarks(&p, |_| None).iter().map(|remark| remark.line).collect::<Vec<_>>(), [1, 4, 5]);
+}
+
+#[test]
+fn each_rule_says_why_it_does_not_match() {
+    let p = policy("allow shell 'x'\nallow reboot now\nallow halt *\nallow get /x\ndeny systemctl *\nallow * *");
+    let told = |action| p.explain(action).into_iter().map(|(line, why)| (line, why.is_none())).collect::<Vec<_>>();
+    assert_eq!(
+        p.explain(Action::Argv(&reboot(), &[])),
+        [
+            (1, Some(Mismatch::OtherKind)),
+            (2, Some(Mismatch::OtherWords)),
+            (3, Some(Mismatch::OtherProgram)),
+            (4, Some(Mismatch::OtherKind)),
+            (5, None),
+        ]
+    );
+    assert_eq!(told(Action::Get(b"/y")).last(), Some(&(6, false)), "none of them");
+    assert_eq!(told(Action::Shell(b"x\n")), [(1, true)]);
 }
 
 proptest! {

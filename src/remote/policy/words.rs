@@ -1,5 +1,7 @@
 //! The words of a rule: quotes, and the comment behind it.
 
+use super::fault::Complaint;
+
 /// A word of a rule; what was quoted is taken as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RuleWord {
@@ -24,7 +26,7 @@ pub(super) fn without_comment(line: &str) -> &str {
 }
 
 /// Splits a rule into words.
-pub(super) fn words(line: &str) -> Result<Vec<RuleWord>, String> {
+pub(super) fn words(line: &str) -> Result<Vec<RuleWord>, Complaint> {
     let (mut words, mut chars) = (Vec::new(), line.chars().peekable());
     loop {
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
@@ -36,11 +38,16 @@ pub(super) fn words(line: &str) -> Result<Vec<RuleWord>, String> {
                 match chars.next() {
                     Some(c) if c == first => break,
                     Some(c) => word.text.push(c),
-                    None => return Err(format!("a quote {first} that does not end")),
+                    None => {
+                        return Err(Complaint::new(
+                            format!("a quote {first} that does not end"),
+                            format!("{first} at the end of the word"),
+                        ));
+                    }
                 }
             }
             if chars.peek().is_some_and(|c| !c.is_whitespace()) {
-                return Err("a quoted word goes on after its quote".into());
+                return Err(Complaint::new("a quoted word goes on after its quote", "quotes around the whole word"));
             }
         } else {
             while let Some(c) = chars.next_if(|c| !c.is_whitespace()) {
