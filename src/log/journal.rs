@@ -26,7 +26,7 @@ fn dispatch(identifier: &str) -> Option<Dispatch> {
 /// no journal it goes nowhere.
 pub fn tell_journal(identifier: &str, event: &Event) {
     if let Some(dispatch) = dispatch(identifier) {
-        with(&dispatch, || write(event));
+        tracing::dispatcher::with_default(&dispatch, || write(event));
     }
 }
 
