@@ -69,9 +69,11 @@ key=$(tr -d '\n' <"$tmp/key" | tr 'A-F' 'a-f')
 
 install -m 755 "$tmp/qvm-remote-dom0" /usr/bin/.qvm-remote-dom0.new
 mv -f /usr/bin/.qvm-remote-dom0.new /usr/bin/qvm-remote-dom0
-# the unit comes out of the program that was checked, not out of the qube
+# the units come out of the program that was checked, not out of the qube
 /usr/bin/qvm-remote-dom0 unit >"$tmp/unit"
+/usr/bin/qvm-remote-dom0 unit --commands >"$tmp/commands"
 install -D -m 644 "$tmp/unit" /etc/systemd/system/qvm-remote-dom0.service
+install -D -m 644 "$tmp/commands" /etc/systemd/system/qvm-remote-dom0-commands.service
 mkdir -p /etc/qubes
 [[ -e /etc/qubes/remote.conf ]] || { echo "QVM_REMOTE_VMS=\"$vm\"" >/etc/qubes/remote.conf; chmod 600 /etc/qubes/remote.conf; }
 grep -qE "^[^#]*VMS?=.*\b$vm\b" /etc/qubes/remote.conf || echo "install-dom0.sh: add $vm to QVM_REMOTE_VMS in /etc/qubes/remote.conf" >&2

@@ -50,7 +50,8 @@
 //! holds parked sessions between two processes of the service. *descriptor store*: descriptors that systemd keeps.
 //!
 //! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
-//! *ledger*: what dom0 has run already. *v1*: the protocol of the older qvm-remote.
+//! *ledger*: what dom0 has run already. *sheet*: all that decides what a command does, as a person
+//! sees it before approving; its digest is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
 
 #[cfg(feature = "forward")]
 mod activation;

@@ -22,6 +22,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0,authorize)
                 cmd="qvm__remote__dom0__subcmd__authorize"
                 ;;
+            qvm__remote__dom0,check)
+                cmd="qvm__remote__dom0__subcmd__check"
+                ;;
             qvm__remote__dom0,disable)
                 cmd="qvm__remote__dom0__subcmd__disable"
                 ;;
@@ -31,8 +34,17 @@ _qvm__remote__dom0() {
             qvm__remote__dom0,help)
                 cmd="qvm__remote__dom0__subcmd__help"
                 ;;
+            qvm__remote__dom0,keep)
+                cmd="qvm__remote__dom0__subcmd__keep"
+                ;;
             qvm__remote__dom0,keys)
                 cmd="qvm__remote__dom0__subcmd__keys"
+                ;;
+            qvm__remote__dom0,kill)
+                cmd="qvm__remote__dom0__subcmd__kill"
+                ;;
+            qvm__remote__dom0,log)
+                cmd="qvm__remote__dom0__subcmd__log"
                 ;;
             qvm__remote__dom0,parse)
                 cmd="qvm__remote__dom0__subcmd__parse"
@@ -52,6 +64,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0,supervise)
                 cmd="qvm__remote__dom0__subcmd__supervise"
                 ;;
+            qvm__remote__dom0,test)
+                cmd="qvm__remote__dom0__subcmd__test"
+                ;;
             qvm__remote__dom0,unit)
                 cmd="qvm__remote__dom0__subcmd__unit"
                 ;;
@@ -64,6 +79,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0__subcmd__help,authorize)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__authorize"
                 ;;
+            qvm__remote__dom0__subcmd__help,check)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__check"
+                ;;
             qvm__remote__dom0__subcmd__help,disable)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__disable"
                 ;;
@@ -73,8 +91,17 @@ _qvm__remote__dom0() {
             qvm__remote__dom0__subcmd__help,help)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__help"
                 ;;
+            qvm__remote__dom0__subcmd__help,keep)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__keep"
+                ;;
             qvm__remote__dom0__subcmd__help,keys)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__keys"
+                ;;
+            qvm__remote__dom0__subcmd__help,kill)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__kill"
+                ;;
+            qvm__remote__dom0__subcmd__help,log)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__log"
                 ;;
             qvm__remote__dom0__subcmd__help,parse)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__parse"
@@ -94,6 +121,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0__subcmd__help,supervise)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__supervise"
                 ;;
+            qvm__remote__dom0__subcmd__help,test)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__test"
+                ;;
             qvm__remote__dom0__subcmd__help,unit)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__unit"
                 ;;
@@ -107,7 +137,7 @@ _qvm__remote__dom0() {
 
     case "${cmd}" in
         qvm__remote__dom0)
-            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help"
+            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -156,6 +186,20 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__check)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__disable)
             opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -185,7 +229,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help)
-            opts="authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help"
+            opts="authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -213,6 +257,20 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__authorize)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__check)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -268,7 +326,49 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__keep)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__keys)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__kill)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__log)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -366,6 +466,20 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__test)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__unit)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -394,6 +508,20 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__keep)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__keys)
             opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -401,6 +529,42 @@ _qvm__remote__dom0() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__kill)
+            opts="-h --qube --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --qube)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__log)
+            opts="-h --verify --against --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --against)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -491,13 +655,25 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__supervise)
-            opts="-h --script --tty --identity --cgroup --help"
+            opts="-h --program --script --tty --identity --descriptors --cwd --cgroup --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --program)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --identity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --descriptors)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cwd)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -512,8 +688,42 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__test)
+            opts="-i -h --policy --shell --get --put --user --stdin --tty --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --policy)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --shell)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --get)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --put)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__unit)
-            opts="-h --help"
+            opts="-h --commands --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -37,9 +37,14 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "v1"
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "enable" -d 'Start the service now and at every boot'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "disable" -d 'Stop the service, now and at every boot'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "start" -d 'Start the service until the next boot, or for a while'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "approve" -d 'Allow a command that waits for approval; without an id, list those that wait'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "approve" -d 'Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "log" -d 'Show dom0\'s log, or check its chain'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "check" -d 'Say what is wrong with the configuration, the keys and the policies, and what to write instead'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "test" -d 'Say which rule decides about a command, and why; nothing runs'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "kill" -d 'End a command that runs'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "status" -d 'What the running daemon does'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "unit" -d 'Print the unit file, for installers'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "keep" -d 'Own commands, and what they leave in the background (started by qvm-remote-dom0-commands.service)'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "parse" -d 'Read what a VM sends (started by the daemon)'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "parse-v1" -d 'Read the listing of a queue (started by the daemon)'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_needs_command" -f -a "supervise" -d 'Look after one command (started by the daemon)'
@@ -57,31 +62,55 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand disable"
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -l for -d 'For so long: 30min, 2h (systemd.time(7))' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l deny -d 'Refuse it'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l yes -d 'Do not ask again here'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l yes -d 'Show it, but do not ask'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand log" -l against -d 'Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log' -r -F
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand log" -l verify -d 'Check that no entry was changed, taken out or put in'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand log" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand check" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l policy -d 'This policy, instead of the qube\'s' -r -F
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l shell -d 'A text for bash, as qvm-remote without --argv sends it' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l get -d 'A file to read' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l put -d 'A file to write' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l user -d 'As this user, as qvm-remote --user asks for' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -s i -l stdin -d 'With standard input, as qvm-remote -i asks for'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l tty -d 'With a terminal, as qvm-remote --tty asks for'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand kill" -l qube -d 'Its qube, where two qubes have a command with this id' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand kill" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -l json -d 'As JSON'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand unit" -l commands -d 'The one for commands'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand unit" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand keep" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -l uid -d 'The user id to take on' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse-v1" -l uid -d 'The user id to take on' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse-v1" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l program -d 'The path to execute; without it there is no such program' -r -F
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l identity -d 'UID:GID:GROUPS' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l descriptors -d 'Descriptors that the command may have' -r
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cwd -d 'The directory to run in' -r -F
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cgroup -d 'A control group of its own' -r -F
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l script -d 'Descriptor 4 is the text that the program reads'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l tty -d 'Standard input is a terminal'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -s h -l help -d 'Print help'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "revoke" -d 'Remove a qube\'s key'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "keys" -d 'List the authorised qubes'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "v1" -d 'Take the tokens of the Python client from a qube, or no longer'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "enable" -d 'Start the service now and at every boot'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "disable" -d 'Stop the service, now and at every boot'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "start" -d 'Start the service until the next boot, or for a while'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "approve" -d 'Allow a command that waits for approval; without an id, list those that wait'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "status" -d 'What the running daemon does'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "unit" -d 'Print the unit file, for installers'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "parse" -d 'Read what a VM sends (started by the daemon)'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "parse-v1" -d 'Read the listing of a queue (started by the daemon)'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "supervise" -d 'Look after one command (started by the daemon)'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve status unit parse parse-v1 supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "revoke" -d 'Remove a qube\'s key'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "keys" -d 'List the authorised qubes'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "v1" -d 'Take the tokens of the Python client from a qube, or no longer'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "enable" -d 'Start the service now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "disable" -d 'Stop the service, now and at every boot'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "start" -d 'Start the service until the next boot, or for a while'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "approve" -d 'Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "log" -d 'Show dom0\'s log, or check its chain'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "check" -d 'Say what is wrong with the configuration, the keys and the policies, and what to write instead'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "test" -d 'Say which rule decides about a command, and why; nothing runs'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "kill" -d 'End a command that runs'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "status" -d 'What the running daemon does'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "unit" -d 'Print the unit file, for installers'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "keep" -d 'Own commands, and what they leave in the background (started by qvm-remote-dom0-commands.service)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "parse" -d 'Read what a VM sends (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "parse-v1" -d 'Read the listing of a queue (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "supervise" -d 'Look after one command (started by the daemon)'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -159,6 +159,12 @@ kinds! {
     ChannelClosed "channel-closed" Info "188be065aa56402e852890046a16ab73",
     /// A VM sent what no agent sends.
     ChannelFault "channel-fault" Warning "9c5a542bb90c48a2b297133c62791ec9",
+    /// The key or the policy of a VM is another now.
+    AccessChanged "access-changed" Warning "0c7ff6cf0e7a4be0a9a3d2e4a34cbd7c",
+    /// dom0's log of commands cannot be written.
+    LogFailed "log-failed" Error "4c1b8a6be5cb4c1f8f5f0d6d6c1d2a35",
+    /// A VM has used up its quota of dom0's log.
+    LogQuota "log-quota" Warning "9e0a4f1dc27f4a4b8c3b5c9f7a1e6d20",
     /// A VM's key was stored or removed.
     KeyChanged "key-changed" Warning "00fba0c6522e43ebaaf1e68f98786840",
 }
@@ -252,6 +258,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 35);
+        assert_eq!(kinds.len(), 38);
     }
 }

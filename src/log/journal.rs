@@ -10,15 +10,24 @@ use super::event::{Event, Level};
 
 /// The journal when stderr is the journal; None where it is not, or cannot be spoken to: stderr then does as well.
 pub fn open(identifier: &str) -> Option<Dispatch> {
-    if !stderr_is_the_journal() {
-        return None;
-    }
+    if stderr_is_the_journal() { dispatch(identifier) } else { None }
+}
+
+fn dispatch(identifier: &str) -> Option<Dispatch> {
     let layer = tracing_journald::layer().ok()?;
     let layer = layer
         .with_field_prefix(None)
         .with_syslog_identifier(identifier.to_owned())
         .with_priority_mappings(PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() });
     Some(Dispatch::new(tracing_subscriber::registry().with(layer)))
+}
+
+/// Writes one event to the journal, from a program that ends soon and whose stderr is somebody's terminal. Where there is
+/// no journal it goes nowhere.
+pub fn tell_journal(identifier: &str, event: &Event) {
+    if let Some(dispatch) = dispatch(identifier) {
+        tracing::dispatcher::with_default(&dispatch, || write(event));
+    }
 }
 
 /// Writes one event.

@@ -16,5 +16,7 @@ mod sink;
 pub use escape::escape;
 pub(crate) use event::labels;
 pub use event::{End, Event, Kind, Level};
+#[cfg(feature = "events")]
+pub use journal::tell_journal;
 pub use queue::{emit, say, start};
 pub use reminder::Reminder;

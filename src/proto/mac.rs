@@ -95,6 +95,20 @@ impl Key {
     }
 }
 
+impl Key {
+    /// The code of what dom0's log says of a request: the number of its entry, and the head of the chain behind it.
+    pub fn receipt(&self, id: &str, request: &Digest, number: u64, head: &Digest) -> Digest {
+        let key = Zeroizing::new(code(&self.0, &[b"qvm-remote/2 result"]));
+        let parts = [b"QVMR2 log" as &[u8], &length(id.len()), id.as_bytes(), request, &number.to_be_bytes(), head];
+        code(&*key, &parts)
+    }
+
+    /// Whether `given` is that code.
+    pub fn verify_receipt(&self, id: &str, request: &Digest, number: u64, head: &Digest, given: &Digest) -> bool {
+        self.receipt(id, request, number, head).ct_eq(given).into()
+    }
+}
+
 /// What a result's code covers.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome<'a> {
@@ -191,6 +205,17 @@ mod tests {
         ] {
             assert!(!key().verify_result(&other, &code), "{other:?}");
         }
+    }
+
+    #[test]
+    fn every_part_of_a_receipt_is_covered_and_it_is_no_result() {
+        let (a, b) = (digest(b"a"), digest(b"b"));
+        let good = key().receipt("x", &a, 7, &b);
+        assert!(key().verify_receipt("x", &a, 7, &b, &good));
+        for other in [("y", &a, 7, &b), ("x", &b, 7, &b), ("x", &a, 8, &b), ("x", &a, 7, &a)] {
+            assert!(!key().verify_receipt(other.0, other.1, other.2, other.3, &good), "{other:?}");
+        }
+        assert_ne!(key().result(&outcome("x", &a, Ending::Exit(0), &a, &b)), good);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::files;
+use super::{audit::OnLogFailure, files};
 use crate::proto::remote::valid_vm;
 
 /// The names under which the list of VMs is looked for, in the environment first and then in the file.
@@ -52,15 +52,17 @@ pub struct RemoteConfig {
     pub user: String,
     /// Bytes that the log may have before it is rotated.
     pub log_size: u64,
+    /// What is done with commands while the log cannot be written.
+    pub on_log_failure: OnLogFailure,
 }
 
 impl RemoteConfig {
     /// Reads the file and the environment, which wins.
     ///
     /// # Errors
-    /// What the file system says; a missing file is no error.
+    /// What the file system says; `PermissionDenied` when others may write the file. A missing file is no error.
     pub fn load(path: &Path) -> io::Result<Self> {
-        let text = match files::read(path, MAX_FILE) {
+        let text = match files::read_unshared(path, MAX_FILE) {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e),
@@ -82,6 +84,9 @@ impl RemoteConfig {
                 list.push(vm.to_owned());
             }
         }
+        // anything but the very word is the safe answer
+        let run = file.get("on_log_failure").is_some_and(|value| value == "run");
+        config.on_log_failure = if run { OnLogFailure::Run } else { OnLogFailure::Refuse };
         let user = first(&["QVM_REMOTE_VM_USER"]);
         if let Some(user) = user.filter(|u| u.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))) {
             config.user = user;
@@ -128,6 +133,15 @@ mod tests {
         let config = RemoteConfig::parse("QVM_REMOTE_VMS=a", |n| (n == "QUBES_REMOTE_VM").then(|| "b ../x".into()));
         assert_eq!((config.vms, config.bad), (vec!["b".to_owned()], vec!["../x".to_owned()]));
         assert_eq!(config.user, "user");
+    }
+
+    #[test]
+    fn commands_run_without_an_entry_only_where_the_owner_says_so() {
+        let of = |text: &str| RemoteConfig::parse(text, |_| Some("run".into())).on_log_failure;
+        assert_eq!(of("on_log_failure = \"run\"\n"), OnLogFailure::Run);
+        for text in ["", "on_log_failure=refuse", "on_log_failure=Run", "QVM_REMOTE_VMS=run"] {
+            assert_eq!(of(text), OnLogFailure::Refuse, "{text}");
+        }
     }
 
     proptest! {

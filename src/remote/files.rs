@@ -34,12 +34,36 @@ fn regular(file: File) -> io::Result<File> {
 /// # Errors
 /// As [`open`]; `FileTooLarge` when there is more.
 pub fn read(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    whole(open(path)?, max)
+}
+
+fn whole(file: File, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(max as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > max {
         return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is larger than {max} bytes")));
     }
     Ok(bytes)
+}
+
+#[cfg(feature = "dom0")]
+/// The whole of a regular file of at most `max` bytes that nobody but root, or the user of this process, can have
+/// written.
+///
+/// # Errors
+/// As [`read`]; `PermissionDenied` when somebody else owns the file or may write it.
+pub fn read_unshared(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = open(path)?;
+    let metadata = file.metadata()?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let trusted = owner == 0 || owner == nix::unistd::geteuid().as_raw();
+    if !trusted || mode & 0o022 != 0 {
+        let text =
+            format!("others may write it (owner {owner}, mode {mode:04o}), so it is not used; chown root, chmod 600");
+        return Err(io::Error::new(ErrorKind::PermissionDenied, text));
+    }
+    whole(file, max)
 }
 
 /// Opens a file for appending, made with `mode` when it is missing.
@@ -107,6 +131,26 @@ mod tests {
         }
         assert!(read(Path::new("/dev/zero"), 100).is_err());
         assert!(append(&at("link"), 0o600).is_err());
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_not_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("policy");
+        fs::write(&path, b"allow shell *").expect("written");
+        for (mode, fine) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false), (0o666, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("ours");
+            let read = read_unshared(&path, 100);
+            assert_eq!(read.as_ref().map_err(io::Error::kind).is_ok(), fine, "{mode:o}");
+            if let Err(e) = read {
+                assert_eq!(e.kind(), ErrorKind::PermissionDenied);
+            }
+        }
+        if nix::unistd::geteuid().is_root() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
+            std::os::unix::fs::chown(&path, Some(1000), None).expect("root may");
+            assert!(read_unshared(&path, 100).is_err());
+        }
     }
 
     #[test]

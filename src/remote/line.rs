@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::pipe::AsyncPipe;
 
@@ -16,16 +16,20 @@ pub const DEAD: Duration = Duration::from_secs(45);
 /// Frames that wait are written together up to so many bytes.
 const TOGETHER: usize = 4096;
 
-/// Writes frames in the order in which they came, until nobody sends any more or nobody reads: the streams wait in line
-/// for each. Small ones go together: ACCEPT, output and EXIT of a short command are one write.
+/// Writes frames in the order in which they came, until nobody sends any more or nobody reads ([`DEAD`] without progress):
+/// the streams wait in line for each. Small ones go together: ACCEPT, output and EXIT of a short command are one write.
 pub async fn write(to: AsyncPipe, mut line: mpsc::Receiver<Vec<u8>>) {
     while let Some(mut bytes) = line.recv().await {
         while bytes.len() < TOGETHER {
             let Ok(more) = line.try_recv() else { break };
             bytes.extend_from_slice(&more);
         }
-        if to.write_all(&bytes).await.is_err() {
-            return;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            match timeout(DEAD, to.write(rest)).await {
+                Ok(Ok(n)) if n > 0 => rest = &rest[n..],
+                _ => return,
+            }
         }
     }
 }

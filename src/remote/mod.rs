@@ -2,7 +2,7 @@
 //!
 //! # Theory
 //! dom0 opens every connection and trusts no byte that comes back. For each VM that is listed, has a key and runs, the
-//! daemon (`dom0`) keeps one `qvm-run … 'exec qvm-remote serve'`. What the agent in the VM ([`agent`]) says is read
+//! daemon (`dom0`) keeps one `qvm-run … 'qvm-remote --argv serve'`. What the agent in the VM ([`agent`]) says is read
 //! by a process without key, privilege or files (`parser`), which passes on nothing but whole, valid frames. The
 //! daemon then asks, in this order: is the code right ([`crate::proto::mac`]), was it used before, does the policy
 //! allow it ([`policy`]); writes down the answer (`audit`); and only then starts the command under a supervisor of
@@ -35,6 +35,12 @@ pub(crate) mod parser;
 pub(crate) mod pipe;
 #[cfg(feature = "dom0")]
 pub mod policy;
+#[cfg(feature = "dom0")]
+pub(crate) mod policy_file;
+#[cfg(feature = "dom0")]
+pub mod program;
+#[cfg(feature = "dom0")]
+pub(crate) mod shown;
 pub(crate) mod socket;
 #[cfg(any(feature = "remote", feature = "v1"))]
 pub(crate) mod spool;

@@ -100,16 +100,31 @@ impl AsyncPipe {
     /// Not safe: a part may have been written.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
+            match self.write(bytes).await? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                n => bytes = &bytes[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes as much as there is room for, when there is some.
+    ///
+    /// # Errors
+    /// What write(2) says.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was written when it is dropped.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
             let mut guard = self.0.writable().await?;
             match nix::unistd::write(self.0.get_ref(), bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => bytes = &bytes[n..],
+                Ok(n) => return Ok(n),
                 Err(Errno::EAGAIN) => guard.clear_ready(),
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        Ok(())
     }
 
     /// The descriptor, for what is neither reading nor writing.

@@ -4,15 +4,26 @@
 //! whole tree can be found and ended; and it ends that tree by itself when the daemon goes away. So a command never
 //! outlives the one who answers for it, and a daemon that crashed has nothing to clean up.
 //!
-//! Standard input, output and error, environment and directory are the command's own. Descriptor 3 is a socket to the
-//! daemon ([`backchannel`]); with `--script`, descriptor 4 is the text that the command reads. All of a tree that is
-//! ended gets TERM, and KILL after five seconds.
+//! Standard input, output and error and the environment are the command's own. Descriptor 3 is a socket to the daemon
+//! ([`backchannel`]); with `--script`, descriptor 4 is the text that the command reads. All of a tree that is ended gets
+//! TERM, and KILL after five seconds.
+//!
+//! # The text of a script
+//! bash opens `/dev/fd/4` again and reads the text from that descriptor of its own, which no child inherits. Descriptor 4
+//! itself would be inherited by every child, which could read the text, or rewrite what bash has not read yet. So the file
+//! is sealed ([`script_file`]): nobody changes it any more, root included. And the text has [`CLOSE_SCRIPT`] in front of
+//! its first line, so that the shell closes descriptor 4 before anything else runs. The lines keep their numbers; a first
+//! line `#!…` is a comment as before.
 
 use std::{
     collections::HashMap,
+    ffi::{CString, OsString},
     fs,
     io::{self, Write as _},
-    os::fd::AsFd as _,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -20,9 +31,12 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        memfd::{MFdFlags, memfd_create},
         prctl,
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill, killpg},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -32,12 +46,18 @@ use nix::{
 
 use super::backchannel::{self, Instruction};
 use crate::{
+    log::escape,
     proto::remote::Ending,
-    sys::{self, Identity, proc::Process},
+    sys::{
+        self, Identity,
+        proc::{self, Process},
+    },
 };
 
 /// The number of the descriptor with the command's text, where it is a script.
 pub const SCRIPT: i32 = 4;
+/// What stands in front of the text of a script, for any POSIX shell.
+pub const CLOSE_SCRIPT: &[u8] = b"exec 4<&-; ";
 /// Between TERM and KILL.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How often what is left is killed again: a tree may grow while it is being ended.
@@ -46,14 +66,20 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// What to run, and how.
 #[derive(Clone, Debug, Default)]
 pub struct SupervisorPlan {
-    /// Program and arguments.
-    pub words: Vec<std::ffi::OsString>,
+    /// The path that is executed; `None` where there is no such program: then nothing is, and the status is 127.
+    pub program: Option<PathBuf>,
+    /// The words of the command, the program's name as asked among them.
+    pub words: Vec<OsString>,
     /// Descriptor [`SCRIPT`] is the text that the program reads.
     pub script: bool,
     /// Its standard input is a terminal that it shall control.
     pub tty: bool,
     /// The user to run as.
     pub identity: Option<Identity>,
+    /// Descriptors that the command may have.
+    pub descriptors: u64,
+    /// The directory to run in, which that user must be able to enter.
+    pub cwd: PathBuf,
     /// A control group of its own, made already.
     pub cgroup: Option<PathBuf>,
 }
@@ -79,10 +105,8 @@ pub fn run(plan: SupervisorPlan) -> io::Result<ExitCode> {
     let mut tree = Tree { leader: None, cgroup: plan.cgroup, ending: None };
     match started {
         Ok(pid) => tree.leader = Some(pid),
-        Err(e) => {
-            let name = crate::log::escape(plan.words.first().map_or(b"", |w| w.as_encoded_bytes()));
-            let status = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-            let _ = writeln!(io::stderr(), "qvm-remote-dom0: {name}: {e}");
+        Err(NotStarted { status, text }) => {
+            let _ = writeln!(io::stderr(), "qvm-remote-dom0: {text}");
             daemon.report(Ending::Exit(status))?;
         }
     }
@@ -95,19 +119,61 @@ pub fn run(plan: SupervisorPlan) -> io::Result<ExitCode> {
     tree.watch(&daemon, &signals)
 }
 
-fn start(plan: &SupervisorPlan) -> io::Result<Pid> {
-    let (program, arguments) = plan.words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+/// Why a command was not started: the exit status that a shell would give, and what its client reads.
+struct NotStarted {
+    status: u8,
+    text: String,
+}
+
+fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
+    let name = escape(plan.words.first().map_or(b"", |word| word.as_bytes()));
+    let Some(program) = &plan.program else {
+        return Err(NotStarted { status: 127, text: format!("{name}: no such program in dom0") });
+    };
+    let failed = |e: io::Error| {
+        // the kernel does not say which of the two was missing
+        let directory = escape(plan.cwd.as_os_str().as_bytes());
+        match e.kind() {
+            io::ErrorKind::NotFound if plan.cwd.is_dir() => NotStarted { status: 127, text: format!("{name}: {e}") },
+            _ => NotStarted { status: 126, text: format!("{name}, in {directory}: {e}") },
+        }
+    };
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, plan.descriptors.min(hard), hard); // the daemon raised its own
+    }
+    let directory = CString::new(plan.cwd.as_os_str().as_bytes()).map_err(|e| failed(e.into()))?;
     let mut command = Command::new(program);
-    command.args(arguments);
-    sys::lead_session(&mut command, plan.tty, plan.identity.clone());
-    let child = command.spawn()?;
-    Ok(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?))
+    let mut words = plan.words.iter();
+    words.next().into_iter().for_each(|name| _ = command.arg0(name));
+    command.args(words);
+    sys::lead_session(&mut command, plan.tty, plan.identity.clone(), directory);
+    let child = command.spawn().map_err(failed)?;
+    Ok(Pid::from_raw(i32::try_from(child.id()).map_err(|e| failed(io::Error::other(e)))?))
+}
+
+/// A file without a name that holds a script for a shell that reads it as descriptor [`SCRIPT`], and that nobody can
+/// change.
+///
+/// # Errors
+/// What memfd_create(2), write(2) and fcntl(2) say.
+pub fn script_file(text: &[u8]) -> io::Result<OwnedFd> {
+    let file = memfd_create(c"command", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    for mut part in [CLOSE_SCRIPT, text] {
+        while !part.is_empty() {
+            part = &part[nix::unistd::write(&file, part)?..];
+        }
+    }
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
 }
 
 /// Enters the command's group; where we come from.
 fn enter(cgroup: &Path) -> Option<PathBuf> {
+    let own = Process::own().groups().unified()?.trim_start_matches('/').to_owned();
+    let home = proc::unified_hierarchy()?.join(own);
     fs::write(cgroup.join("cgroup.procs"), "0").ok()?;
-    cgroup.parent().map(Path::to_owned)
+    Some(home)
 }
 
 struct Tree {
@@ -238,5 +304,48 @@ pub fn kill_marked(id: &[u8]) {
         if let (true, Ok(pid)) = (marked, i32::try_from(pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// What a shell prints that reads this text as a script of ours.
+    fn printed(shell: &str, text: &[u8]) -> String {
+        let mut command = Command::new(shell);
+        command.arg(format!("/dev/fd/{SCRIPT}")).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
+        sys::pass(&mut command, vec![(script_file(text).expect("a file in memory"), SCRIPT)]);
+        let output = command.output().unwrap_or_else(|e| panic!("{shell}: {e}"));
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+
+    #[test]
+    fn a_script_is_read_whole_and_its_children_have_no_descriptor_of_it() {
+        for shell in ["/bin/bash", "/bin/dash"] {
+            for text in [":", "\n", "#!/nosuch", "#!/nosuch\n:"] {
+                assert_eq!(printed(shell, text.as_bytes()), "", "{shell} {text:?}");
+            }
+            let large = format!("echo begin\n{}\necho end", "#".repeat((1 << 20) - 20));
+            assert_eq!(printed(shell, large.as_bytes()), "begin\nend\n", "{shell}");
+            let children = "ls -l /proc/self/fd | grep -c memfd; sh -c 'exec cat <&4' 2>/dev/null || echo closed";
+            assert_eq!(printed(shell, children.as_bytes()), "0\nclosed\n", "{shell}");
+            let fault = printed(shell, b"#!/bin/sh\n\nnosuch-command\n");
+            assert!(fault.contains(": 3: ") || fault.contains("line 3: "), "{shell}: {fault}");
+        }
+    }
+
+    #[test]
+    fn nobody_changes_a_script_any_more() {
+        use std::io::{Read as _, Seek as _};
+        let file = fs::File::from(script_file(b"echo x\n").expect("a file in memory"));
+        assert_eq!((&file).write_all(b"x").map_err(|e| e.kind()), Err(io::ErrorKind::PermissionDenied));
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 10).is_err());
+        assert!(fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::empty())).is_err());
+        let (mut file, mut text) = (file, String::new());
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("read");
+        assert_eq!(text, "exec 4<&-; echo x\n");
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::OsStr,
+    ffi::{CString, OsStr},
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
@@ -145,7 +145,7 @@ pub fn inherit_nothing() {
 }
 
 /// Whom a command runs as.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// User.
     pub uid: u32,
@@ -156,12 +156,12 @@ pub struct Identity {
 }
 
 /// Has `command` lead a session of its own, with its standard input as the controlling terminal when `tty`; it dies
-/// with the thread that started it; it runs as somebody else when told so.
-pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Option<Identity>) {
+/// with the thread that started it; it runs as somebody else when told so; it enters `directory` as whom it runs.
+pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Option<Identity>, directory: CString) {
     use std::os::unix::process::CommandExt as _;
     let prepare = move || {
-        // SAFETY: system calls with integers, and one pointer to a vector that outlives the call; all of them are
-        // async-signal-safe.
+        // SAFETY: system calls with integers, and pointers to a vector and a C string that outlive the calls; all of them
+        // are async-signal-safe.
         let failed = unsafe {
             libc::setsid() < 0
                 || tty && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0
@@ -171,6 +171,7 @@ pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Op
                         || libc::setuid(id.uid) < 0
                 })
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
+                || libc::chdir(directory.as_ptr()) < 0
         };
         if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
     };

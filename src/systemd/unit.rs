@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-use crate::sys::proc::Process;
+use crate::sys::proc::{self, Process};
 
 /// The name of the keeper's socket in the runtime directory of the keeper's unit.
 pub const KEEPER: &str = "kept";
@@ -29,7 +29,7 @@ pub fn name() -> String {
 pub fn delegated_group() -> Option<PathBuf> {
     env::var_os("INVOCATION_ID")?; // only under a manager
     let group = group()?;
-    let dir = Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
+    let dir = proc::unified_hierarchy()?.join(group.trim_start_matches('/'));
     (group.ends_with(".service") && dir.join("cgroup.procs").exists()).then_some(dir)
 }
 

@@ -16,7 +16,7 @@ use crate::{
 const UNIT: &str = "qvm-remote-dom0.service";
 
 /// With `qvm-run` and `qvm-check`, and less patience than the unit has.
-fn with_a_qube(tree: Tree) -> Tree {
+pub(crate) fn with_a_qube(tree: Tree) -> Tree {
     tree.prepare(
         r#"
 mkdir -p /etc/qubes /etc/systemd/system/qvm-remote-dom0.service.d
@@ -48,7 +48,7 @@ fn remote(words: &str) -> Process {
 }
 
 #[track_caller]
-fn answer(words: &str) -> String {
+pub(crate) fn answer(words: &str) -> String {
     let mut process = remote(words);
     let status = process.wait();
     let (out, err) = (process.stdout.to_the_end().join("\n"), process.stderr.to_the_end().join("\n"));
@@ -76,11 +76,10 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
         ));
         assert_eq!((property("ActiveState"), property("StatusText")), ("active".into(), "serving work".into()));
         assert_eq!(answer("hostname"), shell("hostname"));
-        // a group of its own for each command, below the service's
+        // a group of its own for each command, in the unit for commands
         let group = answer("cat /proc/self/cgroup");
-        assert!(group.contains(&format!("{UNIT}/command-")), "{group}");
-        let dir = format!("/sys/fs/cgroup{}", property("ControlGroup"));
-        eventually("the group went with its command", || shell(&format!("ls -d {dir}/command-* || true")).is_empty());
+        assert!(group.contains("qvm-remote-dom0-commands.service/qube-work/command-"), "{group}");
+        eventually("the group went with its command", || commands().is_empty());
         // each command is two events in the journal
         for (kind, part) in [("command-start", "work runs cmd=hostname"), ("command-end", "a command of work ended: exit=0")] {
             let matches = format!("MESSAGE_ID={} -u {UNIT}", message_id(kind));
@@ -132,6 +131,61 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
         assert!(!lost.wait().success());
         eventually("no sleep left", || sleepers("4751") == 0);
         assert_eq!(answer("echo after the watchdog"), "after the watchdog");
+    });
+}
+
+/// The groups of commands.
+fn commands() -> String {
+    shell("ls -d $(find /sys/fs/cgroup -name qvm-remote-dom0-commands.service)/qube-*/command-* 2>/dev/null || true")
+}
+
+/// What status says runs in the background.
+fn background() -> usize {
+    let status: serde_json::Value = serde_json::from_str(&shell("qvm-remote-dom0 status --json")).expect("JSON");
+    status["background"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn what_a_command_leaves_in_the_background_goes_on_is_listed_and_can_be_ended() {
+    const COMMANDS: &str = "qvm-remote-dom0-commands.service";
+    let Some(tree) = tree!() else { return };
+    let tree = with_a_qube(tree);
+    tree.boot("background", As::Root, || {
+        shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));
+        let leave = |seconds: u32, words: &str| {
+            // a session of its own, no output, no environment: nothing but its group tells whose it is
+            answer(&format!("{words} 'setsid env -i sleep {seconds} >/dev/null 2>&1 </dev/null & echo left'"))
+        };
+        shell("printf 'max-running = 1\nallow shell *\n' >/etc/qubes/remote.d/work.policy");
+        assert_eq!(leave(4761, ""), "left");
+        assert_eq!(leave(4762, ""), "left");
+        eventually("both are listed", || background() == 2 && sleepers("4761") == 1 && sleepers("4762") == 1);
+        assert_eq!(answer("echo no place is taken"), "no place is taken");
+        // over a stop and a start, and over a crash
+        shell(&format!("systemctl restart {UNIT}"));
+        eventually("both are listed again", || background() == 2);
+        shell(&format!("systemctl kill --kill-who=main -s KILL {UNIT}"));
+        eventually("another process", || property("NRestarts") == "1" && property("ActiveState") == "active");
+        eventually("both are listed again", || background() == 2 && sleepers("4761") == 1 && sleepers("4762") == 1);
+        // its command's time is its own
+        shell("printf 'max-running = 1\nallow shell * [timeout=3]\n' >/etc/qubes/remote.d/work.policy");
+        assert_eq!(leave(4763, ""), "left");
+        eventually("its time is over", || sleepers("4763") == 0 && background() == 2);
+        // the revocation ends it
+        let done = shell("qvm-remote-dom0 revoke --kill work");
+        assert!(done.contains("Ended 2 command"), "{done}");
+        eventually("nothing is left", || background() == 0 && sleepers("4761") + sleepers("4762") == 0);
+        eventually("no group is left", || commands().is_empty());
+        // the unit stays with what is in it, without the service, until the time of that is over
+        shell("qvm-remote-dom0 authorize work $(cat /root/work.key)");
+        shell("echo 'allow shell * [timeout=20]' >/etc/qubes/remote.d/work.policy");
+        assert_eq!(leave(4764, ""), "left");
+        shell(&format!("systemctl stop {UNIT}"));
+        assert_eq!((sleepers("4764"), shell(&format!("systemctl is-active {COMMANDS}"))), (1, "active".into()));
+        eventually("its time is over, and so is the unit", || {
+            sleepers("4764") == 0 && attempt(&format!("systemctl is-active {COMMANDS}")).1 == "inactive"
+        });
+        assert_eq!(shell(&format!("systemctl show -p Result --value {COMMANDS}")), "success");
     });
 }
 

@@ -220,7 +220,9 @@ fn the_daemons_own_input_reaches_no_qube() {
     let hello = fs::read(world.home("work").join("hello")).expect("there");
     assert!(!String::from_utf8_lossy(&hello).contains("secret"));
     assert_eq!(
-        world.dom0("for p in $(pgrep -f 'qvm-remote serve'); do readlink /proc/$p/fd/0; done | grep -v pipe").text(),
+        world
+            .dom0("for p in $(pgrep -f 'qvm-remote --argv serve'); do readlink /proc/$p/fd/0; done | grep -v pipe")
+            .text(),
         ""
     );
 }
@@ -321,13 +323,15 @@ fn no_key_no_code_and_no_value_of_the_environment_is_in_any_log() {
         "echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf; qvm-remote-dom0 authorize work {}",
         key.trim()
     ));
-    world.policy("work", "v1 = yes\nallow shell * [env=TZ,EDITOR]\n");
+    world.policy("work", "v1 = yes\nallow shell * [env=TZ,QVM_EDITOR]\n");
     fs::write(world.home("work").join("v1.py"), include_str!("peers/v1-client.py")).expect("written");
     let daemon = world.dom0_start("qvm-remote-dom0 --verbose");
     eventually("an answer", || world.remote("work", &["ping"]).code == 0);
     let secret = "value-that-is-nobodys-business";
-    world.shell("work", &format!("EDITOR={secret} qvm-remote -v '[[ $EDITOR == {}* ]]'", &secret[..9])).expect(0, "");
-    world.shell("work", &format!("EDITOR={secret} qvm-remote --queue true")).expect(0, "");
+    world
+        .shell("work", &format!("QVM_EDITOR={secret} qvm-remote -v '[[ $QVM_EDITOR == {}* ]]'", &secret[..9]))
+        .expect(0, "");
+    world.shell("work", &format!("QVM_EDITOR={secret} qvm-remote --queue true")).expect(0, "");
     world.shell("work", "V1_ID=one python3 v1.py true").expect(0, "");
     world.shell("work", "V1_TOKEN=0123456789abcdef0123456789abcdef python3 v1.py true").expect(126, "");
     let token = world.shell("work", "python3 -c 'import hmac; print(hmac.new(open(\".qvm-remote/auth.key\").read().strip().encode(), b\"one\", \"sha256\").hexdigest())'").text();
@@ -335,7 +339,7 @@ fn no_key_no_code_and_no_value_of_the_environment_is_in_any_log() {
     world.dom0("kill -TERM $(qvm-remote-dom0 status --json | grep -oE '\"pid\":[0-9]+' | cut -d: -f2)").expect(0, "");
     let said = daemon.end();
     let kept = world.shell("work", "cat .qvm-remote/audit.log; find .qvm-remote/history -type f -exec cat {} +").text();
-    assert!(kept.contains("[[ $EDITOR == "), "{kept}");
+    assert!(kept.contains("[[ $QVM_EDITOR == "), "{kept}");
     for text in [&world.log(), &said.err, &said.text(), &kept, &status] {
         for secret in [key.trim(), secret, token.trim(), "0123456789abcdef0123456789abcdef"] {
             assert!(!text.contains(&secret[..24]), "{secret} in {text}");

@@ -193,8 +193,8 @@ fn words_pass_unread_with_argv() {
     world.remote("work", &["--argv", "printf", "[%s]", "a b", "; id", "$(id)", ""]).expect(0, "[a b][; id][$(id)][]");
     let escape = world.remote("work", &["--argv", "printf", "%s", "\u{1b}]52;c;x\u{7}"]);
     escape.expect(1, "").says("qvm-remote: the command has a word with control characters\n");
-    world.remote("work", &["--argv", "nosuch"]).expect(255, "").says("nosuch: no such program in dom0");
-    world.remote("work", &["--argv", "./x"]).expect(255, "").says("no such program");
+    world.remote("work", &["--argv", "nosuch"]).expect(127, "").says("nosuch: no such program in dom0");
+    world.remote("work", &["--argv", "./x"]).expect(127, "").says("no such program");
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn a_channel_that_is_cut_is_told_and_opened_again() {
     let daemon = world.ready();
     let mut running = world.remote_start("work", &["echo up; sleep 4734"]);
     running.wait_for("up\n");
-    world.shell("work", "pkill -KILL -f 'qvm-remote serve'").expect(0, "");
+    world.shell("work", "pkill -KILL -f 'qvm-remote --argv serve'").expect(0, "");
     running.end_within(Duration::from_secs(20)).says("lost");
     eventually("no sleep left", || world.processes("sleep 4734") == 0);
     daemon.wait_for_channel("work", "live");
@@ -113,8 +113,9 @@ fn a_machine_that_slept_loses_nothing() {
     let mut running = world.remote_start("work", &["echo up; sleep 1; head -c 3000000 /dev/zero; echo end"]);
     running.wait_for("up\n");
     // the daemon, what it has started, and the agent; that the date jumps meanwhile is a matter of `clocks`
-    let all =
-        |signal: &str| format!("pkill -{signal} -x 'qvm-remote-dom0|exe'; pkill -{signal} -f '[q]vm-remote serve'");
+    let all = |signal: &str| {
+        format!("pkill -{signal} -x 'qvm-remote-dom0|exe'; pkill -{signal} -f '[q]vm-remote --argv serve'")
+    };
     world.dom0(&format!("{}; sleep 3; {}", all("STOP"), all("CONT"))).expect(0, "");
     let done = running.end();
     assert_eq!((done.code, done.out.len()), (0, 3_000_000 + 7), "{}", done.err);

@@ -6,13 +6,17 @@
 extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod world; // first: the macro `world!`
+mod approve;
 mod attacks;
 mod clocks;
 mod commands;
 mod control;
 mod crashes;
+mod life;
 mod load;
 mod owner;
+mod policies;
+mod programs;
 mod readme;
 mod shells;
 mod v1;

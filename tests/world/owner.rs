@@ -48,36 +48,14 @@ fn environment_and_directory_are_dropped_unless_the_policy_names_them() {
 }
 
 #[test]
-fn a_command_that_needs_approval_waits_for_it() {
-    let world = world!("work");
-    let _daemon = world.ready();
-    world.policy("work", "ask shell *\n");
-    let first = world.remote_start("work", &["echo yes"]);
-    let ticket = || {
-        let list = world.dom0("qvm-remote-dom0 approve").text();
-        list.split_whitespace().next().filter(|t| t.len() == 12).map(str::to_owned)
-    };
-    eventually("a ticket", || ticket().is_some());
-    let id = ticket().expect("there");
-    world.dom0(&format!("qvm-remote-dom0 approve {id} </dev/null")).expect(1, "work asks for cmd=echo yes\n");
-    assert_eq!(world.dom0("qvm-remote-dom0 approve 000000000000 --yes").code, 1);
-    assert!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).text().ends_with("Allowed.\n"));
-    first.end().expect(0, "yes\n").says("waiting for approval in dom0: qvm-remote-dom0 approve");
-    let second = world.remote_start("work", &["printf '\\033]52;c;x\\007'"]);
-    eventually("a ticket", || ticket().is_some());
-    let list = world.dom0("qvm-remote-dom0 approve").text();
-    assert!(!list.contains('\x1b'), "{list}");
-    world.dom0(&format!("qvm-remote-dom0 approve {} --deny", ticket().expect("there"))).expect(0, "Refused.\n");
-    second.end().expect(126, "").says("denied: not approved");
-}
-
-#[test]
 fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     let world = world!("work", "dev");
     let _daemon = world.ready();
     let mut running = world.remote_start("work", &["echo up; sleep 4741"]);
     running.wait_for("up\n");
-    world.dom0("qvm-remote-dom0 revoke --kill work").expect(0, "Revoked VM 'work'.\nEnded 1 running command(s).\n");
+    world
+        .dom0("qvm-remote-dom0 revoke --kill work")
+        .expect(0, "Revoked VM 'work'.\nEnded 1 command(s), those that waited included.\n");
     assert_eq!(running.end().code, 130);
     world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
     world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");
@@ -200,6 +178,10 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0.service"))
         .expect("there");
     world.dom0("cat /etc/systemd/system/qvm-remote-dom0.service").expect(0, &unit);
+    let unit =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/units/system/qvm-remote-dom0-commands.service"))
+            .expect("there");
+    world.dom0("cat /etc/systemd/system/qvm-remote-dom0-commands.service").expect(0, &unit);
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
 }

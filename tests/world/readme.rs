@@ -120,14 +120,19 @@ fn whoever_follows_the_readme_by_hand_reaches_dom0() {
 #[test]
 fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
     let sources = [
+        ("approve", include_str!("approve.rs")),
         ("attacks", include_str!("attacks.rs")),
         ("clocks", include_str!("clocks.rs")),
         ("commands", include_str!("commands.rs")),
         ("control", include_str!("control.rs")),
         ("crashes", include_str!("crashes.rs")),
+        ("life", include_str!("life.rs")),
         ("load", include_str!("load.rs")),
         ("owner", include_str!("owner.rs")),
+        ("policies", include_str!("policies.rs")),
+        ("programs", include_str!("programs.rs")),
         ("v1", include_str!("v1.rs")),
+        ("systemd", include_str!("../systemd/remote.rs")),
     ];
     let rows: Vec<Vec<&str>> = section()
         .lines()

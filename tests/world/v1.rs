@@ -46,7 +46,7 @@ fn the_pythons_client_is_served_by_calls_where_there_is_no_agent() {
     world.authorize();
     world.dom0("qvm-remote-dom0 v1 work on");
     // a qube that has the Python program only: what dom0 calls there is no agent
-    world.dom0("sed -i 's/^exec in-vm/[[ $cmd == *\"qvm-remote serve\"* ]] \\&\\& { echo qvm-remote: usage >\\&2; exit 127; }\\nexec in-vm/' /usr/local/sbin/qvm-run");
+    world.dom0("sed -i 's/^exec in-vm/[[ $cmd == *\"--argv serve\"* ]] \\&\\& { echo qvm-remote: usage >\\&2; exit 127; }\\nexec in-vm/' /usr/local/sbin/qvm-run");
     let _daemon = world.dom0_start("qvm-remote-dom0");
     world
         .shell("work", "python3 v1.py 'echo hi; printf \"\\377\\0\"; exit 3' | od -An -tx1; exit ${PIPESTATUS[0]}")

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::text;
+use super::{test_policy::TestArguments, text};
 use crate::sys::Identity;
 
 /// The program's name.
@@ -83,16 +83,43 @@ pub(super) enum Dom0Command {
         #[arg(long, value_name = "SPAN", default_value = "1h")]
         r#for: String,
     },
-    /// Allow a command that waits for approval; without an id, list those that wait
+    /// Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait
     Approve {
-        /// As the log and the qube show it
+        /// At least 12 digits of its id
         id: Option<String>,
         /// Refuse it
         #[arg(long)]
         deny: bool,
-        /// Do not ask again here
+        /// Show it, but do not ask
         #[arg(long)]
         yes: bool,
+    },
+    /// Show dom0's log, or check its chain
+    Log {
+        /// The entries of this qube only
+        #[arg(conflicts_with = "verify")]
+        vm: Option<String>,
+        /// Check that no entry was changed, taken out or put in
+        #[arg(long)]
+        verify: bool,
+        /// Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log
+        #[arg(long, value_name = "FILE", requires = "verify")]
+        against: Option<PathBuf>,
+    },
+    /// Say what is wrong with the configuration, the keys and the policies, and what to write instead
+    Check {
+        /// A policy; without it, everything in its place
+        file: Option<PathBuf>,
+    },
+    /// Say which rule decides about a command, and why; nothing runs
+    Test(TestArguments),
+    /// End a command that runs
+    Kill {
+        /// Its id, as status shows it
+        id: String,
+        /// Its qube, where two qubes have a command with this id
+        #[arg(long, value_name = "QUBE")]
+        qube: Option<String>,
     },
     /// What the running daemon does
     Status {
@@ -110,7 +137,14 @@ pub(super) enum Dom0Command {
 pub(super) enum Internal {
     /// Print the unit file, for installers
     #[command(hide = true)]
-    Unit,
+    Unit {
+        /// The one for commands
+        #[arg(long)]
+        commands: bool,
+    },
+    /// Own commands, and what they leave in the background (started by qvm-remote-dom0-commands.service)
+    #[command(hide = true)]
+    Keep,
     /// Read what a VM sends (started by the daemon)
     #[command(hide = true)]
     Parse {
@@ -129,6 +163,9 @@ pub(super) enum Internal {
     /// Look after one command (started by the daemon)
     #[command(hide = true)]
     Supervise {
+        /// The path to execute; without it there is no such program
+        #[arg(long)]
+        program: Option<PathBuf>,
         /// Descriptor 4 is the text that the program reads
         #[arg(long)]
         script: bool,
@@ -138,6 +175,12 @@ pub(super) enum Internal {
         /// UID:GID:GROUPS
         #[arg(long, value_parser = identity)]
         identity: Option<Identity>,
+        /// Descriptors that the command may have
+        #[arg(long)]
+        descriptors: u64,
+        /// The directory to run in
+        #[arg(long)]
+        cwd: PathBuf,
         /// A control group of its own
         #[arg(long)]
         cgroup: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! What the commands of the owner have in common: how they fail, how they write a file.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use crate::{
     remote::files,
@@ -9,6 +9,14 @@ use crate::{
 
 pub(super) fn fail(text: impl std::fmt::Display) -> Fatal {
     Fatal::new(Code::Failure, text)
+}
+
+/// What the daemon answered, or why there is no answer.
+pub(super) fn answered<T>(answer: io::Result<T>) -> Result<T, Fatal> {
+    answer.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
+        _ => fail(e),
+    })
 }
 
 /// Writes a policy, whole, closed to others.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    io::{self, BufRead as _, Read as _, Write as _},
     path::Path,
     process::{Command as Process, ExitCode, Stdio},
 };
@@ -10,16 +10,17 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    arguments::Dom0Command,
+    approve,
+    arguments::{Dom0Command, PROGRAM},
+    check,
     failure::{fail, write},
-    text,
+    logs, status, test_policy, text,
 };
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
     remote::{
-        audit::Audit,
-        clock,
+        audit,
         config::Paths,
         dom0::question,
         files,
@@ -61,8 +62,12 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
             Ok(ExitCode::SUCCESS)
         }
         Dom0Command::Start { r#for } => start(&r#for),
-        Dom0Command::Approve { id, deny, yes } => approve(paths, id.as_deref(), deny, yes),
-        Dom0Command::Status { json } => status(paths, json),
+        Dom0Command::Approve { id, deny, yes } => approve::run(&paths.run, id.as_deref(), deny, yes),
+        Dom0Command::Status { json } => status::show(&paths.run, json),
+        Dom0Command::Check { file } => check::run(paths, &store, file.as_deref()),
+        Dom0Command::Test(asked) => test_policy::run(paths, &store, &asked),
+        Dom0Command::Kill { id, qube } => status::kill(&paths.run, &id, qube.as_deref()),
+        Dom0Command::Log { vm, verify, against } => logs::run(paths, vm.as_deref(), verify, against.as_deref()),
         Dom0Command::Internal(_) => Err(fail("not here")),
     }
 }
@@ -105,7 +110,7 @@ fn authorize(
         write(&policy_path, EVERYTHING)?;
     }
     let path = store.write(vm, &key, keep_old).map_err(|e| fail(format!("{}: {e}", paths.keys.display())))?;
-    record(paths, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
+    record(paths, vm, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
     println!("Authorized VM '{vm}'. Key stored in {}\n", path.display());
     println!("Ensure VM is listed in {}:\n  QVM_REMOTE_VMS=\"{vm}\"", paths.conf.display());
     let text = fs::read_to_string(&policy_path).unwrap_or_default();
@@ -129,11 +134,14 @@ fn network(vm: &str) -> Option<String> {
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
 }
 
-fn record(paths: &Paths, category: &str, text: &str) {
-    Audit::new(Some(paths.log.clone()), u64::MAX).write(category, text);
+fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
+    // what root does here works whether or not it can be written down
+    if let Err(e) = audit::append(&paths.log, category, text) {
+        eprintln!("WARNING: {}: {e}: this is not in dom0's log: {category} {text}", paths.log.display());
+    }
     let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
-    event.qube = None;
-    crate::log::emit(event);
+    event.qube = Some(vm.into());
+    crate::log::tell_journal(PROGRAM, &event);
 }
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
@@ -141,11 +149,11 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     if !removed {
         return Err(fail(format!("VM '{vm}' has no key")));
     }
-    record(paths, "REVOKE", &format!("vm={vm} kill={kill}"));
+    record(paths, vm, "REVOKE", &format!("vm={vm} kill={kill}"));
     println!("Revoked VM '{vm}'.");
     if kill {
         match question::kill(&paths.run, vm) {
-            Ok(count) => println!("Ended {count} running command(s)."),
+            Ok(count) => println!("Ended {count} command(s), those that waited included."),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 println!("No daemon is running.");
             }
@@ -209,68 +217,5 @@ fn start(span: &str) -> Result<ExitCode, Fatal> {
         return Err(fail("systemd-run failed, so the service was stopped again"));
     }
     println!("Started for {span}.");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What the daemon answered, or why there is no answer.
-fn answered<T>(answer: io::Result<T>) -> Result<T, Fatal> {
-    answer.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => fail("no daemon is running"),
-        _ => fail(e),
-    })
-}
-
-fn approve(paths: &Paths, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
-    let waiting = answered(question::approvals(&paths.run))?;
-    let Some(id) = id else {
-        if waiting.is_empty() {
-            println!("Nothing waits for approval.");
-        }
-        waiting.iter().for_each(|(ticket, shown)| println!("{ticket}  {shown}"));
-        return Ok(ExitCode::SUCCESS);
-    };
-    let found = waiting.iter().find(|(ticket, _)| ticket == id);
-    let (_, shown) = found.ok_or_else(|| fail(format!("nothing waits under '{}'", escape(id.as_bytes()))))?;
-    if !deny {
-        println!("{shown}");
-        if !yes {
-            if !io::stdin().is_terminal() {
-                return Err(fail("it is asked on a terminal; elsewhere: --yes"));
-            }
-            print!("Type 'yes' to allow it: ");
-            let _ = io::stdout().flush();
-            let mut line = String::new();
-            io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
-            if line.trim_end_matches('\n') != "yes" {
-                println!("Not allowed; it still waits.");
-                return Ok(ExitCode::FAILURE);
-            }
-        }
-    }
-    if !answered(question::decide(&paths.run, id, !deny))? {
-        return Err(fail("it waits no longer"));
-    }
-    println!("{}", if deny { "Refused." } else { "Allowed." });
-    Ok(ExitCode::SUCCESS)
-}
-
-fn status(paths: &Paths, json: bool) -> Result<ExitCode, Fatal> {
-    if json {
-        print!("{}", answered(question::status_json(&paths.run))?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status = answered(question::status(&paths.run))?;
-    println!("qvm-remote-dom0 runs (pid {}), {}", status.pid, clock::now());
-    for (vm, qube) in &status.qubes {
-        let v1 = if qube.v1 { ", takes v1 tokens" } else { "" };
-        let keyed = if qube.keyed { "" } else { ", NO KEY" };
-        println!("  {vm:<20} {}{v1}{keyed}", qube.channel);
-    }
-    for command in &status.commands {
-        println!("  runs {} s: {} {}", command.seconds, command.vm, command.id);
-    }
-    for (ticket, shown) in &status.approvals {
-        println!("  waits for approval: {ticket}  {shown}");
-    }
     Ok(ExitCode::SUCCESS)
 }

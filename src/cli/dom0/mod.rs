@@ -1,8 +1,13 @@
 //! The face of `qvm-remote-dom0`.
 
+mod approve;
 mod arguments;
+mod check;
 mod failure;
+mod logs;
 mod manage;
+mod status;
+mod test_policy;
 mod text;
 #[cfg(feature = "v1")]
 mod v1;
@@ -43,16 +48,25 @@ pub fn main() -> ExitCode {
 /// Runs a command that only programs call.
 fn internal(command: Internal) -> Result<ExitCode, Fatal> {
     let (name, result) = match command {
-        Internal::Unit => {
-            print!("{}", include_str!("../../../units/system/qvm-remote-dom0.service"));
+        Internal::Unit { commands } => {
+            print!(
+                "{}",
+                if commands {
+                    include_str!("../../../units/system/qvm-remote-dom0-commands.service")
+                } else {
+                    include_str!("../../../units/system/qvm-remote-dom0.service")
+                }
+            );
             return Ok(ExitCode::SUCCESS);
         }
+        Internal::Keep => ("keep", dom0::keep(&Paths::default().run)),
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
-        Internal::Supervise { script, tty, identity, cgroup, words } => {
-            ("supervise", supervise::run(SupervisorPlan { words, script, tty, identity, cgroup }))
-        }
+        Internal::Supervise { program, script, tty, identity, descriptors, cwd, cgroup, words } => (
+            "supervise",
+            supervise::run(SupervisorPlan { program, words, script, tty, identity, descriptors, cwd, cgroup }),
+        ),
     };
     result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))
 }

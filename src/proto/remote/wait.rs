@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use crate::proto::mac::{hex, unhex};
+
 const COMMANDS: &str = "for other commands of this qube to end";
 const APPROVAL: &str = "for approval in dom0: qvm-remote-dom0 approve ";
+const LOG_ROOM: &str = "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)";
+const RECORDED: &str = "no longer: it stands in dom0's log, entry head code: ";
 
 /// Reasons for a command to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +16,11 @@ pub enum WaitReason<'a> {
     Commands,
     /// A person in dom0 has to approve the command, under this ticket.
     Approval(&'a str),
+    /// The qube has filled its part of dom0's log.
+    LogRoom,
+    /// The command waits no longer: its entry is on the disk. The number of the entry, the head of the log's chain
+    /// behind it, and the code of both ([`Key::receipt`](crate::proto::mac::Key::receipt)).
+    Recorded(u64, [u8; 32], [u8; 32]),
     /// A reason that this version does not know.
     Other(&'a str),
 }
@@ -19,12 +28,23 @@ pub enum WaitReason<'a> {
 impl<'a> WaitReason<'a> {
     /// Reads the text on the wire.
     pub(super) fn parse(text: &'a str) -> Self {
-        match text.strip_prefix(APPROVAL) {
-            Some(ticket) => Self::Approval(ticket),
-            None if text == COMMANDS => Self::Commands,
-            None => Self::Other(text),
+        if let Some(ticket) = text.strip_prefix(APPROVAL) {
+            return Self::Approval(ticket);
+        }
+        match text {
+            COMMANDS => Self::Commands,
+            LOG_ROOM => Self::LogRoom,
+            _ => text.strip_prefix(RECORDED).and_then(recorded).unwrap_or(Self::Other(text)),
         }
     }
+}
+
+fn recorded<'a>(text: &str) -> Option<WaitReason<'a>> {
+    let mut words = text.split(' ');
+    let digest = |word: Option<&str>| unhex(word?.as_bytes());
+    let number = words.next()?.parse().ok()?;
+    let (head, code) = (digest(words.next())?, digest(words.next())?);
+    words.next().is_none().then_some(WaitReason::Recorded(number, head, code))
 }
 
 /// The text on the wire.
@@ -33,6 +53,8 @@ impl fmt::Display for WaitReason<'_> {
         match self {
             Self::Commands => f.write_str(COMMANDS),
             Self::Approval(ticket) => write!(f, "{APPROVAL}{ticket}"),
+            Self::LogRoom => f.write_str(LOG_ROOM),
+            Self::Recorded(number, head, code) => write!(f, "{RECORDED}{number} {} {}", hex(head), hex(code)),
             Self::Other(text) => f.write_str(text),
         }
     }
@@ -47,10 +69,20 @@ mod tests {
         for (reason, text) in [
             (WaitReason::Commands, "for other commands of this qube to end"),
             (WaitReason::Approval("00ff"), "for approval in dom0: qvm-remote-dom0 approve 00ff"),
+            (
+                WaitReason::LogRoom,
+                "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)",
+            ),
             (WaitReason::Other("for the moon"), "for the moon"),
         ] {
             assert_eq!(reason.to_string(), text);
             assert_eq!(WaitReason::parse(text), reason);
+        }
+        let recorded = WaitReason::Recorded(17, [0xab; 32], [1; 32]);
+        let text = recorded.to_string();
+        assert_eq!(WaitReason::parse(&text), recorded);
+        for other in [format!("{text} x"), text[..text.len() - 1].to_owned(), text.replace("17", "-1")] {
+            assert_eq!(WaitReason::parse(&other), WaitReason::Other(&other));
         }
     }
 }

@@ -19,7 +19,7 @@ use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, WaitReason, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
     sys::lock,
@@ -159,6 +159,8 @@ struct CommandResult {
     status: u8,
     /// The fifth line of `.meta`.
     mac: String,
+    /// The sixth line of `.meta`.
+    receipt: String,
 }
 
 impl QueuedCommand {
@@ -207,6 +209,7 @@ impl QueuedCommand {
         let ms = began.elapsed().as_millis();
         let mut meta = spool::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
+        meta.push_str(&result.receipt);
         let results = self.queue.join("results");
         let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
         let written = put("out", &result.out)
@@ -276,6 +279,9 @@ impl QueuedCommand {
                     taken = data.len();
                 }
                 Frame::Credit(n) => credit += n as usize,
+                Frame::Wait(WaitReason::Recorded(number, head, code)) => {
+                    result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
+                }
                 Frame::Reject(refusal, why) => {
                     result.status = if refusal == Refusal::Failed { 125 } else { 126 };
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());
@@ -331,6 +337,13 @@ pub fn read_mac(meta: &str) -> Option<([u8; 32], Ending)> {
     let mut words = meta.lines().find_map(|line| line.strip_prefix("mac="))?.split(' ');
     let mac = unhex(words.next()?.as_bytes())?;
     Some((mac, Ending::from_bytes(words.next()?.parse().ok()?, words.next()?.parse().ok()?)?))
+}
+
+/// Reads the sixth line of `.meta`: the entry in dom0's log, the head behind it, and their code.
+pub fn read_receipt(meta: &str) -> Option<(u64, [u8; 32], [u8; 32])> {
+    let mut words = meta.lines().find_map(|line| line.strip_prefix("log="))?.split(' ');
+    let number = words.next()?.parse().ok()?;
+    Some((number, unhex(words.next()?.as_bytes())?, unhex(words.next()?.as_bytes())?))
 }
 
 /// When a file was last written, for what is shown of the queue.

@@ -90,6 +90,8 @@ pub(super) struct Exchange<'a> {
     dom0_by: Option<Instant>,
     began: Instant,
     progress: Instant,
+    /// What dom0's log says of the request: the number of the entry, the head behind it, their code.
+    receipt: Option<(u64, Digest, Digest)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -133,6 +135,7 @@ impl<'a> Exchange<'a> {
             dom0_by: Some(connect_by.max(began + TAKE_UP)),
             began,
             progress: began + PROGRESS,
+            receipt: None,
         };
         exchange.send_body(Frame::Open(Box::new(request), request_mac).to_vec(1)).await?;
         let (ending, code) = exchange.pass(&mut frames, &mut signals, &mut written).await?;
@@ -187,10 +190,13 @@ impl<'a> Exchange<'a> {
             Frame::Stderr(data) => self.output(1, data),
             Frame::Credit(n) => self.credit += n as usize,
             Frame::Accept => self.begin_input().await?,
+            Frame::Wait(WaitReason::Recorded(number, head, code)) => {
+                (self.dom0_by, self.receipt) = (None, Some((number, head, code)));
+            }
             Frame::Wait(reason) => {
                 self.dom0_by = None;
-                // a busy moment is no news; a person who has to act is
-                if !self.ask.quiet && matches!(reason, WaitReason::Approval(_)) {
+                // a busy moment is no news; what a person has to end is
+                if !self.ask.quiet && matches!(reason, WaitReason::Approval(_) | WaitReason::LogRoom) {
                     eprintln!("[qvm-remote] waiting {}", escape(reason.to_string().as_bytes()));
                 }
             }
@@ -345,6 +351,13 @@ impl<'a> Exchange<'a> {
             }
         }
         drop(self.raw); // the last output was meant for a raw terminal, too
+        if let Some((number, head, code)) = &self.receipt {
+            if !key.verify_receipt(&self.id, request, *number, head, code) {
+                let text = format!("what dom0's log says is not authentic: dom0 did not write it (id={})", self.id);
+                return Err(ClientError::Transport(text));
+            }
+            self.record.logged(*number, head);
+        }
         if let Some((_, trouble)) = self.give_up {
             return Err(trouble);
         }

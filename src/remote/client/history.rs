@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::home::Home;
-use crate::remote::{clock, files, spool};
+use crate::{
+    proto::mac::{Digest, hex},
+    remote::{clock, files, spool},
+};
 
 /// Commands that are kept.
 const MOST: usize = 1000;
@@ -30,6 +33,8 @@ struct To {
     started: String,
     began: Instant,
     files: [(Option<File>, usize); 2],
+    /// What dom0's log says of the command, as the line of its end has it.
+    logged: String,
 }
 
 impl HistoryEntry {
@@ -55,7 +60,15 @@ impl HistoryEntry {
         let line = format!("[{started}] SUBMIT id={id} size={}B cmd={text}", command.len());
         spool::append(&home.at("audit.log"), &line)?;
         let files = ["out", "err"].map(|name| (File::create(dir.join(name)).ok(), 0));
-        let to = To { home: home.path().to_owned(), dir, id: id.to_owned(), started, began: Instant::now(), files };
+        let to = To {
+            home: home.path().to_owned(),
+            dir,
+            id: id.to_owned(),
+            started,
+            began: Instant::now(),
+            files,
+            logged: String::new(),
+        };
         Ok(Self { to: Some(to) })
     }
 
@@ -70,6 +83,14 @@ impl HistoryEntry {
         if bytes.len() > room {
             let _ = file.write_all(spool::TRUNCATED);
             to.files[which].0 = None;
+        }
+    }
+
+    /// The command's entry in dom0's log: its number, and the head of the chain behind it. Kept here, so that a log which
+    /// somebody edits in dom0 later can be told from the one that was.
+    pub fn logged(&mut self, number: u64, head: &Digest) {
+        if let Some(to) = &mut self.to {
+            to.logged = format!(" log={number} head={}", hex(head));
         }
     }
 
@@ -88,7 +109,7 @@ impl HistoryEntry {
         let ms = to.began.elapsed().as_millis();
         let _ = fs::write(to.dir.join("meta"), spool::meta(&to.id, &to.started, ms, status));
         let _ = fs::write(to.dir.join("exit"), status.to_string());
-        let _ = spool::append(&to.home.join("audit.log"), &format!("[{}] {}", clock::now(), line(&to.id)));
+        let _ = spool::append(&to.home.join("audit.log"), &format!("[{}] {}{}", clock::now(), line(&to.id), to.logged));
         // reading the whole history costs more than most commands: one in sixteen does it, and each that wrote much
         let one_in_sixteen = to.id.ends_with("0");
         if one_in_sixteen || to.files.iter().any(|(file, _)| file.is_none()) {

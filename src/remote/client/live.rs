@@ -56,7 +56,7 @@ fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
                 && !name[0].is_ascii_digit()
                 && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
             // dom0 drops all that its policy does not name; only what commonly is named is offered at all
-            if fine && OFFERED.iter().any(|o| name == o.as_bytes() || name.starts_with(b"LC_")) && size < 16 << 10 {
+            if fine && offered(&name) && size < 16 << 10 {
                 size += name.len() + value.len();
                 env.push((name, value));
             }
@@ -81,7 +81,15 @@ fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
     }
 }
 
-/// Variables that are offered to dom0's policy.
+/// Whether a variable is offered to dom0's policy.
+fn offered(name: &[u8]) -> bool {
+    let begins = |start: &[u8]| name.starts_with(start);
+    OFFERED.iter().any(|offered| name == offered.as_bytes())
+        || begins(b"LC_")
+        || begins(b"QVM_") && !begins(b"QVM_REMOTE_")
+}
+
+/// Variables that are offered, besides those that begin with `LC_` or `QVM_`.
 const OFFERED: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ", "NO_COLOR", "EDITOR", "PAGER", "COLUMNS", "LINES"];
 
 #[cfg(test)]

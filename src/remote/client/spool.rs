@@ -29,7 +29,7 @@ use crate::{
         remote::{Ending, Mode, Request, flags},
     },
     remote::{
-        agent::{self, directories, read_mac, write_signed},
+        agent::{self, directories, read_mac, read_receipt, write_signed},
         clock::now_ms,
         files,
         pipe::AsyncPipe,
@@ -229,7 +229,15 @@ pub async fn ask(
     let status = match &submitted.signed {
         Some(code) => {
             let meta = submitted.read(".meta");
-            verify(key, id, code, status, &out, &err, &String::from_utf8_lossy(&meta))?
+            let meta = String::from_utf8_lossy(&meta);
+            if let Some((number, head, receipt)) = read_receipt(&meta) {
+                if !key.verify_receipt(id, code, number, &head, &receipt) {
+                    let text = format!("what dom0's log says is not authentic: dom0 did not write it (id={id})");
+                    return Err(ClientError::Transport(text));
+                }
+                record.logged(number, &head);
+            }
+            verify(key, id, code, status, &out, &err, &meta)?
         }
         None => {
             submitted.wait_for_meta().await;

@@ -1,46 +1,127 @@
 //! Commands that wait for a person in dom0.
+//!
+//! Each has a [`Sheet`]: everything that decides what will run. The id of an approval is the sheet's SHA-256, so what a
+//! person approves is the text that was shown. Lists and notifications have the qube and the kind of command only: no
+//! summary stands for a text that a person has not seen.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+};
 
 use tokio::sync::oneshot;
 
-use crate::sys::lock;
+use crate::{proto::mac::hex, remote::shown::Sheet, sys::lock};
 
-/// Commands that wait for a person, by the name under which they can be approved.
+/// Commands of one qube that may wait at a time: a person reads them, and each keeps its text.
+const MAX_WAITING: usize = 8;
+
+/// Commands that wait for a person, by their ids.
 #[derive(Debug, Default)]
-pub(super) struct Approvals(Mutex<PendingApprovals>);
+pub(super) struct Approvals(Mutex<HashMap<String, PendingApproval>>);
 
-/// What is shown, and who hears the answer.
-type PendingApprovals = HashMap<String, (String, Option<oneshot::Sender<bool>>)>;
+#[derive(Debug)]
+struct PendingApproval {
+    vm: String,
+    /// The qube and the kind of command.
+    summary: String,
+    sheet: Sheet,
+    /// Hears the answer; taken with the first one.
+    answer: Option<oneshot::Sender<bool>>,
+}
+
+/// Why a command cannot wait for approval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CannotWait {
+    /// This very request waits already.
+    Waits,
+    /// The qube has as many waiting as it may.
+    TooMany,
+}
 
 impl Approvals {
-    fn with<T>(&self, act: impl FnOnce(&mut PendingApprovals) -> T) -> T {
-        act(&mut lock(&self.0))
+    fn all(&self) -> MutexGuard<'_, HashMap<String, PendingApproval>> {
+        lock(&self.0)
     }
 
-    /// Adds one. `shown` is escaped already. Dropped unanswered, the answer is an error.
-    pub(super) fn ask(&self, ticket: &str, shown: String) -> oneshot::Receiver<bool> {
+    /// Adds one: its id, and who hears the answer. Dropped unanswered, the answer is an error.
+    pub(super) fn ask(
+        &self,
+        vm: &str,
+        what: &str,
+        sheet: Sheet,
+    ) -> Result<(String, oneshot::Receiver<bool>), CannotWait> {
         let (answer, wait) = oneshot::channel();
-        self.with(|all| all.insert(ticket.to_owned(), (shown, Some(answer))));
-        wait
+        let id = hex(&sheet.id());
+        let mut all = self.all();
+        if all.contains_key(&id) {
+            return Err(CannotWait::Waits);
+        }
+        if all.values().filter(|pending| pending.vm == vm).count() >= MAX_WAITING {
+            return Err(CannotWait::TooMany);
+        }
+        let summary = format!("{vm} asks for {what}");
+        all.insert(id.clone(), PendingApproval { vm: vm.to_owned(), summary, sheet, answer: Some(answer) });
+        Ok((id, wait))
     }
 
     /// The command waits no longer.
-    pub(super) fn forget(&self, ticket: &str) {
-        self.with(|all| all.remove(ticket));
+    pub(super) fn forget(&self, id: &str) {
+        self.all().remove(id);
     }
 
     /// Nobody will be asked any more.
     pub(super) fn deny_all(&self) {
-        self.with(PendingApprovals::clear);
+        self.all().clear();
     }
 
-    pub(super) fn answer(&self, ticket: &str, yes: bool) -> bool {
-        let sender = self.with(|all| all.get_mut(ticket).and_then(|(_, sender)| sender.take()));
+    /// A person decided; whether the command still waited. The whole id is wanted.
+    pub(super) fn answer(&self, id: &str, yes: bool) -> bool {
+        let sender = self.all().get_mut(id).and_then(|pending| pending.answer.take());
         sender.is_some_and(|sender| sender.send(yes).is_ok())
     }
 
+    /// Ids, and what stands for each in a list.
     pub(super) fn list(&self) -> Vec<(String, String)> {
-        self.with(|all| all.iter().map(|(ticket, (shown, _))| (ticket.clone(), shown.clone())).collect())
+        self.all().iter().map(|(id, pending)| (id.clone(), pending.summary.clone())).collect()
+    }
+
+    /// The sheet of a command.
+    pub(super) fn sheet(&self, id: &str) -> Option<String> {
+        self.all().get(id).map(|pending| pending.sheet.as_str().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sheet(text: &str) -> Sheet {
+        let mut sheet = Sheet::default();
+        sheet.text(text.as_bytes());
+        sheet
+    }
+
+    #[test]
+    fn an_answer_is_for_the_text_that_was_shown_and_counts_once() {
+        let approvals = Approvals::default();
+        let (id, mut wait) = approvals.ask("work", "a text", sheet("true")).expect("room");
+        assert_eq!(approvals.ask("work", "a text", sheet("true")).err(), Some(CannotWait::Waits));
+        let shown = approvals.sheet(&id).expect("there");
+        assert_eq!(hex(&crate::remote::shown::id(&shown)), id);
+        assert!(!approvals.answer(&id[..12], true), "a part of an id is none");
+        assert!(approvals.answer(&id, true) && !approvals.answer(&id, false));
+        assert_eq!(wait.try_recv(), Ok(true));
+    }
+
+    #[test]
+    fn a_qube_fills_its_own_places_only() {
+        let approvals = Approvals::default();
+        let waits: Vec<_> =
+            (0..MAX_WAITING).map(|n| approvals.ask("work", "a text", sheet(&n.to_string())).expect("room")).collect();
+        assert_eq!(approvals.ask("work", "a text", sheet("one more")).err(), Some(CannotWait::TooMany));
+        assert!(approvals.ask("dev", "a text", sheet("another qube's")).is_ok());
+        approvals.forget(&waits[0].0);
+        assert!(approvals.ask("work", "a text", sheet("one more")).is_ok());
     }
 }

@@ -43,6 +43,10 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Between two looks for an agent in a VM that had none, doubled from the first to the last: it may have been slow, or
 /// it may never come.
 const PROBE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// Starts the agent. The Python client takes any word for a command, `serve` too, and would queue that for dom0; an option
+/// that it does not know it refuses, with 1, as `qvm-run` ends for a qube that is halted: 127 tells both apart. Agents
+/// of all versions take the option and look at the word alone.
+const AGENT: &str = "qvm-remote --argv serve || exit 127";
 /// How long a process that was killed is waited for.
 const LAST: Duration = Duration::from_secs(2);
 /// Where qrexec's sockets of running VMs lie.
@@ -232,7 +236,7 @@ impl Processes {
         let (parser, raw, frames) = call::parser("parse")?;
         let (to_read, to_write) = pipe2(OFlag::O_CLOEXEC)?;
         pipe::enlarge(to_write.as_fd());
-        let mut command = call::qvm_run(&vm.name, "exec qvm-remote serve");
+        let mut command = call::qvm_run(&vm.name, AGENT);
         command.stdin(to_read).stdout(raw);
         let call = command.spawn()?;
         drop(command); // it holds our copies of the VM's ends

@@ -9,7 +9,8 @@ use tokio::{
 };
 
 use super::{
-    question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET},
+    question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET, WaitingStatus},
+    request::{OpenRequest, RequestState},
     state::{Shared, StartError, Vm, io_at},
 };
 use crate::{
@@ -64,9 +65,11 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
     let answer = match Question::parse(&line) {
         Some(Question::Status) => Answered::Status(status(&shared)),
         Some(Question::Approvals) => Answered::Approvals(shared.approvals.list()),
-        Some(Question::Approve(ticket)) => Answered::Heard(shared.approvals.answer(ticket, true)),
-        Some(Question::Deny(ticket)) => Answered::Heard(shared.approvals.answer(ticket, false)),
-        Some(Question::Kill(vm)) => Answered::Killed(shared.kill(Some(vm))),
+        Some(Question::Sheet(id)) => Answered::Sheet(shared.approvals.sheet(id)),
+        Some(Question::Approve(id)) => Answered::Heard(shared.approvals.answer(id, true)),
+        Some(Question::Deny(id)) => Answered::Heard(shared.approvals.answer(id, false)),
+        Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
+        Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await
@@ -79,17 +82,26 @@ fn status(shared: &Shared) -> DaemonStatus {
         let v1 = shared.policy(&vm.name).is_ok_and(|p| p.v1);
         (vm.name.clone(), QubeStatus { channel, v1, keyed: shared.keys.read(&vm.name).is_ok() })
     };
-    let commands = shared.commands();
-    let commands = commands.values().map(|c| CommandStatus {
-        vm: c.vm.clone(),
-        id: c.id.clone(),
-        seconds: c.since.elapsed().as_secs(),
+    let (running, waiting): (Vec<_>, Vec<_>) =
+        shared.requests.list().into_iter().partition(|request| request.state.started());
+    let (background, waiting): (Vec<_>, Vec<_>) =
+        waiting.into_iter().partition(|request| request.state == RequestState::Background);
+    let command =
+        |c: OpenRequest| CommandStatus { seconds: c.since.elapsed().as_secs(), vm: c.vm, id: c.id, shown: c.shown };
+    let waiting = waiting.into_iter().map(|r| WaitingStatus {
+        state: r.state.as_str().to_owned(),
+        seconds: r.since.elapsed().as_secs(),
+        vm: r.vm,
+        id: r.id,
     });
     DaemonStatus {
         pid: std::process::id(),
         draining: shared.draining(),
+        log_failure: shared.audit.failure(),
         qubes: vms.values().map(qube).collect(),
-        commands: commands.collect(),
+        commands: running.into_iter().map(command).collect(),
+        background: background.into_iter().map(command).collect(),
+        waiting: waiting.collect(),
         approvals: shared.approvals.list().into_iter().collect(),
     }
 }

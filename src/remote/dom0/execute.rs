@@ -15,15 +15,20 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, sys::memfd, unistd::pipe2};
+use nix::{fcntl::OFlag, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::port::{Inbox, Port, StreamEvent};
+use super::descriptors;
+use super::{
+    groups::CommandGroup,
+    port::{Inbox, Port, Receipt, StreamEvent},
+    request::{Registration, RequestState},
+};
 use crate::{
     proto::{
         mac::Digest,
-        remote::{Ending, Frame, SLICE, frame},
+        remote::{Ending, SLICE, frame},
     },
     remote::{
         backchannel::{self, Instruction, Instructions, Report},
@@ -35,11 +40,15 @@ use crate::{
 
 /// What is left of a tree after TERM and KILL is waited for no longer than this.
 const GRACE: Duration = Duration::from_secs(7);
+/// How long the last output of a tree that was ended may take to be passed on.
+const FLUSH: Duration = Duration::from_millis(500);
 
 /// What to run.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Program and arguments; empty: the script, by bash.
+    /// The path to execute; `None`: there is no such program, or the script is executed.
+    pub program: Option<PathBuf>,
+    /// The program's name as asked, and its arguments.
     pub words: Vec<OsString>,
     /// A text for bash.
     pub script: Option<Vec<u8>>,
@@ -57,8 +66,6 @@ pub struct Launch {
     pub timeout: Option<Duration>,
     /// How many bytes the command may write.
     pub max_output: Option<u64>,
-    /// The control group of the command, when it can have one.
-    pub cgroup: Option<PathBuf>,
 }
 
 /// The result of a command.
@@ -90,10 +97,11 @@ struct Ends {
     stderr: Option<AsyncPipe>,
 }
 
-fn start(job: &Launch) -> io::Result<Started> {
+fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
+    command.arg("--cwd").arg(&job.cwd).arg(format!("--descriptors={}", descriptors::inherited()));
     let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");
@@ -102,38 +110,35 @@ fn start(job: &Launch) -> io::Result<Started> {
         let groups: Vec<_> = identity.groups.iter().map(u32::to_string).collect();
         command.arg(format!("--identity={}:{}:{}", identity.uid, identity.gid, groups.join(",")));
     }
-    if let Some(cgroup) = &job.cgroup {
-        command.arg("--cgroup").arg(cgroup);
+    if let Some(group) = group {
+        command.arg("--cgroup").arg(group.path());
     }
     match &job.script {
         Some(text) => {
-            passed.push((in_memory(text)?, supervise::SCRIPT));
-            command.args(["--script", "--", "/bin/bash", &format!("/dev/fd/{}", supervise::SCRIPT)]);
+            passed.push((supervise::script_file(text)?, supervise::SCRIPT));
+            let script = format!("/dev/fd/{}", supervise::SCRIPT);
+            command.args(["--script", "--program=/bin/bash", "--", "/bin/bash", &script]);
         }
         None => {
+            if let Some(program) = &job.program {
+                command.arg("--program").arg(program);
+            }
             command.arg("--").args(&job.words);
         }
     }
-    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir(&job.cwd);
-    let ends = if job.tty { terminal(&mut command)? } else { pipes(&mut command, job.stdin)? };
+    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir("/");
+    let ends = if job.tty { terminal(&mut command, job.identity.as_ref())? } else { pipes(&mut command, job.stdin)? };
     sys::pass(&mut command, passed);
     let process = tokio::process::Command::from(command).spawn()?;
     Ok(Started { instructions, report, process, ends })
 }
 
-/// A file without a name that holds this text.
-fn in_memory(text: &[u8]) -> io::Result<OwnedFd> {
-    let file = memfd::memfd_create(c"command", memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut rest = text;
-    while !rest.is_empty() {
-        rest = &rest[nix::unistd::write(&file, rest)?..];
-    }
-    Ok(file)
-}
-
-/// Gives the command a terminal.
-fn terminal(command: &mut Command) -> io::Result<Ends> {
+/// Gives the command a terminal, which belongs to whom the command runs as.
+fn terminal(command: &mut Command, identity: Option<&Identity>) -> io::Result<Ends> {
     let pty = nix::pty::openpty(None, None)?;
+    if let Some(identity) = identity {
+        nix::unistd::fchown(&pty.slave, Some(identity.uid.into()), None)?;
+    }
     let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
     command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
     let stdin = Some(AsyncPipe::both(cloexec(pty.master.try_clone()?)?)?);
@@ -162,16 +167,18 @@ fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Runs a command. `killed` resolves when an operator wants it ended.
+/// Runs a command, until it has ended or `registration` hears that it shall.
 ///
 /// # Errors
 /// When it could not be started; nothing was executed then.
-pub async fn run(job: &Launch, port: &Port, killed: impl Future<Output = ()>) -> io::Result<Done> {
-    if let Some(cgroup) = &job.cgroup {
-        std::fs::create_dir_all(cgroup)?;
-    }
-    let Started { mut instructions, mut report, mut process, ends } = start(job)?;
-    port.send(Frame::Accept).await;
+pub(super) async fn run(
+    job: &Launch,
+    group: Option<&CommandGroup>,
+    receipt: Option<Receipt>,
+    port: &Port,
+    registration: &Registration,
+) -> io::Result<Done> {
+    let Started { mut instructions, mut report, mut process, ends } = start(job, group)?;
     let deadline = job.timeout.map(|t| Instant::now() + t);
     let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
     let Ends { stdin, stdout, stderr } = ends;
@@ -184,13 +191,15 @@ pub async fn run(job: &Launch, port: &Port, killed: impl Future<Output = ()>) ->
             pump(pipe, frame::Type::Stderr, 1, port, &budget, &pumped[1]).await;
         }
     };
-    // until the command has ended and nobody holds its output open any more; its input is passed on meanwhile
-    let ended = async { tokio::join!(out, err, ending(&mut report, job)).2 };
-    let fed = async {
-        feed(stdin, job.tty, port).await;
-        std::future::pending().await
-    };
+    // Whatever waits for the qube to read is in here, beside the reasons to cut the command short.
     let mut work = Box::pin(async {
+        port.accept(receipt).await;
+        let ended = async { tokio::join!(out, err, ending(&mut report, job, group)).2 };
+        let fed = async {
+            feed(stdin, job.tty, port).await;
+            std::future::pending().await
+        };
+        // until the command has ended and nobody holds its output open any more; its input is passed on meanwhile
         tokio::select! {
             biased;
             ending = ended => ending,
@@ -200,9 +209,20 @@ pub async fn run(job: &Launch, port: &Port, killed: impl Future<Output = ()>) ->
     let (ending, cut) = tokio::select! {
         biased;
         ending = &mut work => (ending, None),
-        why = reason(&budget, deadline, killed, port, master, &mut instructions) => {
+        why = reason(&budget, deadline, registration, port, master, &mut instructions) => {
+            registration.enter(RequestState::Ending);
             instructions.give(Instruction::End).await;
-            (timeout(GRACE, &mut work).await.unwrap_or(Ending::Signal(9)), Some(why))
+            // the supervisor ends when the tree has; a qube that reads nothing loses the last output then
+            let ended = async {
+                let _ = timeout(GRACE, process.wait()).await;
+                sleep(FLUSH).await;
+            };
+            let ending = tokio::select! {
+                biased;
+                ending = &mut work => ending,
+                () = ended => Ending::Signal(9),
+            };
+            (ending, Some(why))
         }
     };
     drop(work);
@@ -212,19 +232,22 @@ pub async fn run(job: &Launch, port: &Port, killed: impl Future<Output = ()>) ->
     drop(instructions); // the supervisor sees the end of the stream
     // It ends by itself now; a zombie is not left to chance.
     let _ = timeout(GRACE, process.wait()).await;
-    if let Some(cgroup) = &job.cgroup {
-        let _ = std::fs::remove_dir(cgroup);
+    if let (Some(group), true) = (group, cut.is_some()) {
+        group.kill();
     }
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
     Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, bytes: (out, err) })
 }
 
 /// How the command ended, as its supervisor reports it.
-async fn ending(report: &mut Report, job: &Launch) -> Ending {
+async fn ending(report: &mut Report, job: &Launch, group: Option<&CommandGroup>) -> Ending {
     if let Some(ending) = report.ending().await {
         return ending;
     }
     // the supervisor itself was killed, and the command with it; whatever else it had started is left
+    if let Some(group) = group {
+        group.kill();
+    }
     let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
     supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
     Ending::Signal(9)
@@ -234,18 +257,17 @@ async fn ending(report: &mut Report, job: &Launch) -> Ending {
 async fn reason(
     budget: &Budget,
     deadline: Option<Instant>,
-    killed: impl Future<Output = ()>,
+    registration: &Registration,
     port: &Port,
     master: Option<OwnedFd>,
     instructions: &mut Instructions,
 ) -> Ending {
-    tokio::pin!(killed);
     loop {
         tokio::select! {
             biased;
             () = budget.spent() => return Ending::Limit,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return Ending::Timeout,
-            () = &mut killed => return Ending::Cancelled,
+            () = registration.ended() => return Ending::Cancelled,
             order = port.inbox.order() => match order {
                 StreamEvent::Signal(number) => instructions.give(Instruction::Signal(number)).await,
                 StreamEvent::Resize(rows, columns) => {
@@ -275,16 +297,16 @@ impl Budget {
 
 /// What was passed on so far; kept outside of whoever passes it on, so that no ending loses it.
 #[derive(Default)]
-struct Pumped(Mutex<(Sha256, u64)>);
+pub(super) struct Pumped(Mutex<(Sha256, u64)>);
 
 impl Pumped {
-    fn add(&self, bytes: &[u8]) {
+    pub(super) fn add(&self, bytes: &[u8]) {
         let mut inside = lock(&self.0);
         inside.0.update(bytes);
         inside.1 += bytes.len() as u64;
     }
 
-    fn finish(self) -> (Digest, u64) {
+    pub(super) fn finish(self) -> (Digest, u64) {
         let (digest, bytes) = self.0.into_inner().expect("no panic under this lock");
         (digest.finalize().into(), bytes)
     }
@@ -301,9 +323,10 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
         if credit == 0 {
             break; // nobody reads any more
         }
-        let room = usize::try_from(budget.left.load(Relaxed)).unwrap_or(usize::MAX);
         let mut buffer = vec![0; frame::HEADER + credit as usize];
+        let Some(place) = port.place_in_line().await else { break };
         let n = pipe.read(&mut buffer[frame::HEADER..]).await.unwrap_or_default();
+        let room = usize::try_from(budget.left.load(Relaxed)).unwrap_or(usize::MAX);
         let kept = n.min(room);
         port.inbox.unused(credit - u32::try_from(kept).unwrap_or(credit));
         if n == 0 {
@@ -313,7 +336,7 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
         if kept > 0 {
             buffer.truncate(frame::HEADER + kept);
             pumped.add(&buffer[frame::HEADER..]);
-            port.send_data(buffer, kind).await;
+            place.send(port.data(buffer, kind));
         }
         if kept < n {
             budget.over.store(true, Relaxed);

@@ -6,22 +6,22 @@ use tokio::time::timeout;
 
 use super::{
     execute::Launch,
-    launch::{launch, resolve},
+    launch::{What, launch},
     ledger,
     port::Port,
     reject::{Case, Category, Rejected},
     state::{Shared, Vm},
 };
 use crate::{
-    log::escape,
     proto::{
         mac::{Digest, Key},
-        remote::{KeyId, Mode, Refusal, Request, argv, check_text, flags},
+        remote::{Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
-        audit::excerpt,
         clock::now_ms,
-        policy::{Action, Policy, Ruling, Verdict},
+        policy::{self, Action, Manner, Policy, Program, RuleOptions, Verdict},
+        program::{self, Found, MAX_PATH, ProgramFault},
+        shown::{logged, quoted_words, visible},
     },
 };
 
@@ -42,9 +42,9 @@ pub enum Opening {
 pub(super) struct Authentic {
     pub(super) id: String,
     /// The key that made its code or token.
-    pub(super) kid: KeyId,
-    /// The key and the code; `None` for a token of protocol v1.
-    pub(super) v2: Option<(Key, Digest)>,
+    pub(super) key: Key,
+    /// The code; `None` for a token of protocol v1.
+    pub(super) code: Option<Digest>,
     pub(super) request: Option<Box<Request>>,
     pub(super) length: u32,
 }
@@ -70,8 +70,8 @@ pub(super) fn authenticate(
                 return Err(fail(case, "not authorized: it carries no token"));
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
-            let kid = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.id();
-            Ok(Authentic { id, kid, v2: None, request: None, length })
+            let key = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.clone();
+            Ok(Authentic { id, key, code: None, request: None, length })
         }
         Opening::Open(request, mac) => {
             let case = Case { shared, vm, id: &request.id };
@@ -86,7 +86,7 @@ pub(super) fn authenticate(
             }
             current(case, &request, nonce)?;
             let (id, length) = (request.id.clone(), request.length);
-            Ok(Authentic { id, kid: key.id(), v2: Some((key, mac)), request: Some(request), length })
+            Ok(Authentic { id, key, code: Some(mac), request: Some(request), length })
         }
     }
 }
@@ -115,7 +115,7 @@ fn fail(case: Case<'_>, why: &str) -> Rejected {
 }
 
 /// The keys of the VM.
-fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
+pub(super) fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
     case.shared.keys.read(&case.vm.name).map_err(|e| {
         let text = match e.kind() {
             io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
@@ -146,89 +146,113 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> 
 }
 
 /// What will be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Run(Box<Launch>),
     Get(PathBuf, PathBuf, u64),
     Put(PathBuf, PathBuf, u64),
 }
 
-/// What the policy says of a command, and what will be done when it may.
-pub(super) struct Judged<'a> {
+/// What the policy says of a command, and what will be done when it may. Two that are equal are one decision: what a
+/// person approved, and what stands in the log, holds for no other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judged {
     pub(super) task: Task,
-    pub(super) decision: Ruling<'a>,
+    pub(super) verdict: Verdict,
+    /// The rule's line; `None` when no rule matched.
+    pub(super) line: Option<usize>,
+    pub(super) options: RuleOptions,
     /// What is asked, as the logs show it.
     pub(super) shown: String,
+    /// What kind of thing was asked.
+    pub(super) mode: Mode,
+    /// The names of the program, where one was asked for.
+    pub(super) names: Option<Program>,
 }
 
-impl Judged<'_> {
+impl Judged {
     /// The rule's line, as the logs show it.
     pub(super) fn rule(&self) -> String {
-        self.decision.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+        self.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+    }
+
+    /// The kind of command, without a word of the qube's.
+    pub(super) fn kind(&self, payload: &[u8]) -> String {
+        match self.mode {
+            Mode::Shell | Mode::Ping => format!("a text for bash of {} bytes", payload.len()),
+            Mode::Argv => "a program".to_owned(),
+            Mode::Get => "a file of dom0".to_owned(),
+            Mode::Put => "a file to be written".to_owned(),
+        }
     }
 }
 
 /// Holds a command against the policy.
-pub(super) fn judge<'a>(
+pub(super) fn judge(
     case: Case<'_>,
-    policy: &'a Policy,
+    policy: &Policy,
     authentic: &Authentic,
     payload: &[u8],
-) -> Result<Judged<'a>, Rejected> {
+) -> Result<Judged, Rejected> {
     let request = authentic.request.as_deref();
     let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
     let failed = |why: String| Rejected(Refusal::Failed, why);
     let mode = request.map_or(Mode::Shell, |r| r.mode);
     let path = || PathBuf::from(OsString::from_vec(payload.to_vec()));
-    let (decision, shown, mut words) = match mode {
+    let (mut words, mut found) = (Vec::new(), None);
+    let decision = match mode {
         Mode::Shell => {
             check_text(payload).map_err(|bad| invalid(bad.to_string()))?;
-            (policy.decide(Action::Shell(payload)), format!("cmd={}", excerpt(payload)), Vec::new())
+            policy.decide(Action::Shell(payload))
         }
         Mode::Argv => {
-            let mut words = argv(payload).map_err(|e| invalid(e.to_string()))?;
-            let given: Vec<_> = words.iter().map(|w| format!("'{}'", escape(w))).collect();
-            let shown = format!("argv={}", excerpt(given.join(" ").as_bytes()).replace("\\\\", "\\"));
-            words[0] =
-                resolve(&words[0]).ok_or_else(|| failed(format!("{}: no such program in dom0", escape(&words[0]))))?;
-            (policy.decide(Action::Argv(&words)), shown, words)
+            words = argv(payload).map_err(|e| invalid(e.to_string()))?;
+            if words[0].len() > MAX_PATH {
+                return Err(invalid(format!("a program's name of more than {MAX_PATH} bytes")));
+            }
+            let found = found.insert(program::find(&words[0]));
+            policy.decide(Action::Argv(&found.names, &words[1..]))
         }
-        Mode::Get => (policy.decide(Action::Get(payload)), format!("get={}", excerpt(payload)), Vec::new()),
-        Mode::Put => (policy.decide(Action::Put(payload)), format!("put={}", excerpt(payload)), Vec::new()),
+        Mode::Get => policy.decide(Action::Get(payload)),
+        Mode::Put => policy.decide(Action::Put(payload)),
         Mode::Ping => return Err(invalid("a ping has no policy".into())), // answered before
     };
-    if let Some(why) = objection(&decision, mode, request) {
+    let shown = shown(mode, payload, &words);
+    let asked = Manner { mode, flags: request.map_or(0, |r| r.flags), user: request.map_or("", |r| &r.user) };
+    if let Some(why) = policy::objection(&decision, asked) {
         let text = format!("denied: {why} (/etc/qubes/remote.d/{}.policy in dom0)", case.vm.name);
         return Err(case.deny(&text, &shown));
     }
+    // only who may run the program learns what is wrong with it
+    let (names, executed) = match found {
+        Some(Found { names, path: Ok(path) }) => (Some(names), Some(path)),
+        Some(Found { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
+        Some(Found { path: Err(_), .. }) if policy.force.is_some() => (None, None),
+        Some(Found { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
+        None => (None, None),
+    };
     let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
     let task = match mode {
         Mode::Get => Task::Get(beneath, path(), decision.options.max_size),
         Mode::Put => Task::Put(beneath, path(), decision.options.max_size),
         _ => {
-            let script = (mode == Mode::Shell).then(|| payload.to_vec());
-            let what = (std::mem::take(&mut words), script);
+            let what = match mode {
+                Mode::Shell => What::Script(payload.to_vec()),
+                _ => What::Argv(executed, words),
+            };
             Task::Run(Box::new(launch(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
         }
     };
-    Ok(Judged { task, decision, shown })
+    Ok(Judged { task, verdict: decision.verdict, line: decision.line, options: decision.options, shown, mode, names })
 }
 
-/// Why the policy does not allow the command.
-fn objection(decision: &Ruling<'_>, mode: Mode, request: Option<&Request>) -> Option<String> {
-    let options = &decision.options;
-    let has = |flag| request.is_some_and(|r| r.has(flag));
-    if decision.verdict == Verdict::Deny {
-        Some(match decision.line {
-            Some(line) => format!("line {line} of its policy says deny"),
-            None => "no rule of its policy allows it".to_owned(),
-        })
-    } else if has(flags::STDIN) && !options.stdin && mode != Mode::Put {
-        Some("its rule allows no standard input".to_owned())
-    } else if has(flags::TTY) && !options.tty {
-        Some("its rule allows no terminal".to_owned())
-    } else if request.is_some_and(|r| !r.user.is_empty() && options.user.as_ref() != Some(&r.user)) {
-        Some("its rule does not name that user".to_owned())
-    } else {
-        None
-    }
+/// What is asked, as the logs show it.
+fn shown(mode: Mode, payload: &[u8], words: &[Vec<u8>]) -> String {
+    let (key, text) = match mode {
+        Mode::Argv => ("argv", quoted_words(words)),
+        Mode::Get => ("get", visible(payload)),
+        Mode::Put => ("put", visible(payload)),
+        Mode::Shell | Mode::Ping => ("cmd", visible(payload.strip_suffix(b"\n").unwrap_or(payload))),
+    };
+    format!("{key}={}", logged(&text, payload))
 }

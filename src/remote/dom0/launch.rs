@@ -1,9 +1,9 @@
 //! What is executed: program, environment, directory and user, as the policy and the request have them.
 
 use std::{
-    ffi::{CString, OsStr, OsString},
+    ffi::{CString, OsString},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,27 +19,22 @@ use crate::{
 /// The longest that a command of the original's clients may run, as the original has it.
 const V1_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A program's absolute path: a bare name is looked for in dom0's own PATH, a relative path is none.
-pub(super) fn resolve(program: &[u8]) -> Option<Vec<u8>> {
-    let name = Path::new(OsStr::from_bytes(program));
-    if name.is_absolute() {
-        return Some(program.to_vec());
-    }
-    if program.contains(&b'/') {
-        return None;
-    }
-    let candidates = PATH.iter().map(|dir| Path::new(dir).join(name));
-    candidates.filter(|p| p.is_file()).map(|p| p.into_os_string().into_vec()).next()
+/// What is executed.
+pub(super) enum What {
+    /// A text for bash.
+    Script(Vec<u8>),
+    /// The path to execute, `None` where there is no such program, and the words as asked.
+    Argv(Option<PathBuf>, Vec<Vec<u8>>),
 }
 
-/// Makes a launch. `words` are the program and its arguments, or `script` is a text for bash.
+/// Makes a launch.
 pub(super) fn launch(
     vm: &Vm,
     policy: &Policy,
     decision: &Ruling<'_>,
     id: &str,
     request: Option<&Request>,
-    (words, script): (Vec<Vec<u8>>, Option<Vec<u8>>),
+    what: What,
 ) -> Result<Launch, String> {
     let options = &decision.options;
     let name = options.user.as_deref().unwrap_or("root");
@@ -56,18 +51,31 @@ pub(super) fn launch(
             env.push((OsString::from_vec(key.clone()), OsString::from_vec(value.clone())));
         }
     }
-    let (words, script) = match &policy.force {
+    let what = match &policy.force {
         Some(force) => {
-            let asked = script.unwrap_or_else(|| words.join(&b' '));
+            let asked = match what {
+                What::Script(text) => text,
+                What::Argv(program, mut words) => {
+                    if let (Some(program), Some(name)) = (program, words.first_mut()) {
+                        *name = program.into_os_string().into_vec();
+                    }
+                    words.join(&b' ')
+                }
+            };
             let asked = asked.strip_suffix(b"\n").unwrap_or(&asked).to_vec();
             env.push(("QVM_REMOTE_ORIGINAL_COMMAND".into(), OsString::from_vec(asked)));
-            (Vec::new(), Some(force.clone().into_bytes()))
+            What::Script(force.clone().into_bytes())
         }
-        None => (words, script),
+        None => what,
+    };
+    let (program, words, script) = match what {
+        What::Script(text) => (None, Vec::new(), Some(text)),
+        What::Argv(program, words) => (program, words, None),
     };
     let asked =
         request.map_or(Some(V1_TIMEOUT), |r| (r.timeout_ms > 0).then(|| Duration::from_millis(r.timeout_ms.into())));
     Ok(Launch {
+        program,
         words: words.into_iter().map(OsString::from_vec).collect(),
         script,
         env,
@@ -77,7 +85,6 @@ pub(super) fn launch(
         tty,
         timeout: [asked, options.timeout].into_iter().flatten().min(),
         max_output: options.max_output,
-        cgroup: None,
     })
 }
 

@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
         remote::KeyId,
     },
     remote::files,
+    sys::lock,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -42,12 +44,12 @@ struct Begun {
     key: KeyId,
 }
 
-/// The requests that were begun: see the module.
+/// The requests that were begun: see the module. What is known is in memory and asked without waiting; what is written
+/// is a [`Writing`], for a thread that may wait for the disk.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// `None`: a dry run, which writes nothing.
-    path: Option<PathBuf>,
-    file: Option<File>,
+    file: Option<Arc<Mutex<LedgerFile>>>,
     /// Lines in the file, those included that mean nothing any more.
     lines: usize,
     /// Entries at most.
@@ -60,6 +62,51 @@ pub struct Ledger {
     floor: u64,
 }
 
+/// The file.
+#[derive(Debug)]
+struct LedgerFile {
+    path: PathBuf,
+    open: Option<File>,
+}
+
+/// What is to be written before a request runs.
+#[derive(Debug, Default)]
+#[must_use = "a request that is not on the disk may run twice"]
+pub struct Writing {
+    file: Option<Arc<Mutex<LedgerFile>>>,
+    /// The whole file anew, where it has too many lines.
+    whole: Option<String>,
+    /// Lines to append.
+    lines: String,
+}
+
+impl Writing {
+    /// Writes, to the disk. Waits for it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(self) -> io::Result<()> {
+        let Some(file) = self.file else { return Ok(()) };
+        let mut file = lock(&file);
+        if let Some(text) = self.whole {
+            files::replace(&file.path, 0o600, text.as_bytes())?;
+            file.open = None; // the one that is open has no name any more
+        }
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        if file.open.is_none() {
+            file.open = Some(files::append(&file.path, 0o600)?);
+        }
+        let Some(open) = &mut file.open else { return Ok(()) };
+        let result = open.write_all(self.lines.as_bytes()).and_then(|()| open.sync_data());
+        if result.is_err() {
+            file.open = None;
+        }
+        result
+    }
+}
+
 /// Why a request is not begun.
 #[derive(Debug)]
 pub enum NotBegun {
@@ -67,8 +114,6 @@ pub enum NotBegun {
     Again,
     /// There is no more room for requests that have no date.
     Full,
-    /// The ledger cannot be written.
-    Io(io::Error),
 }
 
 /// The mark of a request.
@@ -110,7 +155,8 @@ impl Ledger {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e),
         };
-        let mut ledger = Self { path: Some(path.to_owned()), most, ..Self::default() };
+        let file = Arc::new(Mutex::new(LedgerFile { path: path.to_owned(), open: None }));
+        let mut ledger = Self { file: Some(file), most, ..Self::default() };
         for (mark, begun) in text.split(|b| *b == b'\n').filter_map(parse) {
             if mark == FLOOR {
                 ledger.floor = ledger.floor.max(begun.ms);
@@ -120,7 +166,7 @@ impl Ledger {
                 ledger.known.insert(mark, begun);
             }
         }
-        ledger.rewrite()?;
+        ledger.rewrite().write()?;
         Ok(ledger)
     }
 
@@ -144,11 +190,12 @@ impl Ledger {
         created_ms <= self.floor
     }
 
-    /// Writes down, to the disk, that a request is begun at `now_ms`; `dated` when it carries a time of its own.
+    /// Notes that a request is begun at `now_ms`, `dated` when it carries a time of its own: what is to be written before
+    /// it runs. Should that fail, the request is not begun again either.
     ///
     /// # Errors
     /// When it must not be begun.
-    pub fn begin(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<(), NotBegun> {
+    pub fn begin(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<Writing, NotBegun> {
         if self.knows(&mark) {
             return Err(NotBegun::Again);
         }
@@ -166,50 +213,32 @@ impl Ledger {
             text += &line(&FLOOR, Begun { ms: self.floor, key: [0; 8] });
         }
         text += &line(&mark, begun);
-        self.append(&text).map_err(NotBegun::Io)?;
         self.known.insert(mark, begun);
         if dated {
             self.order.push_back(mark);
         }
+        self.lines += text.lines().count();
         if self.lines > 2 * self.most {
-            // what it says is on the disk already
-            let _ = self.rewrite();
+            return Ok(self.rewrite()); // it holds this one
         }
-        Ok(())
+        Ok(Writing { file: self.file.clone(), whole: None, lines: text })
     }
 
     /// Forgets undated requests of keys that are no longer anybody's: their tokens are worth nothing now.
     pub fn retain_keys(&mut self, active: &[KeyId]) {
         self.known.retain(|_, begun| begun.ms != 0 || active.contains(&begun.key));
-        let _ = self.rewrite();
+        self.lines = usize::MAX / 2; // the next one that is begun writes the file anew
     }
 
-    fn append(&mut self, text: &str) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
-        if self.file.is_none() {
-            self.file = Some(files::append(path, 0o600)?);
-        }
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let result = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
-        if result.is_err() {
-            self.file = None;
-        }
-        self.lines += text.lines().count();
-        result
-    }
-
-    fn rewrite(&mut self) -> io::Result<()> {
+    /// The whole file anew.
+    fn rewrite(&mut self) -> Writing {
         let mut dated: Vec<_> = self.known.iter().filter(|(_, begun)| begun.ms != 0).map(|(m, b)| (b.ms, *m)).collect();
         dated.sort_unstable();
         self.order = dated.into_iter().map(|(_, mark)| mark).collect();
         let mut text = line(&FLOOR, Begun { ms: self.floor, key: [0; 8] });
         self.known.iter().for_each(|(mark, begun)| text += &line(mark, *begun));
-        if let Some(path) = &self.path {
-            files::replace(path, 0o600, text.as_bytes())?;
-            self.file = None; // the one that is open has no name any more
-            self.lines = self.known.len();
-        }
-        Ok(())
+        self.lines = self.known.len();
+        Writing { file: self.file.clone(), whole: Some(text), lines: String::new() }
     }
 }
 
@@ -219,18 +248,25 @@ mod tests {
 
     const KEY: KeyId = *b"the key.";
 
+    impl Ledger {
+        /// Notes it, and has it written.
+        fn begin_now(&mut self, mark: Mark, key: KeyId, dated: bool, now_ms: u64) -> Result<(), NotBegun> {
+            self.begin(mark, key, dated, now_ms).map(|writing| writing.write().expect("written"))
+        }
+    }
+
     #[test]
     fn a_request_is_begun_once_also_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state/ledger");
         let (a, b) = (mark("work", b"k", "a"), mark("work", b"k", "b"));
         let mut ledger = Ledger::open(&path, 1000).expect("opened");
-        assert!(ledger.begin(a, KEY, true, 1000).is_ok());
-        assert!(ledger.begin(b, KEY, false, 1000).is_ok());
-        assert!(matches!(ledger.begin(a, KEY, true, 1000), Err(NotBegun::Again)));
+        assert!(ledger.begin_now(a, KEY, true, 1000).is_ok());
+        assert!(ledger.begin_now(b, KEY, false, 1000).is_ok());
+        assert!(matches!(ledger.begin_now(a, KEY, true, 1000), Err(NotBegun::Again)));
         drop(ledger);
         let mut ledger = Ledger::open(&path, 2000).expect("opened");
-        assert!(matches!(ledger.begin(a, KEY, true, 2000), Err(NotBegun::Again)));
+        assert!(matches!(ledger.begin_now(a, KEY, true, 2000), Err(NotBegun::Again)));
         assert!(ledger.knows(&b) && !ledger.forgot(1));
         drop(ledger);
         let ledger = Ledger::open(&path, 1000 + DATED + 1).expect("opened");
@@ -244,7 +280,7 @@ mod tests {
         let path = dir.path().join("ledger");
         let now = 10 * DATED;
         let mut ledger = Ledger::open(&path, now).expect("opened");
-        ledger.begin(mark("work", b"k", "a"), KEY, true, now).expect("begun");
+        ledger.begin_now(mark("work", b"k", "a"), KEY, true, now).expect("begun");
         drop(ledger);
         // a day later, and back again; the request's own date may be later than dom0's was, by the skew
         drop(Ledger::open(&path, now + 86_400_000).expect("opened"));
@@ -260,7 +296,7 @@ mod tests {
         let mut ledger = Ledger::open_for(&path, 1, 10).expect("opened");
         let id = |n: u64| mark("work", b"k", &n.to_string());
         for n in 1..100 {
-            ledger.begin(id(n), KEY, true, n * DATED).expect("room");
+            ledger.begin_now(id(n), KEY, true, n * DATED).expect("room");
         }
         assert!(ledger.forgot(80 * DATED) && !ledger.forgot(99 * DATED));
         assert!(std::fs::metadata(&path).expect("there").len() < 40 * 60);
@@ -268,14 +304,14 @@ mod tests {
         assert!(ledger.knows(&id(99)) && ledger.forgot(80 * DATED));
         // undated ones make none, but for those of a key that is gone
         let mut n = 1000;
-        while ledger.begin(id(n), KEY, false, 100 * DATED).is_ok() {
+        while ledger.begin_now(id(n), KEY, false, 100 * DATED).is_ok() {
             n += 1;
         }
-        assert!(n > 1000 && matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
+        assert!(n > 1000 && matches!(ledger.begin_now(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
         ledger.retain_keys(&[KEY]);
-        assert!(matches!(ledger.begin(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
+        assert!(matches!(ledger.begin_now(id(n), KEY, true, 100 * DATED), Err(NotBegun::Full)));
         ledger.retain_keys(&[]);
-        assert!(ledger.begin(id(n), KEY, false, 100 * DATED).is_ok());
+        assert!(ledger.begin_now(id(n), KEY, false, 100 * DATED).is_ok());
         assert!(!Ledger::open_for(&path, 100 * DATED, 10).expect("opened").knows(&id(1000)));
     }
 

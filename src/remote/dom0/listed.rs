@@ -57,12 +57,12 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     };
     for vm in gone {
         vm.listed.store(false, Relaxed);
-        shared.kill(Some(&vm.name));
+        shared.kill(&vm.name);
         let shared = shared.clone();
         // its commands are answered first
         tokio::spawn(async move {
             let ended = async {
-                while shared.commands().values().any(|command| command.vm == vm.name) {
+                while shared.requests.list().iter().any(|request| request.vm == vm.name) {
                     sleep(Duration::from_millis(50)).await;
                 }
             };

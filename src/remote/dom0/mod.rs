@@ -14,25 +14,38 @@
 //! twice.
 
 mod approvals;
+mod background;
 mod call;
+mod changes;
 mod channel;
 mod command;
 mod control;
+mod descriptors;
+mod desktop;
 mod execute;
+mod gate;
+mod groups;
 mod judge;
+mod keep;
 mod launch;
 mod ledger;
 mod listed;
+#[cfg(test)]
+mod model;
+mod places;
 mod port;
 pub(crate) mod question;
 mod reject;
 mod replay;
+mod request;
 mod run;
 mod session;
+mod sheet;
 mod state;
 mod transfer;
 #[cfg(feature = "v1")]
 mod v1;
 
+pub use keep::keep;
 pub use run::run;
 pub use state::{DaemonOptions, StartError};

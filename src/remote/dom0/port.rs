@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    proto::remote::{CREDIT, Frame, frame},
+    proto::{
+        mac::Digest,
+        remote::{CREDIT, Frame, WaitReason, frame},
+    },
     sys::lock,
 };
 
@@ -209,6 +212,17 @@ impl Inbox {
     }
 }
 
+/// Where a request stands in dom0's log: what its qube is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The number of the entry.
+    pub number: u64,
+    /// The head of the chain behind it.
+    pub head: Digest,
+    /// The code of both.
+    pub code: Digest,
+}
+
 /// A stream's two directions.
 #[derive(Clone, Debug)]
 pub struct Port {
@@ -221,15 +235,35 @@ pub struct Port {
 }
 
 impl Port {
-    /// Sends a frame when it is its turn; a VM that is gone loses it.
+    /// Sends a frame when it is its turn; a VM that is gone loses it. A VM that reads nothing makes this wait until the
+    /// channel's writer gives up ([`crate::remote::line`]), so whoever runs a command waits here beside the reasons to
+    /// end it.
     pub async fn send(&self, frame: Frame<'_>) {
-        let _ = self.out.send(frame.to_vec(self.stream)).await;
+        if let Some(place) = self.place_in_line().await {
+            place.send(frame.to_vec(self.stream));
+        }
     }
 
-    /// Sends data that stands behind room for a header ([`frame::HEADER`]).
-    pub async fn send_data(&self, mut bytes: Vec<u8>, kind: frame::Type) {
+    /// Says that the request runs, and where it stands in the log.
+    pub async fn accept(&self, receipt: Option<Receipt>) {
+        if let Some(Receipt { number, head, code }) = receipt {
+            self.send(Frame::Wait(WaitReason::Recorded(number, head, code))).await;
+        }
+        self.send(Frame::Accept).await;
+    }
+
+    /// Waits until a frame may be sent; `None` when the channel has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn place_in_line(&self) -> Option<mpsc::Permit<'_, Vec<u8>>> {
+        self.out.reserve().await.ok()
+    }
+
+    /// The frame of data that stands behind room for a header ([`frame::HEADER`]).
+    pub fn data(&self, mut bytes: Vec<u8>, kind: frame::Type) -> Vec<u8> {
         frame::seal(&mut bytes, self.stream, kind);
-        let _ = self.out.send(bytes).await;
+        bytes
     }
 
     /// Says that `n` bytes of what the VM sent were passed on, so that it may send as many again.

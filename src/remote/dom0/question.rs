@@ -11,8 +11,12 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::{proto::mac::hex, remote::shown};
+
 /// How long one question may take to be asked, and its answer to be read.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Digits of an approval's id that messages have, and that `approve` takes at least.
+pub(crate) const SHORT_ID: usize = 12;
 /// The name of the socket below /run/qvm-remote.
 pub(super) const SOCKET: &str = "control";
 
@@ -23,12 +27,16 @@ pub(super) enum Question<'a> {
     Status,
     /// Which commands wait for approval.
     Approvals,
-    /// A person allows the command with this ticket.
+    /// Everything that is known of the command with this id of an approval.
+    Sheet(&'a str),
+    /// A person allows the command with this id of an approval.
     Approve(&'a str),
-    /// A person refuses the command with this ticket.
+    /// A person refuses the command with this id of an approval.
     Deny(&'a str),
     /// Every command of this qube is to end.
     Kill(&'a str),
+    /// The request of this qube with this id is to end.
+    KillOne(&'a str, &'a str),
 }
 
 impl<'a> Question<'a> {
@@ -38,9 +46,11 @@ impl<'a> Question<'a> {
         match words[..] {
             ["status"] => Some(Self::Status),
             ["approvals"] => Some(Self::Approvals),
-            ["approve", ticket] => Some(Self::Approve(ticket)),
-            ["deny", ticket] => Some(Self::Deny(ticket)),
+            ["sheet", id] => Some(Self::Sheet(id)),
+            ["approve", id] => Some(Self::Approve(id)),
+            ["deny", id] => Some(Self::Deny(id)),
             ["kill", vm] => Some(Self::Kill(vm)),
+            ["kill", vm, id] => Some(Self::KillOne(vm, id)),
             _ => None,
         }
     }
@@ -61,9 +71,11 @@ impl fmt::Display for Question<'_> {
         match self {
             Self::Status => f.write_str("status"),
             Self::Approvals => f.write_str("approvals"),
-            Self::Approve(ticket) => write!(f, "approve {ticket}"),
-            Self::Deny(ticket) => write!(f, "deny {ticket}"),
+            Self::Sheet(id) => write!(f, "sheet {id}"),
+            Self::Approve(id) => write!(f, "approve {id}"),
+            Self::Deny(id) => write!(f, "deny {id}"),
             Self::Kill(vm) => write!(f, "kill {vm}"),
+            Self::KillOne(vm, id) => write!(f, "kill {vm} {id}"),
         }
     }
 }
@@ -74,9 +86,15 @@ pub(crate) struct DaemonStatus {
     pub(crate) pid: u32,
     /// The daemon is being stopped and takes no new commands.
     pub(crate) draining: bool,
+    /// Why dom0's log cannot be written.
+    pub(crate) log_failure: Option<String>,
     pub(crate) qubes: BTreeMap<String, QubeStatus>,
     pub(crate) commands: Vec<CommandStatus>,
-    /// Tickets, and the commands that wait under them.
+    /// Commands that have ended and left something in the background.
+    pub(crate) background: Vec<CommandStatus>,
+    /// Requests that have not started.
+    pub(crate) waiting: Vec<WaitingStatus>,
+    /// Ids of approvals, and what waits under them.
     pub(crate) approvals: BTreeMap<String, String>,
 }
 
@@ -98,17 +116,34 @@ pub(crate) struct CommandStatus {
     pub(crate) id: String,
     /// Seconds since its start.
     pub(crate) seconds: u64,
+    /// What is asked, as the logs show it.
+    pub(crate) shown: String,
+}
+
+/// What the daemon says of one request that has not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WaitingStatus {
+    pub(crate) vm: String,
+    pub(crate) id: String,
+    /// The name of its state: what the request waits for.
+    pub(crate) state: String,
+    /// Seconds in this state.
+    pub(crate) seconds: u64,
 }
 
 impl DaemonStatus {
     fn to_json(&self) -> Value {
         let qube = |q: &QubeStatus| json!({ "channel": q.channel, "v1": q.v1, "keyed": q.keyed });
-        let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds });
+        let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds, "shown": c.shown });
+        let waiting = |r: &WaitingStatus| json!({ "vm": r.vm, "id": r.id, "state": r.state, "seconds": r.seconds });
         json!({
             "pid": self.pid,
             "draining": self.draining,
+            "log_failure": self.log_failure,
             "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
             "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
+            "background": self.background.iter().map(command).collect::<Vec<_>>(),
+            "waiting": self.waiting.iter().map(waiting).collect::<Vec<_>>(),
             "approvals": self.approvals,
         })
     }
@@ -120,13 +155,22 @@ impl DaemonStatus {
             Some((name.clone(), QubeStatus { channel: text(&q["channel"])?, v1, keyed }))
         };
         let command = |c: &Value| {
-            Some(CommandStatus { vm: text(&c["vm"])?, id: text(&c["id"])?, seconds: c["seconds"].as_u64()? })
+            let (seconds, shown) = (c["seconds"].as_u64()?, text(&c["shown"]).unwrap_or_default());
+            Some(CommandStatus { vm: text(&c["vm"])?, id: text(&c["id"])?, seconds, shown })
+        };
+        let waiting = |r: &Value| {
+            let (seconds, state) = (r["seconds"].as_u64()?, text(&r["state"])?);
+            Some(WaitingStatus { vm: text(&r["vm"])?, id: text(&r["id"])?, state, seconds })
         };
         Some(Self {
             pid: u32::try_from(all["pid"].as_u64()?).ok()?,
             draining: all["draining"].as_bool()?,
+            log_failure: text(&all["log_failure"]),
             qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
             commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
+            // a daemon of an earlier version has none of these
+            background: all["background"].as_array().into_iter().flatten().map(command).collect::<Option<_>>()?,
+            waiting: all["waiting"].as_array().into_iter().flatten().map(waiting).collect::<Option<_>>()?,
             approvals: all["approvals"]
                 .as_object()?
                 .iter()
@@ -141,11 +185,13 @@ impl DaemonStatus {
 pub(super) enum Answered {
     /// To [`Question::Status`].
     Status(DaemonStatus),
-    /// To [`Question::Approvals`]: tickets, and the commands that wait under them.
+    /// To [`Question::Approvals`]: ids of approvals, and what waits under them.
     Approvals(Vec<(String, String)>),
+    /// To [`Question::Sheet`]; `None` when nothing waits under that id.
+    Sheet(Option<String>),
     /// To [`Question::Approve`] and [`Question::Deny`]: whether the command still waited.
     Heard(bool),
-    /// To [`Question::Kill`]: how many commands were ended.
+    /// To [`Question::Kill`] and [`Question::KillOne`]: how many commands were ended.
     Killed(usize),
     /// To a line that is no question.
     Unknown,
@@ -157,6 +203,7 @@ impl fmt::Display for Answered {
         match self {
             Self::Status(status) => writeln!(f, "{}", status.to_json()),
             Self::Approvals(all) => all.iter().try_for_each(|(ticket, shown)| writeln!(f, "{ticket}  {shown}")),
+            Self::Sheet(sheet) => f.write_str(sheet.as_deref().unwrap_or_default()),
             Self::Heard(yes) => f.write_str(if *yes { "yes\n" } else { "no\n" }),
             Self::Killed(count) => writeln!(f, "{count}"),
             Self::Unknown => f.write_str("unknown\n"),
@@ -182,22 +229,40 @@ pub(crate) fn status(run: &Path) -> io::Result<DaemonStatus> {
     DaemonStatus::from_json(&all).ok_or_else(strange)
 }
 
-/// Asks which commands wait for approval: tickets, and what is shown of the commands.
+/// Asks for the sheet of a command that waits for approval; `None` when it waits no longer. What comes is the text of
+/// this id, or an error.
+pub(crate) fn sheet(run: &Path, id: &str) -> io::Result<Option<String>> {
+    let text = Question::Sheet(id).ask(run)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if hex(&shown::id(&text)) != id {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the daemon's text is not the one of this id"));
+    }
+    Ok(Some(text))
+}
+
+/// Asks which commands wait for approval: ids, and what stands for each.
 pub(crate) fn approvals(run: &Path) -> io::Result<Vec<(String, String)>> {
     let text = Question::Approvals.ask(run)?;
     let entry = |line: &str| line.split_once("  ").map(|(ticket, shown)| (ticket.to_owned(), shown.to_owned()));
     text.lines().map(|line| entry(line).ok_or_else(strange)).collect()
 }
 
-/// Allows or refuses the command with this ticket; whether the command still waited.
-pub(crate) fn decide(run: &Path, ticket: &str, allow: bool) -> io::Result<bool> {
-    let question = if allow { Question::Approve(ticket) } else { Question::Deny(ticket) };
+/// Allows or refuses the command with this id; whether the command still waited.
+pub(crate) fn decide(run: &Path, id: &str, allow: bool) -> io::Result<bool> {
+    let question = if allow { Question::Approve(id) } else { Question::Deny(id) };
     Ok(question.ask(run)?.trim() == "yes")
 }
 
 /// Ends every command of a qube; how many there were.
 pub(crate) fn kill(run: &Path, vm: &str) -> io::Result<usize> {
     Question::Kill(vm).ask(run)?.trim().parse().map_err(|_| strange())
+}
+
+/// Ends the requests of a qube with this id; how many there were.
+pub(crate) fn kill_one(run: &Path, vm: &str, id: &str) -> io::Result<usize> {
+    Question::KillOne(vm, id).ask(run)?.trim().parse().map_err(|_| strange())
 }
 
 #[cfg(test)]
@@ -212,6 +277,8 @@ mod tests {
             Question::Approve("00ff"),
             Question::Deny("00ff"),
             Question::Kill("work"),
+            Question::KillOne("work", "a-1"),
+            Question::Sheet("00ff"),
         ] {
             assert_eq!(Question::parse(&format!("{question}\n")), Some(question));
         }
@@ -220,16 +287,21 @@ mod tests {
         let status = DaemonStatus {
             pid: 7,
             draining: false,
+            log_failure: None,
             qubes: [("work".to_owned(), qube)].into(),
-            commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3 }],
+            commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, shown: "cmd=x".into() }],
+            background: Vec::new(),
+            waiting: vec![WaitingStatus { vm: "work".into(), id: "b".into(), state: "place".into(), seconds: 2 }],
             approvals: [("00ff".to_owned(), "work asks for cmd=x".to_owned())].into(),
         };
         let text = Answered::Status(status.clone()).to_string();
         assert_eq!(
             text,
             "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
-             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"vm\":\"work\"}],\"draining\":false,\"pid\":7,\
-             \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}}}\n"
+             \"background\":[],\
+             \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"log_failure\":null,\"pid\":7,\
+             \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}},\
+             \"waiting\":[{\"id\":\"b\",\"seconds\":2,\"state\":\"place\",\"vm\":\"work\"}]}\n"
         );
         assert_eq!(DaemonStatus::from_json(&serde_json::from_str(&text).expect("JSON")), Some(status));
         assert_eq!(DaemonStatus::from_json(&json!({ "pid": 7 })), None);

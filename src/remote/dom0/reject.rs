@@ -74,6 +74,12 @@ impl Case<'_> {
         self.refuse(Category::Replay, Refusal::Invalid, text)
     }
 
+    /// Somebody in dom0 ended it before it began.
+    pub(super) fn ended(self) -> Rejected {
+        self.audit("CANCEL", "ended in dom0 before it began");
+        Rejected(Refusal::Denied, "it was ended in dom0 before it began".into())
+    }
+
     /// Its client gave up before it began.
     pub(super) fn abandoned(self) -> Rejected {
         self.audit("CANCEL", "before it began");

@@ -2,10 +2,7 @@
 
 use std::{
     fs::File,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,15 +10,17 @@ use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     approvals::Approvals,
-    call, control,
+    background, call, changes, control, descriptors,
+    groups::Groups,
     ledger::Ledger,
     listed,
+    request::RequestState,
     state::{DaemonOptions, Shared, StartError, io_at},
 };
 use crate::{
@@ -33,11 +32,16 @@ use crate::{
         files,
         keys::{self, Store},
     },
-    systemd::{notify, unit},
+    systemd::notify,
 };
 
 /// How long running commands may take to end when the daemon is stopped.
 const DRAIN: Duration = Duration::from_secs(60);
+/// How long commands that are ended may take: TERM, and KILL after five seconds.
+const LAST: Duration = Duration::from_secs(10);
+/// How long the answers of the last commands may take to reach the qubes.
+const ANSWERS: Duration = Duration::from_secs(2);
+
 /// Keeps the directory to ourselves: two daemons, or one with `--once` beside it, never share state.
 fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
     files::private_dir(&paths.run).map_err(io_at(paths.run.display()))?;
@@ -58,6 +62,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
     if let Some(vm) = &options.vm {
         config.vms = vec![vm.clone()];
     }
+    descriptors::raise();
     if config.vms.is_empty() {
         return Err(StartError::NoVms);
     }
@@ -81,14 +86,14 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         audit,
         ledger: Mutex::new(ledger),
         approvals: Approvals::default(),
-        commands: Mutex::default(),
-        number: AtomicU64::new(0),
+        noted: Mutex::default(),
+        requests: Arc::default(),
         dry_run: options.dry_run,
         once: options.once,
         stop: CancellationToken::new(),
-        draining: false.into(),
+        draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
-        cgroup: if options.dry_run { None } else { unit::delegated_group() },
+        groups: if options.dry_run { None } else { Groups::of_daemon() },
         vms: Mutex::default(),
         paths,
         config,
@@ -101,10 +106,15 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
     shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));
     emit(Event::new(Kind::ServiceReady, format!("{text}; listening for commands from: {}", names.join(" "))));
+    if let Some(groups) = &shared.groups {
+        shared.requests.count_from(groups.last_number());
+    }
+    background::take_up(shared);
     let channels = TaskTracker::new();
     listed::bad_names(shared, &shared.config);
     names.iter().for_each(|name| listed::open(shared, name, &channels));
     channels.close();
+    let changes = tokio::spawn(changes::watch(shared.clone()));
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
     let watchdog = tokio::spawn(notify::watchdog());
@@ -123,8 +133,8 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
             () = channels.wait(), if shared.once => break,
         }
     }
-    shared.draining.store(true, Relaxed);
-    let count = shared.commands().len();
+    shared.draining.cancel(); // whatever has not started is refused
+    let count = shared.requests.started();
     let _ =
         sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {count} commands left"))]);
     if count > 0 {
@@ -135,18 +145,32 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     }
     shared.tasks.close();
     tokio::select! {
-        _ = timeout(DRAIN, shared.tasks.wait()) => {}
+        () = all_ended(shared, DRAIN) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    shared.kill(None);
+    shared.requests.end(|request| request.state != RequestState::Background);
     shared.approvals.deny_all();
-    let _ = timeout(Duration::from_secs(10), shared.tasks.wait()).await;
+    all_ended(shared, LAST).await;
+    // answers on their way to qubes that read
+    let _ = timeout(ANSWERS, shared.tasks.wait()).await;
     shared.stop.cancel();
     let _ = timeout(Duration::from_secs(5), channels.wait()).await;
     drop(control);
     watchdog.abort();
+    changes.abort();
     shared.audit.write("INFO", &format!("Shutting down (pid={})", std::process::id()));
+    let _ = timeout(ANSWERS, shared.audit.flush()).await;
     emit(Event::new(Kind::ServiceStopped, "qvm-remote-dom0 has stopped".to_owned()));
     Ok(())
+}
+
+/// Waits until no request is open, for this long at most. Qubes that read no answer keep nobody here.
+async fn all_ended(shared: &Shared, most: Duration) {
+    let ended = async {
+        while shared.requests.open() > 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = timeout(most, ended).await;
 }

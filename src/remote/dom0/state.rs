@@ -3,36 +3,35 @@
 use std::{
     collections::HashMap,
     io,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{approvals::Approvals, ledger::Ledger, replay::Replay};
+use super::{
+    approvals::Approvals, descriptors, groups::Groups, ledger::Ledger, places::Places, replay::Replay,
+    request::Requests,
+};
 use crate::{
-    log::{Event, Kind, emit},
+    log::{Event, Kind, Reminder, emit},
     remote::{
         audit::Audit,
         config::{Paths, RemoteConfig},
-        files,
         keys::Store,
         policy::Policy,
+        policy_file,
     },
     sys::lock,
 };
 
 /// Commands of one VM at a time, when its policy says nothing.
 const RUNNING: u16 = 8;
-/// A policy file at most, in bytes.
-const MAX_POLICY: usize = 256 << 10;
+/// How long a person may take to approve.
+pub(super) const APPROVAL: Duration = Duration::from_secs(600);
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default)]
@@ -54,27 +53,20 @@ pub struct Shared {
     pub(super) audit: Audit,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) approvals: Approvals,
-    /// Commands that were begun and have not ended.
-    pub(super) commands: Mutex<HashMap<u64, RunningCommand>>,
-    pub(super) number: AtomicU64,
+    /// Keys and policies as they were written down last.
+    pub(super) noted: Mutex<HashMap<String, String>>,
+    /// Requests that are not answered yet.
+    pub(super) requests: Arc<Requests>,
     pub(super) dry_run: bool,
     pub(super) once: bool,
     pub(super) stop: CancellationToken,
-    pub(super) draining: AtomicBool,
+    /// The daemon is being stopped: nothing starts any more.
+    pub(super) draining: CancellationToken,
     /// Tasks that serve streams.
     pub(super) tasks: TaskTracker,
     /// Where commands get control groups of their own.
-    pub(super) cgroup: Option<PathBuf>,
+    pub(super) groups: Option<Groups>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
-}
-
-/// A command that runs.
-#[derive(Debug)]
-pub(super) struct RunningCommand {
-    pub(super) vm: String,
-    pub(super) id: String,
-    pub(super) since: Instant,
-    pub(super) kill: Arc<Notify>,
 }
 
 /// One VM, over all its channels.
@@ -82,8 +74,10 @@ pub(super) struct RunningCommand {
 pub struct Vm {
     /// The name of the qube.
     pub name: String,
-    /// Free places for commands.
-    pub running: Arc<Semaphore>,
+    /// When it was told last that the qube has used up its quota of the log.
+    pub(super) full: Mutex<Reminder>,
+    /// Places for commands that run.
+    pub(super) places: Places,
     /// Numbers used in the current session.
     pub(super) replay: Mutex<Replay>,
     /// What the channel is, for `status`.
@@ -108,76 +102,45 @@ impl Vm {
     }
 }
 
-/// A command's place in the list of those that run.
-pub(super) struct Registration {
-    pub(super) number: u64,
-    kill: Arc<Notify>,
-    shared: Arc<Shared>,
-}
-
-impl Registration {
-    pub(super) async fn killed(&self) {
-        self.kill.notified().await;
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.shared.commands().remove(&self.number);
-    }
-}
-
 impl Shared {
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
     }
 
-    pub(super) fn commands(&self) -> MutexGuard<'_, HashMap<u64, RunningCommand>> {
-        lock(&self.commands)
-    }
-
     pub(super) fn draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.draining.is_cancelled()
     }
 
     /// Reads a VM's policy anew.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, String> {
         let path = self.keys.path(vm, "policy").map_err(|e| e.to_string())?;
-        let text = files::read(&path, MAX_POLICY).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => format!("{} is missing, so nothing is allowed", path.display()),
-            _ => format!("{}: {e}", path.display()),
-        })?;
-        let text = String::from_utf8(text).map_err(|_| format!("{}: it is no text", path.display()))?;
-        Policy::parse(&text).map_err(|faults| {
-            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
-            faults.join("; ")
-        })
+        policy_file::read(&path).map_err(|e| e.to_string())
     }
 
-    pub(super) fn register(self: &Arc<Self>, vm: &Vm, id: &str) -> Registration {
-        let number = self.number.fetch_add(1, Relaxed) + 1;
-        let kill = Arc::new(Notify::new());
-        let running =
-            RunningCommand { vm: vm.name.clone(), id: id.to_owned(), since: Instant::now(), kill: kill.clone() };
-        self.commands().insert(number, running);
-        Registration { number, kill, shared: self.clone() }
+    /// Commands of a VM at a time, as its policy has it now.
+    pub(super) fn max_running(&self, vm: &str) -> usize {
+        let wanted = self.policy(vm).ok().and_then(|policy| policy.max_running).unwrap_or(RUNNING);
+        usize::from(wanted).min(descriptors::places(lock(&self.vms).len()))
     }
 
-    /// Ends every command of a VM, or of all; how many.
-    pub(super) fn kill(&self, vm: Option<&str>) -> usize {
-        let commands = self.commands();
-        let these = commands.values().filter(|c| vm.is_none_or(|vm| c.vm == vm));
-        these.map(|c| c.kill.notify_one()).count()
+    /// Ends every request of a VM, whether it runs, waits or left something in the background; how many.
+    pub(super) fn kill(&self, vm: &str) -> usize {
+        self.requests.end(|request| request.vm == vm)
+    }
+
+    /// Ends the requests of a VM with this id; how many.
+    pub(super) fn kill_one(&self, vm: &str, id: &str) -> usize {
+        self.requests.end(|request| request.vm == vm && request.id == id)
     }
 
     pub(super) fn vm(&self, name: &str) -> Arc<Vm> {
         let mut vms = lock(&self.vms);
         vms.entry(name.to_owned())
             .or_insert_with(|| {
-                let running = self.policy(name).ok().and_then(|p| p.max_running).unwrap_or(RUNNING);
                 Arc::new(Vm {
                     name: name.to_owned(),
-                    running: Arc::new(Semaphore::new(running.into())),
+                    full: Mutex::default(),
+                    places: Places::default(),
                     replay: Mutex::default(),
                     state: Mutex::new("absent"),
                     listed: true.into(),

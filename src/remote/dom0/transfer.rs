@@ -7,31 +7,64 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     path::Path,
+    time::Duration,
 };
 
 use nix::{
     fcntl::{AtFlags, OFlag},
     unistd::linkat,
 };
-use sha2::{Digest as _, Sha256};
+use tokio::time::sleep;
 
 use super::{
-    execute::Done,
-    port::{Port, StreamEvent},
+    execute::Pumped,
+    port::{Port, Receipt},
+    request::Registration,
 };
 use crate::{
-    proto::{
-        mac,
-        remote::{Ending, Frame, SLICE, frame},
-    },
+    proto::remote::{Ending, SLICE, frame},
     remote::files,
 };
+
+/// What has moved so far; kept outside of the transfer, so that no ending loses it.
+pub(super) type Moved = Pumped;
+
+/// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody in
+/// dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
+///
+/// # Errors
+/// When it could not be started.
+pub(super) async fn within(
+    time: Option<Duration>,
+    registration: &Registration,
+    port: &Port,
+    transfer: impl Future<Output = io::Result<Ending>>,
+) -> io::Result<Ending> {
+    let deadline = async {
+        match time {
+            Some(time) => sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = registration.ended() => Ok(Ending::Cancelled),
+        _ = port.inbox.abandoned() => Ok(Ending::Cancelled),
+        ending = transfer => ending,
+        () = deadline => Ok(Ending::Timeout),
+    }
+}
 
 /// Sends a file as standard output.
 ///
 /// # Errors
 /// When it cannot be opened, is no regular file, or is too large; nothing was sent then.
-pub async fn get(dir: &Path, path: &Path, most: u64, port: &Port) -> io::Result<Done> {
+pub(super) async fn get(
+    (dir, path, most): (&Path, &Path, u64),
+    receipt: Option<Receipt>,
+    port: &Port,
+    moved: &Moved,
+) -> io::Result<Ending> {
     let mut file = File::from(files::open_beneath(dir, path, OFlag::O_RDONLY, 0)?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -40,40 +73,37 @@ pub async fn get(dir: &Path, path: &Path, most: u64, port: &Port) -> io::Result<
     if metadata.len() > most {
         return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
     }
-    port.send(Frame::Accept).await;
-    let (mut digest, mut bytes, mut ending) = (Sha256::new(), 0, Ending::Exit(0));
+    port.accept(receipt).await;
+    let mut bytes = 0;
     loop {
-        let credit = tokio::select! {
-            credit = port.inbox.credit(0, u32::try_from(SLICE).unwrap_or(u32::MAX)) => credit,
-            _ = port.inbox.abandoned() => 0,
-        };
-        if credit == 0 {
-            ending = Ending::Cancelled;
-            break;
-        }
+        let credit = port.inbox.credit(0, u32::try_from(SLICE).unwrap_or(u32::MAX)).await;
+        let Some(place) = port.place_in_line().await.filter(|_| credit > 0) else { return Ok(Ending::Cancelled) };
         let mut buffer = vec![0; frame::HEADER + credit as usize];
         let n = file.read(&mut buffer[frame::HEADER..])?;
         port.inbox.unused(credit - u32::try_from(n).unwrap_or(credit));
         if n == 0 {
-            break;
+            return Ok(Ending::Exit(0));
         }
         bytes += n as u64;
         if bytes > most {
-            ending = Ending::Limit; // it grew meanwhile
-            break;
+            return Ok(Ending::Limit); // it grew meanwhile
         }
         buffer.truncate(frame::HEADER + n);
-        digest.update(&buffer[frame::HEADER..]);
-        port.send_data(buffer, frame::Type::Stdout).await;
+        moved.add(&buffer[frame::HEADER..]);
+        place.send(port.data(buffer, frame::Type::Stdout));
     }
-    Ok(Done { ending, stdout: digest.finalize().into(), stderr: mac::digest(b""), bytes: (bytes, 0) })
 }
 
 /// Takes standard input into a file: without a name until it is whole, then under its own, which must be free.
 ///
 /// # Errors
 /// When it cannot be made; nothing is left then.
-pub async fn put(dir: &Path, path: &Path, most: u64, port: &Port) -> io::Result<Done> {
+pub(super) async fn put(
+    (dir, path, most): (&Path, &Path, u64),
+    receipt: Option<Receipt>,
+    port: &Port,
+    moved: &Moved,
+) -> io::Result<Ending> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("it names no file"));
     };
@@ -85,25 +115,22 @@ pub async fn put(dir: &Path, path: &Path, most: u64, port: &Port) -> io::Result<
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
     let mut file = File::from(nix::fcntl::openat(&parent_fd, ".", flags, mode)?);
-    port.send(Frame::Accept).await;
-    let done = |ending, bytes| Done { ending, stdout: mac::digest(b""), stderr: mac::digest(b""), bytes: (0, bytes) };
+    port.accept(receipt).await;
     let mut bytes = 0;
     while let Some(data) = port.inbox.data().await {
         bytes += data.len() as u64;
         if bytes > most {
-            return Ok(done(Ending::Limit, bytes));
+            return Ok(Ending::Limit);
         }
         file.write_all(&data)?;
+        moved.add(&data);
         port.taken(data.len()).await;
     }
-    // the data's end is also seen when the client or the channel is gone: half a file gets no name
-    let left = tokio::time::timeout(std::time::Duration::ZERO, port.inbox.abandoned()).await;
-    if matches!(left, Ok(StreamEvent::Cancel | StreamEvent::Gone)) {
-        return Ok(done(Ending::Cancelled, bytes));
-    }
+    // The data's end is also seen when the client or the channel is gone: `within` looks for that first, so half a file
+    // gets no name.
     file.sync_data()?;
     let proc = File::open("/proc/self/fd")?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
     linkat(&proc, number.as_str(), &parent_fd, name, AtFlags::AT_SYMLINK_FOLLOW)?;
-    Ok(done(Ending::Exit(0), bytes))
+    Ok(Ending::Exit(0))
 }

@@ -7,7 +7,7 @@ use qrexec_connect::{
     remote::{
         agent,
         config::RemoteConfig,
-        policy::{Action, Policy, Verdict},
+        policy::{Action, Policy, Program, ProgramName, Verdict},
         v1,
     },
 };
@@ -26,7 +26,14 @@ fuzz_target!(|bytes: &[u8]| {
                 assert_eq!(policy.decide(Action::Shell(bytes)).verdict, Verdict::Deny);
             }
             let words: Vec<Vec<u8>> = bytes.split(|b| *b == b' ').map(<[u8]>::to_vec).collect();
-            let _ = policy.decide(Action::Argv(&words));
+            // no other name of a program widens a right
+            let plain = Program::plain(&words[0]);
+            let other = ProgramName { path: words[words.len() - 1].clone(), in_path: true };
+            let linked = Program { others: vec![other], ..plain.clone() };
+            let decide = |program| policy.decide(Action::Argv(program, &words[1..])).verdict;
+            if decide(&linked) == Verdict::Allow {
+                assert_eq!(decide(&plain), Verdict::Allow);
+            }
             let got = policy.decide(Action::Get(bytes));
             if got.verdict == Verdict::Allow {
                 assert!(!text.split('/').any(|part| part == ".."));

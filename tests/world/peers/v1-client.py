@@ -6,6 +6,9 @@ home = os.path.join(os.environ["HOME"], ".qvm-remote")
 args, timeout = sys.argv[1:], 300
 if args[:1] == ["-t"]:
     timeout, args = int(args[1]), args[2:]
+if args and args[0].startswith("-"):
+    print("qvm-remote: unknown option: %s" % args[0], file=sys.stderr)
+    sys.exit(1)
 text = (" ".join(args) + "\n").encode()
 for d in ("pending", "running", "results"):
     os.makedirs(os.path.join(home, "queue", d), exist_ok=True)

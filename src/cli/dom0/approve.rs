@@ -1,0 +1,99 @@
+//! `qvm-remote-dom0 approve`: a person sees all of a command and decides.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    os::fd::AsFd as _,
+    path::Path,
+    process::{Command as Process, ExitCode, Stdio},
+};
+
+use super::failure::{answered, fail};
+use crate::{
+    log::escape,
+    remote::dom0::question::{self, SHORT_ID},
+    report::Fatal,
+    sys,
+};
+
+/// Runs the command. Without an id it lists what waits.
+pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
+    let waiting = answered(question::approvals(run))?;
+    let Some(prefix) = id else {
+        list(&waiting);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let id = whole(prefix, &waiting)?;
+    if !deny {
+        let sheet = answered(question::sheet(run, id))?.ok_or_else(|| fail("it waits no longer"))?;
+        show(&format!("{sheet}{:<14}{}\n{:<14}{}\n", "approval", &id[..32], "", &id[32..])).map_err(fail)?;
+        if !yes && !confirmed()? {
+            println!("Not allowed; it still waits.");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    if !answered(question::decide(run, id, !deny))? {
+        return Err(fail("it waits no longer"));
+    }
+    println!("{}", if deny { "Refused." } else { "Allowed." });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(waiting: &[(String, String)]) {
+    if waiting.is_empty() {
+        println!("Nothing waits for approval.");
+        return;
+    }
+    for (id, summary) in waiting {
+        println!("{}  {summary}", &id[..SHORT_ID.min(id.len())]);
+    }
+    println!("To see all of one and decide: qvm-remote-dom0 approve ID");
+}
+
+/// The id that begins with these digits.
+fn whole<'a>(prefix: &str, waiting: &'a [(String, String)]) -> Result<&'a str, Fatal> {
+    let shown = escape(prefix.as_bytes());
+    if prefix.len() < SHORT_ID {
+        return Err(fail(format!("'{shown}': at least {SHORT_ID} digits of an id are wanted")));
+    }
+    let mut found = waiting.iter().map(|(id, _)| id.as_str()).filter(|id| id.starts_with(prefix));
+    let id = found.next().ok_or_else(|| fail(format!("nothing waits under '{shown}'")))?;
+    match found.next() {
+        Some(_) => Err(fail(format!("'{shown}' begins more than one id; more digits are wanted"))),
+        None => Ok(id),
+    }
+}
+
+/// Asks at the terminal.
+fn confirmed() -> Result<bool, Fatal> {
+    if !io::stdin().is_terminal() {
+        return Err(fail("it is asked on a terminal; elsewhere: --yes, with the whole id"));
+    }
+    print!("Allow it? [y/N] ");
+    let _ = io::stdout().flush();
+    let mut line = String::new();
+    io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
+/// Prints a text; by a pager where it is longer than the terminal.
+fn show(text: &str) -> io::Result<()> {
+    let stdout = io::stdout();
+    let rows = sys::window_size(stdout.as_fd()).map_or(usize::MAX, |(rows, _)| usize::from(rows));
+    let long = stdout.is_terminal() && rows > 0 && text.lines().count() + 1 > rows;
+    if !(long && paged(text).unwrap_or(false)) {
+        stdout.lock().write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Shows a text by `$PAGER`, or less; whether that could be done. The pager can start no other program.
+fn paged(text: &str) -> io::Result<bool> {
+    let pager = std::env::var("PAGER").ok().filter(|pager| !pager.trim().is_empty());
+    let mut process = Process::new("/bin/sh");
+    process.args(["-c", pager.as_deref().unwrap_or("exec less")]).env("LESSSECURE", "1").stdin(Stdio::piped());
+    let mut child = process.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(text.as_bytes()); // who has read enough leaves
+    }
+    Ok(child.wait()?.success())
+}

@@ -1,0 +1,204 @@
+//! The thread that writes the log: many entries in one write(2) and one fdatasync(2), so that a slow disk stalls nobody
+//! but those who wait for their own entry.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    chain::ChainPoint,
+    logfile::{LogFile, Text},
+};
+use crate::{
+    log::{Kind, Reminder, say},
+    sys::lock,
+};
+
+/// Entries of one write at most.
+const GROUP: usize = 256;
+/// Entries that wait for a disk that takes none, at most.
+const WAITING: usize = 8192;
+/// Between two attempts to write what waits.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is done with a command whose entry cannot be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLogFailure {
+    /// The command does not run.
+    #[default]
+    Refuse,
+    /// The command runs without an entry.
+    Run,
+}
+
+/// Why an entry is not on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogFailure(pub(crate) String);
+
+/// Whoever waits for an entry.
+type Answer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
+
+#[derive(Debug)]
+enum Job {
+    Entry(Text, Option<Answer>),
+    /// Answered when everything before it was written, or could not be.
+    Flush(oneshot::Sender<()>),
+}
+
+/// The thread, seen from outside.
+#[derive(Debug)]
+pub(super) struct Writer {
+    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: AtomicUsize,
+    /// Why nothing can be written now.
+    failure: Mutex<Option<String>>,
+    /// Older files that are kept.
+    kept: AtomicUsize,
+    #[cfg(test)]
+    stalled: Mutex<bool>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(super) fn start(path: PathBuf, limit: u64) -> Self {
+        let (jobs, queue) = channel();
+        let shared = Arc::<Shared>::default();
+        let theirs = shared.clone();
+        // without a thread every entry fails, and with it, by default, every command
+        let _ = thread::Builder::new().name("audit".into()).spawn(move || work(&queue, &theirs, path, limit));
+        Self { jobs, shared }
+    }
+
+    /// Has an entry written; `false`: there are too many that wait.
+    pub(super) fn write(&self, text: Text) -> bool {
+        let room = self.shared.waiting.load(Relaxed) < WAITING;
+        room && self.send(Job::Entry(text, None))
+    }
+
+    /// Has an entry written, and waits until it is on the disk.
+    pub(super) async fn record(&self, text: Text) -> Result<ChainPoint, LogFailure> {
+        let (answer, written) = oneshot::channel();
+        self.send(Job::Entry(text, Some(answer)));
+        written.await.unwrap_or_else(|_| Err(LogFailure("its thread has ended".into())))
+    }
+
+    /// Waits until everything so far was written.
+    pub(super) async fn flush(&self) {
+        let (done, written) = oneshot::channel();
+        self.send(Job::Flush(done));
+        let _ = written.await;
+    }
+
+    fn send(&self, job: Job) -> bool {
+        self.shared.waiting.fetch_add(1, Relaxed);
+        self.jobs.send(job).is_ok()
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        lock(&self.shared.failure).clone()
+    }
+
+    pub(super) fn keep(&self, files: usize) {
+        self.shared.kept.store(files, Relaxed);
+    }
+
+    /// From now on the disk takes nothing, or everything again.
+    #[cfg(test)]
+    pub(super) fn stall(&self, stalled: bool) {
+        *lock(&self.shared.stalled) = stalled;
+    }
+}
+
+fn work(queue: &Receiver<Job>, shared: &Shared, path: PathBuf, limit: u64) {
+    let mut file = LogFile::new(&path, Some(limit));
+    let mut late = VecDeque::<Text>::new();
+    let mut reminder = Reminder::default();
+    loop {
+        let first = if late.is_empty() {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            queue.recv_timeout(AGAIN)
+        };
+        let mut jobs = match first {
+            Ok(job) => vec![job],
+            Err(RecvTimeoutError::Timeout) => Vec::new(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        while jobs.len() < GROUP {
+            let Ok(job) = queue.try_recv() else { break };
+            jobs.push(job);
+        }
+        shared.waiting.fetch_sub(jobs.len(), Relaxed);
+        #[cfg(test)]
+        while *lock(&shared.stalled) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let result = group(&mut file, jobs, &mut late, shared.kept.load(Relaxed));
+        let mut failure = lock(&shared.failure);
+        match result {
+            Ok(()) => *failure = None,
+            Err(e) => {
+                let text = format!("{}: {e}", path.display());
+                if failure.is_none() || reminder.due().is_some() {
+                    say(Kind::LogFailed, format!("dom0's log of commands cannot be written: {text}"));
+                }
+                *failure = Some(text);
+            }
+        }
+    }
+}
+
+/// Writes a group, behind what is late. Without room on the disk, commands that wait for their entries are refused and
+/// the other entries go into what was reserved.
+fn group(file: &mut LogFile, jobs: Vec<Job>, late: &mut VecDeque<Text>, kept: usize) -> std::io::Result<()> {
+    let reserved = file.reserve();
+    let (mut texts, mut answers, mut flushes) = (Vec::from_iter(late.drain(..)), Vec::new(), Vec::new());
+    for job in jobs {
+        match (job, &reserved) {
+            (Job::Entry(text, None), _) => texts.push(text),
+            (Job::Entry(text, Some(answer)), Ok(())) => {
+                answers.push((texts.len(), answer));
+                texts.push(text);
+            }
+            (Job::Entry(_, Some(answer)), Err(e)) => _ = answer.send(Err(LogFailure(e.to_string()))),
+            (Job::Flush(done), _) => flushes.push(done),
+        }
+    }
+    let written = if texts.is_empty() { Ok(Vec::new()) } else { file.append(&texts, !answers.is_empty(), || kept) };
+    let result = match written {
+        Ok(points) => {
+            for (index, answer) in answers {
+                let point = points.get(index).copied().ok_or_else(|| LogFailure("it was not written".into()));
+                let _ = answer.send(point);
+            }
+            reserved
+        }
+        Err(e) => {
+            let waited: Vec<usize> = answers.iter().map(|(index, _)| *index).collect();
+            for (_, answer) in answers {
+                let _ = answer.send(Err(LogFailure(e.to_string())));
+            }
+            // what has happened already is written as soon as it can be
+            let others = texts.into_iter().enumerate().filter(|(index, _)| !waited.contains(index)).map(|(_, t)| t);
+            late.extend(others.take(WAITING));
+            Err(e)
+        }
+    };
+    flushes.into_iter().for_each(|done| _ = done.send(()));
+    result
+}

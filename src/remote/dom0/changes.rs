@@ -1,0 +1,67 @@
+//! Changes of keys and policies, made by whatever editor or program: each is an entry of the log before anything runs by
+//! it, and an event in the journal.
+
+use std::{collections::HashSet, io, os::fd::OwnedFd, sync::Arc};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::state::Shared;
+use crate::{
+    log::{Event, Kind, emit},
+    proto::mac::{digest, hex},
+    remote::{audit, files, pipe::AsyncPipe},
+    sys::lock,
+};
+
+/// A policy file at most, in bytes.
+const MAX_POLICY: usize = 1 << 20;
+
+/// Writes down what the key and the policy of a VM are, when that is not what stands in the log already.
+pub(super) fn note(shared: &Shared, vm: &str) {
+    let keys = match shared.keys.read(vm) {
+        Ok(keys) => keys.iter().map(|key| hex(&key.id())).collect::<Vec<_>>().join(","),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
+        Err(_) => "unusable".to_owned(),
+    };
+    let policy = match shared.keys.path(vm, "policy").and_then(|path| files::read(&path, MAX_POLICY)) {
+        Ok(text) => hex(&digest(&text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
+        Err(_) => "unusable".to_owned(),
+    };
+    let text = format!("vm={vm} keys={keys} policy={policy}");
+    if lock(&shared.noted).insert(vm.to_owned(), text.clone()).is_some_and(|before| before == text) {
+        return;
+    }
+    shared.audit.write("ACCESS", &text);
+    let mut event = Event::new(Kind::AccessChanged, format!("the key or the policy of {vm}: {text}"));
+    event.qube = Some(vm.into());
+    emit(event);
+    keep_enough(shared);
+}
+
+/// Keeps as many files of the log as the quotas of all listed qubes need.
+fn keep_enough(shared: &Shared) {
+    let vms: HashSet<String> = lock(&shared.vms).keys().cloned().chain(shared.config.vms.iter().cloned()).collect();
+    let quota = |vm: &String| shared.policy(vm).ok().and_then(|p| p.audit_quota).unwrap_or(audit::DEFAULT);
+    shared.audit.keep(audit::kept(vms.iter().map(quota), shared.config.log_size));
+}
+
+/// Notes every change, until the daemon ends.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let events = || -> io::Result<AsyncPipe> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(&shared.paths.keys, flags | AddWatchFlags::IN_MOVED_FROM)?;
+        AsyncPipe::reader(OwnedFd::from(inotify))
+    };
+    let events = events(); // before the first look, so that nothing comes between
+    let mut buffer = vec![0; 4096];
+    loop {
+        let vms: Vec<String> = lock(&shared.vms).keys().cloned().collect();
+        vms.iter().for_each(|vm| note(&shared, vm));
+        match &events {
+            Ok(events) if events.read(&mut buffer).await.is_ok() => {}
+            _ => return, // each command looks all the same
+        }
+    }
+}

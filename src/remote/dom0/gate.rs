@@ -1,0 +1,339 @@
+//! The gate: the one way from a request to a command or a transfer that runs.
+//!
+//! A request waits for a person, for a place, for its entry in the log; while it waits the owner may revoke the key, take
+//! the qube off the list, write another policy, end the request. So after each wait everything is asked anew, and what
+//! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
+//! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{
+    approvals::CannotWait,
+    changes, desktop,
+    judge::{Authentic, Judged, judge, keys},
+    ledger::{self, NotBegun},
+    places::Place,
+    port::{Port, Receipt},
+    question::SHORT_ID,
+    reject::{Case, Category, Rejected},
+    request::{Registration, RequestState},
+    sheet::sheet,
+    state::{APPROVAL, Shared},
+};
+use crate::{
+    log::{Kind, escape},
+    proto::remote::{Frame, Refusal, WaitReason, flags},
+    remote::{
+        audit::{self, ChainPoint, LogFailure, OnLogFailure},
+        clock::now_ms,
+        policy::{Policy, Verdict},
+    },
+    sys::lock,
+};
+
+/// Between two looks at a quota that is used up, from the shortest to the longest.
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// A request on its way, and all that its waits need.
+#[derive(Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub(super) case: Case<'a>,
+    pub(super) authentic: &'a Authentic,
+    pub(super) payload: &'a [u8],
+    pub(super) port: &'a Port,
+    pub(super) registration: &'a Registration,
+}
+
+/// That a request may run now: what is done, its place, and where it stands in the log.
+pub(super) struct Clearance {
+    pub(super) judged: Judged,
+    pub(super) place: Place,
+    pub(super) receipt: Option<Receipt>,
+}
+
+/// What a request has got so far.
+#[derive(Default)]
+struct Held {
+    /// Bytes of the log were taken from the quota of the qube.
+    room: bool,
+    /// The decision that a person approved.
+    approved: Option<Judged>,
+    place: Option<Place>,
+    /// It stands in the ledger, or need not.
+    begun: bool,
+    /// The decision that stands in the log, and where.
+    recorded: Option<(Judged, Option<Receipt>)>,
+}
+
+/// What a request needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Room,
+    Approval,
+    Place,
+    Ledger,
+    Entry,
+    Nothing,
+}
+
+impl Held {
+    /// What is still missing for this decision.
+    fn need(&self, judged: &Judged) -> Need {
+        if !self.room {
+            Need::Room
+        } else if judged.verdict == Verdict::Ask && self.approved.as_ref() != Some(judged) {
+            Need::Approval
+        } else if self.place.is_none() {
+            Need::Place
+        } else if !self.begun {
+            Need::Ledger
+        } else if self.recorded.as_ref().is_none_or(|(recorded, _)| recorded != judged) {
+            Need::Entry
+        } else {
+            Need::Nothing
+        }
+    }
+}
+
+/// Waits for what the request needs, and asks everything anew after each wait.
+pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
+    let mut held = Held::default();
+    loop {
+        let judged = ask(candidate)?;
+        candidate.registration.show(&judged.shown);
+        match held.need(&judged) {
+            Need::Room => {
+                candidate.room(&judged).await?;
+                held.room = true;
+            }
+            Need::Approval => {
+                candidate.approve(&judged).await?;
+                held.approved = Some(judged);
+            }
+            Need::Place => held.place = Some(candidate.place().await?),
+            Need::Ledger => {
+                candidate.remember().await?;
+                held.begun = true;
+            }
+            Need::Entry => {
+                let receipt = candidate.record(&judged).await?;
+                held.recorded = Some((judged, receipt));
+            }
+            Need::Nothing => {
+                let place = held.place.take().expect("it was asked for before");
+                let receipt = held.recorded.take().and_then(|(_, receipt)| receipt);
+                candidate.registration.enter(RequestState::Running);
+                return Ok(Clearance { judged, place, receipt });
+            }
+        }
+    }
+}
+
+/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's, what
+/// does the policy say now? Waits for nothing.
+pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+    let Candidate { case, authentic, registration, .. } = candidate;
+    if registration.is_ended() {
+        return Err(case.ended());
+    }
+    if case.shared.draining() {
+        return Err(draining(case));
+    }
+    listed(case)?;
+    if !keys(case)?.contains(&authentic.key) {
+        let text = "not authorized: its key is not this qube's (any more)";
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text));
+    }
+    changes::note(case.shared, &case.vm.name);
+    let policy = policy(case, authentic)?;
+    judge(case, &policy, authentic, candidate.payload)
+}
+
+/// Is the qube on the list?
+pub(super) fn listed(case: Case<'_>) -> Result<(), Rejected> {
+    if case.vm.listed() {
+        return Ok(());
+    }
+    let text = "not authorized: dom0's /etc/qubes/remote.conf does not list this qube any more";
+    Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text))
+}
+
+/// The policy of the VM, which must take such a request at all.
+fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
+    let vm = &case.vm.name;
+    let policy = case.shared.policy(vm).map_err(|e| {
+        let text = format!("the policy of {vm} cannot be used: {e}");
+        case.refuse(Category::Policy, Refusal::Denied, &text)
+    })?;
+    if authentic.code.is_none() && !policy.v1 {
+        let text = format!(
+            "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {vm} on"
+        );
+        return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text));
+    }
+    Ok(policy)
+}
+
+fn draining(case: Case<'_>) -> Rejected {
+    case.audit("CANCEL", "before it began: the daemon is being stopped");
+    Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
+}
+
+impl Candidate<'_> {
+    /// Waits for something, unless the owner ends the request, its client gives up, its channel ends or the daemon stops.
+    pub(super) async fn wait<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
+        self.registration.enter(state);
+        tokio::select! {
+            biased;
+            () = self.registration.ended() => Err(self.case.ended()),
+            _ = self.port.inbox.abandoned() => Err(self.case.abandoned()),
+            () = self.case.shared.draining.cancelled() => Err(draining(self.case)),
+            got = something => Ok(got),
+        }
+    }
+
+    /// Waits until the qube's part of the log has room for the entries of the command.
+    async fn room(&self, judged: &Judged) -> Result<(), Rejected> {
+        let (shared, vm) = (self.case.shared, &self.case.vm.name);
+        let times = if judged.verdict == Verdict::Ask { 2 } else { 1 };
+        let take = || {
+            let quota = shared.policy(vm).ok().map(|policy| policy.audit_quota.unwrap_or(audit::DEFAULT));
+            shared.audit.room(vm, &judged.shown, times, quota)
+        };
+        if take().is_ok() {
+            return Ok(());
+        }
+        let text = format!("{vm} has used up its quota of dom0's log: its commands wait (audit-quota= in its policy)");
+        if lock(&self.case.vm.full).due().is_some() {
+            self.case.event(Kind::LogQuota, text, None);
+        }
+        self.wait(RequestState::Quota, async {
+            self.port.send(Frame::Wait(WaitReason::LogRoom)).await;
+            while let Err(time) = take() {
+                sleep(time.clamp(LOOK.0, LOOK.1)).await; // the owner may give more meanwhile
+            }
+        })
+        .await
+    }
+
+    /// Waits until the VM may run another command.
+    async fn place(&self) -> Result<Place, Rejected> {
+        let (shared, vm) = (self.case.shared, self.case.vm);
+        let most = || shared.max_running(&vm.name);
+        if let Some(place) = vm.places.take(most()) {
+            return Ok(place);
+        }
+        self.wait(RequestState::Place, async {
+            self.port.send(Frame::Wait(WaitReason::Commands)).await;
+            vm.places.wait(most).await
+        })
+        .await
+    }
+
+    /// Writes down that a request that can be repeated is begun, and waits until it is on the disk.
+    async fn remember(&self) -> Result<(), Rejected> {
+        let Some(mark) = mark(self.case, self.authentic) else { return Ok(()) };
+        let (case, shared) = (self.case, self.case.shared);
+        let (key, dated) = (self.authentic.key.id(), self.authentic.request.is_some());
+        let begin = || shared.ledger().begin(mark, key, dated, now_ms());
+        let begun = match begin() {
+            Err(NotBegun::Full) => {
+                let keys = shared.keys.list().into_iter().filter_map(|vm| shared.keys.read(&vm).ok()).flatten();
+                let active: Vec<_> = keys.map(|key| key.id()).collect();
+                shared.ledger().retain_keys(&active);
+                begin()
+            }
+            begun => begun,
+        };
+        let writing = begun.map_err(|refused| match refused {
+            NotBegun::Again => case.again(),
+            NotBegun::Full => {
+                Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
+            }
+        })?;
+        // in a thread of its own: a slow disk stalls nobody else
+        let written = self.wait(RequestState::Recording, spawn_blocking(|| writing.write())).await?;
+        written.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| {
+            Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
+        })
+    }
+
+    /// Writes the entry of the command, and waits until it is on the disk: what the qube is told of it, with a code, when
+    /// the command starts.
+    async fn record(&self, judged: &Judged) -> Result<Option<Receipt>, Rejected> {
+        let (case, vm) = (self.case, &self.case.vm.name);
+        let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
+        let entry = format!("vm={vm} id={} auth={auth} rule={} {}", case.id, judged.rule(), judged.shown);
+        let record = case.shared.audit.record("CMD", &entry);
+        let point = match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
+            (Ok(point), _) => point,
+            (Err(_), OnLogFailure::Run) => {
+                case.shared.audit.write("CMD", &format!("{entry} (written late)"));
+                None
+            }
+            (Err(LogFailure(why)), OnLogFailure::Refuse) => {
+                let text = format!("dom0's log cannot be written, so nothing runs: {}", escape(why.as_bytes()));
+                case.event(Kind::CommandRefused, format!("a command of {vm} was refused: {text}"), None);
+                return Err(Rejected(Refusal::Failed, text));
+            }
+        };
+        case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
+        let receipt = |point: ChainPoint| {
+            let code = self.authentic.code.as_ref()?;
+            let code = self.authentic.key.receipt(case.id, code, point.number, &point.head);
+            Some(Receipt { number: point.number, head: point.head, code })
+        };
+        Ok(point.and_then(receipt))
+    }
+
+    /// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.
+    async fn approve(&self, judged: &Judged) -> Result<(), Rejected> {
+        let (case, approvals, vm, shown) = (self.case, &self.case.shared.approvals, &self.case.vm.name, &judged.shown);
+        let sheet = sheet(case.vm, self.authentic, judged, self.payload);
+        let (id, answer) = approvals.ask(vm, &judged.kind(self.payload), sheet).map_err(|why| match why {
+            CannotWait::Waits => Rejected(Refusal::Busy, "it waits for approval already".into()),
+            CannotWait::TooMany => {
+                Rejected(Refusal::Busy, "too many commands of this qube wait for approval in dom0 already".into())
+            }
+        })?;
+        let (_forget, short) = (Forget(case.shared, &id), &id[..SHORT_ID]);
+        case.audit("ASK", &format!("approval={id} rule={} {shown}", judged.rule()));
+        let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
+        case.event(Kind::CommandAsked, text, None);
+        desktop::notify(vm, short);
+        let answer = self
+            .wait(RequestState::Approval, async {
+                self.port.send(Frame::Wait(WaitReason::Approval(short))).await;
+                timeout(APPROVAL, answer).await
+            })
+            .await?;
+        match answer {
+            Ok(Ok(true)) => {
+                case.audit("APPROVE", &format!("approval={id}"));
+                Ok(())
+            }
+            Ok(_) => Err(case.deny("denied: not approved", shown)),
+            Err(_) => Err(case.deny("denied: nobody approved it in time", shown)),
+        }
+    }
+}
+
+/// Takes a request that waits no longer out of the approvals.
+struct Forget<'a>(&'a Arc<Shared>, &'a str);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.approvals.forget(self.1);
+    }
+}
+
+/// The mark of a request that can be repeated: one of the queue.
+pub(super) fn mark(case: Case<'_>, authentic: &Authentic) -> Option<ledger::Mark> {
+    let queued = authentic.request.as_ref().is_none_or(|r| r.has(flags::QUEUED));
+    queued.then(|| ledger::mark(&case.vm.name, &authentic.key.id(), &authentic.id))
+}

@@ -1,0 +1,393 @@
+//! The life of requests against a model: whatever the owner, the qubes and the disk do in whatever order, nothing starts
+//! that the newest answer forbids, nothing runs twice, everything is answered, every run is in the log.
+//!
+//! Real are the gate, keys, policies, approvals, the ledger and the log; a run is a `put`, which needs no process.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    command,
+    judge::Opening,
+    ledger::Ledger,
+    port::{Inbox, Port},
+    replay::Replay,
+    state::Shared,
+};
+use crate::{
+    proto::{
+        mac::{Digest, Key, digest},
+        remote::{Frame, Mode, RawFrame, Request, WaitReason, flags},
+    },
+    remote::{
+        audit::Audit,
+        clock,
+        config::{Paths, RemoteConfig},
+        keys::Store,
+    },
+};
+
+/// What happens.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A new request; from the queue or live.
+    Submit(bool),
+    /// A request once more, with the very same code.
+    Again(usize),
+    Policy(Rule),
+    Revoke,
+    Authorize,
+    Approve(usize),
+    Deny(usize),
+    /// Nobody answers in time.
+    Expire,
+    /// The client sends the rest, so what runs ends.
+    Finish(usize),
+    /// The client gives up.
+    Cancel(usize),
+    /// The channel ends.
+    Cut(usize),
+    /// The owner ends everything of the qube.
+    Kill,
+    /// The disk takes nothing, or something again.
+    Stall(bool),
+    /// The daemon dies and another one starts.
+    Restart,
+}
+
+/// What the policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    Allow,
+    Ask,
+    /// Asks for something else: the same words with another option.
+    AskNarrower,
+    Deny,
+    Missing,
+    Broken,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let rules = [Rule::Allow, Rule::Ask, Rule::AskNarrower, Rule::Deny, Rule::Missing, Rule::Broken];
+    let which = 0..6usize;
+    prop_oneof![
+        6 => any::<bool>().prop_map(Step::Submit),
+        1 => which.clone().prop_map(Step::Again),
+        5 => prop::sample::select(rules.to_vec()).prop_map(Step::Policy),
+        1 => Just(Step::Revoke),
+        2 => Just(Step::Authorize),
+        4 => which.clone().prop_map(Step::Approve),
+        1 => which.clone().prop_map(Step::Deny),
+        1 => Just(Step::Expire),
+        4 => which.clone().prop_map(Step::Finish),
+        1 => which.clone().prop_map(Step::Cancel),
+        1 => which.prop_map(Step::Cut),
+        1 => Just(Step::Kill),
+        3 => any::<bool>().prop_map(Step::Stall),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// One time that a request was brought to the daemon.
+struct Attempt {
+    request: usize,
+    inbox: Arc<Inbox>,
+    out: mpsc::Receiver<Vec<u8>>,
+    /// The approval it waits for, and what the policy said when it was asked.
+    ticket: Option<(String, Rule)>,
+    approved: Option<Rule>,
+    started: bool,
+    answered: usize,
+    /// The daemon died, the client gave up, the channel ended.
+    over: bool,
+    /// Somebody ended it, before it was finished.
+    ended: bool,
+    finished: bool,
+}
+
+struct World {
+    dir: TempDir,
+    key: Key,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+    nonce: [u8; 32],
+    requests: Vec<(Box<Request>, Digest)>,
+    attempts: Vec<Attempt>,
+    authorized: bool,
+    rule: Rule,
+}
+
+fn shared(dir: &TempDir) -> Arc<Shared> {
+    let at = |name: &str| dir.path().join(name);
+    let paths = Paths { conf: at("conf"), keys: at("keys"), run: at("run"), state: at("state"), log: at("log") };
+    Arc::new(Shared {
+        config: RemoteConfig { vms: vec!["work".into()], log_size: 1 << 20, ..RemoteConfig::default() },
+        keys: Store::new(&paths.keys, None),
+        audit: Audit::new(Some(paths.log.clone()), 1 << 20),
+        ledger: Mutex::new(Ledger::open(&paths.state.join("ledger"), clock::now_ms()).expect("opened")),
+        approvals: super::approvals::Approvals::default(),
+        noted: Mutex::default(),
+        requests: Arc::default(),
+        dry_run: false,
+        once: false,
+        stop: CancellationToken::new(),
+        draining: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        groups: None,
+        vms: Mutex::default(),
+        paths,
+    })
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("in")).expect("made");
+        let (key, shared) = (Key::new([7; 32]), shared(&dir));
+        let mut world = Self {
+            dir,
+            key,
+            shared,
+            tasks: JoinSet::new(),
+            nonce: [1; 32],
+            requests: Vec::new(),
+            attempts: Vec::new(),
+            authorized: true,
+            rule: Rule::Allow,
+        };
+        world.authorize();
+        world.policy(Rule::Allow);
+        world
+    }
+
+    fn authorize(&mut self) {
+        self.shared.keys.write("work", &self.key, false).expect("written");
+        self.authorized = true;
+    }
+
+    fn policy(&mut self, rule: Rule) {
+        self.rule = rule;
+        let (path, dir) = (self.dir.path().join("keys/work.policy"), self.dir.path().join("in"));
+        let line = match rule {
+            Rule::Allow => format!("allow put {}", dir.display()),
+            Rule::Ask => format!("ask put {}", dir.display()),
+            Rule::AskNarrower => format!("ask put {} [max-size=1K]", dir.display()),
+            Rule::Deny => "deny shell *".to_owned(),
+            Rule::Broken => "nonsense".to_owned(),
+            Rule::Missing => return fs::remove_file(path).unwrap_or_default(),
+        };
+        fs::write(path, format!("max-running = 2\n{line}\n")).expect("written");
+    }
+
+    fn file(&self, request: usize) -> PathBuf {
+        self.dir.path().join(format!("in/file-{request}"))
+    }
+
+    fn submit(&mut self, queued: bool) {
+        let number = self.requests.len();
+        let payload = self.file(number).into_os_string().into_encoded_bytes();
+        let request = Box::new(Request {
+            kid: self.key.id(),
+            vm: "work".into(),
+            nonce: if queued { [0; 32] } else { self.nonce },
+            seq: if queued { 0 } else { number as u64 + 1 },
+            id: format!("request-{number}"),
+            created_ms: clock::now_ms(),
+            timeout_ms: 0,
+            flags: flags::STDIN | if queued { flags::QUEUED } else { 0 },
+            user: String::new(),
+            cwd: Vec::new(),
+            mode: Mode::Put,
+            length: u32::try_from(payload.len()).expect("short"),
+            payload: digest(&payload),
+            env: Vec::new(),
+        });
+        let code = self.key.request(&request);
+        self.requests.push((request, code));
+        self.bring(number);
+    }
+
+    fn bring(&mut self, request: usize) {
+        let (out, frames) = mpsc::channel(64);
+        let inbox: Arc<Inbox> = Arc::default();
+        let stream = u32::try_from(self.attempts.len() + 1).expect("few");
+        let port = Port { stream, out, inbox: inbox.clone() };
+        let (opened, code) = self.requests[request].clone();
+        let (shared, nonce) = (self.shared.clone(), self.nonce);
+        assert!(inbox.put(&Frame::Body(self.file(request).as_os_str().as_encoded_bytes())));
+        self.tasks.spawn(async move {
+            let vm = shared.vm("work");
+            command::serve(shared, vm, Some(nonce), port, Opening::Open(opened, code)).await;
+        });
+        self.attempts.push(Attempt {
+            request,
+            inbox,
+            out: frames,
+            ticket: None,
+            approved: None,
+            started: false,
+            answered: 0,
+            over: false,
+            ended: false,
+            finished: false,
+        });
+    }
+
+    /// Attempt number `n` of those that are open.
+    fn open(&mut self, n: usize) -> Option<&mut Attempt> {
+        self.attempts.iter_mut().filter(|a| a.answered == 0 && !a.over).nth(n)
+    }
+
+    async fn restart(&mut self) {
+        self.tasks.shutdown().await;
+        self.attempts.iter_mut().for_each(|attempt| attempt.over = true);
+        self.shared.audit.stall(false);
+        self.shared = shared(&self.dir);
+        self.nonce[0] += 1;
+        *self.shared.vm("work").replay() = Replay::default();
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Submit(queued) => self.submit(queued),
+            Step::Again(n) if n < self.requests.len() => self.bring(n),
+            Step::Policy(rule) => self.policy(rule),
+            Step::Revoke => {
+                self.shared.keys.remove("work").expect("removed");
+                self.authorized = false;
+            }
+            Step::Authorize => self.authorize(),
+            Step::Approve(n) | Step::Deny(n) => {
+                let yes = matches!(step, Step::Approve(_));
+                let shared = self.shared.clone();
+                let Some(attempt) = self.open(n) else { return };
+                let Some((ticket, rule)) = attempt.ticket.take() else { return };
+                let ids = shared.approvals.list();
+                if let Some((id, _)) = ids.iter().find(|(id, _)| id.starts_with(&ticket)) {
+                    shared.approvals.answer(id, yes);
+                    attempt.approved = yes.then_some(rule);
+                }
+            }
+            Step::Expire => self.shared.approvals.deny_all(),
+            Step::Finish(n) => {
+                if let Some(attempt) = self.open(n).filter(|a| a.started && !a.finished) {
+                    attempt.finished = true;
+                    assert!(attempt.inbox.put(&Frame::Stdin(b"x")) && attempt.inbox.put(&Frame::Eof));
+                }
+            }
+            Step::Cancel(n) => {
+                if let Some(attempt) = self.open(n) {
+                    attempt.ended = !attempt.finished;
+                    attempt.inbox.put(&Frame::Cancel);
+                }
+            }
+            Step::Cut(n) => {
+                if let Some(attempt) = self.open(n) {
+                    (attempt.over, attempt.ended) = (true, !attempt.finished);
+                    attempt.inbox.gone();
+                }
+            }
+            Step::Kill => {
+                self.shared.kill("work");
+                for attempt in self.attempts.iter_mut().filter(|a| a.answered == 0 && !a.over) {
+                    attempt.ended |= !attempt.finished;
+                }
+            }
+            Step::Again(_) | Step::Stall(_) | Step::Restart => {}
+        }
+    }
+
+    /// Looks at what the daemon has sent since the last step.
+    fn look(&mut self) {
+        let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let (rule, authorized) = (self.rule, self.authorized);
+        for attempt in &mut self.attempts {
+            while let Ok(bytes) = attempt.out.try_recv() {
+                let (raw, _) = RawFrame::split(&bytes).expect("a frame").expect("whole");
+                match raw.parse().expect("a frame") {
+                    Frame::Wait(WaitReason::Approval(ticket)) => attempt.ticket = Some((ticket.to_owned(), rule)),
+                    Frame::Accept => {
+                        let id = format!("id=request-{} ", attempt.request);
+                        assert!(!attempt.started, "it started twice");
+                        attempt.started = true;
+                        assert!(authorized && !attempt.ended && !attempt.over, "{id}: nobody may start it");
+                        let allowed = rule == Rule::Allow
+                            || matches!(rule, Rule::Ask | Rule::AskNarrower) && attempt.approved == Some(rule);
+                        assert!(allowed, "{id}: {rule:?}, approved {:?}", attempt.approved);
+                        assert!(log.lines().any(|l| l.contains("] CMD ") && l.contains(&id)), "{id} is not in {log}");
+                    }
+                    Frame::Exit(..) | Frame::Reject(..) => attempt.answered += 1,
+                    _ => {}
+                }
+            }
+        }
+        for number in 0..self.requests.len() {
+            let of = self.attempts.iter().filter(|attempt| attempt.request == number);
+            let (started, may_exist) =
+                of.fold((0, false), |(n, may), a| (n + usize::from(a.started), may || a.finished && !a.ended));
+            assert!(started <= 1, "request {number} ran {started} times");
+            assert!(may_exist || !self.file(number).exists(), "request {number} was ended, and left its file");
+        }
+    }
+}
+
+/// Until every task waits for something that is not there.
+async fn settle(world: &World, stalled: bool) {
+    for _ in 0..3 {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        if !stalled {
+            world.shared.audit.flush().await;
+        }
+    }
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let (mut world, mut stalled) = (World::new(), false);
+    for step in steps {
+        match step {
+            Step::Restart => {
+                world.restart().await;
+                stalled = false;
+            }
+            Step::Stall(stall) => {
+                world.shared.audit.stall(stall);
+                stalled = stall;
+            }
+            step => world.take(step),
+        }
+        settle(&world, stalled).await;
+        world.look();
+    }
+    world.shared.audit.stall(false);
+    world.take(Step::Kill);
+    settle(&world, false).await;
+    world.look();
+    for attempt in world.attempts.iter().filter(|attempt| !attempt.over) {
+        assert_eq!(attempt.answered, 1, "request {} has {} answers", attempt.request, attempt.answered);
+    }
+    assert!(world.shared.requests.list().is_empty(), "nothing is left in the list");
+    let found = crate::remote::audit::verify(&world.shared.paths.log, &Default::default()).expect("read");
+    assert_eq!(found.faults, Vec::<String>::new());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_nothing_runs_that_the_newest_answer_forbids(steps in prop::collection::vec(any_step(), 1..50)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(steps));
+    }
+}

@@ -1,0 +1,65 @@
+//! The file of a policy: read where nobody but root can have written it, parsed, its directories looked up.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    files,
+    policy::{Policy, PolicyFault},
+    program,
+};
+
+/// A policy file at most, in bytes.
+const MAX_FILE: usize = 256 << 10;
+
+/// Why a policy cannot be used. Without a policy nothing is allowed.
+#[derive(Debug)]
+pub enum PolicyFileError {
+    /// There is no such file.
+    Missing(PathBuf),
+    /// The file cannot be read, or somebody else may write it.
+    Io(PathBuf, io::Error),
+    /// The file holds bytes that are no UTF-8.
+    NoText(PathBuf),
+    /// These lines are no rules and no settings.
+    Faults(PathBuf, Vec<PolicyFault>),
+}
+
+impl fmt::Display for PolicyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(path) => write!(f, "{} is missing, so nothing is allowed", path.display()),
+            Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
+            Self::NoText(path) => write!(f, "{}: it is no text", path.display()),
+            Self::Faults(path, faults) => {
+                let faults: Vec<_> = faults.iter().map(|fault| format!("{}:{fault}", path.display())).collect();
+                f.write_str(&faults.join("; "))
+            }
+        }
+    }
+}
+
+/// Reads a policy.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn read(path: &Path) -> Result<Policy, PolicyFileError> {
+    read_with_text(path).map(|(policy, _)| policy)
+}
+
+/// Reads a policy, and the text that it was read from.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_text(path: &Path) -> Result<(Policy, String), PolicyFileError> {
+    let text = files::read_unshared(path, MAX_FILE).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => PolicyFileError::Missing(path.to_owned()),
+        _ => PolicyFileError::Io(path.to_owned(), e),
+    })?;
+    let text = String::from_utf8(text).map_err(|_| PolicyFileError::NoText(path.to_owned()))?;
+    let mut policy = Policy::parse(&text).map_err(|faults| PolicyFileError::Faults(path.to_owned(), faults))?;
+    program::resolve_directories(&mut policy);
+    Ok((policy, text))
+}

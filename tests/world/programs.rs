@@ -1,0 +1,261 @@
+//! What a rule about a program lets through, and what it does not: names, links, directories that others may write.
+
+use crate::{support::eventually, world::World};
+
+/// The policy is this, and `touch` under any name makes a file of dom0's root.
+fn with_policy(world: &World, policy: &str) {
+    world
+        .dom0("mkdir -p /root/tools/sub; ln -sf /usr/bin/touch /root/tools/sub/link; rm -f /root/hacked")
+        .expect(0, "");
+    world.policy("work", policy);
+}
+
+/// None of these ways runs the program.
+#[track_caller]
+fn every_way_is_denied(world: &World, ways: &[&str]) {
+    for way in ways {
+        let done = world.remote("work", &["--argv", way, "/root/hacked"]);
+        assert_eq!((done.code, done.text().as_str()), (126, ""), "{way}: {done:#?}");
+        done.says("denied");
+        world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
+    }
+}
+
+#[test]
+fn a_rule_for_a_directory_is_not_left_by_a_path() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    with_policy(&world, "allow /root/tools/* *\n");
+    world.dom0("printf '#!/bin/bash\\necho \"$0 $1\"\\n' >/root/tools/own; chmod 755 /root/tools/own; cp /root/tools/own /root/tools/sub").expect(0, "");
+    every_way_is_denied(
+        &world,
+        &[
+            "/root/tools/../../usr/bin/touch",
+            "/root/tools/sub/../../../usr/bin/touch",
+            "/root/tools//../..//usr/bin/touch",
+            "/root/tools/sub/link",
+            "/root/tools/sub/own",
+            "/proc/self/root/usr/bin/touch",
+        ],
+    );
+    for way in ["/root/tools/own", "//root//tools/./own", "/root/tools/sub/../own", "/proc/self/root/root/tools/own"] {
+        world.remote("work", &["--argv", way, "x"]).expect(0, "/root/tools/own x\n");
+    }
+    world.policy("work", "allow /root/tools/** *\n");
+    world.remote("work", &["--argv", "/root/tools/sub/own", "y"]).expect(0, "/root/tools/sub/own y\n");
+}
+
+#[test]
+fn a_deny_rule_is_not_passed_by_another_name_of_its_program() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    for deny in ["deny /usr/bin/touch *", "deny touch *", "deny /bin/touch *", "deny /usr/* *"] {
+        with_policy(&world, &format!("{deny}\nallow * *\n"));
+        every_way_is_denied(
+            &world,
+            &[
+                "touch",
+                "/bin/touch",
+                "//usr/bin/touch",
+                "/usr/bin/../bin/touch",
+                "/usr/share/../bin/touch",
+                "/proc/self/root/usr/bin/touch",
+                "/root/tools/sub/link",
+            ],
+        );
+    }
+    with_policy(&world, "deny touch *\nallow * *\n");
+    world.remote("work", &["--argv", "echo", "others run"]).expect(0, "others run\n");
+}
+
+#[test]
+fn a_link_is_allowed_under_its_own_name_and_called_by_it() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    with_policy(&world, "allow /root/tools/* *\nallow greet *\n");
+    world.dom0("ln -s /usr/bin/bash /root/tools/greet; ln -s /usr/bin/bash /usr/local/sbin/greet").expect(0, "");
+    // the program sees the name as it was asked, as systemctl does that is called reboot
+    for name in ["/root/tools/greet", "/root/tools/sub/../greet", "greet"] {
+        world.remote("work", &["--argv", name, "-c", "echo $0"]).expect(0, &format!("{name}\n"));
+    }
+    world.remote("work", &["--argv", "bash", "-c", "echo $0"]).expect(126, "").says("denied");
+}
+
+#[test]
+fn a_program_that_others_may_change_is_refused_with_the_reason() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.dom0(
+        "mkdir -p /root/open /root/closed; for d in open closed; do cp /usr/bin/echo /root/$d/say; done; chmod 777 /root/open; \
+         cp /usr/bin/echo /root/closed/group; chmod 775 /root/closed/group; \
+         cp /usr/bin/echo /root/closed/owned; chown 1000 /root/closed/owned; \
+         ln -s /root/open/say /root/closed/link; ln -s /root/open /root/closed/directory",
+    )
+    .expect(0, "");
+    for policy in ["allow /root/** *\n", "allow * *\n"] {
+        world.policy("work", policy);
+        world.remote("work", &["--argv", "/root/closed/say", "hi"]).expect(0, "hi\n");
+        for (name, why) in [
+            ("open/say", "/root/open"),
+            ("closed/group", "/root/closed/group"),
+            ("closed/owned", "/root/closed/owned"),
+            ("closed/link", "/root/open"),
+            ("closed/directory/say", "/root/open"),
+        ] {
+            let done = world.remote("work", &["--argv", &format!("/root/{name}"), "hi"]);
+            done.expect(126, "").says(&format!("{why} does not belong to root, or others may write it"));
+        }
+    }
+    // who may not run it does not learn that
+    world.policy("work", "allow qvm-ls *\n");
+    let done = world.remote("work", &["--argv", "/root/open/say", "hi"]);
+    done.expect(126, "").says("no rule of its policy allows it");
+}
+
+#[test]
+fn a_qube_learns_of_no_program_that_it_may_not_run() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "allow qvm-* *\nallow /usr/bin/qvm* *\n");
+    world.remote("work", &["--argv", "qvm-nosuch"]).expect(127, "").says("qvm-nosuch: no such program in dom0");
+    world.remote("work", &["--argv", "/usr/bin/qvm-nosuch"]).expect(127, "").says("no such program in dom0");
+    let [there, not_there] = ["true", "nosuch"].map(|name| world.remote("work", &["--argv", name]));
+    assert_eq!((there.code, &there.err.replace("true", "")), (126, &not_there.err.replace("nosuch", "")));
+    let [there, not_there] = ["/usr/bin/true", "/usr/bin/nosuch/x"].map(|name| world.remote("work", &["--argv", name]));
+    assert_eq!((there.code, there.err), (126, not_there.err));
+}
+
+#[test]
+fn a_child_of_a_script_can_neither_read_nor_change_the_rest_of_it() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let attack = r#"import os
+def attempt(name, fd):
+    try:
+        fd = fd()
+        text = os.pread(fd, 4096, 0)
+        os.pwrite(fd, b"touch /root/hacked #", text.index(b"echo hon" + b"est"))
+        print(name, "changed")
+    except OSError as e:
+        print(name, e.strerror)
+attempt("inherited", lambda: 4)
+attempt("opened again", lambda: os.open("/proc/self/fd/4", os.O_RDWR))
+attempt("of the shell", lambda: os.open("/proc/%d/fd/255" % os.getppid(), os.O_RDWR))
+"#;
+    world.dom0(&format!("cat >/usr/local/sbin/attack.py <<'X'\n{attack}X")).expect(0, "");
+    for who in ["setpriv --reuid=65534 --regid=65534 --clear-groups", "env"] {
+        let done = world.remote(
+            "work",
+            &[&format!("{who} python3 /usr/local/sbin/attack.py\necho honest # as it was sent, and no other")],
+        );
+        assert!(!done.text().contains("changed") && done.text().ends_with("honest\n"), "{who}: {done:#?}");
+        assert_eq!((done.code, done.text().lines().count()), (0, 4), "{who}: {done:#?}");
+    }
+    world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
+    world.remote("work", &["readlink /proc/self/fd/* | grep -c memfd"]).expect(1, "0\n");
+}
+
+#[test]
+fn a_script_runs_as_it_was_sent_from_one_byte_to_a_mebibyte() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let script = |text: &str| {
+        std::fs::write(world.home("work").join("script"), text).expect("written");
+        world.shell("work", "qvm-remote <script")
+    };
+    script(":").expect(0, "");
+    script("\n").expect(0, "");
+    script("#!/usr/bin/python3\necho $LINENO").expect(0, "2\n");
+    script("echo $LINENO $0; exit 4").expect(4, "1 /dev/fd/4\n");
+    script("\nnosuch\n").expect(127, "").says("/dev/fd/4: line 2: nosuch: command not found");
+    script("cat <<X\na\nX\nexec 4>/dev/null; echo b").expect(0, "a\nb\n");
+    let filled = format!("echo begin\n{}\necho end", "#".repeat(1_048_576 - 20));
+    assert_eq!(filled.len(), (1 << 20), "the largest");
+    script(&filled).expect(0, "begin\nend\n");
+}
+
+#[test]
+fn a_directory_and_a_terminal_are_those_of_whom_the_command_runs_as() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world
+        .dom0("mkdir -p /home/user/closed /home/user/open; chmod 755 /home/user; chmod 700 /home/user/closed")
+        .expect(0, "");
+    world.policy("work", "allow shell * [user=nobody cwd=client]\n");
+    world
+        .shell("work", "mkdir -p open closed; cd open; qvm-remote 'pwd; id -un'")
+        .expect(0, "/home/user/open\nnobody\n");
+    world.shell("work", "cd closed; qvm-remote 'pwd; ls'").expect(126, "").says("/home/user/closed: Permission denied");
+    world.shell("work", "mkdir -p nosuch; cd nosuch; qvm-remote pwd").expect(126, "").says("/home/user/nosuch");
+    // standard input is never at an end: script(1) would pass that on as Ctrl-D
+    let terminal = "mkdir -p open; cd open; mkfifo still; script -qec 'qvm-remote --tty \"test -O /dev/stdin && stat -Lc %U /dev/stdin\"' /dev/null <>still";
+    let done = world.shell("work", terminal);
+    assert!(done.text().contains("nobody\r\n"), "{done:#?}");
+}
+
+#[test]
+fn files_that_others_may_write_decide_nothing() {
+    let world = world!("work");
+    let daemon = world.ready();
+    world.remote("work", &["echo fine"]).expect(0, "fine\n");
+    for (file, bad, good) in [("work.policy", "666", "600"), ("work.key", "620", "600"), ("work.policy", "602", "640")]
+    {
+        world.dom0(&format!("chmod {bad} /etc/qubes/remote.d/{file}")).expect(0, "");
+        world.remote("work", &["echo hacked"]).expect(126, "").says("others may write it");
+        world.dom0(&format!("chmod {good} /etc/qubes/remote.d/{file}")).expect(0, "");
+    }
+    world.dom0("chown 1000 /etc/qubes/remote.d/work.policy").expect(0, "");
+    world.remote("work", &["echo hacked"]).expect(126, "").says("others may write it");
+    world.dom0("chown 0 /etc/qubes/remote.d/work.policy").expect(0, "");
+    world.remote("work", &["echo fine"]).expect(0, "fine\n");
+    daemon.stop();
+    world.dom0("chmod 666 /etc/qubes/remote.conf").expect(0, "");
+    world.dom0("qvm-remote-dom0").expect(1, "").says("/etc/qubes/remote.conf: others may write it");
+}
+
+#[test]
+fn the_look_for_an_agent_is_no_command_of_an_older_client() {
+    let world = world!("work");
+    world.authorize();
+    // a qube that has the Python client under the name of ours
+    std::fs::write(world.home("work").join("v1.py"), include_str!("peers/v1-client.py")).expect("written");
+    world
+        .dom0(
+            "chmod 755 $WORLD/vms/work/home/user/v1.py; qvm-remote-dom0 v1 work on; nsenter -t $(cat $WORLD/vms/work/pid) -m -- \
+             mount --bind /home/user/v1.py /mnt/bin/qvm-remote",
+        )
+        .text();
+    let _daemon = world.dom0_start("qvm-remote-dom0");
+    let state = |state: &str| {
+        let status = world.dom0("qvm-remote-dom0 status --json").text();
+        status.contains(&format!("\"work\":{{\"channel\":\"{state}\""))
+    };
+    eventually("its queue is served", || state("v1 queue"));
+    world.shell("work", "ls .qvm-remote/queue/pending 2>/dev/null").text().lines().for_each(|name| panic!("{name}"));
+    world.shell("work", "python3 v1.py 'echo served'").expect(0, "served\n");
+    let log = world.log();
+    assert!(!log.contains("serve\\n") && !log.contains("cmd=serve\n") && !log.contains("cmd=serve "), "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("] CMD ")).count(), 1, "{log}");
+}
+
+#[test]
+fn commands_of_one_qube_take_no_descriptors_of_another() {
+    let world = world!("work", "dev");
+    world.authorize();
+    world.policy("work", "allow shell *\nmax-running = 64\n");
+    // the soft limit is raised to the hard one, which is shared; commands have the soft one
+    let daemon = world.dom0_start("prlimit --nofile=180:300 qvm-remote-dom0");
+    for vm in ["work", "dev"] {
+        eventually(vm, || world.remote(vm, &["ping"]).code == 0);
+    }
+    world.remote("dev", &["ulimit -Sn"]).expect(0, "180\n");
+    let many = world.vm_start("work", &["bash", "-c", "for n in $(seq 60); do qvm-remote 'sleep 4761' & done; wait"]);
+    let running = || world.processes("sleep 4761");
+    eventually("its share runs", || running() >= 5);
+    for _ in 0..5 {
+        world.remote("dev", &["echo alive"]).expect(0, "alive\n");
+    }
+    let count = running();
+    assert!((5..30).contains(&count), "{count} commands at a time");
+    drop((many, daemon));
+}
