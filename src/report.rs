@@ -20,7 +20,7 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// Why a program failed.
+/// A failure that ends the program.
 #[derive(Debug)]
 pub struct Fatal {
     code: Code,

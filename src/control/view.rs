@@ -86,7 +86,7 @@ pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     api::Listener { upstream, ..troubled(&post.address(), Some(post.kind()), post.label(), state, why) }
 }
 
-/// What happened to a session.
+/// An event of a session, for `Watch`.
 pub fn happening(Happening { what, info, figures }: &Happening) -> api::Event {
     let session = Some(session_with(info, *figures));
     match what {

@@ -2,8 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-pub use tracing::Dispatch;
-use tracing::{debug, error, info, warn};
+use tracing::{Dispatch, debug, error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::prelude::*;
 
@@ -27,14 +26,11 @@ fn dispatch(identifier: &str) -> Option<Dispatch> {
 /// no journal it goes nowhere.
 pub fn tell_journal(identifier: &str, event: &Event) {
     if let Some(dispatch) = dispatch(identifier) {
-        with(&dispatch, || write(event));
+        tracing::dispatcher::with_default(&dispatch, || write(event));
     }
 }
 
 /// Runs `body` with the journal as the thread's own.
-pub fn with(dispatch: &Dispatch, body: impl FnOnce()) {
-    tracing::dispatcher::with_default(dispatch, body);
-}
 
 /// Writes one event.
 pub fn write(e: &Event) {
@@ -70,7 +66,7 @@ pub fn write(e: &Event) {
             )
         };
     }
-    match e.level() {
+    match e.kind.level() {
         Level::Error => send!(error),
         Level::Warning => send!(warn),
         Level::Info => send!(info),

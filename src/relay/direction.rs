@@ -90,8 +90,11 @@ enum Held {
     /// The rest of what was read into the scratch buffer, or what another process held.
     Bytes(Vec<u8>, usize),
     /// `buffer[at..end]`.
-    Buffer { buffer: PoolBuffer, at: usize, end: usize },
-    /// In a pipe.
+    Buffer {
+        buffer: PoolBuffer,
+        at: usize,
+        end: usize,
+    },
     Pipe(Pipe),
 }
 
@@ -106,7 +109,7 @@ pub(super) enum Passing {
     Held,
 }
 
-/// Why a direction cannot go on.
+/// Errors that stop a direction.
 pub(super) enum Stuck {
     /// Its source was reset, and there is nothing more to read.
     Source(io::Error),
@@ -116,17 +119,16 @@ pub(super) enum Stuck {
     Destination(io::Error),
 }
 
-/// What one step did.
+/// Result of one step.
 enum Step {
     Moved(usize),
     /// The source's end was read.
     End,
 }
 
-/// One direction, parked.
+/// A parked direction.
 #[derive(Debug)]
 pub struct ParkedDirection {
-    /// Where it stood.
     pub phase: Phase,
     /// Read from the source, not yet taken by the destination.
     pub held: Vec<u8>,
@@ -134,7 +136,7 @@ pub struct ParkedDirection {
     pub dropped: u64,
 }
 
-/// One direction of a relay.
+/// A direction of a relay.
 #[derive(Debug)]
 pub(super) struct Direction {
     pub(super) phase: Phase,
@@ -198,12 +200,12 @@ impl Direction {
         (self.gear, self.forced) = (gear, true);
     }
 
-    /// Whether its source is being read.
+    /// Whether the source is being read.
     pub(super) fn reads(&self) -> bool {
         self.phase != Phase::Done && !self.stalled()
     }
 
-    /// Whether it waits for its destination.
+    /// Whether the direction waits for its destination.
     pub(super) fn stalled(&self) -> bool {
         self.held.is_some() || self.blocked
     }

@@ -16,7 +16,7 @@ use crate::{
 const UNIT: &str = "qvm-remote-dom0.service";
 
 /// With `qvm-run` and `qvm-check`, and less patience than the unit has.
-fn with_a_qube(tree: Tree) -> Tree {
+pub(crate) fn with_a_qube(tree: Tree) -> Tree {
     tree.prepare(
         r#"
 mkdir -p /etc/qubes /etc/systemd/system/qvm-remote-dom0.service.d
@@ -48,7 +48,7 @@ fn remote(words: &str) -> Process {
 }
 
 #[track_caller]
-fn answer(words: &str) -> String {
+pub(crate) fn answer(words: &str) -> String {
     let mut process = remote(words);
     let status = process.wait();
     let (out, err) = (process.stdout.to_the_end().join("\n"), process.stderr.to_the_end().join("\n"));

@@ -23,18 +23,19 @@ use serde_json::Value;
 
 use crate::{
     crowd::{Crowd, Kind, Place, Rate},
+    remote::{answer, with_a_qube},
     service::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
         main_pid, messages, property, sessions_told_once, settled, socket, text,
     },
     support::{Activation, FakeQrexec, PATIENCE, Pace, Process, Wire, eventually, exchange, program, run, skip},
-    tree::{As, Tree, installed_fake, shell, user_unit},
+    tree::{As, Tree, attempt, installed_fake, shell, user_unit},
 };
 
 /// The commit upgraded from. Its records of sessions and listeners are version 1, its counters' file too.
 const EARLIER: &str = "9498472ecad32ddb4ce3cedec7383ebb7af30d7b";
 
-const PROGRAMS: [&str; 2] = ["qrexec-connect", "pfwd"];
+const PROGRAMS: [&str; 4] = ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"];
 
 /// Where both pairs of programs lie inside, in `earlier` and `present`.
 const VERSIONS: &str = "usr/lib/forwarder-versions";
@@ -122,11 +123,13 @@ fn with_both_versions(tree: Tree) -> Option<Tree> {
 
 /// Inside: puts a version in place as a package manager does it, another file under the same name.
 fn install(version: &str) {
-    for program in PROGRAMS {
-        shell(&format!(
-            "cd /srv/programs; cp /{VERSIONS}/{version}/{program} new; mv -f new {program}; chmod 755 {program}"
-        ));
-    }
+    PROGRAMS.iter().for_each(|program| install_one(version, program));
+}
+
+fn install_one(version: &str, program: &str) {
+    shell(&format!(
+        "cd /srv/programs; cp /{VERSIONS}/{version}/{program} new; mv -f new {program}; chmod 755 {program}"
+    ));
 }
 
 /// Inside: the process runs this version's program.
@@ -498,4 +501,44 @@ fn a_session_that_waits_for_a_call_goes_over_an_upgrade_and_back() {
     drop((first, second));
     assert_eq!(service.ends(2).iter().filter(|end| end.down == 6).count(), 2);
     service.stop();
+}
+
+/// `qvm-remote` of either version with dom0 of the other, live and through the queue. The earlier dom0 goes on with the
+/// sequence of the log and makes no heads: `log --verify` names its entries.
+#[test]
+fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    let tree = with_a_qube(tree);
+    tree.boot("upgrade", As::Root, || {
+        let both_ways = |text: &str| {
+            shell("systemctl restart qvm-remote-dom0");
+            eventually("the agent answers", || {
+                attempt("runuser -u tester -- env HOME=/home/tester qvm-remote ping").0 == Some(0)
+            });
+            assert_eq!(answer(&format!("'echo {text}'")), text);
+            assert_eq!(answer(&format!("--queue -t 20 'echo {text} queued'")), format!("{text} queued"));
+        };
+        shell("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start qvm-remote-dom0");
+        both_ways("both earlier");
+        install_one("present", "qvm-remote-dom0");
+        both_ways("an earlier qube");
+        let (code, text, _) = attempt("qvm-remote-dom0 log --verify");
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("of an earlier version have no head"), "{text}");
+        install_one("present", "qvm-remote");
+        both_ways("both present");
+        assert!(
+            shell("qvm-remote-dom0 log --verify --against /home/tester/.qvm-remote/audit.log").contains("2 confirmed")
+        );
+        install_one("earlier", "qvm-remote-dom0");
+        both_ways("an earlier dom0");
+        install("present");
+        both_ways("and back");
+        let numbers = shell("sed 's/.* seq=//' /var/log/qubes/qvm-remote.log");
+        let numbers: Vec<u64> = numbers.lines().map(|n| n.parse().expect("a number")).collect();
+        assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "{numbers:?}");
+        let (code, text, _) = attempt("qvm-remote-dom0 log --verify");
+        assert!(code == Some(1) && text.contains("has no head"), "{text}");
+    });
 }

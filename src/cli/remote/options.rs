@@ -12,7 +12,7 @@ use crate::{
     remote::client::{ClientError, Delivery},
 };
 
-/// What was typed before the first word.
+/// Values of the options before the first word.
 #[derive(Debug)]
 pub(super) struct ClientOptions {
     pub(super) timeout: u32,
@@ -154,13 +154,13 @@ impl OptionEntry {
         }
     }
 
-    /// As faults name the option.
+    /// The option as error messages write it.
     fn name(&self) -> String {
         self.short.map_or_else(|| format!("--{}", self.long), |short| format!("-{short}"))
     }
 }
 
-/// What was typed.
+/// A parsed command line.
 #[derive(Debug)]
 pub(super) enum Typed {
     Help,

@@ -9,7 +9,7 @@ const APPROVAL: &str = "for approval in dom0: qvm-remote-dom0 approve ";
 const LOG_ROOM: &str = "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)";
 const RECORDED: &str = "no longer: it stands in dom0's log, entry head code: ";
 
-/// Why a command waits.
+/// Reasons for a command to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitReason<'a> {
     /// The qube runs as many commands as it may.
