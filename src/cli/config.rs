@@ -60,6 +60,11 @@ impl Bad {
 }
 
 impl Sources {
+    /// Whether there may be a file, now or later.
+    pub(super) fn may_have_file(&self) -> bool {
+        self.file.is_some() || !self.places.is_empty()
+    }
+
     /// Reads everything; where there is no file, there is nothing wrong with that.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! One face for each program: arguments, then a plan, then the run, then an exit code.
 
 #[cfg(feature = "forward")]
+mod arguments;
+#[cfg(feature = "forward")]
 mod complete;
 #[cfg(feature = "forward")]
 mod config;

@@ -10,7 +10,7 @@ use crate::{
     report::{Code, Fatal},
     service::{self, Ended, Setup, StartFailure, Stay},
     spec::{LogLevel, Plan},
-    systemd::{headroom, reload, unit},
+    systemd::{headroom, reload, signals::Hangup, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -72,6 +72,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let setup = Setup {
         inherited,
         config,
+        hangup: Hangup::meaning(options.sources.may_have_file()),
         load: options.sources.load(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),

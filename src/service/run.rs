@@ -35,7 +35,7 @@ use crate::{
 /// # Errors
 /// See [`StartFailure`].
 pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
-    let mut signals = Signals::new().map_err(StartFailure::Signals)?;
+    let mut signals = Signals::new(setup.hangup).map_err(StartFailure::Signals)?;
     let activation::Inherited { listeners, refused, stored } = setup.inherited;
     let names: Vec<String> = listeners.iter().map(|l| l.name.clone()).collect();
     let passed = listeners.len() + refused.len();

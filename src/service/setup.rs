@@ -6,6 +6,7 @@ use crate::{
     activation,
     dial::netns,
     spec::{Config, Forward, SocketKind, fdname},
+    systemd::signals::Hangup,
 };
 
 /// Reads the configuration.
@@ -30,6 +31,8 @@ pub struct Setup {
     pub program: &'static str,
     /// Where the control socket is to be, if anywhere.
     pub control: Option<PathBuf>,
+    /// What a SIGHUP means.
+    pub hangup: Hangup,
 }
 
 /// The configuration that is in force.

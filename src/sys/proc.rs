@@ -94,9 +94,20 @@ impl Process {
 
     /// The capabilities that are in effect, as bits of capabilities(7).
     pub fn capabilities(&self) -> Option<u64> {
+        self.bits("CapEff:")
+    }
+
+    /// Whether a signal is ignored.
+    pub fn ignores(&self, signal: i32) -> bool {
+        let bit = u32::try_from(signal - 1).ok().and_then(|n| 1_u64.checked_shl(n));
+        self.bits("SigIgn:").zip(bit).is_some_and(|(ignored, bit)| ignored & bit != 0)
+    }
+
+    /// A set of bits in the status of the process.
+    fn bits(&self, name: &str) -> Option<u64> {
         let status = String::from_utf8_lossy(&self.read("status", LIMIT)).into_owned();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        u64::from_str_radix(effective.trim(), 16).ok()
+        let bits = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(bits.trim(), 16).ok()
     }
 }
 
@@ -146,6 +157,11 @@ impl Stat {
     /// The parent's number.
     pub fn parent(&self) -> Option<u32> {
         self.field(4)
+    }
+
+    /// Whether the process has a controlling terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.field::<i64>(7).is_some_and(|device| device != 0)
     }
 
     /// When the process started, since boot, in hundredths of a second.

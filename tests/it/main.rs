@@ -7,6 +7,7 @@ extern crate support; // `crate::support`
 mod access;
 mod activation;
 mod architecture;
+mod by_hand;
 mod connect_unix;
 mod control;
 mod demo;

@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{complete, control, generator, serve, units::Scope};
+use super::{arguments, complete, control, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
@@ -26,6 +26,7 @@ const CONTROLLED: control::Program =
     control::Program { name: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
 
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
 #[command(long_about = "\
 Connects local ports and UNIX sockets to services in other qubes.
@@ -144,10 +145,11 @@ pub fn main() -> ExitCode {
     if called.to_string_lossy().ends_with("-generator") {
         // Of the three directories the first is for drop-ins that override nothing.
         let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
-        return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
+        let result = generator::run(PROGRAM, words.next().map(PathBuf::from), scope);
+        return report::end("qrexec-connect-generator", result);
     }
     complete::answer(CONTROLLED, Scope::User, command);
-    let arguments = ConnectArguments::parse();
+    let arguments: ConnectArguments = arguments::parse(PROGRAM);
     let result = match arguments.command.unwrap_or(ConnectCommand::Serve(arguments.serve)) {
         ConnectCommand::Serve(options) => serve(options),
         ConnectCommand::Check(options) => check::run(&options),

@@ -12,9 +12,9 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser};
 
 use super::{
-    complete,
+    arguments, complete,
     config::Sources,
-    control,
+    control, generator,
     serve::{self, ServeOptions},
     units::Scope,
 };
@@ -121,10 +121,16 @@ pub fn command() -> clap::Command {
     PfwdArguments::command()
 }
 
-/// Runs `pfwd`.
+/// Runs `pfwd`, or the generator when called by that name.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().unwrap_or_default().to_string_lossy().ends_with("-generator") {
+        // Of the three directories the first is for drop-ins that override nothing.
+        let result = generator::run(PROGRAM, words.next().map(PathBuf::from), Scope::System);
+        return report::end("pfwd-generator", result);
+    }
     complete::answer(CONTROLLED, Scope::System, command);
-    let arguments = PfwdArguments::parse();
+    let arguments: PfwdArguments = arguments::parse(PROGRAM);
     report::end(PROGRAM, run(arguments))
 }
 
@@ -135,7 +141,12 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if let Some(command) = &arguments.command {
         return control::run(CONTROLLED, command);
     }
-    let sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
+    let mut sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
+    // By hand, what was written is what is wanted: the file belongs to the service, which serves it already.
+    if !sources.forwards.is_empty() && sources.file.is_none() && std::env::var_os("NOTIFY_SOCKET").is_none() {
+        eprintln!("{PROGRAM}: --forward by hand: {FILE} is not read (--config {FILE} reads it, too)");
+        sources.places.clear();
+    }
     if arguments.check || arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
