@@ -3,6 +3,8 @@
 #[cfg(feature = "forward")]
 mod arguments;
 #[cfg(feature = "forward")]
+mod check;
+#[cfg(feature = "forward")]
 mod complete;
 #[cfg(feature = "forward")]
 mod config;

@@ -59,6 +59,13 @@ pub(super) fn loaded(scope: Scope, prefix: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect()
 }
 
+/// The socket units that listen, with their addresses.
+pub(super) fn listening_sockets(scope: Scope) -> Vec<ShownUnit> {
+    let text = ask(scope, &["show", "--property=Id,ActiveState,Listen", "--", "*.socket"]).unwrap_or_default();
+    let shown = text.split("\n\n").map(read);
+    shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active")).collect()
+}
+
 /// The addresses of one socket unit.
 pub(super) fn listens(scope: Scope, unit: &str) -> Vec<String> {
     let shown = show(scope, &["Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());

@@ -5,7 +5,7 @@
 //! Read in this order: `text` (words and `\xNN`), `value` and `endpoint` and `call` (what single values may be), `keys`
 //! (the one set of keys that all sources share), `fdname`, `forward` and `file` (the three sources), `merge` (arguments
 //! over a file), `role` (what a set of keys means) and `resolve` (what the name on a socket means). Beside them stands
-//! `unit`, which reads unit files for the generator and for `check`.
+//! `unit`, which reads unit files for the generator and for `check`, and `together`, which compares listeners.
 //!
 //! Two layers: [`Keys`] is what was written, each value with its place; [`Forward`] is what it means, with nothing left
 //! that "must be there". All faults of a text are found at once and cited where they stand ([`Faults`]).
@@ -24,6 +24,7 @@ mod plan;
 mod resolve;
 mod role;
 mod text;
+mod together;
 pub mod unit;
 mod value;
 
@@ -37,6 +38,7 @@ pub use keys::{At, KeyName, Keys};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
+pub use together::{ListenPlace, PlacedListener, circles, exclusions};
 pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,

@@ -1,7 +1,6 @@
 //! The face of `qrexec-connect`.
 
 mod add;
-pub(super) mod check;
 mod config;
 mod demo;
 mod stand_in;
@@ -15,7 +14,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{arguments, complete, control, generator, serve, units::Scope};
+use super::{arguments, check, complete, control, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
@@ -56,7 +55,7 @@ enum ConnectCommand {
     /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
-    Check(check::Check),
+    Check(Check),
     /// Write a socket unit
     Add(add::Add),
     /// Stop, disable and delete a socket unit that `add` wrote
@@ -102,6 +101,22 @@ impl control::WhichService for WhichConnect {
 
     fn socket(&self) -> Option<&Path> {
         self.control.as_deref()
+    }
+}
+
+/// Options of `check`.
+#[derive(Clone, Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    check: check::CheckOptions,
+    /// Look at the system's units instead of the user's
+    #[arg(long)]
+    system: bool,
+}
+
+impl Check {
+    fn scope(&self) -> Scope {
+        if self.system { Scope::System } else { Scope::User }
     }
 }
 
@@ -152,7 +167,9 @@ pub fn main() -> ExitCode {
     let arguments: ConnectArguments = arguments::parse(PROGRAM);
     let result = match arguments.command.unwrap_or(ConnectCommand::Serve(arguments.serve)) {
         ConnectCommand::Serve(options) => serve(options),
-        ConnectCommand::Check(options) => check::run(&options),
+        ConnectCommand::Check(options) => {
+            check::run(&check::CheckRequest::new(&options.check, CONTROLLED, options.scope()))
+        }
         ConnectCommand::Add(options) => add::add(&options),
         ConnectCommand::Remove(options) => add::remove(&options),
         ConnectCommand::Control(command) => control::run(CONTROLLED, &command),

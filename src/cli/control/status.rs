@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     cli::{
+        check,
         config::Sources,
-        connect::check,
         systemctl,
         units::{self, FoundUnit},
     },
@@ -311,7 +311,9 @@ fn unserved(
 ) -> ListenerRow {
     let (flag, name) = (service.scope.flag(), &unit.name);
     let meant = match (&unit.found, kind) {
-        (Some(found), Some(kind)) => check::leads_to(found, kind, config).map_err(|faults| faults.to_string()),
+        (Some(found), Some(kind)) => {
+            check::leads_to(found, kind, config, service.scope).map_err(|faults| faults.to_string())
+        }
         (_, None) => Err("sockets of this kind are not forwarded; use ListenStream=".to_owned()),
         (None, Some(_)) => Ok(None),
     };

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, Parser};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments, complete,
+    arguments, check, complete,
     config::Sources,
     control, generator,
     serve::{self, ServeOptions},
@@ -48,7 +48,7 @@ or in two steps, over a UNIX socket that both sides can see:
 The same keys serve as FileDescriptorName= of a socket unit pfwd-NAME.socket; --print-units writes those.")]
 struct PfwdArguments {
     #[command(subcommand)]
-    command: Option<control::ControlCommand<WhichPfwd>>,
+    command: Option<PfwdCommand>,
     /// Read this configuration instead of /etc/pfwd.toml
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -86,6 +86,15 @@ struct PfwdArguments {
     /// End after this many seconds without a session, when all sockets were passed by systemd
     #[arg(long, value_name = "SECONDS", value_parser = super::connect::seconds)]
     exit_idle_time: Option<Duration>,
+}
+
+/// What else it does.
+#[derive(Clone, Debug, Subcommand)]
+enum PfwdCommand {
+    /// Say what each socket unit and each forward leads to, and what is wrong with it
+    Check(check::CheckOptions),
+    #[command(flatten)]
+    Control(control::ControlCommand<WhichPfwd>),
 }
 
 /// Which service is asked: there is one.
@@ -138,27 +147,30 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
         return serve::reload();
     }
-    if let Some(command) = &arguments.command {
-        return control::run(CONTROLLED, command);
+    match &arguments.command {
+        Some(PfwdCommand::Check(options)) => {
+            return check::run(&check::CheckRequest::new(options, CONTROLLED, Scope::System));
+        }
+        Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
+        None => {}
     }
+    let named = arguments.config.is_some() || !arguments.forward.is_empty();
     let mut sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
     // By hand, what was written is what is wanted: the file belongs to the service, which serves it already.
     if !sources.forwards.is_empty() && sources.file.is_none() && std::env::var_os("NOTIFY_SOCKET").is_none() {
         eprintln!("{PROGRAM}: --forward by hand: {FILE} is not read (--config {FILE} reads it, too)");
         sources.places.clear();
     }
-    if arguments.check || arguments.print_units || arguments.show_netns {
+    if arguments.check {
+        let (program, scope, what) = (CONTROLLED, Scope::System, Vec::new());
+        return check::run(&check::CheckRequest { program, scope, what, sources, sources_named: named });
+    }
+    if arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
             Err(bad) => return Ok(bad.tell(PROGRAM, true)),
         };
-        return Ok(if arguments.check {
-            show::plan(&plan)
-        } else if arguments.print_units {
-            show::units(&config)
-        } else {
-            show::namespaces(&plan)
-        });
+        return Ok(if arguments.print_units { show::units(&config) } else { show::namespaces(&plan) });
     }
     serve::run(ServeOptions {
         program: PROGRAM,

@@ -162,7 +162,7 @@ impl SpecFault {
     }
 
     /// This fault, cited as `cite` says. Faults of files and arguments know their place already and stay as they are.
-    fn cited(mut self, cite: &Cite<'_>) -> Self {
+    pub(super) fn cited(mut self, cite: &Cite<'_>) -> Self {
         if !matches!(self.origin, Origin::Name(_)) {
             return self;
         }
@@ -220,12 +220,23 @@ impl Faults {
 
     /// Each fault with its line underlined and what to do below it, for a terminal; `colour` adds ANSI styles.
     pub fn render(&self, colour: bool) -> String {
-        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-        self.0.iter().map(|fault| render(fault, &renderer) + "\n").collect()
+        self.0.iter().map(|fault| fault.render(colour, Level::ERROR)).collect()
     }
 }
 
-fn render(fault: &SpecFault, renderer: &Renderer) -> String {
+impl SpecFault {
+    /// The fault as [`Faults::render`] shows it, as a warning.
+    pub fn render_warning(&self, colour: bool) -> String {
+        self.render(colour, Level::WARNING)
+    }
+
+    fn render(&self, colour: bool, level: Level<'_>) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        render(self, &renderer, level) + "\n"
+    }
+}
+
+fn render(fault: &SpecFault, renderer: &Renderer, level: Level<'_>) -> String {
     let path = match &fault.origin {
         Origin::File(name) => Shown(name).to_string(),
         origin => origin.to_string(),
@@ -233,7 +244,7 @@ fn render(fault: &SpecFault, renderer: &Renderer) -> String {
     let what = Shown(&fault.what).to_string();
     // The renderer pictures control characters of ASCII, but not those that came after: two bytes each, as a dot is.
     let excerpt = fault.excerpt.replace(|c: char| c.is_control() && !c.is_ascii(), "·");
-    let mut group = Level::ERROR.primary_title(what).element(
+    let mut group = level.primary_title(what).element(
         Snippet::source(excerpt)
             .path(path)
             .line_start(fault.line)
