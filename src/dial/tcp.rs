@@ -6,7 +6,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::time::timeout;
 
 use super::{
-    failure::{Failure, io_failure},
+    failure::{DialStep, Failure, io_failure},
     way::Way,
 };
 use crate::{
@@ -70,5 +70,5 @@ async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>, keepali
         }
         Ok(stream)
     };
-    connected.await.map_err(|error| io_failure(&format!("connect to {addr}"), error))
+    connected.await.map_err(|error| io_failure(DialStep::Tcp, &format!("connect to {addr}"), error))
 }

@@ -270,7 +270,7 @@ impl Keys {
             self.incomplete |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
             let fault = SpecFault::at(&at, format!("{name}: {}", flaw.what));
-            faults.push(match (flaw.fix, flaw.note) {
+            faults.push(match (flaw.fix_for(&source.origin), flaw.note_for(&source.origin)) {
                 (Some(fix), _) => fault.hint((item.fix)(&fix)),
                 (None, Some(note)) => fault.hint(note),
                 (None, None) => fault,

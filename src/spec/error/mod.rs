@@ -298,18 +298,52 @@ pub struct Flaw {
     pub(super) fix: Option<String>,
     /// Advice, when it cannot.
     pub(super) note: Option<String>,
+    /// An address that ends the advice as an example, with a colon before its port.
+    pub(super) example: Option<String>,
+    /// Whether `fix` is an address, with a colon before its port.
+    pub(super) fix_is_address: bool,
 }
 
 impl Flaw {
     /// A flaw of bytes `at` of the value.
     pub(super) fn new(at: Range<usize>, what: impl Into<String>) -> Self {
-        Self { at, what: what.into(), fix: None, note: None }
+        Self { at, what: what.into(), fix: None, note: None, example: None, fix_is_address: false }
     }
 
     /// The same flaw with the value that would be right.
     pub(super) fn fix(mut self, value: impl Into<String>) -> Self {
         self.fix = Some(value.into());
         self
+    }
+
+    /// The same flaw with the address that would be right, with a colon before its port.
+    pub(super) fn fix_address(mut self, address: impl Into<String>) -> Self {
+        self.fix_is_address = true;
+        self.fix(address)
+    }
+
+    /// The same flaw with advice that ends in an address as an example, with a colon before its port.
+    pub(super) fn example(mut self, note: impl Into<String>, address: impl Into<String>) -> Self {
+        self.example = Some(address.into());
+        self.note(note)
+    }
+
+    /// What would be right, as a text of this origin has it, before anything is quoted.
+    pub(super) fn fix_for(&self, origin: &Origin) -> Option<String> {
+        let fix = self.fix.as_ref()?;
+        Some(if self.fix_is_address { port_for(fix, origin) } else { fix.clone() })
+    }
+
+    /// The advice, as a text of this origin has it.
+    pub(super) fn note_for(&self, origin: &Origin) -> Option<String> {
+        let note = self.note.as_ref()?;
+        let Some(example) = &self.example else { return Some(note.clone()) };
+        let example = port_for(example, origin);
+        // Any other colon of an address is an IPv6 one.
+        Some(match origin {
+            Origin::Name(_) => format!("{note}{}", example.replace(':', "\\x3a")),
+            _ => format!("{note}{example}"),
+        })
     }
 
     /// The same flaw with advice.
@@ -332,12 +366,29 @@ impl Flaw {
     }
 }
 
+/// An address as a text of this origin has it: systemd takes no colon in a name, so a port stands behind a `+` there.
+fn port_for(address: &str, origin: &Origin) -> String {
+    match (origin, address.rsplit_once(':')) {
+        (Origin::Name(_), Some((host, port))) => format!("{host}+{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+/// A key with a value for a hint, as a text of this origin has them; an address has a colon before its port.
+pub(super) fn pair(key: &str, value: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::File(_) => format!("{key} = \"{value}\""),
+        _ => format!("{key}={}", port_for(value, origin)),
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Shown(&self.what))?;
-        match (&self.fix, &self.note) {
-            (Some(fix), _) => write!(f, " (write: {})", Shown(fix)),
-            (None, Some(note)) => write!(f, " ({})", Shown(note)),
+        let origin = Origin::Forward(None);
+        match (self.fix_for(&origin), self.note_for(&origin)) {
+            (Some(fix), _) => write!(f, " (write: {})", Shown(&fix)),
+            (None, Some(note)) => write!(f, " ({})", Shown(&note)),
             (None, None) => Ok(()),
         }
     }
