@@ -10,14 +10,14 @@ use std::{
 
 use clap::Args;
 
-use super::config::{self, Bad};
+use super::config;
 use crate::{
     cli::units::{self, FoundUnit, Scope},
     control::{METRICS, METRICS_UPSTREAM},
     log::escape,
     report::{Code, Fatal},
     spec::{
-        Config, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
+        Beside, Config, ConfigFault, Faults, Forward, PREFIXES, SocketKind, Upstream, fdname, policy_line,
         unit::{Listening, expand, rejected, repair},
         unnamed,
     },
@@ -54,14 +54,6 @@ pub(super) fn run(options: &Check) -> Result<ExitCode, Fatal> {
     let path = scope.search_path();
     let mut tally = CheckTally::default();
     let (files, names): (Vec<_>, Vec<_>) = options.what.iter().partition(|what| what.ends_with(".toml"));
-    for file in files {
-        config(Some(Path::new(file)), &mut tally);
-    }
-    let config = if options.what.is_empty() || !names.is_empty() {
-        config(options.config.as_deref(), &mut tally)
-    } else {
-        Config::default()
-    };
     let mut found = Vec::new();
     if options.what.is_empty() {
         found = units::find(&path, &PREFIXES);
@@ -75,6 +67,14 @@ pub(super) fn run(options: &Check) -> Result<ExitCode, Fatal> {
             }
         }
     }
+    for file in files {
+        config(Some(Path::new(file)), &found, &mut tally);
+    }
+    let config = if options.what.is_empty() || !found.is_empty() {
+        config(options.config.as_deref(), &found, &mut tally)
+    } else {
+        Config::default()
+    };
     for unit in &found {
         check_unit(unit, &config, &mut tally);
     }
@@ -101,20 +101,38 @@ fn units_of(found: &[FoundUnit]) -> String {
     }
 }
 
-/// Reads the configuration and tells its faults; an empty one where it has any.
-fn config(given: Option<&Path>, tally: &mut CheckTally) -> Config {
-    match config::read(given) {
-        Ok(config) => config,
-        Err(Bad::Faults(faults)) => {
-            tell(faults, tally);
-            Config::default()
-        }
-        Err(Bad::File(why)) => {
-            println!("{why}");
-            tally.faults += 1;
-            Config::default()
-        }
+/// Loads the configuration beside these units and tells what is wrong with it.
+fn config(given: Option<&Path>, units: &[FoundUnit], tally: &mut CheckTally) -> Config {
+    let sockets = sockets(units);
+    let beside = Beside { sockets: &sockets, no_namespaces: None };
+    let loaded = config::sources(given.map(Path::to_owned)).load(&beside);
+    for ConfigFault { fault, at_start, at_reload, .. } in loaded.faults {
+        tell(fault.into(), tally);
+        println!("  at a start: {at_start}; at a reload or a restart: {at_reload}");
     }
+    loaded.config
+}
+
+/// The sockets of units, as the service would be passed them.
+pub(in crate::cli) fn sockets<'a>(units: impl IntoIterator<Item = &'a FoundUnit>) -> Vec<(String, SocketKind)> {
+    let of_unit = |found: &FoundUnit| {
+        let kinds: Vec<_> = found.unit.listens().iter().filter_map(Listening::socket).collect();
+        let name = passed_name(found);
+        kinds.into_iter().map(move |kind| (name.clone(), kind)).collect::<Vec<_>>()
+    };
+    units.into_iter().flat_map(of_unit).collect()
+}
+
+/// The name that systemd passes: the generator's where it repairs one, else the unit's own where the written one is
+/// rejected.
+fn passed_name(found: &FoundUnit) -> String {
+    let Some(written) = found.unit.fd_name().map(|written| written.value.clone()) else { return found.name.clone() };
+    let text = match repair(&written) {
+        Some(repaired) => repaired,
+        None if !rejected(&written).0.is_empty() => return found.name.clone(),
+        None => written,
+    };
+    expand(&text, |specifier| specifier_value(specifier, &found.name)).unwrap_or(text)
 }
 
 fn tell(faults: Faults, tally: &mut CheckTally) {

@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory as _, Parser};
 
 use super::{
     complete,
-    config::Sources,
+    config::{self, Sources},
     control,
     serve::{self, ServeOptions},
     units::Scope,
@@ -139,7 +139,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.check || arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
-            Err(bad) => return Ok(bad.tell(PROGRAM, true)),
+            Err(faults) => return Ok(config::tell(&faults, PROGRAM, true)),
         };
         return Ok(if arguments.check {
             show::plan(&plan)
