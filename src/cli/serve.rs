@@ -8,8 +8,8 @@ use crate::{
     control::SOCKET,
     handover, log,
     report::{Code, Fatal},
-    service::{self, Ended, Setup, StartFailure, Stay},
-    spec::{LogLevel, Plan},
+    service::{self, Ended, Setup, Stay},
+    spec::{Faults, LogLevel},
     systemd::{headroom, reload, signals::Hangup, unit},
 };
 
@@ -51,16 +51,20 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
-    let (config, plan) = match options.sources.read() {
-        Ok((config, plan)) => (Ok(config), plan),
-        // Sessions that were handed over go on without a configuration; the service says what is wrong.
-        Err(bad) if !inherited.stored.is_empty() => (Err(bad.to_string()), Plan::default()),
-        Err(bad) => return Ok(bad.tell(options.program, false)),
-    };
+    let texts = options.sources.texts();
+    if !managed {
+        config::check_permission(&config::load_alone(&texts).config.plan())?;
+    }
+    let loaded = service::load(&texts, &service::last_texts(), &service::sockets(&inherited.listeners));
+    let plan = loaded.config.plan();
+    // By hand, somebody sees at once what is wrong. A service serves what it can.
+    if !managed && !loaded.faults.is_empty() {
+        let faults = Faults(loaded.faults.into_iter().map(|fault| fault.fault).collect());
+        return Ok(config::tell(&faults, options.program, false));
+    }
     if nothing && !managed && plan.is_idle() {
         return Err((options.lonely)());
     }
-    config::check_permission(&plan)?;
     headroom::keep();
     handover::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
@@ -71,9 +75,9 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
     let setup = Setup {
         inherited,
-        config,
+        loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
-        load: options.sources.load(),
+        read: options.sources.reader(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),
         exit_idle: options.exit_idle_time,
@@ -86,7 +90,6 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
-        Err(what @ StartFailure::Rules(_)) => Err(Fatal::new(Code::Config, what)),
         Err(what) => Err(Fatal::new(Code::Failure, what)),
     }
 }

@@ -174,6 +174,12 @@ impl Collector for Scrape {
             level(&mut metric, &[("listener", &row.listener)], u64::from(row.paused))?;
         }
 
+        let help = "Faults of the configuration, by place and by what each does.";
+        let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
+        for fault in self.0.faults.all() {
+            level(&mut metric, &[("place", &fault.place), ("effect", fault.effect.as_str())], 1u64)?;
+        }
+
         let help = "Restarts of the service that handed over to the process that answers.";
         let metric = to.encode_descriptor("handovers", help, None, Counter)?;
         ConstCounter::new(self.0.routes.tallies().handovers()).encode(metric)?;

@@ -27,7 +27,7 @@ use std::{
 
 use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
-pub use ask::{Ask, Subject};
+pub use ask::{Ask, ConfigFaults, Subject};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
 pub use view::{listener, post, sessions_by_listener, troubled};
 

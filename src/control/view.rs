@@ -7,7 +7,7 @@ use crate::{
     listener::{Post, ServedListener, Standing},
     log::escape,
     session::{Figures, Happened, Happening, SessionInfo, Sessions},
-    spec::SocketKind,
+    spec::{ConfigFault, Effect, SocketKind},
     sys,
 };
 
@@ -110,6 +110,19 @@ pub fn dropped(n: u64) -> api::Event {
 /// An event that says no more than that.
 pub fn event(event: api::Happened) -> api::Event {
     api::Event { event, session: None, end: None, exit_code: None, note: None, dropped: None }
+}
+
+/// A fault of the configuration.
+pub fn fault(fault: &ConfigFault) -> api::Fault {
+    let effect = match fault.effect {
+        Effect::Kept => api::FaultEffect::Kept,
+        Effect::ForwardRefused => api::FaultEffect::ForwardRefused,
+        Effect::DropInRefused => api::FaultEffect::DropInRefused,
+        Effect::FileRefused => api::FaultEffect::FileRefused,
+    };
+    let (place, text) = (fault.fault.place(), fault.to_string());
+    let message = text.strip_prefix(&format!("{place}: ")).unwrap_or(&text).to_owned();
+    api::Fault { place, message, effect }
 }
 
 /// A listener that is not served.

@@ -4,7 +4,7 @@ use super::state::RunningService;
 use crate::{
     control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
     listener::Post,
-    log::{Kind, emit},
+    log::{Kind, emit, escape},
 };
 
 impl RunningService {
@@ -28,6 +28,11 @@ impl RunningService {
             ..control::troubled(&listener.address, Some(listener.kind), METRICS, api::State::Serving, "")
         }));
         all.extend(self.refused.iter().cloned());
+        all.extend(self.refused_forwards().map(|entry| {
+            let why = entry.refused().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            let label = entry.label().map(|label| label.as_str()).unwrap_or_default();
+            control::troubled(&escape(entry.address().as_bytes()), None, label, api::State::Refused, &why)
+        }));
         all
     }
 

@@ -8,13 +8,13 @@ use tokio::{
     time::sleep,
 };
 
-use super::{setup::Ended, state::RunningService};
+use super::{last, setup::Ended, state::RunningService};
 use crate::{
     control::asked,
     log::{Kind, say},
     session::{Sessions, after_crowds},
     systemd::{
-        notify::{self, line},
+        notify,
         signals::{Order, Signals},
     },
 };
@@ -31,9 +31,10 @@ pub(super) async fn until_stopped(
     keep.spawn(after_crowds(service.sessions.watch()));
     let mut status = tell_status(&service, &mut keep, Some(told));
     let at_most = loop {
-        // What nobody passed, nobody would start again.
-        let exit_idle = exit_idle.filter(|_| service.posts.is_empty());
-        let nothing = service.passed == 0 && service.posts.is_empty();
+        // What nobody passed, nobody would start again. And with its end the last good texts would be gone.
+        let exit_idle = exit_idle.filter(|_| service.posts.is_empty() && service.faults.is_empty());
+        // While the configuration has faults, there is a reload to wait for.
+        let nothing = service.passed == 0 && service.posts.is_empty() && service.faults.is_empty();
         let changed = tokio::select! {
             order = signals.next() => match order {
                 Order::Reload => {
@@ -64,6 +65,7 @@ pub(super) async fn until_stopped(
             () = nothing_left(&service.sessions, nothing, exit_idle) => {
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {
+                    last::remove();
                     say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
                     notify::tell(&[NotifyState::Stopping]);
                     return Ended::Done;
@@ -84,8 +86,7 @@ pub(super) async fn until_stopped(
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
 /// knows of; without one it is told at once.
 fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
-    let count = service.count();
-    keep.spawn(notify::status(service.sessions.watch(), told, move |sessions| line(count, sessions)))
+    keep.spawn(notify::status(service.sessions.watch(), told, service.status_line()))
 }
 
 /// Waits until the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for

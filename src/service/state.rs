@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
-use super::setup::LoadConfig;
+use super::setup::ReadTexts;
 use crate::{
-    control::{Control, api},
+    control::{ConfigFaults, Control, api},
     dial::qrexec::Group,
     listener::{Accepting, Posts, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
-    spec::SocketKind,
+    spec::{Config, ConfigFault, Effect, Entry, LastTexts, SocketKind},
     systemd::notify::ServedCount,
 };
 
@@ -28,10 +28,18 @@ pub(super) struct RunningService {
     pub(super) accepting: Accepting,
     /// Where parked sessions arrive.
     pub(super) parking: UnboundedReceiver<ParkedSession>,
-    /// Reads the configuration again.
-    pub(super) load: LoadConfig,
-    /// The names of inherited listeners, as far as they could be taken.
-    pub(super) names: Vec<String>,
+    /// Reads the files of the configuration again.
+    pub(super) read: ReadTexts,
+    /// The configuration that is in force.
+    pub(super) config: Arc<Config>,
+    /// The texts that it was made of.
+    pub(super) texts: LastTexts,
+    /// What is wrong with the configuration that was read last.
+    pub(super) faults: Vec<ConfigFault>,
+    /// The same, for who tells of it.
+    pub(super) told_faults: ConfigFaults,
+    /// The names and kinds of inherited listeners, as far as they could be taken.
+    pub(super) sockets: Vec<(String, SocketKind)>,
     /// The number of inherited listeners, served or not.
     pub(super) passed: usize,
     /// The control group of the children.
@@ -65,12 +73,26 @@ impl RunningService {
     pub(super) fn count(&self) -> ServedCount {
         let (served, all) = self.posts.count();
         let behind = self.posts.troubled_behind();
+        let all = all + self.refused_forwards().count();
         let served = served + (self.listening.len() + self.metrics.len()).saturating_sub(behind);
         ServedCount { served, all: all + self.passed, forwards: all > 0 }
     }
 
+    /// Forwards that the configuration's faults keep from a listener of ours.
+    pub(super) fn refused_forwards(&self) -> impl Iterator<Item = &Entry> {
+        self.config.entries().iter().filter(|entry| !entry.refused().is_empty() && !entry.address().is_empty())
+    }
+
+    /// Whether a fault keeps a forward from being served.
+    pub(super) fn refuses_forwards(&self) -> bool {
+        self.faults.iter().any(|fault| fault.effect != Effect::Kept)
+    }
+
     /// Why something is not served, if anything is not.
     pub(super) fn trouble(&self) -> Option<String> {
+        if let Some(fault) = self.faults.iter().find(|fault| fault.effect != Effect::Kept) {
+            return Some(fault.to_string());
+        }
         if !self.refused.is_empty() {
             return Some("an inherited socket was refused".to_owned());
         }

@@ -112,7 +112,7 @@ macro_rules! keys {
             }
 
             /// The texts that each given key reads back.
-            fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
+            pub fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
                 let mut texts = Vec::new();
                 $(texts.extend(self.$field.as_ref().map(|at| (KeyName::$key, at.value.texts())));)*
                 texts
@@ -282,6 +282,11 @@ impl Keys {
     pub(super) fn with_call(&self, call: &Call) -> Self {
         let qrexec = Some(At { value: call.clone(), key: self.whole.clone(), place: self.whole.clone() });
         Self { qrexec, ..self.clone() }
+    }
+
+    /// Whether a forward leads on from its `uds`, and so serves it.
+    pub(super) fn leads_on(&self) -> bool {
+        self.target.is_some() || self.qrexec.is_some()
     }
 
     /// Whether none is given.

@@ -11,12 +11,14 @@
 //! that "must be there". All faults of a text are found at once and cited where they stand ([`Faults`]).
 
 mod call;
+mod config;
 mod endpoint;
 mod error;
 pub mod fdname;
-pub mod file;
+mod file;
 mod forward;
 mod keys;
+mod load;
 mod merge;
 mod nearest;
 mod options;
@@ -27,14 +29,16 @@ mod text;
 mod together;
 pub mod unit;
 mod value;
+mod weigh;
 
 pub use call::{Call, Service, Target, policy_line};
+pub use config::{Config, Entry};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
-pub use file::Config;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
+pub use load::{ConfigFault, Effect, LastText, LastTexts, Loaded, Text, Texts, load};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
@@ -43,6 +47,7 @@ pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
+pub use weigh::Beside;
 
 #[cfg(test)]
 mod tests;

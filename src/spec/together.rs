@@ -163,10 +163,10 @@ fn way_back(start: usize, leads: &[Vec<usize>]) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Config, forwards};
+    use crate::spec::Config;
 
     fn listeners(texts: &[&str]) -> Vec<PlacedListener<usize>> {
-        let plan = Config::default().merge(forwards(texts).unwrap()).plan().unwrap();
+        let (_, plan) = Config::gather(None, texts).unwrap();
         let legs = plan
             .forwards
             .iter()

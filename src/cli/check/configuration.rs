@@ -1,13 +1,14 @@
 //! The configuration: its faults, its forwards, and what the machine says about those.
 
-use std::path::PathBuf;
-
-use super::finding::Finding;
+use super::{finding::Finding, meaning::passed_name};
 use crate::{
-    cli::{config::Bad, config::Sources},
+    cli::{
+        config::Sources,
+        units::{FoundUnit, Scope},
+    },
     dial::netns::{self, Trouble},
     log::escape,
-    spec::{Config, Forward, Listen, Plan, SpecFault, Upstream, unit::Consequence},
+    spec::{Beside, Config, Forward, Listen, Origin, Plan, SocketKind, Upstream, unit::Consequence},
 };
 
 /// What was read.
@@ -20,28 +21,37 @@ pub(super) struct CheckedConfig {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Reads the configuration, as a start does.
-pub(super) fn read(sources: &Sources) -> CheckedConfig {
-    let mut checked = CheckedConfig::default();
-    match sources.read() {
-        Ok((config, plan)) => {
-            checked.forwards = plan.forwards.iter().map(|forward| (forward.to_string(), forward.clone())).collect();
-            (checked.config, checked.plan) = (config, plan);
-        }
-        Err(Bad::Faults(faults)) => {
-            let cited = |fault: SpecFault| Finding::cited(fault, Consequence::NotServed);
-            checked.findings = faults.0.into_iter().map(cited).collect();
-        }
-        Err(Bad::File(why)) => checked.findings.push(Finding::plain(why, "", Consequence::NotServed)),
+/// Reads the configuration as a first start does, beside the sockets that the service would be passed.
+pub(super) fn read(sources: &Sources, sockets: &[(String, SocketKind)]) -> CheckedConfig {
+    let loaded = sources.load(&Beside { sockets, no_namespaces: None });
+    let mut findings: Vec<Finding> = loaded.faults.into_iter().map(Finding::configured).collect();
+    let (config, plan) = (loaded.config.clone(), loaded.config.plan());
+    let mut forwards = Vec::new();
+    for entry in config.entries() {
+        let Some(forward) = entry.forward() else { continue };
+        let (origin, line) = entry.place();
+        let who = match origin {
+            Origin::File(_) => format!("{origin}:{line}"),
+            _ => origin.to_string(),
+        };
+        findings.extend(namespaces(&who, forward));
+        forwards.push((who, forward.clone()));
     }
-    let forwards = checked.forwards.iter();
-    checked.findings.extend(forwards.flat_map(|(who, forward)| namespaces(who, forward)));
-    checked
+    CheckedConfig { config, forwards, plan, findings }
 }
 
-/// A file that was named.
-pub(super) fn file(path: &str, sources: impl Fn(Option<PathBuf>) -> Sources) -> CheckedConfig {
-    read(&sources(Some(path.into())))
+/// The sockets of units, as the service would be passed them.
+pub(in crate::cli) fn sockets<'a>(
+    units: impl IntoIterator<Item = &'a FoundUnit>,
+    scope: Scope,
+) -> Vec<(String, SocketKind)> {
+    let mut sockets = Vec::new();
+    for unit in units {
+        let name = passed_name(unit, scope);
+        let addresses = unit.unit.addresses(|text| super::meaning::expanded(text, &unit.name, scope));
+        sockets.extend(addresses.iter().filter_map(|read| Some((name.clone(), read.kind()?))));
+    }
+    sockets
 }
 
 /// Namespaces of a forward that do not exist now. They may come later, so that is no fault.

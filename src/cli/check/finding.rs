@@ -5,7 +5,7 @@ use std::{env, fmt, io, io::IsTerminal as _};
 use crate::{
     log::escape,
     spec::{
-        Faults, SpecFault,
+        ConfigFault, Faults, SpecFault,
         unit::{Consequence, UnitFault},
     },
 };
@@ -34,20 +34,31 @@ pub(super) struct Finding {
     pub(super) weight: Weight,
     said: Said,
     /// What a start and a reload do.
-    effect: &'static str,
+    effect: String,
 }
 
 impl Finding {
     /// A fault of a line.
     pub(super) fn cited(fault: SpecFault, consequence: Consequence) -> Self {
         let weight = if consequence == Consequence::Served { Weight::Warning } else { Weight::Fault };
-        Self { weight, said: Said::Cited(Box::new(fault)), effect: effect(consequence) }
+        Self { weight, said: Said::Cited(Box::new(fault)), effect: effect(consequence).to_owned() }
     }
 
     /// A fault of no single line. `what` holds text from outside only escaped.
     pub(super) fn plain(what: impl Into<String>, hint: impl Into<String>, consequence: Consequence) -> Self {
         let weight = if consequence == Consequence::Served { Weight::Warning } else { Weight::Fault };
-        Self { weight, said: Said::Plain { what: what.into(), hint: hint.into() }, effect: effect(consequence) }
+        Self {
+            weight,
+            said: Said::Plain { what: what.into(), hint: hint.into() },
+            effect: effect(consequence).to_owned(),
+        }
+    }
+
+    /// A fault of the configuration.
+    pub(super) fn configured(found: ConfigFault) -> Self {
+        let ConfigFault { fault, at_start, at_reload, .. } = found;
+        let effect = format!("{at_start}; a reload or a restart: {at_reload}");
+        Self { weight: Weight::Fault, said: Said::Cited(Box::new(fault)), effect }
     }
 
     /// The file and line it is about, where there is one.

@@ -15,6 +15,7 @@ mod unit;
 use std::{path::PathBuf, process::ExitCode};
 
 use configuration::CheckedConfig;
+pub(super) use configuration::sockets;
 use finding::{Finding, Weight};
 use manager::ManagerWord;
 pub(super) use meaning::leads_to;
@@ -79,21 +80,25 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let mut tally = CheckTally::default();
     let (files, names): (Vec<_>, Vec<_>) = request.what.iter().partition(|what| what.ends_with(".toml"));
     let mut all = Vec::new();
+    let everything = request.what.is_empty() && !request.sources_named;
+    let found = asked(request, &names, everything, &mut tally);
+    let others = others(&found);
+    // What the service is passed decides what its configuration means: a forward may be that of a socket.
+    let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
+    let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
-        let checked = configuration::file(file, program.sources);
+        let checked = configuration::read(&(program.sources)(Some(file.into())), &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
-    let everything = request.what.is_empty() && !request.sources_named;
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
-        let checked = configuration::read(&request.sources);
+        let checked = configuration::read(&request.sources, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
         checked.config
     } else {
         CheckedConfig::default().config
     };
-    let found = asked(request, &names, everything, &mut tally);
     let manager = ManagerWord::ask(scope, &found);
     for unit in &found {
         println!("{} ({})", escape(unit.name.as_bytes()), escape(unit.path.as_os_str().as_encoded_bytes()));
@@ -113,7 +118,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
         let active = manager.as_ref().is_some_and(|manager| manager.is_active(&unit.name));
         place_unit(report, true, active, &mut all);
     }
-    for (unit, scope) in others(&found) {
+    for (unit, scope) in others {
         place_unit(unit::look(&unit, &config, program, scope), false, false, &mut all);
     }
     tally.tell(&together::look(&all, program.name, manager.is_some()), "");

@@ -171,7 +171,7 @@ fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Fatal> {
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let config = config::read(None).map_err(|bad| Fatal::new(Code::Config, bad))?;
+    let config = config::sources(None).read().map_err(refused)?.0;
     fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
 }
 

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-pub(super) use crate::cli::config::Bad;
-use crate::{cli::config::Sources, spec::Config};
+use crate::cli::config::Sources;
 
 /// The file's name in each directory.
 const FILE: &str = "qrexec-connect.toml";
@@ -13,15 +12,7 @@ pub(super) fn sources(given: Option<PathBuf>) -> Sources {
     Sources { file: given, places: places(), forwards: Vec::new() }
 }
 
-/// The configuration that is in force; an empty one where there is no file.
-///
-/// # Errors
-/// What is wrong with it, each fault in a line with its place.
-pub(super) fn read(given: Option<&Path>) -> Result<Config, Bad> {
-    sources(given.map(Path::to_owned)).config()
-}
-
-/// Where the file is looked for: the first that exists counts.
+/// Where the file is looked for, with its drop-in files: the first place that has either counts.
 fn places() -> Vec<PathBuf> {
     let user = std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)

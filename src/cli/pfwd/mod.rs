@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
     arguments, check, complete,
-    config::Sources,
+    config::{self, Sources},
     control, generator,
     serve::{self, ServeOptions},
     units::Scope,
@@ -168,7 +168,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
-            Err(bad) => return Ok(bad.tell(PROGRAM, true)),
+            Err(faults) => return Ok(config::tell(&faults, PROGRAM, true)),
         };
         return Ok(if arguments.print_units { show::units(&config) } else { show::namespaces(&plan) });
     }

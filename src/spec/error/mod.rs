@@ -9,7 +9,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// What kind of text a fault stands in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +120,22 @@ impl SpecFault {
         }
     }
 
+    /// A fault of a text as a whole: it has no line.
+    pub(super) fn of_all(source: &Arc<Source>, what: impl Into<String>) -> Self {
+        Self { line: 0, column: 0, excerpt: String::new(), span: 0..0, ..Self::at(&Place::new(source, 0..0), what) }
+    }
+
+    /// Where it is, in a few characters: `/etc/pfwd.toml:12:9`, `--forward #2`.
+    pub fn place(&self) -> String {
+        match &self.origin {
+            Origin::File(_) if self.line == 0 => self.origin.to_string(),
+            Origin::File(_) if self.column == 0 => format!("{}:{}", self.origin, self.line),
+            Origin::File(_) => format!("{}:{}:{}", self.origin, self.line, self.column),
+            Origin::Forward(_) => self.origin.to_string(),
+            Origin::Name(_) => format!("{} \"{}\", column {}", self.origin, Shown(&self.excerpt), self.column),
+        }
+    }
+
     /// The same fault with what to do about it.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -131,7 +147,7 @@ impl SpecFault {
         &self.origin
     }
 
-    /// The line, counted from 1.
+    /// The line, counted from 1; 0 for a fault of the text as a whole.
     pub fn line(&self) -> usize {
         self.line
     }
@@ -186,12 +202,7 @@ impl SpecFault {
 
 impl fmt::Display for SpecFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
-            Origin::File(_) if self.column == 0 => write!(f, "{}:{}: ", self.origin, self.line)?,
-            Origin::File(_) => write!(f, "{}:{}:{}: ", self.origin, self.line, self.column)?,
-            Origin::Forward(_) => write!(f, "{}: ", self.origin)?,
-            Origin::Name(_) => write!(f, "{} \"{}\", column {}: ", self.origin, Shown(&self.excerpt), self.column)?,
-        }
+        write!(f, "{}: ", self.place())?;
         write!(f, "{}", Shown(&self.what))?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, " ({})", Shown(hint)))
     }
@@ -242,6 +253,9 @@ fn render(fault: &SpecFault, renderer: &Renderer, level: Level<'_>) -> String {
         origin => origin.to_string(),
     };
     let what = Shown(&fault.what).to_string();
+    if fault.line == 0 {
+        return renderer.render(&[Group::with_title(Level::ERROR.primary_title(format!("{path}: {what}")))]);
+    }
     // The renderer pictures control characters of ASCII, but not those that came after: two bytes each, as a dot is.
     let excerpt = fault.excerpt.replace(|c: char| c.is_control() && !c.is_ascii(), "·");
     let mut group = level.primary_title(what).element(

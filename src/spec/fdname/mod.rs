@@ -14,8 +14,8 @@ use std::{fmt, sync::Arc};
 
 use super::{
     call::{Call, Service, Target},
+    config::Config,
     error::{Faults, Flaw, Origin, Place, Source, SpecFault},
-    file::Config,
     keys::{KeyName, Keys, read_list},
     plan::{Forward, SocketKind},
     text::{Blanks, Word, escaped, words},

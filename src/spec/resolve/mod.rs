@@ -6,11 +6,10 @@
 
 use super::{
     call::{Service, Target},
+    config::{Config, Entry},
     endpoint::{Host, HostPort, plus},
     error::{Faults, Origin, Place, Source, SpecFault},
     fdname::{self, Name},
-    file::Config,
-    keys::Keys,
     plan::{Forward, SocketKind},
     role::{ListenSide, mean},
     text::escaped,
@@ -25,14 +24,19 @@ impl Name {
     /// The forward that a socket of this name and kind has.
     ///
     /// # Errors
-    /// Everything that makes no sense together, or that no forward has the label.
+    /// Everything that makes no sense together; that no forward has the label, or that its forward is refused.
     pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
         let side = ListenSide::Inherited(socket);
+        if let Some(fault) = &config.access_lost {
+            return Err(fault.clone().into()); // whom it keeps out would be let in
+        }
         match self {
             Self::List(keys) => mean(keys, side, &config.defaults),
             Self::Call { call, keys } => mean(&keys.with_call(call), side, &config.defaults),
             Self::Label(label) => match self.entry(config) {
-                Some(entry) => mean(entry, side, &config.defaults),
+                Some(entry) if entry.refused.is_empty() => mean(&entry.keys, side, &config.defaults),
+                Some(entry) => Err(Faults(entry.refused.clone())),
+                None if !config.refused_files.is_empty() => Err(Faults(config.refused_files.clone())),
                 None => Err(unlabelled(label).into()),
             },
         }
@@ -40,7 +44,7 @@ impl Name {
 
     /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in the
     /// unit's name (`ssh` for `qrexec-connect-ssh.socket`).
-    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Keys> {
+    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Entry> {
         let Self::Label(label) = self else { return None };
         config.labelled(label.as_str()).or_else(|| config.labelled(of_unit(label.as_str())?))
     }

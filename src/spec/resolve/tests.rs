@@ -5,7 +5,7 @@ fn config() -> Config {
     let text = "[[forward]]\nlabel = \"ssh\"\ntarget = \"10.0.0.5:22\"\n\
                 [[forward]]\nlabel = \"web.socket\"\nqrexec = \"work qubes.ConnectTCP+80\"\n\
                 [[forward]]\nlabel = \"own\"\nlisten = \"127.0.0.1:1\"\ntarget = \"a:1\"\n";
-    Config::parse("forward.toml", text).unwrap()
+    Config::gather(Some(("forward.toml", text)), [""; 0]).unwrap().0
 }
 
 #[test]
