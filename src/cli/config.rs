@@ -40,6 +40,14 @@ impl Sources {
         self.file.is_some() || !self.places.is_empty()
     }
 
+    /// Why there is nothing to serve, when nothing was passed and nothing is asked for.
+    pub(super) fn nothing(&self, program: &str) -> String {
+        let files = self.file.as_ref().map_or_else(|| self.places.iter().collect(), |file| vec![file]);
+        let files: Vec<_> = files.into_iter().map(|file| file.display().to_string()).collect();
+        let files = if files.is_empty() { "the arguments".to_owned() } else { files.join(" or ") };
+        format!("no {program}-*.socket unit is started, and no [[forward]] of {files} has a listener")
+    }
+
     /// Reads everything; what cannot be read says why.
     pub(super) fn texts(&self) -> Texts {
         let forwards = self.forwards.clone();

@@ -2,7 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::config::{self, Sources};
+use super::{
+    config::{self, Sources},
+    systemctl,
+    units::Scope,
+};
 use crate::{
     activation,
     control::SOCKET,
@@ -77,6 +81,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         inherited,
         loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
+        nothing: options.sources.nothing(options.program),
         read: options.sources.reader(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),
@@ -94,19 +99,32 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     }
 }
 
-/// Has the running service read its configuration again, and waits for how that goes: for ExecReload=, which gives its
-/// process id in `MAINPID`.
+/// Has the running service read its configuration again, and waits for how that goes. ExecReload= gives its process id
+/// in `MAINPID`; somebody at a shell means the service of the manager of `scope`.
 ///
 /// # Errors
-/// The new configuration is not used, or it is not known whether it is.
-pub(super) fn reload() -> Result<ExitCode, Fatal> {
-    let pid = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok());
-    let pid = pid.ok_or_else(|| {
-        let what = "MAINPID is not set: this is what ExecReload= of the unit runs";
-        Fatal::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
-    })?;
-    let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
-    asked.map(|()| ExitCode::SUCCESS)
+/// The new configuration is not used, or it is not known whether it is; the service does not run.
+pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
+    if let Some(pid) = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok()) {
+        let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
+        return asked.map(|()| ExitCode::SUCCESS);
+    }
+    let (unit, flag) = (format!("{program}.service"), scope.flag());
+    let shown = systemctl::show(scope, &["ActiveState"], &[unit.clone()]);
+    let Some(state) = shown.and_then(|shown| shown.first()?.last("ActiveState")) else {
+        let what = format!("systemd does not answer, so {unit} cannot be reloaded");
+        return Err(
+            Fatal::new(Code::Failure, what).hint("a service that runs without systemd reads its file at SIGHUP")
+        );
+    };
+    if matches!(state.as_str(), "inactive" | "failed") {
+        let what = format!("{unit} does not run: it reads the configuration when it starts");
+        return Err(Fatal::new(Code::Failure, what).hint(format!("to try the configuration: {program} check")));
+    }
+    let why = format!("`{program} check` names what is wrong; more: journalctl {flag}-u {unit}");
+    systemctl::order(scope, &["reload", &unit]).map_err(|failed| failed.hint(why))?;
+    println!("{unit} has read its configuration again");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where the unit has a place for the control socket.

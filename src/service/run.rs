@@ -87,7 +87,7 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     let status = service.status_line()(told);
     say(Kind::ServiceReady, format!("ready: {status}"));
     notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    Ok(until_stopped(service, &mut signals, setup.exit_idle, told).await)
+    Ok(until_stopped(service, &mut signals, setup.exit_idle, told, &setup.nothing).await)
 }
 
 /// The names and kinds of inherited listeners.

@@ -19,12 +19,14 @@ use crate::{
     },
 };
 
-/// Serves until an order comes. `told` is the number of sessions that the manager knows of.
+/// Serves until an order comes. `told` is the number of sessions that the manager knows of, `nothing_asked` what to say
+/// when there is nothing to serve.
 pub(super) async fn until_stopped(
     mut service: RunningService,
     signals: &mut Signals,
     exit_idle: Option<Duration>,
     told: usize,
+    nothing_asked: &str,
 ) -> Ended {
     let mut keep = JoinSet::new();
     keep.spawn(notify::watchdog());
@@ -66,8 +68,10 @@ pub(super) async fn until_stopped(
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {
                     last::remove();
-                    say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
-                    notify::tell(&[NotifyState::Stopping]);
+                    let why = if nothing { nothing_asked } else { "ending until the next connection" };
+                    let text = format!("nothing to do: {why}");
+                    notify::tell(&[NotifyState::Status(&text), NotifyState::Stopping]);
+                    say(Kind::ServiceStopped, text);
                     return Ended::Done;
                 }
                 service.accept(); // one came in at the last moment

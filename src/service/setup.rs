@@ -37,6 +37,8 @@ pub struct Setup {
     pub control: Option<PathBuf>,
     /// What a SIGHUP means.
     pub hangup: Hangup,
+    /// What to say when nothing was passed and the configuration asks for nothing.
+    pub nothing: String,
 }
 
 /// Loads a configuration beside the sockets that were passed.

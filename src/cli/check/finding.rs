@@ -12,7 +12,7 @@ use crate::{
 
 /// How much it weighs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Weight {
+pub(in crate::cli) enum Weight {
     /// Something is not served, or not as it is written.
     Fault,
     /// It is served; somebody should know about it.
@@ -30,8 +30,9 @@ enum Said {
 
 /// One thing that was found.
 #[derive(Clone, Debug)]
-pub(super) struct Finding {
-    pub(super) weight: Weight,
+pub(in crate::cli) struct Finding {
+    /// How much it weighs.
+    pub(in crate::cli) weight: Weight,
     said: Said,
     /// What a start and a reload do.
     effect: String,

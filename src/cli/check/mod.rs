@@ -16,7 +16,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use configuration::CheckedConfig;
 pub(super) use configuration::sockets;
-use finding::{Finding, Weight};
+use finding::Finding;
+pub(super) use finding::Weight;
 use manager::ManagerWord;
 pub(super) use meaning::leads_to;
 use together::Known;
@@ -31,7 +32,10 @@ use super::{
 use crate::{
     log::escape,
     report::{Code, Fatal},
-    spec::{ListenPlace, PREFIXES, PlacedListener, unit::Consequence},
+    spec::{
+        ListenPlace, PREFIXES, PlacedListener,
+        unit::{Consequence, Unit},
+    },
 };
 
 /// What is to be checked.
@@ -113,6 +117,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
         }
         report.lines.iter().for_each(|line| println!("  {line}"));
         tally.tell(&report.findings, "  ");
+        tally.tell(&report.places, "  ");
         // A unit that systemd refuses, or that starts another service, serves nobody.
         tally.served += report.served;
         let active = manager.as_ref().is_some_and(|manager| manager.is_active(&unit.name));
@@ -127,6 +132,22 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
         println!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix);
     }
     summary(&tally, &found)
+}
+
+/// What there is to know about the places of a unit with that text, before it is written.
+pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) -> Vec<Finding> {
+    let path = scope.home().map(|home| home.join(name)).unwrap_or_default();
+    let unit = Unit::parse(&path.to_string_lossy(), text);
+    let found = FoundUnit { name: name.to_owned(), path, unit, has_install: false };
+    let config = CheckedConfig::default().config;
+    let mut all = Vec::new();
+    let mut report = unit::look(&found, &config, program, scope);
+    let places = std::mem::take(&mut report.places);
+    place_unit(report, true, false, &mut all);
+    for (other, of) in others(std::slice::from_ref(&found)) {
+        place_unit(unit::look(&other, &config, program, of), false, false, &mut all);
+    }
+    places.into_iter().chain(together::look(&all, program.name, false)).collect()
 }
 
 fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {

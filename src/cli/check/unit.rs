@@ -35,6 +35,8 @@ pub(super) struct UnitReport {
     /// For people: where each listener leads.
     pub(super) lines: Vec<String>,
     pub(super) findings: Vec<Finding>,
+    /// What the machine says about the places where it listens.
+    pub(super) places: Vec<Finding>,
     pub(super) listeners: Vec<PlacedListener<UnitListener>>,
     /// Listeners whose name means something.
     pub(super) served: usize,
@@ -167,7 +169,7 @@ fn place(
 ) {
     let setting = read.listening.setting;
     let mut put = |what: String, hint: &str, consequence| {
-        report.findings.push(Finding::cited(setting.fault(what, hint), consequence));
+        report.places.push(Finding::cited(setting.fault(what, hint), consequence));
     };
     let elsewhere = found.unit.last("Socket", "NetworkNamespacePath").is_some();
     match address {

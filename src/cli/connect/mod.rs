@@ -68,9 +68,12 @@ enum ConnectCommand {
         #[arg(long)]
         check: bool,
     },
-    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
-    #[command(hide = true)]
-    Reload,
+    /// Have the running service read its configuration again, and wait until it has
+    Reload {
+        /// The system's service instead of the user's
+        #[arg(long)]
+        system: bool,
+    },
     /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
     #[command(hide = true)]
     Keep,
@@ -170,11 +173,11 @@ pub fn main() -> ExitCode {
         ConnectCommand::Check(options) => {
             check::run(&check::CheckRequest::new(&options.check, CONTROLLED, options.scope()))
         }
-        ConnectCommand::Add(options) => add::add(&options),
+        ConnectCommand::Add(options) => add::add(&options, CONTROLLED),
         ConnectCommand::Remove(options) => add::remove(&options),
         ConnectCommand::Control(command) => control::run(CONTROLLED, &command),
         ConnectCommand::Demo { check } => demo::run(check),
-        ConnectCommand::Reload => serve::reload(),
+        ConnectCommand::Reload { system } => serve::reload(PROGRAM, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };

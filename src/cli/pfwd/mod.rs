@@ -31,7 +31,7 @@ const FILE: &str = "/etc/pfwd.toml";
 const CONTROLLED: control::Program = control::Program { name: PROGRAM, prefix: "pfwd-", sources };
 
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands about the running service")]
+#[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands")]
 #[command(name = PROGRAM, version, about = "Forwards TCP, UDP and UNIX sockets, also from and into network namespaces")]
 #[command(long_about = "\
 Forwards TCP, UDP and UNIX sockets, also from and into network namespaces.
@@ -56,7 +56,7 @@ struct PfwdArguments {
     /// else the same served uds; may be repeated
     #[arg(long, value_name = "KEY=VALUE,…")]
     forward: Vec<String>,
-    /// Check the configuration, print what it means, and end (0, or 78 when it cannot be used)
+    /// As the command `check`, for the configuration and the forwards that are given beside it
     #[arg(long, group = "instead")]
     check: bool,
     /// Print socket units that do the same, and end
@@ -65,7 +65,7 @@ struct PfwdArguments {
     /// Print the network namespaces that are asked for, with their paths and inodes, and end
     #[arg(long, group = "instead")]
     show_netns: bool,
-    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
+    /// As the command `reload`, for ExecReload= of units from before there was one
     #[arg(long, group = "instead", hide = true)]
     reload: bool,
     /// End when a forward cannot be served, instead of serving the others
@@ -93,6 +93,8 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Say what each socket unit and each forward leads to, and what is wrong with it
     Check(check::CheckOptions),
+    /// Have the running service read its configuration again, and wait until it has
+    Reload,
     #[command(flatten)]
     Control(control::ControlCommand<WhichPfwd>),
 }
@@ -145,12 +147,13 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
-        return serve::reload();
+        return serve::reload(PROGRAM, Scope::System);
     }
     match &arguments.command {
         Some(PfwdCommand::Check(options)) => {
             return check::run(&check::CheckRequest::new(options, CONTROLLED, Scope::System));
         }
+        Some(PfwdCommand::Reload) => return serve::reload(PROGRAM, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
         None => {}
     }
