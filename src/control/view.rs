@@ -4,7 +4,7 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
-    listener::{Post, ServedListener, Standing},
+    listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
     session::{Figures, Happened, Happening, SessionInfo, Sessions},
     spec::{ConfigFault, Effect, SocketKind},
@@ -84,6 +84,21 @@ pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     let why = post.trouble().unwrap_or_default();
     let upstream = post.upstream();
     api::Listener { upstream, ..troubled(&post.address(), Some(post.kind()), post.label(), state, why) }
+}
+
+/// An inherited listener that is refused; connections that are held are among those that wait.
+pub fn refused(refused: &RefusedListener) -> api::Listener {
+    let RefusedListener { listener, why, .. } = refused;
+    let kind = listener.socket.kind();
+    let waiting = match kind {
+        SocketKind::Tcp => sys::tcp_backlog(listener.socket.as_fd()).map(u64::from),
+        SocketKind::Unix => Some(0),
+        SocketKind::Udp => None,
+    };
+    api::Listener {
+        waiting: waiting.map(|n| n + refused.held() as u64),
+        ..troubled(&listener.local.to_string(), Some(kind), &listener.name, api::State::Refused, why)
+    }
 }
 
 /// What happened to a session.

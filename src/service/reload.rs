@@ -10,8 +10,8 @@ use super::{
     state::RunningService,
 };
 use crate::{
-    listener::wanted,
-    log::{Kind, say},
+    listener::{refuse, wanted},
+    log::{Kind, emit, say},
     spec::{Config, Effect, Forward, Loaded},
     systemd::{notify, reload::answer},
 };
@@ -48,18 +48,53 @@ impl RunningService {
                 Err(why) => refused.push(why),
             }
         }
+        let served = self.serve_refused(&config).await;
         let held = self.posts.let_go();
         let own = self.posts.reconcile((&*self.behind, &*forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.posts.accept(&self.sessions, &mut self.accepting);
         let mut text =
             format!("configuration read again: {} listeners lead elsewhere or otherwise", changed + own.changed);
+        if served > 0 {
+            text += &format!(", {served} that were refused are served");
+        }
         if own.opened + own.closed > 0 {
             text += &format!(", {} opened, {} closed", own.opened, own.closed);
         }
-        say(Kind::ConfigurationReloaded, text);
+        let nothing = changed + own.changed + own.opened + own.closed + served == 0;
+        if !nothing || self.faults.is_empty() {
+            say(Kind::ConfigurationReloaded, text);
+        }
         refused.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
         refused
+    }
+
+    /// Serves the inherited listeners that were refused and whose name has a meaning now; their number.
+    async fn serve_refused(&mut self, config: &Config) -> usize {
+        let mut served = 0;
+        for mut refused in std::mem::take(&mut self.refused) {
+            match self.route_of(&refused.listener, config) {
+                Ok((route, behind)) => {
+                    let (to, was) = (route.upstream_text.clone(), refused.why.clone());
+                    let text = format!("{} leads to {to}; before, it was not served: {was}", route.listener);
+                    let event = route.event(Kind::ListenerServing, text);
+                    let (listener, held) = refused.release().await;
+                    let Some(listening) = self.serve(listener, route, behind) else { continue };
+                    emit(event);
+                    self.accepting.start(&listening, &self.sessions);
+                    held.serve(&listening, &self.sessions);
+                    served += 1;
+                }
+                Err(why) => {
+                    if why != refused.why {
+                        refuse(&refused.listener.local.to_string(), Some(&refused.listener.name), &why);
+                        refused.why = why;
+                    }
+                    self.refused.push(refused);
+                }
+            }
+        }
+        served
     }
 
     /// Gives an inherited listener its new route; whether that changes anything.

@@ -21,11 +21,11 @@ use crate::{
     control::{self, ConfigFaults, Control, Subject, api},
     dial::qrexec::{Client, Group},
     handover,
-    listener::{Accepting, Posts, ServedListener, Wanted, refuse, wanted},
+    listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
-    session::{Routes, Sessions, descriptor_warning},
+    session::{Route, Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, Loaded, SocketKind},
-    systemd::{notify, signals::Signals},
+    systemd::{notify, signals::Signals, sockets::SocketUnits},
 };
 
 /// Runs a service until it is told to stop.
@@ -61,7 +61,9 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
         sockets,
         passed,
         group,
+        strange: Vec::new(),
         refused: Vec::new(),
+        units: SocketUnits::follow(),
         metrics: Vec::new(),
         scraping: JoinSet::new(),
         control: None,
@@ -106,39 +108,61 @@ impl RunningService {
     fn refuse(&mut self, refused: &activation::Refused) {
         let name = escape(refused.name.as_bytes());
         refuse(&name, None, &refused.why);
-        self.refused.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
+        self.strange.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
     }
 
     /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
     fn listen(&mut self, from: activation::Listener, config: &Config) {
-        let (local, kind, name) = (from.local.to_string(), from.socket.kind(), from.name.clone());
-        match self.listening_of(from, &local, config) {
-            Ok((listening, behind)) => {
-                let route = listening.route();
-                let text = format!("{local} leads to {}{}", route.upstream_text, route.place_now());
-                emit(route.event(Kind::ListenerServing, text));
-                self.listening.push(listening);
-                self.behind.extend(behind);
+        match self.route_of(&from, config) {
+            Ok((route, behind)) => {
+                let text = format!("{} leads to {}{}", route.listener, route.upstream_text, route.place_now());
+                let event = route.event(Kind::ListenerServing, text);
+                if self.serve(from, route, behind).is_some() {
+                    emit(event);
+                }
             }
             Err(why) => {
-                refuse(&local, Some(&name), &why);
-                self.refused.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
+                refuse(&from.local.to_string(), Some(&from.name), &why);
+                self.refused.push(RefusedListener::new(from, why));
             }
         }
     }
 
-    /// An inherited listener with its route, and what lies behind it and is ours to bind.
-    fn listening_of(
+    /// The route of an inherited listener, and what lies behind it and is ours to bind.
+    pub(super) fn route_of(
         &self,
-        from: activation::Listener,
-        local: &str,
+        from: &activation::Listener,
         config: &Config,
-    ) -> Result<(Arc<ServedListener>, Vec<Wanted>), String> {
+    ) -> Result<(Route, Vec<Wanted>), String> {
         let forward = resolve(config, &from.name, from.socket.kind())?;
         let behind = wanted(&forward, None);
-        let route = self.routes.make(from.name, local, forward.legs.front().clone(), forward.options)?;
-        let listening = ServedListener::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())?;
-        Ok((Arc::new(listening), behind))
+        let local = from.local.to_string();
+        let route = self.routes.make(from.name.clone(), &local, forward.legs.front().clone(), forward.options)?;
+        Ok((route, behind))
+    }
+
+    /// Serves an inherited listener by a route; `None` where the socket cannot be used, which is told.
+    pub(super) fn serve(
+        &mut self,
+        from: activation::Listener,
+        route: Route,
+        behind: Vec<Wanted>,
+    ) -> Option<Arc<ServedListener>> {
+        let (local, kind, name) = (from.local.to_string(), from.socket.kind(), from.name);
+        match ServedListener::new(from.socket, Arc::new(route)) {
+            Ok(listening) => {
+                let listening = Arc::new(listening);
+                self.listening.push(listening.clone());
+                self.behind.extend(behind);
+                Some(listening)
+            }
+            Err(e) => {
+                let why = e.to_string();
+                refuse(&local, Some(&name), &why);
+                self.strange.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
+                None
+            }
+        }
     }
 
     /// Takes what the previous process left: listeners of our own, sessions, children.

@@ -16,6 +16,7 @@ use crate::{
     systemd::{
         notify,
         signals::{Order, Signals},
+        sockets::{self, Moved},
     },
 };
 
@@ -64,6 +65,14 @@ pub(super) async fn until_stopped(
                 let RunningService { posts, sessions, routes, accepting, .. } = &mut service;
                 posts.follow(due, sessions, routes, accepting).await
             }
+            moved = service.units.moved() => match moved {
+                Moved::FileGone => false, // status tells of it
+                Moved::Stopped => {
+                    say(Kind::ListenerRemoved, "a socket without a file was stopped: restarting to close it");
+                    sockets::restart();
+                    false
+                }
+            },
             () = nothing_left(&service.sessions, nothing, exit_idle) => {
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {

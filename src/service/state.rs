@@ -8,10 +8,10 @@ use super::setup::ReadTexts;
 use crate::{
     control::{ConfigFaults, Control, api},
     dial::qrexec::Group,
-    listener::{Accepting, Posts, ServedListener, Wanted},
+    listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
     spec::{Config, ConfigFault, Effect, Entry, LastTexts, SocketKind},
-    systemd::notify::ServedCount,
+    systemd::{notify::ServedCount, sockets::SocketUnits},
 };
 
 /// A running service.
@@ -44,8 +44,12 @@ pub(super) struct RunningService {
     pub(super) passed: usize,
     /// The control group of the children.
     pub(super) group: Option<Arc<Group>>,
-    /// Inherited listeners that cannot be served.
-    pub(super) refused: Vec<api::Listener>,
+    /// Inherited descriptors that are no listeners.
+    pub(super) strange: Vec<api::Listener>,
+    /// Inherited listeners whose name means nothing.
+    pub(super) refused: Vec<RefusedListener>,
+    /// The units of inherited listeners.
+    pub(super) units: SocketUnits,
     /// Inherited listeners for those who scrape metrics.
     pub(super) metrics: Vec<MetricsListener>,
     /// The tasks that answer those, as long as there is anything to tell.
@@ -65,6 +69,9 @@ impl RunningService {
     pub(super) fn accept(&mut self) {
         for listening in &self.listening {
             self.accepting.start(listening, &self.sessions);
+        }
+        for refused in &mut self.refused {
+            refused.hold(&mut self.accepting);
         }
         self.posts.accept(&self.sessions, &mut self.accepting);
     }
@@ -93,7 +100,7 @@ impl RunningService {
         if let Some(fault) = self.faults.iter().find(|fault| fault.effect != Effect::Kept) {
             return Some(fault.to_string());
         }
-        if !self.refused.is_empty() {
+        if !self.refused.is_empty() || !self.strange.is_empty() {
             return Some("an inherited socket was refused".to_owned());
         }
         self.posts.trouble()

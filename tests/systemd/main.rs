@@ -11,6 +11,7 @@ mod tree; // first: the macro `tree!`
 mod control;
 mod crowd;
 mod enable;
+mod faults;
 mod figures;
 mod future;
 mod handover;
