@@ -15,6 +15,8 @@ mod control;
 #[cfg(feature = "dom0")]
 pub mod dom0;
 #[cfg(feature = "forward")]
+mod effective;
+#[cfg(feature = "forward")]
 mod generator;
 #[cfg(feature = "forward")]
 pub mod pfwd;

@@ -33,7 +33,7 @@ pub(super) fn loaded(scope: Scope, prefix: &str) -> Vec<String> {
 /// The socket units that listen, with their addresses.
 pub(super) fn listening_sockets(scope: Scope) -> Vec<ShownUnit> {
     let text = ask(scope, &["show", "--property=Id,ActiveState,Listen", "--", "*.socket"]).unwrap_or_default();
-    let shown = text.split("\n\n").map(read);
+    let shown = ShownUnit::read_all(&text).into_iter();
     shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active")).collect()
 }
 

@@ -111,6 +111,11 @@ macro_rules! keys {
                 $(if over.$field.is_some() { self.$field.clone_from(&over.$field); })*
             }
 
+            /// Takes one value from other keys, in the place of its own.
+            pub(super) fn take(&mut self, key: KeyName, from: &Self) {
+                match key { $(KeyName::$key => self.$field.clone_from(&from.$field),)* }
+            }
+
             /// The texts that each given key reads back.
             pub fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
                 let mut texts = Vec::new();

@@ -12,6 +12,7 @@
 
 mod call;
 mod config;
+mod effective;
 mod endpoint;
 mod error;
 pub mod fdname;
@@ -33,6 +34,7 @@ mod weigh;
 
 pub use call::{Call, Service, Target, policy_line};
 pub use config::{Config, Entry};
+pub use effective::{EffectiveValue, ValueOrigin};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;

@@ -18,6 +18,7 @@ mod handover;
 mod harness;
 mod journal;
 mod life;
+mod mistakes;
 mod pfwd;
 mod readme;
 mod remote;

@@ -1,6 +1,9 @@
 //! The configuration: its faults, its forwards, and what the machine says about those.
 
-use super::{finding::Finding, meaning::passed_name};
+use super::{
+    finding::Finding,
+    meaning::{expanded, passed_name},
+};
 use crate::{
     cli::{
         config::Sources,
@@ -45,13 +48,17 @@ pub(in crate::cli) fn sockets<'a>(
     units: impl IntoIterator<Item = &'a FoundUnit>,
     scope: Scope,
 ) -> Vec<(String, SocketKind)> {
-    let mut sockets = Vec::new();
-    for unit in units {
-        let name = passed_name(unit, scope);
-        let addresses = unit.unit.addresses(|text| super::meaning::expanded(text, &unit.name, scope));
-        sockets.extend(addresses.iter().filter_map(|read| Some((name.clone(), read.kind()?))));
-    }
-    sockets
+    let all = units.into_iter().flat_map(|unit| named_sockets(unit, scope));
+    all.map(|(name, kind, _)| (name, kind)).collect()
+}
+
+/// The sockets of a unit: the name that systemd passes, the kind, and the address.
+pub(in crate::cli) fn named_sockets(unit: &FoundUnit, scope: Scope) -> Vec<(String, SocketKind, String)> {
+    let name = passed_name(unit, scope);
+    let address = |text: &str| expanded(text, &unit.name, scope);
+    let read = unit.unit.addresses(address);
+    let sockets = read.iter().filter_map(|read| Some((read.kind()?, address(&read.listening.setting.value))));
+    sockets.map(|(kind, address)| (name.clone(), kind, address)).collect()
 }
 
 /// Namespaces of a forward that do not exist now. They may come later, so that is no fault.

@@ -15,7 +15,7 @@ mod unit;
 use std::{path::PathBuf, process::ExitCode};
 
 use configuration::CheckedConfig;
-pub(super) use configuration::sockets;
+pub(super) use configuration::{named_sockets, sockets};
 use finding::Finding;
 pub(super) use finding::Weight;
 use manager::ManagerWord;
@@ -91,7 +91,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
-        let checked = configuration::read(&(program.sources)(Some(file.into())), &sockets);
+        let checked = configuration::read(&(program.sources)(Some(file.into()), scope), &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
@@ -266,7 +266,7 @@ impl CheckRequest {
             program,
             scope,
             what: options.what.clone(),
-            sources: (program.sources)(options.config.clone()),
+            sources: (program.sources)(options.config.clone(), scope),
             sources_named: false,
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn add(options: &Add, program: Program) -> Result<ExitCode, Fatal> {
     let unit = unit_name(&options.name)?;
     let (listen, kind, warning) = listen(&options.listen)?;
     let fd_name = repair(&options.fd_name).unwrap_or_else(|| options.fd_name.clone());
-    let forward = meaning(&fd_name, kind)?;
+    let forward = meaning(&fd_name, kind, scope)?;
     let text = text(&listen, &fd_name);
     for finding in check::of_places(&unit, &text, program, scope) {
         if finding.weight == Weight::Fault {
@@ -176,13 +176,13 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
 }
 
 /// Where a name leads; one that means nothing, or that systemd would drop, is an error.
-fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Fatal> {
+fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fatal> {
     let refused = |faults: crate::spec::Faults| Fatal::new(Code::Config, faults);
     let dropped = rejected(fd_name);
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let config = config::sources(None).read().map_err(refused)?.0;
+    let config = config::sources(None, scope).read().map_err(refused)?.0;
     fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
 }
 

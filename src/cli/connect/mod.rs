@@ -14,7 +14,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{arguments, check, complete, control, generator, serve, units::Scope};
+use super::{arguments, check, complete, control, effective, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
@@ -56,6 +56,14 @@ enum ConnectCommand {
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
     Check(Check),
+    /// Print the configuration in force, each value with its origin
+    Config {
+        #[command(flatten)]
+        options: effective::EffectiveOptions,
+        /// The system's instead of the user's
+        #[arg(long)]
+        system: bool,
+    },
     /// Write a socket unit
     Add(add::Add),
     /// Stop, disable and delete a socket unit that `add` wrote
@@ -177,6 +185,10 @@ pub fn main() -> ExitCode {
         ConnectCommand::Remove(options) => add::remove(&options),
         ConnectCommand::Control(command) => control::run(CONTROLLED, &command),
         ConnectCommand::Demo { check } => demo::run(check),
+        ConnectCommand::Config { options, system } => {
+            let scope = if system { Scope::System } else { Scope::User };
+            effective::run(&options, &config::sources(options.config.clone(), scope), CONTROLLED, scope)
+        }
         ConnectCommand::Reload { system } => serve::reload(PROGRAM, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
@@ -188,7 +200,8 @@ pub fn main() -> ExitCode {
 fn serve(options: Serve) -> Result<ExitCode, Fatal> {
     serve::run(serve::ServeOptions {
         program: PROGRAM,
-        sources: config::sources(options.config),
+        // A manager of the system gives its service no HOME.
+        sources: config::sources(options.config, Scope::User),
         qrexec_client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube,
         exit_idle_time: options.exit_idle_time,

@@ -14,7 +14,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use super::{
     arguments, check, complete,
     config::{self, Sources},
-    control, generator,
+    control, effective, generator,
     serve::{self, ServeOptions},
     units::Scope,
 };
@@ -93,6 +93,8 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Say what each socket unit and each forward leads to, and what is wrong with it
     Check(check::CheckOptions),
+    /// Print the configuration in force, each value with its origin
+    Config(effective::EffectiveOptions),
     /// Have the running service read its configuration again, and wait until it has
     Reload,
     #[command(flatten)]
@@ -118,7 +120,7 @@ impl control::WhichService for WhichPfwd {
 }
 
 /// From `given`, else from the usual file.
-fn sources(given: Option<PathBuf>) -> Sources {
+fn sources(given: Option<PathBuf>, _: Scope) -> Sources {
     Sources { file: given, places: vec![FILE.into()], forwards: Vec::new() }
 }
 
@@ -153,12 +155,15 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         Some(PfwdCommand::Check(options)) => {
             return check::run(&check::CheckRequest::new(options, CONTROLLED, Scope::System));
         }
+        Some(PfwdCommand::Config(options)) => {
+            return effective::run(options, &sources(options.config.clone(), Scope::System), CONTROLLED, Scope::System);
+        }
         Some(PfwdCommand::Reload) => return serve::reload(PROGRAM, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
         None => {}
     }
     let named = arguments.config.is_some() || !arguments.forward.is_empty();
-    let mut sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
+    let mut sources = Sources { forwards: arguments.forward, ..sources(arguments.config, Scope::System) };
     // By hand, what was written is what is wanted: the file belongs to the service, which serves it already.
     if !sources.forwards.is_empty() && sources.file.is_none() && std::env::var_os("NOTIFY_SOCKET").is_none() {
         eprintln!("{PROGRAM}: --forward by hand: {FILE} is not read (--config {FILE} reads it, too)");

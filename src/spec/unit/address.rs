@@ -47,6 +47,9 @@ impl ListenAddress {
                 format!("the path of a UNIX socket has at most {MAX_UNIX} bytes, this one {len}"),
             )),
         };
+        if text == "/" {
+            return Err(Flaw::new(0..1, "this is the root directory").note("such as /run/NAME.sock"));
+        }
         if text.starts_with('/') {
             return unix(text).map(|()| Self::Path(text.into()));
         }
@@ -214,6 +217,7 @@ mod tests {
             ("tcp://localhost:80", "URL", None),
             ("[fe80::1%lo]:88", "not an IP address", None),
             ("@", "no name", None),
+            ("/", "root directory", None),
             ("", "neither a port", None),
         ] {
             let flaw = read(text).expect_err(text);
