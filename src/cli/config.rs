@@ -1,7 +1,11 @@
-//! Where configuration comes from: a file, none of which is needed, and `--forward` arguments over it.
+//! Where configuration comes from: a main file, the drop-in files beside it, none of which is needed, and `--forward`
+//! arguments over them. Here they are found and read; `spec` decides what they mean.
 
 use std::{
-    fmt, fs, io,
+    ffi::OsString,
+    fs::{self, File, Metadata},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -9,95 +13,95 @@ use std::{
 use crate::{
     dial::netns,
     report::{Code, Fatal},
-    service::LoadConfig,
-    spec::{Config, Faults, Plan},
+    service::ReadTexts,
+    spec::{Beside, Config, Faults, LastTexts, Loaded, Plan, Text, Texts, load},
 };
 
 /// A configuration file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
+/// More drop-in files are a mistake.
+const DROP_INS: usize = 1000;
 
 /// Where a program's configuration comes from.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
     /// The file that was named, if one was.
     pub(super) file: Option<PathBuf>,
-    /// Where else a file is looked for: the first that exists counts.
+    /// Where else a main file is looked for, with drop-in files in the directory of its name and `.d`: the first place
+    /// that has either counts.
     pub(super) places: Vec<PathBuf>,
     /// `--forward` arguments.
     pub(super) forwards: Vec<String>,
 }
 
-/// Why there is no configuration.
-#[derive(Debug)]
-pub(super) enum Bad {
-    /// What is wrong in it, or in the arguments.
-    Faults(Faults),
-    /// It cannot be read.
-    File(String),
-}
-
-/// One line for each fault.
-impl fmt::Display for Bad {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Faults(faults) => faults.fmt(f),
-            Self::File(why) => f.write_str(why),
-        }
-    }
-}
-
-impl Bad {
-    /// Tells it on stderr: to people each fault with its line underlined, to a log a line for each. The exit code that
-    /// goes with it.
-    pub(super) fn tell(&self, program: &str, people: bool) -> ExitCode {
-        let terminal = io::IsTerminal::is_terminal(&io::stderr());
-        match self {
-            Self::Faults(faults) if people || terminal => eprint!("{}", faults.render(terminal)),
-            _ => self.to_string().lines().for_each(|line| eprintln!("{program}: {line}")),
-        }
-        Code::Config.into()
-    }
-}
-
 impl Sources {
-    /// Reads everything; where there is no file, there is nothing wrong with that.
-    ///
-    /// # Errors
-    /// See [`Bad`].
-    pub(super) fn read(&self) -> Result<(Config, Plan), Bad> {
-        let file = self.text()?;
-        let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-        Config::gather(file, &self.forwards).map_err(Bad::Faults)
+    /// Whether there may be a file, now or later.
+    pub(super) fn may_have_file(&self) -> bool {
+        self.file.is_some() || !self.places.is_empty()
     }
 
-    /// Reads the file alone, without asking what it means.
-    ///
-    /// # Errors
-    /// See [`Bad`].
-    pub(super) fn config(&self) -> Result<Config, Bad> {
-        match self.text()? {
-            Some((name, text)) => Config::parse(&name, &text).map_err(Bad::Faults),
-            None => Ok(Config::default()),
+    /// Why there is nothing to serve, when nothing was passed and nothing is asked for.
+    pub(super) fn nothing(&self, program: &str) -> String {
+        let files = self.file.as_ref().map_or_else(|| self.places.iter().collect(), |file| vec![file]);
+        let files: Vec<_> = files.into_iter().map(|file| file.display().to_string()).collect();
+        let files = if files.is_empty() { "the arguments".to_owned() } else { files.join(" or ") };
+        format!("no {program}-*.socket unit is started, and no [[forward]] of {files} has a listener")
+    }
+
+    /// Reads everything; what cannot be read says why.
+    pub(super) fn texts(&self) -> Texts {
+        let forwards = self.forwards.clone();
+        if let Some(file) = &self.file {
+            let main = Some(text(file, read_any(file)));
+            return Texts { main, drop_ins: Vec::new(), forwards };
         }
-    }
-
-    /// The file that is in force, and its text.
-    fn text(&self) -> Result<Option<(String, String)>, Bad> {
-        let files = self.file.as_ref().map_or_else(|| self.places.clone(), |file| vec![file.clone()]);
-        for path in files {
-            match read_text(&path) {
-                Ok(text) => return Ok(Some((path.to_string_lossy().into_owned(), text))),
-                Err(e) if e.kind() == io::ErrorKind::NotFound && self.file.is_none() => {}
-                Err(e) => return Err(Bad::File(format!("{}: cannot be read: {e}", path.display()))),
+        for place in &self.places {
+            let main = match read_regular(place) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                read => Some(text(place, read)),
+            };
+            let drop_ins = drop_ins(place);
+            if main.is_some() || drop_ins.is_some() {
+                return Texts { main, drop_ins: drop_ins.unwrap_or_default(), forwards };
             }
         }
-        Ok(None)
+        Texts { main: None, drop_ins: Vec::new(), forwards }
     }
 
-    /// A function that reads the configuration each time it is called.
-    pub(super) fn load(self) -> LoadConfig {
-        Box::new(move || self.read().map(|(config, _)| config).map_err(|bad| bad.to_string()))
+    /// What a first start would make of it `beside` the sockets that there are.
+    pub(super) fn load(&self, beside: &Beside<'_>) -> Loaded {
+        load(&self.texts(), &LastTexts::default(), beside, 0)
     }
+
+    /// Reads everything for who takes only a configuration without faults.
+    ///
+    /// # Errors
+    /// All faults.
+    pub(super) fn read(&self) -> Result<(Config, Plan), Faults> {
+        self.load(&Beside::NOTHING).strict()
+    }
+
+    /// A function that reads everything each time it is called.
+    pub(super) fn reader(self) -> ReadTexts {
+        Box::new(move || self.texts())
+    }
+}
+
+/// What a first start would make of it without any socket.
+pub(super) fn load_alone(texts: &Texts) -> Loaded {
+    load(texts, &LastTexts::default(), &Beside::NOTHING, 0)
+}
+
+/// Tells faults on stderr: to people each with its line underlined, to a log a line for each. The exit code that goes
+/// with it.
+pub(super) fn tell(faults: &Faults, program: &str, people: bool) -> ExitCode {
+    let terminal = io::IsTerminal::is_terminal(&io::stderr());
+    if people || terminal {
+        eprint!("{}", faults.render(terminal));
+    } else {
+        faults.to_string().lines().for_each(|line| eprintln!("{program}: {line}"));
+    }
+    Code::Config.into()
 }
 
 /// The failure of a plan with namespaces in a process that may not enter any.
@@ -111,12 +115,89 @@ pub(super) fn check_permission(plan: &Plan) -> Result<(), Fatal> {
     Err(Fatal::new(Code::Permission, "may not enter network namespaces").hint(netns::NEEDS))
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
-    use io::Read as _;
-    let mut text = String::new();
-    let file = fs::File::open(path)?;
-    if file.take(LIMIT + 1).read_to_string(&mut text)? as u64 > LIMIT {
+fn text(path: &Path, read: io::Result<String>) -> Text {
+    Text { name: path.to_string_lossy().into_owned(), text: read.map_err(|e| e.to_string()) }
+}
+
+/// The drop-in files of a place, in the byte order of their names; `None` where it has no directory for them.
+fn drop_ins(place: &Path) -> Option<Vec<Text>> {
+    let mut dir = place.as_os_str().to_owned();
+    dir.push(".d");
+    let dir = PathBuf::from(dir);
+    let names = match drop_in_names(&dir) {
+        Ok(names) => names,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => return Some(vec![text(&dir, Err(e))]),
+    };
+    let read = |name: OsString| {
+        let path = dir.join(name);
+        let read = read_drop_in(&path);
+        text(&path, read)
+    };
+    Some(names.into_iter().map(read).collect())
+}
+
+fn drop_in_names(dir: &Path) -> io::Result<Vec<OsString>> {
+    let entries = fs::read_dir(dir)?;
+    refuse_writable(&fs::metadata(dir)?)?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let bytes = name.as_encoded_bytes();
+        if bytes.ends_with(b".toml") && !bytes.starts_with(b".") {
+            names.push(name);
+        }
+        if names.len() > DROP_INS {
+            return Err(io::Error::other(format!("there are more than {DROP_INS} files")));
+        }
+    }
+    names.sort_unstable_by(|a, b| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
+    Ok(names)
+}
+
+/// Refuses what others than root and we can write: whoever can write it decides where connections go.
+fn refuse_writable(metadata: &Metadata) -> io::Result<()> {
+    let (us, our_group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned()));
+    if ![0, us].contains(&metadata.uid()) {
+        return refuse("it belongs to another user; run: chown it to root, or to the user of the service");
+    }
+    let group_writes = metadata.mode() & 0o020 != 0 && ![0, our_group].contains(&metadata.gid());
+    if metadata.mode() & 0o002 != 0 || group_writes {
+        return refuse("other users can write to it; run: chmod go-w");
+    }
+    Ok(())
+}
+
+fn read_drop_in(path: &Path) -> io::Result<String> {
+    let file = open_regular(path)?;
+    refuse_writable(&file.metadata()?)?;
+    read_text(file)
+}
+
+fn read_regular(path: &Path) -> io::Result<String> {
+    read_text(open_regular(path)?)
+}
+
+/// Reads a file that somebody named: a pipe is as good.
+fn read_any(path: &Path) -> io::Result<String> {
+    read_text(File::open(path)?)
+}
+
+/// Opens a file, and nothing that a reader would wait for.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+fn read_text(file: File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    if file.take(LIMIT + 1).read_to_end(&mut bytes)? as u64 > LIMIT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }

@@ -1,6 +1,10 @@
 //! One face for each program: arguments, then a plan, then the run, then an exit code.
 
 #[cfg(feature = "forward")]
+mod arguments;
+#[cfg(feature = "forward")]
+mod check;
+#[cfg(feature = "forward")]
 mod complete;
 #[cfg(feature = "forward")]
 mod config;
@@ -10,6 +14,8 @@ pub mod connect;
 mod control;
 #[cfg(feature = "dom0")]
 pub mod dom0;
+#[cfg(feature = "forward")]
+mod effective;
 #[cfg(feature = "forward")]
 mod generator;
 #[cfg(feature = "forward")]

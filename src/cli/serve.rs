@@ -2,15 +2,19 @@
 
 use std::process::ExitCode;
 
-use super::config::{self, Sources};
+use super::{
+    config::{self, Sources},
+    systemctl,
+    units::Scope,
+};
 use crate::{
     activation,
     control::SOCKET,
     handover, log,
     report::{Code, Fatal},
-    service::{self, Ended, Setup, StartFailure, Stay},
-    spec::{LogLevel, Plan},
-    systemd::{headroom, reload, unit},
+    service::{self, Ended, Setup, Stay},
+    spec::{Faults, LogLevel},
+    systemd::{headroom, reload, signals::Hangup, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -50,16 +54,20 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
-    let (config, plan) = match options.sources.read() {
-        Ok((config, plan)) => (Ok(config), plan),
-        // Sessions that were handed over go on without a configuration; the service says what is wrong.
-        Err(bad) if !inherited.stored.is_empty() => (Err(bad.to_string()), Plan::default()),
-        Err(bad) => return Ok(bad.tell(options.program, false)),
-    };
+    let texts = options.sources.texts();
+    if !managed {
+        config::check_permission(&config::load_alone(&texts).config.plan())?;
+    }
+    let loaded = service::load(&texts, &service::last_texts(), &service::sockets(&inherited.listeners));
+    let plan = loaded.config.plan();
+    // By hand, somebody sees at once what is wrong. A service serves what it can.
+    if !managed && !loaded.faults.is_empty() {
+        let faults = Faults(loaded.faults.into_iter().map(|fault| fault.fault).collect());
+        return Ok(config::tell(&faults, options.program, false));
+    }
     if nothing && !managed && plan.is_idle() {
         return Err((options.lonely)());
     }
-    config::check_permission(&plan)?;
     headroom::keep();
     handover::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
@@ -70,8 +78,10 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
     let setup = Setup {
         inherited,
-        config,
-        load: options.sources.load(),
+        loaded,
+        hangup: Hangup::meaning(options.sources.may_have_file()),
+        nothing: options.sources.nothing(options.program),
+        read: options.sources.reader(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),
         exit_idle: options.exit_idle_time,
@@ -84,24 +94,36 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
-        Err(what @ StartFailure::Rules(_)) => Err(Fatal::new(Code::Config, what)),
         Err(what) => Err(Fatal::new(Code::Failure, what)),
     }
 }
 
-/// Has the running service read its configuration again, and waits for how that goes: for ExecReload=, which gives its
-/// process id in `MAINPID`.
+/// Has the running service read its configuration again, and waits for how that goes. ExecReload= gives its process id
+/// in `MAINPID`; somebody at a shell means the service of the manager of `scope`.
 ///
 /// # Errors
-/// The new configuration is not used, or it is not known whether it is.
-pub(super) fn reload() -> Result<ExitCode, Fatal> {
-    let pid = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok());
-    let pid = pid.ok_or_else(|| {
-        let what = "MAINPID is not set: this is what ExecReload= of the unit runs";
-        Fatal::new(Code::Usage, what).hint("to read the configuration again: systemctl reload")
-    })?;
-    let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
-    asked.map(|()| ExitCode::SUCCESS)
+/// The new configuration is not used, or it is not known whether it is; the service does not run.
+pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
+    if let Some(pid) = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok()) {
+        let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
+        return asked.map(|()| ExitCode::SUCCESS);
+    }
+    let (unit, flag) = (format!("{program}.service"), scope.flag());
+    let shown = systemctl::show(scope, &["ActiveState"], &[unit.clone()]);
+    let Some(state) = shown.and_then(|shown| shown.first()?.last("ActiveState")) else {
+        let what = format!("systemd does not answer, so {unit} cannot be reloaded");
+        return Err(
+            Fatal::new(Code::Failure, what).hint("a service that runs without systemd reads its file at SIGHUP")
+        );
+    };
+    if matches!(state.as_str(), "inactive" | "failed") {
+        let what = format!("{unit} does not run: it reads the configuration when it starts");
+        return Err(Fatal::new(Code::Failure, what).hint(format!("to try the configuration: {program} check")));
+    }
+    let why = format!("`{program} check` names what is wrong; more: journalctl {flag}-u {unit}");
+    systemctl::order(scope, &["reload", &unit]).map_err(|failed| failed.hint(why))?;
+    println!("{unit} has read its configuration again");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.

@@ -10,7 +10,10 @@ use std::{
 };
 
 pub(super) use crate::systemd::systemctl::Scope;
-use crate::{spec::unit::Unit, sys};
+use crate::{
+    spec::{PREFIXES, unit::Unit},
+    sys,
+};
 
 /// A unit file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -118,8 +121,25 @@ pub(super) struct FoundUnit {
     pub(super) has_install: bool,
 }
 
-/// The units called `PREFIX*.socket`, by name. Masked ones are left out.
+/// A file that is called like a unit and is none that systemd can load.
+#[derive(Debug)]
+pub(super) struct BadUnit {
+    /// The name of the unit.
+    pub(super) name: String,
+    /// The file.
+    pub(super) path: PathBuf,
+    /// What is wrong, and what to do.
+    pub(super) why: String,
+}
+
+/// The units called `PREFIX*.socket`, by name. Masked ones and those that cannot be read are left out.
 pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<FoundUnit> {
+    survey(path, prefixes).0
+}
+
+/// The units called `PREFIX*.socket`, by name, and files of such names that systemd cannot load. Masked ones are left
+/// out.
+pub(super) fn survey(path: &[PathBuf], prefixes: &[&str]) -> (Vec<FoundUnit>, Vec<BadUnit>) {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for dir in path {
         for name in entries(dir) {
@@ -129,27 +149,73 @@ pub(super) fn find(path: &[PathBuf], prefixes: &[&str]) -> Vec<FoundUnit> {
             }
         }
     }
-    names.into_iter().filter_map(|(name, file)| load(path, name, file)).collect()
+    let (mut found, mut bad) = (Vec::new(), Vec::new());
+    for (name, file) in names {
+        match load(path, name, file) {
+            Ok(unit) => found.extend(unit),
+            Err(unit) => bad.push(unit),
+        }
+    }
+    (found, bad)
 }
 
-/// One unit by its name, or by the path of its file.
+/// One unit by its name, or by the path of its file. An instance has the file of its template.
 ///
 /// # Errors
-/// When there is none, or it is masked.
-pub(super) fn find_one(path: &[PathBuf], unit: &str) -> io::Result<FoundUnit> {
-    let file = if unit.contains('/') {
-        Some(PathBuf::from(unit)).filter(|file| file.exists())
-    } else {
-        path.iter().map(|dir| dir.join(unit)).find(|file| file.symlink_metadata().is_ok())
+/// There is none, it is masked, or it cannot be read.
+pub(super) fn find_one(path: &[PathBuf], unit: &str) -> Result<FoundUnit, BadUnit> {
+    let (dirs, name) = match unit.rsplit_once('/') {
+        Some((dir, name)) => (vec![PathBuf::from(if dir.is_empty() { "/" } else { dir })], name.to_owned()),
+        None => (path.to_vec(), unit.to_owned()),
     };
-    let name = unit.rsplit('/').next().unwrap_or(unit).to_owned();
-    let file = file.ok_or(io::ErrorKind::NotFound)?;
-    load(path, name, file).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the unit is masked or not readable"))
+    let there = |name: &str| dirs.iter().map(|dir| dir.join(name)).find(|file| file.symlink_metadata().is_ok());
+    let file = there(&name).or_else(|| there(&template_of(&name)?));
+    let bad = |path: PathBuf, why: &str| BadUnit { name: name.clone(), path, why: why.to_owned() };
+    let Some(file) = file else {
+        let mut why = "there is no such unit file".to_owned();
+        let known = find(path, &PREFIXES).into_iter().map(|found| found.name);
+        if let Some(meant) = known.min_by_key(|known| strsim::osa_distance(known, &name)) {
+            if strsim::osa_distance(&meant, &name) <= 3 {
+                why += &format!(" (did you mean {meant}?)");
+            }
+        }
+        return Err(bad(dirs.first().map_or_else(PathBuf::new, |dir| dir.join(&name)), &why));
+    };
+    load(path, name.clone(), file.clone())?.ok_or_else(|| bad(file, "the unit is masked: systemd does not start it"))
 }
 
-/// Reads a unit with its drop-ins. A masked one (a link to /dev/null, or an empty file) is none.
-fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<FoundUnit> {
-    let text = read(&file).ok().filter(|text| !text.is_empty())?;
+/// `x@.socket` for `x@i.socket`.
+fn template_of(name: &str) -> Option<String> {
+    let (template, instance) = name.strip_suffix(".socket")?.split_once('@')?;
+    (!instance.is_empty()).then(|| format!("{template}@.socket"))
+}
+
+/// The instances of a template that somebody has enabled, by name.
+pub(super) fn enabled_instances(path: &[PathBuf], template: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for dir in path {
+        let wants = entries(dir).into_iter().filter(|name| name.ends_with(".wants") || name.ends_with(".requires"));
+        let linked = wants.flat_map(|wants| entries(&dir.join(wants)));
+        names.extend(linked.filter(|name| template_of(name).as_deref() == Some(template)));
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Reads a unit with its drop-ins; `None` for a masked one (a link to /dev/null, or an empty file).
+fn load(path: &[PathBuf], name: String, file: PathBuf) -> Result<Option<FoundUnit>, BadUnit> {
+    let bad = |why: String| BadUnit { name: name.clone(), path: file.clone(), why };
+    let text = match read(&file) {
+        Ok(text) if text.is_empty() => return Ok(None),
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let target = fs::read_link(&file).unwrap_or_default();
+            return Err(bad(format!("the link leads to {}, which does not exist", target.display())));
+        }
+        Err(e) if file.is_dir() => return Err(bad(format!("this is a directory and no unit file ({e})"))),
+        Err(e) => return Err(bad(format!("the file cannot be read: {e}"))),
+    };
     let mut unit = Unit::parse(&file.to_string_lossy(), &text);
     let mut has_install = unit.has_install();
     for (drop_in, exact) in drop_ins(path, &name) {
@@ -158,7 +224,7 @@ fn load(path: &[PathBuf], name: String, file: PathBuf) -> Option<FoundUnit> {
         has_install |= exact && Unit::parse(&drop_in, &text).has_install();
         unit.overlay(&drop_in, &text);
     }
-    Some(FoundUnit { name, path: file, unit, has_install })
+    Ok(Some(FoundUnit { name, path: file, unit, has_install }))
 }
 
 /// The drop-ins of a unit in the order in which systemd reads them, and whether each is of its very name (or, for an
@@ -233,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_is_read_from_its_template_and_enabled_ones_are_found_by_their_links() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "qrexec-connect-t@.socket", "[Socket]\nListenStream=%i\n");
+        write(root.path(), "sockets.target.wants/qrexec-connect-t@7.socket", "");
+        write(root.path(), "sockets.target.wants/qrexec-connect-u@8.socket", "");
+        let path = [root.path().to_owned()];
+        assert_eq!(enabled_instances(&path, "qrexec-connect-t@.socket"), ["qrexec-connect-t@7.socket"]);
+        let given = root.path().join("qrexec-connect-t@9.socket");
+        for unit in ["qrexec-connect-t@9.socket", given.to_str().unwrap()] {
+            let found = find_one(&path, unit).unwrap();
+            assert_eq!(found.name, "qrexec-connect-t@9.socket");
+            assert!(found.path.ends_with("qrexec-connect-t@.socket"));
+        }
+        let missing = find_one(&path, "qrexec-connect-tt@.socket").unwrap_err();
+        assert!(missing.why.contains("did you mean qrexec-connect-t@.socket"), "{}", missing.why);
+    }
+
+    #[test]
     fn the_strongest_directory_wins_and_masked_units_are_left_out() {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "strong/qrexec-connect-a.socket", "[Socket]\nFileDescriptorName=strong\n");
@@ -244,8 +328,13 @@ mod tests {
         write(root.path(), "weak/qrexec-connect-c.socket", "[Socket]\nListenStream=1\n");
         write(root.path(), "weak/qrexec-connect-.socket", "[Socket]\nListenStream=1\n");
         write(root.path(), "weak/other.socket", "[Socket]\nListenStream=1\n");
+        std::os::unix::fs::symlink("nowhere", root.path().join("weak/qrexec-connect-d.socket")).unwrap();
+        fs::create_dir(root.path().join("weak/qrexec-connect-e.socket")).unwrap();
         let path = ["strong", "weak"].map(|dir| root.path().join(dir));
-        let found = find(&path, &["qrexec-connect-"]);
+        let (found, bad) = survey(&path, &["qrexec-connect-"]);
+        let bad: Vec<_> = bad.iter().map(|bad| (bad.name.as_str(), bad.why.split(',').next().unwrap())).collect();
+        assert_eq!(bad[0], ("qrexec-connect-d.socket", "the link leads to nowhere"));
+        assert!(bad[1].0 == "qrexec-connect-e.socket" && bad[1].1.contains("directory"), "{bad:?}");
         let names: Vec<_> = found.iter().map(|f| f.name.as_str()).collect();
         assert_eq!(names, ["qrexec-connect-a.socket", "qrexec-connect-c.socket"]);
         assert_eq!(found[0].unit.fd_name().map(|s| s.value.as_str()), Some("strong"));

@@ -99,6 +99,42 @@ pub enum Life {
     Stopping,
 }
 
+/// What a fault of the configuration does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultEffect {
+    /// The last good text of its file stays in force.
+    Kept,
+    /// The forward that it is in is not served.
+    ForwardRefused,
+    /// Its whole drop-in file is refused.
+    DropInRefused,
+    /// Its whole file is refused.
+    FileRefused,
+}
+
+impl FaultEffect {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::ForwardRefused => "forward_refused",
+            Self::DropInRefused => "drop_in_refused",
+            Self::FileRefused => "file_refused",
+        }
+    }
+}
+
+/// A fault of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// File, line and column; or the argument.
+    pub place: String,
+    /// What is wrong, what to do about it, and what it does: a sentence without the place.
+    pub message: String,
+    pub effect: FaultEffect,
+}
+
 /// The reply to `Status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -111,6 +147,9 @@ pub struct Status {
     pub listeners: Vec<Listener>,
     /// Number of sessions.
     pub sessions: u64,
+    /// What is wrong with the configuration.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
 }
 
 /// The reply to `ListListeners`.

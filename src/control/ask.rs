@@ -1,11 +1,15 @@
 //! What the control room may look at, and what it has to ask.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use super::api;
-use crate::session::{Routes, Sessions};
+use super::{api, view};
+use crate::{
+    session::{Routes, Sessions},
+    spec::ConfigFault,
+    sys::lock,
+};
 
 /// What the control room looks at by itself: it can count, list and interrupt sessions, and read what is counted.
 #[derive(Clone, Debug)]
@@ -15,6 +19,24 @@ pub struct Subject {
     /// The sessions.
     pub sessions: Arc<Sessions>,
     pub routes: Arc<Routes>,
+    /// What is wrong with the configuration.
+    pub faults: ConfigFaults,
+}
+
+/// What is wrong with the configuration that the service read last; shared with who tells of it.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigFaults(Arc<Mutex<Vec<api::Fault>>>);
+
+impl ConfigFaults {
+    /// Another configuration was read.
+    pub fn set(&self, faults: &[ConfigFault]) {
+        *lock(&self.0) = faults.iter().map(view::fault).collect();
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<api::Fault> {
+        lock(&self.0).clone()
+    }
 }
 
 /// A question to the service's own task, which alone knows all listeners. A dropped reply is ignored.

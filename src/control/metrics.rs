@@ -164,6 +164,13 @@ impl Collector for Scrape {
         let about = About("listener_paused", "Whether a listener is paused.", None, Gauge);
         each(to, &about, &rows, |row| [(None, u64::from(row.paused))])?;
 
+        let help = "Faults of the configuration, by place and by what each does.";
+        let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
+        for fault in self.0.faults.all() {
+            let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];
+            ConstGauge::new(1u64).encode(metric.encode_family(&labels)?)?;
+        }
+
         let help = "Restarts of the service that handed over to the process that answers.";
         let metric = to.encode_descriptor("handovers", help, None, Counter)?;
         ConstCounter::new(self.0.routes.tallies().handovers()).encode(metric)?;

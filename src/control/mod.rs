@@ -27,9 +27,9 @@ use std::{
 
 use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
-pub use ask::{Ask, Subject};
+pub use ask::{Ask, ConfigFaults, Subject};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
-pub use view::{listener, post, sessions_by_listener, troubled};
+pub use view::{listener, post, refused, sessions_by_listener, troubled};
 
 use crate::{
     activation,

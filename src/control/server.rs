@@ -125,6 +125,7 @@ impl Server {
             state: if listeners.is_ok() { api::Life::Serving } else { api::Life::Stopping },
             listeners: listeners.unwrap_or_default(),
             sessions: self.subject.sessions.count() as u64,
+            faults: self.subject.faults.all(),
         }
     }
 

@@ -4,10 +4,10 @@ use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
 
 use super::api;
 use crate::{
-    listener::{Post, ServedListener, Standing},
+    listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
     session::{Figures, Happened, Happening, SessionInfo, Sessions},
-    spec::SocketKind,
+    spec::{ConfigFault, Effect, SocketKind},
     sys,
 };
 
@@ -86,6 +86,21 @@ pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
     api::Listener { upstream, ..troubled(&post.address(), Some(post.kind()), post.label(), state, why) }
 }
 
+/// An inherited listener that is refused; connections that are held are among those that wait.
+pub fn refused(refused: &RefusedListener) -> api::Listener {
+    let RefusedListener { listener, why, .. } = refused;
+    let kind = listener.socket.kind();
+    let waiting = match kind {
+        SocketKind::Tcp => sys::tcp_backlog(listener.socket.as_fd()).map(u64::from),
+        SocketKind::Unix => Some(0),
+        SocketKind::Udp => None,
+    };
+    api::Listener {
+        waiting: waiting.map(|n| n + refused.held() as u64),
+        ..troubled(&listener.local.to_string(), Some(kind), &listener.name, api::State::Refused, why)
+    }
+}
+
 /// An event of a session, for `Watch`.
 pub fn happening(Happening { what, info, figures }: &Happening) -> api::Event {
     let session = Some(session_with(info, *figures));
@@ -110,6 +125,19 @@ pub fn dropped(n: u64) -> api::Event {
 /// An event that says no more than that.
 pub fn event(event: api::Happened) -> api::Event {
     api::Event { event, session: None, end: None, exit_code: None, note: None, dropped: None }
+}
+
+/// A fault of the configuration.
+pub fn fault(fault: &ConfigFault) -> api::Fault {
+    let effect = match fault.effect {
+        Effect::Kept => api::FaultEffect::Kept,
+        Effect::ForwardRefused => api::FaultEffect::ForwardRefused,
+        Effect::DropInRefused => api::FaultEffect::DropInRefused,
+        Effect::FileRefused => api::FaultEffect::FileRefused,
+    };
+    let (place, text) = (fault.fault.place(), fault.to_string());
+    let message = text.strip_prefix(&format!("{place}: ")).unwrap_or(&text).to_owned();
+    api::Fault { place, message, effect }
 }
 
 /// A listener that is not served.

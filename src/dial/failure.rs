@@ -28,6 +28,8 @@ pub enum Failure {
     },
     /// A system call failed.
     Io {
+        /// At which step.
+        step: DialStep,
         /// What was being done, such as `connect to 10.0.0.5:22`.
         doing: String,
         /// Error of the kernel.
@@ -35,7 +37,64 @@ pub enum Failure {
     },
 }
 
+/// A step of a dial. One error number means another thing at each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialStep {
+    /// A UNIX socket was being connected to.
+    Unix,
+    /// A TCP address was being connected to.
+    Tcp,
+    /// Datagrams were being sent to a UDP address.
+    Udp,
+    /// A name was being looked up.
+    Name,
+    /// The interface of `bind_device` was being chosen.
+    Device,
+    /// The address of `source` was being chosen.
+    Source,
+    /// Anything else.
+    Other,
+}
+
+impl DialStep {
+    /// What to do about an error of the kernel at this step, behind a semicolon; empty where the error says it all.
+    pub fn advice(self, error: &io::Error) -> &'static str {
+        match (self, error.raw_os_error()) {
+            (Self::Unix | Self::Tcp | Self::Udp, Some(libc::ECONNREFUSED)) => "; nobody listens there",
+            (Self::Unix, Some(libc::ENOENT)) => "; its endpoint has not started",
+            (Self::Unix, Some(libc::EACCES)) => "; check the owner and mode of the socket and its directory",
+            (Self::Unix, Some(libc::EPROTOTYPE)) => "; the socket there is not for streams",
+            (Self::Udp, Some(libc::EACCES)) => "; this is a broadcast address: datagrams are forwarded to one host",
+            (Self::Tcp | Self::Udp, Some(libc::EACCES | libc::EPERM)) => "; a firewall of this machine forbids it",
+            (Self::Tcp | Self::Udp, Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+                "; no route leads there: see `ip route get`"
+            }
+            (Self::Device, Some(libc::ENODEV)) => "; there is no such interface: see `ip link`",
+            (Self::Device, Some(libc::EPERM)) => "; this takes CAP_NET_RAW",
+            (Self::Source, Some(libc::EADDRNOTAVAIL)) => "; this is no address of this machine: see `ip address`",
+            _ => "",
+        }
+    }
+}
+
 /// The failure of a system call.
-pub(super) fn io_failure(doing: &str, error: io::Error) -> Failure {
-    Failure::Io { doing: doing.to_owned(), error }
+pub(super) fn io_failure(step: DialStep, doing: &str, error: io::Error) -> Failure {
+    Failure::Io { step, doing: doing.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_knows_what_was_dialled() {
+        let said = |step: DialStep, number| step.advice(&io::Error::from_raw_os_error(number));
+        assert!(said(DialStep::Unix, libc::EACCES).contains("owner and mode"));
+        assert!(said(DialStep::Udp, libc::EACCES).contains("broadcast"));
+        assert!(said(DialStep::Tcp, libc::EACCES).contains("firewall"));
+        assert!(said(DialStep::Unix, libc::ENOENT).contains("endpoint"));
+        assert_eq!(said(DialStep::Tcp, libc::ENOENT), "");
+        assert!(said(DialStep::Device, libc::ENODEV).contains("ip link"));
+        assert_eq!(said(DialStep::Other, libc::ECONNREFUSED), "");
+    }
 }

@@ -59,7 +59,7 @@ mod udp;
 mod unix;
 mod way;
 
-pub use failure::Failure;
+pub use failure::{DialStep, Failure};
 pub use peer::abandoned;
 pub use tcp::{connect as tcp, keep_alive};
 pub use udp::connect as udp;

@@ -95,7 +95,11 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
         match self {
-            Self::Missing(path) => write!(f, "there is no network namespace at {}: see `ip netns list`", show(path)),
+            Self::Missing(path) => {
+                write!(f, "there is no network namespace at {}: see `ip netns list`", show(path))?;
+                let near = path.file_name().and_then(|name| nearest(name.to_str()?));
+                near.map_or(Ok(()), |name| write!(f, "; did you mean {}?", escape(name.as_bytes())))
+            }
             Self::Strange(path) => {
                 write!(f, "{} is not a network namespace: `ip netns add` makes one", show(path))
             }
@@ -108,6 +112,14 @@ impl fmt::Display for Trouble {
 /// What to do about [`Trouble::Denied`].
 pub const NEEDS: &str = "network namespaces need CAP_SYS_ADMIN; run as root, or add to the unit's [Service]: \
                          AmbientCapabilities=CAP_SYS_ADMIN";
+
+/// The namespace whose name is nearest to one that does not exist.
+pub fn nearest(name: &str) -> Option<String> {
+    let entries = DIRECTORIES.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let slips = |other: &String| strsim::osa_distance(name, other);
+    names.map(|other| (slips(&other), other)).filter(|(n, _)| *n <= (name.len() / 3).max(1)).min().map(|(_, name)| name)
+}
 
 /// Whether this process has the capability that entering takes. Where the kernel does not tell, it may try.
 pub fn permitted() -> bool {

@@ -16,7 +16,7 @@ use std::{
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use ppp::{v1, v2};
 
-use super::failure::{Failure, io_failure};
+use super::failure::{DialStep, Failure, io_failure};
 use crate::{
     spec::ProxyProtocol,
     stream::{Stream, StreamKind},
@@ -28,7 +28,7 @@ pub fn introduce(peer: &Stream, upstream: &Stream, version: ProxyProtocol) -> Re
         n if n == header.len() => Ok(()),
         _ => Err(io::ErrorKind::WriteZero.into()),
     });
-    sent.map_err(|error| io_failure("send the PROXY header", error))
+    sent.map_err(|error| io_failure(DialStep::Other, "send the PROXY header", error))
 }
 
 /// The header for a peer: from where it connected, and to where.

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::{
-    failure::{Failure, io_failure},
+    failure::{DialStep, Failure, io_failure},
     way::Way,
 };
 use crate::{
@@ -59,5 +59,5 @@ async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>, keepali
         }
         Ok(stream)
     };
-    connected.await.map_err(|error| io_failure(&format!("connect to {addr}"), error))
+    connected.await.map_err(|error| io_failure(DialStep::Tcp, &format!("connect to {addr}"), error))
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use socket2::{Domain, Protocol, Type};
 
 use super::{
-    failure::{Failure, io_failure},
+    failure::{DialStep, Failure, io_failure},
     way::Way,
 };
 use crate::spec::HostPort;
@@ -23,6 +23,6 @@ pub async fn connect(addr: &HostPort, way: Way<'_>, allowed: Duration) -> Result
 
 async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>) -> Result<OwnedFd, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::DGRAM, Protocol::UDP).await?;
-    socket.connect(&address.into()).map_err(|error| io_failure(&format!("send to {addr}"), error))?;
+    socket.connect(&address.into()).map_err(|error| io_failure(DialStep::Udp, &format!("send to {addr}"), error))?;
     Ok(socket.into())
 }

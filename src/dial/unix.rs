@@ -9,7 +9,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, connect as connect_fd, socket};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::failure::Failure;
+use super::failure::{DialStep, Failure};
 use crate::{
     spec::UnixAddr,
     stream::{Stream, StreamKind},
@@ -42,7 +42,7 @@ pub async fn connect(
         let again = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ECONNREFUSED | libc::EAGAIN));
         let left = deadline.saturating_duration_since(Instant::now());
         if !again || left.is_zero() {
-            return Err(Failure::Io { doing: format!("connect to {addr}"), error });
+            return Err(Failure::Io { step: DialStep::Unix, doing: format!("connect to {addr}"), error });
         }
         waiting(&error, pause.min(left));
         let _ = timeout_at(deadline, sleep(pause)).await;

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::timeout;
 
 use super::{
-    failure::{Failure, io_failure},
+    failure::{DialStep, Failure, io_failure},
     netns,
 };
 use crate::spec::{Host, HostPort, Netns, Via};
@@ -59,16 +59,18 @@ impl Way<'_> {
                 }
                 socket
             }
-            None => Socket::new(domain, kind, Some(protocol)).map_err(|error| io_failure("make a socket", error))?,
+            None => Socket::new(domain, kind, Some(protocol))
+                .map_err(|error| io_failure(DialStep::Other, "make a socket", error))?,
         };
         let Some(via) = self.via else { return Ok(socket) };
         if let Some(device) = &via.device {
-            socket
-                .bind_device(Some(device.as_str().as_bytes()))
-                .map_err(|error| io_failure(&format!("dial through the interface {}", device.as_str()), error))?;
+            socket.bind_device(Some(device.as_str().as_bytes())).map_err(|error| {
+                io_failure(DialStep::Device, &format!("dial through the interface {}", device.as_str()), error)
+            })?;
         }
         if let Some(source) = via.source.filter(|source| source.is_ipv4() == (domain == Domain::IPV4)) {
-            bind_source(&socket, source).map_err(|error| io_failure(&format!("dial from {source}"), error))?;
+            bind_source(&socket, source)
+                .map_err(|error| io_failure(DialStep::Source, &format!("dial from {source}"), error))?;
         }
         Ok(socket)
     }
@@ -81,17 +83,19 @@ impl Way<'_> {
         };
         if self.netns.is_some() {
             let error = io::Error::new(io::ErrorKind::Unsupported, "names are not resolved inside a namespace");
-            return Err(io_failure(&format!("look up {name}"), error));
+            return Err(io_failure(DialStep::Name, &format!("look up {name}"), error));
         }
         let fits = |address: &SocketAddr| {
             self.via.and_then(|via| via.source).is_none_or(|source| source.is_ipv4() == address.is_ipv4())
         };
         let found = tokio::net::lookup_host((name.as_str(), addr.port)).await;
-        let found: Vec<_> =
-            found.map_err(|error| io_failure(&format!("look up {name}"), error))?.filter(fits).collect();
+        let found: Vec<_> = found
+            .map_err(|error| io_failure(DialStep::Name, &format!("look up {name}"), error))?
+            .filter(fits)
+            .collect();
         if found.is_empty() {
             let error = io::Error::new(io::ErrorKind::NotFound, "it has no address that could be dialled");
-            return Err(io_failure(&format!("look up {name}"), error));
+            return Err(io_failure(DialStep::Name, &format!("look up {name}"), error));
         }
         Ok(found)
     }

@@ -39,6 +39,19 @@ pub(super) async fn serve(listening: &ServedListener, sessions: &Arc<Sessions>, 
     }
 }
 
+impl ServedListener {
+    /// Begins a session for a connection that was accepted while the listener was refused. Above `max_connections` it is
+    /// reset.
+    pub(super) fn serve_accepted(&self, sessions: &Arc<Sessions>, fd: OwnedFd, address: &SockAddr) {
+        let Io::Streams(streams) = &self.io else { return };
+        let route = self.route();
+        match route.room.clone().try_acquire_owned() {
+            Ok(permit) => streams.begin(sessions, route, (fd, address.clone()), permit, &mut Reminder::default()),
+            Err(_) => drop(Stream::new(fd, streams.kind).map(Stream::reset)),
+        }
+    }
+}
+
 async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Sessions>, stop: &CancellationToken) {
     let mut limits = Reminder::default();
     let mut exhausted = Reminder::default();

@@ -26,12 +26,21 @@ pub struct AcceptTask {
 impl Accepting {
     /// Starts the task of a listener.
     pub fn start(&mut self, listening: &Arc<ServedListener>, sessions: &Arc<Sessions>) -> AcceptTask {
+        let (listening, sessions) = (listening.clone(), sessions.clone());
+        self.spawn(|stop| async move { accept::serve(&listening, &sessions, &stop).await })
+    }
+
+    /// Starts a task that accepts until it is told to stop.
+    pub(super) fn spawn<T: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(CancellationToken) -> T,
+    ) -> AcceptTask {
         let task = AcceptTask { stop: self.stop.child_token(), ended: CancellationToken::new() };
         let ended: DropGuard = task.ended.clone().drop_guard();
-        let (listening, sessions, stop) = (listening.clone(), sessions.clone(), task.stop.clone());
+        let work = work(task.stop.clone());
         self.tasks.spawn(async move {
             let ended = ended;
-            accept::serve(&listening, &sessions, &stop).await;
+            work.await;
             drop(ended);
         });
         task

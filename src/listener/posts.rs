@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What became of the listeners of ours.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Reconciled {
     /// Listeners that lead elsewhere or otherwise, or were retried.
     pub changed: usize,
@@ -33,6 +33,8 @@ pub struct Reconciled {
     pub opened: usize,
     /// Listeners that no forward wants any more.
     pub closed: usize,
+    /// Listeners that the previous process handed over and no forward wants.
+    pub unwanted: Vec<Handed>,
 }
 
 /// What there is to do for a listener.
@@ -48,7 +50,7 @@ pub enum Due {
 #[derive(Debug, Default)]
 pub struct Posts {
     posts: Vec<Post>,
-    /// Taken over from the previous process while no configuration says what to do with them: who connects waits.
+    /// Taken over from the previous process while the configuration that had them is refused: who connects waits.
     held: Vec<Handed>,
     /// Follows namespaces, when one of the listeners is in one.
     watch: Option<NamespaceWatch>,
@@ -120,9 +122,16 @@ impl Posts {
         changed
     }
 
-    /// Keeps listeners as they are, until a configuration says what to do with them.
-    pub fn hold(&mut self, handed: Vec<Handed>) {
-        self.held = handed;
+    /// Keeps listeners that no forward wants as they are, where that may be the fault of the configuration; closes
+    /// them otherwise.
+    pub fn settle(&mut self, unwanted: Vec<Handed>, faulty: bool) {
+        if faulty {
+            self.held = unwanted;
+            return;
+        }
+        for gone in unwanted {
+            say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
+        }
     }
 
     /// The listeners that were held.
@@ -166,7 +175,7 @@ impl Posts {
             }
         }
         // First away with the old: a new one may want the same port.
-        let reconciled = Reconciled { changed, opened: new.len(), closed: old.len() };
+        let (opened, closed) = (new.len(), old.len());
         for post in old {
             remove(post, sessions).await;
         }
@@ -179,10 +188,7 @@ impl Posts {
         }
         self.posts = posts;
         self.watch = self.in_namespaces().then(|| NamespaceWatch::new(self.in_namespaces_by_path()));
-        for gone in handed {
-            say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
-        }
-        reconciled
+        Reconciled { changed, opened, closed, unwanted: handed }
     }
 
     /// Whether a listener is in a namespace, or is to be.

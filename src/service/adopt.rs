@@ -11,7 +11,7 @@ use std::sync::{
 
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{setup::Rules, state::RunningService};
+use super::{setup::resolve, state::RunningService};
 use crate::{
     dial::qrexec::LiveCall,
     handover::{Adopted, Lost, Records},
@@ -22,7 +22,7 @@ use crate::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, drain,
         resume,
     },
-    spec::{OnRemove, SocketKind},
+    spec::{Config, OnRemove, SocketKind},
     stream::{Stream, StreamKind},
     systemd::notify::sessions as sessions_text,
 };
@@ -38,7 +38,7 @@ struct Adoption {
     routes: Arc<Routes>,
     /// What is served, and where it leads.
     listening: Vec<(Arc<ServedListener>, Arc<Route>)>,
-    rules: Arc<Rules>,
+    config: Arc<Config>,
     records: Records,
     /// The first that nobody has taken.
     next: AtomicUsize,
@@ -63,12 +63,11 @@ struct WaitingSession {
 impl RunningService {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no session
     /// has are ended.
-    pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, rules: Rules) {
+    pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, config: Arc<Config>) {
         lost.iter().for_each(Lost::emit);
         let mut all = Summary::default();
         let listening = self.listening.iter().chain(self.posts.listening());
         let listening: Vec<_> = listening.map(|l| (l.clone(), l.route())).collect();
-        let rules = Arc::new(rules);
         for records in all_records.into_iter().filter(|records| !records.is_empty()) {
             let workers = Handle::current().metrics().num_workers();
             let tasks = records.len().div_ceil(BATCH).min(workers).min(WORKERS);
@@ -76,7 +75,7 @@ impl RunningService {
                 sessions: self.sessions.clone(),
                 routes: self.routes.clone(),
                 listening: listening.clone(),
-                rules: rules.clone(),
+                config: config.clone(),
                 records,
                 next: AtomicUsize::new(0),
             });
@@ -187,7 +186,7 @@ impl Adoption {
         };
         let kind = if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
-        let mut route = match self.rules.resolve(&session.name, kind) {
+        let mut route = match resolve(&self.config, &session.name, kind) {
             Ok(forward) => {
                 let leg = forward.legs.front().clone();
                 self.routes.make(session.name.to_string(), &session.listener, leg, forward.options)?

@@ -4,7 +4,7 @@ use super::state::RunningService;
 use crate::{
     control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
     listener::Post,
-    log::{Kind, emit},
+    log::{Kind, emit, escape},
 };
 
 impl RunningService {
@@ -21,13 +21,23 @@ impl RunningService {
         let sessions = control::sessions_by_listener(&self.sessions);
         let inherited = self.listening.iter().map(|l| control::listener(l, &l.route().name, &sessions));
         let mut all: Vec<_> = inherited.collect();
+        for listener in &mut all {
+            let unit = self.units.without_file(&listener.address);
+            listener.reason = unit.map(|unit| format!("the file of {unit} is gone; it closes when it is stopped"));
+        }
         all.extend(self.posts.each().map(|post| control::post(post, &sessions)));
         all.extend(self.metrics.iter().map(|listener| api::Listener {
             upstream: METRICS_UPSTREAM.to_owned(),
             reason: None,
             ..control::troubled(&listener.address, Some(listener.kind), METRICS, api::State::Serving, "")
         }));
-        all.extend(self.refused.iter().cloned());
+        all.extend(self.strange.iter().cloned());
+        all.extend(self.refused.iter().map(control::refused));
+        all.extend(self.refused_forwards().map(|entry| {
+            let why = entry.refused().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            let label = entry.label().map(|label| label.as_str()).unwrap_or_default();
+            control::troubled(&escape(entry.address().as_bytes()), None, label, api::State::Refused, &why)
+        }));
         all
     }
 

@@ -9,6 +9,7 @@
 mod adopt;
 mod answer;
 mod keeper;
+mod last;
 mod reload;
 mod run;
 mod serve;
@@ -17,5 +18,6 @@ mod state;
 mod stop;
 
 pub use keeper::{Stay, keep};
-pub use run::run;
-pub use setup::{Ended, LoadConfig, Setup, StartFailure};
+pub use last::read as last_texts;
+pub use run::{run, sockets};
+pub use setup::{Ended, ReadTexts, Setup, load};

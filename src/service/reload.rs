@@ -5,79 +5,141 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 
 use super::{
-    setup::{forwards, resolve},
+    last,
+    setup::{load, resolve},
     state::RunningService,
 };
 use crate::{
-    listener::{ServedListener, Wanted, wanted},
-    log::{Kind, say},
-    session::Route,
-    spec::Forward,
+    listener::{refuse, wanted},
+    log::{Kind, emit, say},
+    spec::{Config, Effect, Forward, Loaded},
     systemd::{notify, reload::answer},
 };
 
-/// What a configuration means for the listeners there are.
-struct Meant {
-    /// For the inherited ones, in their order.
-    routes: Vec<Route>,
-    /// What lies behind those and is ours to bind.
-    behind: Vec<Wanted>,
-    /// What is asked for beside them.
-    forwards: Vec<Forward>,
-}
+/// How much of a fault the status line has, in characters; `status` has all.
+const BRIEF: usize = 200;
 
 impl RunningService {
-    /// Reads the configuration again; what is wrong with it changes nothing.
+    /// Reads the configuration again. A file with a fault keeps the text that is in force.
     pub(super) async fn reload(&mut self) {
         let now = NotifyState::monotonic_usec_now();
         let _ = now.map(|now| notify::tell(&[NotifyState::Reloading, now]));
-        let result = match self.resolve_all() {
-            Ok(meant) => {
-                let mut changed = 0;
-                for (listening, route) in self.listening.iter().zip(meant.routes) {
-                    if !listening.route().leads_as(&route) {
-                        listening.set_route(Arc::new(route));
-                        changed += 1;
-                    }
-                }
-                self.behind = meant.behind;
-                let held = self.posts.let_go();
-                let wanted = (&*self.behind, &*meant.forwards);
-                let own = self.posts.reconcile(wanted, held, &self.sessions, &self.routes).await;
-                self.posts.accept(&self.sessions, &mut self.accepting);
-                let mut text = format!(
-                    "configuration read again: {} listeners lead elsewhere or otherwise",
-                    changed + own.changed
-                );
-                if own.opened + own.closed > 0 {
-                    text += &format!(", {} opened, {} closed", own.opened, own.closed);
-                }
-                say(Kind::ConfigurationReloaded, text);
-                Ok(())
-            }
-            Err(why) => {
-                let text = format!("the new configuration is not used: {why}");
-                say(Kind::ConfigurationRejected, text.as_str());
-                Err(text)
-            }
-        };
+        let loaded = load(&(self.read)(), &self.texts, &self.sockets);
+        let refused = self.put_in_force(loaded).await;
+        last::write(&self.texts);
+        let told: Vec<String> = self.tell_faults().into_iter().chain(refused).collect();
         notify::tell(&[NotifyState::Ready]);
-        answer(result.as_ref().map(|_| ()).map_err(String::as_str));
+        let why = told.join("\n");
+        answer(if why.is_empty() { Ok(()) } else { Err(&why) });
     }
 
-    /// What the configuration says now.
-    fn resolve_all(&self) -> Result<Meant, String> {
-        let config = (self.load)()?;
-        let mut behind = Vec::new();
-        let route = |l: &Arc<ServedListener>| {
-            let old = l.route();
-            let forward = resolve(&config, &old.name, l.kind())?;
-            behind.extend(wanted(&forward, None));
-            let leg = forward.legs.front().clone();
-            self.routes.make(old.name.clone(), &old.listener, leg, forward.options)
-        };
-        let routes = self.listening.iter().map(route).collect::<Result<_, _>>()?;
-        let forwards = forwards(&config, &self.names)?;
-        Ok(Meant { routes, behind, forwards })
+    /// Gives the listeners what the configuration says now. Why inherited listeners go on as they were, if any do.
+    async fn put_in_force(&mut self, loaded: Loaded) -> Vec<String> {
+        let Loaded { config, faults, texts } = loaded;
+        let forwards = config.plan().forwards;
+        (self.config, self.faults, self.texts) = (Arc::new(config), faults, texts);
+        let config = self.config.clone();
+        let (mut changed, mut refused) = (0, Vec::new());
+        self.behind.clear();
+        for index in 0..self.listening.len() {
+            match self.lead_anew(index, &config) {
+                Ok(true) => changed += 1,
+                Ok(false) => {}
+                Err(why) => refused.push(why),
+            }
+        }
+        let served = self.serve_refused(&config).await;
+        let held = self.posts.let_go();
+        let own = self.posts.reconcile((&*self.behind, &*forwards), held, &self.sessions, &self.routes).await;
+        self.posts.settle(own.unwanted, self.refuses_forwards());
+        self.posts.accept(&self.sessions, &mut self.accepting);
+        let mut text =
+            format!("configuration read again: {} listeners lead elsewhere or otherwise", changed + own.changed);
+        if served > 0 {
+            text += &format!(", {served} that were refused are served");
+        }
+        if own.opened + own.closed > 0 {
+            text += &format!(", {} opened, {} closed", own.opened, own.closed);
+        }
+        let nothing = changed + own.changed + own.opened + own.closed + served == 0;
+        if !nothing || self.faults.is_empty() {
+            say(Kind::ConfigurationReloaded, text);
+        }
+        refused.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
+        refused
+    }
+
+    /// Serves the inherited listeners that were refused and whose name has a meaning now; their number.
+    async fn serve_refused(&mut self, config: &Config) -> usize {
+        let mut served = 0;
+        for mut refused in std::mem::take(&mut self.refused) {
+            match self.route_of(&refused.listener, config) {
+                Ok((route, behind)) => {
+                    let (to, was) = (route.upstream_text.clone(), refused.why.clone());
+                    let text = format!("{} leads to {to}; before, it was not served: {was}", route.listener);
+                    let event = route.event(Kind::ListenerServing, text);
+                    let (listener, held) = refused.release().await;
+                    let Some(listening) = self.serve(listener, route, behind) else { continue };
+                    emit(event);
+                    self.accepting.start(&listening, &self.sessions);
+                    held.serve(&listening, &self.sessions);
+                    served += 1;
+                }
+                Err(why) => {
+                    if why != refused.why {
+                        refuse(&refused.listener.local.to_string(), Some(&refused.listener.name), &why);
+                        refused.why = why;
+                    }
+                    self.refused.push(refused);
+                }
+            }
+        }
+        served
+    }
+
+    /// Gives an inherited listener its new route; whether that changes anything.
+    fn lead_anew(&mut self, index: usize, config: &Config) -> Result<bool, String> {
+        let listening = &self.listening[index];
+        let old = listening.route();
+        let made = resolve(config, &old.name, listening.kind()).and_then(|forward| {
+            let Forward { legs, options, .. } = &forward;
+            let route = self.routes.make(old.name.clone(), &old.listener, legs.front().clone(), options.clone())?;
+            Ok((route, wanted(&forward, None)))
+        });
+        let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;
+        self.behind.extend(behind);
+        let changes = !old.leads_as(&route);
+        if changes {
+            listening.set_route(Arc::new(route));
+        }
+        Ok(changes)
+    }
+
+    /// Tells what is wrong with the configuration, wherever that is asked for; the lines of it.
+    pub(super) fn tell_faults(&self) -> Option<String> {
+        self.told_faults.set(&self.faults);
+        if self.faults.is_empty() {
+            return None;
+        }
+        let lines: Vec<String> = self.faults.iter().map(ToString::to_string).collect();
+        let kept = self.faults.iter().all(|fault| fault.effect == Effect::Kept);
+        let what = if kept { "the new configuration is not used" } else { "the configuration has faults" };
+        let text = format!("{what}: {}", lines.join("\n"));
+        say(Kind::ConfigurationRejected, text.as_str());
+        Some(text)
+    }
+
+    /// What makes the status line for a number of sessions.
+    pub(super) fn status_line(&self) -> impl Fn(usize) -> String + Send + Sync + use<> {
+        let count = self.count();
+        let fault = self.faults.first().map(|fault| {
+            let more = match self.faults.len() {
+                1 => String::new(),
+                n => format!(" (and {} more)", n - 1),
+            };
+            let text: String = fault.to_string().chars().take(BRIEF).collect();
+            format!("CONFIG ERROR: {}{more}; ", text.replace('\n', " "))
+        });
+        move |sessions| format!("{}{}", fault.as_deref().unwrap_or_default(), notify::line(count, sessions))
     }
 }

@@ -11,23 +11,21 @@ use sd_notify::NotifyState;
 use tokio::task::JoinSet;
 
 use super::{
+    last,
     serve::until_stopped,
-    setup::{Ended, Rules, Setup, StartFailure, forwards},
+    setup::{Ended, Setup, StartFailure, resolve},
     state::{MetricsListener, RunningService},
 };
 use crate::{
     activation,
-    control::{self, Control, Subject, api},
+    control::{self, ConfigFaults, Control, Subject, api},
     dial::qrexec::{Client, Group},
     handover,
-    listener::{Accepting, Posts, ServedListener, Wanted, refuse, wanted},
+    listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
-    session::{Routes, Sessions, descriptor_warning},
-    spec::{Config, Forward, SocketKind},
-    systemd::{
-        notify::{self, line},
-        signals::Signals,
-    },
+    session::{Route, Routes, Sessions, descriptor_warning},
+    spec::{Config, Forward, Loaded, SocketKind},
+    systemd::{notify, signals::Signals, sockets::SocketUnits},
 };
 
 /// Runs a service until it is told to stop.
@@ -35,11 +33,12 @@ use crate::{
 /// # Errors
 /// See [`StartFailure`].
 pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
-    let mut signals = Signals::new().map_err(StartFailure::Signals)?;
+    let mut signals = Signals::new(setup.hangup).map_err(StartFailure::Signals)?;
     let activation::Inherited { listeners, refused, stored } = setup.inherited;
-    let names: Vec<String> = listeners.iter().map(|l| l.name.clone()).collect();
     let passed = listeners.len() + refused.len();
-    let (rules, forwards) = rules(setup.config, &names, !stored.is_empty())?;
+    let sockets = sockets(&listeners);
+    let Loaded { config, faults, texts } = setup.loaded;
+    let (forwards, config) = (config.plan().forwards, Arc::new(config));
     let group = Group::find().map(Arc::new);
     let (sessions, parking) = Sessions::new(Client { program: setup.client, group: group.clone() });
     let routes = Arc::new(Routes::new(setup.calls_per_qube));
@@ -54,19 +53,25 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
         posts: Posts::default(),
         accepting: Accepting::default(),
         parking,
-        load: setup.load,
-        names,
+        read: setup.read,
+        config: config.clone(),
+        texts,
+        faults,
+        told_faults: ConfigFaults::default(),
+        sockets,
         passed,
         group,
+        strange: Vec::new(),
         refused: Vec::new(),
+        units: SocketUnits::follow(),
         metrics: Vec::new(),
         scraping: JoinSet::new(),
         control: None,
     };
     refused.iter().for_each(|refused| service.refuse(refused));
-    let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &rules));
-    listeners.into_iter().for_each(|from| service.listen(from, &rules));
-    service.take_over(stored, forwards, rules).await;
+    let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &config));
+    listeners.into_iter().for_each(|from| service.listen(from, &config));
+    service.take_over(stored, &forwards, config).await;
     service.warn_of_descriptors();
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
         // Without sessions there is nothing to keep: what was opened here goes again.
@@ -79,34 +84,23 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     service.accept();
     service.accept_scrapers(scraped, setup.program);
     let told = service.sessions.count();
-    let status = line(service.count(), told);
+    service.tell_faults();
+    last::write(&service.texts);
+    let status = service.status_line()(told);
     say(Kind::ServiceReady, format!("ready: {status}"));
     notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    Ok(until_stopped(service, &mut signals, setup.exit_idle, told).await)
+    Ok(until_stopped(service, &mut signals, setup.exit_idle, told, &setup.nothing).await)
 }
 
-/// The configuration and the forwards that it asks for; no forwards where it cannot be used. Sessions that were
-/// `handed_over` do not need it. No listener is served without it: what it limits would be open.
-fn rules(
-    config: Result<Config, String>,
-    names: &[String],
-    handed_over: bool,
-) -> Result<(Rules, Option<Vec<Forward>>), StartFailure> {
-    match config.and_then(|config| Ok((forwards(&config, names)?, config))) {
-        Ok((forwards, config)) => Ok((Rules::Usable(Box::new(config)), Some(forwards))),
-        Err(why) if handed_over => {
-            let text = format!("the configuration is not used, and no listener is served until the next start: {why}");
-            say(Kind::ConfigurationRejected, text);
-            Ok((Rules::Unusable(why), None))
-        }
-        Err(why) => Err(StartFailure::Rules(why)),
-    }
+/// The names and kinds of inherited listeners.
+pub fn sockets(listeners: &[activation::Listener]) -> Vec<(String, SocketKind)> {
+    listeners.iter().map(|listener| (listener.name.clone(), listener.socket.kind())).collect()
 }
 
 /// Whether a listener is there for metrics: it is called so, and the configuration means nothing else by that name.
-fn is_for_metrics(listener: &activation::Listener, rules: &Rules) -> bool {
+fn is_for_metrics(listener: &activation::Listener, config: &Config) -> bool {
     let kind = listener.socket.kind();
-    listener.name == control::METRICS && kind != SocketKind::Udp && rules.resolve(&listener.name, kind).is_err()
+    listener.name == control::METRICS && kind != SocketKind::Udp && resolve(config, &listener.name, kind).is_err()
 }
 
 impl RunningService {
@@ -114,52 +108,69 @@ impl RunningService {
     fn refuse(&mut self, refused: &activation::Refused) {
         let name = escape(refused.name.as_bytes());
         refuse(&name, None, &refused.why);
-        self.refused.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
+        self.strange.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
     }
 
     /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
-    fn listen(&mut self, from: activation::Listener, rules: &Rules) {
-        let (local, kind, name) = (from.local.to_string(), from.socket.kind(), from.name.clone());
-        match self.listening_of(from, &local, rules) {
-            Ok((listening, behind)) => {
-                let route = listening.route();
-                let text = format!("{local} leads to {}{}", route.upstream_text, route.place_now());
-                emit(route.event(Kind::ListenerServing, text));
-                self.listening.push(listening);
-                self.behind.extend(behind);
+    fn listen(&mut self, from: activation::Listener, config: &Config) {
+        match self.route_of(&from, config) {
+            Ok((route, behind)) => {
+                let text = format!("{} leads to {}{}", route.listener, route.upstream_text, route.place_now());
+                let event = route.event(Kind::ListenerServing, text);
+                if self.serve(from, route, behind).is_some() {
+                    emit(event);
+                }
             }
             Err(why) => {
-                refuse(&local, Some(&name), &why);
-                self.refused.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
+                refuse(&from.local.to_string(), Some(&from.name), &why);
+                self.refused.push(RefusedListener::new(from, why));
             }
         }
     }
 
-    /// An inherited listener with its route, and what lies behind it and is ours to bind.
-    fn listening_of(
+    /// The route of an inherited listener, and what lies behind it and is ours to bind.
+    pub(super) fn route_of(
         &self,
-        from: activation::Listener,
-        local: &str,
-        rules: &Rules,
-    ) -> Result<(Arc<ServedListener>, Vec<Wanted>), String> {
-        let forward = rules.resolve(&from.name, from.socket.kind())?;
+        from: &activation::Listener,
+        config: &Config,
+    ) -> Result<(Route, Vec<Wanted>), String> {
+        let forward = resolve(config, &from.name, from.socket.kind())?;
         let behind = wanted(&forward, None);
-        let route = self.routes.make(from.name, local, forward.legs.front().clone(), forward.options)?;
-        let listening = ServedListener::new(from.socket, Arc::new(route)).map_err(|e| e.to_string())?;
-        Ok((Arc::new(listening), behind))
+        let local = from.local.to_string();
+        let route = self.routes.make(from.name.clone(), &local, forward.legs.front().clone(), forward.options)?;
+        Ok((route, behind))
+    }
+
+    /// Serves an inherited listener by a route; `None` where the socket cannot be used, which is told.
+    pub(super) fn serve(
+        &mut self,
+        from: activation::Listener,
+        route: Route,
+        behind: Vec<Wanted>,
+    ) -> Option<Arc<ServedListener>> {
+        let (local, kind, name) = (from.local.to_string(), from.socket.kind(), from.name);
+        match ServedListener::new(from.socket, Arc::new(route)) {
+            Ok(listening) => {
+                let listening = Arc::new(listening);
+                self.listening.push(listening.clone());
+                self.behind.extend(behind);
+                Some(listening)
+            }
+            Err(e) => {
+                let why = e.to_string();
+                refuse(&local, Some(&name), &why);
+                self.strange.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
+                None
+            }
+        }
     }
 
     /// Takes what the previous process left: listeners of our own, sessions, children.
-    async fn take_over(&mut self, stored: Vec<OwnedFd>, forwards: Option<Vec<Forward>>, rules: Rules) {
+    async fn take_over(&mut self, stored: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
         let taken = handover::take(stored);
-        match forwards {
-            Some(forwards) => {
-                let wanted = (&*self.behind, &*forwards);
-                self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
-            }
-            None => self.posts.hold(taken.listeners),
-        }
-        self.adopt(taken.sessions, taken.lost, rules).await;
+        let own = self.posts.reconcile((&*self.behind, forwards), taken.listeners, &self.sessions, &self.routes).await;
+        self.posts.settle(own.unwanted, self.refuses_forwards());
+        self.adopt(taken.sessions, taken.lost, config).await;
     }
 
     fn warn_of_descriptors(&self) {
@@ -183,7 +194,12 @@ impl RunningService {
     }
 
     fn subject(&self, program: &'static str) -> Subject {
-        Subject { program, sessions: self.sessions.clone(), routes: self.routes.clone() }
+        Subject {
+            program,
+            sessions: self.sessions.clone(),
+            routes: self.routes.clone(),
+            faults: self.told_faults.clone(),
+        }
     }
 
     /// Starts a task for each listener that is there for metrics. They are inherited: they come again with a restart.

@@ -8,32 +8,36 @@ use tokio::{
     time::sleep,
 };
 
-use super::{setup::Ended, state::RunningService};
+use super::{last, setup::Ended, state::RunningService};
 use crate::{
     control::asked,
     log::{Kind, say},
     session::{Sessions, after_crowds},
     systemd::{
-        notify::{self, line},
+        notify,
         signals::{Order, Signals},
+        sockets::{self, Moved},
     },
 };
 
-/// Serves until an order comes. `told` is the number of sessions that the manager knows of.
+/// Serves until an order comes. `told` is the number of sessions that the manager knows of, `nothing_asked` what to say
+/// when there is nothing to serve.
 pub(super) async fn until_stopped(
     mut service: RunningService,
     signals: &mut Signals,
     exit_idle: Option<Duration>,
     told: usize,
+    nothing_asked: &str,
 ) -> Ended {
     let mut keep = JoinSet::new();
     keep.spawn(notify::watchdog());
     keep.spawn(after_crowds(service.sessions.watch()));
     let mut status = tell_status(&service, &mut keep, Some(told));
     let at_most = loop {
-        // What nobody passed, nobody would start again.
-        let exit_idle = exit_idle.filter(|_| service.posts.is_empty());
-        let nothing = service.passed == 0 && service.posts.is_empty();
+        // What nobody passed, nobody would start again. And with its end the last good texts would be gone.
+        let exit_idle = exit_idle.filter(|_| service.posts.is_empty() && service.faults.is_empty());
+        // While the configuration has faults, there is a reload to wait for.
+        let nothing = service.passed == 0 && service.posts.is_empty() && service.faults.is_empty();
         let changed = tokio::select! {
             order = signals.next() => match order {
                 Order::Reload => {
@@ -61,11 +65,22 @@ pub(super) async fn until_stopped(
                 let RunningService { posts, sessions, routes, accepting, .. } = &mut service;
                 posts.follow(due, sessions, routes, accepting).await
             }
+            moved = service.units.moved() => match moved {
+                Moved::FileGone => false, // status tells of it
+                Moved::Stopped => {
+                    say(Kind::ListenerRemoved, "a socket without a file was stopped: restarting to close it");
+                    sockets::restart();
+                    false
+                }
+            },
             () = nothing_left(&service.sessions, nothing, exit_idle) => {
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {
-                    say(Kind::ServiceStopped, "nothing to do: ending until the next connection");
-                    notify::tell(&[NotifyState::Stopping]);
+                    last::remove();
+                    let why = if nothing { nothing_asked } else { "ending until the next connection" };
+                    let text = format!("nothing to do: {why}");
+                    notify::tell(&[NotifyState::Status(&text), NotifyState::Stopping]);
+                    say(Kind::ServiceStopped, text);
                     return Ended::Done;
                 }
                 service.accept(); // one came in at the last moment
@@ -84,8 +99,7 @@ pub(super) async fn until_stopped(
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
 /// knows of; without one it is told at once.
 fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
-    let count = service.count();
-    keep.spawn(notify::status(service.sessions.watch(), told, move |sessions| line(count, sessions)))
+    keep.spawn(notify::status(service.sessions.watch(), told, service.status_line()))
 }
 
 /// Waits until the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for

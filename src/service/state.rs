@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
-use super::setup::LoadConfig;
+use super::setup::ReadTexts;
 use crate::{
-    control::{Control, api},
+    control::{ConfigFaults, Control, api},
     dial::qrexec::Group,
-    listener::{Accepting, Posts, ServedListener, Wanted},
+    listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
-    spec::SocketKind,
-    systemd::notify::ServedCount,
+    spec::{Config, ConfigFault, Effect, Entry, LastTexts, SocketKind},
+    systemd::{notify::ServedCount, sockets::SocketUnits},
 };
 
 /// A running service.
@@ -28,16 +28,28 @@ pub(super) struct RunningService {
     pub(super) accepting: Accepting,
     /// Where parked sessions arrive.
     pub(super) parking: UnboundedReceiver<ParkedSession>,
-    /// Reads the configuration again.
-    pub(super) load: LoadConfig,
-    /// The names of inherited listeners, as far as they could be taken.
-    pub(super) names: Vec<String>,
+    /// Reads the files of the configuration again.
+    pub(super) read: ReadTexts,
+    /// The configuration that is in force.
+    pub(super) config: Arc<Config>,
+    /// The texts that it was made of.
+    pub(super) texts: LastTexts,
+    /// What is wrong with the configuration that was read last.
+    pub(super) faults: Vec<ConfigFault>,
+    /// The same, for who tells of it.
+    pub(super) told_faults: ConfigFaults,
+    /// The names and kinds of inherited listeners, as far as they could be taken.
+    pub(super) sockets: Vec<(String, SocketKind)>,
     /// The number of inherited listeners, served or not.
     pub(super) passed: usize,
     /// The control group of the children.
     pub(super) group: Option<Arc<Group>>,
-    /// Inherited listeners that cannot be served.
-    pub(super) refused: Vec<api::Listener>,
+    /// Inherited descriptors that are no listeners.
+    pub(super) strange: Vec<api::Listener>,
+    /// Inherited listeners whose name means nothing.
+    pub(super) refused: Vec<RefusedListener>,
+    /// The units of inherited listeners.
+    pub(super) units: SocketUnits,
     /// Inherited listeners for those who scrape metrics.
     pub(super) metrics: Vec<MetricsListener>,
     /// The tasks that answer those, as long as there is anything to tell.
@@ -58,6 +70,9 @@ impl RunningService {
         for listening in &self.listening {
             self.accepting.start(listening, &self.sessions);
         }
+        for refused in &mut self.refused {
+            refused.hold(&mut self.accepting);
+        }
         self.posts.accept(&self.sessions, &mut self.accepting);
     }
 
@@ -65,13 +80,27 @@ impl RunningService {
     pub(super) fn count(&self) -> ServedCount {
         let (served, all) = self.posts.count();
         let behind = self.posts.troubled_behind();
+        let all = all + self.refused_forwards().count();
         let served = served + (self.listening.len() + self.metrics.len()).saturating_sub(behind);
         ServedCount { served, all: all + self.passed, forwards: all > 0 }
     }
 
+    /// Forwards that the configuration's faults keep from a listener of ours.
+    pub(super) fn refused_forwards(&self) -> impl Iterator<Item = &Entry> {
+        self.config.entries().iter().filter(|entry| !entry.refused().is_empty() && !entry.address().is_empty())
+    }
+
+    /// Whether a fault keeps a forward from being served.
+    pub(super) fn refuses_forwards(&self) -> bool {
+        self.faults.iter().any(|fault| fault.effect != Effect::Kept)
+    }
+
     /// Why something is not served, if anything is not.
     pub(super) fn trouble(&self) -> Option<String> {
-        if !self.refused.is_empty() {
+        if let Some(fault) = self.faults.iter().find(|fault| fault.effect != Effect::Kept) {
+            return Some(fault.to_string());
+        }
+        if !self.refused.is_empty() || !self.strange.is_empty() {
             return Some("an inherited socket was refused".to_owned());
         }
         self.posts.trouble()

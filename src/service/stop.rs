@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{setup::Ended, state::RunningService};
+use super::{last, setup::Ended, state::RunningService};
 use crate::{
     control::Control,
     handover,
@@ -122,6 +122,7 @@ impl RunningService {
         if timeout(ENDING, sessions.ended()).await.is_err() {
             say(Kind::ServiceStopped, format!("{} not ending; left behind", n_sessions(sessions.count())));
         }
+        last::remove();
         say(
             Kind::ServiceStopped,
             format!("stopped: {} of {count} sessions ended by themselves", count - cut.min(count)),

@@ -110,14 +110,8 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             };
             (End::DialFailed, format!("cannot start {}: {error}{hint}", program.display()))
         }
-        Failure::Io { doing, error } => {
-            let hint = match error.kind() {
-                io::ErrorKind::ConnectionRefused => "; nobody listens there",
-                io::ErrorKind::NotFound => "; its endpoint has not started",
-                io::ErrorKind::PermissionDenied => "; check the owner and mode of the socket and its directory",
-                _ => "",
-            };
-            (End::DialFailed, format!("cannot {doing}: {error}{hint}"))
+        Failure::Io { step, doing, error } => {
+            (End::DialFailed, format!("cannot {doing}: {error}{}", step.advice(error)))
         }
     }
 }

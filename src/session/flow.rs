@@ -24,7 +24,7 @@ use super::{
     story::Story,
 };
 use crate::{
-    dial::{self, Failure, Way, netns::Namespace},
+    dial::{self, DialStep, Failure, Way, netns::Namespace},
     log::End,
     relay::Why,
 };
@@ -100,7 +100,7 @@ async fn connect(info: &SessionInfo, flow: &Flow) -> Result<Option<Namespace>, F
     let (upstream, at) = dial_upstream(info).await?;
     flow.connected(upstream).map(|()| at).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
-        Failure::Io { doing, error }
+        Failure::Io { step: DialStep::Other, doing, error }
     })
 }
 
@@ -108,7 +108,7 @@ async fn dial_upstream(info: &SessionInfo) -> Result<(OwnedFd, Option<Namespace>
     let route = &info.route;
     let Lead::Udp { addr, netns } = &route.lead else {
         let error = io::ErrorKind::Unsupported.into();
-        return Err(Failure::Io { doing: format!("send to {}", route.upstream_text), error });
+        return Err(Failure::Io { step: DialStep::Udp, doing: format!("send to {}", route.upstream_text), error });
     };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);

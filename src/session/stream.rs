@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     dial::{
-        self, Failure, Way,
+        self, DialStep, Failure, Way,
         netns::Namespace,
         qrexec::{
             LiveCall,
@@ -93,7 +93,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
         Lead::Tcp { addr, netns } => dial_tcp(info, addr, netns.as_ref()).await,
         Lead::Udp { .. } | Lead::Unknown => {
             let error = std::io::ErrorKind::Unsupported.into();
-            Err(Failure::Io { doing: format!("reach {}", info.route.upstream_text), error })
+            Err(Failure::Io { step: DialStep::Other, doing: format!("reach {}", info.route.upstream_text), error })
         }
     }
 }

@@ -17,20 +17,17 @@ pub fn forward(text: &str) -> Result<Keys, Faults> {
 
 /// Reads all `--forward` arguments in their order; faults cite them by number.
 pub fn forwards<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Vec<Keys>, Faults> {
-    let (all, faults) = read_all(texts);
-    faults.none_or(all)
+    let (all, faults): (Vec<_>, Vec<_>) = read_all(texts).into_iter().unzip();
+    Faults(faults.concat()).none_or(all)
 }
 
-/// What could be read of all arguments, and what could not.
-pub(super) fn read_all<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Keys>, Faults) {
-    let mut faults = Faults::default();
-    let mut all = Vec::new();
-    for (index, text) in texts.into_iter().enumerate() {
-        let (keys, more) = read(Some(index + 1), text.as_ref());
-        all.push(keys);
-        faults.extend(more);
-    }
-    (all, faults)
+/// What could be read of each argument, and what could not.
+pub(super) fn read_all<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Vec<(Keys, Vec<SpecFault>)> {
+    let read = |(index, text): (usize, T)| {
+        let (keys, faults) = read(Some(index + 1), text.as_ref());
+        (keys, faults.0)
+    };
+    texts.into_iter().enumerate().map(read).collect()
 }
 
 fn read(number: Option<usize>, text: &str) -> (Keys, Faults) {

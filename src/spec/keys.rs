@@ -111,8 +111,13 @@ macro_rules! keys {
                 $(if over.$field.is_some() { self.$field.clone_from(&over.$field); })*
             }
 
+            /// Takes one value from other keys, in the place of its own.
+            pub(super) fn take(&mut self, key: KeyName, from: &Self) {
+                match key { $(KeyName::$key => self.$field.clone_from(&from.$field),)* }
+            }
+
             /// The texts that each given key reads back.
-            fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
+            pub fn texts(&self) -> Vec<(KeyName, Vec<Vec<u8>>)> {
                 let mut texts = Vec::new();
                 $(texts.extend(self.$field.as_ref().map(|at| (KeyName::$key, at.value.texts())));)*
                 texts
@@ -270,7 +275,7 @@ impl Keys {
             self.incomplete |= !item.key.is_option();
             let at = Place::new(source, (item.place)(Some(&flaw.at)));
             let fault = SpecFault::at(&at, format!("{name}: {}", flaw.what));
-            faults.push(match (flaw.fix, flaw.note) {
+            faults.push(match (flaw.fix_for(&source.origin), flaw.note_for(&source.origin)) {
                 (Some(fix), _) => fault.hint((item.fix)(&fix)),
                 (None, Some(note)) => fault.hint(note),
                 (None, None) => fault,
@@ -282,6 +287,11 @@ impl Keys {
     pub(super) fn with_call(&self, call: &Call) -> Self {
         let qrexec = Some(At { value: call.clone(), key: self.whole.clone(), place: self.whole.clone() });
         Self { qrexec, ..self.clone() }
+    }
+
+    /// Whether a forward leads on from its `uds`, and so serves it.
+    pub(super) fn leads_on(&self) -> bool {
+        self.target.is_some() || self.qrexec.is_some()
     }
 
     /// Whether none is given.

@@ -5,18 +5,21 @@
 //! Read in this order: `text` (words and `\xNN`), `value` and `endpoint` and `call` (what single values may be), `keys`
 //! (the one set of keys that all sources share), `fdname`, `forward` and `file` (the three sources), `merge` (arguments
 //! over a file), `role` (what a set of keys means) and `resolve` (what the name on a socket means). Beside them stands
-//! `unit`, which reads unit files for the generator and for `check`.
+//! `unit`, which reads unit files for the generator and for `check`, and `together`, which compares listeners.
 //!
 //! Two layers: [`Keys`] is what was written, each value with its place; [`Forward`] is what it means, with nothing left
 //! that "must be there". All faults of a text are found at once and cited where they stand ([`Faults`]).
 
 mod call;
+mod config;
+mod effective;
 mod endpoint;
 mod error;
 pub mod fdname;
-pub mod file;
+mod file;
 mod forward;
 mod keys;
+mod load;
 mod merge;
 mod nearest;
 mod options;
@@ -24,23 +27,29 @@ mod plan;
 mod resolve;
 mod role;
 mod text;
+mod together;
 pub mod unit;
 mod value;
+mod weigh;
 
 pub use call::{Call, Service, Target, policy_line};
+pub use config::{Config, Entry};
+pub use effective::{EffectiveValue, ValueOrigin};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
-pub use file::Config;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
+pub use load::{ConfigFault, Effect, LastText, LastTexts, Loaded, Text, Texts, load};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
+pub use together::{ListenPlace, PlacedListener, circles, exclusions};
 pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
+pub use weigh::Beside;
 
 #[cfg(test)]
 mod tests;

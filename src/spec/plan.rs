@@ -202,8 +202,8 @@ impl fmt::Display for Plan {
     }
 }
 
-impl Plan {
-    /// Whether a forward listens or dials in a network namespace.
+impl Forward {
+    /// Whether it listens or dials in a network namespace.
     pub fn enters_namespaces(&self) -> bool {
         let leg = |leg: &Leg| {
             let listens = matches!(leg.listen, Listen::Tcp { netns: Some(_), .. } | Listen::Udp { netns: Some(_), .. });
@@ -211,7 +211,14 @@ impl Plan {
                 matches!(leg.upstream, Upstream::Tcp { netns: Some(_), .. } | Upstream::Udp { netns: Some(_), .. });
             listens || dials
         };
-        self.forwards.iter().any(|forward| forward.legs.iter().any(leg))
+        self.legs.iter().any(leg)
+    }
+}
+
+impl Plan {
+    /// Whether a forward listens or dials in a network namespace.
+    pub fn enters_namespaces(&self) -> bool {
+        self.forwards.iter().any(Forward::enters_namespaces)
     }
 
     /// Whether no forward has a listening side that is ours to bind.

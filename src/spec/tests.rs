@@ -88,7 +88,7 @@ proptest! {
 
         let Name::List(from_name) = fdname::parse(&name).expect(&name) else { panic!("{name} is a list") };
         let from_argument = forward(&argument).expect(&argument);
-        let from_table = Config::parse("x", &table).expect(&table).entries.remove(0);
+        let from_table = file::FileText::read("x", &table, false).forwards.remove(0).0;
         prop_assert_eq!(&from_name, &from_argument);
         prop_assert_eq!(&from_name, &from_table);
 

@@ -90,9 +90,20 @@ impl Process {
 
     /// The capabilities that are in effect, as bits of capabilities(7).
     pub fn capabilities(&self) -> Option<u64> {
+        self.bits("CapEff:")
+    }
+
+    /// Whether a signal is ignored.
+    pub fn ignores(&self, signal: i32) -> bool {
+        let bit = u32::try_from(signal - 1).ok().and_then(|n| 1_u64.checked_shl(n));
+        self.bits("SigIgn:").zip(bit).is_some_and(|(ignored, bit)| ignored & bit != 0)
+    }
+
+    /// A set of bits in the status of the process.
+    fn bits(&self, name: &str) -> Option<u64> {
         let status = String::from_utf8_lossy(&self.read("status", LIMIT)).into_owned();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        u64::from_str_radix(effective.trim(), 16).ok()
+        let bits = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(bits.trim(), 16).ok()
     }
 }
 
@@ -142,6 +153,11 @@ impl Stat {
     /// The parent's number.
     pub fn parent(&self) -> Option<u32> {
         self.field(4)
+    }
+
+    /// Whether the process has a controlling terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.field::<i64>(7).is_some_and(|device| device != 0)
     }
 
     /// When the process started, since boot, in hundredths of a second.
@@ -236,23 +252,58 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Whether some program listens on the UNIX socket at that path. Asking the kernel's list costs the listener nothing,
-/// unlike connecting.
-pub fn listens(path: &Path) -> bool {
-    let mut found = false;
-    lines("/proc/net/unix", |line| found |= is_listener(line, path.as_os_str()));
+/// A socket that has a port of this network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub local: SocketAddr,
+    pub user: u32,
+    /// What descriptors of it are called.
+    pub inode: u64,
+}
+
+/// The TCP sockets of this network namespace that listen, or all its UDP sockets.
+pub fn bound(datagrams: bool) -> Vec<Bound> {
+    /// `TCP_LISTEN` of linux/tcp_states.h.
+    const LISTENS: &str = "0A";
+    let tables: [&str; 2] = match datagrams {
+        false => ["/proc/self/net/tcp", "/proc/self/net/tcp6"],
+        true => ["/proc/self/net/udp", "/proc/self/net/udp6"],
+    };
+    let mut found = Vec::new();
+    for table in tables {
+        lines(table, |line| {
+            let Ok(line) = std::str::from_utf8(line) else { return };
+            let state = line.split_ascii_whitespace().nth(3);
+            let socket = Tcp::parse(line).filter(|_| datagrams || state == Some(LISTENS));
+            found.extend(socket.map(|Tcp { local, user, inode, .. }| Bound { local, user, inode }));
+        });
+    }
     found
 }
 
-/// Whether a line of /proc/net/unix is that of a listener at `path`: `address: count protocol flags type state inode
-/// path`.
-fn is_listener(line: &[u8], path: &OsStr) -> bool {
+/// Whether some program listens on the UNIX socket at that path. Asking the kernel's list costs the listener nothing,
+/// unlike connecting.
+pub fn listens(path: &Path) -> bool {
+    listener_at(path.as_os_str()).is_some()
+}
+
+/// The inode of the UNIX socket on which some program listens: at a path, or at an abstract name with `@` before it.
+pub fn listener_at(path: &OsStr) -> Option<u64> {
+    let mut found = None;
+    lines("/proc/net/unix", |line| found = found.or(listener(line, path)));
+    found
+}
+
+/// The inode in a line of /proc/net/unix, where that is of a listener at `path`: `address: count protocol flags type
+/// state inode path`.
+fn listener(line: &[u8], path: &OsStr) -> Option<u64> {
     /// `__SO_ACCEPTCON` of linux/net.h.
     const LISTENS: u32 = 1 << 16;
     let mut fields = line.splitn(8, |byte| *byte == b' ').filter(|field| !field.is_empty());
-    let flags = fields.nth(3).and_then(|text| u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok());
-    let at = line.strip_suffix(path.as_bytes());
-    flags.is_some_and(|flags| flags & LISTENS != 0) && at.is_some_and(|before| before.ends_with(b" "))
+    let flags = u32::from_str_radix(std::str::from_utf8(fields.nth(3)?).ok()?, 16).ok()?;
+    let before = line.strip_suffix(path.as_bytes())?.strip_suffix(b" ")?;
+    let inode = before.rsplit(|byte| *byte == b' ').next()?;
+    Some(std::str::from_utf8(inode).ok()?.parse().ok()?).filter(|_| flags & LISTENS != 0)
 }
 
 #[cfg(test)]
@@ -311,6 +362,10 @@ mod tests {
         let (at, mut found) = (listener.local_addr().expect("it has one"), None);
         Tcp::all(|socket| found = found.or(Some(socket).filter(|socket| socket.local == at)));
         let inode = found.expect("it listens").inode;
+        assert!(bound(false).iter().any(|socket| socket.local == at && socket.inode == inode));
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback");
+        let udp_at = udp.local_addr().expect("it has one");
+        assert!(bound(true).iter().any(|socket| socket.local == udp_at));
         assert!(Process::own().sockets().any(|socket| socket == inode));
     }
 
@@ -321,6 +376,8 @@ mod tests {
         let _listener = UnixListener::bind(at("here")).expect("bound");
         let _datagram = UnixDatagram::bind(at("datagram")).expect("bound");
         assert!(listens(&at("here")));
+        let inode = listener_at(at("here").as_os_str()).expect("it listens");
+        assert!(Process::own().sockets().any(|socket| socket == inode));
         for other in ["her", "datagram", "nobody"] {
             assert!(!listens(&at(other)), "{other}");
         }

@@ -6,7 +6,7 @@
 //! restart, so the process asks which job runs ([`jobs`], by [`systemctl`]). Telling and asking need descriptors even
 //! where connections have used up all others, so some are kept back ([`headroom`]). The manager gives a process a unit
 //! ([`unit`]): a name, a control group, directories. The unit's ExecReload= runs a process beside the service
-//! ([`reload`]).
+//! ([`reload`]). Of the socket units that pass their sockets, the process hears when they stop ([`sockets`]).
 //!
 //! # Vocabulary
 //! *manager*: systemd, of the system or of a user. *unit*: what the manager runs this process for. *job*: what the
@@ -20,6 +20,10 @@ pub mod notify;
 #[cfg(feature = "forward")]
 pub mod reload;
 #[cfg(feature = "forward")]
+pub mod shown;
+#[cfg(feature = "forward")]
 pub mod signals;
+#[cfg(feature = "forward")]
+pub mod sockets;
 pub mod systemctl;
 pub mod unit;

@@ -1,7 +1,7 @@
 //! What the service is told to do, by signals.
 //!
 //! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`jobs`]); SIGINT
-//! is a stop; SIGHUP reads the configuration again. SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
+//! is a stop; SIGHUP reads the configuration again, or is the end of the terminal ([`Hangup`]). SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
 //! that keep descriptors but cannot be asked.
 
 use std::{io, time::Duration};
@@ -12,6 +12,7 @@ use super::{
     jobs::{self, Job},
     notify,
 };
+use crate::sys::proc::Process;
 
 /// How long sessions get when the whole manager goes down: the machine does not wait for them.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -30,6 +31,31 @@ pub enum Order {
     },
 }
 
+/// What a SIGHUP means to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hangup {
+    /// Read the configuration again.
+    Reload,
+    /// The terminal was closed: end, as `ssh -L` and socat do.
+    Stop,
+    /// Nothing: whoever started the process had it ignored (nohup(1)).
+    Ignore,
+}
+
+impl Hangup {
+    /// To be asked at the start: when the terminal is gone, nobody can tell any more that there was one. `has_file`:
+    /// whether there may be a configuration file to read again.
+    pub fn meaning(has_file: bool) -> Self {
+        let process = Process::own();
+        let terminal = process.stat().is_some_and(|stat| stat.has_terminal());
+        match (notify::managed(), has_file && !terminal) {
+            (true, _) | (false, true) => Self::Reload,
+            (false, false) if process.ignores(libc::SIGHUP) => Self::Ignore,
+            (false, false) => Self::Stop,
+        }
+    }
+}
+
 /// The signals that carry orders.
 #[derive(Debug)]
 pub struct Signals {
@@ -37,6 +63,7 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     restart: Signal,
+    meaning_of_hangup: Hangup,
     announced: bool,
     /// A SIGTERM whose meaning is being asked for.
     asking: bool,
@@ -44,12 +71,13 @@ pub struct Signals {
 
 impl Signals {
     /// Takes over the handling of all of them.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(meaning_of_hangup: Hangup) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             restart: signal(SignalKind::user_defined1())?,
+            meaning_of_hangup,
             announced: false,
             asking: false,
         })
@@ -81,7 +109,11 @@ impl Signals {
                     self.asking = true;
                 }
                 _ = self.interrupt.recv() => return Order::Drain { at_most: None },
-                _ = self.hangup.recv() => return Order::Reload,
+                _ = self.hangup.recv() => match self.meaning_of_hangup {
+                    Hangup::Reload => return Order::Reload,
+                    Hangup::Stop => return Order::Drain { at_most: None },
+                    Hangup::Ignore => {}
+                },
             }
         }
     }

@@ -5,9 +5,10 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
+    fs::File,
     io::{self, Read as _},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -62,6 +63,23 @@ impl Scope {
         run(command, patience)
     }
 
+    /// What systemd finds wrong in unit files (systemd-analyze(1) `verify`), a fault in each line.
+    ///
+    /// # Errors
+    /// The program cannot be run, or it does not end in time (`TimedOut`): then it is killed.
+    pub fn verify(self, files: &[OsString], patience: Duration) -> io::Result<String> {
+        let mut command = Command::new("systemd-analyze");
+        if self == Self::User {
+            command.arg("--user");
+        }
+        command.args(["--no-pager", "--man=no", "verify"]).args(files).stdin(Stdio::null());
+        for name in sys::OURS_ALONE {
+            command.env_remove(name);
+        }
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        run(command, patience).map(|answer| answer.text)
+    }
+
     /// Has systemctl do something; what it says goes where this process's words go.
     ///
     /// # Errors
@@ -79,7 +97,7 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Runs a program to its end, for at most `patience`.
+/// Runs a program to its end, for at most `patience`; its piped output comes back.
 fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
     let deadline = Instant::now() + patience;
     let headroom = Headroom::take();
@@ -87,7 +105,9 @@ fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
     let process = sys::pidfd_open(running.child.id())?;
     drop(headroom);
     let mut bytes = Vec::new();
-    if let Some(mut output) = running.child.stdout.take() {
+    let output = running.child.stdout.take().map(OwnedFd::from);
+    if let Some(output) = output.or_else(|| running.child.stderr.take().map(OwnedFd::from)) {
+        let mut output = File::from(output);
         let mut part = [0; 16 << 10];
         loop {
             wait(&output, deadline)?;

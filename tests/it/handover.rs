@@ -421,8 +421,10 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     service.start_again();
     far.write_all(b"still here").expect("it goes on");
     peer.expect(b"still here");
-    service.process.stderr.wait_for("no listener is served until the next start");
-    service.notifications.wait_for("STATUS", |status| status.starts_with("0 of 1 listeners"));
+    service.process.stderr.wait_for("the configuration has faults: ");
+    service
+        .notifications
+        .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listeners"));
     std::fs::write(&file, &toml).expect("writable");
     restart(&mut service);
     far.write_all(b"and now").expect("it goes on");

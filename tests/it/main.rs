@@ -7,6 +7,7 @@ extern crate support; // `crate::support`
 mod access;
 mod activation;
 mod architecture;
+mod by_hand;
 mod connect_unix;
 mod control;
 mod demo;
@@ -22,6 +23,7 @@ mod limits;
 mod log;
 mod manual;
 mod metrics;
+mod mistakes_of_units;
 mod names;
 mod notify;
 mod pause;

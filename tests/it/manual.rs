@@ -116,7 +116,7 @@ fn the_example_in_the_manual_is_a_configuration() {
     let example = manual.split_once(".EX\n").and_then(|(_, rest)| rest.split_once(".EE")).expect("an example").0;
     let text = example.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\");
     assert_eq!(text.matches("[[forward]]").count(), 5);
-    Config::parse("pfwd.toml(5)", &text).and_then(|config| config.plan()).expect("it has a meaning");
+    Config::gather(Some(("pfwd.toml(5)", &text)), [""; 0]).expect("it has a meaning");
 }
 
 /// What bash offers for a line, by the completion that is installed.

@@ -198,7 +198,7 @@ fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_c
     let mut waiting = Vec::new();
     for round in 1..=2 {
         restart(&mut service);
-        service.process.stderr.wait_for("the configuration is not used, and no listener is served");
+        service.process.stderr.wait_for("the configuration has faults: ");
         // who comes now waits
         waiting.extend([Wire::tcp(at(4000)), Wire::unix(Path::new("/run/a.sock"))]);
         old.iter_mut().for_each(|wire| {

@@ -11,12 +11,14 @@ mod tree; // first: the macro `tree!`
 mod control;
 mod crowd;
 mod enable;
+mod faults;
 mod figures;
 mod future;
 mod handover;
 mod harness;
 mod journal;
 mod life;
+mod mistakes;
 mod pfwd;
 mod readme;
 mod remote;

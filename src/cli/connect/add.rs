@@ -1,6 +1,6 @@
-//! `qrexec-connect add` and `remove`: a three-line socket unit, written or taken away.
+//! `qrexec-connect add` and `remove`: a socket unit of three lines (four, for a path), written or taken away.
 //!
-//! What `add` writes is checked first as `check` does; it never overwrites. `remove` deletes only a file that still is
+//! What `add` writes is checked first as `check` does, also what the machine says about the place; it never overwrites. `remove` deletes only a file that still is
 //! what `add` wrote: an edited one is its author's.
 
 use std::{
@@ -14,7 +14,12 @@ use clap::Args;
 
 use super::config;
 use crate::{
-    cli::{systemctl, units::Scope},
+    cli::{
+        check::{self, Weight},
+        control::Program,
+        systemctl,
+        units::Scope,
+    },
     log::escape,
     report::{Code, Fatal},
     spec::{
@@ -60,13 +65,19 @@ pub(super) struct Remove {
 ///
 /// # Errors
 /// A name, address or fd name that makes no sense; a unit of that name; what the file system or systemctl says.
-pub(super) fn add(options: &Add) -> Result<ExitCode, Fatal> {
+pub(super) fn add(options: &Add, program: Program) -> Result<ExitCode, Fatal> {
     let scope = scope(options.system);
     let unit = unit_name(&options.name)?;
     let (listen, kind, warning) = listen(&options.listen)?;
     let fd_name = repair(&options.fd_name).unwrap_or_else(|| options.fd_name.clone());
-    let forward = meaning(&fd_name, kind)?;
+    let forward = meaning(&fd_name, kind, scope)?;
     let text = text(&listen, &fd_name);
+    for finding in check::of_places(&unit, &text, program, scope) {
+        if finding.weight == Weight::Fault {
+            return Err(Fatal::new(Code::Config, finding));
+        }
+        eprintln!("{finding}");
+    }
     if options.dry_run {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
@@ -165,25 +176,32 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
 }
 
 /// Where a name leads; one that means nothing, or that systemd would drop, is an error.
-fn meaning(fd_name: &str, kind: SocketKind) -> Result<Forward, Fatal> {
+fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fatal> {
     let refused = |faults: crate::spec::Faults| Fatal::new(Code::Config, faults);
     let dropped = rejected(fd_name);
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let config = config::read(None).map_err(|bad| Fatal::new(Code::Config, bad))?;
+    let config = config::sources(None, scope).read().map_err(refused)?.0;
     fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
 }
 
+/// The unit. Whoever can connect to a path is served as its owner is, so that is its owner alone.
 fn text(listen: &str, fd_name: &str) -> String {
+    let mode = if listen.starts_with(['/', '%']) { "SocketMode=0600\n" } else { "" };
+    format!("[Socket]\nListenStream={listen}\n{mode}FileDescriptorName={fd_name}\n")
+}
+
+/// As [`text`] was before it set a mode.
+fn text_without_mode(listen: &str, fd_name: &str) -> String {
     format!("[Socket]\nListenStream={listen}\nFileDescriptorName={fd_name}\n")
 }
 
-/// Whether a unit's text is what [`text`] makes of what it says.
+/// Whether a unit's text is what [`text`] makes of what it says, or made of it.
 fn is_ours(written: &str) -> bool {
     let unit = Unit::parse("", written);
     let listen = unit.last("Socket", "ListenStream").map(|s| s.value.as_str()).unwrap_or_default();
-    unit.fd_name().is_some_and(|name| text(listen, &name.value) == written)
+    unit.fd_name().is_some_and(|name| [text, text_without_mode].iter().any(|text| text(listen, &name.value) == written))
 }
 
 /// Writes a file that is not there yet, whole or not at all.
@@ -239,6 +257,10 @@ mod tests {
     fn only_a_unit_that_was_not_edited_is_removed() {
         let written = text("127.0.0.1:1234", "@default qubes.ConnectTCP+1234");
         assert!(is_ours(&written));
+        let path = text("%t/x.sock", "work qubes.SshAgent");
+        assert!(path.contains("\nSocketMode=0600\n") && !written.contains("SocketMode"));
+        assert!(is_ours(&path) && is_ours(&path.replace("SocketMode=0600\n", "")), "also one of before");
+        assert!(!is_ours(&path.replace("0600", "0666")));
         assert!(!is_ours(&format!("{written}Backlog=7\n")));
         assert!(!is_ours(&format!("# mine\n{written}")));
         assert!(!is_ours(""));

@@ -2,29 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-pub(super) use crate::cli::config::Bad;
-use crate::{cli::config::Sources, spec::Config};
+use crate::cli::{config::Sources, units::Scope};
 
 /// The file's name in each directory.
 const FILE: &str = "qrexec-connect.toml";
 
-/// From `given`, else from the user's file, else the system's.
-pub(super) fn sources(given: Option<PathBuf>) -> Sources {
-    Sources { file: given, places: places(), forwards: Vec::new() }
+/// From `given`, else from the user's file, else the system's; a service of the system reads only the latter.
+pub(super) fn sources(given: Option<PathBuf>, scope: Scope) -> Sources {
+    Sources { file: given, places: places(scope), forwards: Vec::new() }
 }
 
-/// The configuration that is in force; an empty one where there is no file.
-///
-/// # Errors
-/// What is wrong with it, each fault in a line with its place.
-pub(super) fn read(given: Option<&Path>) -> Result<Config, Bad> {
-    sources(given.map(Path::to_owned)).config()
-}
-
-/// Where the file is looked for: the first that exists counts.
-fn places() -> Vec<PathBuf> {
+/// Where the file is looked for, with its drop-in files: the first place that has either counts.
+fn places(scope: Scope) -> Vec<PathBuf> {
     let user = std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let user = user.filter(|_| scope == Scope::User);
     user.into_iter().chain([PathBuf::from("/etc")]).filter(|dir| dir.is_absolute()).map(|dir| dir.join(FILE)).collect()
 }

@@ -1,7 +1,6 @@
 //! The face of `qrexec-connect`.
 
 mod add;
-pub(super) mod check;
 mod config;
 mod demo;
 mod stand_in;
@@ -15,7 +14,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{complete, control, generator, serve, units::Scope};
+use super::{arguments, check, complete, control, effective, generator, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
@@ -26,6 +25,7 @@ const CONTROLLED: control::Program =
     control::Program { name: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
 
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
 #[command(long_about = "\
 Connects local ports and UNIX sockets to services in other qubes.
@@ -55,7 +55,15 @@ enum ConnectCommand {
     /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
-    Check(check::Check),
+    Check(Check),
+    /// Print the configuration in force, each value with its origin
+    Config {
+        #[command(flatten)]
+        options: effective::EffectiveOptions,
+        /// The system's instead of the user's
+        #[arg(long)]
+        system: bool,
+    },
     /// Write a socket unit
     Add(add::Add),
     /// Stop, disable and delete a socket unit that `add` wrote
@@ -68,9 +76,12 @@ enum ConnectCommand {
         #[arg(long)]
         check: bool,
     },
-    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
-    #[command(hide = true)]
-    Reload,
+    /// Have the running service read its configuration again, and wait until it has
+    Reload {
+        /// The system's service instead of the user's
+        #[arg(long)]
+        system: bool,
+    },
     /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
     #[command(hide = true)]
     Keep,
@@ -101,6 +112,22 @@ impl control::WhichService for WhichConnect {
 
     fn socket(&self) -> Option<&Path> {
         self.control.as_deref()
+    }
+}
+
+/// Options of `check`.
+#[derive(Clone, Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    check: check::CheckOptions,
+    /// Look at the system's units instead of the user's
+    #[arg(long)]
+    system: bool,
+}
+
+impl Check {
+    fn scope(&self) -> Scope {
+        if self.system { Scope::System } else { Scope::User }
     }
 }
 
@@ -144,18 +171,25 @@ pub fn main() -> ExitCode {
     if called.to_string_lossy().ends_with("-generator") {
         // Of the three directories the first is for drop-ins that override nothing.
         let scope = if called.to_string_lossy().contains("user-generators") { Scope::User } else { Scope::System };
-        return report::end("qrexec-connect-generator", generator::run(words.next().map(PathBuf::from), scope));
+        let result = generator::run(PROGRAM, words.next().map(PathBuf::from), scope);
+        return report::end("qrexec-connect-generator", result);
     }
     complete::answer(CONTROLLED, Scope::User, command);
-    let arguments = ConnectArguments::parse();
+    let arguments: ConnectArguments = arguments::parse(PROGRAM);
     let result = match arguments.command.unwrap_or(ConnectCommand::Serve(arguments.serve)) {
         ConnectCommand::Serve(options) => serve(options),
-        ConnectCommand::Check(options) => check::run(&options),
-        ConnectCommand::Add(options) => add::add(&options),
+        ConnectCommand::Check(options) => {
+            check::run(&check::CheckRequest::new(&options.check, CONTROLLED, options.scope()))
+        }
+        ConnectCommand::Add(options) => add::add(&options, CONTROLLED),
         ConnectCommand::Remove(options) => add::remove(&options),
         ConnectCommand::Control(command) => control::run(CONTROLLED, &command),
         ConnectCommand::Demo { check } => demo::run(check),
-        ConnectCommand::Reload => serve::reload(),
+        ConnectCommand::Config { options, system } => {
+            let scope = if system { Scope::System } else { Scope::User };
+            effective::run(&options, &config::sources(options.config.clone(), scope), CONTROLLED, scope)
+        }
+        ConnectCommand::Reload { system } => serve::reload(PROGRAM, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
@@ -166,7 +200,8 @@ pub fn main() -> ExitCode {
 fn serve(options: Serve) -> Result<ExitCode, Fatal> {
     serve::run(serve::ServeOptions {
         program: PROGRAM,
-        sources: config::sources(options.config),
+        // A manager of the system gives its service no HOME.
+        sources: config::sources(options.config, Scope::User),
         qrexec_client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube,
         exit_idle_time: options.exit_idle_time,

@@ -16,8 +16,9 @@ use crate::{
     log::escape,
     report::Fatal,
 };
-use service::{AskedService, each, print};
+use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
+pub(super) use service::{print, print_json};
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -101,7 +102,7 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
     match command {
         ControlCommand::Status(options) => {
             let service = AskedService::new(program, &options.place);
-            status::run(&service, (program.sources)(options.config.clone()), options.json)
+            status::run(&service, (program.sources)(options.config.clone(), service.scope), options.json)
         }
         ControlCommand::Sessions(options) => {
             let service = AskedService::new(program, &options.place);

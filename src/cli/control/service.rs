@@ -34,7 +34,7 @@ pub(in crate::cli) struct Program {
     /// How names of its socket units begin.
     pub(in crate::cli) prefix: &'static str,
     /// Where its configuration is, unless an argument says otherwise.
-    pub(in crate::cli) sources: fn(Option<PathBuf>) -> Sources,
+    pub(in crate::cli) sources: fn(Option<PathBuf>, Scope) -> Sources,
 }
 
 /// Which service is asked; a program that has only one has no options for that.
@@ -174,7 +174,7 @@ pub(super) fn each(
 }
 
 /// Prints, and does not mind a reader that has seen enough.
-pub(super) fn print(text: &str) -> Result<ExitCode, Fatal> {
+pub(in crate::cli) fn print(text: &str) -> Result<ExitCode, Fatal> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Fatal::new(Code::Failure, format!("cannot write: {e}"))),
@@ -183,7 +183,7 @@ pub(super) fn print(text: &str) -> Result<ExitCode, Fatal> {
 }
 
 /// Prints as JSON, in one line.
-pub(super) fn print_json(value: &impl Serialize) -> Result<ExitCode, Fatal> {
+pub(in crate::cli) fn print_json(value: &impl Serialize) -> Result<ExitCode, Fatal> {
     let text = serde_json::to_string(value).map_err(|e| Fatal::new(Code::Failure, e))?;
     print(&format!("{}\n", harmless(&text)))
 }

@@ -13,15 +13,15 @@ use super::{
 };
 use crate::{
     cli::{
+        check,
         config::Sources,
-        connect::check,
         systemctl,
         units::{self, FoundUnit},
     },
     control::{api, client::CallFailed},
     log::escape,
     report::{Code, Fatal},
-    spec::{Config, Forward, Listen, SocketKind},
+    spec::{Beside, Config, ConfigFault, Forward, Listen, SocketKind},
 };
 
 /// What is asked of systemd about a unit.
@@ -38,7 +38,7 @@ struct StatusReport {
     service: ServiceState,
     /// Configured listeners, and those that the service has.
     listeners: Vec<ListenerRow>,
-    /// What is wrong with the configuration: nothing of it is used.
+    /// What is wrong with the configuration, and what each fault does.
     faults: Vec<String>,
 }
 
@@ -183,10 +183,6 @@ pub(super) fn run(service: &AskedService, sources: Sources, json: bool) -> Resul
 }
 
 fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fatal> {
-    let (config, plan, faults) = match sources.read() {
-        Ok((config, plan)) => (config, plan.forwards, Vec::new()),
-        Err(bad) => (Config::default(), Vec::new(), bad.to_string().lines().map(str::to_owned).collect()),
-    };
     let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
         Ok(live) => (Some(live), None),
         Err(CallFailed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
@@ -198,10 +194,15 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
         .and_then(|unit| unit.last("ActiveState"))
         .filter(|_| service.usual);
     let units = if service.usual { units(service) } else { Vec::new() };
+    let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
+    let sockets = check::sockets(found, service.scope);
+    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: None });
+    let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
+    let faults = faults(live.as_ref(), &loaded.faults);
     let mut theirs = live.as_ref().map(|live| live.listeners.clone()).unwrap_or_default();
     let mut listeners = Vec::new();
     for unit in &units {
-        listeners.extend(of_unit(service, unit, live.is_some(), &mut theirs, &config));
+        listeners.extend(of_unit(service, unit, live.is_some(), &mut theirs, config));
     }
     // What no unit accounts for: forwards of the configuration, and sockets of another supervisor.
     listeners.extend(theirs.into_iter().map(|listener| of_service(listener, None)));
@@ -222,6 +223,19 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
         trouble,
     };
     Ok(StatusReport { program: service.program.name, served, service: state, listeners, faults })
+}
+
+/// What is wrong with the configuration: as the service has read it, and in the files since then.
+fn faults(live: Option<&api::Status>, now: &[ConfigFault]) -> Vec<String> {
+    let Some(live) = live else { return now.iter().map(ToString::to_string).collect() };
+    let mut all: Vec<String> = live.faults.iter().map(|fault| format!("{}: {}", fault.place, fault.message)).collect();
+    for fault in now {
+        let text = fault.fault.to_string();
+        if !all.iter().any(|known| known.starts_with(&text)) {
+            all.push(format!("{text}: not read yet; at a reload {}", fault.at_reload));
+        }
+    }
+    all
 }
 
 /// The socket units there are: by their files, and instances of templates that systemd has loaded.
@@ -306,7 +320,9 @@ fn unserved(
 ) -> ListenerRow {
     let (flag, name) = (service.scope.flag(), &unit.name);
     let meant = match (&unit.found, kind) {
-        (Some(found), Some(kind)) => check::leads_to(found, kind, config).map_err(|faults| faults.to_string()),
+        (Some(found), Some(kind)) => {
+            check::leads_to(found, kind, config, service.scope).map_err(|faults| faults.to_string())
+        }
         (_, None) => Err("sockets of this kind are not forwarded; use ListenStream=".to_owned()),
         (None, Some(_)) => Ok(None),
     };

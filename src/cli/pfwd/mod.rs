@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, Parser};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    complete,
-    config::Sources,
-    control,
+    arguments, check, complete,
+    config::{self, Sources},
+    control, effective, generator,
     serve::{self, ServeOptions},
     units::Scope,
 };
@@ -31,7 +31,7 @@ const FILE: &str = "/etc/pfwd.toml";
 const CONTROLLED: control::Program = control::Program { name: PROGRAM, prefix: "pfwd-", sources };
 
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands about the running service")]
+#[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands")]
 #[command(name = PROGRAM, version, about = "Forwards TCP, UDP and UNIX sockets, also from and into network namespaces")]
 #[command(long_about = "\
 Forwards TCP, UDP and UNIX sockets, also from and into network namespaces.
@@ -48,7 +48,7 @@ or in two steps, over a UNIX socket that both sides can see:
 The same keys serve as FileDescriptorName= of a socket unit pfwd-NAME.socket; --print-units writes those.")]
 struct PfwdArguments {
     #[command(subcommand)]
-    command: Option<control::ControlCommand<WhichPfwd>>,
+    command: Option<PfwdCommand>,
     /// Read this configuration instead of /etc/pfwd.toml
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -56,7 +56,7 @@ struct PfwdArguments {
     /// else the same served uds; may be repeated
     #[arg(long, value_name = "KEY=VALUE,…")]
     forward: Vec<String>,
-    /// Check the configuration, print what it means, and end (0, or 78 when it cannot be used)
+    /// As the command `check`, for the configuration and the forwards that are given beside it
     #[arg(long, group = "instead")]
     check: bool,
     /// Print socket units that do the same, and end
@@ -65,7 +65,7 @@ struct PfwdArguments {
     /// Print the network namespaces that are asked for, with their paths and inodes, and end
     #[arg(long, group = "instead")]
     show_netns: bool,
-    /// Have the running service read its configuration again, and wait until it has: for ExecReload=
+    /// As the command `reload`, for ExecReload= of units from before there was one
     #[arg(long, group = "instead", hide = true)]
     reload: bool,
     /// End when a forward cannot be served, instead of serving the others
@@ -88,6 +88,19 @@ struct PfwdArguments {
     exit_idle_time: Option<Duration>,
 }
 
+/// What else it does.
+#[derive(Clone, Debug, Subcommand)]
+enum PfwdCommand {
+    /// Say what each socket unit and each forward leads to, and what is wrong with it
+    Check(check::CheckOptions),
+    /// Print the configuration in force, each value with its origin
+    Config(effective::EffectiveOptions),
+    /// Have the running service read its configuration again, and wait until it has
+    Reload,
+    #[command(flatten)]
+    Control(control::ControlCommand<WhichPfwd>),
+}
+
 /// Which service is asked: there is one.
 #[derive(Clone, Debug, Args)]
 struct WhichPfwd {
@@ -107,7 +120,7 @@ impl control::WhichService for WhichPfwd {
 }
 
 /// From `given`, else from the usual file.
-fn sources(given: Option<PathBuf>) -> Sources {
+fn sources(given: Option<PathBuf>, _: Scope) -> Sources {
     Sources { file: given, places: vec![FILE.into()], forwards: Vec::new() }
 }
 
@@ -121,33 +134,51 @@ pub fn command() -> clap::Command {
     PfwdArguments::command()
 }
 
-/// Runs `pfwd`.
+/// Runs `pfwd`, or the generator when called by that name.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().unwrap_or_default().to_string_lossy().ends_with("-generator") {
+        // Of the three directories the first is for drop-ins that override nothing.
+        let result = generator::run(PROGRAM, words.next().map(PathBuf::from), Scope::System);
+        return report::end("pfwd-generator", result);
+    }
     complete::answer(CONTROLLED, Scope::System, command);
-    let arguments = PfwdArguments::parse();
+    let arguments: PfwdArguments = arguments::parse(PROGRAM);
     report::end(PROGRAM, run(arguments))
 }
 
 fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
-        return serve::reload();
+        return serve::reload(PROGRAM, Scope::System);
     }
-    if let Some(command) = &arguments.command {
-        return control::run(CONTROLLED, command);
+    match &arguments.command {
+        Some(PfwdCommand::Check(options)) => {
+            return check::run(&check::CheckRequest::new(options, CONTROLLED, Scope::System));
+        }
+        Some(PfwdCommand::Config(options)) => {
+            return effective::run(options, &sources(options.config.clone(), Scope::System), CONTROLLED, Scope::System);
+        }
+        Some(PfwdCommand::Reload) => return serve::reload(PROGRAM, Scope::System),
+        Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
+        None => {}
     }
-    let sources = Sources { forwards: arguments.forward, ..sources(arguments.config) };
-    if arguments.check || arguments.print_units || arguments.show_netns {
+    let named = arguments.config.is_some() || !arguments.forward.is_empty();
+    let mut sources = Sources { forwards: arguments.forward, ..sources(arguments.config, Scope::System) };
+    // By hand, what was written is what is wanted: the file belongs to the service, which serves it already.
+    if !sources.forwards.is_empty() && sources.file.is_none() && std::env::var_os("NOTIFY_SOCKET").is_none() {
+        eprintln!("{PROGRAM}: --forward by hand: {FILE} is not read (--config {FILE} reads it, too)");
+        sources.places.clear();
+    }
+    if arguments.check {
+        let (program, scope, what) = (CONTROLLED, Scope::System, Vec::new());
+        return check::run(&check::CheckRequest { program, scope, what, sources, sources_named: named });
+    }
+    if arguments.print_units || arguments.show_netns {
         let (config, plan) = match sources.read() {
             Ok(read) => read,
-            Err(bad) => return Ok(bad.tell(PROGRAM, true)),
+            Err(faults) => return Ok(config::tell(&faults, PROGRAM, true)),
         };
-        return Ok(if arguments.check {
-            show::plan(&plan)
-        } else if arguments.print_units {
-            show::units(&config)
-        } else {
-            show::namespaces(&plan)
-        });
+        return Ok(if arguments.print_units { show::units(&config) } else { show::namespaces(&plan) });
     }
     serve::run(ServeOptions {
         program: PROGRAM,

@@ -8,15 +8,6 @@ use crate::{
     spec::{Config, Listen, Netns, Plan, Upstream},
 };
 
-/// `--check`: the plan.
-pub(super) fn plan(plan: &Plan) -> ExitCode {
-    print!("{plan}");
-    if plan.forwards.is_empty() && plan.waiting.is_empty() {
-        println!("nothing to forward");
-    }
-    ExitCode::SUCCESS
-}
-
 /// `--print-units`: socket units that do the same.
 pub(super) fn units(config: &Config) -> ExitCode {
     for unit in config.socket_units("pfwd-") {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     ops::Range,
     str::FromStr,
 };
@@ -54,24 +54,36 @@ fn host_and_port<'a>(text: &'a str, example: &str) -> Result<(&'a str, u16, Rang
     let whole = 0..text.len();
     let (host, port_at) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, after)) = rest.split_once(']') else {
-            return Err(Flaw::new(0..1, "the bracket [ is never closed").note("an IPv6 address: [fd00::1]+22"));
+            let flaw = Flaw::new(0..1, "the bracket [ is never closed");
+            return Err(flaw.example("an IPv6 address: ", "[fd00::1]:22"));
         };
         if host.parse::<Ipv6Addr>().is_err() && !host.contains('%') {
             let what = format!("\"{host}\" is not an IPv6 address, which is what brackets are for");
-            return Err(Flaw::new(1..1 + host.len(), what).note("such as [fd00::1]+22"));
+            let flaw = Flaw::new(1..1 + host.len(), what);
+            return Err(match host.parse::<SocketAddrV4>() {
+                Ok(address) if after.is_empty() => Flaw { at: whole, ..flaw }.fix_address(address.to_string()),
+                _ => flaw.example("such as ", "[fd00::1]:22"),
+            });
         }
         if !after.starts_with(['+', ':']) {
+            if let Some((inside, port)) = host.rsplit_once(':').filter(|_| after.is_empty()) {
+                let port_is_decimal = port.parse::<u16>().is_ok_and(|port| port > 0);
+                if port_is_decimal && inside.parse::<Ipv6Addr>().is_ok() {
+                    let flaw = Flaw::new(whole, format!("\"{text}\" has its port inside of the brackets"));
+                    return Err(flaw.fix_address(format!("[{inside}]:{port}")));
+                }
+            }
             let flaw = Flaw::new(whole, format!("\"{text}\" has no port"));
-            return Err(flaw.note(format!("[{host}]+PORT, such as [{host}]+22")));
+            return Err(flaw.example("such as ", format!("[{host}]:22")));
         }
         (host, host.len() + 3)
     } else {
         if text.parse::<Ipv6Addr>().is_ok() {
             let what = format!("\"{text}\" is an IPv6 address without brackets and without a certain port");
-            return Err(Flaw::new(whole, what).note(format!("[{text}]+PORT")));
+            return Err(Flaw::new(whole, what).example("", format!("[{text}]:PORT")));
         }
         let Some(at) = text.rfind(['+', ':']) else {
-            return Err(Flaw::new(whole, format!("\"{text}\" has no port")).note(format!("such as {example}")));
+            return Err(Flaw::new(whole, format!("\"{text}\" has no port")).example("such as ", example));
         };
         (&text[..at], at + 1)
     };
@@ -80,7 +92,9 @@ fn host_and_port<'a>(text: &'a str, example: &str) -> Result<(&'a str, u16, Rang
     let number = port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
     match number {
         Some(number) => Ok((host, number, place)),
-        None if port.is_empty() => Err(Flaw::new(whole, format!("\"{text}\" has no port")).note(example.to_owned())),
+        None if port.is_empty() => {
+            Err(Flaw::new(whole, format!("\"{text}\" has no port")).example("such as ", example))
+        }
         None => Err(Flaw::new(place, format!("\"{port}\" is not a port")).note("a number from 1 to 65535")),
     }
 }
@@ -93,7 +107,7 @@ impl FromStr for HostPort {
             let what = format!("\"{text}\" is a UNIX socket, and target takes a TCP or UDP address");
             return Err(Flaw::new(0..text.len(), what).note("the key for a UNIX socket is uds"));
         }
-        let (host, port, port_at) = host_and_port(text, "10.0.0.5+22")?;
+        let (host, port, port_at) = host_and_port(text, "10.0.0.5:22")?;
         if port == 0 {
             return Err(Flaw::new(port_at, "nothing can be dialled at port 0").note("a number from 1 to 65535"));
         }
@@ -108,7 +122,7 @@ fn host_name(host: &str) -> Result<Host, Flaw> {
         return Ok(Host::Ip(ip));
     }
     if host.is_empty() {
-        return Err(Flaw::new(whole, "there is no host before the port").note("such as 127.0.0.1+22"));
+        return Err(Flaw::new(whole, "there is no host before the port").example("such as ", "127.0.0.1:22"));
     }
     if host.contains('%') {
         let what = "an address with a zone cannot be a target";
@@ -116,7 +130,7 @@ fn host_name(host: &str) -> Result<Host, Flaw> {
     }
     if host.contains([':', '+']) {
         let what = format!("\"{host}\" is neither an address nor a name");
-        return Err(Flaw::new(whole, what).note("an IPv6 address stands in brackets: [fd00::1]+22"));
+        return Err(Flaw::new(whole, what).example("an IPv6 address stands in brackets: ", "[fd00::1]:22"));
     }
     let labels: Vec<&str> = host.strip_suffix('.').unwrap_or(host).split('.').collect();
     let good = |label: &&str| {
@@ -140,9 +154,9 @@ pub(in crate::spec) fn listen_addr(text: &str) -> Result<SocketAddr, Flaw> {
     }
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         let what = format!("\"{text}\" has no address to listen on");
-        return Err(Flaw::new(whole, what).fix(format!("127.0.0.1+{text}")));
+        return Err(Flaw::new(whole, what).fix_address(format!("127.0.0.1:{text}")));
     }
-    let (host, port, _) = host_and_port(text, "127.0.0.1+2222")?;
+    let (host, port, _) = host_and_port(text, "127.0.0.1:2222")?;
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, port));
     }
@@ -153,14 +167,14 @@ pub(in crate::spec) fn listen_addr(text: &str) -> Result<SocketAddr, Flaw> {
             (Ok(ip), Some(scope)) => Ok(SocketAddrV6::new(ip, port, 0, scope).into()),
             _ => {
                 let what = format!("\"{zone}\" is not the number of an interface");
-                Err(Flaw::new(whole, what).note("such as [fe80::1%2]+22; `ip link` shows the numbers"))
+                Err(Flaw::new(whole, what).example("`ip link` shows the numbers, such as ", "[fe80::1%2]:22"))
             }
         };
     }
     let flaw = Flaw::new(whole, format!("\"{host}\" is not an address to listen on"));
     Err(match host {
-        "" | "*" => flaw.fix(format!("[::]+{port}")),
-        "localhost" => flaw.fix(format!("127.0.0.1+{port}")),
+        "" | "*" => flaw.fix_address(format!("[::]:{port}")),
+        "localhost" => flaw.fix_address(format!("127.0.0.1:{port}")),
         _ => flaw.note("an IP address of this host, 127.0.0.1, or 0.0.0.0 for all of them"),
     })
 }

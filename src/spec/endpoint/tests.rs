@@ -67,10 +67,10 @@ fn a_listening_address_is_an_ip_address_and_says_which() {
         assert_eq!(listen_addr(&plus(&read)), Ok(read));
     }
     for (text, fix) in [
-        ("2222", Some("127.0.0.1+2222")),
-        (":2222", Some("[::]+2222")),
-        ("*:2222", Some("[::]+2222")),
-        ("localhost:2222", Some("127.0.0.1+2222")),
+        ("2222", Some("127.0.0.1:2222")),
+        (":2222", Some("[::]:2222")),
+        ("*:2222", Some("[::]:2222")),
+        ("localhost:2222", Some("127.0.0.1:2222")),
         ("example.org:2222", None),
         ("[fe80::1%eth0]:22", None),
         ("/run/a.sock", None),

@@ -9,7 +9,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// What kind of text a fault stands in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +120,22 @@ impl SpecFault {
         }
     }
 
+    /// A fault of a text as a whole: it has no line.
+    pub(super) fn of_all(source: &Arc<Source>, what: impl Into<String>) -> Self {
+        Self { line: 0, column: 0, excerpt: String::new(), span: 0..0, ..Self::at(&Place::new(source, 0..0), what) }
+    }
+
+    /// Where it is, in a few characters: `/etc/pfwd.toml:12:9`, `--forward #2`.
+    pub fn place(&self) -> String {
+        match &self.origin {
+            Origin::File(_) if self.line == 0 => self.origin.to_string(),
+            Origin::File(_) if self.column == 0 => format!("{}:{}", self.origin, self.line),
+            Origin::File(_) => format!("{}:{}:{}", self.origin, self.line, self.column),
+            Origin::Forward(_) => self.origin.to_string(),
+            Origin::Name(_) => format!("{} \"{}\", column {}", self.origin, Shown(&self.excerpt), self.column),
+        }
+    }
+
     /// The same fault with what to do about it.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -131,7 +147,7 @@ impl SpecFault {
         &self.origin
     }
 
-    /// The line, counted from 1.
+    /// The line, counted from 1; 0 for a fault of the text as a whole.
     pub fn line(&self) -> usize {
         self.line
     }
@@ -162,7 +178,7 @@ impl SpecFault {
     }
 
     /// This fault, cited as `cite` says. Faults of files and arguments know their place already and stay as they are.
-    fn cited(mut self, cite: &Cite<'_>) -> Self {
+    pub(super) fn cited(mut self, cite: &Cite<'_>) -> Self {
         if !matches!(self.origin, Origin::Name(_)) {
             return self;
         }
@@ -186,12 +202,7 @@ impl SpecFault {
 
 impl fmt::Display for SpecFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
-            Origin::File(_) if self.column == 0 => write!(f, "{}:{}: ", self.origin, self.line)?,
-            Origin::File(_) => write!(f, "{}:{}:{}: ", self.origin, self.line, self.column)?,
-            Origin::Forward(_) => write!(f, "{}: ", self.origin)?,
-            Origin::Name(_) => write!(f, "{} \"{}\", column {}: ", self.origin, Shown(&self.excerpt), self.column)?,
-        }
+        write!(f, "{}: ", self.place())?;
         write!(f, "{}", Shown(&self.what))?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, " ({})", Shown(hint)))
     }
@@ -220,20 +231,34 @@ impl Faults {
 
     /// Each fault with its line underlined and what to do below it, for a terminal; `colour` adds ANSI styles.
     pub fn render(&self, colour: bool) -> String {
-        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-        self.0.iter().map(|fault| render(fault, &renderer) + "\n").collect()
+        self.0.iter().map(|fault| fault.render(colour, Level::ERROR)).collect()
     }
 }
 
-fn render(fault: &SpecFault, renderer: &Renderer) -> String {
+impl SpecFault {
+    /// The fault as [`Faults::render`] shows it, as a warning.
+    pub fn render_warning(&self, colour: bool) -> String {
+        self.render(colour, Level::WARNING)
+    }
+
+    fn render(&self, colour: bool, level: Level<'_>) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        render(self, &renderer, level) + "\n"
+    }
+}
+
+fn render(fault: &SpecFault, renderer: &Renderer, level: Level<'_>) -> String {
     let path = match &fault.origin {
         Origin::File(name) => Shown(name).to_string(),
         origin => origin.to_string(),
     };
     let what = Shown(&fault.what).to_string();
+    if fault.line == 0 {
+        return renderer.render(&[Group::with_title(Level::ERROR.primary_title(format!("{path}: {what}")))]);
+    }
     // The renderer pictures control characters of ASCII, but not those that came after: two bytes each, as a dot is.
     let excerpt = fault.excerpt.replace(|c: char| c.is_control() && !c.is_ascii(), "·");
-    let mut group = Level::ERROR.primary_title(what).element(
+    let mut group = level.primary_title(what).element(
         Snippet::source(excerpt)
             .path(path)
             .line_start(fault.line)
@@ -287,18 +312,52 @@ pub struct Flaw {
     pub(super) fix: Option<String>,
     /// Advice, when it cannot.
     pub(super) note: Option<String>,
+    /// An address that ends the advice as an example, with a colon before its port.
+    pub(super) example: Option<String>,
+    /// Whether `fix` is an address, with a colon before its port.
+    pub(super) fix_is_address: bool,
 }
 
 impl Flaw {
     /// A flaw of bytes `at` of the value.
     pub(super) fn new(at: Range<usize>, what: impl Into<String>) -> Self {
-        Self { at, what: what.into(), fix: None, note: None }
+        Self { at, what: what.into(), fix: None, note: None, example: None, fix_is_address: false }
     }
 
     /// The same flaw with the value that would be right.
     pub(super) fn fix(mut self, value: impl Into<String>) -> Self {
         self.fix = Some(value.into());
         self
+    }
+
+    /// The same flaw with the address that would be right, with a colon before its port.
+    pub(super) fn fix_address(mut self, address: impl Into<String>) -> Self {
+        self.fix_is_address = true;
+        self.fix(address)
+    }
+
+    /// The same flaw with advice that ends in an address as an example, with a colon before its port.
+    pub(super) fn example(mut self, note: impl Into<String>, address: impl Into<String>) -> Self {
+        self.example = Some(address.into());
+        self.note(note)
+    }
+
+    /// What would be right, as a text of this origin has it, before anything is quoted.
+    pub(super) fn fix_for(&self, origin: &Origin) -> Option<String> {
+        let fix = self.fix.as_ref()?;
+        Some(if self.fix_is_address { port_for(fix, origin) } else { fix.clone() })
+    }
+
+    /// The advice, as a text of this origin has it.
+    pub(super) fn note_for(&self, origin: &Origin) -> Option<String> {
+        let note = self.note.as_ref()?;
+        let Some(example) = &self.example else { return Some(note.clone()) };
+        let example = port_for(example, origin);
+        // Any other colon of an address is an IPv6 one.
+        Some(match origin {
+            Origin::Name(_) => format!("{note}{}", example.replace(':', "\\x3a")),
+            _ => format!("{note}{example}"),
+        })
     }
 
     /// The same flaw with advice.
@@ -321,12 +380,29 @@ impl Flaw {
     }
 }
 
+/// An address as a text of this origin has it: systemd takes no colon in a name, so a port stands behind a `+` there.
+fn port_for(address: &str, origin: &Origin) -> String {
+    match (origin, address.rsplit_once(':')) {
+        (Origin::Name(_), Some((host, port))) => format!("{host}+{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+/// A key with a value for a hint, as a text of this origin has them; an address has a colon before its port.
+pub(super) fn pair(key: &str, value: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::File(_) => format!("{key} = \"{value}\""),
+        _ => format!("{key}={}", port_for(value, origin)),
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Shown(&self.what))?;
-        match (&self.fix, &self.note) {
-            (Some(fix), _) => write!(f, " (write: {})", Shown(fix)),
-            (None, Some(note)) => write!(f, " ({})", Shown(note)),
+        let origin = Origin::Forward(None);
+        match (self.fix_for(&origin), self.note_for(&origin)) {
+            (Some(fix), _) => write!(f, " (write: {})", Shown(&fix)),
+            (None, Some(note)) => write!(f, " ({})", Shown(&note)),
             (None, None) => Ok(()),
         }
     }

@@ -62,3 +62,32 @@ fn a_place_outside_of_its_text_is_brought_back_into_it() {
         let _ = Faults(vec![fault]).render(false);
     }
 }
+
+#[test]
+fn a_hint_is_written_as_the_text_that_it_is_about() {
+    use crate::spec::{Config, SocketKind, fdname};
+    let toml = |text: &str| {
+        let text = format!("[[forward]]\n{text}\n");
+        Config::gather(Some(("x.toml", text.as_str())), [""; 0]).unwrap_err().to_string()
+    };
+    let argument = |text: &str| Config::gather(None, [text]).unwrap_err().to_string();
+    let name = |text: &str| fdname::resolve(text, SocketKind::Tcp, &Config::default()).unwrap_err().to_string();
+    for (said, hint) in [
+        (toml("listen = \"2223\"\ntarget = \"10.0.0.5:22\""), "write: listen = \"127.0.0.1:2223\""),
+        (argument("listen=2223,target=10.0.0.5:22"), "write: listen=127.0.0.1:2223,target=10.0.0.5:22"),
+        (
+            toml("listen = \"127.0.0.1:1\""),
+            "one of uds = \"PATH\", target = \"HOST:PORT\" and qrexec = \"QUBE SERVICE\"",
+        ),
+        (argument("listen=127.0.0.1:1"), "one of uds=PATH, target=HOST:PORT and qrexec=QUBE SERVICE"),
+        (name("max_connections=3"), "one of uds=PATH, target=HOST+PORT and qrexec=QUBE SERVICE"),
+        (name("target=[\\x3a\\x3a1\\x3a2223]"), "write: target=[\\x3a\\x3a1]+2223"),
+        (toml("listen = \"127.0.0.1:1\"\ntarget = \"[::1:2223]\""), "write: target = \"[::1]:2223\""),
+        (argument("listen=127.0.0.1:1,target=[10.0.0.5:22]"), "write: listen=127.0.0.1:1,target=10.0.0.5:22"),
+        (toml("listen = \"127.0.0.1:1\"\ntarget = \"10.0.0.5\""), "such as 10.0.0.5:22"),
+        (name("target=10.0.0.5"), "such as 10.0.0.5+22"),
+        (name("target=fd00\\x3a\\x3a1"), "([fd00\\x3a\\x3a1]+PORT)"),
+    ] {
+        assert!(said.contains(hint), "{hint} is missing in: {said}");
+    }
+}

@@ -14,8 +14,8 @@ use std::{fmt, sync::Arc};
 
 use super::{
     call::{Call, Service, Target},
+    config::Config,
     error::{Faults, Flaw, Origin, Place, Source, SpecFault},
-    file::Config,
     keys::{KeyName, Keys, read_list},
     plan::{Forward, SocketKind},
     text::{Blanks, Word, escaped, words},
@@ -95,10 +95,14 @@ fn read(text: &str) -> (Option<Name>, Faults) {
             let target = word::<Target>(&source, target, &mut faults);
             let call_service = word::<Service>(&source, service, &mut faults);
             for option in options {
-                if has_equals(option) {
+                let comment = option.lossy().starts_with(['#', ';']);
+                if has_equals(option) && !comment {
                     read_list(&source, option, &mut keys, &mut faults.0);
                 } else {
                     faults.extend([bare(&source, service, option)]);
+                }
+                if comment {
+                    break; // so is the rest of the line
                 }
             }
             if let Some(place) = keys.given(KeyName::Qrexec) {
@@ -133,8 +137,8 @@ fn word<T: std::str::FromStr<Err = Flaw>>(source: &Arc<Source>, word: &Word, fau
 
 /// The fault of a word's flaw, with the whole name as it should be when that is known.
 fn fault(source: &Arc<Source>, word: &Word, flaw: Flaw) -> SpecFault {
-    let fault = SpecFault::at(&Place::new(source, word.place(&flaw.at)), flaw.what);
-    match (flaw.fix, flaw.note) {
+    let fault = SpecFault::at(&Place::new(source, word.place(&flaw.at)), flaw.what.clone());
+    match (flaw.fix_for(&source.origin), flaw.note_for(&source.origin)) {
         (Some(fix), _) => {
             let (before, after) = (&source.text[..word.span.start], &source.text[word.span.end..]);
             fault.hint(format!("write: {before}{}{after}", escaped(fix.as_bytes())))
@@ -148,6 +152,10 @@ fn fault(source: &Arc<Source>, word: &Word, flaw: Flaw) -> SpecFault {
 fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> SpecFault {
     let text = word.lossy();
     let place = Place::new(source, word.span.clone());
+    if text.starts_with(['#', ';']) {
+        let fault = SpecFault::at(&place, "systemd knows no comment behind a value: this one is a part of the name");
+        return fault.hint("put it into a line of its own");
+    }
     let fault = SpecFault::at(&place, format!("after the qube and the service comes key=value, not \"{text}\""));
     let argument = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     let follows = source.text[service.span.end..word.span.start].trim().is_empty();
@@ -164,6 +172,10 @@ fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> SpecFault {
 fn stray(source: &Arc<Source>, list: &Word, more: &[Word]) -> Option<SpecFault> {
     let (first, last) = (more.first()?, more.last()?);
     let place = Place::new(source, first.span.start..last.span.end);
+    if first.lossy().starts_with(['#', ';']) {
+        let fault = SpecFault::at(&place, "systemd knows no comment behind a value: this one is a part of the name");
+        return Some(fault.hint("put it into a line of its own"));
+    }
     if more.iter().all(has_equals) {
         let written = [list].into_iter().chain(more).map(|word| source.text[word.span.clone()].trim_end_matches(','));
         let fault = SpecFault::at(&place, "a list has commas between its items, and no blanks");

@@ -1,8 +1,11 @@
-//! A configuration: `[defaults]` and `[[forward]]` tables of a TOML file, with `--forward` arguments laid over them.
+//! One file of the configuration: `[defaults]` and `[[forward]]` tables in TOML.
 //!
 //! The file is read table by table rather than into a struct, for three reasons: all faults are wanted and not the
 //! first; each value keeps its place, to be cited when it turns out wrong only beside others; and the reading of a
 //! value is the one that names and arguments have.
+//!
+//! A fault inside one `[[forward]]` is a fault of that forward. Any other fault is one of the file: what stands in it
+//! may belong to every forward.
 
 use std::{ops::Range, sync::Arc};
 
@@ -12,119 +15,115 @@ use toml::{
 };
 
 use super::{
-    error::{Faults, Flaw, Origin, Place, Source, SpecFault},
-    forward::read_all,
+    error::{Flaw, Origin, Place, Source, SpecFault},
     keys::{Item, KeyName, Keys, unknown},
     nearest::nearest,
-    plan::Plan,
     role::Defaults,
     value::{LogLevel, Raw, UdsDir, Value},
 };
 
-/// A configuration, read but not yet given its meaning: what an entry means depends on the socket beside it, and
-/// whether it stands alone on `--forward` arguments.
+/// A file, read: what it says, and what is wrong with it.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(super) struct FileText {
+    /// Whether it is a drop-in file, which takes only forwards.
+    pub(super) drop_in: bool,
     pub(super) defaults: Defaults,
-    log_level: Option<LogLevel>,
-    /// One for each forward, in the order in which they were written.
-    pub(super) entries: Vec<Keys>,
+    pub(super) log_level: Option<LogLevel>,
+    /// One for each forward, in the order in which they were written, each with its own faults.
+    pub(super) forwards: Vec<(Keys, Vec<SpecFault>)>,
+    /// What is wrong outside of all forwards.
+    pub(super) faults: Vec<SpecFault>,
+    /// `[defaults]` says who may connect, and that could not be read.
+    pub(super) access_lost: Option<SpecFault>,
 }
 
-impl Default for Config {
-    /// No configuration at all, which is a good one.
-    fn default() -> Self {
-        Self::empty(&Source::new(Origin::File(String::new()), ""))
-    }
-}
-
-impl Config {
-    fn empty(source: &Arc<Source>) -> Self {
-        Self { defaults: Defaults::none(Place::new(source, 0..0)), log_level: None, entries: Vec::new() }
+impl FileText {
+    fn empty(source: &Arc<Source>, drop_in: bool) -> Self {
+        let defaults = Defaults::none(Place::new(source, 0..0));
+        Self { drop_in, defaults, log_level: None, forwards: Vec::new(), faults: Vec::new(), access_lost: None }
     }
 
-    /// `log_level` of `[defaults]`.
-    pub fn log_level(&self) -> Option<LogLevel> {
-        self.log_level
+    /// A file that cannot be read, and why.
+    pub(super) fn unreadable(name: &str, why: &str, drop_in: bool) -> Self {
+        let source = Source::new(Origin::File(name.to_owned()), "");
+        let fault = SpecFault::of_all(&source, format!("cannot be read: {why}"));
+        Self { faults: vec![fault], ..Self::empty(&source, drop_in) }
     }
 
-    /// Reads the text of a configuration file; `source_name` is what faults call it.
-    ///
-    /// # Errors
-    /// All faults of the text: its syntax, unknown keys, values out of range.
-    pub fn parse(source_name: &str, text: &str) -> Result<Self, Faults> {
-        let (config, faults) = Self::read(source_name, text);
-        faults.none_or(config)
-    }
-
-    /// Reads a configuration file and `--forward` arguments together and makes the plan, so that the faults of all
-    /// three steps come at once. What could not be read is not called missing.
-    ///
-    /// # Errors
-    /// All faults of the file, of the arguments and of what they mean together.
-    pub fn gather<T: AsRef<str>>(
-        file: Option<(&str, &str)>,
-        arguments: impl IntoIterator<Item = T>,
-    ) -> Result<(Self, Plan), Faults> {
-        let (config, mut faults) = file.map(|(name, text)| Self::read(name, text)).unwrap_or_default();
-        let (forwards, more) = read_all(arguments);
-        faults.extend(more);
-        let config = config.merge(forwards);
-        match config.plan() {
-            Ok(plan) => faults.none_or((config, plan)),
-            Err(more) => {
-                faults.extend(more);
-                Err(faults)
-            }
-        }
-    }
-
-    /// What could be read, and what could not.
-    fn read(source_name: &str, text: &str) -> (Self, Faults) {
-        let source = Source::new(Origin::File(source_name.to_owned()), text);
-        let mut config = Self::empty(&source);
+    /// Reads the text of a file; `name` is what faults call it.
+    pub(super) fn read(name: &str, text: &str, drop_in: bool) -> Self {
+        let source = Source::new(Origin::File(name.to_owned()), text);
+        let mut file = Self::empty(&source, drop_in);
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut faults: Vec<SpecFault> = errors.iter().map(|error| syntax(&source, error)).collect();
-        let incomplete = !faults.is_empty();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let place = Place::new(&source, key.span());
             match (name, value.get_ref()) {
-                ("defaults", DeValue::Table(table)) => config.read_defaults(&source, table, &mut faults),
-                ("defaults", _) => faults.push(SpecFault::at(&place, "defaults is a table").hint("write: [defaults]")),
+                ("defaults", _) if drop_in => {
+                    let fault = SpecFault::at(&place, "a drop-in file takes only [[forward]]");
+                    file.faults.push(fault.hint("put [defaults] into the main file; they hold here, too"));
+                }
+                ("defaults", DeValue::Table(table)) => file.read_defaults(&source, table),
+                ("defaults", _) => {
+                    file.faults.push(SpecFault::at(&place, "defaults is a table").hint("write: [defaults]"));
+                }
                 ("forward", DeValue::Array(array)) => {
-                    for item in array.iter() {
-                        config.read_forward(&source, item, &mut faults);
-                    }
+                    array.iter().for_each(|item| file.read_forward(&source, item));
                 }
                 ("forward", DeValue::Table(_)) => {
-                    faults.push(SpecFault::at(&place, "there may be several forwards").hint("write: [[forward]]"));
-                    config.read_forward(&source, value, &mut faults);
+                    file.faults.push(SpecFault::at(&place, "there may be several forwards").hint("write: [[forward]]"));
+                    file.read_forward(&source, value);
                 }
-                ("forward", _) => faults.push(SpecFault::at(&place, "forward is a table").hint("write: [[forward]]")),
-                _ => faults.push(stray(name, &place)),
+                ("forward", _) => {
+                    file.faults.push(SpecFault::at(&place, "forward is a table").hint("write: [[forward]]"));
+                }
+                _ => file.faults.push(stray(name, &place)),
             }
         }
-        // After a syntax error a table may lack what was written: its keys are judged, what it means is not. And
-        // whatever the reader made of a line that it could not read is no news.
-        config.entries.iter_mut().for_each(|entry| entry.incomplete |= incomplete);
-        let lines: Vec<usize> = faults.iter().take(errors.len()).map(SpecFault::line).collect();
-        let mut index = 0;
-        faults.retain(|fault| {
-            index += 1;
-            index <= lines.len() || !lines.contains(&fault.line())
-        });
+        file.note_syntax(&source, &errors);
         // The tables come in the order of their names, a reader's eyes in that of the lines.
-        faults.sort_by_key(|fault| (fault.line(), fault.column()));
-        faults.dedup();
-        (config, Faults(faults))
+        let in_order = |faults: &mut Vec<SpecFault>| {
+            faults.sort_by_key(|fault| (fault.line(), fault.column()));
+            faults.dedup();
+        };
+        in_order(&mut file.faults);
+        file.forwards.iter_mut().for_each(|(_, faults)| in_order(faults));
+        file
     }
 
-    fn read_defaults(&mut self, source: &Arc<Source>, table: &DeTable<'_>, faults: &mut Vec<SpecFault>) {
+    /// Notes syntax errors. A table may lack what was written then: its keys are judged, what it means is not. And
+    /// whatever the reader made of a line that it could not read is no news.
+    fn note_syntax(&mut self, source: &Arc<Source>, errors: &[toml::de::Error]) {
+        if errors.is_empty() {
+            return;
+        }
+        let errors: Vec<SpecFault> = errors.iter().map(|error| syntax(source, error)).collect();
+        let elsewhere = |fault: &SpecFault| errors.iter().all(|error| error.line() != fault.line());
+        self.faults.retain(elsewhere);
+        for (keys, faults) in &mut self.forwards {
+            keys.incomplete = true;
+            faults.retain(elsewhere);
+        }
+        let limits = [KeyName::AllowFrom, KeyName::AllowUid];
+        let unread = |key: &KeyName| self.defaults.keys.given(*key).is_none() && in_defaults(&source.text, key.name());
+        if limits.iter().any(unread) {
+            self.access_lost = errors.first().cloned();
+        }
+        self.faults.extend(errors);
+    }
+
+    fn read_defaults(&mut self, source: &Arc<Source>, table: &DeTable<'_>) {
+        let faults = &mut self.faults;
         for (key, value) in table {
+            let known = faults.len();
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
             match KeyName::named(name) {
-                Some(key) if key.is_option() => read_value(source, key, place, value, &mut self.defaults.keys, faults),
+                Some(key) if key.is_option() => {
+                    read_value(source, key, place, value, &mut self.defaults.keys, faults);
+                    if matches!(key, KeyName::AllowFrom | KeyName::AllowUid) && faults.len() > known {
+                        self.access_lost = faults.last().cloned();
+                    }
+                }
                 Some(_) => {
                     let fault =
                         SpecFault::at(&place, format!("{name} cannot be a default: it makes one forward what it is"));
@@ -140,17 +139,18 @@ impl Config {
         }
     }
 
-    fn read_forward(&mut self, source: &Arc<Source>, item: &Spanned<DeValue<'_>>, faults: &mut Vec<SpecFault>) {
+    fn read_forward(&mut self, source: &Arc<Source>, item: &Spanned<DeValue<'_>>) {
         let whole = Place::new(source, header(&source.text, item.span()));
         let DeValue::Table(table) = item.get_ref() else {
-            faults.push(SpecFault::at(&whole, "a forward is a table").hint("write: [[forward]]"));
+            self.faults.push(SpecFault::at(&whole, "a forward is a table").hint("write: [[forward]]"));
             return;
         };
         let mut keys = Keys::none(whole);
+        let mut faults = Vec::new();
         for (key, value) in table {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
             match KeyName::named(name) {
-                Some(key) => read_value(source, key, place, value, &mut keys, faults),
+                Some(key) => read_value(source, key, place, value, &mut keys, &mut faults),
                 None if name == "uds_dir" || name == "log_level" => {
                     let fault = SpecFault::at(&place, format!("{name} is for all forwards together"));
                     faults.push(fault.hint("it belongs in [defaults]"));
@@ -161,7 +161,7 @@ impl Config {
                 }
             }
         }
-        self.entries.push(keys);
+        self.forwards.push((keys, faults));
     }
 }
 
@@ -267,6 +267,18 @@ fn toml_text(text: &str) -> String {
 fn header(text: &str, span: Range<usize>) -> Range<usize> {
     let line = text.get(span.clone()).and_then(|text| text.find('\n')).map_or(span.end, |end| span.start + end);
     span.start..line
+}
+
+/// Whether a line of `[defaults]` begins with `word`, as far as that can be told of a text that is no TOML.
+fn in_defaults(text: &str, word: &str) -> bool {
+    let mut inside = false;
+    text.lines().map(str::trim_start).any(|line| {
+        if line.starts_with('[') {
+            inside = line.trim_start_matches(['[', ' ']).starts_with("defaults");
+        }
+        let inline = line.starts_with("defaults") && line.contains(word);
+        inline || (inside && line.trim_start_matches(['"', '\'']).starts_with(word))
+    })
 }
 
 /// The fault of a syntax error.

@@ -1,7 +1,11 @@
 use super::*;
+use crate::spec::{Config, Plan};
 
 fn faults(text: &str) -> Vec<String> {
-    Config::parse("f", text).expect_err(text).0.iter().map(ToString::to_string).collect()
+    let FileText { mut faults, forwards, .. } = FileText::read("f", text, false);
+    faults.extend(forwards.into_iter().flat_map(|(_, faults)| faults));
+    faults.sort_by_key(|fault| (fault.line(), fault.column()));
+    faults.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -22,7 +26,7 @@ target = "192.168.31.201:22"
 listen = "0.0.0.0:2222"
 uds = "ssh.sock"
 "#;
-    let plan = Config::parse("forward.toml", text).unwrap().plan().unwrap();
+    let plan = Config::gather(Some(("forward.toml", text)), [""; 0]).unwrap().1;
     assert_eq!(
         plan.to_string(),
         "unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in qdhcp-27a7...\n\
@@ -49,12 +53,11 @@ allow_uid = ["adm", 1000]
 buffer_size = "64K"
 on_remove = "drain"
 "#;
-    let config = Config::parse("f", text).unwrap();
-    let keys = config.labelled("x").unwrap();
+    let (config, _) = Config::gather(Some(("f", text)), [""; 0]).unwrap();
+    let keys = config.labelled("x").unwrap().keys();
     let items = "label=x,uds=/run/a.sock,target=a+1,mode=0660,owner=0,backlog=16,connect_timeout=2.5,\
                  idle_timeout=300,max_connections=1000,keepalive=false,on_remove=drain,allow_uid=adm,allow_uid=1000,buffer_size=65536";
     assert_eq!(keys.items().join(","), items);
-    assert!(config.plan().is_ok());
 }
 
 #[test]
@@ -136,13 +139,13 @@ fn what_a_syntax_error_hides_is_not_called_missing() {
 fn a_thousand_forwards_are_read_and_planned() {
     let entry = |n| format!("[[forward]]\nlabel = \"f{n}\"\nlisten = \"127.0.0.1:{n}\"\ntarget = \"10.0.0.5:{n}\"\n");
     let text: String = (1..=1000).map(entry).collect();
-    assert_eq!(Config::parse("f", &text).unwrap().plan().unwrap().forwards.len(), 1000);
+    assert_eq!(Config::gather(Some(("f", &text)), [""; 0]).unwrap().1.forwards.len(), 1000);
 }
 
 #[test]
 fn no_configuration_is_a_good_one() {
-    assert_eq!(Config::parse("f", "").unwrap().plan(), Ok(Plan::default()));
-    assert_eq!(Config::default().plan(), Ok(Plan::default()));
+    assert_eq!(Config::gather(Some(("f", "")), [""; 0]).unwrap().1, Plan::default());
+    assert_eq!(Config::default().plan(), Plan::default());
     assert_eq!(Config::gather(None, [""; 0]).unwrap().1, Plan::default());
 }
 
@@ -151,6 +154,6 @@ fn the_faults_of_file_arguments_and_plan_come_together() {
     let text = "[[forward]]\nlisten = \"0.0.0.0:1\"\nmode = 600\n[[forward]]\ntaget = \"x\"\n";
     let faults = Config::gather(Some(("f", text)), ["uds=/a", "backlog=0,x=1", ""]).unwrap_err().to_string();
     let cites: Vec<&str> = faults.lines().map(|line| line.split(": ").next().unwrap()).collect();
-    let expected = ["f:3:8", "f:5:1", "--forward #2", "--forward #2", "--forward #3", "f:1:1", "--forward #1"];
+    let expected = ["f:1:1", "f:3:8", "f:5:1", "--forward #1", "--forward #2", "--forward #2", "--forward #3"];
     assert_eq!(cites, expected, "{faults}");
 }

@@ -1,5 +1,4 @@
-use super::*;
-use crate::spec::forwards;
+use crate::spec::{Beside, Config, Label, LastTexts, SocketKind, Texts, load};
 
 const FILE: &str = r#"
 [defaults]
@@ -22,8 +21,8 @@ udp_target = "10.0.0.5:53"
 "#;
 
 fn plan(arguments: &[&str]) -> Vec<String> {
-    let config = Config::parse("forward.toml", FILE).unwrap().merge(forwards(arguments).unwrap());
-    config.plan().unwrap().forwards.iter().map(ToString::to_string).collect()
+    let (_, plan) = Config::gather(Some(("forward.toml", FILE)), arguments).unwrap();
+    plan.forwards.iter().map(ToString::to_string).collect()
 }
 
 const END: &str = "end: unix /run/qdhcp/ssh.sock -> tcp 192.168.31.201:22 in old";
@@ -58,8 +57,8 @@ fn an_argument_replaces_the_keys_it_gives_in_the_entry_it_is_about() {
     ] {
         assert_eq!(plan(&[argument]), expected, "{argument}");
     }
-    let fixed = Config::parse("f", FILE).unwrap().merge(forwards(["uds=ssh.sock,max_connections=3"]).unwrap());
-    assert_eq!(fixed.plan().unwrap().forwards[0].options.max_connections, 3);
+    let (_, fixed) = Config::gather(Some(("f", FILE)), ["uds=ssh.sock,max_connections=3"]).unwrap();
+    assert_eq!(fixed.forwards[0].options.max_connections, 3);
 }
 
 #[test]
@@ -92,7 +91,7 @@ fn what_only_one_forward_can_have_is_not_given_to_two() {
     ];
     fine.into_iter().for_each(|arguments| assert!(Config::gather(None, arguments).is_ok(), "{arguments:?}"));
     let file = "[[forward]]\nuds = \"/a\"\ntarget = \"b:1\"\n[[forward]]\nuds = \"/a\"\ntarget = \"c:1\"\n";
-    let faults = Config::parse("f.toml", file).unwrap().plan().unwrap_err().to_string();
+    let faults = Config::gather(Some(("f.toml", file)), [""; 0]).unwrap_err().to_string();
     assert_eq!(faults, "f.toml:5:1: two forwards serve /a (the other is f.toml:2)");
 }
 
@@ -101,13 +100,13 @@ fn a_labelled_forward_without_a_listening_side_waits_for_its_socket() {
     let text = "[[forward]]\nlabel = \"ssh\"\ntarget = \"a:1\"\n[[forward]]\nlabel = \"dns\"\nudp_target = \"a:53\"\n\
                 [[forward]]\nlabel = \"agent\"\nqrexec = \"work svc\"\nallow_uid = 0\n\
                 [[forward]]\nlabel = \"end\"\nuds = \"/a\"\ntarget = \"b:1\"\n";
-    let config = Config::parse("f", text).unwrap();
-    let plan = config.plan().unwrap();
+    let (_, plan) = Config::gather(Some(("f", text)), [""; 0]).unwrap();
     assert_eq!(plan.waiting.iter().map(Label::as_str).collect::<Vec<_>>(), ["ssh", "dns", "agent"]);
     assert_eq!(plan.forwards.len(), 1);
     // With a socket of its name, the endpoint is the pipeline behind that socket and not one more forward.
-    let end = Label::new("end").unwrap();
-    assert!(config.plan_beside(&[&end]).unwrap().forwards.is_empty());
+    let beside = Beside { sockets: &[("end".to_owned(), SocketKind::Tcp)], ..Beside::NOTHING };
+    let texts = Texts::of(Some(("f", text)), [""; 0]);
+    assert!(load(&texts, &LastTexts::default(), &beside, 0).strict().unwrap().1.forwards.is_empty());
     let bare = "[[forward]]\nlabel = \"x\"\nnamespace = \"n\"\n";
-    assert!(Config::parse("f", bare).unwrap().plan().unwrap_err().to_string().contains("needs a target"));
+    assert!(Config::gather(Some(("f", bare)), [""; 0]).unwrap_err().to_string().contains("needs a target"));
 }

@@ -5,12 +5,11 @@
 //! configuration; if not, the listener is refused with what to write, rather than served with a guess.
 
 use super::{
-    call::Service,
-    endpoint::{HostPort, plus},
+    call::{Service, Target},
+    config::{Config, Entry},
+    endpoint::{Host, HostPort, plus},
     error::{Faults, Origin, Place, Source, SpecFault},
-    fdname::Name,
-    file::Config,
-    keys::Keys,
+    fdname::{self, Name},
     plan::{Forward, SocketKind},
     role::{ListenSide, mean},
     text::escaped,
@@ -25,14 +24,19 @@ impl Name {
     /// The forward that a socket of this name and kind has.
     ///
     /// # Errors
-    /// Everything that makes no sense together, or that no forward has the label.
+    /// Everything that makes no sense together; that no forward has the label, or that its forward is refused.
     pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
         let side = ListenSide::Inherited(socket);
+        if let Some(fault) = &config.access_lost {
+            return Err(fault.clone().into()); // whom it keeps out would be let in
+        }
         match self {
             Self::List(keys) => mean(keys, side, &config.defaults),
             Self::Call { call, keys } => mean(&keys.with_call(call), side, &config.defaults),
             Self::Label(label) => match self.entry(config) {
-                Some(entry) => mean(entry, side, &config.defaults),
+                Some(entry) if entry.refused.is_empty() => mean(&entry.keys, side, &config.defaults),
+                Some(entry) => Err(Faults(entry.refused.clone())),
+                None if !config.refused_files.is_empty() => Err(Faults(config.refused_files.clone())),
                 None => Err(unlabelled(label).into()),
             },
         }
@@ -40,7 +44,7 @@ impl Name {
 
     /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in the
     /// unit's name (`ssh` for `qrexec-connect-ssh.socket`).
-    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Keys> {
+    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Entry> {
         let Self::Label(label) = self else { return None };
         config.labelled(label.as_str()).or_else(|| config.labelled(of_unit(label.as_str())?))
     }
@@ -87,18 +91,53 @@ fn unlabelled(label: &Label) -> SpecFault {
     let source = Source::new(Origin::Name(None), &written);
     let fault =
         SpecFault::at(&Place::new(&source, 0..written.len()), format!("no [[forward]] has the label \"{text}\""));
-    // One word that is no label was perhaps meant to be one of the other forms.
-    let meant = match text.parse::<HostPort>() {
-        _ if text.starts_with('/') => Some(format!("uds={written}")),
-        _ if text.starts_with('@') => Some(format!("{written} qubes.ConnectTCP+1234")),
-        _ if text.starts_with("qubes.") => text.parse::<Service>().ok().map(|service| format!("@default {service}")),
-        Ok(address) => Some(format!("target={}", escaped(plus(&address).as_bytes()))),
-        Err(_) => None,
-    };
-    match meant {
-        Some(meant) => fault.hint(format!("write: {meant}")),
-        None => fault.hint(format!("a [[forward]] with label = \"{text}\" is missing in the configuration")),
+    match meant(text, &written) {
+        Some(meant) => fault.hint(meant),
+        None => {
+            let qube = text.parse::<Target>().is_ok();
+            let label = format!("a [[forward]] with label = \"{text}\" is missing in the configuration");
+            let call = format!("; for the qube {text} write: {text} qubes.ConnectTCP+PORT");
+            fault.hint(if qube { label + &call } else { label })
+        }
     }
+}
+
+/// What one word that is no label was perhaps meant to be: another form of a name, or what other programs take.
+fn meant(text: &str, written: &str) -> Option<String> {
+    // Quotes hold words together, and those of a call are two.
+    if text.contains(char::is_whitespace) && fdname::parse(text).is_ok() {
+        return Some(format!("without the quotes: {text}"));
+    }
+    if text.starts_with('/') {
+        return Some(format!("write: uds={written}"));
+    }
+    if text.starts_with('@') {
+        return Some(format!("write: {written} qubes.ConnectTCP+1234"));
+    }
+    if text.starts_with("qubes.") {
+        return text.parse::<Service>().ok().map(|service| format!("write: @default {service}"));
+    }
+    // `work:22`, and `1234:work:22` as qvm-connect-tcp and `ssh -L` have it, the latter with an address before that.
+    let (local, rest) = match text.split(':').collect::<Vec<_>>()[..] {
+        [local, host, port] if local.parse::<u16>().is_ok() => {
+            (Some(format!("127.0.0.1:{local}")), format!("{host}:{port}"))
+        }
+        [address, local, host, port] if local.parse::<u16>().is_ok() => {
+            let address = if address.is_empty() || address == "localhost" { "127.0.0.1" } else { address };
+            (Some(format!("{address}:{local}")), format!("{host}:{port}"))
+        }
+        _ => (None, text.to_owned()),
+    };
+    let address: HostPort = rest.parse().ok()?;
+    let target = format!("target={}", escaped(plus(&address).as_bytes()));
+    let call = match &address.host {
+        Host::Name(name) if name.parse::<Target>().is_ok() => {
+            format!("{name} qubes.ConnectTCP+{} for a qube, or {target} for a host", address.port)
+        }
+        _ => target,
+    };
+    let listen = local.map(|local| format!("ListenStream={local}, and as the name: ")).unwrap_or_default();
+    Some(format!("write: {listen}{call}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ fn config() -> Config {
     let text = "[[forward]]\nlabel = \"ssh\"\ntarget = \"10.0.0.5:22\"\n\
                 [[forward]]\nlabel = \"web.socket\"\nqrexec = \"work qubes.ConnectTCP+80\"\n\
                 [[forward]]\nlabel = \"own\"\nlisten = \"127.0.0.1:1\"\ntarget = \"a:1\"\n";
-    Config::parse("forward.toml", text).unwrap()
+    Config::gather(Some(("forward.toml", text)), [""; 0]).unwrap().0
 }
 
 #[test]
@@ -50,6 +50,16 @@ fn a_word_that_is_no_label_is_answered_with_what_it_was_perhaps_meant_to_be() {
         ("@default", "write: @default qubes.ConnectTCP+1234"),
         ("qubes.ConnectTCP+22", "write: @default qubes.ConnectTCP+22"),
         ("gitweb", "a [[forward]] with label = \"gitweb\" is missing"),
+        ("gitweb", "for the qube gitweb write: gitweb qubes.ConnectTCP+PORT"),
+        ("\"work qubes.ConnectTCP+22\"", "without the quotes: work qubes.ConnectTCP+22"),
+        ("work\\x3a22", "write: work qubes.ConnectTCP+22 for a qube, or target=work+22 for a host"),
+        ("work+22", "write: work qubes.ConnectTCP+22 for a qube, or target=work+22 for a host"),
+        (
+            "1234\\x3awork\\x3a22",
+            "write: ListenStream=127.0.0.1:1234, and as the name: work qubes.ConnectTCP+22 for a qube, or target=work+22",
+        ),
+        ("2223\\x3a10.0.0.5\\x3a22", "write: ListenStream=127.0.0.1:2223, and as the name: target=10.0.0.5+22"),
+        ("localhost\\x3a2223\\x3a10.0.0.5\\x3a22", "write: ListenStream=127.0.0.1:2223, and as the name: target="),
     ] {
         let said = parse(name).unwrap().resolve(SocketKind::Tcp, &config()).unwrap_err().to_string();
         assert!(said.contains("no [[forward]] has the label") && said.contains(hint), "{name}: {said}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::spec::{
     endpoint::{Host, Netns, UnixAddr, Upstream},
-    error::{Place, SpecFault},
+    error::{Place, SpecFault, pair},
     keys::{At, KeyName, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
     plan::{Leg, Legs, Listen, SocketKind, UnixRights},
@@ -64,6 +64,11 @@ impl Reading<'_> {
         self.faults.push(fault.hint(hint));
     }
 
+    /// A key with a value, as whoever wrote these keys would write it.
+    fn pair(&self, key: KeyName, value: &str) -> String {
+        pair(key.name(), value, &self.keys.whole.source.origin)
+    }
+
     /// An inherited socket *is* the listening side: what would make another beside it is refused.
     pub(super) fn refuse_listening_keys(&mut self) {
         let ListenSide::Inherited(_) = self.side else { return };
@@ -85,6 +90,7 @@ impl Reading<'_> {
     /// Keys that exclude each other, whatever else is there.
     pub(super) fn refuse_contradictions(&mut self) {
         let keys = self.keys;
+        let origin = &keys.whole.source.origin;
         let given = |key| keys.given(key).is_some();
         if given(KeyName::Namespace) && given(KeyName::SetnsPath) {
             self.fault(KeyName::SetnsPath, "namespace and setns_path both name the namespace to dial from", "keep one");
@@ -101,7 +107,7 @@ impl Reading<'_> {
                 } else {
                     let target = if self.datagram && self.side == ListenSide::Own { "udp_target" } else { "target" };
                     let what = format!("{name} needs a {target}: the address to dial inside it");
-                    self.fault(key, what, &format!("such as {target}=192.168.31.201+22"));
+                    self.fault(key, what, &format!("such as {}", pair(target, "192.168.31.201:22", origin)));
                     self.needs_target = true;
                 }
             }
@@ -115,7 +121,8 @@ impl Reading<'_> {
                 if let Some(name) = name {
                     let what =
                         format!("the name {name} is not looked up inside a namespace, where other servers may hold");
-                    self.fault(key, what, "write an address, such as 192.168.31.201+22");
+                    let example = pair(key.name(), "192.168.31.201:22", origin);
+                    self.fault(key, what, &format!("write an address, such as {example}"));
                 }
             }
         }
@@ -280,32 +287,38 @@ impl Reading<'_> {
 
     fn say_what_is_missing(&mut self, listens: bool, uds: bool, goes: bool) {
         let inherited = matches!(self.side, ListenSide::Inherited(_));
+        let (listen, udp_listen) =
+            (self.pair(KeyName::Listen, "ADDRESS:PORT"), self.pair(KeyName::UdpListen, "ADDRESS:PORT"));
+        let (target, udp_target) =
+            (self.pair(KeyName::Target, "HOST:PORT"), self.pair(KeyName::UdpTarget, "HOST:PORT"));
+        let uds = (uds, self.pair(KeyName::Uds, "PATH"));
         match (listens, uds, goes) {
             _ if self.needs_target => {}
             (true, _, false) if self.datagram && !inherited => {
-                self.missing("nothing says where datagrams go", "udp_target=HOST+PORT is missing");
+                self.missing("nothing says where datagrams go", &format!("{udp_target} is missing"));
             }
             (true, _, false) if self.datagram => {
-                self.missing("nothing says where datagrams go", "target=HOST+PORT is missing");
+                self.missing("nothing says where datagrams go", &format!("{target} is missing"));
             }
-            (true, ..) => self.missing(
-                "nothing says where connections go",
-                "one of uds=PATH, target=HOST+PORT and qrexec=\"QUBE SERVICE\" is missing",
-            ),
-            (false, true, _) => self.missing(
+            (true, (_, uds), _) => {
+                let call = self.pair(KeyName::Qrexec, "QUBE SERVICE");
+                let hint = format!("one of {uds}, {target} and {call} is missing");
+                self.missing("nothing says where connections go", &hint);
+            }
+            (false, (true, _), _) => self.missing(
                 "uds alone says neither who connects to it nor where it leads",
-                "listen=ADDRESS+PORT to dial it, or target=HOST+PORT to serve it, is missing",
+                &format!("{listen} to dial it, or {target} to serve it, is missing"),
             ),
-            (false, false, true) if self.datagram => {
-                self.missing("nothing says where datagrams come in", "udp_listen=ADDRESS+PORT is missing");
+            (false, (false, _), true) if self.datagram => {
+                self.missing("nothing says where datagrams come in", &format!("{udp_listen} is missing"));
             }
-            (false, false, true) => self.missing(
+            (false, (false, uds), true) => self.missing(
                 "nothing says where connections come in",
-                "one of listen=ADDRESS+PORT and uds=PATH is missing, or a label for a socket unit to name",
+                &format!("one of {listen} and {uds} is missing, or a label for a socket unit to name"),
             ),
-            (false, false, false) => self.missing(
+            (false, (false, uds), false) => self.missing(
                 "neither a listening side nor where it leads",
-                "listen=ADDRESS+PORT or uds=PATH, and target=HOST+PORT, are missing",
+                &format!("{listen} or {uds}, and {target}, are missing"),
             ),
         }
     }

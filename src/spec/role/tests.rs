@@ -139,7 +139,7 @@ fn each_option_reaches_the_leg_that_it_concerns() {
 fn defaults_concern_whom_they_may() {
     let text = "[defaults]\nmode = 416\nallow_uid = [\"adm\"]\nallow_from = \"10.0.0.0/8\"\nsource = \"::1\"\nidle_timeout = 60\n\
                 udp_idle_timeout = 5\nproxy_protocol = \"v1\"\nmax_setups = 2\nbacklog = 3\n";
-    let defaults = Config::parse("x", text).unwrap().defaults;
+    let defaults = Config::gather(Some(("x", text)), [""; 0]).unwrap().0.defaults;
     let mean = |text: &str| mean(&forward(text).unwrap(), ListenSide::Own, &defaults).unwrap();
     let tcp = mean("listen=127.0.0.1:1,target=10.0.0.1:1,idle_timeout=0");
     let leg = tcp.legs.front();

@@ -13,9 +13,13 @@ use super::{
     plan::SocketKind,
 };
 
+mod address;
+mod judge;
 mod name;
 mod write;
 
+pub use address::ListenAddress;
+pub use judge::{Consequence, ReadListening, UnitFault};
 pub use name::{UnknownSpecifier, expand, rejected, repair};
 
 /// One `Key=value` of a unit file.
@@ -174,6 +178,17 @@ impl Unit {
     /// Whether it has an `[Install]` section with anything in it: then how it is enabled is its author's business.
     pub fn has_install(&self) -> bool {
         self.settings.iter().any(|setting| setting.section == "Install")
+    }
+
+    /// The files that it was read from, as far as they set anything.
+    pub fn files(&self) -> Vec<String> {
+        let mut files: Vec<String> = Vec::new();
+        for setting in &self.settings {
+            if !files.iter().any(|file| **file == *setting.file) {
+                files.push(setting.file.to_string());
+            }
+        }
+        files
     }
 
     /// Lines that systemd cannot read and leaves out, each with its place.

@@ -2,9 +2,9 @@
 
 use super::name::rejected;
 use crate::spec::{
+    config::Config,
     endpoint::{Netns, Upstream},
     fdname,
-    file::Config,
     keys::{KeyName, Keys},
     plan::{Forward, Leg, Legs, Listen, SocketKind, UnixRights},
     role::{ListenSide, mean},
@@ -39,6 +39,7 @@ impl Config {
     pub fn socket_units(&self, prefix: &str) -> Vec<SocketUnit> {
         let mut units: Vec<SocketUnit> = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
+            let entry = &entry.keys;
             let Ok(forward) = mean(entry, ListenSide::Own, &self.defaults) else { continue };
             let stem = stem(&forward, index);
             let defaults = self.defaults.keys.items();
@@ -139,7 +140,6 @@ fn rights(rights: &UnixRights) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::forwards;
 
     const FILE: &str = r#"
 [defaults]
@@ -179,7 +179,7 @@ max_connections = 7
 
     #[test]
     fn each_leg_becomes_a_unit_that_means_the_same() {
-        let config = Config::parse("pfwd.toml", FILE).unwrap();
+        let config = Config::gather(Some(("pfwd.toml", FILE)), [""; 0]).unwrap().0;
         let units = config.socket_units("pfwd-");
         let names: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
         assert_eq!(names, ["end", "web", "web-endpoint", "3", "proxy"].map(|stem| format!("pfwd-{stem}.socket")));
@@ -189,7 +189,7 @@ max_connections = 7
              DirectoryMode=0755\nBacklog=4096\nFileDescriptorName=namespace=a,target=10.0.0.5+22,connect_timeout=3,proxy_protocol=v2\n"
         );
         assert!(units[1].text.contains("NetworkNamespacePath=/run/netns/b\n"), "{}", units[1].text);
-        let plan = config.plan().unwrap();
+        let plan = config.plan();
         let legs = plan.forwards.iter().flat_map(|forward| forward.legs.iter().map(move |leg| (leg, &forward.options)));
         let legs: Vec<_> = legs.collect();
         assert_eq!(legs.len(), units.len());
@@ -219,7 +219,7 @@ max_connections = 7
     fn a_name_that_systemd_would_not_take_is_commented_out() {
         let long = format!("listen=127.0.0.1:1,uds=/{},allow_from=10.0.0.0/8", "x".repeat(100));
         let more = (0..20).map(|n| format!(",allow_from=10.{n}.0.0/16")).collect::<String>();
-        let config = Config::default().merge(forwards([long + &more]).unwrap());
+        let config = Config::gather(None, [long + &more]).unwrap().0;
         let units = config.socket_units("pfwd-");
         assert!(units[0].text.contains("\n# FileDescriptorName="), "{}", units[0].text);
     }

@@ -3,15 +3,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qrexec_connect::spec::{Config, forwards};
+use qrexec_connect::spec::Config;
 
 fuzz_target!(|text: &str| {
-    match Config::parse("f", text) {
-        Ok(config) => {
-            let _ = config.plan();
-            let over =
-                forwards(["label=a,target=b:1", "listen=127.0.0.1:1,uds=/a", "uds=/a,target=b:1"]).expect("good ones");
-            let _ = config.merge(over).plan();
+    match Config::gather(Some(("f", text)), [""; 0]) {
+        Ok(_) => {
+            let over = ["label=a,target=b:1", "listen=127.0.0.1:1,uds=/a", "uds=/a,target=b:1"];
+            let _ = Config::gather(Some(("f", text)), over);
         }
         Err(faults) => {
             assert!(!faults.0.is_empty());

@@ -1,0 +1,22 @@
+//! Arguments of a program whose options have a place: behind the command that they are for.
+
+use clap::{
+    Parser,
+    error::{ContextKind, ErrorKind},
+};
+
+/// Reads the arguments of this process; ends it with a message where they make no sense.
+///
+/// A program without a command has options for its service. Such an option in front of a command belongs to neither,
+/// so it is refused (`args_conflicts_with_subcommands`), and the message says where it goes.
+pub(super) fn parse<P: Parser>(program: &str) -> P {
+    P::try_parse().unwrap_or_else(|error| {
+        let command = error.get(ContextKind::InvalidSubcommand).filter(|_| error.kind() == ErrorKind::ArgumentConflict);
+        if let Some(command) = command {
+            let _ = error.print();
+            eprintln!("\n  tip: options stand behind the command: {program} {command} OPTIONS");
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
+}

@@ -1,0 +1,120 @@
+//! What the service manager says about units, where one answers.
+
+use std::{collections::HashMap, ffi::OsString, time::Duration};
+
+use super::finding::Finding;
+use crate::{
+    cli::{
+        systemctl::{self, ShownUnit},
+        units::{FoundUnit, Scope},
+    },
+    spec::{ListenPlace, unit::Consequence},
+};
+
+/// How long systemd-analyze may take: it reads every unit that those of the socket name.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What is asked about a unit.
+const PROPERTIES: [&str; 6] = ["Id", "LoadState", "LoadError", "ActiveState", "UnitFileState", "NeedDaemonReload"];
+
+/// What a manager said.
+#[derive(Debug, Default)]
+pub(super) struct ManagerWord {
+    units: HashMap<String, ShownUnit>,
+    /// The lines of `systemd-analyze verify`.
+    verified: String,
+}
+
+impl ManagerWord {
+    /// Asks about the units; nothing where no manager answers.
+    pub(super) fn ask(scope: Scope, found: &[FoundUnit]) -> Option<Self> {
+        // A template is nothing that can be loaded.
+        let units: Vec<&FoundUnit> = found.iter().filter(|unit| !unit.name.contains("@.")).collect();
+        let names: Vec<String> = units.iter().map(|unit| unit.name.clone()).collect();
+        if names.is_empty() {
+            return None;
+        }
+        let shown = systemctl::show(scope, &PROPERTIES, &names)?;
+        let files: Vec<OsString> = units.iter().map(|unit| unit.path.with_file_name(&unit.name).into()).collect();
+        let verified = scope.verify(&files, PATIENCE).unwrap_or_default();
+        Some(Self { units: names.into_iter().zip(shown).collect(), verified })
+    }
+
+    /// Whether the unit listens now.
+    pub(super) fn is_active(&self, unit: &str) -> bool {
+        let state = self.units.get(unit).and_then(|shown| shown.last("ActiveState"));
+        state.is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"))
+    }
+
+    /// What is wrong with a unit, apart from lines and faults that were `told`.
+    pub(super) fn findings(&self, unit: &FoundUnit, told: &[Finding], scope: Scope) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let Some(shown) = self.units.get(&unit.name) else { return found };
+        let (flag, name) = (scope.flag(), &unit.name);
+        let state = shown.last("LoadState").unwrap_or_default();
+        let refused = told.iter().any(|finding| finding.weight == super::finding::Weight::Fault);
+        match state.as_str() {
+            "not-found" => {
+                let what = format!("systemd does not know {name} yet");
+                let hint = format!("run: systemctl {flag}daemon-reload");
+                found.push(Finding::plain(what, hint, Consequence::Served));
+            }
+            "bad-setting" | "error" if !refused => {
+                let why = shown.last("LoadError").unwrap_or_default();
+                let why = why.split_once('"').map_or(why.as_str(), |(_, text)| text.trim_end_matches('"'));
+                let what = format!("systemd does not load {name}: {why}");
+                let hint = format!("see: systemctl {flag}status {name}");
+                found.push(Finding::plain(what, hint, Consequence::Refused));
+            }
+            _ => {}
+        }
+        if shown.last("NeedDaemonReload").as_deref() == Some("yes") {
+            let what = format!("{name} has changed since systemd read it");
+            let hint = format!("run: systemctl {flag}daemon-reload, then restart the socket");
+            found.push(Finding::plain(what, hint, Consequence::Served));
+        }
+        let known: Vec<_> = told.iter().filter_map(Finding::line).collect();
+        // The generator writes a name with a colon as systemd takes it, so that line is no fault.
+        let repaired = unit.unit.fd_name().map(|name| (name.file.to_string(), name.line));
+        let known = |file: &str, line: usize| {
+            known.iter().chain(&repaired).any(|(known, at)| *at == line && known.as_str() == file)
+        };
+        for line in self.verified.lines() {
+            let files = unit.unit.files();
+            let cited = files.iter().find_map(|file| {
+                let (number, text) = line.strip_prefix(file)?.strip_prefix(':')?.split_once(": ")?;
+                Some((file.clone(), number.parse::<usize>().ok()?, text))
+            });
+            let of_unit = line.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+            match (cited, of_unit) {
+                (Some((file, number, text)), _) if !known(&file, number) => {
+                    let what = format!("{file}:{number}: systemd says: {text}");
+                    found.push(Finding::plain(what, "correct the line", Consequence::LeftOut));
+                }
+                (None, Some(text)) if !refused && found.is_empty() => {
+                    let what = format!("systemd says of {name}: {text}");
+                    let hint = format!("see: systemd-analyze {flag}verify {name}");
+                    found.push(Finding::plain(what, hint, Consequence::Refused));
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// The socket units that listen now, of both managers, as far as they answer.
+pub(super) fn listening() -> Vec<(String, ListenPlace)> {
+    let units = [Scope::User, Scope::System].into_iter().flat_map(systemctl::listening_sockets);
+    let places = units.flat_map(|unit| {
+        let name = unit.last("Id").unwrap_or_default();
+        unit.listens().into_iter().filter_map(move |(address, kind)| {
+            let datagrams = kind == "Datagram";
+            let place = match address.parse() {
+                Ok(addr) => ListenPlace::Port { addr, datagrams, netns: None, only_v6: false },
+                Err(_) => ListenPlace::Unix(address.parse().ok()?),
+            };
+            Some((name.clone(), place))
+        })
+    });
+    places.collect()
+}

@@ -1,0 +1,273 @@
+//! `check`: what each socket unit and each forward of the configuration means, and everything that is wrong with them,
+//! before systemd and the service get to see them.
+//!
+//! A fault is what is not served, or not as it is written; `check` exits with 78 then. A warning is something else that
+//! its author should know. Units that nobody asked about are read, too: a port belongs to one of all.
+
+mod configuration;
+mod finding;
+mod machine;
+mod manager;
+mod meaning;
+mod together;
+mod unit;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use configuration::CheckedConfig;
+pub(super) use configuration::{named_sockets, sockets};
+use finding::Finding;
+pub(super) use finding::Weight;
+use manager::ManagerWord;
+pub(super) use meaning::leads_to;
+use together::Known;
+use unit::UnitReport;
+
+use super::{
+    config::Sources,
+    control::Program,
+    systemctl,
+    units::{self, FoundUnit, Scope},
+};
+use crate::{
+    log::escape,
+    report::{Code, Fatal},
+    spec::{
+        ListenPlace, PREFIXES, PlacedListener,
+        unit::{Consequence, Unit},
+    },
+};
+
+/// What is to be checked.
+#[derive(Clone, Debug)]
+pub(super) struct CheckRequest {
+    /// Whose units and configuration.
+    pub(super) program: Program,
+    /// Which manager's units.
+    pub(super) scope: Scope,
+    /// Units (names or paths) and configuration files (*.toml); without any, all of them.
+    pub(super) what: Vec<String>,
+    /// Where the configuration comes from.
+    pub(super) sources: Sources,
+    /// Whether somebody has named that.
+    pub(super) sources_named: bool,
+}
+
+/// What was found, for the exit code and the last line.
+#[derive(Default)]
+struct CheckTally {
+    served: usize,
+    faults: usize,
+    warnings: usize,
+}
+
+impl CheckTally {
+    fn tell(&mut self, findings: &[Finding], indent: &str) {
+        for finding in findings {
+            match finding.weight {
+                Weight::Fault => self.faults += 1,
+                Weight::Warning => self.warnings += 1,
+            }
+            for line in finding.render().lines() {
+                println!("{}", if line.is_empty() { String::new() } else { format!("{indent}{line}") });
+            }
+        }
+    }
+}
+
+/// Checks, and prints what each listener leads to.
+///
+/// # Errors
+/// When anything is wrong, after everything was said.
+pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
+    let (program, scope) = (request.program, request.scope);
+    let mut tally = CheckTally::default();
+    let (files, names): (Vec<_>, Vec<_>) = request.what.iter().partition(|what| what.ends_with(".toml"));
+    let mut all = Vec::new();
+    let everything = request.what.is_empty() && !request.sources_named;
+    let found = asked(request, &names, everything, &mut tally);
+    let others = others(&found);
+    // What the service is passed decides what its configuration means: a forward may be that of a socket.
+    let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
+    let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
+    for file in &files {
+        let checked = configuration::read(&(program.sources)(Some(file.into()), scope), &sockets);
+        show_configuration(&checked, &mut tally);
+        place_forwards(&checked, true, &mut all);
+    }
+    let config = if files.is_empty() || !names.is_empty() || request.sources_named {
+        let checked = configuration::read(&request.sources, &sockets);
+        show_configuration(&checked, &mut tally);
+        place_forwards(&checked, names.is_empty(), &mut all);
+        checked.config
+    } else {
+        CheckedConfig::default().config
+    };
+    let manager = ManagerWord::ask(scope, &found);
+    for unit in &found {
+        println!("{} ({})", escape(unit.name.as_bytes()), escape(unit.path.as_os_str().as_encoded_bytes()));
+        if unit.name.contains("@.") {
+            template(unit, &mut tally);
+            continue;
+        }
+        let mut report = unit::look(unit, &config, program, scope);
+        if let Some(manager) = &manager {
+            let more = manager.findings(unit, &report.findings, scope);
+            report.findings.append(&mut more.into_iter().collect());
+        }
+        report.lines.iter().for_each(|line| println!("  {line}"));
+        tally.tell(&report.findings, "  ");
+        tally.tell(&report.places, "  ");
+        // A unit that systemd refuses, or that starts another service, serves nobody.
+        tally.served += report.served;
+        let active = manager.as_ref().is_some_and(|manager| manager.is_active(&unit.name));
+        place_unit(report, true, active, &mut all);
+    }
+    for (unit, scope) in others {
+        place_unit(unit::look(&unit, &config, program, scope), false, false, &mut all);
+    }
+    tally.tell(&together::look(&all, program.name, manager.is_some()), "");
+    if everything && found.is_empty() && all.iter().all(|one| !one.what.asked) && tally.faults == 0 {
+        let home = scope.home().map(|dir| dir.display().to_string()).unwrap_or_default();
+        println!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix);
+    }
+    summary(&tally, &found)
+}
+
+/// What there is to know about the places of a unit with that text, before it is written.
+pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) -> Vec<Finding> {
+    let path = scope.home().map(|home| home.join(name)).unwrap_or_default();
+    let unit = Unit::parse(&path.to_string_lossy(), text);
+    let found = FoundUnit { name: name.to_owned(), path, unit, has_install: false };
+    let config = CheckedConfig::default().config;
+    let mut all = Vec::new();
+    let mut report = unit::look(&found, &config, program, scope);
+    let places = std::mem::take(&mut report.places);
+    place_unit(report, true, false, &mut all);
+    for (other, of) in others(std::slice::from_ref(&found)) {
+        place_unit(unit::look(&other, &config, program, of), false, false, &mut all);
+    }
+    places.into_iter().chain(together::look(&all, program.name, false)).collect()
+}
+
+fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {
+    let warnings = if tally.warnings > 0 { format!(", {}", count(tally.warnings, "warning")) } else { String::new() };
+    if tally.faults > 0 {
+        let units = if found.is_empty() { String::new() } else { format!(" and {}", count(found.len(), "unit")) };
+        let what = format!("{} in the configuration{units}{warnings}", count(tally.faults, "fault"));
+        return Err(Fatal::new(Code::Config, what));
+    }
+    println!("{} can be served{warnings}", count(tally.served, "listener"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn show_configuration(checked: &CheckedConfig, tally: &mut CheckTally) {
+    print!("{}", checked.plan);
+    tally.served += checked.forwards.len();
+    tally.tell(&checked.findings, "");
+}
+
+/// The units that were asked about; what cannot be read is told.
+fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mut CheckTally) -> Vec<FoundUnit> {
+    let path = request.scope.search_path();
+    let (mut found, mut bad) =
+        if everything { units::survey(&path, &[request.program.prefix]) } else { Default::default() };
+    for name in names {
+        match units::find_one(&path, name) {
+            Ok(unit) => found.push(unit),
+            Err(unit) => bad.push(unit),
+        }
+    }
+    // In the place of a template, or beside it, those of its instances that somebody has enabled or started.
+    let templates: Vec<String> = found.iter().filter(|f| f.name.contains("@.")).map(|f| f.name.clone()).collect();
+    let loaded =
+        if templates.is_empty() { Vec::new() } else { systemctl::loaded(request.scope, request.program.prefix) };
+    for template in templates {
+        let stem = template.trim_end_matches(".socket");
+        let running = loaded.iter().filter(|name| name.starts_with(stem)).cloned();
+        let instances = units::enabled_instances(&path, &template).into_iter().chain(running);
+        for instance in instances {
+            if !found.iter().any(|unit| unit.name == instance) {
+                found.extend(units::find_one(&path, &instance));
+            }
+        }
+    }
+    for unit in bad {
+        let what = format!("{}: {}", unit.path.display(), unit.why);
+        println!("{}", escape(unit.name.as_bytes()));
+        tally.tell(&[Finding::plain(what, "correct or remove it", Consequence::Refused)], "  ");
+    }
+    found
+}
+
+/// A template is no listener; its lines are looked at, as far as they do not depend on the instance.
+fn template(unit: &FoundUnit, tally: &mut CheckTally) {
+    let example = unit.name.replace("@.", "@INSTANCE.");
+    println!("  a template: an instance of it, such as {example}, can be enabled and checked");
+    let findings: Vec<_> = unit.unit.judge().into_iter().map(Finding::from).collect();
+    tally.tell(&findings, "  ");
+}
+
+/// The units of both managers and both programs that nobody asked about.
+fn others(found: &[FoundUnit]) -> Vec<(FoundUnit, Scope)> {
+    let mut others: Vec<(FoundUnit, Scope)> = Vec::new();
+    for scope in [Scope::User, Scope::System] {
+        for unit in units::find(&scope.search_path(), &PREFIXES) {
+            let mut known = found.iter().chain(others.iter().map(|(other, _)| other));
+            let asked = known.any(|known| known.path == unit.path) || unit.name.contains("@.");
+            // The user's manager has no pfwd.
+            if !asked && !(scope == Scope::User && unit.name.starts_with("pfwd-")) {
+                others.push((unit, scope));
+            }
+        }
+    }
+    others
+}
+
+fn place_unit(report: UnitReport, asked: bool, active: bool, all: &mut Vec<PlacedListener<Known>>) {
+    all.extend(report.listeners.into_iter().map(|listener| PlacedListener {
+        what: Known { who: listener.what.who, unit: Some(listener.what.unit), asked, active },
+        place: listener.place,
+        upstream: listener.upstream,
+    }));
+}
+
+fn place_forwards(checked: &CheckedConfig, asked: bool, all: &mut Vec<PlacedListener<Known>>) {
+    for (who, forward) in &checked.forwards {
+        all.extend(forward.legs.iter().filter_map(|leg| {
+            Some(PlacedListener {
+                what: Known { who: who.clone(), unit: None, asked, active: false },
+                place: ListenPlace::of(&leg.listen)?,
+                upstream: Some(leg.upstream.clone()),
+            })
+        }));
+    }
+}
+
+/// Options of `check`, of both programs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CheckOptions {
+    /// Socket units (names or paths) and configuration files (*.toml); without any, every unit and the configuration
+    #[arg(value_name = "UNIT-OR-FILE")]
+    pub(super) what: Vec<String>,
+    /// Read this configuration instead of the usual one
+    #[arg(long, value_name = "PATH")]
+    pub(super) config: Option<PathBuf>,
+}
+
+impl CheckRequest {
+    /// What the arguments ask for.
+    pub(super) fn new(options: &CheckOptions, program: Program, scope: Scope) -> Self {
+        Self {
+            program,
+            scope,
+            what: options.what.clone(),
+            sources: (program.sources)(options.config.clone(), scope),
+            sources_named: false,
+        }
+    }
+}

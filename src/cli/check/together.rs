@@ -1,0 +1,83 @@
+//! Listeners together: who else has their places, and where they lead into each other.
+
+use super::{
+    finding::Finding,
+    machine::{self, Taken},
+    manager,
+};
+use crate::spec::{ListenPlace, PlacedListener, circles, exclusions, unit::Consequence};
+
+/// A listener of a unit or of the configuration.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// Where it is written, for people.
+    pub(super) who: String,
+    /// Its socket unit; `None` for a forward that the service opens itself.
+    pub(super) unit: Option<String>,
+    /// Whether it was asked about; the others are there to be compared with.
+    pub(super) asked: bool,
+    /// Whether it listens now, as the manager says.
+    pub(super) active: bool,
+}
+
+/// What excludes each other, leads in circles, or is taken already.
+pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (first, second) in exclusions(all) {
+        let (a, b) = (&all[first], &all[second]);
+        if a.what.asked || b.what.asked {
+            let one = |one: &PlacedListener<Known>| format!("{} on {}", one.what.who, shown(&one.place));
+            let what = format!("{} and {}: only one of them can listen", one(a), one(b));
+            let units = a.what.unit.is_some() && b.what.unit.is_some();
+            let consequence = if units { Consequence::CannotListen } else { Consequence::NotServed };
+            found.push(Finding::plain(what, "give one of them another port, address or path", consequence));
+        }
+    }
+    for circle in circles(all, machine::is_local) {
+        if !circle.iter().any(|index| all[*index].what.asked) {
+            continue;
+        }
+        let mut names: Vec<_> = circle.iter().map(|index| all[*index].what.who.as_str()).collect();
+        names.push(names[0]);
+        let what = format!("{}: each connection makes another one, without end", names.join(" leads to "));
+        found.push(Finding::plain(what, "correct where one of them leads", Consequence::Misled));
+    }
+    let asked: Vec<&PlacedListener<Known>> = all.iter().filter(|one| one.what.asked && !one.what.active).collect();
+    let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
+    let taken = machine::taken(&places);
+    let units = if taken.iter().any(Taken::is_managed) { manager::listening() } else { Vec::new() };
+    for listener in asked.iter().filter(|listener| is_here(&listener.place)) {
+        let Some(by) = taken.iter().find(|taken| listener.place.excludes(&taken.place)) else { continue };
+        let unit = units.iter().find(|(_, place)| listener.place.excludes(place)).map(|(name, _)| name);
+        let holder = match (unit, &listener.what.unit) {
+            // It is its own.
+            (Some(unit), Some(own)) if unit == own => continue,
+            (Some(unit), _) => format!("the socket unit {unit}"),
+            // The service serves what its configuration says.
+            (None, None) if by.is_held_by(program) => continue,
+            // A manager that does not answer may hold it for this very unit.
+            (None, Some(_)) if by.is_managed() && !managed => continue,
+            (None, _) => by.holder(),
+        };
+        let what = format!("{}: {} is taken already, by {holder}", listener.what.who, shown(&listener.place));
+        let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::NotServed };
+        found.push(Finding::plain(what, "stop that, or take another port, address or path", consequence));
+    }
+    found
+}
+
+/// Whether a place is in this network namespace, whose tables can be read.
+fn is_here(place: &ListenPlace) -> bool {
+    matches!(place, ListenPlace::Unix(_) | ListenPlace::Port { netns: None, .. })
+}
+
+fn shown(place: &ListenPlace) -> String {
+    match place {
+        ListenPlace::Unix(addr) => addr.to_string(),
+        ListenPlace::Port { addr, datagrams, netns, .. } => {
+            let kind = if *datagrams { "UDP port " } else { "" };
+            let netns = netns.as_ref().map(|netns| format!(" in {netns}")).unwrap_or_default();
+            format!("{kind}{addr}{netns}")
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A configuration: all entries that files and arguments gave, and what each means.
+
+use super::{
+    error::{Origin, SpecFault},
+    file::FileText,
+    keys::{At, KeyName, Keys},
+    plan::{Forward, Plan},
+    role::Defaults,
+    value::{Label, LogLevel},
+};
+
+/// A configuration that is in force, or would be: [`load`](super::load) makes it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(super) defaults: Defaults,
+    pub(super) log_level: Option<LogLevel>,
+    /// One for each forward: those of the main file, of the drop-in files, of the arguments.
+    pub(super) entries: Vec<Entry>,
+    /// Why whole files are refused.
+    pub(super) refused_files: Vec<SpecFault>,
+    /// `[defaults]` says who may connect, and that could not be read: sockets are not served without it.
+    pub(super) access_lost: Option<SpecFault>,
+}
+
+/// A `[[forward]]` or a `--forward`.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub(super) keys: Keys,
+    /// The index of its file; `None` for an argument.
+    pub(super) file: Option<usize>,
+    /// Why it is not served, if it is not.
+    pub(super) refused: Vec<SpecFault>,
+    /// Its whole file is refused.
+    pub(super) file_refused: bool,
+    /// What it means, where its listening side is ours.
+    pub(super) forward: Option<Forward>,
+    /// It waits for a socket unit with its label.
+    pub(super) waits: bool,
+}
+
+impl Default for Config {
+    /// No configuration at all, which is a good one.
+    fn default() -> Self {
+        let none = FileText::read("", "", false);
+        Self {
+            defaults: none.defaults,
+            log_level: None,
+            entries: Vec::new(),
+            refused_files: Vec::new(),
+            access_lost: None,
+        }
+    }
+}
+
+impl Config {
+    /// `log_level` of `[defaults]`.
+    pub fn log_level(&self) -> Option<LogLevel> {
+        self.log_level
+    }
+
+    /// All entries, refused ones too, in the order of files and lines.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The keys that `[defaults]` gives.
+    pub fn defaults(&self) -> &Keys {
+        &self.defaults.keys
+    }
+
+    /// The forwards whose listening side is ours, and the labels that wait for a socket.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            forwards: self.entries.iter().filter_map(|entry| entry.forward.clone()).collect(),
+            waiting: self.entries.iter().filter(|entry| entry.waits).filter_map(Entry::label).cloned().collect(),
+            log_level: self.log_level,
+        }
+    }
+
+    /// The entry that a socket of this label has: one that is served, before one that is refused.
+    pub fn labelled(&self, label: &str) -> Option<&Entry> {
+        let mut all = self.entries.iter().filter(|entry| entry.label().is_some_and(|own| own.as_str() == label));
+        all.clone().find(|entry| entry.refused.is_empty()).or_else(|| all.next())
+    }
+}
+
+impl Entry {
+    pub(super) fn new(file: Option<usize>, keys: Keys, refused: Vec<SpecFault>) -> Self {
+        Self { keys, file, refused, file_refused: false, forward: None, waits: false }
+    }
+
+    /// What was written, `--forward` arguments laid over it, each value with its place.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Its label.
+    pub fn label(&self) -> Option<&Label> {
+        self.keys.label.as_ref().map(At::value)
+    }
+
+    /// Where it was written: the file (or the argument), and the line.
+    pub fn place(&self) -> (Origin, usize) {
+        let fault = SpecFault::at(&self.keys.whole, "");
+        (fault.origin().clone(), fault.line())
+    }
+
+    /// What it means, where its listening side is ours and nothing is wrong with it.
+    pub fn forward(&self) -> Option<&Forward> {
+        self.forward.as_ref()
+    }
+
+    /// Why it is not served; empty when it is.
+    pub fn refused(&self) -> &[SpecFault] {
+        &self.refused
+    }
+
+    /// Where it would listen, as it was written; empty when a socket unit says so.
+    pub fn address(&self) -> String {
+        let keys = &self.keys;
+        let inet = keys.listen.as_ref().or(keys.udp_listen.as_ref()).map(|addr| addr.value().to_string());
+        let uds = || keys.uds.as_ref().filter(|_| keys.leads_on()).map(|uds| uds.value().to_string());
+        inet.or_else(uds).unwrap_or_default()
+    }
+
+    /// What makes it the same forward after a change: its label, or where it listens.
+    pub(super) fn identity(&self) -> Vec<String> {
+        let keys = [KeyName::Label, KeyName::Listen, KeyName::UdpListen, KeyName::ListenNamespace, KeyName::Uds];
+        let named = |item: &String| keys.iter().any(|key| item.starts_with(&format!("{}=", key.name())));
+        let all: Vec<String> = self.keys.items().into_iter().filter(named).collect();
+        match self.label() {
+            Some(_) => all.into_iter().take(1).collect(),
+            None => all,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What all entries together mean: the forwards, and what is wrong with them.
+//!
+//! An entry is judged beside the sockets that are there: one whose label a socket has is what lies behind that socket,
+//! and its listening side is not ours. Then what only one forward can have is given to the first: within a file, and
+//! over all files that are not refused as a whole.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use super::{
+    config::{Config, Entry},
+    endpoint::{Netns, UnixAddr},
+    error::{Origin, Place, SpecFault},
+    fdname,
+    file::FileText,
+    keys::{KeyName, Keys},
+    merge::overlay,
+    plan::{Forward, Listen, SocketKind},
+    role::{Defaults, ListenSide, mean},
+    value::Label,
+};
+
+/// What a configuration stands beside.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside<'a> {
+    /// The sockets that systemd passes: their names (`FileDescriptorName=`) and kinds.
+    pub sockets: &'a [(String, SocketKind)],
+    /// Why network namespaces cannot be entered, if they cannot.
+    pub no_namespaces: Option<&'static str>,
+}
+
+impl Beside<'_> {
+    /// No sockets, and namespaces may be entered.
+    pub const NOTHING: Self = Self { sockets: &[], no_namespaces: None };
+}
+
+/// How much of the configuration a fault takes away when there is no last good text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The forward that it is in.
+    Forward,
+    /// All forwards of the drop-in file.
+    DropIn,
+    /// All forwards of the main file.
+    File,
+}
+
+/// A fault, and where it belongs.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// The index of the file; `None` for a `--forward` argument.
+    pub(super) file: Option<usize>,
+    pub(super) scope: Scope,
+    /// Two files contradict each other: each is good by itself.
+    pub(super) between_files: bool,
+    pub(super) fault: SpecFault,
+}
+
+/// What the files and arguments mean together.
+#[derive(Debug)]
+pub(super) struct Weighed {
+    pub(super) config: Config,
+    /// In the order of files and lines.
+    pub(super) faults: Vec<Found>,
+}
+
+impl Weighed {
+    /// The faults that file `index` has by itself.
+    pub(super) fn own_faults(&self, index: usize) -> impl Iterator<Item = &Found> {
+        self.faults.iter().filter(move |found| found.file == Some(index) && !found.between_files)
+    }
+}
+
+/// Weighs the files, the main file first, with `arguments` laid over them.
+pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], beside: &Beside<'_>) -> Weighed {
+    let mut config = Config::default();
+    for (index, file) in files.iter().enumerate() {
+        if !file.drop_in {
+            config.defaults = file.defaults.clone();
+            config.log_level = file.log_level;
+            config.access_lost.clone_from(&file.access_lost);
+        }
+        let entry = |(keys, faults): &(Keys, Vec<SpecFault>)| Entry::new(Some(index), keys.clone(), faults.clone());
+        config.entries.extend(file.forwards.iter().map(entry));
+    }
+    overlay(&mut config.entries, arguments, config.defaults.uds_dir.as_deref());
+    let taken = taken(&config, beside.sockets);
+    for entry in &mut config.entries {
+        entry.weigh(&config.defaults, &taken, beside.no_namespaces);
+    }
+    for index in (0..files.len()).map(Some).chain([None]) {
+        refuse_second(config.entries.iter_mut().filter(|entry| entry.file == index));
+    }
+    let mut faults = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        faults.extend(judge(index, file, &mut config));
+    }
+    let known: Vec<usize> = config.entries.iter().map(|entry| entry.refused.len()).collect();
+    refuse_second(config.entries.iter_mut().filter(|entry| !entry.file_refused));
+    for (entry, known) in config.entries.iter().zip(known) {
+        let found = |between_files| {
+            move |fault: &SpecFault| {
+                let file = entry.file.filter(|_| matches!(fault.origin(), Origin::File(_)));
+                Found { file, scope: Scope::Forward, between_files, fault: fault.clone() }
+            }
+        };
+        // Those of files have been told.
+        let arguments = |fault: &&SpecFault| entry.file.is_none() || !matches!(fault.origin(), Origin::File(_));
+        faults.extend(entry.refused[..known].iter().filter(arguments).map(found(false)));
+        faults.extend(entry.refused[known..].iter().map(found(true)));
+    }
+    Weighed { config, faults }
+}
+
+/// The faults of a file by itself; where they concern all of it, none of its forwards is served.
+fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<Found> {
+    let of_file = |fault: &&SpecFault| matches!(fault.origin(), Origin::File(_));
+    let entries = || config.entries.iter().filter(|entry| entry.file == Some(index));
+    let own: Vec<SpecFault> = entries().flat_map(|entry| entry.refused.iter().filter(of_file)).cloned().collect();
+    let whole = !file.faults.is_empty() || (file.drop_in && !own.is_empty());
+    let found =
+        |scope, fault: &SpecFault| Found { file: Some(index), scope, between_files: false, fault: fault.clone() };
+    let scope = if file.drop_in { Scope::DropIn } else { Scope::File };
+    let inside = if file.drop_in { Scope::DropIn } else { Scope::Forward };
+    let mut faults: Vec<Found> = file.faults.iter().map(|fault| found(scope, fault)).collect();
+    faults.extend(own.iter().map(|fault| found(inside, fault)));
+    faults.sort_by_key(|found| (found.fault.line(), found.fault.column()));
+    if whole {
+        let why = file.faults.first().or(own.first()).cloned();
+        for entry in config.entries.iter_mut().filter(|entry| entry.file == Some(index)) {
+            entry.file_refused = true;
+            entry.forward = None;
+            entry.waits = false;
+            if entry.refused.is_empty() {
+                entry.refused.extend(why.clone());
+            }
+        }
+        config.refused_files.extend(file.faults.iter().cloned());
+    }
+    faults
+}
+
+/// The labels that sockets have, and the kinds of those sockets.
+fn taken(config: &Config, sockets: &[(String, SocketKind)]) -> Vec<(Label, SocketKind)> {
+    let label = |(name, kind): &(String, SocketKind)| {
+        let entry = fdname::parse(name).ok()?.entry(config)?.label()?.clone();
+        Some((entry, *kind))
+    };
+    sockets.iter().filter_map(label).collect()
+}
+
+impl Entry {
+    /// Decides what the entry means, beside the sockets that have `taken` labels.
+    fn weigh(&mut self, defaults: &Defaults, taken: &[(Label, SocketKind)], no_namespaces: Option<&'static str>) {
+        // What could not be read is not called missing.
+        if self.keys.incomplete {
+            return;
+        }
+        let keys = &self.keys;
+        let own_side = keys.listen.is_some() || keys.udp_listen.is_some() || (keys.uds.is_some() && keys.leads_on());
+        let mut kinds: Vec<SocketKind> =
+            taken.iter().filter(|(label, _)| Some(label) == self.label()).map(|(_, kind)| *kind).collect();
+        let waits = kinds.is_empty() && self.label().is_some() && !own_side;
+        if waits {
+            kinds.push(kind_for(keys));
+        }
+        if kinds.is_empty() {
+            match mean(keys, ListenSide::Own, defaults) {
+                Ok(forward) => match no_namespaces.filter(|_| forward.enters_namespaces()) {
+                    Some(why) => self.refused.push(SpecFault::at(&self.keys.whole, why)),
+                    None if self.refused.is_empty() => self.forward = Some(forward),
+                    None => {}
+                },
+                Err(faults) => self.refused.extend(faults),
+            }
+            return;
+        }
+        kinds.dedup();
+        for kind in kinds {
+            for fault in mean(keys, ListenSide::Inherited(kind), defaults).err().into_iter().flatten() {
+                if !self.refused.contains(&fault) {
+                    self.refused.push(fault);
+                }
+            }
+        }
+        self.waits = waits && self.refused.is_empty();
+    }
+}
+
+/// Refuses what only one forward can have to all but the first.
+fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut Entry>) {
+    let mut claims = Claims::default();
+    for entry in entries {
+        let mut faults = Vec::new();
+        if let Some(label) = &entry.keys.label {
+            faults.extend(claims.claim(Claim::Label(label.value().clone()), label.place()));
+        }
+        if let Some(forward) = &entry.forward {
+            faults.extend(claims.sockets(&entry.keys, forward));
+        }
+        // The second of a file is told once, and not again over all files.
+        faults.retain(|fault| !entry.refused.contains(fault));
+        if !faults.is_empty() {
+            entry.refused.extend(faults);
+            entry.forward = None;
+            entry.waits = false;
+        }
+    }
+}
+
+/// The kind of socket that a forward without a listening side can only be waiting for.
+fn kind_for(entry: &Keys) -> SocketKind {
+    if entry.udp_target.is_some() || entry.udp_idle_timeout.is_some() {
+        SocketKind::Udp
+    } else if entry.allow_uid.is_some() {
+        SocketKind::Unix
+    } else {
+        SocketKind::Tcp
+    }
+}
+
+/// What only one forward can have.
+#[derive(PartialEq, Eq, Hash)]
+enum Claim {
+    Label(Label),
+    Tcp(SocketAddr, Option<Netns>),
+    Udp(SocketAddr, Option<Netns>),
+    Unix(UnixAddr),
+}
+
+#[derive(Default)]
+struct Claims(HashMap<Claim, Place>);
+
+impl Claims {
+    fn claim(&mut self, claim: Claim, place: &Place) -> Option<SpecFault> {
+        let what = match &claim {
+            Claim::Label(label) => format!("the label \"{label}\" is given to two forwards"),
+            Claim::Tcp(addr, _) => format!("two forwards listen on {addr}"),
+            Claim::Udp(addr, _) => format!("two forwards receive on {addr}"),
+            Claim::Unix(addr) => format!("two forwards serve {addr}"),
+        };
+        let first = self.0.get(&claim).map(Place::brief);
+        self.0.entry(claim).or_insert_with(|| place.clone());
+        Some(SpecFault::at(place, what).hint(format!("the other is {}", first?)))
+    }
+
+    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        for leg in forward.legs.iter() {
+            let (claim, key) = match &leg.listen {
+                Listen::Inherited => continue,
+                // With port 0 each gets a port of its own.
+                Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.port() == 0 => continue,
+                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), KeyName::Listen),
+                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), KeyName::UdpListen),
+                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
+            };
+            faults.extend(entry.given(key).and_then(|place| self.claim(claim, place)));
+        }
+        faults
+    }
+}
