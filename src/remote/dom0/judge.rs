@@ -1,6 +1,13 @@
 //! Whether a command runs: who asks, what is asked, and what the policy says.
 
-use std::{ffi::OsString, io, os::unix::ffi::{OsStrExt as _, OsStringExt as _}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -182,7 +189,8 @@ impl Judged {
         let Task::Run(launch) = &self.task else { return format!("rule={rule} {shown}") };
         let user = visible(self.options.user.as_deref().unwrap_or("root").as_bytes());
         let yes = |yes| if yes { "yes" } else { "no" };
-        let (cwd, stdin, tty) = (quoted(launch.cwd.as_os_str().as_bytes()), yes(launch.stdin), yes(launch.tty));
+        let (directory, stdin, tty) = (launch.cwd.as_os_str().as_bytes(), yes(launch.stdin), yes(launch.tty));
+        let cwd = logged(&quoted(directory), directory);
         let names: Vec<_> = variables(launch).map(|(name, _)| visible(name.as_bytes())).collect();
         format!("rule={rule} user={user} cwd={cwd} stdin={stdin} tty={tty} env={} {shown}", names.join(","))
     }
