@@ -1,12 +1,19 @@
 //! Whether a command runs: who asks, what is asked, and what the policy says.
 
-use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
 use super::{
     execute::Launch,
-    launch::{What, launch},
+    launch::{What, launch, variables},
     ledger,
     port::Port,
     reject::{Case, Category, Rejected},
@@ -21,7 +28,7 @@ use crate::{
         clock::now_ms,
         policy::{self, Action, Manner, Policy, Program, RuleOptions, Verdict},
         program::{self, Found, MAX_PATH, ProgramFault},
-        shown::{logged, quoted_words, visible},
+        shown::{logged, quoted, quoted_words, visible},
     },
 };
 
@@ -174,6 +181,18 @@ impl Judged {
     /// The rule's line, as the logs show it.
     pub(super) fn rule(&self) -> String {
         self.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
+    }
+
+    /// What is decided and what will run, for the log: the facts of the sheet, but no value of a variable.
+    pub(super) fn entry(&self) -> String {
+        let (rule, shown) = (self.rule(), &self.shown);
+        let Task::Run(launch) = &self.task else { return format!("rule={rule} {shown}") };
+        let user = visible(self.options.user.as_deref().unwrap_or("root").as_bytes());
+        let yes = |yes| if yes { "yes" } else { "no" };
+        let (directory, stdin, tty) = (launch.cwd.as_os_str().as_bytes(), yes(launch.stdin), yes(launch.tty));
+        let cwd = logged(&quoted(directory), directory);
+        let names: Vec<_> = variables(launch).map(|(name, _)| visible(name.as_bytes())).collect();
+        format!("rule={rule} user={user} cwd={cwd} stdin={stdin} tty={tty} env={} {shown}", names.join(","))
     }
 
     /// The kind of command, without a word of the qube's.

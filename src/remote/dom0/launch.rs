@@ -88,6 +88,18 @@ pub(super) fn launch(
     })
 }
 
+/// Variables that dom0 itself sets, the same for every command of a qube and a user.
+const FIXED: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "QVM_REMOTE_VM", "QVM_REMOTE_ID"];
+/// The value of LANG when the qube sets none.
+const LANG: &str = "C.UTF-8";
+
+/// The variables of a launch that are not the same for every command.
+pub(super) fn variables(launch: &Launch) -> impl Iterator<Item = &(OsString, OsString)> {
+    let usual =
+        |name: &OsString, value: &OsString| FIXED.iter().any(|fixed| name == fixed) || name == "LANG" && value == LANG;
+    launch.env.iter().filter(move |(name, value)| !usual(name, value))
+}
+
 fn identity(name: &str, account: &User) -> Result<Identity, String> {
     let c_name = CString::new(name).map_err(|e| e.to_string())?;
     let groups = getgrouplist(&c_name, account.gid).map_err(|e| e.to_string())?;
@@ -103,7 +115,7 @@ fn environment(vm: &Vm, id: &str, name: &str, account: User) -> Vec<(OsString, O
         ("USER".into(), name.into()),
         ("LOGNAME".into(), name.into()),
         ("SHELL".into(), "/bin/bash".into()),
-        ("LANG".into(), "C.UTF-8".into()),
+        ("LANG".into(), LANG.into()),
         ("QVM_REMOTE_VM".into(), vm.name.clone().into()),
         ("QVM_REMOTE_ID".into(), id.into()),
     ]

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use super::{
     execute::Launch,
     judge::{Authentic, Judged, Task},
+    launch::variables,
     state::Vm,
 };
 use crate::{
@@ -14,11 +15,6 @@ use crate::{
     },
     remote::shown::{Sheet, quoted, visible},
 };
-
-/// Variables that dom0 itself sets, the same for every command of a qube and a user.
-const FIXED: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "QVM_REMOTE_VM", "QVM_REMOTE_ID"];
-/// The value of LANG when the qube sets none.
-const LANG: &[u8] = b"C.UTF-8";
 
 /// Makes the sheet of a command that was judged.
 pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[u8]) -> Sheet {
@@ -65,11 +61,8 @@ fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
     sheet.field("terminal", if launch.tty { "yes" } else { "no" });
     sheet.field("time", &launch.timeout.map_or("no limit".to_owned(), |t| format!("at most {} ms", t.as_millis())));
     sheet.field("output", &launch.max_output.map_or("no limit".to_owned(), |n| format!("at most {n} bytes")));
-    for (name, value) in &launch.env {
-        let usual = name == "LANG" && value.as_bytes() == LANG || FIXED.iter().any(|fixed| name == fixed);
-        if !usual {
-            sheet.field("variable", &format!("{}={}", visible(name.as_bytes()), quoted(value.as_bytes())));
-        }
+    for (name, value) in variables(launch) {
+        sheet.field("variable", &format!("{}={}", visible(name.as_bytes()), quoted(value.as_bytes())));
     }
     match &launch.script {
         Some(text) => {
