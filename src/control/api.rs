@@ -75,7 +75,7 @@ pub struct Session {
     pub peer: String,
     /// The upstream.
     pub upstream: String,
-    /// Whether the upstream is connected.
+    /// True once the upstream is connected.
     pub connected: bool,
     /// Milliseconds since it was accepted.
     pub age_ms: u64,

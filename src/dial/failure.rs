@@ -1,4 +1,4 @@
-//! Why there is no connection.
+//! Failures of a dial.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -23,14 +23,14 @@ pub enum Failure {
     Start {
         /// The path of the program.
         program: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
     /// A system call failed.
     Io {
         /// What was being done, such as `connect to 10.0.0.5:22`.
         doing: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
 }

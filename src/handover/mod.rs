@@ -91,7 +91,7 @@ pub fn open(ends: &[OwnedFd]) -> Taken {
         // What the previous process had while it was at its limit, this one may need to have too.
         let _headroom = Headroom::take();
         match transport::receive(end.as_fd()) {
-            Ok(Some((records, descriptors))) => read::open(records, descriptors, &mut taken),
+            Ok(Some(received)) => read::open(received.records, received.descriptors, &mut taken),
             Ok(None) => {}
             Err(e) => taken.lost.push(Lost::all(e.to_string())),
         }

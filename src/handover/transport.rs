@@ -75,9 +75,16 @@ pub fn waits(from: BorrowedFd<'_>) -> bool {
     sys::receive::<1>(from, &mut [0; 16], MsgFlags::MSG_PEEK).is_ok_and(|(len, fds)| len > 0 || !fds.is_empty())
 }
 
-/// Takes the records and descriptors that wait in one end; descriptors are in their order, with gaps where they did not
-/// come. `None` when nothing waits: the other end has it.
-pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<Option<OwnedFd>>)>> {
+/// A handover as it arrives.
+pub struct Received {
+    /// The records, byte for byte.
+    pub records: Vec<u8>,
+    /// The descriptors in their order, with gaps where some did not come.
+    pub descriptors: Vec<Option<OwnedFd>>,
+}
+
+/// Takes the handover that waits in one end; `None` when nothing does: the other end has it.
+pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     let Some((bytes, fds)) = receive_one(from)? else { return Ok(None) };
     let bad = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let memfd = match <[OwnedFd; 1]>::try_from(fds) {
@@ -104,7 +111,7 @@ pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<Option<O
         descriptors.truncate(first);
         descriptors.extend(fds.into_iter().map(Some));
     }
-    Ok(Some((records, descriptors)))
+    Ok(Some(Received { records, descriptors }))
 }
 
 fn receive_one(from: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
@@ -136,7 +143,7 @@ mod tests {
         let fds = some_fds(600);
         send(a.as_fd(), b"records", &fds).unwrap();
         assert!(receive(a.as_fd()).unwrap().is_none(), "nothing waits in the end that sent");
-        let (records, descriptors) = receive(b.as_fd()).unwrap().expect("it waits in the other end");
+        let Received { records, descriptors } = receive(b.as_fd()).unwrap().expect("it waits in the other end");
         assert_eq!(records, b"records");
         assert_eq!(descriptors.len(), 600);
         assert!(descriptors.iter().all(Option::is_some));

@@ -23,7 +23,7 @@ const NOW_AND_THEN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct NamespaceWatch {
     mounts: Option<AsyncFd<OwnedFd>>,
-    /// Whether to poll as well.
+    /// Polls too, where a namespace is named by a path below /proc.
     others: bool,
     /// Time of the next poll.
     due: Option<Instant>,

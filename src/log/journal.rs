@@ -30,8 +30,6 @@ pub fn tell_journal(identifier: &str, event: &Event) {
     }
 }
 
-/// Runs `body` with the journal as the thread's own.
-
 /// Writes one event.
 pub fn write(e: &Event) {
     #[cfg(feature = "forward")]

@@ -52,9 +52,10 @@ thread_local! {
 }
 
 /// The phase of a direction; see [`super::stream`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
     /// Bytes flow.
+    #[default]
     Open,
     /// The destination takes no more; bytes are read and dropped.
     Deaf,
@@ -63,8 +64,9 @@ pub enum Phase {
 }
 
 /// How bytes are moved; see the module's text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Gear {
+    #[default]
     Small,
     Copy,
     Splice,
@@ -99,9 +101,10 @@ enum Held {
 }
 
 /// What becomes of a source's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Passing {
     /// The destination is told at once.
+    #[default]
     AtOnce,
     /// The destination is told when the relay's owner says so.
     WhenTold,
@@ -137,7 +140,7 @@ pub struct ParkedDirection {
 }
 
 /// A direction of a relay.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) phase: Phase,
     gear: Gear,
@@ -163,20 +166,7 @@ pub(super) struct Direction {
 
 impl Direction {
     pub(super) fn new() -> Self {
-        Self {
-            phase: Phase::Open,
-            gear: Gear::Small,
-            run: 0,
-            decide: false,
-            blocked: false,
-            forced: false,
-            end: Passing::AtOnce,
-            wide: None,
-            most: u32::MAX,
-            burst: 0,
-            held: None,
-            dropped: 0,
-        }
+        Self { most: u32::MAX, ..Self::default() }
     }
 
     pub(super) fn resume(parked: ParkedDirection) -> Self {

@@ -11,9 +11,9 @@
 //! which comes after the service's own end, whatever still waits is ended as any stop ends a session: by a reset, with
 //! an end event.
 //!
-//! That stop comes because nothing needs the unit any more, and systemd looks whether that is so when something stops. A
-//! stop of the service between two processes stops nothing: it takes back a start. So when a second after a process has
-//! left no other has come, the keeper asks whether one will.
+//! systemd stops the unit when nothing needs it any more (StopWhenUnneeded=), and checks that when another unit stops.
+//! But `systemctl stop` of the service during a restart only cancels the queued start job, and then systemd does not
+//! check. So when no process has come one second after another left, the keeper asks systemd whether one will.
 
 use std::{
     fs, io,

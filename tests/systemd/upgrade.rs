@@ -513,7 +513,7 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
     let tree = with_a_qube(tree);
     tree.boot("upgrade", As::Root, || {
         let both_ways = |text: &str| {
-            shell("systemctl restart qvm-remote-dom0");
+            shell("systemctl reset-failed qvm-remote-dom0; systemctl restart qvm-remote-dom0");
             eventually("the agent answers", || {
                 attempt("runuser -u tester -- env HOME=/home/tester qvm-remote ping").0 == Some(0)
             });
