@@ -51,9 +51,10 @@ fn earlier_programs() -> Result<PathBuf, String> {
     // one test builds, the others wait for it
     let lock = fs::File::create(place.join("lock")).map_err(|e| e.to_string())?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e.to_string())?;
-    if programs.exists() {
+    if PROGRAMS.iter().all(|program| programs.join(program).exists()) {
         return Ok(programs);
     }
+    let _ = fs::remove_dir_all(&programs); // it may lack one that this version of the tests wants
     let (source, part) = (place.join("source"), place.join("part"));
     for left in [&source, &part] {
         let _ = fs::remove_dir_all(left); // of a run that was interrupted
@@ -512,7 +513,7 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
     let tree = with_a_qube(tree);
     tree.boot("upgrade", As::Root, || {
         let both_ways = |text: &str| {
-            shell("systemctl restart qvm-remote-dom0");
+            shell("systemctl reset-failed qvm-remote-dom0; systemctl restart qvm-remote-dom0");
             eventually("the agent answers", || {
                 attempt("runuser -u tester -- env HOME=/home/tester qvm-remote ping").0 == Some(0)
             });

@@ -143,7 +143,7 @@ impl LogFile {
                 self.open = None; // another has its name meanwhile
                 continue;
             }
-            if !self.open.as_ref().is_some_and(|open| (open.identity, open.size) == (identity, metadata.len())) {
+            if self.open.as_ref().is_none_or(|open| (open.identity, open.size) != (identity, metadata.len())) {
                 let end = end_of(&self.path)?;
                 let size = cut_half_entry(&lock)?;
                 let reserved = self.open.as_ref().filter(|open| open.identity == identity).map_or(0, |o| o.reserved);

@@ -8,13 +8,14 @@ use std::{
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::Path,
     process::Stdio,
-    time::Duration,
+    sync::Mutex,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::{Uid, User};
 use tokio::{process::Command, time::timeout};
 
-use crate::remote::policy::PATH;
+use crate::{remote::policy::PATH, sys::lock};
 
 /// Where each user who is logged in has a directory of his own (pam_systemd(8)).
 const USERS: &str = "/run/user";
@@ -23,8 +24,25 @@ const FIRST_PERSON: u32 = 1000;
 /// How long a notification may take to be shown.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Notifies every session, without waiting for it.
-pub(super) fn notify(vm: &str, id: &str) {
+/// Between two notifications about one qube, which may ask again and again.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The notifications about one qube.
+#[derive(Debug, Default)]
+pub(super) struct Desktop(Mutex<Option<Instant>>);
+
+impl Desktop {
+    /// Notifies every session, without waiting for it, unless there was a notification of late.
+    pub(super) fn notify(&self, vm: &str, id: &str) {
+        let mut last = lock(&self.0);
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            *last = Some(Instant::now());
+            send(vm, id);
+        }
+    }
+}
+
+fn send(vm: &str, id: &str) {
     let body = format!("To see it and decide, as root: qvm-remote-dom0 approve {id}");
     let title = format!("{vm} asks for approval");
     for uid in users() {

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     approvals::CannotWait,
-    changes, desktop,
+    changes,
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
     places::Place,
@@ -203,7 +203,7 @@ impl Candidate<'_> {
         let times = if judged.verdict == Verdict::Ask { 2 } else { 1 };
         let take = || {
             let quota = shared.policy(vm).ok().map(|policy| policy.audit_quota.unwrap_or(audit::DEFAULT));
-            shared.audit.room(vm, &judged.shown, times, quota)
+            shared.audit.room(vm, &judged.entry(), times, quota)
         };
         if take().is_ok() {
             return Ok(());
@@ -268,7 +268,7 @@ impl Candidate<'_> {
     async fn record(&self, judged: &Judged) -> Result<Option<Receipt>, Rejected> {
         let (case, vm) = (self.case, &self.case.vm.name);
         let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
-        let entry = format!("vm={vm} id={} auth={auth} rule={} {}", case.id, judged.rule(), judged.shown);
+        let entry = format!("vm={vm} id={} auth={auth} {}", case.id, judged.entry());
         let record = case.shared.audit.record("CMD", &entry);
         let point = match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
             (Ok(point), _) => point,
@@ -302,10 +302,10 @@ impl Candidate<'_> {
             }
         })?;
         let (_forget, short) = (Forget(case.shared, &id), &id[..SHORT_ID]);
-        case.audit("ASK", &format!("approval={id} rule={} {shown}", judged.rule()));
+        case.audit("ASK", &format!("approval={id} {}", judged.entry()));
         let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
         case.event(Kind::CommandAsked, text, None);
-        desktop::notify(vm, short);
+        case.vm.desktop.notify(vm, short);
         let answer = self
             .wait(RequestState::Approval, async {
                 self.port.send(Frame::Wait(WaitReason::Approval(short))).await;

@@ -155,10 +155,11 @@ impl CommandGroup {
         }
         for _ in 0..50 {
             let procs = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-            let pids = procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1);
-            if pids.map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL)).count() == 0 {
+            let pids: Vec<i32> = procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1).collect();
+            if pids.is_empty() {
                 return;
             }
+            pids.into_iter().for_each(|pid| _ = kill(Pid::from_raw(pid), Signal::SIGKILL));
             thread::sleep(Duration::from_millis(10));
         }
     }

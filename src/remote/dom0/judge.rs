@@ -1,6 +1,13 @@
 //! Whether a command runs: who asks, what is asked, and what the policy says.
 
-use std::{ffi::OsString, io, os::unix::ffi::{OsStrExt as _, OsStringExt as _}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -19,8 +26,8 @@ use crate::{
     },
     remote::{
         clock::now_ms,
-        policy::{self, Action, Manner, Policy, Program, RuleOptions, Verdict},
-        program::{self, Found, MAX_PATH, ProgramFault},
+        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Verdict},
+        program::{self, FoundProgram, MAX_PATH, ProgramFault},
         shown::{logged, quoted, quoted_words, visible},
     },
 };
@@ -167,7 +174,7 @@ pub(super) struct Judged {
     /// What kind of thing was asked.
     pub(super) mode: Mode,
     /// The names of the program, where one was asked for.
-    pub(super) names: Option<Program>,
+    pub(super) names: Option<AskedProgram>,
 }
 
 impl Judged {
@@ -182,7 +189,8 @@ impl Judged {
         let Task::Run(launch) = &self.task else { return format!("rule={rule} {shown}") };
         let user = visible(self.options.user.as_deref().unwrap_or("root").as_bytes());
         let yes = |yes| if yes { "yes" } else { "no" };
-        let (cwd, stdin, tty) = (quoted(launch.cwd.as_os_str().as_bytes()), yes(launch.stdin), yes(launch.tty));
+        let (directory, stdin, tty) = (launch.cwd.as_os_str().as_bytes(), yes(launch.stdin), yes(launch.tty));
+        let cwd = logged(&quoted(directory), directory);
         let names: Vec<_> = variables(launch).map(|(name, _)| visible(name.as_bytes())).collect();
         format!("rule={rule} user={user} cwd={cwd} stdin={stdin} tty={tty} env={} {shown}", names.join(","))
     }
@@ -236,10 +244,10 @@ pub(super) fn judge(
     }
     // only who may run the program learns what is wrong with it
     let (names, executed) = match found {
-        Some(Found { names, path: Ok(path) }) => (Some(names), Some(path)),
-        Some(Found { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
-        Some(Found { path: Err(_), .. }) if policy.force.is_some() => (None, None),
-        Some(Found { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
+        Some(FoundProgram { names, path: Ok(path) }) => (Some(names), Some(path)),
+        Some(FoundProgram { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
+        Some(FoundProgram { path: Err(_), .. }) if policy.force.is_some() => (None, None),
+        Some(FoundProgram { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
         None => (None, None),
     };
     let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();

@@ -95,9 +95,8 @@ const LANG: &str = "C.UTF-8";
 
 /// The variables of a launch that are not the same for every command.
 pub(super) fn variables(launch: &Launch) -> impl Iterator<Item = &(OsString, OsString)> {
-    let usual = |name: &OsString, value: &OsString| {
-        FIXED.iter().any(|fixed| name == fixed) || name == "LANG" && value == LANG
-    };
+    let usual =
+        |name: &OsString, value: &OsString| FIXED.iter().any(|fixed| name == fixed) || name == "LANG" && value == LANG;
     launch.env.iter().filter(move |(name, value)| !usual(name, value))
 }
 

@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use super::{
     execute::Launch,
-    launch::variables,
     judge::{Authentic, Judged, Task},
+    launch::variables,
     state::Vm,
 };
 use crate::{

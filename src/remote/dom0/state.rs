@@ -13,8 +13,8 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    approvals::Approvals, descriptors, groups::Groups, ledger::Ledger, places::Places, replay::Replay,
-    request::Requests,
+    approvals::Approvals, descriptors, desktop::Desktop, groups::Groups, ledger::Ledger, places::Places,
+    replay::Replay, request::Requests,
 };
 use crate::{
     log::{Event, Kind, Reminder, emit},
@@ -78,6 +78,8 @@ pub struct Vm {
     pub(super) full: Mutex<Reminder>,
     /// Places for commands that run.
     pub(super) places: Places,
+    /// Notifications about commands that wait for approval.
+    pub(super) desktop: Desktop,
     /// Numbers used in the current session.
     pub(super) replay: Mutex<Replay>,
     /// What the channel is, for `status`.
@@ -141,6 +143,7 @@ impl Shared {
                     name: name.to_owned(),
                     full: Mutex::default(),
                     places: Places::default(),
+                    desktop: Desktop::default(),
                     replay: Mutex::default(),
                     state: Mutex::new("absent"),
                     listed: true.into(),
