@@ -176,6 +176,9 @@ fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mu
     let path = request.scope.search_path();
     let (mut found, mut bad) =
         if everything { units::survey(&path, &[request.program.prefix]) } else { Default::default() };
+    if everything && request.program.name == "qrexec-connect" {
+        found.extend(units::without_prefix(&path, request.scope));
+    }
     for name in names {
         match units::find_one(&path, name) {
             Ok(unit) => found.push(unit),

@@ -1,6 +1,9 @@
 //! What systemd makes of a socket unit that somebody wrote, where that is not what is written.
 
-use super::{ListenAddress, ListenKind, Listening, Setting, Unit};
+use super::{
+    address::ListenAddress,
+    parsed::{ListenKind, Listening, Setting, Unit},
+};
 use crate::spec::{
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
