@@ -22,6 +22,7 @@ mod limits;
 mod log;
 mod manual;
 mod metrics;
+mod mistakes;
 mod names;
 mod notify;
 mod pause;

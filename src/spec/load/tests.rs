@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::spec::{Name, SocketKind};
 
@@ -218,4 +220,67 @@ fn every_name_resolves_to_the_same_by_the_plan_and_by_a_socket() {
     let name: Name = fdname::parse("b").unwrap();
     let why = name.resolve(SocketKind::Tcp, &loaded.config).expect_err("refused").to_string();
     assert!(why.starts_with("m:9:1: unknown key"), "{why}");
+}
+
+/// A file of some forwards, often with a fault.
+fn file() -> impl Strategy<Value = String> {
+    let forward = (0..4usize, 0..6usize).prop_map(|(n, port)| {
+        let label = ["a", "b", "c", "d"][n];
+        format!("[[forward]]\nlabel = \"{label}\"\nlisten = \"127.0.0.1:{port}\"\ntarget = \"{label}:1\"\n")
+    });
+    let part = prop_oneof![
+        8 => forward,
+        1 => Just("taget = 1\n".to_owned()),
+        1 => Just("[other]\n".to_owned()),
+        1 => Just("= 1\n".to_owned()),
+        1 => Just("[[forward]]\nuds = \"/a\"\n".to_owned()),
+        1 => Just("[[forward]]\nlabel = \"e\"\nallow_from = \"x\"\ntarget = \"e:1\"\n".to_owned()),
+    ];
+    proptest::collection::vec(part, 0..5).prop_map(|parts| parts.concat())
+}
+
+fn some_files() -> impl Strategy<Value = Texts> {
+    (file(), proptest::collection::vec(file(), 0..3)).prop_map(|(main, more)| {
+        let names = ["a.toml", "b.toml", "c.toml"];
+        let more: Vec<(&str, &str)> = names.into_iter().zip(more.iter().map(String::as_str)).collect();
+        files(&main, &more)
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_in_force_is_so_again_after_a_restart(before in some_files(), now in some_files()) {
+        let sockets = [("a".to_owned(), SocketKind::Tcp), ("e".to_owned(), SocketKind::Unix)];
+        let beside = Beside { sockets: &sockets, ..Beside::NOTHING };
+        let before = load(&before, &LastTexts::default(), &beside, 7);
+        let reloaded = load(&now, &before.texts, &beside, 8);
+        let restarted = load(&now, &reloaded.texts, &beside, 9);
+        prop_assert_eq!(reloaded.config.plan(), restarted.config.plan());
+        prop_assert_eq!(reloaded.faults, restarted.faults);
+        prop_assert_eq!(reloaded.texts, restarted.texts);
+    }
+
+    #[test]
+    fn what_a_faulty_file_served_it_goes_on_to_serve(before in file(), now in file()) {
+        let (before, now) = (files(&before, &[]), files(&now, &[]));
+        let (first_of_now, was) = (first(&now), first(&before));
+        let kept = then(&now, &was);
+        if first_of_now.faults.is_empty() {
+            prop_assert_eq!(served(&kept), served(&first_of_now));
+            prop_assert!(kept.faults.is_empty());
+        } else {
+            let now = served(&kept);
+            prop_assert!(served(&was).iter().all(|forward| now.contains(forward)), "{:?} {:?}", served(&was), now);
+            prop_assert!(!kept.faults.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_fault_of_one_file_takes_nothing_from_another(good in file(), other in file()) {
+        prop_assume!(first(&files(&good, &[])).faults.is_empty());
+        let loaded = first(&files(&good, &[("x.toml", &other)]));
+        prop_assert!(served(&loaded).starts_with(&served(&first(&files(&good, &[])))));
+        let loaded = first(&files("", &[("x.toml", &good), ("y.toml", &other)]));
+        prop_assert!(served(&loaded).starts_with(&served(&first(&files("", &[("x.toml", &good)])))));
+    }
 }
