@@ -120,7 +120,7 @@ fn what_something_else_becomes_is_understood() {
                 adds += 1;
             } else if code.strip_prefix("FileDescriptorName=").is_some_and(|name| !name.is_empty()) {
                 let unit = dir.path().join("qrexec-connect-web.socket");
-                fs::write(&unit, format!("[Socket]\nListenStream=127.0.0.1:80\n{code}\n")).expect("ours");
+                fs::write(&unit, format!("[Socket]\nListenStream=127.0.0.1:18080\n{code}\n")).expect("ours");
                 let mut check = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
                 check.arg("check").arg(&unit).env("SYSTEMD_UNIT_PATH", dir.path());
                 let output = run(check);
