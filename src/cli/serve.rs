@@ -112,7 +112,7 @@ pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
         return asked.map(|()| ExitCode::SUCCESS);
     }
     let (unit, flag) = (format!("{program}.service"), scope.flag());
-    let shown = systemctl::show(scope, &["ActiveState"], &[unit.clone()]);
+    let shown = systemctl::show(scope, &["ActiveState"], std::slice::from_ref(&unit));
     let Some(state) = shown.and_then(|shown| shown.first()?.last("ActiveState")) else {
         let what = format!("systemd does not answer, so {unit} cannot be reloaded");
         return Err(
