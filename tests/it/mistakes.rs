@@ -134,7 +134,7 @@ const MISTAKES: &[Mistake] = &[
     row("a level that is none", (At::Main, "max_connections = 7", "log_level = \"loud\""), (":2:", "log_level"), (2, 4, 78)),
     // whom the defaults keep out, no first start lets in
     row("an access list of all that cannot be read", (At::Main, "max_connections = 7", "allow_uid = \"a b\""),
-        (":2:", "allow_uid"), (1, 4, 78)),
+        (":2:", "allow_uid"), (0, 4, 78)),
     // in a drop-in file: it serves nothing, the others everything
     row("a misspelt key in a drop-in file", (At::DropIn, "target", "taget"), (".d/50.toml:4:1", "target"), (3, 4, 78)),
     row("defaults in a drop-in file", (At::DropIn, TWO, "label = \"two\"\n[defaults]\n"), (".d/50.toml:3:2", "only [[forward]]"), (3, 4, 78)),
