@@ -29,7 +29,11 @@
 //! *activation*: receiving listeners from systemd. *fd name*: the `FileDescriptorName=` of a socket. *forward*: what one
 //! name or one `[[forward]]` asks for. *leg*: one listening side with one upstream; a forward has one or two. *front
 //! leg*, *back leg*: in a forward with two, the front leg dials into the back leg. *post*: a leg whose listener is ours
-//! to open, and what became of it.
+//! to open, and what became of it. *refused listener*: an inherited socket whose name means nothing now.
+//!
+//! *Configuration.* *main file*, *drop-in file*: `pfwd.toml`, and a file in `pfwd.toml.d`. *text*: what a file holds.
+//! *fault*: what is wrong with a text, and where. *in force*: used now. *last good text*: the text of a file that was in
+//! force before a fault came into the file; it stays in force. *entry*: one `[[forward]]` or `--forward`.
 //!
 //! *Connecting.* *peer*: who connected to a listener. *session*: one accepted stream and its upstream. *flow*: the same
 //! for datagrams, known by the peer's address. *route*: where the sessions of a listener lead, with their limits and

@@ -19,8 +19,8 @@ use crate::{
 
 /// A configuration file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
-/// More drop-in files are a mistake.
-const DROP_INS: usize = 1000;
+/// More drop-in files are a mistake, and more bytes in all of them.
+const DROP_INS: (usize, usize) = (1000, 16 << 20);
 
 /// Where a program's configuration comes from.
 #[derive(Clone, Debug)]
@@ -134,7 +134,11 @@ fn drop_ins(place: &Path) -> Option<Vec<Text>> {
         let read = read_drop_in(&path);
         text(&path, read)
     };
-    Some(names.into_iter().map(read).collect())
+    let all: Vec<Text> = names.into_iter().map(read).collect();
+    if all.iter().filter_map(|text| text.text.as_ref().ok()).map(String::len).sum::<usize>() > DROP_INS.1 {
+        return Some(vec![text(&dir, Err(io::Error::other("the files have more than 16 MiB in all")))]);
+    }
+    Some(all)
 }
 
 fn drop_in_names(dir: &Path) -> io::Result<Vec<OsString>> {
@@ -147,8 +151,8 @@ fn drop_in_names(dir: &Path) -> io::Result<Vec<OsString>> {
         if bytes.ends_with(b".toml") && !bytes.starts_with(b".") {
             names.push(name);
         }
-        if names.len() > DROP_INS {
-            return Err(io::Error::other(format!("there are more than {DROP_INS} files")));
+        if names.len() > DROP_INS.0 {
+            return Err(io::Error::other(format!("there are more than {} files", DROP_INS.0)));
         }
     }
     names.sort_unstable_by(|a, b| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
@@ -200,4 +204,76 @@ fn read_text(file: File) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn sources(places: &[&Path]) -> Sources {
+        Sources { file: None, places: places.iter().map(|place| (*place).to_owned()).collect(), forwards: Vec::new() }
+    }
+
+    /// The last part of the name of each drop-in file, and its text.
+    fn drop_ins(texts: &Texts) -> Vec<(String, Result<String, String>)> {
+        let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        texts.drop_ins.iter().map(|text| (last(&text.name), text.text.clone())).collect()
+    }
+
+    #[test]
+    fn the_first_place_with_a_file_or_a_directory_counts_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let [home, etc] = ["home.toml", "etc.toml"].map(|name| root.path().join(name));
+        let both = sources(&[&home, &etc]);
+        assert_eq!(both.texts(), Texts::default());
+        fs::create_dir(root.path().join("etc.toml.d")).unwrap();
+        fs::write(root.path().join("etc.toml.d/x.toml"), "etc").unwrap();
+        assert_eq!(drop_ins(&both.texts()), [("x.toml".to_owned(), Ok("etc".to_owned()))]);
+        fs::create_dir(root.path().join("home.toml.d")).unwrap();
+        assert_eq!(both.texts(), Texts::default(), "an empty directory is a place");
+        fs::write(&home, "home").unwrap();
+        let texts = both.texts();
+        assert_eq!((texts.main.map(|main| main.text), texts.drop_ins), (Some(Ok("home".to_owned())), Vec::new()));
+        let named = Sources { file: Some(etc), ..both };
+        assert_eq!(named.texts().drop_ins, Vec::new(), "a named file stands alone");
+        assert!(named.texts().main.is_some_and(|main| main.text.is_err()), "it is not there");
+    }
+
+    #[test]
+    fn drop_ins_are_read_in_the_byte_order_of_their_names_and_each_by_itself() {
+        let root = tempfile::tempdir().unwrap();
+        let (main, dir) = (root.path().join("m.toml"), root.path().join("m.toml.d"));
+        fs::create_dir(&dir).unwrap();
+        for name in ["b.toml", "B.toml", "é.toml", "a.toml", ".hidden.toml", "a.toml~", "a.conf", "open.toml"] {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        fs::set_permissions(dir.join("open.toml"), fs::Permissions::from_mode(0o646)).unwrap();
+        fs::create_dir(dir.join("dir.toml")).unwrap();
+        symlink("nowhere", dir.join("link.toml")).unwrap();
+        nix::unistd::mkfifo(&dir.join("pipe.toml"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        fs::write(dir.join("large.toml"), vec![b'#'; (1 << 20) + 1]).unwrap();
+        fs::write(dir.join("latin.toml"), b"\xe9").unwrap();
+        let read = drop_ins(&sources(&[&main]).texts());
+        let good: Vec<&str> = read.iter().filter(|(_, text)| text.is_ok()).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(good, ["B.toml", "a.toml", "b.toml", "é.toml"]);
+        let why = |name: &str| {
+            let found = read.iter().find(|(other, _)| other == name).and_then(|(_, text)| text.clone().err());
+            found.unwrap_or_else(|| panic!("{name}: {read:?}"))
+        };
+        for (name, part) in [
+            ("open.toml", "chmod go-w"),
+            ("dir.toml", "directory"),
+            ("link.toml", "No such file"),
+            ("pipe.toml", "not a regular file"),
+            ("large.toml", "1 MiB"),
+            ("latin.toml", "UTF-8"),
+        ] {
+            assert!(why(name).contains(part), "{name}: {}", why(name));
+        }
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let [(name, Err(why))] = &drop_ins(&sources(&[&main]).texts())[..] else { panic!("the directory alone") };
+        assert!(name == "m.toml.d" && why.contains("other users can write"), "{why}");
+    }
 }

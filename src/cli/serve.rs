@@ -13,7 +13,7 @@ use crate::{
     handover, log,
     report::{Code, Fatal},
     service::{self, Ended, Setup, Stay},
-    spec::{Faults, LogLevel},
+    spec::{FaultEffect, Faults, LogLevel},
     systemd::{headroom, reload, signals::Hangup, unit},
 };
 
@@ -61,7 +61,9 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let loaded = service::load(&texts, &service::last_texts(), &service::sockets(&inherited.listeners));
     let plan = loaded.config.plan();
     // By hand, somebody sees at once what is wrong. A service serves what it can.
-    if !managed && !loaded.faults.is_empty() {
+    let refuses = loaded.faults.iter().any(|fault| fault.effect != FaultEffect::Kept);
+    let strict = options.strict && refuses && inherited.stored.is_empty();
+    if strict || (!managed && !loaded.faults.is_empty()) {
         let faults = Faults(loaded.faults.into_iter().map(|fault| fault.fault).collect());
         return Ok(config::tell(&faults, options.program, false));
     }
@@ -109,7 +111,7 @@ pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
         return asked.map(|()| ExitCode::SUCCESS);
     }
     let (unit, flag) = (format!("{program}.service"), scope.flag());
-    let shown = systemctl::show(scope, &["ActiveState"], &[unit.clone()]);
+    let shown = systemctl::show(scope, &["ActiveState"], std::slice::from_ref(&unit));
     let Some(state) = shown.and_then(|shown| shown.first()?.last("ActiveState")) else {
         let what = format!("systemd does not answer, so {unit} cannot be reloaded");
         return Err(

@@ -11,7 +11,7 @@ use std::{
 
 pub(super) use crate::systemd::systemctl::Scope;
 use crate::{
-    spec::{PREFIXES, unit::Unit},
+    spec::{PREFIXES, fdname, unit::Unit},
     sys,
 };
 
@@ -157,6 +157,19 @@ pub(super) fn survey(path: &[PathBuf], prefixes: &[&str]) -> (Vec<FoundUnit>, Ve
         }
     }
     (found, bad)
+}
+
+/// Socket units of one's own whose names lack a prefix, and that were meant for us: they name a qrexec call.
+pub(super) fn without_prefix(path: &[PathBuf], scope: Scope) -> Vec<FoundUnit> {
+    let names = scope.home().map(|home| entries(&home)).unwrap_or_default();
+    let foreign = names.into_iter().filter(|name| {
+        name.ends_with(".socket") && !name.contains('@') && !PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    });
+    let meant = |unit: &FoundUnit| {
+        let name = unit.unit.fd_name().map(|name| fdname::parse(&name.value));
+        unit.unit.service().is_none() && matches!(name, Some(Ok(fdname::Name::Call { .. })))
+    };
+    foreign.filter_map(|name| find_one(path, &name).ok()).filter(meant).collect()
 }
 
 /// One unit by its name, or by the path of its file. An instance has the file of its template.

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::SocketKind;
+use crate::spec::{FaultEffect, SocketKind};
 
 /// The interface's name.
 pub const INTERFACE: &str = "org.qrexec-connect.Control";
@@ -97,32 +97,6 @@ pub enum Life {
     Serving,
     /// The service lets its sessions end.
     Stopping,
-}
-
-/// What a fault of the configuration does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultEffect {
-    /// The last good text of its file stays in force.
-    Kept,
-    /// The forward that it is in is not served.
-    ForwardRefused,
-    /// Its whole drop-in file is refused.
-    DropInRefused,
-    /// Its whole file is refused.
-    FileRefused,
-}
-
-impl FaultEffect {
-    /// One word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kept => "kept",
-            Self::ForwardRefused => "forward_refused",
-            Self::DropInRefused => "drop_in_refused",
-            Self::FileRefused => "file_refused",
-        }
-    }
 }
 
 /// A fault of the configuration.

@@ -7,7 +7,7 @@ use crate::{
     listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
     session::{Figures, Happened, Happening, SessionInfo, Sessions},
-    spec::{ConfigFault, Effect, SocketKind},
+    spec::{ConfigFault, SocketKind},
     sys,
 };
 
@@ -129,15 +129,9 @@ pub fn event(event: api::Happened) -> api::Event {
 
 /// A fault of the configuration.
 pub fn fault(fault: &ConfigFault) -> api::Fault {
-    let effect = match fault.effect {
-        Effect::Kept => api::FaultEffect::Kept,
-        Effect::ForwardRefused => api::FaultEffect::ForwardRefused,
-        Effect::DropInRefused => api::FaultEffect::DropInRefused,
-        Effect::FileRefused => api::FaultEffect::FileRefused,
-    };
     let (place, text) = (fault.fault.place(), fault.to_string());
     let message = text.strip_prefix(&format!("{place}: ")).unwrap_or(&text).to_owned();
-    api::Fault { place, message, effect }
+    api::Fault { place, message, effect: fault.effect }
 }
 
 /// A listener that is not served.

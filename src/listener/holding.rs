@@ -66,7 +66,7 @@ pub struct RefusedListener {
 
 /// A connection that waits for a reload.
 #[derive(Debug)]
-struct Held {
+struct HeldConnection {
     fd: OwnedFd,
     address: SockAddr,
     until: Instant,
@@ -76,7 +76,7 @@ struct Held {
 #[derive(Debug)]
 pub struct HeldConnections {
     kind: StreamKind,
-    waiting: VecDeque<Held>,
+    waiting: VecDeque<HeldConnection>,
 }
 
 impl RefusedListener {
@@ -101,7 +101,7 @@ impl RefusedListener {
         let socket = &self.listener.socket;
         let fd = socket.as_fd().try_clone_to_owned().and_then(|fd| sys::register(fd, Interest::READABLE));
         let Ok(fd) = fd else { return }; // no descriptor left: who connects waits in the backlog
-        let waiting = Waiting { fd, told: Told::new(&self.listener, &self.why), held: self.held.clone() };
+        let waiting = HoldingTask { fd, told: Told::new(&self.listener, &self.why), held: self.held.clone() };
         let datagrams = socket.kind() == SocketKind::Udp;
         self.task = Some(accepting.spawn(|stop| async move {
             if datagrams {
@@ -134,13 +134,13 @@ impl Drop for HeldConnections {
 impl HeldConnections {
     /// Begins a session for each, as if it had just been accepted.
     pub fn serve(mut self, listening: &ServedListener, sessions: &Arc<Sessions>) {
-        for Held { fd, address, .. } in self.waiting.drain(..) {
+        for HeldConnection { fd, address, .. } in self.waiting.drain(..) {
             listening.serve_accepted(sessions, fd, &address);
         }
     }
 }
 
-impl Held {
+impl HeldConnection {
     fn reset(self, kind: StreamKind) {
         if let Ok(stream) = Stream::new(self.fd, kind) {
             stream.reset();
@@ -149,13 +149,13 @@ impl Held {
 }
 
 /// The task of a refused listener.
-struct Waiting {
+struct HoldingTask {
     fd: AsyncFd<OwnedFd>,
     told: Told,
     held: Arc<Mutex<HeldConnections>>,
 }
 
-impl Waiting {
+impl HoldingTask {
     async fn hold(mut self, stop: &CancellationToken) {
         let mut backoff = Backoff::default();
         loop {
@@ -177,7 +177,7 @@ impl Waiting {
                     match sys::accept(self.fd.get_ref().as_fd()) {
                         Ok((fd, address)) => {
                             backoff.reset();
-                            lock(&self.held).waiting.push_back(Held { fd, address, until: Instant::now() + HOLD });
+                            lock(&self.held).waiting.push_back(HeldConnection { fd, address, until: Instant::now() + HOLD });
                         }
                         Err(e) => match backoff.after(&e) {
                             Next::Empty => ready.clear_ready(),

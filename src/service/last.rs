@@ -18,8 +18,8 @@ use crate::{
 
 /// Its name in the runtime directory.
 const FILE: &str = "configuration";
-/// More than that was not written by us, in bytes: a thousand files of 1 MiB, escaped.
-const LIMIT: u64 = 2 << 30;
+/// More than that was not written by us, in bytes: all files together, escaped.
+const LIMIT: u64 = 256 << 20;
 
 fn file() -> Option<PathBuf> {
     Some(runtime_directory()?.join(FILE))

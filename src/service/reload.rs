@@ -12,7 +12,7 @@ use super::{
 use crate::{
     listener::{refuse, wanted},
     log::{Kind, emit, say},
-    spec::{Config, Effect, Forward, Loaded},
+    spec::{Config, FaultEffect, Forward, Loaded},
     systemd::{notify, reload::answer},
 };
 
@@ -122,7 +122,7 @@ impl RunningService {
             return None;
         }
         let lines: Vec<String> = self.faults.iter().map(ToString::to_string).collect();
-        let kept = self.faults.iter().all(|fault| fault.effect == Effect::Kept);
+        let kept = self.faults.iter().all(|fault| fault.effect == FaultEffect::Kept);
         let what = if kept { "the new configuration is not used" } else { "the configuration has faults" };
         let text = format!("{what}: {}", lines.join("\n"));
         say(Kind::ConfigurationRejected, text.as_str());

@@ -10,7 +10,7 @@ use crate::{
     dial::qrexec::Group,
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
-    spec::{Config, ConfigFault, Effect, Entry, LastTexts, SocketKind},
+    spec::{Config, ConfigEntry, ConfigFault, FaultEffect, LastTexts, SocketKind},
     systemd::{notify::ServedCount, sockets::SocketUnits},
 };
 
@@ -86,18 +86,18 @@ impl RunningService {
     }
 
     /// Forwards that the configuration's faults keep from a listener of ours.
-    pub(super) fn refused_forwards(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn refused_forwards(&self) -> impl Iterator<Item = &ConfigEntry> {
         self.config.entries().iter().filter(|entry| !entry.refused().is_empty() && !entry.address().is_empty())
     }
 
     /// Whether a fault keeps a forward from being served.
     pub(super) fn refuses_forwards(&self) -> bool {
-        self.faults.iter().any(|fault| fault.effect != Effect::Kept)
+        self.faults.iter().any(|fault| fault.effect != FaultEffect::Kept)
     }
 
     /// Why something is not served, if anything is not.
     pub(super) fn trouble(&self) -> Option<String> {
-        if let Some(fault) = self.faults.iter().find(|fault| fault.effect != Effect::Kept) {
+        if let Some(fault) = self.faults.iter().find(|fault| fault.effect != FaultEffect::Kept) {
             return Some(fault.to_string());
         }
         if !self.refused.is_empty() || !self.strange.is_empty() {

@@ -15,7 +15,7 @@ pub struct Config {
     pub(super) defaults: Defaults,
     pub(super) log_level: Option<LogLevel>,
     /// One for each forward: those of the main file, of the drop-in files, of the arguments.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<ConfigEntry>,
     /// Why whole files are refused.
     pub(super) refused_files: Vec<SpecFault>,
     /// `[defaults]` says who may connect, and that could not be read: sockets are not served without it.
@@ -24,7 +24,7 @@ pub struct Config {
 
 /// A `[[forward]]` or a `--forward`.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ConfigEntry {
     pub(super) keys: Keys,
     /// The index of its file; `None` for an argument.
     pub(super) file: Option<usize>,
@@ -59,7 +59,7 @@ impl Config {
     }
 
     /// All entries, refused ones too, in the order of files and lines.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[ConfigEntry] {
         &self.entries
     }
 
@@ -72,19 +72,19 @@ impl Config {
     pub fn plan(&self) -> Plan {
         Plan {
             forwards: self.entries.iter().filter_map(|entry| entry.forward.clone()).collect(),
-            waiting: self.entries.iter().filter(|entry| entry.waits).filter_map(Entry::label).cloned().collect(),
+            waiting: self.entries.iter().filter(|entry| entry.waits).filter_map(ConfigEntry::label).cloned().collect(),
             log_level: self.log_level,
         }
     }
 
     /// The entry that a socket of this label has: one that is served, before one that is refused.
-    pub fn labelled(&self, label: &str) -> Option<&Entry> {
+    pub fn labelled(&self, label: &str) -> Option<&ConfigEntry> {
         let mut all = self.entries.iter().filter(|entry| entry.label().is_some_and(|own| own.as_str() == label));
         all.clone().find(|entry| entry.refused.is_empty()).or_else(|| all.next())
     }
 }
 
-impl Entry {
+impl ConfigEntry {
     pub(super) fn new(file: Option<usize>, keys: Keys, refused: Vec<SpecFault>) -> Self {
         Self { keys, file, refused, file_refused: false, forward: None, waits: false }
     }

@@ -1,7 +1,7 @@
 //! The values in force of a forward: what was written, what `[defaults]` says, and what holds without a word.
 
 use super::{
-    config::{Config, Entry},
+    config::{Config, ConfigEntry},
     fdname::Name,
     forward::forward,
     keys::{KeyName, Keys},
@@ -38,7 +38,7 @@ pub struct EffectiveValue {
 
 impl Config {
     /// The values in force of an entry, in the order of keys.
-    pub fn effective(&self, entry: &Entry) -> Vec<EffectiveValue> {
+    pub fn effective(&self, entry: &ConfigEntry) -> Vec<EffectiveValue> {
         let sides = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp].map(ListenSide::Inherited);
         let means = |side: &ListenSide| mean(entry.keys(), *side, &self.defaults).is_ok();
         let side = [ListenSide::Own].into_iter().chain(sides).find(means).unwrap_or(ListenSide::Own);

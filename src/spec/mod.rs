@@ -33,14 +33,14 @@ mod value;
 mod weigh;
 
 pub use call::{Call, Service, Target, policy_line};
-pub use config::{Config, Entry};
+pub use config::{Config, ConfigEntry};
 pub use effective::{EffectiveValue, ValueOrigin};
 pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
-pub use load::{ConfigFault, Effect, LastText, LastTexts, Loaded, Text, Texts, load};
+pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};

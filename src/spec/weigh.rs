@@ -7,7 +7,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
-    config::{Config, Entry},
+    config::{Config, ConfigEntry},
     endpoint::{Netns, UnixAddr},
     error::{Origin, Place, SpecFault},
     fdname,
@@ -35,7 +35,7 @@ impl Beside<'_> {
 
 /// How much of the configuration a fault takes away when there is no last good text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum FaultScope {
     /// The forward that it is in.
     Forward,
     /// All forwards of the drop-in file.
@@ -46,10 +46,10 @@ pub enum Scope {
 
 /// A fault, and where it belongs.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct FoundFault {
     /// The index of the file; `None` for a `--forward` argument.
     pub(super) file: Option<usize>,
-    pub(super) scope: Scope,
+    pub(super) scope: FaultScope,
     /// Two files contradict each other: each is good by itself.
     pub(super) between_files: bool,
     pub(super) fault: SpecFault,
@@ -60,12 +60,12 @@ pub(super) struct Found {
 pub(super) struct Weighed {
     pub(super) config: Config,
     /// In the order of files and lines.
-    pub(super) faults: Vec<Found>,
+    pub(super) faults: Vec<FoundFault>,
 }
 
 impl Weighed {
     /// The faults that file `index` has by itself.
-    pub(super) fn own_faults(&self, index: usize) -> impl Iterator<Item = &Found> {
+    pub(super) fn own_faults(&self, index: usize) -> impl Iterator<Item = &FoundFault> {
         self.faults.iter().filter(move |found| found.file == Some(index) && !found.between_files)
     }
 }
@@ -79,7 +79,8 @@ pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], b
             config.log_level = file.log_level;
             config.access_lost.clone_from(&file.access_lost);
         }
-        let entry = |(keys, faults): &(Keys, Vec<SpecFault>)| Entry::new(Some(index), keys.clone(), faults.clone());
+        let entry =
+            |(keys, faults): &(Keys, Vec<SpecFault>)| ConfigEntry::new(Some(index), keys.clone(), faults.clone());
         config.entries.extend(file.forwards.iter().map(entry));
     }
     overlay(&mut config.entries, arguments, config.defaults.uds_dir.as_deref());
@@ -94,13 +95,19 @@ pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], b
     for (index, file) in files.iter().enumerate() {
         faults.extend(judge(index, file, &mut config));
     }
+    if let Some(fault) = &config.access_lost {
+        // The forwards of other files would let in whom the defaults keep out.
+        for entry in config.entries.iter_mut().filter(|entry| entry.refused.is_empty()) {
+            entry.refuse([fault.clone()]);
+        }
+    }
     let known: Vec<usize> = config.entries.iter().map(|entry| entry.refused.len()).collect();
     refuse_second(config.entries.iter_mut().filter(|entry| !entry.file_refused));
     for (entry, known) in config.entries.iter().zip(known) {
         let found = |between_files| {
             move |fault: &SpecFault| {
                 let file = entry.file.filter(|_| matches!(fault.origin(), Origin::File(_)));
-                Found { file, scope: Scope::Forward, between_files, fault: fault.clone() }
+                FoundFault { file, scope: FaultScope::Forward, between_files, fault: fault.clone() }
             }
         };
         // Those of files have been told.
@@ -112,27 +119,24 @@ pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], b
 }
 
 /// The faults of a file by itself; where they concern all of it, none of its forwards is served.
-fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<Found> {
+fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<FoundFault> {
     let of_file = |fault: &&SpecFault| matches!(fault.origin(), Origin::File(_));
     let entries = || config.entries.iter().filter(|entry| entry.file == Some(index));
     let own: Vec<SpecFault> = entries().flat_map(|entry| entry.refused.iter().filter(of_file)).cloned().collect();
     let whole = !file.faults.is_empty() || (file.drop_in && !own.is_empty());
     let found =
-        |scope, fault: &SpecFault| Found { file: Some(index), scope, between_files: false, fault: fault.clone() };
-    let scope = if file.drop_in { Scope::DropIn } else { Scope::File };
-    let inside = if file.drop_in { Scope::DropIn } else { Scope::Forward };
-    let mut faults: Vec<Found> = file.faults.iter().map(|fault| found(scope, fault)).collect();
+        |scope, fault: &SpecFault| FoundFault { file: Some(index), scope, between_files: false, fault: fault.clone() };
+    let scope = if file.drop_in { FaultScope::DropIn } else { FaultScope::File };
+    let inside = if file.drop_in { FaultScope::DropIn } else { FaultScope::Forward };
+    let mut faults: Vec<FoundFault> = file.faults.iter().map(|fault| found(scope, fault)).collect();
     faults.extend(own.iter().map(|fault| found(inside, fault)));
     faults.sort_by_key(|found| (found.fault.line(), found.fault.column()));
     if whole {
         let why = file.faults.first().or(own.first()).cloned();
         for entry in config.entries.iter_mut().filter(|entry| entry.file == Some(index)) {
             entry.file_refused = true;
-            entry.forward = None;
-            entry.waits = false;
-            if entry.refused.is_empty() {
-                entry.refused.extend(why.clone());
-            }
+            let why = why.clone().filter(|_| entry.refused.is_empty());
+            entry.refuse(why);
         }
         config.refused_files.extend(file.faults.iter().cloned());
     }
@@ -148,7 +152,14 @@ fn taken(config: &Config, sockets: &[(String, SocketKind)]) -> Vec<(Label, Socke
     sockets.iter().filter_map(label).collect()
 }
 
-impl Entry {
+impl ConfigEntry {
+    /// Whatever it means, it is not served, because of these faults.
+    fn refuse(&mut self, faults: impl IntoIterator<Item = SpecFault>) {
+        self.refused.extend(faults);
+        self.forward = None;
+        self.waits = false;
+    }
+
     /// Decides what the entry means, beside the sockets that have `taken` labels.
     fn weigh(&mut self, defaults: &Defaults, taken: &[(Label, SocketKind)], no_namespaces: Option<&'static str>) {
         // What could not be read is not called missing.
@@ -187,7 +198,7 @@ impl Entry {
 }
 
 /// Refuses what only one forward can have to all but the first.
-fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut Entry>) {
+fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) {
     let mut claims = Claims::default();
     for entry in entries {
         let mut faults = Vec::new();
@@ -200,9 +211,7 @@ fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut Entry>) {
         // The second of a file is told once, and not again over all files.
         faults.retain(|fault| !entry.refused.contains(fault));
         if !faults.is_empty() {
-            entry.refused.extend(faults);
-            entry.forward = None;
-            entry.waits = false;
+            entry.refuse(faults);
         }
     }
 }

@@ -254,7 +254,7 @@ fn address(text: &str) -> Option<SocketAddr> {
 
 /// A socket that has a port of this network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct OpenPort {
     pub local: SocketAddr,
     pub user: u32,
     /// What descriptors of it are called.
@@ -262,7 +262,7 @@ pub struct Bound {
 }
 
 /// The TCP sockets of this network namespace that listen, or all its UDP sockets.
-pub fn bound(datagrams: bool) -> Vec<Bound> {
+pub fn bound(datagrams: bool) -> Vec<OpenPort> {
     /// `TCP_LISTEN` of linux/tcp_states.h.
     const LISTENS: &str = "0A";
     let tables: [&str; 2] = match datagrams {
@@ -275,7 +275,7 @@ pub fn bound(datagrams: bool) -> Vec<Bound> {
             let Ok(line) = std::str::from_utf8(line) else { return };
             let state = line.split_ascii_whitespace().nth(3);
             let socket = Tcp::parse(line).filter(|_| datagrams || state == Some(LISTENS));
-            found.extend(socket.map(|Tcp { local, user, inode, .. }| Bound { local, user, inode }));
+            found.extend(socket.map(|Tcp { local, user, inode, .. }| OpenPort { local, user, inode }));
         });
     }
     found

@@ -8,7 +8,7 @@
 //!
 //! | state of a unit | how it is known | what is done |
 //! |---|---|---|
-//! | active | the manager says so after the start of the service | nothing |
+//! | active | the manager is asked at the start of the service | nothing |
 //! | active, its file is gone | the first question after a daemon-reload | the manager is asked twice a second |
 //! | inactive | any answer | the service restarts, and is not passed the socket |
 //!
@@ -37,14 +37,12 @@ use crate::{
     sys,
 };
 
-/// How long after the start the units are asked for: when many sockets start, each restarts the service.
-const FIRST: Duration = Duration::from_millis(300);
 /// A daemon-reload makes several directories; one question follows all of them.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often a unit without its file is looked at.
 const WATCH: Duration = Duration::from_millis(500);
-/// How long the manager may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the manager may take to answer, and how long a question without an answer is put off.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a question without an answer is repeated.
 const ATTEMPTS: u32 = 5;
 
@@ -79,7 +77,7 @@ impl SocketUnits {
         if !notify::managed() || !sd_notify::booted().unwrap_or(false) {
             return Self::default();
         }
-        Self { beside_generators: watch(), next: Some(Instant::now() + FIRST), ..Self::default() }
+        Self { beside_generators: watch(), next: Some(Instant::now()), ..Self::default() }
     }
 
     /// The unit without a file that has this address.

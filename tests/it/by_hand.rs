@@ -4,7 +4,6 @@
 use std::{
     fs,
     net::TcpStream,
-    os::fd::OwnedFd,
     process::{Command, Stdio},
 };
 
@@ -84,7 +83,7 @@ fn a_closed_terminal_ends_it_and_nohup_keeps_it() {
         let pair = openpty(None, None).expect("a terminal");
         // The program must not hold the other end of its own terminal.
         fcntl(&pair.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a descriptor");
-        (OwnedFd::from(pair.master), Stdio::from(pair.slave))
+        (pair.master, Stdio::from(pair.slave))
     };
     let (master, slave) = terminal();
     let (mut process, port) = forwarding(&["setsid", "--ctty", "--wait"], &[], slave);

@@ -23,6 +23,7 @@ mod limits;
 mod log;
 mod manual;
 mod metrics;
+mod mistakes;
 mod mistakes_of_units;
 mod names;
 mod notify;

@@ -46,7 +46,10 @@ impl Desk {
     fn says(&self, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
         let mut command = Command::new(program);
         command.args(arguments).env("HOME", self.root.path()).env("XDG_CONFIG_HOME", self.at("config"));
-        command.env("XDG_RUNTIME_DIR", self.at("run")).env("SYSTEMD_UNIT_PATH", self.at("units"));
+        command.env("XDG_RUNTIME_DIR", self.at("run")).env(
+            "SYSTEMD_UNIT_PATH",
+            format!("{}:{}", self.at("units").display(), self.at("config/systemd/user").display()),
+        );
         command.env_remove("DBUS_SESSION_BUS_ADDRESS");
         let output = run(command);
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -194,6 +197,14 @@ fn files_that_are_no_units_and_units_that_nobody_reads_are_named() {
         let (code, said) = desk.says(CONNECT, &["check", &what]);
         assert!(code == Some(78) && said.contains(part), "{what}: {code:?} {said}");
     }
+    // Also found by itself, where it lies among the units of the user.
+    desk.put("config/systemd/user/calls.socket", &three("127.0.0.1:4321", CALL));
+    desk.put("config/systemd/user/other.socket", &three("127.0.0.1:4322", "something-else"));
+    let (code, said) = desk.says(CONNECT, &["check"]);
+    assert!(
+        code == Some(78) && said.contains("qrexec-connect-calls.socket") && !said.contains("other.socket"),
+        "{said}"
+    );
     desk.put("units/qrexec-connect-gitweb.socket", &three("127.0.0.1:4321", CALL));
     let (_, said) = desk.says(CONNECT, &["check", "qrexec-connect-gitwbe.socket"]);
     assert!(said.contains("did you mean qrexec-connect-gitweb.socket?"), "{said}");

@@ -95,8 +95,8 @@ fn the_users_own_configuration_is_found() {
 }
 
 #[test]
-fn a_bad_configuration_ends_the_service_with_78_and_every_place() {
-    let activation = Activation::qrexec_connect().tcp("ssh");
+fn by_hand_a_bad_configuration_ends_the_program_with_78_and_every_place() {
+    let activation = Activation::qrexec_connect().tcp("ssh").without_notify();
     let file = activation.dir().join("bad.toml");
     fs::write(&file, "[[forward]]\nlabel = \"ssh\"\ntaget = \"10.0.0.5:22\"\n\n[[forward]]\nlabel = 7\n")
         .expect("writable");
@@ -112,8 +112,8 @@ fn a_bad_configuration_ends_the_service_with_78_and_every_place() {
 }
 
 #[test]
-fn broken_toml_and_a_missing_file_end_the_service_with_78() {
-    let activation = Activation::qrexec_connect().tcp("ssh");
+fn by_hand_broken_toml_and_a_missing_file_end_the_program_with_78() {
+    let activation = Activation::qrexec_connect().tcp("ssh").without_notify();
     let file = activation.dir().join("broken.toml");
     fs::write(&file, "[[forward]]\nlabel = \"ssh\n").expect("writable");
     let place = format!("qrexec-connect: {}:2:", file.display());
@@ -121,7 +121,8 @@ fn broken_toml_and_a_missing_file_end_the_service_with_78() {
     assert_eq!(service.process.wait().code(), Some(78));
     service.process.stderr.wait_for(&place);
 
-    let mut service = Activation::qrexec_connect().tcp("ssh").args(["--config", "/nonexistent/x.toml"]).start();
+    let activation = Activation::qrexec_connect().tcp("ssh").without_notify();
+    let mut service = activation.args(["--config", "/nonexistent/x.toml"]).start();
     assert_eq!(service.process.wait().code(), Some(78));
     service.process.stderr.wait_for("/nonexistent/x.toml: cannot be read");
 }

@@ -220,3 +220,41 @@ fn a_service_without_idle_time_stays() {
     assert!(service.process.running());
     service.stop();
 }
+
+#[test]
+fn the_texts_in_force_are_kept_for_the_next_process_and_go_with_a_stop_and_the_idle_exit() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let server = Server::tcp();
+    let begin = |arguments: &[&str]| {
+        let activation = Activation::qrexec_connect().tcp("it");
+        let (file, directory) = (activation.dir().join("it.toml"), activation.dir().to_owned());
+        write(&activation, &server.port().to_string());
+        let activation = activation.arg("--config").arg(&file).args(arguments.iter().copied());
+        (activation.env("RUNTIME_DIRECTORY", &directory).start().ready(), directory.join("configuration"), file)
+    };
+    let (mut service, kept, file) = begin(&[]);
+    assert_eq!(fs::metadata(&kept).expect("it is there").permissions().mode() & 0o7777, 0o600);
+    let text = fs::read_to_string(&kept).expect("it is there");
+    let last: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(last["main"]["name"], file.to_str().expect("UTF-8"));
+    assert!(last["main"]["since"].as_u64().is_some_and(|since| since > 1_700_000_000), "{last}");
+
+    // Over a restart and a crash, a faulty file takes nothing down; rubbish in the file counts as nothing.
+    fs::write(&file, "[[forward]\n").expect("writable");
+    service.restart(|process| process.signal(Signal::SIGKILL));
+    service.notifications.wait_for("STATUS", |s| s.starts_with("CONFIG ERROR: ") && s.contains("; 1 listener, "));
+    let _peer = service.connect(0);
+    server.accept();
+    assert_eq!(fs::read_to_string(&kept).expect("it is there"), text, "the same, of the same time");
+    fs::write(&kept, "{\"main\": 7}").expect("writable");
+    service.restart(|process| process.signal(Signal::SIGKILL));
+    service.notifications.wait_for("STATUS", |s| s.starts_with("CONFIG ERROR: ") && s.contains("; 0 of 1 listeners, "));
+    service.process.signal(Signal::SIGTERM);
+    assert!(service.process.wait().success());
+    assert!(!kept.exists());
+
+    let (mut service, kept, _) = begin(&["--exit-idle-time", "1"]);
+    assert!(kept.exists());
+    assert!(service.process.wait().success());
+    assert!(!kept.exists());
+}

@@ -119,10 +119,10 @@ fn what_something_else_becomes_is_understood() {
                 assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stderr));
                 adds += 1;
             } else if code.strip_prefix("FileDescriptorName=").is_some_and(|name| !name.is_empty()) {
-                let unit = dir.path().join("pfwd-web.socket");
-                fs::write(&unit, format!("[Socket]\nListenStream=127.0.0.1:80\n{code}\n")).expect("ours");
+                let unit = dir.path().join("qrexec-connect-web.socket");
+                fs::write(&unit, format!("[Socket]\nListenStream=127.0.0.1:18080\n{code}\n")).expect("ours");
                 let mut check = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
-                check.arg("check").arg(&unit);
+                check.arg("check").arg(&unit).env("SYSTEMD_UNIT_PATH", dir.path());
                 let output = run(check);
                 assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stdout));
                 names += 1;

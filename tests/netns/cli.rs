@@ -23,12 +23,14 @@ fn check_prints_the_plan_or_all_faults_with_their_places() {
     fs::write(&file, "[[forward]]\nlabel = \"ssh\"\nlisten = \"0.0.0.0:2222\"\nuds = \"/run/a.sock\"\ntarget = \"10.0.0.5:22\"\nnamespace = \"qdhcp-27a7\"\n").expect("ours");
     let (code, out, err) = pfwd(&["--check", "--config", config, "--forward", "label=ssh,listen=127.0.0.1:2200"]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
-    assert_eq!(out, "ssh: tcp 127.0.0.1:2200 -> unix /run/a.sock -> tcp 10.0.0.5:22 in qdhcp-27a7\n");
+    assert!(out.starts_with("ssh: tcp 127.0.0.1:2200 -> unix /run/a.sock -> tcp 10.0.0.5:22 in qdhcp-27a7\n"), "{out}");
+    assert!(out.contains("no network namespace qdhcp-27a7 now") && out.contains("1 listener can be served"), "{out}");
 
     fs::write(&file, "[defaults]\nmode = 600\n[[forward]]\nlisten = \"0.0.0.0:2222\"\nupsteam = \"x\"\n")
         .expect("ours");
     let (code, out, err) = pfwd(&["--check", "--config", config, "--forward", "uds=relative,target=a+1"]);
-    assert_eq!((code, out.as_str()), (Some(78), ""));
+    assert_eq!(code, Some(78));
+    let err = out + &err;
     for part in [
         "pfwd.toml:2:8",
         "write: mode = \"0600\"",
@@ -49,14 +51,14 @@ fn check_prints_the_plan_or_all_faults_with_their_places() {
 
 #[test]
 fn a_name_inside_a_namespace_is_refused_before_anything_starts() {
-    let (code, _, err) = pfwd(&["--check", "--forward", "listen=127.0.0.1:0,namespace=a,target=db.internal:22"]);
+    let (code, err, _) = pfwd(&["--check", "--forward", "listen=127.0.0.1:0,namespace=a,target=db.internal:22"]);
     assert_eq!(code, Some(78), "{err}");
     assert!(err.contains("db.internal") && err.contains("an address"), "{err}");
 }
 
 #[test]
 fn two_forwards_that_serve_one_socket_are_refused() {
-    let (code, _, err) =
+    let (code, err, _) =
         pfwd(&["--check", "--forward", "uds=/run/a,target=10.0.0.1:1", "--forward", "uds=/run/a,target=10.0.0.2:2"]);
     assert_eq!(code, Some(78));
     assert!(err.contains("two forwards serve /run/a"), "{err}");
@@ -92,7 +94,7 @@ fn the_units_it_prints_are_served_as_the_forwards_are() {
         "--forward",
         "listen=0.0.0.0:2222,uds=/run/qdhcp/ssh.sock",
     ]);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(code == Some(0) && err.contains("/etc/pfwd.toml is not read"), "{err}");
     let expected = "\
 # /etc/systemd/system/pfwd-ssh.socket
 [Socket]
@@ -116,5 +118,6 @@ FileDescriptorName=uds=/run/qdhcp/ssh.sock
 fn the_shipped_example_means_what_it_says() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/examples/pfwd.toml");
     let (code, out, err) = pfwd(&["--check", "--config", example]);
-    assert_eq!((code, err.as_str(), out.lines().count()), (Some(0), "", 5));
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert_eq!(out.lines().filter(|line| line.contains(" -> ")).count(), 5, "{out}");
 }

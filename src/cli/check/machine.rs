@@ -20,7 +20,7 @@ use crate::{
 
 /// A socket that somebody has where a listener is to be.
 #[derive(Clone, Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenPlace {
     /// Where it listens.
     pub(super) place: ListenPlace,
     /// Whose it is.
@@ -29,7 +29,7 @@ pub(super) struct Taken {
     holders: Vec<(u32, String)>,
 }
 
-impl Taken {
+impl TakenPlace {
     /// Who has it, in words.
     pub(super) fn holder(&self) -> String {
         match self.holders.first() {
@@ -52,9 +52,9 @@ impl Taken {
 }
 
 /// Who listens where the places are to be, each found once.
-pub(super) fn taken(places: &[ListenPlace]) -> Vec<Taken> {
-    let mut found: Vec<(u64, Taken)> = Vec::new();
-    let mut put = |inode, place, user| found.push((inode, Taken { place, user, holders: Vec::new() }));
+pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
+    let mut found: Vec<(u64, TakenPlace)> = Vec::new();
+    let mut put = |inode, place, user| found.push((inode, TakenPlace { place, user, holders: Vec::new() }));
     for datagrams in [false, true] {
         for socket in proc::bound(datagrams) {
             let addr = SocketAddr::new(socket.local.ip().to_canonical(), socket.local.port());

@@ -176,6 +176,9 @@ fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mu
     let path = request.scope.search_path();
     let (mut found, mut bad) =
         if everything { units::survey(&path, &[request.program.prefix]) } else { Default::default() };
+    if everything && request.program.name == "qrexec-connect" {
+        found.extend(units::without_prefix(&path, request.scope));
+    }
     for name in names {
         match units::find_one(&path, name) {
             Ok(unit) => found.push(unit),
@@ -218,9 +221,10 @@ fn others(found: &[FoundUnit]) -> Vec<(FoundUnit, Scope)> {
     for scope in [Scope::User, Scope::System] {
         for unit in units::find(&scope.search_path(), &PREFIXES) {
             let mut known = found.iter().chain(others.iter().map(|(other, _)| other));
-            let asked = known.any(|known| known.path == unit.path) || unit.name.contains("@.");
+            let known = known.any(|known| known.path == unit.path) || unit.name.contains("@.");
             // The user's manager has no pfwd.
-            if !asked && !(scope == Scope::User && unit.name.starts_with("pfwd-")) {
+            let foreign = scope == Scope::User && unit.name.starts_with("pfwd-");
+            if !known && !foreign {
                 others.push((unit, scope));
             }
         }

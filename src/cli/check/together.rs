@@ -2,7 +2,7 @@
 
 use super::{
     finding::Finding,
-    machine::{self, Taken},
+    machine::{self, TakenPlace},
     manager,
 };
 use crate::spec::{ListenPlace, PlacedListener, circles, exclusions, unit::Consequence};
@@ -45,7 +45,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
     let asked: Vec<&PlacedListener<Known>> = all.iter().filter(|one| one.what.asked && !one.what.active).collect();
     let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
     let taken = machine::taken(&places);
-    let units = if taken.iter().any(Taken::is_managed) { manager::listening() } else { Vec::new() };
+    let units = if taken.iter().any(TakenPlace::is_managed) { manager::listening() } else { Vec::new() };
     for listener in asked.iter().filter(|listener| is_here(&listener.place)) {
         let Some(by) = taken.iter().find(|taken| listener.place.excludes(&taken.place)) else { continue };
         let unit = units.iter().find(|(_, place)| listener.place.excludes(place)).map(|(name, _)| name);

@@ -115,7 +115,7 @@ fn listener(
     let address = match &read.address {
         Ok(address) => address,
         Err(fault) => {
-            report.findings.push(Finding::cited(fault.clone(), Consequence::LeftOut));
+            report.findings.push(Finding::cited((**fault).clone(), Consequence::LeftOut));
             return;
         }
     };

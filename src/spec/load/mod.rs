@@ -15,8 +15,9 @@
 //! A text that is in force with a refused forward is no good text, but the last one there is: a later faulty text
 //! replaces it only where that takes no forward away.
 //!
-//! A good text that no longer has the label of a socket which the last good text served has a fault, too: the file
-//! keeps its last good text until the socket is stopped.
+//! Two faults lie between a good text and something else. A main file whose `[defaults]` make an unchanged drop-in file
+//! faulty keeps its last good text. So does a file that no longer has the label of a socket which its last good text
+//! served, until the socket is stopped.
 //!
 //! The arguments are those of this process; there is no last good one of them.
 
@@ -25,14 +26,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    config::{Config, Entry},
+    config::{Config, ConfigEntry},
     error::{Faults, SpecFault},
     fdname::{self, Name},
     file::FileText,
     forward::read_all,
     keys::Keys,
     plan::Plan,
-    weigh::{Beside, Found, Scope, Weighed, weigh},
+    weigh::{Beside, FaultScope, FoundFault, Weighed, weigh},
 };
 
 /// The text of a configuration file, or why it cannot be read.
@@ -79,9 +80,10 @@ pub struct LastText {
     pub good: bool,
 }
 
-/// What a fault does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+/// What a fault does. The control interface has the variants by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultEffect {
     /// The file's last text stays in force.
     Kept,
     /// The forward that it is in is not served.
@@ -98,11 +100,11 @@ pub struct ConfigFault {
     /// What is wrong, and where.
     pub fault: SpecFault,
     /// What it does now.
-    pub effect: Effect,
+    pub effect: FaultEffect,
     /// What it does at a start, where there is no last good text.
-    pub at_start: Effect,
+    pub at_start: FaultEffect,
     /// What it does at a reload or a restart of a service that runs with a good text of the file.
-    pub at_reload: Effect,
+    pub at_reload: FaultEffect,
 }
 
 /// A configuration, loaded.
@@ -175,12 +177,18 @@ pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> L
     let arguments = read_all(&texts.forwards);
     let weighed = weigh_all(&files, &arguments, beside);
     let mut loading = Loading { files, arguments, beside, weighed, faults: Vec::new() };
-    for index in 0..loading.files.len() {
-        let name = loading.files[index].name.clone();
-        let drop_in = loading.files[index].read.drop_in;
-        let old = if drop_in { of_drop_in(&name) } else { of_main(&name) };
-        old.into_iter().for_each(|old| loading.keep_if_faulty(index, old));
+    let of_main_in_force = texts.main.as_ref().and_then(|text| of_main(&text.name));
+    let (mut main, mut drop_ins) = (Vec::new(), Vec::new());
+    for (index, file) in loading.files.iter().enumerate() {
+        if file.read.drop_in {
+            drop_ins.extend(of_drop_in(&file.name).map(|old| (index, old)));
+        } else {
+            main.extend(of_main(&file.name).map(|old| (index, old)));
+        }
     }
+    loading.keep_where_faulty(main); // first: its defaults hold for the drop-ins
+    loading.keep_where_faulty(drop_ins);
+    of_main_in_force.into_iter().for_each(|old| loading.keep_for_drop_ins(old, last));
     loading.keep_for_sockets(texts, last);
     loading.end()
 }
@@ -190,29 +198,70 @@ fn weigh_all(files: &[Candidate], arguments: &[(Keys, Vec<SpecFault>)], beside: 
 }
 
 impl Loading<'_> {
-    /// Keeps the last text of a file, where the present one has faults.
-    fn keep_if_faulty(&mut self, index: usize, old: &LastText) {
-        let file = &self.files[index];
-        if file.kept || file.last.as_ref().is_some_and(|last| last.text == old.text) {
-            return;
-        }
-        let faults: Vec<ConfigFault> =
-            self.weighed.own_faults(index).map(|found| ConfigFault { effect: Effect::Kept, ..found.into() }).collect();
-        if faults.is_empty() {
+    /// Keeps the last texts of those of `files` that have faults.
+    fn keep_where_faulty(&mut self, files: Vec<(usize, &LastText)>) {
+        let faulty = |(index, old): &(usize, &LastText)| {
+            let file = &self.files[*index];
+            let same = file.last.as_ref().is_some_and(|last| last.text == old.text);
+            !file.kept && !same && self.weighed.own_faults(*index).next().is_some()
+        };
+        let mut faulty: Vec<_> = files.into_iter().filter(faulty).collect();
+        if faulty.is_empty() {
             return;
         }
         let mut files = self.files.clone();
-        files[index] = Candidate::kept(old, file.read.drop_in);
-        let weighed = weigh_all(&files, &self.arguments, self.beside);
-        let better = if old.good {
+        for (index, old) in &faulty {
+            files[*index] = Candidate::kept(old, files[*index].read.drop_in);
+        }
+        let mut weighed = weigh_all(&files, &self.arguments, self.beside);
+        let tried = faulty.len();
+        faulty.retain(|(index, old)| {
+            let better = self.is_better(&weighed, *index, old);
+            if !better {
+                files[*index] = self.files[*index].clone();
+            }
+            better
+        });
+        if faulty.len() < tried {
+            weighed = weigh_all(&files, &self.arguments, self.beside);
+        }
+        for (index, _) in faulty {
+            let own = self.weighed.own_faults(index);
+            self.faults.extend(own.map(|found| ConfigFault { effect: FaultEffect::Kept, ..found.into() }));
+        }
+        (self.files, self.weighed) = (files, weighed);
+    }
+
+    /// Whether the last text of a file, as `weighed`, is to stay in force rather than the present one, which has faults.
+    fn is_better(&self, weighed: &Weighed, index: usize, old: &LastText) -> bool {
+        if old.good {
             // What a newer version finds faulty counts as absent.
-            weighed.own_faults(index).next().is_none()
-        } else {
-            let now = served(&self.weighed.config, index);
-            served(&weighed.config, index).iter().any(|forward| !now.contains(forward))
+            return weighed.own_faults(index).next().is_none();
+        }
+        let now = served(&self.weighed.config, index);
+        served(&weighed.config, index).iter().any(|forward| !now.contains(forward))
+    }
+
+    /// Keeps the last text of the main file, where the present one is good and makes an unchanged drop-in file faulty: by
+    /// its `[defaults]`.
+    fn keep_for_drop_ins(&mut self, old: &LastText, last: &LastTexts) {
+        let unchanged =
+            |file: &Candidate| file.last.as_ref().is_some_and(|own| own.good && last.drop_ins.contains(own));
+        let faulty = |index: &usize| {
+            let file = &self.files[*index];
+            file.read.drop_in && unchanged(file) && self.weighed.own_faults(*index).next().is_some()
         };
-        if better {
-            self.faults.extend(faults);
+        let faulty: Vec<usize> = (0..self.files.len()).filter(faulty).collect();
+        let main = self.files.iter().position(|file| !file.read.drop_in && !file.kept);
+        let Some(main) = main.filter(|_| !faulty.is_empty()) else { return };
+        let mut files = self.files.clone();
+        files[main] = Candidate::kept(old, false);
+        let weighed = weigh_all(&files, &self.arguments, self.beside);
+        if faulty.iter().all(|index| weighed.own_faults(*index).next().is_none()) {
+            for index in faulty {
+                let own = self.weighed.own_faults(index);
+                self.faults.extend(own.map(|found| ConfigFault { effect: FaultEffect::Kept, ..found.into() }));
+            }
             (self.files, self.weighed) = (files, weighed);
         }
     }
@@ -254,9 +303,9 @@ impl Loading<'_> {
                 let fault = fault.hint("put it back, or stop the socket first");
                 self.faults.push(ConfigFault {
                     fault,
-                    effect: Effect::Kept,
-                    at_start: Effect::ForwardRefused,
-                    at_reload: Effect::Kept,
+                    effect: FaultEffect::Kept,
+                    at_start: FaultEffect::ForwardRefused,
+                    at_reload: FaultEffect::Kept,
                 });
                 (self.files, self.weighed) = (files, weighed);
                 break;
@@ -287,18 +336,18 @@ fn place_of(name: &str, drop_in: bool) -> &str {
 /// What is served of a file, by what makes each forward the same after a change.
 fn served(config: &Config, index: usize) -> Vec<Vec<String>> {
     let entries = config.entries.iter().filter(|entry| entry.file == Some(index) && entry.refused.is_empty());
-    entries.map(Entry::identity).collect()
+    entries.map(ConfigEntry::identity).collect()
 }
 
-impl From<&Found> for ConfigFault {
-    fn from(found: &Found) -> Self {
+impl From<&FoundFault> for ConfigFault {
+    fn from(found: &FoundFault) -> Self {
         let at_start = match found.scope {
-            Scope::Forward => Effect::ForwardRefused,
-            Scope::DropIn => Effect::DropInRefused,
-            Scope::File => Effect::FileRefused,
+            FaultScope::Forward => FaultEffect::ForwardRefused,
+            FaultScope::DropIn => FaultEffect::DropInRefused,
+            FaultScope::File => FaultEffect::FileRefused,
         };
         let alone = found.file.is_some() && !found.between_files;
-        let at_reload = if alone { Effect::Kept } else { at_start };
+        let at_reload = if alone { FaultEffect::Kept } else { at_start };
         Self { fault: found.fault.clone(), effect: at_start, at_start, at_reload }
     }
 }
@@ -343,8 +392,20 @@ impl Config {
     }
 }
 
+impl FaultEffect {
+    /// One word, as the control interface has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::ForwardRefused => "forward_refused",
+            Self::DropInRefused => "drop_in_refused",
+            Self::FileRefused => "file_refused",
+        }
+    }
+}
+
 /// For people.
-impl fmt::Display for Effect {
+impl fmt::Display for FaultEffect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kept => "the last good text of the file stays in force",

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::spec::{Name, SocketKind};
 
@@ -23,7 +25,7 @@ fn served(loaded: &Loaded) -> Vec<String> {
     loaded.config.plan().forwards.iter().map(|f| f.label.as_ref().expect("labelled").to_string()).collect()
 }
 
-fn faults(loaded: &Loaded) -> Vec<(String, Effect)> {
+fn faults(loaded: &Loaded) -> Vec<(String, FaultEffect)> {
     loaded.faults.iter().map(|fault| (fault.fault.place(), fault.effect)).collect()
 }
 
@@ -31,7 +33,7 @@ fn faults(loaded: &Loaded) -> Vec<(String, Effect)> {
 fn at_a_first_start_a_fault_inside_a_forward_takes_that_forward_alone() {
     let loaded = first(&files(&format!("{A}{B}mode = 0.5\n{C}"), &[]));
     assert_eq!(served(&loaded), ["a", "c"]);
-    assert_eq!(faults(&loaded), [("m:9:8".to_owned(), Effect::ForwardRefused)]);
+    assert_eq!(faults(&loaded), [("m:9:8".to_owned(), FaultEffect::ForwardRefused)]);
     assert_eq!(loaded.texts.main.as_ref().map(|main| (main.good, main.since)), Some((false, 7)));
     // Of two forwards that exclude each other, the later one is refused.
     let loaded = first(&files(&format!("{A}{B}{A}"), &[]));
@@ -46,7 +48,11 @@ fn at_a_first_start_a_fault_outside_of_forwards_takes_the_whole_file_alone() {
     for fault in ["[defaults]\nmode = 7.5\n", "x = = 1\n", "[[forwards]]\n", "[defaults]\nlisten = \"a\"\n"] {
         let loaded = first(&files(&format!("{A}{fault}"), &[("b.toml", B)]));
         assert_eq!(served(&loaded), ["b"], "{fault}");
-        assert!(loaded.faults.iter().all(|fault| fault.effect == Effect::FileRefused), "{fault}: {:?}", loaded.faults);
+        assert!(
+            loaded.faults.iter().all(|fault| fault.effect == FaultEffect::FileRefused),
+            "{fault}: {:?}",
+            loaded.faults
+        );
     }
 }
 
@@ -64,7 +70,7 @@ fn a_faulty_drop_in_serves_nothing_and_the_others_take_effect() {
         assert_eq!(served(&loaded), ["a", "c"], "{text}");
         assert!(!loaded.faults.is_empty());
         let refused = |fault: &ConfigFault| {
-            fault.effect == Effect::DropInRefused && fault.fault.place().starts_with("m.d/b.toml:")
+            fault.effect == FaultEffect::DropInRefused && fault.fault.place().starts_with("m.d/b.toml:")
         };
         assert!(loaded.faults.iter().all(refused), "{text}: {:?}", loaded.faults);
         // With a good text before, that one stays; with the good one back, nothing is wrong.
@@ -72,7 +78,9 @@ fn a_faulty_drop_in_serves_nothing_and_the_others_take_effect() {
         let kept = then(&files(A, &[("b.toml", &text), ("c.toml", C)]), &first(&good));
         assert_eq!(served(&kept), ["a", "b", "c"], "{text}");
         assert!(
-            kept.faults.iter().all(|fault| fault.effect == Effect::Kept && fault.at_start == Effect::DropInRefused)
+            kept.faults
+                .iter()
+                .all(|fault| fault.effect == FaultEffect::Kept && fault.at_start == FaultEffect::DropInRefused)
         );
         assert_eq!(then(&good, &kept).faults, []);
     }
@@ -89,8 +97,9 @@ fn what_two_files_claim_goes_to_the_first_in_byte_order_also_at_a_reload() {
     let twice = files(A, &[("B.toml", B), ("a.toml", &format!("{A}{C}")), ("b.toml", B)]);
     for loaded in [first(&twice), then(&twice, &first(&files("", &[("a.toml", A)])))] {
         assert_eq!(served(&loaded), ["a", "b", "c"]);
-        let of_two =
-            |fault: &ConfigFault| (fault.effect, fault.at_reload) == (Effect::ForwardRefused, Effect::ForwardRefused);
+        let of_two = |fault: &ConfigFault| {
+            (fault.effect, fault.at_reload) == (FaultEffect::ForwardRefused, FaultEffect::ForwardRefused)
+        };
         assert!(loaded.faults.iter().all(of_two), "{:?}", loaded.faults);
         let text = loaded.faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert!(text.contains("m.d/a.toml:2:9: the label \"a\" is given to two forwards (the other is m:2)"), "{text}");
@@ -108,14 +117,14 @@ fn a_file_with_a_fault_keeps_its_last_good_text() {
         let kept = then(&files(faulty, &[]), &good);
         assert_eq!(served(&kept), ["a", "b"], "{faulty}");
         assert_eq!(kept.texts, good.texts, "the same text, of the same time");
-        assert!(kept.faults.iter().all(|fault| fault.effect == Effect::Kept), "{:?}", kept.faults);
+        assert!(kept.faults.iter().all(|fault| fault.effect == FaultEffect::Kept), "{:?}", kept.faults);
         let restarted = then(&files(faulty, &[]), &kept);
         assert_eq!((served(&restarted), restarted.faults), (served(&kept), kept.faults), "{faulty}");
     }
     let unreadable =
         Texts { main: Some(Text { name: "m".to_owned(), text: Err("no".to_owned()) }), ..Texts::default() };
     let kept = then(&unreadable, &good);
-    assert_eq!((served(&kept).len(), faults(&kept)), (2, vec![("m".to_owned(), Effect::Kept)]));
+    assert_eq!((served(&kept).len(), faults(&kept)), (2, vec![("m".to_owned(), FaultEffect::Kept)]));
     assert_eq!(kept.faults[0].to_string(), "m: cannot be read: no: the last good text of the file stays in force");
     // Of another file there is no last good text; and one that is faulty for this version counts as absent.
     let other = Texts::of(Some(("n", "x =")), [""; 0]);
@@ -159,6 +168,25 @@ fn the_label_of_a_socket_that_is_served_does_not_go_by_a_typo() {
         let loaded = load(&typo, &LastTexts::default(), &beside, 8);
         assert!(!resolves(&loaded) && loaded.faults.is_empty());
     }
+}
+
+#[test]
+fn defaults_that_make_a_drop_in_file_faulty_do_not_come_into_force() {
+    let drop_in = [("b.toml", "[[forward]]\nlabel = \"b\"\nuds = \"b.sock\"\ntarget = \"b:1\"\n")];
+    let good = first(&files("[defaults]\nuds_dir = \"/run/x\"\n", &drop_in));
+    assert_eq!((served(&good), good.faults.len()), (vec!["b".to_owned()], 0));
+    let kept = then(&files(A, &drop_in), &good);
+    assert_eq!((served(&kept), &kept.texts), (vec!["b".to_owned()], &good.texts));
+    assert_eq!(faults(&kept), [("m.d/b.toml:3:7".to_owned(), FaultEffect::Kept)]);
+    // A drop-in file that is new has its faults by itself.
+    let kept = then(&files(A, &drop_in), &first(&files("[defaults]\nuds_dir = \"/run/x\"\n", &[])));
+    assert_eq!(served(&kept), ["a"]);
+}
+
+#[test]
+fn whom_faulty_defaults_keep_out_no_other_file_lets_in() {
+    let loaded = first(&files("[defaults]\nallow_from = \"x\"\n", &[("b.toml", B)]));
+    assert_eq!((served(&loaded).len(), faults(&loaded).len()), (0, 1), "{:?}", loaded.faults);
 }
 
 #[test]
@@ -208,7 +236,7 @@ fn a_fault_of_an_argument_takes_the_forward_that_it_is_about() {
     let texts = Texts { forwards: vec!["label=a,max_connections=x".to_owned()], ..files(&format!("{A}{B}"), &[]) };
     let loaded = first(&texts);
     assert_eq!(served(&loaded), ["b"]);
-    assert_eq!(faults(&loaded), [("--forward #1".to_owned(), Effect::ForwardRefused)]);
+    assert_eq!(faults(&loaded), [("--forward #1".to_owned(), FaultEffect::ForwardRefused)]);
     assert!(loaded.texts.main.expect("one").good, "the file is");
 }
 
@@ -218,4 +246,67 @@ fn every_name_resolves_to_the_same_by_the_plan_and_by_a_socket() {
     let name: Name = fdname::parse("b").unwrap();
     let why = name.resolve(SocketKind::Tcp, &loaded.config).expect_err("refused").to_string();
     assert!(why.starts_with("m:9:1: unknown key"), "{why}");
+}
+
+/// A file of some forwards, often with a fault.
+fn file() -> impl Strategy<Value = String> {
+    let forward = (0..4usize, 0..6usize).prop_map(|(n, port)| {
+        let label = ["a", "b", "c", "d"][n];
+        format!("[[forward]]\nlabel = \"{label}\"\nlisten = \"127.0.0.1:{port}\"\ntarget = \"{label}:1\"\n")
+    });
+    let part = prop_oneof![
+        8 => forward,
+        1 => Just("taget = 1\n".to_owned()),
+        1 => Just("[other]\n".to_owned()),
+        1 => Just("= 1\n".to_owned()),
+        1 => Just("[[forward]]\nuds = \"/a\"\n".to_owned()),
+        1 => Just("[[forward]]\nlabel = \"e\"\nallow_from = \"x\"\ntarget = \"e:1\"\n".to_owned()),
+    ];
+    proptest::collection::vec(part, 0..5).prop_map(|parts| parts.concat())
+}
+
+fn some_files() -> impl Strategy<Value = Texts> {
+    (file(), proptest::collection::vec(file(), 0..3)).prop_map(|(main, more)| {
+        let names = ["a.toml", "b.toml", "c.toml"];
+        let more: Vec<(&str, &str)> = names.into_iter().zip(more.iter().map(String::as_str)).collect();
+        files(&main, &more)
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_in_force_is_so_again_after_a_restart(before in some_files(), now in some_files()) {
+        let sockets = [("a".to_owned(), SocketKind::Tcp), ("e".to_owned(), SocketKind::Unix)];
+        let beside = Beside { sockets: &sockets, ..Beside::NOTHING };
+        let before = load(&before, &LastTexts::default(), &beside, 7);
+        let reloaded = load(&now, &before.texts, &beside, 8);
+        let restarted = load(&now, &reloaded.texts, &beside, 9);
+        prop_assert_eq!(reloaded.config.plan(), restarted.config.plan());
+        prop_assert_eq!(reloaded.faults, restarted.faults);
+        prop_assert_eq!(reloaded.texts, restarted.texts);
+    }
+
+    #[test]
+    fn what_a_faulty_file_served_it_goes_on_to_serve(before in file(), now in file()) {
+        let (before, now) = (files(&before, &[]), files(&now, &[]));
+        let (first_of_now, was) = (first(&now), first(&before));
+        let kept = then(&now, &was);
+        if first_of_now.faults.is_empty() {
+            prop_assert_eq!(served(&kept), served(&first_of_now));
+            prop_assert!(kept.faults.is_empty());
+        } else {
+            let now = served(&kept);
+            prop_assert!(served(&was).iter().all(|forward| now.contains(forward)), "{:?} {:?}", served(&was), now);
+            prop_assert!(!kept.faults.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_fault_of_one_file_takes_nothing_from_another(good in file(), other in file()) {
+        prop_assume!(first(&files(&good, &[])).faults.is_empty());
+        let loaded = first(&files(&good, &[("x.toml", &other)]));
+        prop_assert!(served(&loaded).starts_with(&served(&first(&files(&good, &[])))));
+        let loaded = first(&files("", &[("x.toml", &good), ("y.toml", &other)]));
+        prop_assert!(served(&loaded).starts_with(&served(&first(&files("", &[("x.toml", &good)])))));
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    config::Entry,
+    config::ConfigEntry,
     endpoint::UnixAddr,
     error::SpecFault,
     keys::{At, Keys},
@@ -13,11 +13,11 @@ use super::{
 /// else the same `listen` or `udp_listen`, else the same *served* `uds`; otherwise it is one more forward. `namespace`
 /// and `setns_path` name the same thing, so either replaces both. What is wrong with an argument is wrong with the entry:
 /// it may be a limit that nobody could read.
-pub(super) fn overlay(entries: &mut Vec<Entry>, arguments: &[(Keys, Vec<SpecFault>)], uds_dir: Option<&Path>) {
+pub(super) fn overlay(entries: &mut Vec<ConfigEntry>, arguments: &[(Keys, Vec<SpecFault>)], uds_dir: Option<&Path>) {
     let in_files = entries.len();
     for (forward, faults) in arguments {
         let Some(index) = entry_of(forward, &entries[..in_files], uds_dir) else {
-            entries.push(Entry::new(None, forward.clone(), faults.clone()));
+            entries.push(ConfigEntry::new(None, forward.clone(), faults.clone()));
             continue;
         };
         let entry = &mut entries[index];
@@ -32,7 +32,7 @@ pub(super) fn overlay(entries: &mut Vec<Entry>, arguments: &[(Keys, Vec<SpecFaul
 }
 
 /// The entry that a `--forward` is about.
-fn entry_of(forward: &Keys, entries: &[Entry], uds_dir: Option<&Path>) -> Option<usize> {
+fn entry_of(forward: &Keys, entries: &[ConfigEntry], uds_dir: Option<&Path>) -> Option<usize> {
     let find = |same: &dyn Fn(&Keys) -> bool| entries.iter().position(|entry| same(&entry.keys));
     let absolute = |uds: &At<UnixAddr>| uds.value().under(uds_dir).ok();
     let by_label = |entry: &Keys| forward.label.is_some() && entry.label == forward.label;

@@ -6,7 +6,7 @@
 
 use super::{
     call::{Service, Target},
-    config::{Config, Entry},
+    config::{Config, ConfigEntry},
     endpoint::{Host, HostPort, plus},
     error::{Faults, Origin, Place, Source, SpecFault},
     fdname::{self, Name},
@@ -44,7 +44,7 @@ impl Name {
 
     /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in the
     /// unit's name (`ssh` for `qrexec-connect-ssh.socket`).
-    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a Entry> {
+    pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a ConfigEntry> {
         let Self::Label(label) = self else { return None };
         config.labelled(label.as_str()).or_else(|| config.labelled(of_unit(label.as_str())?))
     }

@@ -68,15 +68,14 @@ impl ListenAddress {
 
 /// A port: in decimal, or in hexadecimal, octal or binary with its prefix, as safe_atou16 of systemd takes it. Not 0.
 fn port(text: &str) -> Option<u16> {
-    let digits = text.strip_prefix('+').unwrap_or(text);
-    let radix = |prefix: &str, radix| digits.strip_prefix(prefix).map(|rest| u16::from_str_radix(rest, radix));
-    let number = radix("0x", 16).or_else(|| radix("0b", 2)).or_else(|| radix("0o", 8)).or_else(|| radix("0", 8));
-    let number = match number {
-        Some(number) => number,
-        None if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse(),
-        None => return None,
-    };
-    number.ok().filter(|port| *port > 0)
+    let signed = text.strip_prefix('+').unwrap_or(text);
+    // These two prefixes are systemd's own, which it knows only at the beginning.
+    let own = |prefix: &str, radix| Some((text.strip_prefix(prefix)?, radix));
+    let of_c = |prefix: &str, radix| Some((signed.strip_prefix(prefix)?, radix));
+    let written = own("0b", 2).or_else(|| own("0o", 8)).or_else(|| of_c("0x", 16)).or_else(|| of_c("0", 8));
+    let (digits, radix) = written.unwrap_or((signed, 10));
+    let plain = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u16::from_str_radix(digits, radix).ok().filter(|port| plain && *port > 0)
 }
 
 /// `127.0.0.1:80`, `[::1]:80`, `[fe80::1]:80%eth0`.
@@ -209,6 +208,7 @@ mod tests {
             ("99999", "not a port", None),
             ("127.0.0.1:0", "not a port", None),
             ("1.2.3.4:080", "not a port", None),
+            ("+0o4", "neither a port", None),
             ("127.0.0.1", "no port", Some("127.0.0.1:1234")),
             ("127.1:80", "not an IP address", None),
             ("127.0.0.1+1234", "behind a colon", Some("127.0.0.1:1234")),

@@ -1,6 +1,9 @@
 //! What systemd makes of a socket unit that somebody wrote, where that is not what is written.
 
-use super::{ListenAddress, ListenKind, Listening, Setting, Unit};
+use super::{
+    address::ListenAddress,
+    parsed::{ListenKind, Listening, Setting, Unit},
+};
 use crate::spec::{
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
@@ -81,7 +84,7 @@ pub struct ReadListening<'a> {
     /// The line.
     pub listening: Listening<'a>,
     /// The address, specifiers expanded.
-    pub address: Result<ListenAddress, SpecFault>,
+    pub address: Result<ListenAddress, Box<SpecFault>>,
 }
 
 impl ReadListening<'_> {
@@ -108,7 +111,8 @@ impl Unit {
             }
             ListenAddress::read(&expanded).map_err(|flaw| {
                 let moved = expanded != setting.value;
-                setting.flawed(if moved { Flaw { at: 0..setting.value.len(), ..flaw } } else { flaw })
+                let flaw = if moved { Flaw { at: 0..setting.value.len(), ..flaw } } else { flaw };
+                Box::new(setting.flawed(flaw))
             })
         };
         let listens = self.listens().into_iter();

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::spec::plan::SocketKind;
 
 const UNIT: &str = "\u{feff}# a comment
 [Unit]
