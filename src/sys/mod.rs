@@ -21,7 +21,7 @@ pub use lock::lock;
 pub use never::or_never;
 pub use process::{
     Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,
-    pidfd_send_signal, trim, unset_env,
+    pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
 pub use socket::accept;
