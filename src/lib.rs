@@ -39,7 +39,8 @@
 //! for datagrams, known by the peer's address. *route*: where the sessions of a listener lead, with their limits and
 //! counters. *endpoint*: an address. *upstream*: the endpoint that is dialled for a session. *call*: a qrexec call, made
 //! by one `qrexec-client-vm` process, the *helper*. *set-up*: the part of a call in which dom0 and the other qube decide.
-//! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate. *target*: in a qrexec call, the
+//! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
+//! stays closed after a refusal. *target*: in a qrexec call, the
 //! qube; in the key `target=`, a TCP or UDP address. The code uses the word for the qube only.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one

@@ -247,6 +247,12 @@ impl Stream {
         if self.kind == StreamKind::Tcp { sys::unacknowledged(self.as_fd()) } else { 0 }
     }
 
+    /// How much of what was written a close with bytes unread would hide from the other side: TCP drops what is not
+    /// acknowledged, and a UNIX peer sees ECONNRESET in place of the end.
+    pub fn waiting(&self) -> usize {
+        if self.kind == StreamKind::Unix { sys::queued(self.as_fd()) } else { self.undelivered() }
+    }
+
     /// Closes so that the other side sees a reset where the family has one: TCP by a zero linger (tcp(7) SO_LINGER);
     /// a UNIX peer sees one when it has sent bytes that nobody read, so they are left unread.
     pub fn reset(self) {

@@ -35,7 +35,7 @@ use crate::{
     activation,
     listener::{SocketClaim, bind},
     log::{Kind, say},
-    session::{Snapshot, Tallies},
+    session::{Routes, Snapshot, Tallies},
     spec::{Listen, UnixAddr, UnixRights},
 };
 
@@ -80,9 +80,9 @@ impl StateFile {
         }
     }
 
-    /// Leaves pauses and counters to the next process.
-    pub fn hand_over(mut self, tallies: &Tallies) {
-        self.write(&tallies.keep(true));
+    /// Leaves pauses, counters and the back-offs after refusals to the next process.
+    pub fn hand_over(mut self, routes: &Routes) {
+        self.write(&routes.hand_over());
         self.0 = None;
     }
 }
@@ -95,8 +95,8 @@ impl Drop for StateFile {
 
 impl Control {
     /// Takes up what the earlier process left beside the socket at `path`; to be called before there are routes.
-    pub fn take_up(path: &Path, tallies: &Tallies) {
-        tallies.take_up(&state::read(path));
+    pub fn take_up(path: &Path, routes: &Routes) {
+        routes.take_up(&state::read(path));
     }
 
     /// Listens at `path`.

@@ -1,4 +1,4 @@
-//! What outlives a restart beside sessions and listeners: pauses, and what was counted. One small file beside the control
+//! What outlives a restart beside sessions and listeners: pauses, what was counted, and back-offs after refusals. One small file beside the control
 //! socket, in the runtime directory that the unit keeps over a restart and that goes away with a stop.
 
 use std::{
@@ -46,7 +46,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control");
         assert_eq!(read(&socket), Snapshot::default());
-        let kept = Snapshot { paused: vec!["127.0.0.1:1".into()], counts: None };
+        let kept = Snapshot { paused: vec!["127.0.0.1:1".into()], counts: None, back_offs: Vec::new() };
         write(&socket, &kept).unwrap();
         assert_eq!(read(&socket), kept);
         fs::write(file(&socket), "{\"paused\": 7}").unwrap();

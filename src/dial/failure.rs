@@ -13,6 +13,8 @@ pub enum Failure {
     Call(Option<SetUp>),
     /// Another session asked the same, and the answer was no.
     RefusedAlready,
+    /// This many calls of the same service have been undecided for long, and no further one was begun.
+    ManyUndecided(usize),
     /// The dial took longer than allowed.
     TimedOut(Duration),
     /// The peer went away meanwhile.

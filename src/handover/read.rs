@@ -26,7 +26,7 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
-    session::{ParkedPeer, ParkedStage, Peer, abandon},
+    session::{ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
@@ -60,6 +60,7 @@ pub struct Adopted<'a> {
     pub dial_ms: Option<u64>,
     /// How long the session had waited for a call of its qube, in milliseconds.
     pub queued_ms: u64,
+    pub redials: RedialsKept,
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     pub stage: ParkedStage,
@@ -183,6 +184,7 @@ impl Records {
             age: Duration::from_millis(record.age_ms),
             dial_ms: record.dial_ms,
             queued_ms: record.queued_ms,
+            redials: RedialsKept { lost: record.redialled, starting_ms: record.starting_ms },
             bytes: record.bytes,
             stage,
         })

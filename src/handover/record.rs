@@ -52,6 +52,13 @@ pub(super) struct Record<'a> {
     /// into `setup_timeout`; the session begins its call there at once, above the limit of calls.
     #[serde(default)]
     pub(super) queued_ms: u64,
+    /// A call of the session was lost and made again. A process that does not know this field may do so once more.
+    #[serde(default)]
+    pub(super) redialled: bool,
+    /// How long the server of a qube that has just started may still take. A process that does not know this field gives the
+    /// session up when the server refuses.
+    #[serde(default)]
+    pub(super) starting_ms: Option<u64>,
     pub(super) bytes: (u64, u64),
     pub(super) stage: StageRecord,
 }

@@ -45,7 +45,7 @@ pub fn write(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<(Ve
 impl RecordWriter {
     fn session(&mut self, ParkedSession { info, stage, .. }: ParkedSession) -> io::Result<()> {
         let first = self.fds.len();
-        let stage = self.stage(stage);
+        let (stage, redials) = (self.stage(stage), info.redials.keep());
         let record = Record {
             v: VERSION,
             id: info.id,
@@ -57,6 +57,8 @@ impl RecordWriter {
             age_ms: info.age_ms(),
             dial_ms: info.dial_ms(),
             queued_ms: info.queued_ms(),
+            redialled: redials.lost,
+            starting_ms: redials.starting_ms,
             bytes: (info.counters.up(), info.counters.down()),
             stage,
         };

@@ -141,6 +141,8 @@ kinds! {
     LogDropped "log-dropped" Warning "fe849a85cf0142a89b67cbe40be70728",
     /// A child had to be killed.
     CallKilled "call-killed" Warning "06f4e18d48d34b6fa7cad6f6d9f77815",
+    /// A call came to nothing and is made again.
+    CallRedialled "call-redialled" Warning "e131652965ff1c2764abfa0e32dae3ae",
     /// Children cannot be put where they outlive a restart.
     CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.

@@ -26,7 +26,9 @@
 //! An upstream whose end alone does not say whether it sent all it wanted (a child: its exit code tells, a moment later)
 //! can have that end **held back** ([`Relay::hold_end`]): the relay stops there once, to be told whether to pass it on.
 //!
-//! After the last byte of *down* a deaf *up* goes on for at most `LINGER` or `LINGER_BYTES`.
+//! After the last byte of *down* a deaf *up* goes on: as long as a part of the reply still waits in the peer's socket, until
+//! nothing has moved for `GONE_GRACE` (an uploading client may read late); after that, for at most `LINGER` or
+//! `LINGER_BYTES`.
 //!
 //! All state lives in the [`Relay`], none in a future's locals, and every wait is for readiness: the relay can be
 //! dropped or parked between any two polls without losing a byte.
@@ -55,6 +57,8 @@ use crate::stream::{Gone, Stream};
 const LINGER: Duration = Duration::from_secs(10);
 /// How much of it, in bytes: well above what socket buffers hold (tcp_rmem and tcp_wmem end at 6 and 4 MiB).
 const LINGER_BYTES: u64 = 64 << 20;
+/// How often the relay asks how much of a reply still waits in the peer's socket: no event tells.
+const DELIVERY_CHECK: Duration = Duration::from_secs(1);
 /// The least that is moved at a time when there is more: a page.
 const LEAST: u32 = 4096;
 /// How long an upstream may go on without sending a byte after a UNIX peer closed entirely: the time the kernel gives
@@ -81,7 +85,9 @@ pub struct Parked {
 enum Purpose {
     /// The idle timeout.
     Idle,
-    /// A deaf *up* after the end of *down*; absolute.
+    /// A deaf *up* after the end of *down*, a part of which still waits in the peer's socket.
+    Delivery,
+    /// A deaf *up* after the peer has acknowledged all of *down*; absolute.
     Linger,
     /// One side is gone; it starts again with every byte that still moves.
     Gone,
@@ -97,6 +103,13 @@ struct Timer {
     moved: Instant,
 }
 
+impl Purpose {
+    /// The longest sleep of a timer that is allowed to run for `allowed`.
+    fn nap(self, allowed: Duration) -> Duration {
+        if self == Self::Delivery { allowed.min(DELIVERY_CHECK) } else { allowed }
+    }
+}
+
 impl Timer {
     /// Ready when the time has passed without a byte (for [`Purpose::Linger`]: has passed).
     fn poll(&mut self, cx: &mut Context<'_>, total: u64) -> Poll<()> {
@@ -106,11 +119,11 @@ impl Timer {
         loop {
             ready!(self.sleep.as_mut().poll(cx));
             // The deadline moves only when it is reached, not with every byte.
-            let deadline = self.moved + self.allowed;
-            if deadline <= Instant::now() {
+            let (deadline, now) = (self.moved + self.allowed, Instant::now());
+            if deadline <= now {
                 return Poll::Ready(());
             }
-            self.sleep.as_mut().reset(deadline);
+            self.sleep.as_mut().reset(deadline.min(now + self.purpose.nap(self.allowed)));
         }
     }
 }
@@ -234,7 +247,7 @@ impl Relay {
             }
             match ready!(self.poll_timer(cx, counters)) {
                 Purpose::Idle => return Poll::Ready(RelayOutcome::Idle),
-                Purpose::Linger => self.up.give_up(),
+                Purpose::Delivery | Purpose::Linger => self.up.give_up(),
                 Purpose::Gone => self.give_up(),
             }
         }
@@ -328,23 +341,36 @@ impl Relay {
             *timer = None;
         }
         timer.get_or_insert_with(|| {
-            let moved = Instant::now();
-            Box::new(Timer { purpose, allowed, sleep: Box::pin(tokio::time::sleep(allowed)), seen: 0, moved })
+            let sleep = Box::pin(tokio::time::sleep(purpose.nap(allowed)));
+            Box::new(Timer { purpose, allowed, sleep, seen: 0, moved: Instant::now() })
         })
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Purpose> {
+        let mut total = counters.up() + counters.down();
         if self.fault.is_some() {
             Self::start(&mut self.timer, Purpose::Gone, LINGER); // its last bytes wait for a slow receiver
         } else if self.up.phase == Phase::Deaf && self.down.phase == Phase::Done {
-            if self.up.dropped > LINGER_BYTES {
-                return Poll::Ready(Purpose::Linger);
+            let dropped = self.up.dropped;
+            // TCP counts the end (FIN) as one byte, which is no part of the reply.
+            let waiting = self.peer.writer().map_or(0, Stream::waiting).saturating_sub(1) as u64;
+            if waiting > 0 {
+                // It grows with every byte that the peer sends or takes: nothing more is written.
+                total = dropped.wrapping_sub(waiting);
+                Self::start(&mut self.timer, Purpose::Delivery, GONE_GRACE);
+            } else {
+                let lingers = self.timer.as_ref().is_some_and(|timer| timer.purpose == Purpose::Linger);
+                let timer = Self::start(&mut self.timer, Purpose::Linger, LINGER);
+                if !lingers {
+                    timer.seen = dropped; // what came before does not count
+                } else if dropped - timer.seen > LINGER_BYTES {
+                    return Poll::Ready(Purpose::Linger);
+                }
             }
-            Self::start(&mut self.timer, Purpose::Linger, LINGER);
         } else if let (None, Some(idle)) = (&self.timer, self.idle) {
             Self::start(&mut self.timer, Purpose::Idle, idle);
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
-        timer.poll(cx, counters.up() + counters.down()).map(|()| timer.purpose)
+        timer.poll(cx, total).map(|()| timer.purpose)
     }
 }

@@ -64,6 +64,8 @@ impl RunningService {
     /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no session
     /// has are ended.
     pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, config: Arc<Config>) {
+        // Before any session goes on: one that is taken up may call again at once.
+        let earlier = self.group.as_ref().map(|group| group.members()).unwrap_or_default();
         lost.iter().for_each(Lost::emit);
         let mut all = Summary::default();
         let listening = self.listening.iter().chain(self.posts.listening());
@@ -103,22 +105,22 @@ impl RunningService {
             let text = format!("{} to end because their socket was stopped (on_remove=drain)", sessions_text(drained));
             say(Event::ListenerRemoved, text);
         }
-        self.settle_children(&children);
+        self.settle_children(&earlier, &children);
         waiting.sort_by_key(|session| session.info.accepted);
         for WaitingSession { info, stage, permits } in waiting {
             resume(&self.sessions, info, stage, permits);
         }
     }
 
-    /// Ends the children of a process that was killed, but for those `adopted`; and says when children of ours would not
+    /// Ends the `earlier` children but for those `adopted`: they are those of a process that was killed. And says when children of ours would not
     /// outlive a restart.
-    fn settle_children(&self, adopted: &[u32]) {
+    fn settle_children(&self, earlier: &[u32], adopted: &[u32]) {
         let Some(group) = &self.group else { return };
         if self.listening.iter().any(|l| l.route().call().is_some()) && !group.exists() {
             let path = group.path().display();
             say(Event::CallsUnowned, format!("calls will not outlive a restart: {path} is not there"));
         }
-        let strays = group.end_strays(adopted);
+        let strays = group.end_strays(earlier, adopted);
         if strays > 0 {
             say(Event::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
         }
@@ -219,7 +221,7 @@ impl Adoption {
                     ParkedStage::SettingUp { peer, helper, call }.abandon();
                     return Err("its name no longer means a qrexec call".to_owned());
                 };
-                let ticket = gate.clone().resume();
+                let ticket = gate.clone().resume(call.taken);
                 let peer = connected(peer)?;
                 let call = LiveCall::resume(helper, call).map_err(failed)?;
                 Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))
@@ -246,6 +248,7 @@ impl Adoption {
         }
         let info = Arc::new(info);
         info.was_queued(session.queued_ms);
+        info.redials.resume(session.redials);
         let has_call = session.stage.helper().is_some();
         let stage = self.stage(session.stage, &info, listening)?;
         // Over a limit that was lowered meanwhile, a session goes on all the same.

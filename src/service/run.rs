@@ -43,7 +43,7 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     let (sessions, parking) = Sessions::new(Client { program: setup.client, group: group.clone() });
     let routes = Arc::new(Routes::new(setup.calls_per_qube));
     if let Some(path) = &setup.control {
-        Control::take_up(path, routes.tallies());
+        Control::take_up(path, &routes);
     }
     let mut service = RunningService {
         sessions,

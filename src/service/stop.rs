@@ -45,7 +45,7 @@ impl RunningService {
             let text = format!("{} could not be parked in time: cut", n_sessions(sessions.count()));
             say(Kind::HandoverLost, text);
         }
-        state.into_iter().for_each(|state| state.hand_over(self.routes.tallies()));
+        state.into_iter().for_each(|state| state.hand_over(&self.routes));
         let listeners = self.posts.park();
         if parked.is_empty() && listeners.is_empty() {
             let _ = leave(None);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{
     event,
@@ -15,10 +15,7 @@ use super::{
 use crate::{
     dial::{
         self, Failure,
-        qrexec::{
-            Decision, Exit, Helper, LiveCall, Parts,
-            gate::{Ticket, UNDECIDED},
-        },
+        qrexec::{Decision, Exit, Helper, LiveCall, Parts, gate::Ticket},
     },
     log::{self, Kind},
     proto::qrexec::{LOST, SetUp},
@@ -30,6 +27,9 @@ use crate::{
 /// service's exit code.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
 
+/// A set-up that takes longer may have started the qube, whose servers may need a moment more.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// How long the end of a service's output is kept from the peer, for the exit code that says what it means. It comes
 /// 1 to 2 ms after the output's end (qrexec 4.1 and 4.2, with a shell and two pipes behind the service: up to 30 ms), and
 /// later only when the service ended nothing but its output.
@@ -37,17 +37,32 @@ const VERDICT: Duration = Duration::from_millis(100);
 
 /// Waits until dom0 and the other qube have decided about the call.
 pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> NextStage {
-    let SettingUp { peer, mut call, mut ticket } = *setting_up;
-    match decided(&story.info, &peer, &mut call, &mut ticket).await {
-        Ok(Decision::Connected) => {
-            ticket.allowed();
-            connected(story, peer, call.into_parts()).await
+    let SettingUp { peer, mut call, ticket } = *setting_up;
+    let mut decision = decided(&story.info, &peer, &mut call, &ticket).await;
+    let mut ticket = Some(ticket);
+    let slow = call.taken() > SLOW;
+    if let Ok(Decision::Connected) = decision {
+        ticket.take().into_iter().for_each(Ticket::allowed);
+        if slow || story.info.redials.starting() {
+            decision = settled(&story.info, &peer, &mut call).await;
+        }
+    }
+    match decision {
+        Ok(Decision::Connected) => connected(story, peer, call.into_parts()).await,
+        Ok(Decision::Lost) => {
+            log::emit(event::call_lost(&story.info));
+            story.info.redials.lost();
+            again(story, peer, call).await
         }
         Ok(Decision::Failed(failure)) => {
-            if event::is_refusal(&failure) {
-                ticket.refused();
-            } else {
-                drop(ticket);
+            match ticket {
+                Some(ticket) if event::is_refusal(&failure) => ticket.refused(),
+                ticket => drop(ticket),
+            }
+            let not_served = matches!(failure, Failure::Call(Some(SetUp::Qrexec)));
+            if let Some(pause) = not_served.then(|| story.info.redials.not_served(slow)).flatten() {
+                log::emit(event::server_starts(&story.info, pause));
+                return again(story, peer, call).await;
             }
             peer.reset();
             let next = story.failed(&failure);
@@ -56,7 +71,7 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
         }
         Err(Why::Park) => {
             let (helper, call) = call.park();
-            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call }, Some(ticket))
+            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call }, ticket)
         }
         Err(why) => {
             peer.reset();
@@ -67,25 +82,35 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
     }
 }
 
-/// The decision, unless the session is interrupted first. The ticket gives its place back when the decision takes long.
-async fn decided(info: &SessionInfo, peer: &Stream, call: &mut LiveCall, ticket: &mut Ticket) -> Result<Decision, Why> {
+/// The decision, unless the session is interrupted first.
+async fn decided(info: &SessionInfo, peer: &Stream, call: &mut LiveCall, ticket: &Ticket) -> Result<Decision, Why> {
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
     let deadline = info.setup_deadline(allowed);
-    let decided = call.decided(peer, (deadline, allowed), |line| event::stderr(info, line));
-    tokio::pin!(decided);
-    let mut late = false;
-    loop {
-        tokio::select! {
-            biased;
-            why = info.interrupt.requested_async() => return Err(why),
-            decision = &mut decided => return Ok(decision),
-            () = sleep(UNDECIDED), if !late => {
-                late = true;
-                ticket.undecided();
-            }
-        }
+    tokio::select! {
+        biased;
+        why = info.interrupt.requested_async() => return Err(why),
+        decision = call.decided(peer, (deadline, allowed), |line| event::stderr(info, line)) => return Ok(decision),
+        () = ticket.lost(), if !info.redials.has_lost() => {}
     }
+    // Its answer may have come at this very moment.
+    Ok(if call.connected() { Decision::Connected } else { Decision::Lost })
+}
+
+/// Whether a call that is connected stays so, unless the session is interrupted first. The peer is not read meanwhile.
+async fn settled(info: &SessionInfo, peer: &Stream, call: &mut LiveCall) -> Result<Decision, Why> {
+    tokio::select! {
+        biased;
+        why = info.interrupt.requested_async() => Err(why),
+        decision = call.settled(peer, |line| event::stderr(info, line)) => Ok(decision),
+    }
+}
+
+/// Ends a call that came to nothing; the session makes another.
+async fn again(story: &mut Story, peer: Stream, call: LiveCall) -> NextStage {
+    end_call(story, call.into_parts()).await;
+    story.release_call();
+    Some(Stage::Waiting(peer))
 }
 
 /// The call is connected: the relay begins.

@@ -56,6 +56,34 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
     info.route.event(Kind::LimitReached, text)
 }
 
+/// The gate of the service is full of `calls` that are undecided.
+pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event {
+    let (listener, call) = (&info.route.listener, &limits.call);
+    let text = format!(
+        "{listener}: {calls} calls of {} to {} are undecided: unanswered prompts in dom0, or a qube that starts slowly; \
+         further connections wait until one is decided",
+        call.service, call.target
+    );
+    info.route.event(Kind::LimitReached, text)
+}
+
+/// A call that dom0 never answered was ended, and is made again.
+pub fn call_lost(info: &SessionInfo) -> Event {
+    let text = format!(
+        "{}: dom0 has not answered the call, while it answered later calls at once; ended, and called again",
+        subject(info)
+    );
+    about(info, Kind::CallRedialled, text)
+}
+
+/// The other side failed just after a slow set-up; the call is made again after `pause`.
+pub fn server_starts(info: &SessionInfo, pause: Duration) -> Event {
+    let (target, service) = info.route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
+    let text =
+        format!("{target} has just started, and nothing serves {service} there yet; next call in {} s", seconds(pause));
+    about(info, Kind::CallRedialled, text)
+}
+
 /// The session is over.
 pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
     let SessionEnding { end, exit, note } = ending;
@@ -91,6 +119,14 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
     match failure {
         Failure::Call(what) => call_failure(route, *what),
         Failure::RefusedAlready => (End::Refused, "refused together with another session that asked the same".into()),
+        Failure::ManyUndecided(calls) => {
+            let (target, service) = route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
+            let why = format!(
+                "not begun: {calls} calls of {service} to {target} have been undecided for more than a minute: unanswered \
+                 prompts in dom0, or a qube that starts slowly; answer or cancel the prompts"
+            );
+            (End::Timeout, why)
+        }
         Failure::TimedOut(allowed) => {
             let hint = match route.lead {
                 Lead::Call(_) => "an `ask` prompt unanswered in dom0, or a qube that does not start",

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{access::Peer, route::Route};
+use super::{access::Peer, redial::Redials, route::Route};
 use crate::relay::{Counters, Interrupt};
 
 /// What every room may know about a session.
@@ -30,6 +30,8 @@ pub struct SessionInfo {
     queued_ms: AtomicU64,
     /// Milliseconds from accept to the present wait, plus one; 0 while the session does not wait for a call.
     queued_since: AtomicU64,
+    /// Calls that were made again.
+    pub redials: Redials,
     /// Bytes delivered.
     pub counters: Counters,
     /// Interrupts the session.
@@ -48,6 +50,7 @@ impl SessionInfo {
             dial_ms: AtomicU64::new(0),
             queued_ms: AtomicU64::new(0),
             queued_since: AtomicU64::new(0),
+            redials: Redials::default(),
             counters,
             interrupt: Interrupt::default(),
         }

@@ -15,7 +15,8 @@
 //! # The files, in the order of a session's life
 //! `route` says where the sessions of a listener lead, `access` who may connect, `tally` what is counted. `run` starts a
 //! session's task and runs its stages: `stream` and `call` for streams, `flow` for datagrams (`flows` is the table of
-//! them). `story` is what became of a session so far; it tells the end. `parked` is a session for the next process.
+//! them). `redial` says when a call is made again. `story` is what
+//! became of a session so far; it tells the end. `parked` is a session for the next process.
 //! `sessions` is the registry that other rooms hold; `info` is what they may know about one session, `watch` how they
 //! subscribe. `event` words what the journal says. `descriptors` and `tidy` keep house.
 
@@ -28,6 +29,7 @@ mod flows;
 mod info;
 mod parked;
 mod permits;
+mod redial;
 mod route;
 mod run;
 mod sessions;
@@ -45,6 +47,7 @@ pub use flows::Flows;
 pub use info::SessionInfo;
 pub use parked::{ParkedPeer, ParkedSession, ParkedStage, abandon};
 pub use permits::Permits;
+pub use redial::RedialsKept;
 pub use route::{CallLimits, Route, Routes};
 pub use run::{begin, resume};
 pub use sessions::{Sessions, drain};

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     access::Access,
-    tally::{Tallies, Tally},
+    tally::{Snapshot, Tallies, Tally},
 };
 use crate::{
     dial::{
@@ -109,6 +109,17 @@ impl Routes {
 
     pub fn tallies(&self) -> &Tallies {
         &self.tallies
+    }
+
+    /// Takes up what an earlier process has left.
+    pub fn take_up(&self, kept: &Snapshot) {
+        self.tallies.take_up(kept);
+        self.gates.resume_back_offs(&kept.back_offs);
+    }
+
+    /// What the next process is to have.
+    pub fn hand_over(&self) -> Snapshot {
+        Snapshot { back_offs: self.gates.back_offs(), ..self.tallies.keep(true) }
     }
 
     /// The route of a listener called `name` at `listener`.

@@ -62,6 +62,11 @@ impl Story {
         self.permits._call = Some(call);
     }
 
+    /// Gives that place back: the call is over, and the session makes another.
+    pub(super) fn release_call(&mut self) {
+        self.permits._call = None;
+    }
+
     /// Gives the session to the next process.
     pub(super) fn park(&mut self, stage: ParkedStage) -> NextStage {
         self.park_with(stage, None)

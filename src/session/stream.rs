@@ -21,7 +21,7 @@ use crate::{
         netns::Namespace,
         qrexec::{
             LiveCall,
-            gate::{CallPermit, Ticket},
+            gate::{CallPermit, Ticket, TurnedAway, Visitor},
         },
     },
     log::{self, End},
@@ -108,18 +108,25 @@ async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failu
     let info = &story.info;
     let options = &info.route.options;
     let allowed = options.setup_timeout;
-    let full = || {
+    if let Some(next) = info.redials.next() {
+        sleep_until(next).await;
+    }
+    let no_call = || {
         let waiting = limits.qube.wait();
         if let Some(waiting) = waiting.news {
             log::emit(event::no_call_left(info, limits, waiting));
         }
         (waiting, info.queue())
     };
+    let full = |calls| log::emit(event::gate_full(info, limits, calls));
+    let (max, arrived) = (options.max_setups, info.accepted);
+    let visitor = Visitor { max, arrived, qube: &limits.qube, no_call, full };
     let (ticket, permit) = tokio::select! {
         biased;
-        entered = limits.gate.clone().enter(options.max_setups, &limits.qube, full) => {
-            entered.map_err(|_| Failure::RefusedAlready)?
-        }
+        entered = limits.gate.clone().enter(visitor) => entered.map_err(|why| match why {
+            TurnedAway::Refused => Failure::RefusedAlready,
+            TurnedAway::Full(calls) => Failure::ManyUndecided(calls),
+        })?,
         () = set_up_late(info, allowed) => return Err(Failure::TimedOut(allowed)),
     };
     Ok(Dialled::Call(LiveCall::start(story.sessions.client(), &limits.call)?, ticket, permit))

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    dial::Failure,
+    dial::{Failure, qrexec::gate::BackOff},
     log::{End, labels},
     proto::qrexec::SetUp,
     sys::lock,
@@ -67,7 +67,7 @@ impl From<&Failure> for Reason {
             Failure::Call(Some(SetUp::Qrexec)) => Self::NobodyListens,
             Failure::Call(Some(SetUp::Local | SetUp::Usage)) => Self::Agent,
             Failure::Call(Some(SetUp::Service(_)) | None) => Self::Other,
-            Failure::TimedOut(_) => Self::Timeout,
+            Failure::TimedOut(_) | Failure::ManyUndecided(_) => Self::Timeout,
             Failure::PeerGone => Self::PeerGone,
             Failure::Netns(_) => Self::NoNamespace,
             Failure::Start { error, .. } | Failure::Io { error, .. } => match error.kind() {
@@ -212,6 +212,9 @@ pub struct Snapshot {
     pub paused: Vec<String>,
     /// What was counted, when a handover took place: after a crash counting begins anew, as whoever reads expects.
     pub counts: Option<Counts>,
+    /// Gates that dom0 refused last. A process that does not know this field asks dom0 again at once.
+    #[serde(default)]
+    pub back_offs: Vec<BackOff>,
 }
 
 /// Numbers of all processes since the last stop or crash.
@@ -272,7 +275,7 @@ impl Tallies {
             since_ms: self.since_ms(),
             of: all.iter().map(|(listener, tally)| (listener.to_string(), tally.counted())).collect(),
         });
-        Snapshot { paused, counts }
+        Snapshot { paused, counts, back_offs: Vec::new() }
     }
 }
 

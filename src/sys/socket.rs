@@ -101,6 +101,12 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
     if tcp_info(fd).is_none_or(|info| info.tcpi_state == TCP_CLOSE) {
         return 0;
     }
+    queued(fd)
+}
+
+/// Bytes written to a socket that still wait (SIOCOUTQ): over TCP for an acknowledgement (tcp(7)), over UNIX for the other
+/// side to read them, with what the kernel adds to each message (net/unix/af_unix.c `unix_outq_len`).
+pub fn queued(fd: BorrowedFd<'_>) -> usize {
     let mut n: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ by another name, writes one int to the address given, which is that of `n`.
     let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };

@@ -63,6 +63,9 @@ set-up:
   test.Ask+MS           the answer takes MS, then as test.Echo
   test.Brief+MS         the answer takes MS, then a line ('ready') and the end of the call, at once
   test.Gate+NAME        the answer comes when the file NAME appears beside the journal, then as test.Echo
+  test.LosesOne         the first call is never answered, later ones as test.Echo
+  test.Starts+MS        the first answer takes MS; no server listens (125) before the file 'listening' appears beside the
+                        journal, then as test.Echo
   test.Never            no answer, ever; SIGTERM ends it
   test.NeverKill        no answer, and SIGTERM does not end it either
   test.LocalFailure     1: no agent to talk to
@@ -238,6 +241,16 @@ impl Place {
         let log = env::var_os("FAKE_QREXEC_LOG").map(PathBuf::from).or(dir.as_ref().map(|d| d.join("calls.log")));
         Self { dir, log }
     }
+
+    /// A file beside the journal.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.dir.as_deref().expect("this service needs a directory: FAKE_QREXEC_DIR, or a calls.log").join(name)
+    }
+
+    /// Whether this call is the first to make that file.
+    fn first(&self, name: &str) -> bool {
+        File::create_new(self.beside(name)).is_ok()
+    }
 }
 
 /// Lines `PID MILLISECONDS EVENT…`, each by one write to a file opened for appending, so that calls do not mix.
@@ -324,6 +337,13 @@ fn set_up(call: &Call, place: &Place) -> Answer {
             while !gate.exists() {
                 thread::sleep(Duration::from_millis(2));
             }
+            Answer::Connected
+        }
+        "test.LosesOne" if place.first("lost") => loop {
+            thread::park();
+        },
+        "test.Starts" if place.first("started") => {
+            thread::sleep(Duration::from_millis(call.number()));
             Answer::Connected
         }
         "test.Never" | "test.NeverKill" => loop {
@@ -529,7 +549,8 @@ fn serve_streams(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32>
     let Ends { up, down, err } = ends;
     let out = down.as_mut().expect("open at the start");
     match call.service.as_str() {
-        "test.Echo" | "test.Ask" | "test.Gate" => echo(up, out)?,
+        "test.Starts" if !place.beside("listening").exists() => return Ok(125),
+        "test.Echo" | "test.Ask" | "test.Gate" | "test.LosesOne" | "test.Starts" => echo(up, out)?,
         "test.Brief" => out.write_all(b"ready\n")?,
         "test.SpeaksFirst" => {
             out.write_all(b"ready\n")?;

@@ -44,6 +44,55 @@ fn a_socket_of_another_qube_is_reached_by_its_name_and_every_byte_arrives() {
     service.stop();
 }
 
+/// Every ending, with the real socat: what was sent before it arrives, and it is passed on while the other side goes on.
+#[test]
+fn an_end_of_either_side_is_passed_on_and_the_other_side_goes_on() {
+    let fake = FakeQrexec::new();
+    let path = fake.dir().join("app.sock");
+    install(fake.dir(), &format!("app {}\n", path.display()));
+    let served = Server::unix(&path);
+    let service = Activation::calling(&fake).unix("@default qubes.ConnectUnix+app").start().ready();
+    let joined = || {
+        let mut peer = service.connect(0);
+        peer.write_all(b"hello").expect("connected");
+        let mut server = served.accept();
+        server.expect(b"hello");
+        (peer, server)
+    };
+
+    // the server's sending ends first
+    let (mut peer, mut server) = joined();
+    server.write_all(b"goodbye").expect("connected");
+    server.half_close();
+    assert_eq!(peer.read_to_end(), b"goodbye");
+    peer.write_all(b"still here").expect("that way is open");
+    server.expect(b"still here");
+    peer.half_close();
+    server.expect_end();
+
+    // the client's sending ends first
+    let (mut peer, mut server) = joined();
+    peer.half_close();
+    server.expect_end();
+    server.write_all(b"still here").expect("that way is open");
+    peer.expect(b"still here");
+    drop(server);
+    peer.expect_end();
+
+    // the server ends altogether
+    let (mut peer, mut server) = joined();
+    server.write_all(b"goodbye").expect("connected");
+    drop(server);
+    assert_eq!(peer.read_to_end(), b"goodbye");
+    drop(peer);
+
+    let mut ends: Vec<_> = service.ends(3).iter().map(|end| (end.end.clone(), end.up, end.down)).collect();
+    ends.sort();
+    let eof = |up, down| ("eof".to_owned(), up, down);
+    assert_eq!(ends, [eof(5, 7), eof(5, 10), eof(15, 7)]);
+    service.stop();
+}
+
 #[test]
 fn what_is_not_in_the_list_is_refused_whatever_it_is_called() {
     let dir = tempfile::tempdir().expect("a directory");

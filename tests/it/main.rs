@@ -6,6 +6,7 @@ extern crate support; // `crate::support`
 
 mod access;
 mod activation;
+mod again;
 mod architecture;
 mod by_hand;
 mod connect_unix;

@@ -342,7 +342,7 @@ fn nothing_is_read_from_the_peer_before_the_call_is_connected() {
 }
 
 /// The clock of [`FakeQrexec::events`].
-fn uptime() -> Duration {
+pub fn uptime() -> Duration {
     let text = std::fs::read_to_string("/proc/uptime").expect("proc(5)");
     Duration::from_secs_f64(text.split(' ').next().and_then(|s| s.parse().ok()).expect("proc(5)"))
 }

@@ -28,7 +28,10 @@ use crate::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
         main_pid, messages, property, sessions_told_once, settled, socket, text,
     },
-    support::{Activation, FakeQrexec, PATIENCE, Pace, Process, Wire, eventually, exchange, program, run, skip},
+    support::{
+        Activation, FakeQrexec, PATIENCE, Pace, Process, Wire, eventually, exchange, fake_qrexec::What, program, run,
+        skip,
+    },
     tree::{As, Tree, attempt, installed_fake, shell, user_unit},
 };
 
@@ -586,4 +589,53 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
         let (code, text, _) = attempt("qvm-remote-dom0 log --verify");
         assert!(code == Some(1) && text.contains("has no head"), "{text}");
     });
+}
+
+/// A gate's back-off and a call that waits for a server to start are fields that the earlier version does not know: it asks
+/// dom0 again at once, and gives the session up when the server refuses once more. Neither costs a session or a counter.
+#[test]
+fn a_back_off_and_a_server_that_starts_late_go_over_an_upgrade_and_back() {
+    let earlier = match earlier_programs() {
+        Ok(earlier) => earlier.join("qrexec-connect"),
+        Err(why) => return skip(&why),
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let installed = dir.path().join("qrexec-connect");
+    let install = |version: &Path| {
+        let _ = fs::remove_file(&installed);
+        std::os::unix::fs::symlink(version, &installed).expect("a link");
+    };
+    let restart = |process: &Process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    };
+    let fake = FakeQrexec::new();
+    install(&earlier);
+    let mut service = Activation::of(&installed)
+        .arg("--qrexec-client")
+        .arg(fake.program())
+        .tcp("work test.Refuse")
+        .tcp("work test.Starts+2100")
+        .with_control()
+        .start()
+        .ready();
+    service.connect(0).expect_reset();
+
+    install(&program("qrexec-connect"));
+    service.restart(restart);
+    service.connect(0).expect_reset(); // the earlier version leaves no back-off
+    let mut late = service.connect(1);
+    late.write_all(b"kept").expect("accepted");
+    service.process.stderr.wait_for("work has just started");
+    fs::File::create(fake.dir().join("listening")).expect("ours");
+
+    install(&earlier);
+    service.restart(restart);
+    service.connect(0).expect_reset(); // asked at once
+    late.half_close();
+    assert_eq!(late.read_to_end(), b"kept");
+    let metrics = service.asking().ok(&["metrics"]).stdout;
+    assert!(metrics.contains("qrexec_connect_handovers_total 2"), "{metrics}");
+    assert!(fake.count(|what| matches!(what, What::End { code: 126, .. })) == 3, "{:#?}", fake.events());
+    service.stop();
 }

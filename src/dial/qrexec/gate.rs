@@ -2,16 +2,15 @@
 //! again.
 //!
 //! # Theory
-//! One gate for each target and service. Up to `max` set-ups run at once. One that is undecided after
-//! [`UNDECIDED`] is waiting for a person or for a qube to start: it gives its place back, and while there are such,
-//! only one more is let through at a time, and never more than `max + 1` in all. So a browser that opens eight
-//! connections to an `ask` service does not open eight prompts.
+//! One gate for each target and service, which all listeners that lead there share. [`super::rules`] has its table of
+//! states; here are the tasks that wait. In short: up to `max` calls are set up at once; while some are undecided, one at a
+//! time enters, and never more than `max + 1` are undecided, so that a browser that opens eight connections to an `ask`
+//! service does not open eight prompts. After a refusal nobody asks for a while (1 s, doubling to 30 s), then one at a time
+//! does, whatever else is undecided. A refusal counts for everybody who waited: they wanted the same thing from the same
+//! policy.
 //!
 //! Whoever enters the gate gets a place among the calls of the qube with it: both at once, or neither. A session that
 //! waits at the gate holds no call of the qube, so that one `ask` service cannot use up the calls of the others.
-//!
-//! A refusal closes the gate for a while (1 s, doubling to 30 s while nothing is allowed); then one asks again. The
-//! answer counts for everybody who waited: they wanted the same thing from the same policy.
 
 use std::{
     collections::HashMap,
@@ -20,17 +19,14 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
 
+use super::rules::{Admission, Rules};
 use crate::{log::Reminder, spec::Call, sys::lock};
-
-/// A set-up that takes longer waits for a person or a qube's start.
-pub const UNDECIDED: Duration = Duration::from_secs(2);
-/// How long the gate stays closed after the first refusal in a row, and at most.
-const CLOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// All gates, and the count of calls into each qube.
 #[derive(Debug)]
@@ -61,6 +57,40 @@ impl Gates {
     pub fn gate(&self, call: &Call) -> Arc<Gate> {
         Arc::clone(lock(&self.gates).entry(call.clone()).or_default())
     }
+
+    /// The back-off of each gate that was refused last.
+    pub fn back_offs(&self) -> Vec<BackOff> {
+        let now = Instant::now();
+        let of = |(call, gate): (&Call, &Arc<Gate>)| {
+            let (refusals, left) = lock(&gate.state).rules.back_off(now)?;
+            let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            Some(BackOff { target: call.target.to_string(), service: call.service.to_string(), refusals, left_ms })
+        };
+        let mut all: Vec<_> = lock(&self.gates).iter().filter_map(of).collect();
+        all.sort();
+        all
+    }
+
+    /// Goes on with the back-offs of an earlier process. What names no call is left out.
+    pub fn resume_back_offs(&self, all: &[BackOff]) {
+        for BackOff { target, service, refusals, left_ms } in all {
+            if let Ok(call) = Call::new(target, service) {
+                let left = (*refusals, Duration::from_millis(*left_ms));
+                lock(&self.gate(&call).state).rules.resume_back_off(left, Instant::now());
+            }
+        }
+    }
+}
+
+/// The rest of a gate's back-off, for the next process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackOff {
+    target: String,
+    service: String,
+    /// Refusals in a row.
+    refusals: u32,
+    /// How long the gate stays closed.
+    left_ms: u64,
 }
 
 /// The calls into one qube.
@@ -123,62 +153,59 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Set-ups that may still be decided quickly.
-    quick: u32,
-    /// Set-ups that wait for a person or a qube's start.
-    undecided: u32,
-    /// Refusals since the last call that was allowed.
-    in_row: u32,
-    /// A turn at the gate, which opens at this time if one is given.
-    closed_until: Option<Instant>,
-    /// Refusals so far.
-    refusals: u64,
-}
-
-impl State {
-    fn admits(&self, max: u32, now: Instant) -> bool {
-        let running = self.quick + self.undecided;
-        if self.in_row > 0 {
-            self.closed_until.is_none_or(|t| t <= now) && running == 0
-        } else if self.undecided > 0 {
-            self.quick == 0 && running <= max
-        } else {
-            self.quick < max
-        }
-    }
+    rules: Rules,
+    /// Says that the gate is full.
+    notice: Reminder,
 }
 
 /// A place in the line for a call.
 type InLine = Pin<Box<dyn Future<Output = Result<CallPermit, AcquireError>> + Send>>;
 
-/// Reasons why a session may not enter yet.
+/// Why a session may not enter yet.
 enum Missing {
-    /// The gate does not let it in; it opens at this time at the latest, where that is known.
+    /// The gate does not let it in; to be asked again at this time, where one is given.
     Turn(Option<Instant>),
     /// The qube has no call left.
     Call,
 }
 
-/// Somebody who waited was told no, in the person of another.
+/// Why a session that waited at a gate begins no call.
 #[derive(Debug, PartialEq, Eq)]
-pub struct RefusedAlready;
+pub enum TurnedAway {
+    /// Another session asked the same, and the answer was no.
+    Refused,
+    /// This many calls have been undecided for long, and no further one is begun.
+    Full(usize),
+}
+
+/// A connection at a gate.
+pub struct Visitor<'a, F, S> {
+    /// How many calls may be set up at once.
+    pub max: u32,
+    /// When the connection was accepted.
+    pub arrived: Instant,
+    pub qube: &'a Qube,
+    /// Called when nothing but a call of the qube is missing; what it gives is held meanwhile.
+    pub no_call: F,
+    /// Called with their number when the gate is full of undecided calls: once a minute.
+    pub full: S,
+}
 
 impl Gate {
-    /// Waits for leave to begin a set-up, where `max` may run at once, and for a call of the `qube`.
-    /// While only the latter is missing, what `full` gives is held.
+    /// Waits for leave to begin a set-up, and for a call of the qube.
     ///
     /// # Errors
-    /// [`RefusedAlready`] when another was refused while this one waited.
+    /// See [`TurnedAway`].
     ///
     /// # Cancel safety
     /// Safe: whoever gives up has taken no place.
     pub async fn enter<G>(
         self: Arc<Self>,
-        max: u32,
-        qube: &Qube,
-        full: impl Fn() -> G,
-    ) -> Result<(Ticket, CallPermit), RefusedAlready> {
-        let arrived = lock(&self.state).refusals;
+        visitor: Visitor<'_, impl Fn() -> G, impl Fn(usize)>,
+    ) -> Result<(Ticket, CallPermit), TurnedAway> {
+        let Visitor { max, arrived, qube, no_call, full } = visitor;
+        let max = usize::try_from(max.max(1)).unwrap_or(usize::MAX - 1);
+        let before = lock(&self.state).rules.refusals();
         let calls = &qube.calls;
         // The place in the line for a call, kept while the gate would let this one in.
         let mut line: Option<(InLine, G)> = None;
@@ -187,32 +214,39 @@ impl Gate {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let missing = {
+            let (missing, crowd) = {
                 let mut state = lock(&self.state);
-                if state.refusals != arrived {
-                    return Err(RefusedAlready);
+                if state.rules.refusals() != before {
+                    return Err(TurnedAway::Refused);
                 }
                 let now = Instant::now();
-                if !state.admits(max.max(1), now) {
-                    Missing::Turn(state.closed_until.filter(|t| *t > now))
-                } else if let Some(permit) = permit.take().or_else(|| calls.clone().try_acquire_owned().ok()) {
-                    state.quick += 1;
-                    drop(state);
-                    return Ok((Ticket { gate: self.clone(), undecided: false }, permit));
-                } else {
-                    Missing::Call
+                match state.rules.admission(max, arrived, now) {
+                    Admission::TurnedAway(calls) => return Err(TurnedAway::Full(calls)),
+                    Admission::Wait(until) => {
+                        let crowd = state.rules.full(max, now).filter(|_| state.notice.due().is_some());
+                        (Missing::Turn(until), crowd)
+                    }
+                    Admission::Enter => match permit.take().or_else(|| calls.clone().try_acquire_owned().ok()) {
+                        Some(permit) => {
+                            let number = state.rules.begin(now);
+                            drop(state);
+                            return Ok((Ticket { gate: self.clone(), number }, permit));
+                        }
+                        None => (Missing::Call, None),
+                    },
                 }
             };
+            crowd.into_iter().for_each(&full);
             match missing {
-                Missing::Turn(opens) => {
+                Missing::Turn(until) => {
                     (line, permit) = (None, None);
-                    match opens {
-                        Some(opens) => tokio::select! { () = changed => {}, () = sleep_until(opens) => {} },
+                    match until {
+                        Some(until) => tokio::select! { () = changed => {}, () = sleep_until(until) => {} },
                         None => changed.await,
                     }
                 }
                 Missing::Call => {
-                    let new = || (Box::pin(calls.clone().acquire_owned()) as InLine, full());
+                    let new = || (Box::pin(calls.clone().acquire_owned()) as InLine, no_call());
                     let (acquire, _) = line.get_or_insert_with(new);
                     tokio::select! {
                         biased;
@@ -226,10 +260,11 @@ impl Gate {
         }
     }
 
-    /// Takes up a set-up that an earlier process began.
-    pub fn resume(self: Arc<Self>) -> Ticket {
-        lock(&self.state).undecided += 1;
-        Ticket { gate: self, undecided: true }
+    /// Takes up a set-up that an earlier process began this long ago.
+    pub fn resume(self: Arc<Self>, taken: Duration) -> Ticket {
+        let now = Instant::now();
+        let number = lock(&self.state).rules.begin(now.checked_sub(taken).unwrap_or(now));
+        Ticket { gate: self, number }
     }
 }
 
@@ -237,46 +272,49 @@ impl Gate {
 #[derive(Debug)]
 pub struct Ticket {
     gate: Arc<Gate>,
-    undecided: bool,
+    /// The number of the call.
+    number: u64,
 }
 
 impl Ticket {
-    /// The set-up is still undecided after [`UNDECIDED`].
-    pub fn undecided(&mut self) {
-        if !self.undecided {
-            self.undecided = true;
-            let mut state = lock(&self.gate.state);
-            (state.quick, state.undecided) = (state.quick - 1, state.undecided + 1);
-            drop(state);
-            self.gate.changed.notify_waiters();
-        }
-    }
-
     /// The call was allowed: the gate is open.
     pub fn allowed(self) {
-        let mut state = lock(&self.gate.state);
-        (state.in_row, state.closed_until) = (0, None);
+        lock(&self.gate.state).rules.allowed(self.number, Instant::now());
     }
 
     /// The call was refused: the gate closes for a while, and all who wait have their answer.
     pub fn refused(self) {
-        let mut state = lock(&self.gate.state);
-        let closed = CLOSED.0 * 2u32.saturating_pow(state.in_row).min(64);
-        state.in_row = state.in_row.saturating_add(1);
-        state.refusals += 1;
-        state.closed_until = Some(Instant::now() + closed.min(CLOSED.1));
+        lock(&self.gate.state).rules.refused(self.number, Instant::now());
+    }
+
+    /// Waits until nobody will answer the call, and it may be dialled again; counts that.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lost(&self) {
+        loop {
+            let changed = self.gate.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let lost_at = {
+                let rules = &mut lock(&self.gate.state).rules;
+                let (lost_at, now) = (rules.lost_at(self.number), Instant::now());
+                if lost_at.is_some_and(|at| at <= now) {
+                    return rules.redialled(now);
+                }
+                lost_at
+            };
+            match lost_at {
+                Some(at) => tokio::select! { () = changed => {}, () = sleep_until(at) => {} },
+                None => changed.await,
+            }
+        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = lock(&self.gate.state);
-        if self.undecided {
-            state.undecided -= 1
-        } else {
-            state.quick -= 1
-        }
-        drop(state);
+        lock(&self.gate.state).rules.leave(self.number);
         self.gate.changed.notify_waiters();
     }
 }
@@ -285,13 +323,22 @@ impl Drop for Ticket {
 mod tests {
     use tokio::time::advance;
 
-    use super::*;
+    use super::{
+        super::rules::{CLOSED, UNDECIDED},
+        *,
+    };
+
+    /// Waits at the gate for its turn and a call.
+    async fn waits(gate: Arc<Gate>, qube: Arc<Qube>) -> Result<(Ticket, CallPermit), TurnedAway> {
+        let arrived = Instant::now();
+        gate.enter(Visitor { max: 4, arrived, qube: &qube, no_call: || (), full: |_| () }).await
+    }
 
     /// Whether the gate lets one more in at once, where the qube has `calls`.
     async fn enters_with(gate: &Arc<Gate>, calls: &Arc<Qube>) -> Option<(Ticket, CallPermit)> {
         tokio::select! {
             biased;
-            entered = gate.clone().enter(4, calls, || ()) => entered.ok(),
+            entered = waits(gate.clone(), calls.clone()) => entered.ok(),
             () = tokio::task::yield_now() => None,
         }
     }
@@ -313,12 +360,12 @@ mod tests {
         for _ in 0..4 {
             prompts.push(enters_with(&ask, &calls).await.expect("room"));
         }
-        prompts.iter_mut().for_each(|(ticket, _)| ticket.undecided());
+        advance(UNDECIDED).await;
         prompts.push(enters_with(&ask, &calls).await.expect("one more"));
         let waiting: Vec<_> = (0..32)
             .map(|_| {
                 let (gate, calls) = (ask.clone(), calls.clone());
-                tokio::spawn(async move { gate.enter(4, &calls, || ()).await.map(drop) })
+                tokio::spawn(async move { waits(gate, calls).await.map(drop) })
             })
             .collect();
         tokio::task::yield_now().await;
@@ -339,7 +386,7 @@ mod tests {
         for number in 0..3 {
             let (gate, calls, arrived) = (gate.clone(), calls.clone(), arrived.clone());
             tokio::spawn(async move {
-                let entered = gate.enter(4, &calls, || ()).await.expect("nobody refuses");
+                let entered = waits(gate, calls).await.expect("nobody refuses");
                 arrived.send(number).expect("it is read");
                 entered.0.allowed();
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -361,11 +408,11 @@ mod tests {
         let (ticket, _call) = enters_with(&gate, &calls).await.expect("room");
         let waiting = tokio::spawn({
             let (gate, calls) = (gate.clone(), calls.clone());
-            async move { gate.enter(4, &calls, || ()).await.map(drop) }
+            async move { waits(gate, calls).await.map(drop) }
         });
         tokio::task::yield_now().await;
         ticket.refused();
-        assert_eq!(waiting.await.unwrap(), Err(RefusedAlready));
+        assert_eq!(waiting.await.unwrap(), Err(TurnedAway::Refused));
     }
 
     #[tokio::test(start_paused = true)]
@@ -376,10 +423,10 @@ mod tests {
             tickets.push(ticket);
         }
         assert_eq!(tickets.len(), 4);
-        tickets.iter_mut().for_each(Ticket::undecided);
+        advance(UNDECIDED).await;
         tickets.push(enters(&gate).await.expect("one more"));
         assert!(enters(&gate).await.is_none());
-        tickets[4].undecided();
+        advance(UNDECIDED).await;
         assert!(enters(&gate).await.is_none(), "five prompts are enough");
         tickets.clear();
         assert!(enters(&gate).await.is_some());
@@ -391,7 +438,7 @@ mod tests {
         let tickets = [enters(&gate).await, enters(&gate).await, enters(&gate).await, enters(&gate).await];
         let waiting = tokio::spawn({
             let gate = gate.clone();
-            async move { gate.enter(4, &plenty(), || ()).await.map(drop) }
+            async move { waits(gate, plenty()).await.map(drop) }
         });
         tokio::task::yield_now().await;
         let [first, rest @ ..] = tickets;
@@ -419,5 +466,36 @@ mod tests {
             advance(CLOSED.1 + Duration::from_millis(1)).await;
         }
         assert!(enters(&gate).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_full_of_old_prompts_turns_newcomers_away_after_ten_seconds_and_lets_those_wait_who_waited() {
+        let gate = Arc::new(Gate::default());
+        let mut prompts = Vec::new();
+        for _ in 0..5 {
+            prompts.push(enters(&gate).await.expect("room"));
+            advance(UNDECIDED).await;
+        }
+        let early = tokio::spawn(waits(gate.clone(), plenty()));
+        advance(Duration::from_secs(60)).await;
+        let late = Instant::now();
+        let turned_away = waits(gate.clone(), plenty()).await.map(drop);
+        assert_eq!((turned_away, late.elapsed().as_secs()), (Err(TurnedAway::Full(5)), 10));
+        assert!(!early.is_finished());
+        drop(prompts.pop());
+        assert!(early.await.expect("no panic").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_call_is_told_of_two_seconds_after_it_was_overtaken_twice() {
+        let gate = Arc::new(Gate::default());
+        let lost = enters(&gate).await.expect("room");
+        for _ in 0..2 {
+            advance(Duration::from_millis(10)).await;
+            enters(&gate).await.expect("room").allowed();
+        }
+        let overtaken = Instant::now();
+        lost.lost().await;
+        assert_eq!(overtaken.elapsed().as_secs(), 2);
     }
 }

@@ -63,18 +63,22 @@ impl Group {
         }
     }
 
-    /// Ends the children that no session has: those of a process that was killed. How many there were.
-    pub fn end_strays(&self, ours: &[u32]) -> usize {
-        let Ok(procs) = fs::read_to_string(self.own.join("cgroup.procs")) else { return 0 };
-        let strays = procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| !ours.contains(pid));
-        strays.filter(|pid| self.end(*pid).is_ok()).count()
+    /// The processes of the children that live now.
+    pub fn members(&self) -> Vec<u32> {
+        let procs = fs::read_to_string(self.own.join("cgroup.procs")).unwrap_or_default();
+        procs.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Ends those of the `earlier` children that no session has adopted: those of a process that was killed. How many there
+    /// were.
+    pub fn end_strays(&self, earlier: &[u32], adopted: &[u32]) -> usize {
+        earlier.iter().filter(|pid| !adopted.contains(pid) && self.end(**pid).is_ok()).count()
     }
 
     fn end(&self, pid: u32) -> io::Result<()> {
         let pidfd = sys::pidfd_open(pid)?;
         // Looked at again through what cannot change any more: the number might be somebody else's by now.
-        let procs = fs::read_to_string(self.own.join("cgroup.procs"))?;
-        if !procs.lines().any(|line| line.parse() == Ok(pid)) {
+        if !self.members().contains(&pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
         sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)

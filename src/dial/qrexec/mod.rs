@@ -16,11 +16,12 @@
 //! service can have given.
 //!
 //! [`gate`] bounds how many set-ups of one service run at once, so that an `ask` policy does not open eight prompts,
-//! and stops asking for a while what was refused.
+//! and stops asking for a while what was refused ([`rules`]: its table of states).
 
 mod child;
 pub mod gate;
 mod group;
+mod rules;
 mod stderr;
 
 use std::{
@@ -47,6 +48,10 @@ use crate::{
 
 /// Path where Qubes installs qrexec-client-vm.
 pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
+
+/// How long a service whose qube may just have started is waited for, before the peer is read: `qrexec-client-vm` learns
+/// within a few milliseconds that its server refuses the connection.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// The program that makes calls, and the group of its processes.
 #[derive(Debug)]
@@ -84,6 +89,8 @@ pub enum Decision {
     Connected,
     /// It does not; the child has ended or is to be ended.
     Failed(Failure),
+    /// dom0 will never answer: the child is to be ended, and the call can be made again.
+    Lost,
 }
 
 /// A connected call.
@@ -196,6 +203,38 @@ impl LiveCall {
                 }
             }
         }
+    }
+
+    /// Waits, once the call is connected, until the service has sent a byte, has ended, or has done neither for a moment:
+    /// whether it is still connected then.
+    ///
+    /// # Cancel safety
+    /// Safe: the call goes on, and this can be called again.
+    pub async fn settled(&mut self, peer: &Stream, mut said: impl FnMut(String)) -> Decision {
+        let until = Instant::now() + SETTLE;
+        let mut output_ended = false;
+        while self.from.unread() == 0 {
+            tokio::select! {
+                biased;
+                exit = self.helper.child.exited() => {
+                    let what = exit.code().map(SetUp::from_exit).filter(|what| what.never_began());
+                    return match what {
+                        Some(what) if self.from.unread() == 0 => Decision::Failed(Failure::Call(Some(what))),
+                        _ => Decision::Connected,
+                    };
+                }
+                () = abandoned(peer) => return Decision::Failed(Failure::PeerGone),
+                () = self.from.readable(), if !output_ended => output_ended = self.from.unread() == 0,
+                () = self.helper.stderr.drain(&mut said) => {}
+                () = sleep_until(until) => break,
+            }
+        }
+        Decision::Connected
+    }
+
+    /// How long the call has taken so far.
+    pub fn taken(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// The parts of a connected call.

@@ -98,6 +98,25 @@ fn a_reply_reaches_a_slow_peer_whose_request_nobody_took() {
 }
 
 #[test]
+fn a_reply_reaches_a_peer_that_reads_only_after_a_long_upload_that_nobody_took() {
+    // a long reply waits in the relay and in our socket, a short one over UNIX in the peer's
+    for (what, reply) in [(What::Tcp, 2_000_000), (What::Unix, 2_000_000), (What::Unix, 50_000)] {
+        let late = vec![Step::Pause(Duration::from_millis(1500)), Step::Move(usize::MAX)];
+        let mut child = script(&[reply], Vec::new());
+        child.deaf = true;
+        // more than what a peer may send after it has all of the reply
+        let case = case(script(&[40_000_000, 40_000_000, 1_000], late), child, None);
+        let ended = run(what, What::Pipes, &case);
+        assert_eq!(
+            (ended.peer.received, ended.peer.end),
+            (reply as u64, ReadEnd::Eof),
+            "{what:?}: {:?}",
+            ended.outcome
+        );
+    }
+}
+
+#[test]
 fn what_was_sent_before_a_reset_reaches_a_slow_upstream() {
     let slow = (0..8).flat_map(|_| [Step::Pause(Duration::from_millis(20)), Step::Move(100_000)]).collect();
     let mut peer = script(&[200_000], Vec::new());
