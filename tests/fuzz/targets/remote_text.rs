@@ -7,7 +7,7 @@ use qrexec_connect::{
     remote::{
         agent,
         config::RemoteConfig,
-        policy::{Action, Policy, AskedProgram, ProgramName, Verdict},
+        policy::{Action, AskedProgram, Policy, ProgramName, Verdict},
         v1,
     },
 };
