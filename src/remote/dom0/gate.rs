@@ -17,7 +17,7 @@ use super::{
     changes,
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
-    places::Place,
+    places::CommandPlace,
     port::{Port, Receipt},
     question::SHORT_ID,
     reject::{Case, Category, Rejected},
@@ -52,7 +52,7 @@ pub(super) struct Candidate<'a> {
 /// That a request may run now: what is done, its place, and where it stands in the log.
 pub(super) struct Clearance {
     pub(super) judged: Judged,
-    pub(super) place: Place,
+    pub(super) place: CommandPlace,
     pub(super) receipt: Option<Receipt>,
 }
 
@@ -63,7 +63,7 @@ struct Held {
     room: bool,
     /// The decision that a person approved.
     approved: Option<Judged>,
-    place: Option<Place>,
+    place: Option<CommandPlace>,
     /// It stands in the ledger, or need not.
     begun: bool,
     /// The decision that stands in the log, and where.
@@ -222,7 +222,7 @@ impl Candidate<'_> {
     }
 
     /// Waits until the VM may run another command.
-    async fn place(&self) -> Result<Place, Rejected> {
+    async fn place(&self) -> Result<CommandPlace, Rejected> {
         let (shared, vm) = (self.case.shared, self.case.vm);
         let most = || shared.max_running(&vm.name);
         if let Some(place) = vm.places.take(most()) {
