@@ -58,7 +58,7 @@ pub(super) struct Clearance {
 
 /// What a request has got so far.
 #[derive(Default)]
-struct Held {
+struct Obtained {
     /// Bytes of the log were taken from the quota of the qube.
     room: bool,
     /// The decision that a person approved.
@@ -81,7 +81,7 @@ enum Need {
     Nothing,
 }
 
-impl Held {
+impl Obtained {
     /// What is still missing for this decision.
     fn need(&self, judged: &Judged) -> Need {
         if !self.room {
@@ -102,7 +102,7 @@ impl Held {
 
 /// Waits for what the request needs, and asks everything anew after each wait.
 pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
-    let mut held = Held::default();
+    let mut held = Obtained::default();
     loop {
         let judged = ask(candidate)?;
         candidate.registration.show(&judged.shown);

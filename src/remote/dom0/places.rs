@@ -9,10 +9,10 @@ use crate::sys::lock;
 
 /// The places of one qube.
 #[derive(Debug, Default)]
-pub(super) struct Places(Arc<Inside>);
+pub(super) struct Places(Arc<TakenPlaces>);
 
 #[derive(Debug, Default)]
-struct Inside {
+struct TakenPlaces {
     taken: Mutex<usize>,
     /// For those who wait, the first first.
     freed: Notify,
@@ -20,7 +20,7 @@ struct Inside {
 
 /// A place that was taken, until it is dropped.
 #[derive(Debug)]
-pub(super) struct CommandPlace(Arc<Inside>);
+pub(super) struct CommandPlace(Arc<TakenPlaces>);
 
 impl Places {
     /// Takes a place, if fewer than `most` are taken.
