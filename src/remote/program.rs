@@ -23,7 +23,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::policy::{PATH, Policy, Program, ProgramName, Verdict};
+use super::policy::{AskedProgram, PATH, Policy, ProgramName, Verdict};
 use crate::log::escape;
 
 /// Bytes of a path at most (PATH_MAX of limits.h).
@@ -60,22 +60,24 @@ impl fmt::Display for ProgramFault {
 
 /// A program that was looked for.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundProgram {
     /// The names that rules match.
-    pub names: Program,
+    pub names: AskedProgram,
     /// The path to execute, or why nothing is executed. To be told only to those whom the policy allows the program:
     /// nobody else learns which programs there are.
     pub path: Result<PathBuf, ProgramFault>,
 }
 
 /// Looks for a program: a bare name in [`PATH`], or an absolute path.
-pub fn find(asked: &[u8]) -> Found {
+pub fn find(asked: &[u8]) -> FoundProgram {
     let name = Path::new(OsStr::from_bytes(asked));
     if name.is_absolute() {
         return absolute(name);
     }
-    let unknown =
-        |executed| Found { names: Program { executed, others: Vec::new() }, path: Err(ProgramFault::Missing) };
+    let unknown = |executed| FoundProgram {
+        names: AskedProgram { executed, others: Vec::new() },
+        path: Err(ProgramFault::Missing),
+    };
     if asked.contains(&b'/') {
         return unknown(vec![ProgramName { path: asked.to_vec(), in_path: false }]);
     }
@@ -86,7 +88,7 @@ pub fn find(asked: &[u8]) -> Found {
     }
 }
 
-fn absolute(asked: &Path) -> Found {
+fn absolute(asked: &Path) -> FoundProgram {
     // a path that ends with "/", "/." or "/.." is none of a program; Path would not show the first two
     let bytes_asked = asked.as_os_str().as_bytes();
     let last = bytes_asked.rsplit(|b| *b == b'/').next().unwrap_or_default();
@@ -100,8 +102,8 @@ fn absolute(asked: &Path) -> Found {
         others.push(name(file));
     }
     let fault = if no_name { Some(ProgramFault::Missing) } else { walk.fault };
-    let names = Program { executed: vec![name(executed.clone())], others };
-    Found { names, path: fault.map_or(Ok(executed), Err) }
+    let names = AskedProgram { executed: vec![name(executed.clone())], others };
+    FoundProgram { names, path: fault.map_or(Ok(executed), Err) }
 }
 
 fn name(path: PathBuf) -> ProgramName {

@@ -17,7 +17,7 @@ use crate::{
         keys::Store,
         policy::{Action, Manner, Ruling, Verdict, objection},
         policy_file,
-        program::{self, Found},
+        program::{self, FoundProgram},
         shown::quoted,
     },
     report::{Code, Fatal},
@@ -87,7 +87,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     let flags = if asked.stdin { flags::STDIN } else { 0 } | if asked.tty { flags::TTY } else { 0 };
     let refused = objection(&ruling, Manner { mode, flags, user: &asked.user });
     let refused = refused.or_else(|| match &found {
-        Some(Found { path: Err(fault), .. }) if policy.force.is_none() => Some(fault.to_string()),
+        Some(FoundProgram { path: Err(fault), .. }) if policy.force.is_none() => Some(fault.to_string()),
         _ => None,
     });
     remind(paths, store, &asked.vm);
@@ -96,7 +96,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
         return Ok(ExitCode::FAILURE);
     }
     println!("{}", if ruling.verdict == Verdict::Ask { "asked: a person in dom0 decides" } else { "allowed" });
-    if let Some(Found { names, path: Ok(path) }) = &found {
+    if let Some(FoundProgram { names, path: Ok(path) }) = &found {
         field("executes", &quoted(path.as_os_str().as_bytes()));
         for name in names.others.iter().filter(|name| name.path != path.as_os_str().as_bytes()) {
             field("also known as", &quoted(&name.path));

@@ -46,11 +46,11 @@ pub enum OnLogFailure {
 pub(crate) struct LogFailure(pub(crate) String);
 
 /// Whoever waits for an entry.
-type Answer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
+type LogAnswer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
 
 #[derive(Debug)]
 enum LogJob {
-    Entry(Text, Option<Answer>),
+    Entry(Text, Option<LogAnswer>),
     /// Answered when everything before it was written, or could not be.
     Flush(oneshot::Sender<()>),
 }

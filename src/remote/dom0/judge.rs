@@ -26,8 +26,8 @@ use crate::{
     },
     remote::{
         clock::now_ms,
-        policy::{self, Action, Manner, Policy, Program, RuleOptions, Verdict},
-        program::{self, Found, MAX_PATH, ProgramFault},
+        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Verdict},
+        program::{self, FoundProgram, MAX_PATH, ProgramFault},
         shown::{logged, quoted, quoted_words, visible},
     },
 };
@@ -174,7 +174,7 @@ pub(super) struct Judged {
     /// What kind of thing was asked.
     pub(super) mode: Mode,
     /// The names of the program, where one was asked for.
-    pub(super) names: Option<Program>,
+    pub(super) names: Option<AskedProgram>,
 }
 
 impl Judged {
@@ -244,10 +244,10 @@ pub(super) fn judge(
     }
     // only who may run the program learns what is wrong with it
     let (names, executed) = match found {
-        Some(Found { names, path: Ok(path) }) => (Some(names), Some(path)),
-        Some(Found { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
-        Some(Found { path: Err(_), .. }) if policy.force.is_some() => (None, None),
-        Some(Found { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
+        Some(FoundProgram { names, path: Ok(path) }) => (Some(names), Some(path)),
+        Some(FoundProgram { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
+        Some(FoundProgram { path: Err(_), .. }) if policy.force.is_some() => (None, None),
+        Some(FoundProgram { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
         None => (None, None),
     };
     let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();

@@ -21,7 +21,7 @@
 //!
 //! # The program of a rule
 //! A program has several names: a link in `/usr/sbin` leads to a file in `/usr/bin`, `/bin` is `/usr/bin`, and
-//! `/usr/bin/../bin/x` is `/usr/bin/x`. [`super::program`] finds them; [`Program`] holds them. Which of them a rule
+//! `/usr/bin/../bin/x` is `/usr/bin/x`. [`super::program`] finds them; [`AskedProgram`] holds them. Which of them a rule
 //! matches depends on its verdict, so that no name widens a right:
 //!
 //! | rule | names that it matches | `*` matches `/` |
@@ -45,7 +45,7 @@ mod words;
 pub use fault::PolicyFault;
 pub use objection::{Manner, objection};
 pub use options::RuleOptions;
-pub use program::{PATH, Program, ProgramName};
+pub use program::{AskedProgram, PATH, ProgramName};
 pub use remarks::remarks;
 pub use rules::{Action, EVERYTHING, Mismatch, NOTHING, Policy, Ruling, Verdict};
 

@@ -14,7 +14,7 @@ pub struct ProgramName {
 
 /// A program that somebody asks for, under all its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
+pub struct AskedProgram {
     /// The path that is executed: directories resolved, the last name as asked. A bare name that no directory of
     /// [`PATH`] has could be in any of them: then there is one path for each.
     pub executed: Vec<ProgramName>,
@@ -22,7 +22,7 @@ pub struct Program {
     pub others: Vec<ProgramName>,
 }
 
-impl Program {
+impl AskedProgram {
     /// A program that has one name only: an absolute path, taken as it stands.
     pub fn plain(path: &[u8]) -> Self {
         let directory = path.iter().rposition(|b| *b == b'/').map_or(&[][..], |at| &path[..at]);

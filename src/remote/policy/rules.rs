@@ -6,7 +6,7 @@ use super::{
     fault::{Complaint, PolicyFault},
     options::{RuleOptions, size, yes},
     pattern::{ProgramPattern, Reach, WordPattern},
-    program::Program,
+    program::AskedProgram,
     words::{RuleWord, without_comment, words},
 };
 
@@ -76,7 +76,7 @@ pub enum Action<'a> {
     /// A text for bash.
     Shell(&'a [u8]),
     /// A program, and the words behind it.
-    Argv(&'a Program, &'a [Vec<u8>]),
+    Argv(&'a AskedProgram, &'a [Vec<u8>]),
     /// To read this absolute path.
     Get(&'a [u8]),
     /// To write this absolute path.
@@ -262,7 +262,7 @@ impl Rule {
 }
 
 /// A right is given to the path that is executed alone. It is taken away from a program under any of its names.
-fn program_matches(verdict: Verdict, pattern: &ProgramPattern, asked: &Program) -> bool {
+fn program_matches(verdict: Verdict, pattern: &ProgramPattern, asked: &AskedProgram) -> bool {
     let matches = |reach| move |name| pattern.matches(name, reach);
     match verdict {
         Verdict::Allow => asked.executed.iter().any(matches(Reach::Component)),

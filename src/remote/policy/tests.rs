@@ -9,15 +9,18 @@ fn policy(text: &str) -> Policy {
 }
 
 fn argv(policy: &Policy, words: &[&str]) -> Verdict {
-    let program = Program::plain(words[0].as_bytes());
+    let program = AskedProgram::plain(words[0].as_bytes());
     let words: Vec<Vec<u8>> = words[1..].iter().map(|w| w.as_bytes().to_vec()).collect();
     policy.decide(Action::Argv(&program, &words)).verdict
 }
 
 /// A program as it is found where `/sbin/reboot` is a link to `/usr/bin/systemctl`, and `/sbin` to `/usr/sbin`.
-fn reboot() -> Program {
+fn reboot() -> AskedProgram {
     let name = |path: &str| ProgramName { path: path.into(), in_path: true };
-    Program { executed: vec![name("/usr/sbin/reboot")], others: vec![name("/sbin/reboot"), name("/usr/bin/systemctl")] }
+    AskedProgram {
+        executed: vec![name("/usr/sbin/reboot")],
+        others: vec![name("/sbin/reboot"), name("/usr/bin/systemctl")],
+    }
 }
 
 fn shell(policy: &Policy, text: &str) -> Verdict {
@@ -110,7 +113,7 @@ fn options_are_read_and_settings_too() {
         "allow dd if=* [user=user cwd=/tmp timeout=60s max-output=5M stdin=no tty=no env=LANG,LC_ALL,QVM_X]\n\
          v1 = yes\nmax-running = 3\nforce = /usr/bin/menu --now",
     );
-    let decision = p.decide(Action::Argv(&Program::plain(b"/usr/bin/dd"), &[b"if=/dev/null".to_vec()])).options;
+    let decision = p.decide(Action::Argv(&AskedProgram::plain(b"/usr/bin/dd"), &[b"if=/dev/null".to_vec()])).options;
     assert_eq!(decision.user.as_deref(), Some("user"));
     assert_eq!(decision.cwd.as_deref(), Some("/tmp"));
     assert_eq!(decision.timeout, Some(Duration::from_secs(60)));
@@ -158,7 +161,7 @@ fn a_rules_directory_is_looked_up() {
     let mut p = policy("allow /sbin/reboot\nallow /sbin/*\nallow '/sbin/a*'\nallow /s*/x\nallow reboot");
     p.resolve_directories(|_, directory| (directory == b"/sbin").then(|| b"/usr/sbin".to_vec()));
     assert_eq!(p.decide(Action::Argv(&reboot(), &[])).line, Some(1));
-    let line = |path: &str| p.decide(Action::Argv(&Program::plain(path.as_bytes()), &[])).line;
+    let line = |path: &str| p.decide(Action::Argv(&AskedProgram::plain(path.as_bytes()), &[])).line;
     assert_eq!(line("/usr/sbin/halt"), Some(2));
     assert_eq!(line("/sbin/halt"), Some(2), "and as it is written");
     assert_eq!(line("/usr/x"), None);
@@ -167,11 +170,11 @@ fn a_rules_directory_is_looked_up() {
 #[test]
 fn an_ask_rule_takes_input_only_where_it_says_so() {
     let p = policy("ask qvm-ls\nask xl * [stdin=yes]\nallow cat\nallow dd [stdin=no]");
-    let stdin = |path: &str| p.decide(Action::Argv(&Program::plain(path.as_bytes()), &[])).options.stdin;
+    let stdin = |path: &str| p.decide(Action::Argv(&AskedProgram::plain(path.as_bytes()), &[])).options.stdin;
     assert_eq!(["/bin/qvm-ls", "/bin/xl", "/bin/cat", "/bin/dd"].map(stdin), [false, true, true, false]);
     for (asked, fine) in [(0, true), (flags::STDIN, false), (flags::TTY, false)] {
         let manner = Manner { mode: Mode::Argv, flags: asked, user: "" };
-        let ruling = p.decide(Action::Argv(&Program::plain(b"/bin/qvm-ls"), &[]));
+        let ruling = p.decide(Action::Argv(&AskedProgram::plain(b"/bin/qvm-ls"), &[]));
         assert_eq!(objection(&ruling, manner).is_none(), fine, "{asked}");
     }
 }
@@ -252,8 +255,8 @@ proptest! {
     ) {
         let p = policy(&text.join("\n"));
         let name = |path: &String| ProgramName { path: path.clone().into_bytes(), in_path: false };
-        let plain = Program { executed: vec![name(&executed)], others: Vec::new() };
-        let linked = Program { others: others.iter().map(name).collect(), ..plain.clone() };
+        let plain = AskedProgram { executed: vec![name(&executed)], others: Vec::new() };
+        let linked = AskedProgram { others: others.iter().map(name).collect(), ..plain.clone() };
         let [plain, linked] = [plain, linked].map(|program| p.decide(Action::Argv(&program, &[])).verdict);
         if linked == Verdict::Allow {
             prop_assert_eq!(plain, Verdict::Allow);

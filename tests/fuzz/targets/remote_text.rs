@@ -7,7 +7,7 @@ use qrexec_connect::{
     remote::{
         agent,
         config::RemoteConfig,
-        policy::{Action, Policy, Program, ProgramName, Verdict},
+        policy::{Action, AskedProgram, Policy, ProgramName, Verdict},
         v1,
     },
 };
@@ -27,9 +27,9 @@ fuzz_target!(|bytes: &[u8]| {
             }
             let words: Vec<Vec<u8>> = bytes.split(|b| *b == b' ').map(<[u8]>::to_vec).collect();
             // no other name of a program widens a right
-            let plain = Program::plain(&words[0]);
+            let plain = AskedProgram::plain(&words[0]);
             let other = ProgramName { path: words[words.len() - 1].clone(), in_path: true };
-            let linked = Program { others: vec![other], ..plain.clone() };
+            let linked = AskedProgram { others: vec![other], ..plain.clone() };
             let decide = |program| policy.decide(Action::Argv(program, &words[1..])).verdict;
             if decide(&linked) == Verdict::Allow {
                 assert_eq!(decide(&plain), Verdict::Allow);
