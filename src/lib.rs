@@ -55,7 +55,8 @@
 //! holds parked sessions between two processes of the service. *descriptor store*: descriptors that systemd keeps.
 //!
 //! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
-//! *ledger*: what dom0 has run already. *sheet*: all that decides what a command does, as a person
+//! *gate* of dom0: the one way from a request to a command that runs. *chain*, *head*: the entries of dom0's log, each with
+//! a digest over it and all before it. *ledger*: what dom0 has run already. *sheet*: all that decides what a command does, as a person
 //! sees it before approving; its digest is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
 
 #[cfg(feature = "forward")]

@@ -39,7 +39,7 @@ impl ChainPoint {
 
 /// A line that was read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line<'a> {
+pub(super) struct LogLine<'a> {
     /// All before ` head=`.
     pub(super) text: &'a str,
     pub(super) number: u64,
@@ -47,7 +47,7 @@ pub(super) struct Line<'a> {
     pub(super) head: Option<Digest>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> LogLine<'a> {
     /// Reads a line, without its end.
     pub(super) fn parse(line: &'a str) -> Option<Self> {
         let (text, number) = line.rsplit_once(" seq=")?;
@@ -85,7 +85,7 @@ mod tests {
             let point = ChainPoint { number, head };
             let next = point.next(&text);
             let line = next.line(&text);
-            let read = Line::parse(line.trim_end_matches('\n')).expect("a line");
+            let read = LogLine::parse(line.trim_end_matches('\n')).expect("a line");
             prop_assert_eq!((read.text, read.point()), (text.as_str(), next));
             prop_assert_ne!(point.next(&format!("{text}x")).head, next.head);
             prop_assert_ne!(ChainPoint { number: number + 1, head }.next(&text).head, next.head);
@@ -93,7 +93,7 @@ mod tests {
 
         #[test]
         fn any_line_is_read_without_a_panic(text: String) {
-            if let Some(line) = Line::parse(&text) {
+            if let Some(line) = LogLine::parse(&text) {
                 let _ = (line.point(), line.before());
             }
         }
@@ -101,8 +101,8 @@ mod tests {
 
     #[test]
     fn a_line_of_an_earlier_version_has_a_number_and_no_head() {
-        let line = Line::parse("[2026-01-01T00:00:00] CMD vm=work cmd=x seq=7").expect("a line");
+        let line = LogLine::parse("[2026-01-01T00:00:00] CMD vm=work cmd=x seq=7").expect("a line");
         assert_eq!((line.number, line.head, line.point().number), (7, None, 7));
-        assert_eq!(Line::parse("[2026-01-01T00:00:00] CMD vm=work cmd=x"), None);
+        assert_eq!(LogLine::parse("[2026-01-01T00:00:00] CMD vm=work cmd=x"), None);
     }
 }

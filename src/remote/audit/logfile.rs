@@ -13,7 +13,7 @@ use nix::{
     fcntl::{FallocateFlags, Flock, FlockArg, fallocate},
 };
 
-use super::chain::{ChainPoint, LINK, Line};
+use super::chain::{ChainPoint, LINK, LogLine};
 use crate::{
     proto::mac::hex,
     remote::{clock, files},
@@ -206,7 +206,7 @@ fn end_of(path: &Path) -> io::Result<ChainPoint> {
             Err(e) => return Err(e),
         };
         let whole = tail.rfind('\n').map_or("", |end| &tail[..end]);
-        if let Some(line) = whole.lines().rev().find_map(Line::parse) {
+        if let Some(line) = whole.lines().rev().find_map(LogLine::parse) {
             return Ok(line.point());
         }
     }
@@ -258,7 +258,7 @@ mod tests {
 
     fn numbers(path: &Path) -> Vec<u64> {
         let text = fs::read_to_string(path).expect("there");
-        text.lines().map(|line| Line::parse(line).expect("a line").number).collect()
+        text.lines().map(|line| LogLine::parse(line).expect("a line").number).collect()
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    chain::{ChainPoint, Line},
+    chain::{ChainPoint, LogLine},
     logfile::all,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> io::Result<Verified> {
         let name = file.display();
         each_line(&file, |row, line| {
             let place = format!("{name}:{row}");
-            let Some(line) = line.and_then(Line::parse) else {
+            let Some(line) = line.and_then(LogLine::parse) else {
                 found.faults.push(format!("{place}: this is no entry"));
                 return;
             };

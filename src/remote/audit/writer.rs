@@ -46,11 +46,11 @@ pub enum OnLogFailure {
 pub(crate) struct LogFailure(pub(crate) String);
 
 /// Whoever waits for an entry.
-type Answer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
+type LogAnswer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
 
 #[derive(Debug)]
-enum Job {
-    Entry(Text, Option<Answer>),
+enum LogJob {
+    Entry(Text, Option<LogAnswer>),
     /// Answered when everything before it was written, or could not be.
     Flush(oneshot::Sender<()>),
 }
@@ -58,12 +58,12 @@ enum Job {
 /// The thread, seen from outside.
 #[derive(Debug)]
 pub(super) struct Writer {
-    jobs: Sender<Job>,
-    shared: Arc<Shared>,
+    jobs: Sender<LogJob>,
+    shared: Arc<WriterState>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct WriterState {
     waiting: AtomicUsize,
     /// Why nothing can be written now.
     failure: Mutex<Option<String>>,
@@ -77,7 +77,7 @@ impl Writer {
     /// Starts the thread.
     pub(super) fn start(path: PathBuf, limit: u64) -> Self {
         let (jobs, queue) = channel();
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<WriterState>::default();
         let theirs = shared.clone();
         // without a thread every entry fails, and with it, by default, every command
         let _ = thread::Builder::new().name("audit".into()).spawn(move || work(&queue, &theirs, path, limit));
@@ -87,24 +87,24 @@ impl Writer {
     /// Has an entry written; `false`: there are too many that wait.
     pub(super) fn write(&self, text: Text) -> bool {
         let room = self.shared.waiting.load(Relaxed) < WAITING;
-        room && self.send(Job::Entry(text, None))
+        room && self.send(LogJob::Entry(text, None))
     }
 
     /// Has an entry written, and waits until it is on the disk.
     pub(super) async fn record(&self, text: Text) -> Result<ChainPoint, LogFailure> {
         let (answer, written) = oneshot::channel();
-        self.send(Job::Entry(text, Some(answer)));
+        self.send(LogJob::Entry(text, Some(answer)));
         written.await.unwrap_or_else(|_| Err(LogFailure("its thread has ended".into())))
     }
 
     /// Waits until everything so far was written.
     pub(super) async fn flush(&self) {
         let (done, written) = oneshot::channel();
-        self.send(Job::Flush(done));
+        self.send(LogJob::Flush(done));
         let _ = written.await;
     }
 
-    fn send(&self, job: Job) -> bool {
+    fn send(&self, job: LogJob) -> bool {
         self.shared.waiting.fetch_add(1, Relaxed);
         self.jobs.send(job).is_ok()
     }
@@ -124,7 +124,7 @@ impl Writer {
     }
 }
 
-fn work(queue: &Receiver<Job>, shared: &Shared, path: PathBuf, limit: u64) {
+fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u64) {
     let mut file = LogFile::new(&path, Some(limit));
     let mut late = VecDeque::<Text>::new();
     let mut reminder = Reminder::default();
@@ -165,18 +165,18 @@ fn work(queue: &Receiver<Job>, shared: &Shared, path: PathBuf, limit: u64) {
 
 /// Writes a group, behind what is late. Without room on the disk, commands that wait for their entries are refused and
 /// the other entries go into what was reserved.
-fn group(file: &mut LogFile, jobs: Vec<Job>, late: &mut VecDeque<Text>, kept: usize) -> std::io::Result<()> {
+fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<Text>, kept: usize) -> std::io::Result<()> {
     let reserved = file.reserve();
     let (mut texts, mut answers, mut flushes) = (Vec::from_iter(late.drain(..)), Vec::new(), Vec::new());
     for job in jobs {
         match (job, &reserved) {
-            (Job::Entry(text, None), _) => texts.push(text),
-            (Job::Entry(text, Some(answer)), Ok(())) => {
+            (LogJob::Entry(text, None), _) => texts.push(text),
+            (LogJob::Entry(text, Some(answer)), Ok(())) => {
                 answers.push((texts.len(), answer));
                 texts.push(text);
             }
-            (Job::Entry(_, Some(answer)), Err(e)) => _ = answer.send(Err(LogFailure(e.to_string()))),
-            (Job::Flush(done), _) => flushes.push(done),
+            (LogJob::Entry(_, Some(answer)), Err(e)) => _ = answer.send(Err(LogFailure(e.to_string()))),
+            (LogJob::Flush(done), _) => flushes.push(done),
         }
     }
     let written = if texts.is_empty() { Ok(Vec::new()) } else { file.append(&texts, !answers.is_empty(), || kept) };

@@ -17,7 +17,7 @@ use super::{
     changes,
     judge::{Authentic, Judged, judge, keys},
     ledger::{self, NotBegun},
-    places::Place,
+    places::CommandPlace,
     port::{Port, Receipt},
     question::SHORT_ID,
     reject::{Case, Category, Rejected},
@@ -52,18 +52,18 @@ pub(super) struct Candidate<'a> {
 /// That a request may run now: what is done, its place, and where it stands in the log.
 pub(super) struct Clearance {
     pub(super) judged: Judged,
-    pub(super) place: Place,
+    pub(super) place: CommandPlace,
     pub(super) receipt: Option<Receipt>,
 }
 
 /// What a request has got so far.
 #[derive(Default)]
-struct Held {
+struct Obtained {
     /// Bytes of the log were taken from the quota of the qube.
     room: bool,
     /// The decision that a person approved.
     approved: Option<Judged>,
-    place: Option<Place>,
+    place: Option<CommandPlace>,
     /// It stands in the ledger, or need not.
     begun: bool,
     /// The decision that stands in the log, and where.
@@ -81,7 +81,7 @@ enum Need {
     Nothing,
 }
 
-impl Held {
+impl Obtained {
     /// What is still missing for this decision.
     fn need(&self, judged: &Judged) -> Need {
         if !self.room {
@@ -102,7 +102,7 @@ impl Held {
 
 /// Waits for what the request needs, and asks everything anew after each wait.
 pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
-    let mut held = Held::default();
+    let mut held = Obtained::default();
     loop {
         let judged = ask(candidate)?;
         candidate.registration.show(&judged.shown);
@@ -222,7 +222,7 @@ impl Candidate<'_> {
     }
 
     /// Waits until the VM may run another command.
-    async fn place(&self) -> Result<Place, Rejected> {
+    async fn place(&self) -> Result<CommandPlace, Rejected> {
         let (shared, vm) = (self.case.shared, self.case.vm);
         let most = || shared.max_running(&vm.name);
         if let Some(place) = vm.places.take(most()) {

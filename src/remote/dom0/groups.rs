@@ -31,7 +31,7 @@ pub(super) const UNIT: &str = "qvm-remote-dom0-commands.service";
 
 /// The groups below which the commands of all qubes live.
 #[derive(Clone, Debug)]
-pub(super) struct Groups {
+pub(super) struct CommandGroups {
     /// Of the unit for commands; it may come and go.
     unit: PathBuf,
     /// Of the daemon.
@@ -52,7 +52,7 @@ pub(super) struct Left {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CommandGroup(PathBuf);
 
-impl Groups {
+impl CommandGroups {
     /// Of the daemon: those of the unit for commands, else the daemon's own; `None` outside systemd.
     pub(super) fn of_daemon() -> Option<Self> {
         let own = unit::delegated_group()?;
@@ -107,7 +107,7 @@ impl Groups {
         self.all().into_iter().filter_map(left).collect()
     }
 
-    /// Groups whose commands have not ended: a daemon runs them, or has crashed.
+    /// CommandGroups whose commands have not ended: a daemon runs them, or has crashed.
     pub(super) fn unfinished(&self) -> Vec<CommandGroup> {
         let groups = self.all().into_iter().map(|(_, _, group)| group);
         groups.filter(|group| !group.remove() && group.mark().is_none()).collect()
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn what_a_command_left_is_told_from_what_nobody_answers_for() {
         let dir = tempfile::tempdir().expect("a directory");
-        let groups = Groups { unit: dir.path().to_owned(), own: dir.path().to_owned() };
+        let groups = CommandGroups { unit: dir.path().to_owned(), own: dir.path().to_owned() };
         let [running, left, timed, empty] = [1, 2, 3, 4].map(|n| groups.make("work", n).expect("made"));
         [&running, &left, &timed].into_iter().for_each(populate);
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn names_that_no_qube_and_no_request_can_have_are_nobodys() {
         let dir = tempfile::tempdir().expect("a directory");
-        let groups = Groups { unit: dir.path().to_owned(), own: dir.path().to_owned() };
+        let groups = CommandGroups { unit: dir.path().to_owned(), own: dir.path().to_owned() };
         for name in ["qube-../x", "qube-a b/command-1", "qube-work/command-x", "x/command-1"] {
             let _ = fs::create_dir_all(dir.path().join(name));
         }

@@ -19,7 +19,7 @@ use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
 };
 
-use super::{groups::Groups, question::SOCKET};
+use super::{groups::CommandGroups, question::SOCKET};
 use crate::sys;
 
 /// How long the first daemon may take to come: the unit starts before it.
@@ -36,7 +36,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// # Errors
 /// When this process is not in a group that the manager left to it.
 pub fn keep(run: &Path) -> io::Result<ExitCode> {
-    let groups = Groups::of_keeper().ok_or_else(|| io::Error::other("this is a part of the service, not a command"))?;
+    let groups =
+        CommandGroups::of_keeper().ok_or_else(|| io::Error::other("this is a part of the service, not a command"))?;
     let (mut gone, mut expected) = (Instant::now(), FIRST);
     loop {
         if wait_for_the_end_of_the_daemon(run) {

@@ -37,12 +37,12 @@ use crate::{
 
 /// What happens.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum ModelStep {
     /// A new request; from the queue or live.
     Submit(bool),
     /// A request once more, with the very same code.
     Again(usize),
-    Policy(Rule),
+    Policy(ModelRule),
     Revoke,
     Authorize,
     Approve(usize),
@@ -65,7 +65,7 @@ enum Step {
 
 /// What the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
+enum ModelRule {
     Allow,
     Ask,
     /// Asks for something else: the same words with another option.
@@ -75,24 +75,31 @@ enum Rule {
     Broken,
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
-    let rules = [Rule::Allow, Rule::Ask, Rule::AskNarrower, Rule::Deny, Rule::Missing, Rule::Broken];
+fn any_step() -> impl Strategy<Value = ModelStep> {
+    let rules = [
+        ModelRule::Allow,
+        ModelRule::Ask,
+        ModelRule::AskNarrower,
+        ModelRule::Deny,
+        ModelRule::Missing,
+        ModelRule::Broken,
+    ];
     let which = 0..6usize;
     prop_oneof![
-        6 => any::<bool>().prop_map(Step::Submit),
-        1 => which.clone().prop_map(Step::Again),
-        5 => prop::sample::select(rules.to_vec()).prop_map(Step::Policy),
-        1 => Just(Step::Revoke),
-        2 => Just(Step::Authorize),
-        4 => which.clone().prop_map(Step::Approve),
-        1 => which.clone().prop_map(Step::Deny),
-        1 => Just(Step::Expire),
-        4 => which.clone().prop_map(Step::Finish),
-        1 => which.clone().prop_map(Step::Cancel),
-        1 => which.prop_map(Step::Cut),
-        1 => Just(Step::Kill),
-        3 => any::<bool>().prop_map(Step::Stall),
-        1 => Just(Step::Restart),
+        6 => any::<bool>().prop_map(ModelStep::Submit),
+        1 => which.clone().prop_map(ModelStep::Again),
+        5 => prop::sample::select(rules.to_vec()).prop_map(ModelStep::Policy),
+        1 => Just(ModelStep::Revoke),
+        2 => Just(ModelStep::Authorize),
+        4 => which.clone().prop_map(ModelStep::Approve),
+        1 => which.clone().prop_map(ModelStep::Deny),
+        1 => Just(ModelStep::Expire),
+        4 => which.clone().prop_map(ModelStep::Finish),
+        1 => which.clone().prop_map(ModelStep::Cancel),
+        1 => which.prop_map(ModelStep::Cut),
+        1 => Just(ModelStep::Kill),
+        3 => any::<bool>().prop_map(ModelStep::Stall),
+        1 => Just(ModelStep::Restart),
     ]
 }
 
@@ -102,8 +109,8 @@ struct Attempt {
     inbox: Arc<Inbox>,
     out: mpsc::Receiver<Vec<u8>>,
     /// The approval it waits for, and what the policy said when it was asked.
-    ticket: Option<(String, Rule)>,
-    approved: Option<Rule>,
+    ticket: Option<(String, ModelRule)>,
+    approved: Option<ModelRule>,
     started: bool,
     answered: usize,
     /// The daemon died, the client gave up, the channel ended.
@@ -122,7 +129,7 @@ struct World {
     requests: Vec<(Box<Request>, Digest)>,
     attempts: Vec<Attempt>,
     authorized: bool,
-    rule: Rule,
+    rule: ModelRule,
 }
 
 fn shared(dir: &TempDir) -> Arc<Shared> {
@@ -161,10 +168,10 @@ impl World {
             requests: Vec::new(),
             attempts: Vec::new(),
             authorized: true,
-            rule: Rule::Allow,
+            rule: ModelRule::Allow,
         };
         world.authorize();
-        world.policy(Rule::Allow);
+        world.policy(ModelRule::Allow);
         world
     }
 
@@ -173,16 +180,16 @@ impl World {
         self.authorized = true;
     }
 
-    fn policy(&mut self, rule: Rule) {
+    fn policy(&mut self, rule: ModelRule) {
         self.rule = rule;
         let (path, dir) = (self.dir.path().join("keys/work.policy"), self.dir.path().join("in"));
         let line = match rule {
-            Rule::Allow => format!("allow put {}", dir.display()),
-            Rule::Ask => format!("ask put {}", dir.display()),
-            Rule::AskNarrower => format!("ask put {} [max-size=1K]", dir.display()),
-            Rule::Deny => "deny shell *".to_owned(),
-            Rule::Broken => "nonsense".to_owned(),
-            Rule::Missing => return fs::remove_file(path).unwrap_or_default(),
+            ModelRule::Allow => format!("allow put {}", dir.display()),
+            ModelRule::Ask => format!("ask put {}", dir.display()),
+            ModelRule::AskNarrower => format!("ask put {} [max-size=1K]", dir.display()),
+            ModelRule::Deny => "deny shell *".to_owned(),
+            ModelRule::Broken => "nonsense".to_owned(),
+            ModelRule::Missing => return fs::remove_file(path).unwrap_or_default(),
         };
         fs::write(path, format!("max-running = 2\n{line}\n")).expect("written");
     }
@@ -255,18 +262,18 @@ impl World {
         *self.shared.vm("work").replay() = Replay::default();
     }
 
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: ModelStep) {
         match step {
-            Step::Submit(queued) => self.submit(queued),
-            Step::Again(n) if n < self.requests.len() => self.bring(n),
-            Step::Policy(rule) => self.policy(rule),
-            Step::Revoke => {
+            ModelStep::Submit(queued) => self.submit(queued),
+            ModelStep::Again(n) if n < self.requests.len() => self.bring(n),
+            ModelStep::Policy(rule) => self.policy(rule),
+            ModelStep::Revoke => {
                 self.shared.keys.remove("work").expect("removed");
                 self.authorized = false;
             }
-            Step::Authorize => self.authorize(),
-            Step::Approve(n) | Step::Deny(n) => {
-                let yes = matches!(step, Step::Approve(_));
+            ModelStep::Authorize => self.authorize(),
+            ModelStep::Approve(n) | ModelStep::Deny(n) => {
+                let yes = matches!(step, ModelStep::Approve(_));
                 let shared = self.shared.clone();
                 let Some(attempt) = self.open(n) else { return };
                 let Some((ticket, rule)) = attempt.ticket.take() else { return };
@@ -276,32 +283,32 @@ impl World {
                     attempt.approved = yes.then_some(rule);
                 }
             }
-            Step::Expire => self.shared.approvals.deny_all(),
-            Step::Finish(n) => {
+            ModelStep::Expire => self.shared.approvals.deny_all(),
+            ModelStep::Finish(n) => {
                 if let Some(attempt) = self.open(n).filter(|a| a.started && !a.finished) {
                     attempt.finished = true;
                     assert!(attempt.inbox.put(&Frame::Stdin(b"x")) && attempt.inbox.put(&Frame::Eof));
                 }
             }
-            Step::Cancel(n) => {
+            ModelStep::Cancel(n) => {
                 if let Some(attempt) = self.open(n) {
                     attempt.ended = !attempt.finished;
                     attempt.inbox.put(&Frame::Cancel);
                 }
             }
-            Step::Cut(n) => {
+            ModelStep::Cut(n) => {
                 if let Some(attempt) = self.open(n) {
                     (attempt.over, attempt.ended) = (true, !attempt.finished);
                     attempt.inbox.gone();
                 }
             }
-            Step::Kill => {
+            ModelStep::Kill => {
                 self.shared.kill("work");
                 for attempt in self.attempts.iter_mut().filter(|a| a.answered == 0 && !a.over) {
                     attempt.ended |= !attempt.finished;
                 }
             }
-            Step::Again(_) | Step::Stall(_) | Step::Restart => {}
+            ModelStep::Again(_) | ModelStep::Stall(_) | ModelStep::Restart => {}
         }
     }
 
@@ -319,8 +326,9 @@ impl World {
                         assert!(!attempt.started, "it started twice");
                         attempt.started = true;
                         assert!(authorized && !attempt.ended && !attempt.over, "{id}: nobody may start it");
-                        let allowed = rule == Rule::Allow
-                            || matches!(rule, Rule::Ask | Rule::AskNarrower) && attempt.approved == Some(rule);
+                        let allowed = rule == ModelRule::Allow
+                            || matches!(rule, ModelRule::Ask | ModelRule::AskNarrower)
+                                && attempt.approved == Some(rule);
                         assert!(allowed, "{id}: {rule:?}, approved {:?}", attempt.approved);
                         assert!(log.lines().any(|l| l.contains("] CMD ") && l.contains(&id)), "{id} is not in {log}");
                     }
@@ -354,15 +362,15 @@ async fn settle(world: &World, stalled: bool) {
     }
 }
 
-async fn run(steps: Vec<Step>) {
+async fn run(steps: Vec<ModelStep>) {
     let (mut world, mut stalled) = (World::new(), false);
     for step in steps {
         match step {
-            Step::Restart => {
+            ModelStep::Restart => {
                 world.restart().await;
                 stalled = false;
             }
-            Step::Stall(stall) => {
+            ModelStep::Stall(stall) => {
                 world.shared.audit.stall(stall);
                 stalled = stall;
             }
@@ -372,7 +380,7 @@ async fn run(steps: Vec<Step>) {
         world.look();
     }
     world.shared.audit.stall(false);
-    world.take(Step::Kill);
+    world.take(ModelStep::Kill);
     settle(&world, false).await;
     world.look();
     for attempt in world.attempts.iter().filter(|attempt| !attempt.over) {

@@ -9,10 +9,10 @@ use crate::sys::lock;
 
 /// The places of one qube.
 #[derive(Debug, Default)]
-pub(super) struct Places(Arc<Inside>);
+pub(super) struct Places(Arc<TakenPlaces>);
 
 #[derive(Debug, Default)]
-struct Inside {
+struct TakenPlaces {
     taken: Mutex<usize>,
     /// For those who wait, the first first.
     freed: Notify,
@@ -20,22 +20,22 @@ struct Inside {
 
 /// A place that was taken, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Inside>);
+pub(super) struct CommandPlace(Arc<TakenPlaces>);
 
 impl Places {
     /// Takes a place, if fewer than `most` are taken.
-    pub(super) fn take(&self, most: usize) -> Option<Place> {
+    pub(super) fn take(&self, most: usize) -> Option<CommandPlace> {
         let mut taken = lock(&self.0.taken);
         let free = *taken < most;
         *taken += usize::from(free);
-        free.then(|| Place(self.0.clone()))
+        free.then(|| CommandPlace(self.0.clone()))
     }
 
     /// Waits for a place.
     ///
     /// # Cancel safety
     /// Safe: nothing was taken when it is dropped, and the next in line is woken instead.
-    pub(super) async fn wait(&self, most: impl Fn() -> usize) -> Place {
+    pub(super) async fn wait(&self, most: impl Fn() -> usize) -> CommandPlace {
         loop {
             self.0.freed.notified().await;
             if let Some(place) = self.take(most()) {
@@ -48,7 +48,7 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for CommandPlace {
     fn drop(&mut self) {
         *lock(&self.0.taken) -= 1;
         self.0.freed.notify_one();

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     approvals::Approvals,
     background, call, changes, control, descriptors,
-    groups::Groups,
+    groups::CommandGroups,
     ledger::Ledger,
     listed,
     request::RequestState,
@@ -93,7 +93,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         stop: CancellationToken::new(),
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
-        groups: if options.dry_run { None } else { Groups::of_daemon() },
+        groups: if options.dry_run { None } else { CommandGroups::of_daemon() },
         vms: Mutex::default(),
         paths,
         config,

@@ -13,7 +13,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    approvals::Approvals, descriptors, desktop::Desktop, groups::Groups, ledger::Ledger, places::Places,
+    approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, ledger::Ledger, places::Places,
     replay::Replay, request::Requests,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub struct Shared {
     /// Tasks that serve streams.
     pub(super) tasks: TaskTracker,
     /// Where commands get control groups of their own.
-    pub(super) groups: Option<Groups>,
+    pub(super) groups: Option<CommandGroups>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
 }
 
