@@ -264,6 +264,7 @@ fn timing_a_connection_to_a_refused_listener_is_reset_after_ten_seconds() {
         eventually("all but the last are reset", || {
             shell("ss -Hltn 'sport = 1234'").split_whitespace().nth(1) == Some("0")
         });
+        wait_for_message("listener-refused", "reset a connection");
         assert_eq!(messages("listener-refused").iter().filter(|text| text.contains("reset a connection")).count(), 1);
     });
 }
