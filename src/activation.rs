@@ -1,13 +1,12 @@
 //! Inherited descriptors become named, typed listeners.
 //!
 //! Runs in `main` before any thread exists, because it ends by removing systemd's variables from the environment.
-//! Three crates, three jobs: libsystemd reads the names, listenfd takes each descriptor once and checks its type, and
-//! what neither looks at is checked here: that there are as many names as descriptors (libsystemd drops the rest in
-//! silence), that a stream socket listens (SO_ACCEPTCONN, socket(7)), and that all are non-blocking (systemd passes
+//! sd-notify checks that the variables are meant for this process, and listenfd takes each descriptor once and checks
+//! its type. What neither checks is checked here: that there are as many names as descriptors, that a stream socket listens (SO_ACCEPTCONN, socket(7)), and that all are non-blocking (systemd passes
 //! them blocking and without close-on-exec). What cannot be served is refused by name; the others are served.
 
 use std::{
-    fmt, io,
+    env, fmt, io,
     net::{SocketAddr, TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -24,12 +23,12 @@ use crate::{log::escape, spec::SocketKind, sys};
 /// The name that systemd gives when there is none (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
 
-/// What this process was given.
+/// Descriptors that this process inherited.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Sockets that connections can be accepted on.
     pub listeners: Vec<Listener>,
-    /// What was passed but cannot be served.
+    /// Descriptors that cannot be served.
     pub refused: Vec<Refused>,
     /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE).
     pub stored: Vec<OwnedFd>,
@@ -65,7 +64,16 @@ impl Socket {
         }
     }
 
-    /// Its local address.
+    /// The descriptor of a listening socket of this kind.
+    pub fn new(kind: SocketKind, fd: OwnedFd) -> Self {
+        match kind {
+            SocketKind::Tcp => Self::Tcp(fd.into()),
+            SocketKind::Unix => Self::Unix(fd.into()),
+            SocketKind::Udp => Self::Udp(fd.into()),
+        }
+    }
+
+    /// The local address, for people.
     ///
     /// # Errors
     /// What getsockname(2) says.
@@ -131,7 +139,7 @@ pub struct Refused {
     pub why: String,
 }
 
-/// Why nothing could be taken at all.
+/// The variables of systemd cannot be used: why.
 #[derive(Debug)]
 pub struct Broken(String);
 
@@ -152,15 +160,16 @@ impl std::error::Error for Broken {}
 /// # Panics
 /// When another thread exists.
 pub fn receive(stored: impl Fn(&str) -> bool) -> Result<Inherited, Broken> {
-    let names = libsystemd::activation::receive_descriptors_with_names(false).map_err(|e| Broken(e.to_string()))?;
+    // Where the variables mean nothing, ListenFd has no descriptors and does not tell why.
+    let _ = sd_notify::listen_fds().map_err(|e| Broken(e.to_string()))?;
+    let names = env::var("LISTEN_FDNAMES").ok();
+    let mut names = names.as_deref().map(|names| names.split(':'));
     let mut taken = ListenFd::from_env();
     sys::unset_env(&["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"]);
     let mut all = Inherited::default();
     for index in 0..taken.len() {
-        // Without LISTEN_FDNAMES libsystemd knows no descriptor at all; with too few names it drops the last ones.
-        let name = match names.get(index) {
-            Some((_, name)) => name.clone(),
-            None if names.is_empty() => UNNAMED.to_owned(),
+        let name = match names.as_mut().map_or(Some(UNNAMED), Iterator::next) {
+            Some(name) => name.to_owned(),
             None => {
                 let why = "it came without a name: LISTEN_FDNAMES has fewer names than LISTEN_FDS says".to_owned();
                 all.refused.push(Refused { name: format!("descriptor {}", index + 3), why });

@@ -20,7 +20,7 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// Why a program failed.
+/// A failure that ends the program.
 #[derive(Debug)]
 pub struct Fatal {
     code: Code,
@@ -34,7 +34,7 @@ impl Fatal {
         Self { code, what: what.to_string(), hint: None }
     }
 
-    /// What to do next.
+    /// The hint: what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

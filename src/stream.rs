@@ -67,8 +67,7 @@ impl Stream {
         Ok(Self { io: sys::register(fd, interest)?, kind })
     }
 
-    /// What it is.
-    pub fn kind(&self) -> StreamKind {
+    pub(crate) fn kind(&self) -> StreamKind {
         self.kind
     }
 

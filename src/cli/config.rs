@@ -14,7 +14,8 @@ use crate::{
     dial::netns,
     report::{Code, Fatal},
     service::ReadTexts,
-    spec::{Beside, Config, Faults, LastTexts, Loaded, Plan, Text, Texts, load},
+    spec::{Beside, Config, Faults, LastTexts, Loaded, Plan, Text, Texts, load, load_knowing},
+    sys,
 };
 
 /// A configuration file above this size is a mistake, in bytes.
@@ -70,7 +71,7 @@ impl Sources {
 
     /// What a first start would make of it `beside` the sockets that there are.
     pub(super) fn load(&self, beside: &Beside<'_>) -> Loaded {
-        load(&self.texts(), &LastTexts::default(), beside, 0)
+        load_knowing(&self.texts(), &LastTexts::default(), beside, 0, sys::user_exists)
     }
 
     /// Reads everything for who takes only a configuration without faults.

@@ -26,9 +26,8 @@ const WORKERS: usize = 16;
 
 /// What a program wants of the service.
 pub(super) struct ServeOptions {
-    /// Its name, for messages and the journal.
+    /// Name of the program, for messages and the journal.
     pub(super) program: &'static str,
-    /// Where its configuration comes from.
     pub(super) sources: Sources,
     /// The program that makes qrexec calls.
     pub(super) qrexec_client: std::path::PathBuf,
@@ -90,7 +89,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         exit_idle: options.exit_idle_time,
         strict: options.strict,
         program: options.program,
-        control: options.control.or_else(control),
+        control: options.control.or_else(|| Some(unit::runtime_directory()?.join(SOCKET))),
     };
     let ended = runtime.block_on(service::run(setup));
     drop(guard);
@@ -129,15 +128,7 @@ pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the unit has a place for the control socket.
-fn control() -> Option<std::path::PathBuf> {
-    unit::runtime_directory().map(|directory| directory.join(SOCKET))
-}
-
 /// Keeps what the service leaves between two of its processes, for as long as another may come.
-///
-/// # Errors
-/// No runtime.
 pub(super) fn keep(program: &'static str) -> Result<ExitCode, Fatal> {
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     headroom::keep();

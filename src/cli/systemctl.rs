@@ -46,10 +46,10 @@ pub(super) fn listens(scope: Scope, unit: &str) -> Vec<String> {
 /// Has systemctl do something; what it says goes to the terminal.
 ///
 /// # Errors
-/// What to tell the user.
+/// The answer of systemctl, in words for the user.
 pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
     let command = format!("systemctl {}{}", scope.flag(), arguments.join(" "));
-    match scope.manager().order(arguments) {
+    match scope.order(arguments) {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Fatal::new(Code::Failure, format!("`{command}` failed: {status}"))),
         Err(e) => Err(Fatal::new(Code::Failure, format!("cannot run `{command}`: {e}"))),
@@ -57,6 +57,6 @@ pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
 }
 
 fn ask<S: AsRef<OsStr>>(scope: Scope, arguments: &[S]) -> Option<String> {
-    let answer = scope.manager().ask(arguments, PATIENCE).ok()?;
+    let answer = scope.ask(arguments, PATIENCE).ok()?;
     answer.status.success().then_some(answer.text)
 }

@@ -6,36 +6,19 @@
 use std::{
     collections::BTreeMap,
     env, fs, io,
-    io::Read as _,
     path::{Path, PathBuf},
 };
 
+pub(super) use crate::systemd::systemctl::Scope;
 use crate::{
     spec::{PREFIXES, fdname, unit::Unit},
-    systemd::systemctl::Manager,
+    sys,
 };
 
 /// A unit file above this size is a mistake, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// Whose units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// Those of the user's own manager.
-    User,
-    /// Those of the system.
-    System,
-}
-
 impl Scope {
-    /// The service manager of these units.
-    pub(super) fn manager(self) -> Manager {
-        match self {
-            Self::User => Manager::User,
-            Self::System => Manager::System,
-        }
-    }
-
     /// What `systemctl` needs to be told, followed by a blank.
     pub(super) fn flag(self) -> &'static str {
         match self {
@@ -127,9 +110,9 @@ fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
 /// A unit that was found.
 #[derive(Debug)]
 pub(super) struct FoundUnit {
-    /// Its name.
+    /// Name of the unit, with its suffix.
     pub(super) name: String,
-    /// Where its main file is.
+    /// Path of the main file.
     pub(super) path: PathBuf,
     /// What it says, drop-ins included.
     pub(super) unit: Unit,
@@ -300,9 +283,7 @@ fn entries(dir: &Path) -> Vec<String> {
 }
 
 fn read(file: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    fs::File::open(file)?.take(LIMIT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&sys::file::read(file, LIMIT)?).into_owned())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub const INTERFACE: &str = "org.qrexec-connect.Control";
 /// Its description in Varlink's own language.
 pub const DESCRIPTION: &str = include_str!("org.qrexec-connect.Control.varlink");
 
-/// What a listener does.
+/// State of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -19,29 +19,29 @@ pub enum State {
     /// Somebody told it to let connections wait.
     Paused,
     Refused,
-    /// Its network namespace is not there yet.
+    /// The network namespace of the listener does not exist yet.
     Awaited,
 }
 
-/// Where connections come in.
+/// A listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// What the log calls LISTENER.
+    /// LISTENER of the log.
     pub address: String,
-    /// Which kind of socket; none where it is none that could be served.
+    /// Kind of socket; absent where it is a kind that cannot be served.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
     pub kind: Option<SocketKind>,
-    /// Its fd name or label; may be empty.
+    /// Fd name or label; may be empty.
     pub name: String,
-    /// Where it leads; empty where its name means nothing.
+    /// The upstream; empty where the fd name cannot be resolved.
     pub upstream: String,
     pub state: State,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub sessions: u64,
-    /// How many it may have.
+    /// Limit of sessions.
     pub max_sessions: u64,
-    /// Connections in its backlog, where the kernel tells.
+    /// Connections in the backlog, where the kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<u64>,
     /// Sessions that wait for a call of the qube, where the listener leads to one.
@@ -53,7 +53,7 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     pub pid: u32,
-    /// Whose it is.
+    /// User of the process.
     pub uid: u32,
     /// The systemd unit that it belongs to, escaped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,9 +73,9 @@ pub struct Session {
     /// The listener's name.
     pub name: String,
     pub peer: String,
-    /// Where it leads.
+    /// The upstream.
     pub upstream: String,
-    /// Whether it has both its ends.
+    /// True once the upstream is connected.
     pub connected: bool,
     /// Milliseconds since it was accepted.
     pub age_ms: u64,
@@ -95,7 +95,7 @@ pub struct Session {
 #[serde(rename_all = "lowercase")]
 pub enum Life {
     Serving,
-    /// It lets its sessions end.
+    /// The service lets its sessions end.
     Stopping,
 }
 
@@ -117,9 +117,9 @@ pub struct Status {
     pub version: String,
     pub pid: u32,
     pub state: Life,
-    /// Its listeners, served or not.
+    /// All listeners, served or not.
     pub listeners: Vec<Listener>,
-    /// How many sessions there are.
+    /// Number of sessions.
     pub sessions: u64,
     /// What is wrong with the configuration.
     #[serde(default)]
@@ -129,7 +129,7 @@ pub struct Status {
 /// The reply to `ListListeners`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listeners {
-    /// Served or not.
+    /// All listeners, served or not.
     pub listeners: Vec<Listener>,
 }
 
@@ -148,7 +148,7 @@ pub struct Which {
 /// A reply to `ListSessions`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sessions {
-    /// In no order.
+    /// In no particular order.
     pub sessions: Vec<Session>,
 }
 
@@ -169,7 +169,7 @@ pub enum Happened {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
     pub event: Happened,
-    /// To whom.
+    /// The session that the event is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
     /// END.
@@ -178,10 +178,10 @@ pub struct Event {
     /// EXIT_CODE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
-    /// What else was said of the end.
+    /// Details of the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// How many events were left out.
+    /// Number of events that were left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped: Option<u64>,
 }
@@ -205,7 +205,7 @@ pub struct Named {
 /// The reply to `Pause` and `Resume`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Of those that were meant.
+    /// Addresses of the matching listeners.
     pub listeners: Vec<String>,
 }
 
@@ -241,11 +241,11 @@ pub struct Text {
 pub enum Refusal {
     /// No session has an id that begins so.
     NoSuchSession(String),
-    /// Several have.
+    /// Several sessions have an id that begins so: how many.
     AmbiguousSession(String, usize),
-    /// It did not end in time.
+    /// The session did not end in time.
     StillThere(String),
-    /// No listener is called so.
+    /// No listener has this address, name or label.
     NoSuchListener(String),
     /// The service is about to stop or to restart.
     Stopping,
@@ -253,7 +253,7 @@ pub enum Refusal {
     ExpectedMore,
     /// An argument that makes no sense: its name.
     InvalidParameter(String),
-    /// No such method.
+    /// The interface has no such method.
     MethodNotFound(String),
 }
 

@@ -18,7 +18,6 @@ pub struct Subject {
     pub program: &'static str,
     /// The sessions.
     pub sessions: Arc<Sessions>,
-    /// What is counted, by listener.
     pub routes: Arc<Routes>,
     /// What is wrong with the configuration.
     pub faults: ConfigFaults,
@@ -43,13 +42,13 @@ impl ConfigFaults {
 /// A question to the service's own task, which alone knows all listeners. A dropped reply is ignored.
 #[derive(Debug)]
 pub enum Ask {
-    /// All listeners, served or not.
+    /// List all listeners, served or not.
     Listeners(oneshot::Sender<Vec<api::Listener>>),
     /// Accept no more on the listeners that are called so, or accept again; the answer is their addresses.
     Pause {
         /// Address, name or label.
         listener: String,
-        /// Whether to pause, or to resume.
+        /// true: pause; false: resume.
         paused: bool,
         /// Addresses of the matching listeners.
         answer: oneshot::Sender<Vec<String>>,

@@ -20,17 +20,17 @@ use crate::log::escape;
 
 /// How long an answer may take; ending a session takes seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// No reply is larger, in bytes.
+/// Limit of a reply, in bytes.
 const REPLY: u64 = 64 << 20;
 
-/// Why there is no answer.
+/// Reasons why a call has no answer.
 #[derive(Debug)]
 pub enum CallFailed {
     /// Nobody is there, or nobody who lets us in.
     Connect(io::Error),
     /// The connection ended in the middle: the service restarts, or has too many clients.
     Cut,
-    /// What it said makes no sense.
+    /// The reply cannot be read: why.
     Strange(String),
     /// It said no: the error's last name, and its parameters.
     Refused(String, Value),
@@ -83,10 +83,7 @@ pub struct ControlConnection {
 }
 
 impl ControlConnection {
-    /// To the one that listens at `path`.
-    ///
-    /// # Errors
-    /// [`CallFailed::Connect`].
+    /// Connects to the service that listens at `path`.
     pub fn connect(path: &Path) -> Result<Self, CallFailed> {
         let stream = UnixStream::connect(path).map_err(CallFailed::Connect)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(CallFailed::Connect)?;
@@ -94,10 +91,7 @@ impl ControlConnection {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// One call with one answer.
-    ///
-    /// # Errors
-    /// See [`CallFailed`].
+    /// Makes a call that has one answer.
     pub fn call<T: DeserializeOwned>(&mut self, method: &str, arguments: &impl Serialize) -> Result<T, CallFailed> {
         self.send(method, arguments, false)?;
         Ok(self.receive()?.0)
@@ -105,9 +99,6 @@ impl ControlConnection {
 
     /// One call with several answers: `take` is given each, until there are no more or it returns false. Between them
     /// any time may pass.
-    ///
-    /// # Errors
-    /// See [`CallFailed`].
     pub fn each<T: DeserializeOwned>(
         &mut self,
         method: &str,

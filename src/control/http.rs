@@ -7,14 +7,11 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, UnixListener},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use super::{api::Format, ask::Subject, metrics};
-use crate::{
-    activation::Socket,
-    sys::accept::{Backoff, Next},
-};
+use crate::{activation::Socket, sys::accept};
 
 /// The fd name.
 pub const NAME: &str = "metrics";
@@ -58,21 +55,14 @@ pub async fn serve(socket: Socket, subject: Subject) {
     };
     let Ok(listener) = listener else { return };
     let mut clients = JoinSet::new();
-    let mut backoff = Backoff::default();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
-                Ok(stream) => {
-                    backoff.reset();
-                    let subject = subject.clone();
-                    clients.spawn(async move {
-                        let _ = timeout(PATIENCE, answer(stream, &subject)).await;
-                    });
-                }
-                Err(e) => if let Next::Pause(pause) = backoff.after(&e) {
-                    sleep(pause).await;
-                },
-            },
+            stream = accept::next(|| listener.accept(), |_| {}), if clients.len() < CLIENTS => {
+                let subject = subject.clone();
+                clients.spawn(async move {
+                    let _ = timeout(PATIENCE, answer(stream, &subject)).await;
+                });
+            }
             Some(_) = clients.join_next() => {}
         }
     }

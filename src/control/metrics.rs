@@ -7,9 +7,7 @@ use std::{collections::HashMap, fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{
-        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric as _, MetricEncoder, NoLabelSet, text,
-    },
+    encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
@@ -86,68 +84,66 @@ impl Scrape {
     }
 }
 
-fn count(metric: &mut MetricEncoder<'_>, labels: &[MetricLabel<'_>], value: impl EncodeCounterValue) -> fmt::Result {
-    ConstCounter::new(value).encode(metric.encode_family(&labels)?)
-}
+/// What a metric is called, what it is, in which unit, and its kind.
+struct About(&'static str, &'static str, Option<Unit>, MetricType);
 
-fn level(metric: &mut MetricEncoder<'_>, labels: &[MetricLabel<'_>], value: impl EncodeGaugeValue) -> fmt::Result {
-    ConstGauge::new(value).encode(metric.encode_family(&labels)?)
+/// Writes the numbers of a metric: for each listener one, or one with each value of a second label.
+fn each<N>(to: &mut DescriptorEncoder<'_>, about: &About, rows: &[Row], numbers: impl Fn(&Row) -> N) -> fmt::Result
+where
+    N: IntoIterator<Item = (Option<MetricLabel<'static>>, u64)>,
+{
+    let About(name, help, unit, kind) = about;
+    let mut metric = to.encode_descriptor(name, help, unit.as_ref(), *kind)?;
+    for row in rows {
+        for (label, number) in numbers(row) {
+            let labels: Vec<MetricLabel<'_>> = [("listener", &*row.listener)].into_iter().chain(label).collect();
+            let metric = metric.encode_family(&labels)?;
+            match kind {
+                MetricType::Gauge => ConstGauge::new(number).encode(metric)?,
+                _ => ConstCounter::new(number).encode(metric)?,
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         use MetricType::{Counter, Gauge, Histogram};
-        let rows = self.rows();
+        let (rows, to) = (self.rows(), &mut to);
 
-        let help = "Sessions that live now.";
-        let mut metric = to.encode_descriptor("sessions", help, None, Gauge)?;
-        for row in &rows {
-            level(&mut metric, &[("listener", &row.listener)], row.sessions)?;
-        }
+        let about = About("sessions", "Sessions that live now.", None, Gauge);
+        each(to, &about, &rows, |row| [(None, row.sessions)])?;
 
-        let help = "Sessions that wait for a call of their qube.";
-        let mut metric = to.encode_descriptor("sessions_queued", help, None, Gauge)?;
-        for row in &rows {
-            level(&mut metric, &[("listener", &row.listener)], row.queued)?;
-        }
+        let about = About("sessions_queued", "Sessions that wait for a call of their qube.", None, Gauge);
+        each(to, &about, &rows, |row| [(None, row.queued)])?;
 
-        let help = "Sessions that were accepted.";
-        let mut metric = to.encode_descriptor("sessions_accepted", help, None, Counter)?;
-        for row in &rows {
-            count(&mut metric, &[("listener", &row.listener)], row.counted.began)?;
-        }
+        let about = About("sessions_accepted", "Sessions that were accepted.", None, Counter);
+        each(to, &about, &rows, |row| [(None, row.counted.began)])?;
 
-        let help = "Sessions that ended, by how (END in the journal).";
-        let mut metric = to.encode_descriptor("sessions_ended", help, None, Counter)?;
-        for row in &rows {
-            for (end, n) in End::ALL.iter().zip(row.counted.ends).filter(|(_, n)| *n > 0) {
-                count(&mut metric, &[("listener", &row.listener), ("end", end.as_str())], n)?;
-            }
-        }
+        let about = About("sessions_ended", "Sessions that ended, by how (END in the journal).", None, Counter);
+        each(to, &about, &rows, |row| {
+            let ends = End::ALL.iter().zip(row.counted.ends).filter(|(_, n)| *n > 0);
+            ends.map(|(end, n)| (Some(("end", end.as_str())), n))
+        })?;
 
         let help = "Bytes delivered: up from peers to upstreams, down from upstreams to peers.";
-        let mut metric = to.encode_descriptor("delivered", help, Some(&Unit::Bytes), Counter)?;
-        for row in &rows {
-            let ended = row.counted.bytes;
-            for (direction, n) in [("up", row.bytes.0 + ended[0]), ("down", row.bytes.1 + ended[1])] {
-                count(&mut metric, &[("listener", &row.listener), ("direction", direction)], n)?;
-            }
-        }
+        each(to, &About("delivered", help, Some(Unit::Bytes), Counter), &rows, |row| {
+            let [up, down] = row.counted.bytes;
+            [(Some(("direction", "up")), row.bytes.0 + up), (Some(("direction", "down")), row.bytes.1 + down)]
+        })?;
 
-        let help = "Dials that were decided, one way or the other.";
-        let mut metric = to.encode_descriptor("dials", help, None, Counter)?;
-        for row in &rows {
+        let about = About("dials", "Dials that were decided, one way or the other.", None, Counter);
+        each(to, &about, &rows, |row| {
             let decided = row.counted.dials.iter().chain(&row.counted.failures).sum::<u64>();
-            count(&mut metric, &[("listener", &row.listener)], decided.saturating_sub(row.counted.late))?;
-        }
+            [(None, decided.saturating_sub(row.counted.late))]
+        })?;
 
-        let help = "Dials that failed, by why.";
-        let mut metric = to.encode_descriptor("dial_failures", help, None, Counter)?;
-        for row in &rows {
-            for (reason, n) in Reason::ALL.iter().zip(row.counted.failures).filter(|(_, n)| *n > 0) {
-                count(&mut metric, &[("listener", &row.listener), ("reason", reason.as_str())], n)?;
-            }
-        }
+        let about = About("dial_failures", "Dials that failed, by why.", None, Counter);
+        each(to, &about, &rows, |row| {
+            let failures = Reason::ALL.iter().zip(row.counted.failures).filter(|(_, n)| *n > 0);
+            failures.map(|(reason, n)| (Some(("reason", reason.as_str())), n))
+        })?;
 
         let help = "Time from accept to connected.";
         let mut metric = to.encode_descriptor("dial_duration", help, Some(&Unit::Seconds), Histogram)?;
@@ -162,22 +158,17 @@ impl Collector for Scrape {
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
         }
 
-        let help = "Peers that allow_from or allow_uid kept out.";
-        let mut metric = to.encode_descriptor("peers_denied", help, None, Counter)?;
-        for row in &rows {
-            count(&mut metric, &[("listener", &row.listener)], row.counted.denied)?;
-        }
+        let about = About("peers_denied", "Peers that allow_from or allow_uid kept out.", None, Counter);
+        each(to, &about, &rows, |row| [(None, row.counted.denied)])?;
 
-        let help = "Whether a listener is paused.";
-        let mut metric = to.encode_descriptor("listener_paused", help, None, Gauge)?;
-        for row in &rows {
-            level(&mut metric, &[("listener", &row.listener)], u64::from(row.paused))?;
-        }
+        let about = About("listener_paused", "Whether a listener is paused.", None, Gauge);
+        each(to, &about, &rows, |row| [(None, u64::from(row.paused))])?;
 
         let help = "Faults of the configuration, by place and by what each does.";
         let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
         for fault in self.0.faults.all() {
-            level(&mut metric, &[("place", &fault.place), ("effect", fault.effect.as_str())], 1u64)?;
+            let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];
+            ConstGauge::new(1u64).encode(metric.encode_family(&labels)?)?;
         }
 
         let help = "Restarts of the service that handed over to the process that answers.";

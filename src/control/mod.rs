@@ -100,9 +100,6 @@ impl Control {
     }
 
     /// Listens at `path`.
-    ///
-    /// # Errors
-    /// Why it cannot.
     pub fn open(path: &Path, subject: Subject) -> Result<Self, String> {
         let text = path.to_str().ok_or("its path is no UTF-8")?;
         let addr: UnixAddr = text.parse().map_err(|e| format!("{e}"))?;
@@ -124,17 +121,6 @@ impl Control {
         self.state.write(&tallies.keep(false));
     }
 
-    /// The next question.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn next(&mut self) -> Ask {
-        match self.questions.recv().await {
-            Some(ask) => ask,
-            None => std::future::pending().await,
-        }
-    }
-
     /// Stops answering questions; calls that need no answer of the service still work.
     pub fn deafen(&mut self) {
         self.questions.close();
@@ -148,9 +134,14 @@ impl Control {
 }
 
 /// The next question, where there is a control socket.
+///
+/// # Cancel safety
+/// Safe.
 pub async fn asked(control: &mut Option<Control>) -> Ask {
-    match control {
-        Some(control) => control.next().await,
-        None => std::future::pending().await,
+    if let Some(control) = control {
+        if let Some(ask) = control.questions.recv().await {
+            return ask;
+        }
     }
+    std::future::pending().await
 }

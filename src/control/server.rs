@@ -12,7 +12,7 @@ use tokio::{
     },
     sync::{mpsc, oneshot},
     task::{JoinSet, spawn_blocking},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use uuid::Uuid;
 use varlink::{
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     log::{Kind, escape, say},
     relay::Why,
-    sys::accept::{Backoff, Next},
+    sys::accept,
 };
 
 /// Clients at once. They are this user's, or root's; one more finds the door shut.
@@ -46,7 +46,7 @@ const CHUNK: usize = 500;
 /// The beginning of an id has at least so many digits; logs show eight.
 const SHORTEST: usize = 4;
 
-/// What all connections share.
+/// State that all connections share.
 pub struct Server {
     subject: Subject,
     asks: mpsc::Sender<Ask>,
@@ -97,21 +97,14 @@ impl Server {
     pub async fn run(self, listener: UnixListener) {
         let server = Arc::new(self);
         let mut clients = JoinSet::new();
-        let mut backoff = Backoff::default();
+        let trouble = |e: &_| say(Kind::DescriptorPressure, format!("cannot accept on the control socket: {e}"));
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        backoff.reset();
-                        if clients.len() < CLIENTS && may_ask(&stream) {
-                            clients.spawn(serve(server.clone(), stream));
-                        }
+                (stream, _) = accept::next(|| listener.accept(), trouble) => {
+                    if clients.len() < CLIENTS && may_ask(&stream) {
+                        clients.spawn(serve(server.clone(), stream));
                     }
-                    Err(e) => if let Next::Pause(pause) = backoff.after(&e) {
-                        say(Kind::DescriptorPressure, format!("cannot accept on the control socket: {e}"));
-                        sleep(pause).await;
-                    }
-                },
+                }
                 Some(_) = clients.join_next() => {}
             }
         }

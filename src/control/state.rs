@@ -2,12 +2,11 @@
 //! socket, in the runtime directory that the unit keeps over a restart and that goes away with a stop.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use crate::{session::Snapshot, sys::file::replace};
+use crate::{session::Snapshot, sys};
 
 /// More than that was not written by us, in bytes.
 const LIMIT: u64 = 16 << 20;
@@ -20,18 +19,13 @@ fn file(socket: &Path) -> PathBuf {
 
 /// What lies beside the socket. A file that cannot be read, or is of another version, says nothing.
 pub fn read(socket: &Path) -> Snapshot {
-    let read = || -> io::Result<Snapshot> {
-        let mut bytes = Vec::new();
-        File::open(file(socket))?.take(LIMIT).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
-    };
-    read().unwrap_or_default()
+    let bytes = sys::file::read(&file(socket), LIMIT);
+    bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
 /// Leaves it beside the socket, whole or not at all; where there is nothing to keep, no file.
 ///
 /// # Errors
-/// What the file system says.
 pub fn write(socket: &Path, kept: &Snapshot) -> io::Result<()> {
     let file = file(socket);
     if *kept == Snapshot::default() {
@@ -40,7 +34,7 @@ pub fn write(socket: &Path, kept: &Snapshot) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    replace(&file, 0o600, &serde_json::to_vec(kept)?)
+    sys::file::replace(&file, 0o600, &serde_json::to_vec(kept)?)
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub fn refused(refused: &RefusedListener) -> api::Listener {
     }
 }
 
-/// What happened to a session.
+/// An event of a session, for `Watch`.
 pub fn happening(Happening { what, info, figures }: &Happening) -> api::Event {
     let session = Some(session_with(info, *figures));
     match what {

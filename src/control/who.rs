@@ -34,7 +34,7 @@ pub struct PeerQuery {
     peer: Peer,
     /// The port of the listener, where the listener is in our network namespace.
     port: Option<u16>,
-    /// How long ago the session was accepted.
+    /// Age of the session.
     age: Duration,
 }
 

@@ -1,11 +1,11 @@
-//! Why there is no connection.
+//! Failures of a dial.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use super::netns;
 use crate::proto::qrexec::SetUp;
 
-/// Why there is no connection.
+/// Reasons why there is no connection.
 #[derive(Debug)]
 pub enum Failure {
     /// The call ended before it was connected: what the exit code said, `None` when it is not known (the child was
@@ -13,7 +13,7 @@ pub enum Failure {
     Call(Option<SetUp>),
     /// Another session asked the same, and the answer was no.
     RefusedAlready,
-    /// It took longer than allowed.
+    /// The dial took longer than allowed.
     TimedOut(Duration),
     /// The peer went away meanwhile.
     PeerGone,
@@ -23,7 +23,7 @@ pub enum Failure {
     Start {
         /// The path of the program.
         program: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
     /// A system call failed.
@@ -32,7 +32,7 @@ pub enum Failure {
         step: DialStep,
         /// What was being done, such as `connect to 10.0.0.5:22`.
         doing: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
 }

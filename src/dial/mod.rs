@@ -50,10 +50,10 @@
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
 mod failure;
-pub mod netns;
+pub(crate) mod netns;
 mod peer;
-pub mod proxy;
-pub mod qrexec;
+pub(crate) mod proxy;
+pub(crate) mod qrexec;
 mod tcp;
 mod udp;
 mod unix;

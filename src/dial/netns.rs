@@ -39,7 +39,7 @@ const STACK: usize = 64 << 10;
 /// What makes a namespace that one and no other, for as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Id {
-    /// Of the nsfs.
+    /// Device of the nsfs.
     pub device: u64,
     /// What `readlink /proc/PID/ns/net` and `lsns` show.
     pub inode: u64,
@@ -54,9 +54,8 @@ impl fmt::Display for Id {
 /// A namespace, and where it was found; displayed, it is what logs have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// Where.
+    /// Path of the namespace.
     pub path: PathBuf,
-    /// Which.
     pub id: Id,
 }
 
@@ -77,7 +76,7 @@ pub struct Found {
 /// Why there is no socket in a namespace.
 #[derive(Debug)]
 pub enum Trouble {
-    /// It does not exist, or not yet.
+    /// The namespace does not exist, or not yet.
     Missing(PathBuf),
     /// Something else is in its place.
     Strange(PathBuf),
@@ -85,9 +84,9 @@ pub enum Trouble {
     Denied(PathBuf),
     /// A system call failed.
     Io {
-        /// What was being done.
+        /// The step that failed, as a verb phrase.
         doing: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
 }
@@ -179,9 +178,6 @@ impl Found {
 
 /// Makes a socket in a namespace, and says which namespace that was.
 ///
-/// # Errors
-/// See [`Trouble`].
-///
 /// # Cancel safety
 /// Dropped, the socket is closed as soon as it is there.
 pub async fn socket(
@@ -195,10 +191,7 @@ pub async fn socket(
     receive.await.unwrap_or_else(|_| Err(vanished()))
 }
 
-/// The same for whoever may wait.
-///
-/// # Errors
-/// See [`Trouble`].
+/// Like [`socket`], for callers that may block.
 pub fn socket_blocking(
     netns: &Netns,
     domain: Domain,

@@ -23,9 +23,6 @@ use crate::{
 };
 
 /// Sends `upstream` the header for `peer`, whom it is connected for.
-///
-/// # Errors
-/// What the kernel said.
 pub fn introduce(peer: &Stream, upstream: &Stream, version: ProxyProtocol) -> Result<(), Failure> {
     let sent = header(peer, version).and_then(|header| match upstream.try_write(&header)? {
         n if n == header.len() => Ok(()),

@@ -3,7 +3,6 @@
 use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::time::timeout;
 
 use super::{
     failure::{DialStep, Failure, io_failure},
@@ -36,17 +35,7 @@ pub fn keep_alive(socket: &Socket) -> io::Result<()> {
 /// # Cancel safety
 /// Dropped, it closes what it began.
 pub async fn connect(addr: &HostPort, way: Way<'_>, allowed: Duration, keepalive: bool) -> Result<Stream, Failure> {
-    let attempt = async {
-        let mut last = None;
-        for address in way.resolve(addr).await? {
-            match connect_one(addr, address, way, keepalive).await {
-                Ok(stream) => return Ok(stream),
-                Err(failure) => last = Some(failure),
-            }
-        }
-        Err(last.unwrap_or(Failure::TimedOut(allowed)))
-    };
-    timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
+    way.first(addr, allowed, |address| connect_one(addr, address, way, keepalive)).await
 }
 
 async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>, keepalive: bool) -> Result<Stream, Failure> {

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
 
 use socket2::{Domain, Protocol, Type};
-use tokio::time::timeout;
 
 use super::{
     failure::{DialStep, Failure, io_failure},
@@ -19,17 +18,7 @@ use crate::spec::HostPort;
 /// # Cancel safety
 /// Dropped, it closes what it began.
 pub async fn connect(addr: &HostPort, way: Way<'_>, allowed: Duration) -> Result<OwnedFd, Failure> {
-    let attempt = async {
-        let mut last = None;
-        for address in way.resolve(addr).await? {
-            match connect_one(addr, address, way).await {
-                Ok(socket) => return Ok(socket),
-                Err(failure) => last = Some(failure),
-            }
-        }
-        Err(last.unwrap_or(Failure::TimedOut(allowed)))
-    };
-    timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
+    way.first(addr, allowed, |address| connect_one(addr, address, way)).await
 }
 
 async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>) -> Result<OwnedFd, Failure> {

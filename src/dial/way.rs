@@ -3,9 +3,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::timeout;
 
 use super::{
     failure::{DialStep, Failure, io_failure},
@@ -13,7 +15,7 @@ use super::{
 };
 use crate::spec::{Host, HostPort, Netns, Via};
 
-/// How an IP address is dialled.
+/// Options for dialling an IP address.
 #[derive(Clone, Copy, Default)]
 pub struct Way<'a> {
     /// The namespace to dial from; our own when `None`.
@@ -25,6 +27,26 @@ pub struct Way<'a> {
 }
 
 impl Way<'_> {
+    /// The first connection among the addresses of `addr`, which are tried one after the other within `allowed`.
+    pub(super) async fn first<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        addr: &HostPort,
+        allowed: Duration,
+        connect: impl Fn(SocketAddr) -> F,
+    ) -> Result<T, Failure> {
+        let attempt = async {
+            let mut last = None;
+            for address in self.resolve(addr).await? {
+                match connect(address).await {
+                    Ok(connected) => return Ok(connected),
+                    Err(failure) => last = Some(failure),
+                }
+            }
+            Err(last.unwrap_or(Failure::TimedOut(allowed)))
+        };
+        timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
+    }
+
     /// A non-blocking socket that can be connected to an address of `domain`.
     pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Failure> {
         let kind = kind.nonblocking().cloexec();
@@ -54,7 +76,7 @@ impl Way<'_> {
     }
 
     /// The addresses of `addr`: those that can be dialled from the source address, if one is given.
-    pub(super) async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
+    async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
         let name = match &addr.host {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, addr.port)]),
             Host::Name(name) => name,

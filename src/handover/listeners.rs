@@ -95,11 +95,7 @@ fn read_it(line: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<Handed, String> {
         Some(record) => Some(SocketClaim::resume(OsString::from_vec(record.path).into(), record.inode, next()?)),
         None => None,
     };
-    let socket = match line.own.kind {
-        SocketKind::Tcp => Socket::Tcp(fd.into()),
-        SocketKind::Unix => Socket::Unix(fd.into()),
-        SocketKind::Udp => Socket::Udp(fd.into()),
-    };
+    let socket = Socket::new(line.own.kind, fd);
     let local = socket.local().map_err(|e| e.to_string())?;
     let netns = line.own.netns.map(|(device, inode)| Id { device, inode });
     let bound = Bound { socket, local, claim, netns };

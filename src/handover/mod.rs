@@ -19,19 +19,20 @@ mod write;
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use sd_notify::NotifyState;
 
 pub use read::{Adopted, Lost, Records, Taken};
+pub use transport::waits;
 
 use crate::{
     listener::Handed,
     session::{ParkedSession, abandon},
     systemd::{
         headroom::Headroom,
-        notify::{barrier, tell, tell_with},
+        notify::{barrier, tell},
         unit::leave,
     },
 };
@@ -58,10 +59,9 @@ fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let sent = transport::send(ours.as_fd(), records, descriptors)?;
     descriptors[sent..].iter().for_each(abandon);
     let _ = leave(Some(theirs.as_fd()));
-    let name = format!("FDNAME={NAME}");
     // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
-    let state = [NotifyState::FdStore, NotifyState::Custom(&name), NotifyState::Custom("FDPOLL=0")];
-    tell_with(&state, &[ours.as_fd(), theirs.as_fd()])?;
+    let state = [NotifyState::FdStore, NotifyState::FdName(NAME), NotifyState::Custom("FDPOLL=0")];
+    sd_notify::notify_with_fds(&state, &[ours.as_fd(), theirs.as_fd()])?;
     barrier()
 }
 
@@ -77,34 +77,24 @@ pub fn make_room(stored: &[OwnedFd]) {
 
 /// Takes what the previous process gave, and the store's entries with it.
 pub fn take(stored: Vec<OwnedFd>) -> Taken {
-    let mut taken = Taken::default();
-    if stored.is_empty() {
-        return taken;
+    let taken = open(&stored);
+    if !stored.is_empty() {
+        tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]);
     }
-    stored.into_iter().for_each(|end| open_into(&mut taken, &end));
-    let name = format!("FDNAME={NAME}");
-    tell(&[NotifyState::FdStoreRemove, NotifyState::Custom(&name)]);
     taken
 }
 
-/// Whether anything waits in one end of a pair.
-pub fn waits(end: BorrowedFd<'_>) -> bool {
-    transport::waits(end)
-}
-
-/// Takes what waits in one end of a pair.
-pub fn open(end: OwnedFd) -> Taken {
+/// Takes what waits in these ends, each of another pair.
+pub fn open(ends: &[OwnedFd]) -> Taken {
     let mut taken = Taken::default();
-    open_into(&mut taken, &end);
-    taken
-}
-
-fn open_into(taken: &mut Taken, end: &OwnedFd) {
-    // What the previous process had while it was at its limit, this one may need to have too.
-    let _headroom = Headroom::take();
-    match transport::receive(end.as_fd()) {
-        Ok(Some(received)) => read::open(received.records, received.descriptors, taken),
-        Ok(None) => {}
-        Err(e) => taken.lost.push(Lost::all(e.to_string())),
+    for end in ends {
+        // What the previous process had while it was at its limit, this one may need to have too.
+        let _headroom = Headroom::take();
+        match transport::receive(end.as_fd()) {
+            Ok(Some(received)) => read::open(received.records, received.descriptors, &mut taken),
+            Ok(None) => {}
+            Err(e) => taken.lost.push(Lost::all(e.to_string())),
+        }
     }
+    taken
 }

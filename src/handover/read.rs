@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::{
     listeners,
     record::{
-        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, PhaseRecord, Record, SideRecord,
-        StageRecord, VERSION, stream_kind,
+        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, Head, MAGIC, Record, SideRecord, StageRecord, VERSION,
+        stream_kind,
     },
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
     relay::{
-        self, ParkedDirection, ParkedEnd, Phase, Side,
+        self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
     session::{ParkedPeer, ParkedStage, Peer, abandon},
@@ -32,13 +32,13 @@ use crate::{
     sys::lock,
 };
 
-/// What the previous process gave.
+/// Everything that the previous process handed over.
 #[derive(Debug, Default)]
 pub struct Taken {
     pub sessions: Vec<Records>,
     /// The listeners that it had bound itself.
     pub listeners: Vec<Handed>,
-    /// What cannot be taken up.
+    /// Sessions and listeners that cannot be taken up.
     pub lost: Vec<Lost>,
 }
 
@@ -51,7 +51,7 @@ pub struct Adopted<'a> {
     pub name: Cow<'a, str>,
     /// The listener's address.
     pub listener: Cow<'a, str>,
-    /// Where it leads, as logs have it.
+    /// The upstream, as logs have it.
     pub upstream: Cow<'a, str>,
     pub peer: Peer,
     /// Since it was accepted.
@@ -62,7 +62,6 @@ pub struct Adopted<'a> {
     pub queued_ms: u64,
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
-    /// Where it stood.
     pub stage: ParkedStage,
 }
 
@@ -120,9 +119,9 @@ pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
 #[derive(Debug)]
 pub struct Records {
     bytes: Vec<u8>,
-    /// Where the records are.
+    /// Places of the records in `bytes`.
     lines: Vec<Range<usize>>,
-    /// Where the held bytes are.
+    /// Place of the held bytes in `bytes`.
     held: Range<usize>,
     fds: Mutex<Vec<Option<OwnedFd>>>,
 }
@@ -135,7 +134,6 @@ impl Drop for Records {
 }
 
 impl Records {
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.lines.len()
     }
@@ -289,11 +287,6 @@ impl RecordReader<'_> {
     fn direction(&self, record: &DirectionRecord) -> Result<ParkedDirection, String> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
-        let phase = match record.phase {
-            PhaseRecord::Open => Phase::Open,
-            PhaseRecord::Deaf => Phase::Deaf,
-            PhaseRecord::Done => Phase::Done,
-        };
-        Ok(ParkedDirection { phase, held: held.to_vec(), dropped: record.dropped })
+        Ok(ParkedDirection { phase: record.phase, held: held.to_vec(), dropped: record.dropped })
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{spec::SocketKind, stream::StreamKind};
+use crate::{relay::Phase, spec::SocketKind, stream::StreamKind};
 
 /// The version of a record; a reader takes its own only.
 pub(super) const VERSION: u32 = 1;
@@ -102,14 +102,17 @@ pub(super) struct ChildRecord {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct DirectionRecord {
-    pub(super) phase: PhaseRecord,
+    #[serde(with = "PhaseRecord")]
+    pub(super) phase: Phase,
     /// Where its held bytes are, and how many.
     pub(super) held: (usize, usize),
     pub(super) dropped: u64,
 }
 
+/// [`Phase`] in records.
 #[derive(Serialize, Deserialize)]
-pub(super) enum PhaseRecord {
+#[serde(remote = "Phase")]
+enum PhaseRecord {
     Open,
     Deaf,
     Done,

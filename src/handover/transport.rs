@@ -70,20 +70,20 @@ pub fn make_room(from: BorrowedFd<'_>) {
     let _ = fcntl(from, FcntlArg::F_DUPFD_CLOEXEC(RawFd::try_from(highest).unwrap_or(0))).map(sys::own);
 }
 
-/// Whether anything waits in one end.
+/// Whether a message waits in one end.
 pub fn waits(from: BorrowedFd<'_>) -> bool {
     sys::receive::<1>(from, &mut [0; 16], MsgFlags::MSG_PEEK).is_ok_and(|(len, fds)| len > 0 || !fds.is_empty())
 }
 
-/// What waited in one end.
+/// A handover as it arrives.
 pub struct Received {
-    /// As they were sent.
+    /// The records, byte for byte.
     pub records: Vec<u8>,
-    /// By their index, with gaps where they did not come.
+    /// The descriptors in their order, with gaps where some did not come.
     pub descriptors: Vec<Option<OwnedFd>>,
 }
 
-/// Takes what waits in one end; `None` when nothing does: the other end has it.
+/// Takes the handover that waits in one end; `None` when nothing does: the other end has it.
 pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     let Some((bytes, fds)) = receive_one(from)? else { return Ok(None) };
     let bad = |what| io::Error::new(io::ErrorKind::InvalidData, what);
@@ -143,10 +143,10 @@ mod tests {
         let fds = some_fds(600);
         send(a.as_fd(), b"records", &fds).unwrap();
         assert!(receive(a.as_fd()).unwrap().is_none(), "nothing waits in the end that sent");
-        let received = receive(b.as_fd()).unwrap().expect("it waits in the other end");
-        assert_eq!(received.records, b"records");
-        assert_eq!(received.descriptors.len(), 600);
-        assert!(received.descriptors.iter().all(Option::is_some));
+        let Received { records, descriptors } = receive(b.as_fd()).unwrap().expect("it waits in the other end");
+        assert_eq!(records, b"records");
+        assert_eq!(descriptors.len(), 600);
+        assert!(descriptors.iter().all(Option::is_some));
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::{borrow::Cow, io, os::fd::OwnedFd};
 use super::{
     listeners,
     record::{
-        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, MAGIC, PhaseRecord, Record, SideRecord, StageRecord,
-        VERSION, socket_kind,
+        ChildRecord, DirectionRecord, EndRecord, FORMAT, HEADER, MAGIC, Record, SideRecord, StageRecord, VERSION,
+        socket_kind,
     },
 };
 use crate::{
     dial::qrexec::Helper,
     listener::Handed,
-    relay::{ParkedDirection, ParkedEnd, Phase, Side},
+    relay::{ParkedDirection, ParkedEnd, Side},
     session::{ParkedSession, ParkedStage},
 };
 
@@ -123,11 +123,6 @@ impl RecordWriter {
     fn direction(&mut self, d: ParkedDirection) -> DirectionRecord {
         let held = (self.held.len(), d.held.len());
         self.held.extend_from_slice(&d.held);
-        let phase = match d.phase {
-            Phase::Open => PhaseRecord::Open,
-            Phase::Deaf => PhaseRecord::Deaf,
-            Phase::Done => PhaseRecord::Done,
-        };
-        DirectionRecord { phase, held, dropped: d.dropped }
+        DirectionRecord { phase: d.phase, held, dropped: d.dropped }
     }
 }

@@ -68,7 +68,6 @@ impl Accepting {
 }
 
 impl AcceptTask {
-    /// Whether the task runs.
     pub fn runs(&self) -> bool {
         !self.ended.is_cancelled()
     }

@@ -91,12 +91,7 @@ impl ServedListener {
     /// # Errors
     /// EMFILE and its kin.
     pub fn duplicate(&self) -> io::Result<Socket> {
-        let fd = self.as_fd().try_clone_to_owned()?;
-        Ok(match self.kind() {
-            SocketKind::Tcp => Socket::Tcp(fd.into()),
-            SocketKind::Unix => Socket::Unix(fd.into()),
-            SocketKind::Udp => Socket::Udp(fd.into()),
-        })
+        Ok(Socket::new(self.kind(), self.as_fd().try_clone_to_owned()?))
     }
 
     /// The route that new sessions take.

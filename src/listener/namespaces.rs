@@ -23,9 +23,9 @@ const NOW_AND_THEN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct NamespaceWatch {
     mounts: Option<AsyncFd<OwnedFd>>,
-    /// Whether to look now and then.
+    /// Polls too, where a namespace is named by a path below /proc.
     others: bool,
-    /// When to look next.
+    /// Time of the next poll.
     due: Option<Instant>,
 }
 

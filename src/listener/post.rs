@@ -29,7 +29,7 @@ pub struct Wanted {
     leg: Leg,
     /// The options of the forward.
     pub(super) options: Options,
-    /// What the log calls the forward.
+    /// Label of the forward.
     label: Option<String>,
     /// The index of the forward in the configuration; `None` for what lies behind an inherited listener.
     pub(super) number: Option<usize>,
@@ -49,17 +49,17 @@ pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     legs.map(wanted).collect()
 }
 
-/// One leg, and what became of it.
+/// A leg with its state.
 #[derive(Debug)]
 pub struct Post {
     pub(super) wanted: Wanted,
     pub(super) standing: Standing,
 }
 
-/// What became of a leg.
+/// State of a leg.
 #[derive(Debug)]
 pub enum Standing {
-    /// Not tried yet.
+    /// The leg has not been bound yet.
     Untried,
     /// The listener serves.
     Serving(Serving),
@@ -72,7 +72,7 @@ pub enum Standing {
     Failed {
         /// The reason.
         why: String,
-        /// When it is retried.
+        /// Time of the next retry.
         again: Instant,
         /// The pause before that.
         pause: Duration,
@@ -84,13 +84,13 @@ pub enum Standing {
 pub struct Serving {
     /// The listener.
     pub listening: Arc<ServedListener>,
-    /// What it made in the file system.
+    /// Socket file that the listener owns.
     claim: Option<SocketClaim>,
     /// The namespace that it is in.
     netns: Option<Id>,
     /// The processes that served it before, the last one first.
     before: Vec<u32>,
-    /// Its task, once started.
+    /// Accept task, once started.
     task: Option<AcceptTask>,
 }
 
@@ -148,12 +148,11 @@ impl Post {
         Self { wanted, standing: Standing::Untried }
     }
 
-    /// What became of the leg.
     pub fn standing(&self) -> &Standing {
         &self.standing
     }
 
-    /// What the log calls the forward.
+    /// Label of the forward; may be empty.
     pub fn label(&self) -> &str {
         self.wanted.label.as_deref().unwrap_or_default()
     }
@@ -176,7 +175,6 @@ impl Post {
         }
     }
 
-    /// Where the leg leads, for people.
     pub fn upstream(&self) -> String {
         self.wanted.leg.upstream.to_string()
     }
@@ -196,8 +194,7 @@ impl Post {
     /// Why the leg is not served, if it is not.
     pub fn trouble(&self) -> Option<&str> {
         match &self.standing {
-            Standing::Serving(_) => None,
-            Standing::Untried => Some("it has not been tried yet"),
+            Standing::Untried | Standing::Serving(_) => None,
             Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
         }
     }
@@ -227,12 +224,10 @@ impl Post {
     }
 
     fn awaited(&self, why: String) -> Standing {
-        if self.last_trouble() != Some(&why) {
+        if self.trouble() != Some(&why) {
             let listen = self.wanted.listen().to_string();
             let text = format!("{}{listen} waits for its namespace: {why}", self.wanted.named());
-            let mut event = Event::new(Kind::ListenerAwaited, text);
-            event.listener = Some(listen.into());
-            emit(event);
+            emit(Event::on(listen, Kind::ListenerAwaited, text));
         }
         Standing::Awaited { why }
     }
@@ -243,19 +238,11 @@ impl Post {
             Standing::Failed { again, pause, .. } if *again <= now => (*pause * 2).min(PAUSE.1),
             _ => PAUSE.0,
         };
-        if self.last_trouble() != Some(&why) {
+        if self.trouble() != Some(&why) {
             let listener = format!("{}{}", self.wanted.named(), self.wanted.listen());
             refuse(&listener, None, &format!("{why}; next try in {} s", seconds(pause)));
         }
         Standing::Failed { why, again: now + pause, pause }
-    }
-
-    /// The last reason why the leg was not served.
-    fn last_trouble(&self) -> Option<&str> {
-        match &self.standing {
-            Standing::Untried | Standing::Serving(_) => None,
-            Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
-        }
     }
 
     fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
@@ -265,7 +252,7 @@ impl Post {
         let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
         let named = self.wanted.named();
         let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, route.place_now());
-        if let Some(trouble) = self.last_trouble() {
+        if let Some(trouble) = self.trouble() {
             text += &format!("; before, it was not served: {trouble}");
         }
         emit(route.event(Kind::ListenerServing, text));

@@ -5,7 +5,7 @@
 //! serving; it is retried when its namespace appears, when the configuration is read again, and, where something else
 //! than its namespace is missing (its port is taken, say), after a pause.
 
-use std::{collections::HashMap, future::pending, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -21,6 +21,7 @@ use crate::{
     log::{Event, Kind, emit, say},
     session::{Routes, Sessions, drain},
     spec::{Forward, Netns, OnRemove},
+    sys::or_never,
 };
 
 /// What became of the listeners of ours.
@@ -45,7 +46,7 @@ pub enum Due {
     Retry,
 }
 
-/// All listeners of ours.
+/// The posts of the configuration.
 #[derive(Debug, Default)]
 pub struct Posts {
     posts: Vec<Post>,
@@ -56,7 +57,7 @@ pub struct Posts {
 }
 
 impl Posts {
-    /// All of them, served or not.
+    /// All posts, served or not.
     pub fn each(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter()
     }
@@ -97,21 +98,9 @@ impl Posts {
     /// Safe: what was heard of namespaces is kept.
     pub async fn due(&mut self) -> Due {
         let retry = self.posts.iter().filter_map(Post::again).min();
-        let moved = async {
-            match &mut self.watch {
-                Some(watch) => watch.changed().await,
-                None => pending().await,
-            }
-        };
-        let due = async {
-            match retry {
-                Some(at) => sleep_until(at).await,
-                None => pending().await,
-            }
-        };
         tokio::select! {
-            () = moved => Due::Namespaces,
-            () = due => Due::Retry,
+            () = or_never(self.watch.as_mut().map(NamespaceWatch::changed)) => Due::Namespaces,
+            () = or_never(retry.map(sleep_until)) => Due::Retry,
         }
     }
 
@@ -255,9 +244,8 @@ impl Posts {
 async fn close_without_namespace(post: &mut Post) {
     let Standing::Serving(serving) = std::mem::replace(&mut post.standing, Standing::Untried) else { return };
     let listener = serving.listening.route().listener.clone();
-    let mut event = Event::new(Kind::ListenerRemoved, format!("{listener} is closed: its namespace is gone"));
-    event.listener = Some(listener);
-    emit(event);
+    let text = format!("{listener} is closed: its namespace is gone");
+    emit(Event::on(listener, Kind::ListenerRemoved, text));
     serving.end().await;
 }
 
@@ -278,9 +266,7 @@ async fn remove(post: Post, sessions: &Sessions) {
     let Standing::Serving(serving) = post.standing else { return };
     let route = serving.listening.route();
     let text = format!("{} is closed: no forward wants it any more", route.listener);
-    let mut event = Event::new(Kind::ListenerRemoved, text);
-    event.listener = Some(route.listener.clone());
-    emit(event);
+    emit(Event::on(route.listener.clone(), Kind::ListenerRemoved, text));
     serving.end().await;
     if drains {
         sessions.for_each(|info| {

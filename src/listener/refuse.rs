@@ -8,9 +8,7 @@ use crate::{
 /// Tells that a listener is not served; `name` is its `FileDescriptorName=`, where it has one.
 pub fn refuse(listener: &str, name: Option<&str>, why: &str) {
     let named = name.map(|n| format!(" (FileDescriptorName={})", escape(n.as_bytes()))).unwrap_or_default();
-    let mut event = Event::new(Kind::ListenerRefused, format!("{listener}{named} is not served: {why}"));
-    event.listener = Some(listener.into());
-    emit(event);
+    emit(Event::on(listener, Kind::ListenerRefused, format!("{listener}{named} is not served: {why}")));
 }
 
 /// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
@@ -19,8 +17,7 @@ pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Remind
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
     let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
-    let mut event = Event::new(Kind::AccessDenied, message);
-    event.listener = Some(route.listener.clone());
+    let mut event = Event::on(route.listener.clone(), Kind::AccessDenied, message);
     event.upstream = Some(route.upstream_text.clone());
     event.peer = Some(peer.to_string().into());
     event.end = Some(End::Refused);

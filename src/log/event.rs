@@ -1,6 +1,6 @@
 //! The kinds of events, each with its fixed MESSAGE_ID, and their fields.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 #[cfg(feature = "forward")]
 use uuid::Uuid;
@@ -14,66 +14,51 @@ pub enum Level {
     Warning,
     /// Normal life.
     Info,
-    /// For whoever looks closely.
+    /// Details, which only `debug` shows.
     Debug,
 }
 
-/// Why a session ended: the value of `END`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Both sides ended their directions.
-    Eof,
-    /// One side was reset or vanished.
-    Reset,
-    /// No byte for the idle timeout.
-    Idle,
-    /// Policy (dom0's or ours) said no.
-    Refused,
-    /// The upstream could not be reached.
-    DialFailed,
-    /// The drain's deadline passed.
-    Drained,
-    /// The dial took longer than allowed.
-    Timeout,
-    /// Ended by an operator.
-    Killed,
-    /// A bug in this program; the other sessions live on.
-    Panicked,
-}
+/// Defines an enum whose values have one fixed text each.
+macro_rules! labels {
+    ($(#[$doc:meta])* $type:ident { $($(#[$text_doc:meta])* $name:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $type { $($(#[$text_doc])* $name,)* }
 
-impl End {
-    /// Every ending, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
-        Self::Eof,
-        Self::Reset,
-        Self::Idle,
-        Self::Refused,
-        Self::DialFailed,
-        Self::Drained,
-        Self::Timeout,
-        Self::Killed,
-        Self::Panicked,
-    ];
+        impl $type {
+            /// Every value, in the order of the numbers.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
 
-    /// As the log has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Eof => "eof",
-            Self::Reset => "reset",
-            Self::Idle => "idle",
-            Self::Refused => "refused",
-            Self::DialFailed => "dial-failed",
-            Self::Drained => "drained",
-            Self::Timeout => "timeout",
-            Self::Killed => "killed",
-            Self::Panicked => "panicked",
+            /// The text that stands for the value.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
         }
-    }
+    };
 }
+pub(crate) use labels;
 
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+labels! {
+    /// Why a session ended: the value of `END`.
+    End {
+        /// Both sides ended their directions.
+        Eof = "eof",
+        /// One side was reset or vanished.
+        Reset = "reset",
+        /// No byte passed for the idle timeout.
+        Idle = "idle",
+        /// Policy (dom0's or ours) said no.
+        Refused = "refused",
+        /// The upstream could not be reached.
+        DialFailed = "dial-failed",
+        /// The drain's deadline passed.
+        Drained = "drained",
+        /// The dial took longer than allowed.
+        Timeout = "timeout",
+        /// Ended by an operator.
+        Killed = "killed",
+        /// A bug in this program; the other sessions live on.
+        Panicked = "panicked",
     }
 }
 
@@ -84,10 +69,10 @@ macro_rules! kinds {
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {
-            /// Every kind, for the test that holds the catalog against this list.
+            /// Every kind, for the test that holds the catalog against this list, and for the manual.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// Its name, as the catalog and the manual have it.
+            /// Name of the kind in the catalog and the manual.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
@@ -97,7 +82,7 @@ macro_rules! kinds {
                 match self { $(Self::$name => $id,)* }
             }
 
-            /// How serious it is.
+            /// Priority of the kind in the journal.
             pub fn level(self) -> Level {
                 match self { $(Self::$name => Level::$level,)* }
             }
@@ -181,7 +166,7 @@ kinds! {
 /// One event: a kind, a sentence, and the fields that apply (DESIGN's names; see `sink`).
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// What happened.
+    /// Kind of the event.
     pub kind: Kind,
     /// The sentence.
     pub message: String,
@@ -237,9 +222,10 @@ impl Event {
         }
     }
 
-    /// How serious it is: its kind's level, but life's normal endings are no warnings.
-    pub fn level(&self) -> Level {
-        self.kind.level()
+    /// An event about a listener.
+    #[cfg(feature = "forward")]
+    pub fn on(listener: impl Into<Arc<str>>, kind: Kind, message: impl Into<String>) -> Self {
+        Self { listener: Some(listener.into()), ..Self::new(kind, message) }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-pub use tracing::Dispatch;
-use tracing::{debug, error, info, warn};
+use tracing::{Dispatch, debug, error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::prelude::*;
 
@@ -20,11 +19,6 @@ pub fn open(identifier: &str) -> Option<Dispatch> {
         .with_syslog_identifier(identifier.to_owned())
         .with_priority_mappings(PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() });
     Some(Dispatch::new(tracing_subscriber::registry().with(layer)))
-}
-
-/// Runs `body` with the journal as the thread's own.
-pub fn with(dispatch: &Dispatch, body: impl FnOnce()) {
-    tracing::dispatcher::with_default(dispatch, body);
 }
 
 /// Writes one event.
@@ -61,7 +55,7 @@ pub fn write(e: &Event) {
             )
         };
     }
-    match e.level() {
+    match e.kind.level() {
         Level::Error => send!(error),
         Level::Warning => send!(warn),
         Level::Info => send!(info),

@@ -14,6 +14,7 @@ mod reminder;
 mod sink;
 
 pub use escape::escape;
+pub(crate) use event::labels;
 pub use event::{End, Event, Kind, Level};
 pub use queue::{emit, say, start};
 pub use reminder::Reminder;

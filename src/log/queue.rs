@@ -81,7 +81,7 @@ pub fn start(identifier: &'static str, level: Level) -> io::Result<Guard> {
 
 /// Queues an event. Never blocks; before [`start`] it goes nowhere.
 pub fn emit(event: Event) {
-    if LEVEL.get().is_some_and(|level| event.level() > *level) {
+    if LEVEL.get().is_some_and(|level| event.kind.level() > *level) {
         return;
     }
     if let Some(queue) = QUEUED.get() {

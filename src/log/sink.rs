@@ -4,15 +4,15 @@ use std::io::Write as _;
 
 use super::event::{Event, Level};
 #[cfg(feature = "events")]
-use super::journal::{self, Dispatch};
+use super::journal;
 
-/// Where events go.
+/// The destination of events.
 #[derive(Debug)]
 pub enum Sink {
     /// Through `tracing-journald`, which encodes the fields.
     #[cfg(feature = "events")]
-    Journal(Dispatch),
-    /// As lines for people.
+    Journal(tracing::Dispatch),
+    /// Lines on stderr, for people.
     Stderr,
 }
 
@@ -31,7 +31,7 @@ impl Sink {
     pub fn run(self, body: impl FnOnce(&Self)) {
         match &self {
             #[cfg(feature = "events")]
-            Self::Journal(dispatch) => journal::with(dispatch, || body(&self)),
+            Self::Journal(dispatch) => tracing::dispatcher::with_default(dispatch, || body(&self)),
             Self::Stderr => body(&self),
         }
     }
@@ -43,7 +43,7 @@ impl Sink {
             #[cfg(feature = "events")]
             Self::Journal(_) => journal::write(event),
             Self::Stderr => {
-                let prefix = match event.level() {
+                let prefix = match event.kind.level() {
                     Level::Error => "error: ",
                     Level::Warning => "warning: ",
                     Level::Info | Level::Debug => "",

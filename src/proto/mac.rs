@@ -102,7 +102,7 @@ pub struct Outcome<'a> {
     pub id: &'a str,
     /// The request's own code: binds the result to what was asked, not only to its name.
     pub request: &'a Digest,
-    /// How the command ended.
+    /// Exit code or signal of the command.
     pub ending: Ending,
     /// Digest of all it wrote on its standard output.
     pub stdout: &'a Digest,

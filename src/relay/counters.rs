@@ -1,4 +1,4 @@
-//! What a relay has delivered.
+//! Bytes that a relay has delivered.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -52,9 +52,10 @@ thread_local! {
 }
 
 /// The phase of a direction; see [`super::stream`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
     /// Bytes flow.
+    #[default]
     Open,
     /// The destination takes no more; bytes are read and dropped.
     Deaf,
@@ -63,8 +64,9 @@ pub enum Phase {
 }
 
 /// How bytes are moved; see the module's text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Gear {
+    #[default]
     Small,
     Copy,
     Splice,
@@ -90,15 +92,19 @@ enum Held {
     /// The rest of what was read into the scratch buffer, or what another process held.
     Bytes(Vec<u8>, usize),
     /// `buffer[at..end]`.
-    Buffer { buffer: PoolBuffer, at: usize, end: usize },
-    /// In a pipe.
+    Buffer {
+        buffer: PoolBuffer,
+        at: usize,
+        end: usize,
+    },
     Pipe(Pipe),
 }
 
 /// What becomes of a source's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Passing {
     /// The destination is told at once.
+    #[default]
     AtOnce,
     /// The destination is told when the relay's owner says so.
     WhenTold,
@@ -106,7 +112,7 @@ pub(super) enum Passing {
     Held,
 }
 
-/// Why a direction cannot go on.
+/// Errors that stop a direction.
 pub(super) enum Stuck {
     /// Its source was reset, and there is nothing more to read.
     Source(io::Error),
@@ -116,17 +122,16 @@ pub(super) enum Stuck {
     Destination(io::Error),
 }
 
-/// What one step did.
+/// Result of one step.
 enum Step {
     Moved(usize),
     /// The source's end was read.
     End,
 }
 
-/// One direction, parked.
+/// A parked direction.
 #[derive(Debug)]
 pub struct ParkedDirection {
-    /// Where it stood.
     pub phase: Phase,
     /// Read from the source, not yet taken by the destination.
     pub held: Vec<u8>,
@@ -134,8 +139,8 @@ pub struct ParkedDirection {
     pub dropped: u64,
 }
 
-/// One direction of a relay.
-#[derive(Debug)]
+/// A direction of a relay.
+#[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) phase: Phase,
     gear: Gear,
@@ -161,20 +166,7 @@ pub(super) struct Direction {
 
 impl Direction {
     pub(super) fn new() -> Self {
-        Self {
-            phase: Phase::Open,
-            gear: Gear::Small,
-            run: 0,
-            decide: false,
-            blocked: false,
-            forced: false,
-            end: Passing::AtOnce,
-            wide: None,
-            most: u32::MAX,
-            burst: 0,
-            held: None,
-            dropped: 0,
-        }
+        Self { most: u32::MAX, ..Self::default() }
     }
 
     pub(super) fn resume(parked: ParkedDirection) -> Self {
@@ -198,12 +190,12 @@ impl Direction {
         (self.gear, self.forced) = (gear, true);
     }
 
-    /// Whether its source is being read.
+    /// Whether the source is being read.
     pub(super) fn reads(&self) -> bool {
         self.phase != Phase::Done && !self.stalled()
     }
 
-    /// Whether it waits for its destination.
+    /// Whether the direction waits for its destination.
     pub(super) fn stalled(&self) -> bool {
         self.held.is_some() || self.blocked
     }

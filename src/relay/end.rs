@@ -50,7 +50,7 @@ impl RelayEnd {
         }
     }
 
-    /// Where bytes go, while that is open.
+    /// Write end, while it is open.
     pub(super) fn writer(&self) -> Option<&Stream> {
         match self {
             Self::Socket(s) => Some(s),
@@ -101,9 +101,6 @@ impl RelayEnd {
     }
 
     /// Takes up what another process parked.
-    ///
-    /// # Errors
-    /// As [`Stream::new`].
     pub fn resume(parked: ParkedEnd) -> std::io::Result<Self> {
         Ok(match parked {
             ParkedEnd::Socket(kind, fd) => Self::Socket(Stream::new(fd, kind)?),

@@ -4,17 +4,16 @@ use std::io;
 
 use super::interrupt::Why;
 
-/// One of the two ends.
+/// The two ends of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Who connected to us.
+    /// The end that connected to us.
     Peer,
-    /// What we dialled.
+    /// The end that we dialled.
     Upstream,
 }
 
 impl Side {
-    /// The one opposite.
     pub fn other(self) -> Self {
         match self {
             Self::Peer => Self::Upstream,
@@ -23,7 +22,7 @@ impl Side {
     }
 }
 
-/// How a relay stopped.
+/// Reason why a relay stopped.
 #[derive(Debug)]
 pub enum RelayOutcome {
     /// Both directions ended as their senders wished, or the upstream ended and the peer's rest was dropped.
@@ -34,7 +33,7 @@ pub enum RelayOutcome {
     /// One side was reset or vanished; whatever it had sent before was delivered.
     Reset {
         by: Side,
-        /// What the kernel said, where it said anything.
+        /// The error, where the kernel gave one.
         error: Option<io::Error>,
     },
     /// The upstream has ended its sending, and the peer was not told ([`hold_end`](super::Relay::hold_end)). The relay goes on.

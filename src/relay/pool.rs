@@ -67,7 +67,7 @@ pub fn empty() -> usize {
     kept.len()
 }
 
-/// How many pipes there are.
+/// Number of pipes that exist.
 #[cfg(test)]
 pub fn made() -> usize {
     MADE.iter().map(|made| made.load(Relaxed)).sum()
@@ -144,7 +144,7 @@ impl Pipe {
         Ok(n)
     }
 
-    /// What is inside, as bytes.
+    /// Reads the bytes that are inside.
     pub fn into_bytes(self) -> Vec<u8> {
         let mut bytes = vec![0; self.inside];
         let mut at = 0;
@@ -200,9 +200,6 @@ impl Drop for Wide {
 }
 
 /// splice(2), never waiting.
-///
-/// # Errors
-/// What it says.
 pub fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
     loop {
         match splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE) {

@@ -76,7 +76,7 @@ pub struct Parked {
     pub reset_by: Option<Side>,
 }
 
-/// What a timer is for.
+/// Purposes of a timer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
     /// The idle timeout.
@@ -143,9 +143,6 @@ impl Relay {
     }
 
     /// Takes up a relay that another process parked.
-    ///
-    /// # Errors
-    /// As [`crate::stream::Stream::new`].
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
         Ok(Self {
             peer: RelayEnd::resume(parked.peer)?,

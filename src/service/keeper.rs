@@ -11,9 +11,9 @@
 //! which comes after the service's own end, whatever still waits is ended as any stop ends a session: by a reset, with
 //! an end event.
 //!
-//! That stop comes because nothing needs the unit any more, and systemd looks whether that is so when something stops. A
-//! stop of the service between two processes stops nothing: it takes back a start. So when a second after a process has
-//! left no other has come, the keeper asks whether one will.
+//! systemd stops the unit when nothing needs it any more (StopWhenUnneeded=), and checks that when another unit stops.
+//! But `systemctl stop` of the service during a restart only cancels the queued start job, and then systemd does not
+//! check. So when no process has come one second after another left, the keeper asks systemd whether one will.
 
 use std::{
     fs, io,
@@ -37,7 +37,7 @@ use crate::{
     log::{End, emit},
     relay::Counters,
     session::{Routes, SessionEnding, SessionInfo, ended_event},
-    sys,
+    sys::{self, or_never},
     systemd::{
         jobs::{self, Presence},
         unit,
@@ -47,7 +47,7 @@ use crate::{
 /// How long after a process has left the next one may be on its way without anybody asking for it.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// Why a keeper has ended.
+/// Reasons for a keeper to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stay {
     Stopped,
@@ -66,29 +66,18 @@ pub async fn keep() -> io::Result<Stay> {
     let mut kept = Vec::new();
     let mut doubt = None;
     let why = loop {
-        let left = async {
-            match &socket {
-                Some(socket) => socket.readable().await.map(|mut guard| guard.clear_ready()),
-                None => std::future::pending().await,
-            }
-        };
-        let doubted = async {
-            match doubt {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let left = or_never(socket.as_ref().map(AsyncFd::readable));
         tokio::select! {
             biased;
             _ = terminate.recv() => break Stay::Stopped,
             left = left => {
-                left?;
+                left?.clear_ready();
                 // Those that were taken up are empty.
                 kept.retain(|end: &OwnedFd| handover::waits(end.as_fd()));
                 take_in(socket.as_ref(), &mut kept);
                 doubt = Some(Instant::now() + RETURN);
             }
-            () = doubted => match jobs::presence(&unit::service_of_calls()).await {
+            () = or_never(doubt.map(sleep_until)) => match jobs::presence(&unit::service_of_calls()).await {
                 Some(Presence::Gone) => break Stay::Deserted,
                 Some(Presence::Between) => doubt = Some(Instant::now() + RETURN),
                 // Whoever cannot be asked stops this unit in the end.
@@ -97,7 +86,7 @@ pub async fn keep() -> io::Result<Stay> {
         }
     };
     take_in(socket.as_ref(), &mut kept);
-    kept.into_iter().for_each(end_all);
+    end_all(&kept);
     Ok(why)
 }
 
@@ -116,8 +105,8 @@ fn listen() -> io::Result<AsyncFd<OwnedFd>> {
     sys::register(socket.into(), Interest::READABLE)
 }
 
-fn end_all(end: OwnedFd) {
-    let taken = handover::open(end);
+fn end_all(kept: &[OwnedFd]) {
+    let taken = handover::open(kept);
     taken.lost.iter().for_each(Lost::emit);
     for sessions in taken.sessions {
         for index in 0..sessions.len() {

@@ -40,7 +40,6 @@ impl RunningService {
         (self.config, self.faults, self.texts) = (Arc::new(config), faults, texts);
         let config = self.config.clone();
         let (mut changed, mut refused) = (0, Vec::new());
-        self.behind.clear();
         for index in 0..self.listening.len() {
             match self.lead_anew(index, &config) {
                 Ok(true) => changed += 1,
@@ -50,7 +49,7 @@ impl RunningService {
         }
         let served = self.serve_refused(&config).await;
         let held = self.posts.let_go();
-        let own = self.posts.reconcile((&*self.behind, &*forwards), held, &self.sessions, &self.routes).await;
+        let own = self.posts.reconcile((&self.behind.concat(), &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.posts.accept(&self.sessions, &mut self.accepting);
         let mut text =
@@ -107,7 +106,7 @@ impl RunningService {
             Ok((route, wanted(&forward, None)))
         });
         let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;
-        self.behind.extend(behind);
+        self.behind[index] = behind;
         let changes = !old.leads_as(&route);
         if changes {
             listening.set_route(Arc::new(route));

@@ -10,6 +10,7 @@ use crate::{
     activation,
     dial::netns,
     spec::{self, Beside, Config, Forward, LastTexts, Loaded, SocketKind, Texts, fdname},
+    sys,
     systemd::signals::Hangup,
 };
 
@@ -45,7 +46,7 @@ pub struct Setup {
 pub fn load(texts: &Texts, last: &LastTexts, sockets: &[(String, SocketKind)]) -> Loaded {
     let no_namespaces = (!netns::permitted()).then_some(netns::NEEDS);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    spec::load(texts, last, &Beside { sockets, no_namespaces }, now)
+    spec::load_knowing(texts, last, &Beside { sockets, no_namespaces }, now, sys::user_exists)
 }
 
 /// The meaning, in `config`, of a name on a socket of that kind.

@@ -20,8 +20,8 @@ pub(super) struct RunningService {
     pub(super) routes: Arc<Routes>,
     /// Inherited listeners that are served.
     pub(super) listening: Vec<Arc<ServedListener>>,
-    /// Legs behind inherited listeners whose own listening side is ours.
-    pub(super) behind: Vec<Wanted>,
+    /// For each of these, the legs behind it whose own listening side is ours.
+    pub(super) behind: Vec<Vec<Wanted>>,
     /// Listeners that we bound ourselves.
     pub(super) posts: Posts,
     /// The tasks of all listeners.

@@ -21,7 +21,6 @@ use crate::{
 /// Who connected; displayed, it is what logs call the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// From this address.
     Inet(SocketAddr),
     /// Over a UNIX socket, with these credentials (unix(7), SO_PEERCRED) and, rarely, an address of its own.
     Unix {
@@ -114,9 +113,6 @@ impl Access {
     }
 
     /// Whether `peer` may connect; otherwise which list it is not on.
-    ///
-    /// # Errors
-    /// The key of the list.
     pub fn check(&self, peer: &Peer) -> Result<(), &'static str> {
         match peer {
             Peer::Inet(address) if !self.networks.is_empty() => {

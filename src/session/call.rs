@@ -113,7 +113,7 @@ async fn end_call(story: &mut Story, Parts { helper, from, to }: Parts) {
 
 /// How the relay of a call came to its end.
 enum Came {
-    /// To this outcome.
+    /// The relay has stopped by itself.
     To(RelayOutcome),
     /// The call was lost in the middle: its exit says so.
     Lost(Exit),

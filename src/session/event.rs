@@ -17,12 +17,9 @@ use crate::{
 
 /// An event about a session.
 pub fn about(info: &SessionInfo, kind: Kind, message: String) -> Event {
-    let mut event = Event::new(kind, message);
+    let mut event = info.route.event(kind, message);
     event.session = Some(info.id);
-    event.listener = Some(info.route.listener.clone());
     event.peer = Some(info.peer.to_string().into());
-    event.upstream = Some(info.route.upstream_text.clone());
-    event.call = info.route.call_text();
     event.dial_ms = info.dial_ms();
     event
 }
@@ -32,7 +29,7 @@ fn short(info: &SessionInfo) -> String {
     format!("{:08x}", info.id.as_fields().0)
 }
 
-/// How a sentence about a session begins.
+/// Beginning of each sentence about a session.
 fn subject(info: &SessionInfo) -> String {
     let route = &info.route;
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
@@ -63,7 +60,8 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
 pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
     let SessionEnding { end, exit, note } = ending;
     let (up, down) = (info.counters.up(), info.counters.down());
-    let mut message = format!("{}: {end} after {} ms, {up} bytes up, {down} down", subject(info), info.age_ms());
+    let mut message =
+        format!("{}: {} after {} ms, {up} bytes up, {down} down", subject(info), end.as_str(), info.age_ms());
     if let Some(code) = exit {
         message += &format!(", exit code {code}");
     }
@@ -151,7 +149,7 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
     }
 }
 
-/// Which side was reset.
+/// Names the side that was reset.
 pub fn reset(by: Side, error: Option<&io::Error>) -> String {
     let side = match by {
         Side::Peer => "the peer",

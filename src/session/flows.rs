@@ -10,7 +10,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -75,13 +75,9 @@ impl Flows {
         &self.io
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Asked, Arc<Flow>>> {
-        lock(&self.table)
-    }
-
     /// The flow of a peer.
     pub fn get(&self, asked: &Asked) -> Option<Arc<Flow>> {
-        self.lock().get(asked).cloned()
+        lock(&self.table).get(asked).cloned()
     }
 
     /// Begins a flow; where there are `most` already, the flow that was quiet the longest ends.
@@ -109,7 +105,7 @@ impl Flows {
     }
 
     fn enter(&self, flow: &Arc<Flow>, most: u32) {
-        let mut flows = self.lock();
+        let mut flows = lock(&self.table);
         if flows.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
             let quietest = flows.values().max_by_key(|flow| flow.quiet()).cloned();
             if let Some(flow) = quietest {
@@ -122,7 +118,7 @@ impl Flows {
     }
 
     fn leave(&self, flow: &Arc<Flow>) {
-        let mut flows = self.lock();
+        let mut flows = lock(&self.table);
         if flows.get(&flow.asked).is_some_and(|there| Arc::ptr_eq(there, flow)) {
             flows.remove(&flow.asked);
         }
@@ -130,7 +126,7 @@ impl Flows {
 
     /// Ends all flows: their listener is closed.
     pub fn end(&self) {
-        let flows = std::mem::take(&mut *self.lock());
+        let flows = std::mem::take(&mut *lock(&self.table));
         flows.values().for_each(|flow| flow.info.interrupt.request(Why::Drained));
     }
 }
@@ -162,12 +158,11 @@ impl Flow {
         self.last_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// How long nothing has passed.
+    /// Time since the last datagram.
     pub(super) fn quiet(&self) -> Duration {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Relaxed)))
     }
 
-    /// Whether the flow has its upstream.
     pub(super) fn is_connected(&self) -> bool {
         self.upstream.get().is_some()
     }

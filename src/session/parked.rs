@@ -18,9 +18,7 @@ use crate::{
 /// A session for the next process.
 #[derive(Debug)]
 pub struct ParkedSession {
-    /// What is known about the session.
     pub info: Arc<SessionInfo>,
-    /// Where the session stood.
     pub stage: ParkedStage,
     /// The places that the session took up. They are kept until all sessions are parked: given back earlier, they would
     /// let a session that waits begin its call in this process.
@@ -41,7 +39,7 @@ pub enum ParkedStage {
         /// The child's pipes.
         call: ParkedCall,
     },
-    /// Both ends and what was between them.
+    /// Both ends, and the bytes on their way.
     Relaying {
         /// The relay.
         relay: relay::Parked,
@@ -54,7 +52,7 @@ pub enum ParkedStage {
         asked: Asked,
         /// The upstream socket.
         upstream: OwnedFd,
-        /// How long nothing had passed.
+        /// Time since the last datagram.
         quiet: Duration,
     },
 }

@@ -28,13 +28,12 @@ pub struct Route {
     pub name: String,
     /// The local address, as logs have it.
     pub listener: Arc<str>,
-    /// Where sessions lead.
     pub lead: Lead,
     /// The same, as logs have it.
     pub upstream_text: Arc<str>,
-    /// Who may connect.
+    /// Peers that may connect.
     pub access: Access,
-    /// How the upstream is dialled.
+    /// Options of the dial.
     pub via: Via,
     /// Timeouts, limits and the rest.
     pub options: Options,
@@ -46,21 +45,18 @@ pub struct Route {
     pub tally: Arc<Tally>,
 }
 
-/// Where sessions lead.
+/// The upstream of a route's sessions.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lead {
-    /// To a service in another qube.
+    /// A service in another qube.
     Call(CallLimits),
-    /// To a Unix socket.
     Unix(UnixAddr),
-    /// To a TCP address.
     Tcp {
         /// The address.
         addr: HostPort,
         /// The namespace to dial in, when that is not the service's own.
         netns: Option<Netns>,
     },
-    /// To a UDP address.
     Udp {
         /// The address.
         addr: HostPort,
@@ -111,7 +107,6 @@ impl Routes {
         self.gates.per_qube()
     }
 
-    /// What is counted, by listener.
     pub fn tallies(&self) -> &Tallies {
         &self.tallies
     }
@@ -190,8 +185,7 @@ impl Route {
 
     /// An event about the listener and where it leads.
     pub fn event(&self, kind: Kind, text: String) -> Event {
-        let mut event = Event::new(kind, text);
-        event.listener = Some(self.listener.clone());
+        let mut event = Event::on(self.listener.clone(), kind, text);
         event.upstream = Some(self.upstream_text.clone());
         event.call = self.call_text();
         event
@@ -219,7 +213,6 @@ impl Route {
         }
     }
 
-    /// Whether the route carries datagrams.
     pub fn is_datagram(&self) -> bool {
         matches!(self.lead, Lead::Udp { .. })
     }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 
 use tokio::{
@@ -53,10 +53,6 @@ impl Sessions {
         (Arc::new(sessions), parking)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<SessionInfo>>> {
-        lock(&self.live)
-    }
-
     /// The number of sessions.
     pub fn count(&self) -> usize {
         *self.count.borrow()
@@ -67,24 +63,24 @@ impl Sessions {
         self.count.subscribe()
     }
 
-    /// Whether the session with this id lives.
+    /// Whether a session has this id.
     pub fn contains(&self, id: &Uuid) -> bool {
-        self.lock().contains_key(id)
+        lock(&self.live).contains_key(id)
     }
 
     /// A copy of the list of all sessions, for a caller that takes its time.
     pub fn all(&self) -> Vec<Arc<SessionInfo>> {
-        self.lock().values().cloned().collect()
+        lock(&self.live).values().cloned().collect()
     }
 
     /// Looks at each session; no session begins or ends meanwhile.
     pub fn for_each(&self, look: impl FnMut(&Arc<SessionInfo>)) {
-        self.lock().values().for_each(look);
+        lock(&self.live).values().for_each(look);
     }
 
     /// Interrupts the sessions for which `which` holds, and returns their number.
     pub fn interrupt(&self, why: Why, which: impl Fn(&SessionInfo) -> bool) -> usize {
-        let chosen: Vec<_> = self.lock().values().filter(|info| which(info)).cloned().collect();
+        let chosen: Vec<_> = lock(&self.live).values().filter(|info| which(info)).cloned().collect();
         chosen.iter().for_each(|info| info.interrupt.request(why));
         chosen.len()
     }
@@ -104,12 +100,12 @@ impl Sessions {
     }
 
     pub(super) fn add(&self, info: Arc<SessionInfo>) {
-        self.lock().insert(info.id, info);
+        lock(&self.live).insert(info.id, info);
         self.count.send_modify(|n| *n += 1);
     }
 
     pub(super) fn remove(&self, id: &Uuid) {
-        if self.lock().remove(id).is_some() {
+        if lock(&self.live).remove(id).is_some() {
             self.count.send_modify(|n| *n -= 1);
         }
     }

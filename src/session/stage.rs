@@ -9,7 +9,7 @@ use crate::{
     stream::Stream,
 };
 
-/// Where a session stands.
+/// Stage of a session's life.
 #[derive(Debug)]
 pub enum Stage {
     /// The session is not dialled yet, or dials.
@@ -29,7 +29,6 @@ pub struct SettingUp {
     pub peer: Stream,
     /// The call.
     pub call: LiveCall,
-    /// Its place in the gate.
     pub ticket: Ticket,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Story {
     fate: Fate,
 }
 
-/// What became of a session.
+/// State of a session's story.
 #[derive(Debug)]
 enum Fate {
     Running,

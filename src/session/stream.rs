@@ -33,7 +33,7 @@ use crate::{
 /// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
 const DELIVERY: Duration = Duration::from_secs(10);
 
-/// What a dial gave.
+/// Result of a successful dial.
 enum Dialled {
     /// A connected stream, and the namespace that it was dialled in, when that is not our own.
     Stream(Stream, Option<Namespace>),

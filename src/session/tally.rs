@@ -1,14 +1,13 @@
-//! What is counted: plain numbers beside each route, added to without a lock and read when somebody asks.
+//! What is counted: plain numbers beside each route, added to a few times in a session's life, read when somebody asks.
 //!
 //! A tally belongs to a listener's address and outlives its routes: a new configuration goes on counting. It is also
 //! where a listener's pause is kept, for the same reason.
 
 use std::{
-    array,
     collections::BTreeMap,
     io,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -17,7 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{dial::Failure, log::End, proto::qrexec::SetUp, sys::lock};
+use crate::{
+    dial::Failure,
+    log::{End, labels},
+    proto::qrexec::SetUp,
+    sys::lock,
+};
 
 /// Upper bounds of the buckets of dial times, in milliseconds: from a local socket to an `ask` prompt that somebody has
 /// to walk to.
@@ -26,45 +30,30 @@ pub const DIAL_BOUNDS_MS: [u64; 16] =
 /// Those, and the one without a bound.
 const BUCKETS: usize = DIAL_BOUNDS_MS.len() + 1;
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
-        /// Why a dial failed, coarse enough to be a label.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Reason { $($(#[$doc])* $name,)* }
-
-        impl Reason {
-            /// Every reason, in the order of their numbers.
-            pub const ALL: &[Self] = &[$(Self::$name),*];
-
-            /// As a label.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// dom0 said no.
-    Refused "refused",
-    /// The qube has no such service.
-    NoService "no-service",
-    /// The address or the qube is there, and nobody listens.
-    NobodyListens "nobody-listens",
-    /// No such socket.
-    NotFound "not-found",
-    /// We may not.
-    Permission "permission",
-    /// Nobody answered in time.
-    Timeout "timeout",
-    /// The peer did not wait.
-    PeerGone "peer-gone",
-    /// The network namespace is not there.
-    NoNamespace "no-namespace",
-    /// The local qrexec agent, or what speaks to it, failed.
-    Agent "agent",
-    /// Anything else.
-    Other "other",
+labels! {
+    /// Why a dial failed, coarse enough to be a label.
+    Reason {
+        /// dom0 said no.
+        Refused = "refused",
+        /// The qube has no such service.
+        NoService = "no-service",
+        /// The address or the qube is there, and nobody listens.
+        NobodyListens = "nobody-listens",
+        /// There is no socket at the path.
+        NotFound = "not-found",
+        /// The kernel denied the connection.
+        Permission = "permission",
+        /// Nobody answered in time.
+        Timeout = "timeout",
+        /// The peer did not wait.
+        PeerGone = "peer-gone",
+        /// The network namespace is not there.
+        NoNamespace = "no-namespace",
+        /// The local qrexec agent, or what speaks to it, failed.
+        Agent = "agent",
+        /// Any other reason.
+        Other = "other",
+    }
 }
 
 const REASONS: usize = Reason::ALL.len();
@@ -92,45 +81,11 @@ impl From<&Failure> for Reason {
 }
 
 /// What one listener's sessions amount to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tally {
-    /// Sessions that were accepted.
-    began: AtomicU64,
-    /// Sessions that ended, by how.
-    ends: [AtomicU64; ENDS],
-    /// Dials that failed, by why.
-    failures: [AtomicU64; REASONS],
-    /// Those of them that were taken for a success first: a call is connected before its service is found missing.
-    late: AtomicU64,
-    /// Peers that were not let in.
-    denied: AtomicU64,
-    /// Bytes of sessions that ended: up, down.
-    bytes: [AtomicU64; 2],
-    /// Dials that succeeded, by how long they took.
-    dials: [AtomicU64; BUCKETS],
-    /// How long those took together, in milliseconds.
-    dials_ms: AtomicU64,
-    /// Whether connections are to wait.
+    counted: Mutex<Counted>,
+    /// Whether the listener is paused: connections wait.
     paused: watch::Sender<bool>,
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        fn zeroes<const N: usize>() -> [AtomicU64; N] {
-            array::from_fn(|_| AtomicU64::new(0))
-        }
-        Self {
-            began: AtomicU64::new(0),
-            ends: zeroes(),
-            failures: zeroes(),
-            late: AtomicU64::new(0),
-            denied: AtomicU64::new(0),
-            bytes: zeroes(),
-            dials: zeroes(),
-            dials_ms: AtomicU64::new(0),
-            paused: watch::Sender::new(false),
-        }
-    }
 }
 
 /// A [`Tally`] at one moment.
@@ -151,76 +106,66 @@ pub struct Counted {
     /// Dials that succeeded: for each of [`DIAL_BOUNDS_MS`] those that took no longer (and longer than the bound
     /// before), then the rest.
     pub dials: [u64; BUCKETS],
-    /// How long those took together, in milliseconds.
+    /// Sum of the times of successful dials, in milliseconds.
     pub dials_ms: u64,
 }
 
-fn add(cell: &AtomicU64, n: u64) {
-    cell.fetch_add(n, Relaxed);
-}
-
-fn read<const N: usize>(cells: &[AtomicU64; N]) -> [u64; N] {
-    array::from_fn(|i| cells[i].load(Relaxed))
+/// Adds row to row. The numbers of an earlier process were read from a file: they may be any.
+fn add(numbers: &mut [u64], more: &[u64]) {
+    numbers.iter_mut().zip(more).for_each(|(n, more)| *n = n.saturating_add(*more));
 }
 
 impl Tally {
     /// A session was accepted.
     pub fn session_began(&self) {
-        add(&self.began, 1);
+        lock(&self.counted).began += 1;
     }
 
     /// A session has both its ends, `ms` milliseconds after it was accepted.
     pub fn dialled(&self, ms: u64) {
-        add(&self.dials[DIAL_BOUNDS_MS.partition_point(|bound| *bound < ms)], 1);
-        add(&self.dials_ms, ms);
+        let mut counted = lock(&self.counted);
+        counted.dials[DIAL_BOUNDS_MS.partition_point(|bound| *bound < ms)] += 1;
+        counted.dials_ms = counted.dials_ms.saturating_add(ms);
     }
 
     /// A dial failed, perhaps after it had looked like a success.
     pub fn dial_failed(&self, why: Reason, connected: bool) {
-        add(&self.failures[why as usize], 1);
-        add(&self.late, connected.into());
+        let mut counted = lock(&self.counted);
+        counted.failures[why as usize] += 1;
+        counted.late += u64::from(connected);
     }
 
     /// A session ended, with so many bytes up and down.
     pub fn session_ended(&self, how: End, (up, down): (u64, u64)) {
-        add(&self.ends[how as usize], 1);
-        add(&self.bytes[0], up);
-        add(&self.bytes[1], down);
+        let mut counted = lock(&self.counted);
+        counted.ends[how as usize] += 1;
+        add(&mut counted.bytes, &[up, down]);
     }
 
     /// A peer was not let in.
     pub fn peer_denied(&self) {
-        add(&self.denied, 1);
+        lock(&self.counted).denied += 1;
     }
 
-    /// All of it, now.
+    /// All numbers, as they are now.
     pub fn counted(&self) -> Counted {
-        Counted {
-            began: self.began.load(Relaxed),
-            ends: read(&self.ends),
-            failures: read(&self.failures),
-            late: self.late.load(Relaxed),
-            denied: self.denied.load(Relaxed),
-            bytes: read(&self.bytes),
-            dials: read(&self.dials),
-            dials_ms: self.dials_ms.load(Relaxed),
-        }
+        lock(&self.counted).clone()
     }
 
     /// Goes on from what an earlier process had counted.
     fn go_on_from(&self, earlier: &Counted) {
-        let each = |cells: &[AtomicU64], numbers: &[u64]| cells.iter().zip(numbers).for_each(|(cell, n)| add(cell, *n));
-        add(&self.began, earlier.began);
-        each(&self.ends, &earlier.ends);
-        each(&self.failures, &earlier.failures);
-        add(&self.late, earlier.late);
-        add(&self.denied, earlier.denied);
-        each(&self.bytes, &earlier.bytes);
-        each(&self.dials, &earlier.dials);
-        add(&self.dials_ms, earlier.dials_ms);
+        let mut counted = lock(&self.counted);
+        let Counted { began, ends, failures, late, denied, bytes, dials, dials_ms } = &mut *counted;
+        add(ends, &earlier.ends);
+        add(failures, &earlier.failures);
+        add(bytes, &earlier.bytes);
+        add(dials, &earlier.dials);
+        let one =
+            [(began, earlier.began), (late, earlier.late), (denied, earlier.denied), (dials_ms, earlier.dials_ms)];
+        one.into_iter().for_each(|(n, more)| *n = n.saturating_add(more));
     }
 
-    /// Whether connections are to wait.
+    /// Whether the listener is paused: connections wait.
     pub fn paused(&self) -> bool {
         *self.paused.borrow()
     }
@@ -260,7 +205,7 @@ impl Default for Tallies {
     }
 }
 
-/// What outlives this process.
+/// Pauses and numbers that outlive this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The addresses of listeners that are paused.
@@ -269,29 +214,25 @@ pub struct Snapshot {
     pub counts: Option<Counts>,
 }
 
-/// What a row of processes has counted.
+/// Numbers of all processes since the last stop or crash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Handovers, that to the reader of this included.
     pub handovers: u64,
     /// When the counting began, in milliseconds since 1970.
     pub since_ms: u64,
-    /// By listener.
+    /// Numbers of each listener, by its address.
     pub of: BTreeMap<String, Counted>,
 }
 
 impl Tallies {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Tally>>> {
-        lock(&self.of)
-    }
-
-    /// That of the listener with this address.
+    /// The tally of the listener with this address.
     pub fn of(&self, listener: &Arc<str>) -> Arc<Tally> {
-        self.lock().entry(listener.clone()).or_default().clone()
+        lock(&self.of).entry(listener.clone()).or_default().clone()
     }
 
     pub fn all(&self) -> Vec<(Arc<str>, Arc<Tally>)> {
-        self.lock().iter().map(|(listener, tally)| (listener.clone(), tally.clone())).collect()
+        lock(&self.of).iter().map(|(listener, tally)| (listener.clone(), tally.clone())).collect()
     }
 
     /// Handovers so far.
@@ -306,7 +247,7 @@ impl Tallies {
 
     /// Forgets listeners that no route leads from any more and that are not paused.
     pub fn prune(&self) {
-        self.lock().retain(|_, tally| Arc::strong_count(tally) > 1 || tally.paused());
+        lock(&self.of).retain(|_, tally| Arc::strong_count(tally) > 1 || tally.paused());
     }
 
     /// Takes up what an earlier process has left. A pause of a listener that is gone is kept for its return.
@@ -315,7 +256,7 @@ impl Tallies {
             self.of(&listener.as_str().into()).pause(true);
         }
         let Some(counts) = &kept.counts else { return };
-        add(&self.handovers, counts.handovers);
+        self.handovers.fetch_add(counts.handovers, Relaxed);
         self.since_ms.fetch_min(counts.since_ms, Relaxed);
         for (listener, counted) in &counts.of {
             self.of(&listener.as_str().into()).go_on_from(counted);

@@ -11,7 +11,7 @@ use crate::{relay, sys};
 
 /// How long after a change it is looked: a crowd leaves one by one.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How many sessions are a crowd.
+/// Sessions above which memory is given back to the kernel.
 const CROWD: usize = 256;
 
 /// Gives back what is left when most sessions have ended; for ever.

@@ -1,7 +1,7 @@
 //! Subscribers to what happens to sessions. While there are none, an event costs one load.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard,
+    Arc, Mutex,
     atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
@@ -13,7 +13,7 @@ use crate::{log::End, sys::lock};
 /// How many events may wait for one subscriber; further events are left out and counted.
 const QUEUE: usize = 1024;
 
-/// What happened to a session.
+/// A change of a session that subscribers are told of.
 #[derive(Clone, Debug)]
 pub enum Happened {
     /// The session was accepted.
@@ -24,7 +24,7 @@ pub enum Happened {
     Ended(SessionEnding),
 }
 
-/// How a session ended.
+/// Reason, exit code and note of a session's end.
 #[derive(Clone, Debug)]
 pub struct SessionEnding {
     /// END.
@@ -94,15 +94,11 @@ pub struct Watching {
 }
 
 impl Watchers {
-    fn lock(&self) -> MutexGuard<'_, Vec<Watcher>> {
-        lock(&self.all)
-    }
-
     /// Adds a subscriber.
     pub(super) fn add(&self) -> Watching {
         let (sender, events) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        let mut all = self.lock();
+        let mut all = lock(&self.all);
         all.push(Watcher { events: sender, dropped: dropped.clone() });
         self.count.store(all.len(), Relaxed);
         Watching { events, dropped }
@@ -114,7 +110,7 @@ impl Watchers {
             return;
         }
         let happening = Arc::new(Happening { what, info: info.clone(), figures: Figures::of(info) });
-        let mut all = self.lock();
+        let mut all = lock(&self.all);
         all.retain(|watcher| match watcher.events.try_send(happening.clone()) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {

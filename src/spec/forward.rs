@@ -10,18 +10,12 @@ use super::{
 };
 
 /// Reads one `--forward` argument.
-///
-/// # Errors
-/// Everything that is wrong with it.
 pub fn forward(text: &str) -> Result<Keys, Faults> {
     let (keys, faults) = read(None, text);
     faults.none_or(keys)
 }
 
 /// Reads all `--forward` arguments in their order; faults cite them by number.
-///
-/// # Errors
-/// Everything that is wrong with any of them.
 pub fn forwards<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Vec<Keys>, Faults> {
     let (all, faults): (Vec<_>, Vec<_>) = read_all(texts).into_iter().unzip();
     Faults(faults.concat()).none_or(all)

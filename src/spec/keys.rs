@@ -34,12 +34,12 @@ impl<T> At<T> {
         &self.value
     }
 
-    /// Where the value was written.
+    /// Place of the value.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Where its key was written.
+    /// Place of the key.
     pub fn key(&self) -> &Place {
         &self.key
     }
@@ -157,7 +157,7 @@ keys! {
     dir_owner: Owner = DirOwner;
     /// Length of the queue of sockets that we listen on.
     backlog: Backlog = Backlog;
-    /// How long a dial may take.
+    /// How long a dial of the upstream may take.
     connect_timeout: Timeout = ConnectTimeout;
     /// After how long without bytes a session ends.
     idle_timeout: Idle = IdleTimeout;
@@ -327,7 +327,7 @@ impl Place {
 pub(super) struct Item<'a> {
     pub(super) key: KeyName,
     pub(super) raw: Raw<'a>,
-    /// Where the key was written.
+    /// Place of the key.
     pub(super) name: Place,
     /// Where bytes of the value (or all of it) were written.
     pub(super) place: &'a dyn Fn(Option<&Range<usize>>) -> Range<usize>,

@@ -40,7 +40,7 @@ pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
-pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load};
+pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load, load_knowing};
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
 pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
@@ -49,7 +49,7 @@ pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
     OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
-pub use weigh::Beside;
+pub use weigh::{Beside, KnowsUser};
 
 #[cfg(test)]
 mod tests;

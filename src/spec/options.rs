@@ -63,7 +63,7 @@ pub struct Admit {
     pub uids: Vec<Account>,
 }
 
-/// How an upstream is dialled.
+/// Options of the dial: source address, interface, PROXY header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Via {
     /// The address to dial from; of the upstream's family when that is a literal address.

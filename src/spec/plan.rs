@@ -82,13 +82,13 @@ const fn mode(bits: u32) -> FileMode {
 /// One listening side and where its streams or datagrams go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leg {
-    /// Where they come in.
+    /// The address on which clients connect.
     pub listen: Listen,
-    /// Where they go.
+    /// The address that is dialled for each client.
     pub upstream: Upstream,
-    /// Who may connect.
+    /// The peers that may connect.
     pub admit: Admit,
-    /// How the upstream is dialled.
+    /// Options of the dial.
     pub via: Via,
 }
 
@@ -132,14 +132,14 @@ impl Legs {
     }
 }
 
-/// One forward, ready to be run.
+/// A forward whose keys were checked together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// What the log calls it.
+    /// Name of the forward in the log.
     pub label: Option<Label>,
-    /// Where it listens and where it goes.
+    /// The listening sides with their upstreams.
     pub legs: Legs,
-    /// Its limits and times.
+    /// Limits and times of the forward.
     pub options: Options,
 }
 
@@ -194,7 +194,7 @@ impl fmt::Display for Forward {
     }
 }
 
-/// One line for each forward.
+/// Lists the forwards, a line each.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.forwards.iter().try_for_each(|forward| writeln!(f, "{forward}"))?;

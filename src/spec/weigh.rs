@@ -16,7 +16,7 @@ use super::{
     merge::overlay,
     plan::{Forward, Listen, SocketKind},
     role::{Defaults, ListenSide, mean},
-    value::Label,
+    value::{Account, Label},
 };
 
 /// What a configuration stands beside.
@@ -32,6 +32,9 @@ impl Beside<'_> {
     /// No sockets, and namespaces may be entered.
     pub const NOTHING: Self = Self { sockets: &[], no_namespaces: None };
 }
+
+/// Whether a user of this name exists.
+pub type KnowsUser = fn(&str) -> bool;
 
 /// How much of the configuration a fault takes away when there is no last good text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +74,12 @@ impl Weighed {
 }
 
 /// Weighs the files, the main file first, with `arguments` laid over them.
-pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], beside: &Beside<'_>) -> Weighed {
+pub(super) fn weigh(
+    files: &[&FileText],
+    arguments: &[(Keys, Vec<SpecFault>)],
+    beside: &Beside<'_>,
+    users: KnowsUser,
+) -> Weighed {
     let mut config = Config::default();
     for (index, file) in files.iter().enumerate() {
         if !file.drop_in {
@@ -87,6 +95,7 @@ pub(super) fn weigh(files: &[&FileText], arguments: &[(Keys, Vec<SpecFault>)], b
     let taken = taken(&config, beside.sockets);
     for entry in &mut config.entries {
         entry.weigh(&config.defaults, &taken, beside.no_namespaces);
+        entry.refuse_unknown_users(&config.defaults, users);
     }
     for index in (0..files.len()).map(Some).chain([None]) {
         refuse_second(config.entries.iter_mut().filter(|entry| entry.file == index));
@@ -158,6 +167,29 @@ impl ConfigEntry {
         self.refused.extend(faults);
         self.forward = None;
         self.waits = false;
+    }
+
+    /// A list with a user who does not exist would keep out whom it was written for.
+    fn refuse_unknown_users(&mut self, defaults: &Defaults, users: KnowsUser) {
+        let Some(at) = self.keys.allow_uid.as_ref().or(defaults.keys.allow_uid.as_ref()) else { return };
+        let unknown = at.value().as_slice().iter().filter_map(|account| match account {
+            Account::Name(name) if !users(name) => Some(name),
+            Account::Name(_) | Account::Id(_) => None,
+        });
+        let fault = |name: &String| {
+            let fault = SpecFault::at(at.place(), format!("allow_uid: there is no user {name}"));
+            fault.hint("write a name of getent(1) or a number")
+        };
+        let faults: Vec<SpecFault> = unknown.map(fault).collect();
+        if !faults.is_empty() && !self.keys.incomplete && self.admits_users() {
+            self.refuse(faults);
+        }
+    }
+
+    /// Whether peers come in over a UNIX socket of ours, or of a socket unit.
+    fn admits_users(&self) -> bool {
+        let unix = |forward: &Forward| forward.legs.iter().any(|leg| !leg.admit.uids.is_empty());
+        self.keys.allow_uid.is_some() || self.forward.as_ref().is_some_and(unix)
     }
 
     /// Decides what the entry means, beside the sockets that have `taken` labels.

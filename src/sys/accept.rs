@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 /// The first pause and the longest one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
-/// What an accept loop does next.
+/// Next step of an accept loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nobody waits: wait until the listener is readable.
@@ -74,22 +74,33 @@ impl Backoff {
     }
 }
 
-/// The next connection to a listener of the runtime; errors are waited out.
+/// The next connection that `accept` gives. While there is no room for one it pauses, and says why.
 ///
 /// # Cancel safety
-/// Safe: no connection is lost.
-#[cfg(any(feature = "remote", feature = "dom0"))]
-pub async fn unix(listener: &UnixListener) -> UnixStream {
+/// Safe; the next call begins with the shortest pause.
+pub async fn next<T, F: Future<Output = io::Result<T>>>(accept: impl Fn() -> F, trouble: impl Fn(&io::Error)) -> T {
     let mut backoff = Backoff::default();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(e) => match backoff.after(&e) {
-                Next::Empty | Next::Again => {} // the runtime itself waits for EAGAIN
-                Next::Pause(pause) => tokio::time::sleep(pause).await,
-            },
+        match accept().await {
+            Ok(accepted) => return accepted,
+            Err(e) => {
+                // EAGAIN is the runtime's own to wait for
+                if let Next::Pause(pause) = backoff.after(&e) {
+                    trouble(&e);
+                    tokio::time::sleep(pause).await;
+                }
+            }
         }
     }
+}
+
+/// The next client of a UNIX socket.
+///
+/// # Cancel safety
+/// As that of [`next`].
+#[cfg(any(feature = "remote", feature = "dom0"))]
+pub async fn unix(listener: &UnixListener) -> UnixStream {
+    next(|| listener.accept(), |_| {}).await.0
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher as _, RandomState},
-    io::{self, ErrorKind, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -15,6 +15,16 @@ use nix::{
 
 /// How often a name that is taken is replaced by another.
 const ATTEMPTS: usize = 16;
+
+/// The first `limit` bytes of a file.
+///
+/// # Errors
+/// What open(2) and read(2) say.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// Puts a file in the place of whatever is at `path`, a symbolic link included.
 ///

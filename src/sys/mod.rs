@@ -7,6 +7,8 @@ pub mod accept;
 mod descriptor;
 pub mod file;
 mod lock;
+#[cfg(feature = "forward")]
+mod never;
 pub mod proc;
 mod process;
 mod socket;
@@ -15,9 +17,11 @@ mod terminal;
 
 pub use descriptor::{is_net_namespace, own, place, register};
 pub use lock::lock;
+#[cfg(feature = "forward")]
+pub use never::or_never;
 pub use process::{
     Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,
-    pidfd_send_signal, trim, unset_env,
+    pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
 pub use socket::accept;

@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -15,6 +15,8 @@ use std::{
 
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::file::read;
+
 /// The most that is read of a file about one process, in bytes.
 const LIMIT: u64 = 64 << 10;
 /// The most that is read of the list of mounts, in bytes: what some ten thousand containers have.
@@ -22,18 +24,12 @@ const MOUNTS: u64 = 16 << 20;
 /// The longest line of a table, in bytes; the path of a UNIX socket has 108 (unix(7)).
 const LINE: u64 = 4096;
 
-fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// A process, by its directory.
 #[derive(Clone, Debug)]
 pub struct Process(PathBuf);
 
 impl Process {
-    /// This process.
+    /// The process that asks.
     pub fn own() -> Self {
         Self("/proc/self".into())
     }
@@ -43,7 +39,7 @@ impl Process {
         Self(Path::new("/proc").join(pid.to_string()))
     }
 
-    /// All there are, with their numbers.
+    /// All processes, with their process ids.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
         fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;

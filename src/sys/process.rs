@@ -177,3 +177,8 @@ pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Op
     // SAFETY: as in `pass`.
     unsafe { command.pre_exec(prepare) };
 }
+
+/// Whether a user of this name exists; one whom nobody can look up is believed to.
+pub fn user_exists(name: &str) -> bool {
+    !matches!(nix::unistd::User::from_name(name), Ok(None))
+}

@@ -45,14 +45,14 @@ impl Rights {
     pub const PRIVATE: Self = Self { mode: 0o600, user: None, group: None };
 }
 
-/// What did not work, and why.
+/// The step that failed, and the error.
 #[derive(Debug)]
 pub struct BindFailure {
     pub doing: Doing,
     pub error: io::Error,
 }
 
-/// What may not work.
+/// Steps that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
     /// Start a thread.
@@ -173,9 +173,6 @@ pub fn look(path: &Path) -> io::Result<fs::File> {
 
 /// Sets owner and mode of a file that was opened by [`look`], through its name in /proc (open(2), O_PATH). The new
 /// owner never has rights of the old mode, nor the old owner of the new one.
-///
-/// # Errors
-/// What did not work.
 pub fn grant(file: &fs::File, rights: Rights) -> Result<(), BindFailure> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     let meta = file.metadata().map_err(failed(Doing::Look))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{systemctl::Manager, unit};
+use super::{systemctl::Scope, unit};
 
 /// How long the manager may take to answer; it takes 6 to 40 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The job that the service manager runs for this process's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// One that will start the unit again.
+    /// A restart or start of the unit.
     Restart,
     /// The unit stops.
     Stop {
@@ -47,7 +47,7 @@ pub async fn own_job() -> Job {
     }
 }
 
-/// What the manager makes of a unit.
+/// State of a unit, as the manager reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     There,
@@ -92,7 +92,7 @@ fn types<'a>(jobs: &'a str, unit: &str) -> impl Iterator<Item = &'a str> {
 /// What the manager prints; `None` when it fails or takes too long.
 async fn ask(arguments: &[&str]) -> Option<String> {
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-    let asking = spawn_blocking(move || Manager::own().ask(&arguments, PATIENCE));
+    let asking = spawn_blocking(move || Scope::own().ask(&arguments, PATIENCE));
     // The limit holds even where no thread is free to ask.
     let answer = timeout(PATIENCE, asking).await.ok()?.ok()?.ok()?;
     let known = answer.status.success() || !answer.text.is_empty();

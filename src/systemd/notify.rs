@@ -1,10 +1,6 @@
 //! What the service manager hears of us: ready, status, signs of life, more time.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, BorrowedFd},
-    time::Duration,
-};
+use std::{io, os::fd::AsFd as _, time::Duration};
 
 use nix::{
     fcntl::OFlag,
@@ -32,15 +28,9 @@ pub fn tell(state: &[NotifyState<'_>]) {
     let headroom = Headroom::take();
     let told = sd_notify::notify(state);
     drop(headroom);
-    report(told);
-}
-
-/// Tells the manager, with descriptors for its store; within a [`Headroom`], where there may be none left.
-///
-/// # Errors
-/// What sendmsg(2) says.
-pub fn tell_with(state: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    sd_notify::notify_with_fds(state, fds)
+    if let Err(e) = told {
+        say(Kind::LogDropped, format!("the service manager did not take a message: {e}"));
+    }
 }
 
 /// Waits until the manager has read all messages that were sent before (sd_notify_barrier(3)).
@@ -49,7 +39,7 @@ pub fn tell_with(state: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Resul
 /// What pipe(2) and sendmsg(2) say; `TimedOut` when the manager does not answer.
 pub fn barrier() -> io::Result<()> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
     let timeout = PollTimeout::try_from(CONFIRM).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
@@ -58,13 +48,7 @@ pub fn barrier() -> io::Result<()> {
     }
 }
 
-fn report(result: io::Result<()>) {
-    if let Err(e) = result {
-        say(Kind::LogDropped, format!("the service manager did not take a message: {e}"));
-    }
-}
-
-/// Whether a service manager listens.
+/// Whether a service manager started this process and reads its messages.
 pub fn managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }

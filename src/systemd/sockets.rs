@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{notify, shown::ShownUnit, systemctl::Manager, unit};
+use super::{notify, shown::ShownUnit, systemctl::Scope, unit};
 use crate::{
     log::{Kind, say},
     sys,
@@ -168,7 +168,7 @@ impl SocketUnits {
 pub fn restart() {
     spawn_blocking(|| {
         let unit = unit::name();
-        let ordered = Manager::own().order(&["--no-block", "--quiet", "try-restart", &unit]);
+        let ordered = Scope::own().order(&["--no-block", "--quiet", "try-restart", &unit]);
         if !ordered.is_ok_and(|status| status.success()) {
             let text = format!("a socket was stopped and stays open: {unit} may not restart itself; restart it");
             say(Kind::ControlTrouble, text);
@@ -180,15 +180,15 @@ pub fn restart() {
 fn ask(known: &[String]) -> Option<String> {
     let mut arguments = vec!["show", "--property=Id,LoadState,ActiveState,Listen,Triggers", "--", "*.socket"];
     arguments.extend(known.iter().map(String::as_str));
-    let answer = Manager::own().ask(&arguments, PATIENCE).ok()?;
+    let answer = Scope::own().ask(&arguments, PATIENCE).ok()?;
     answer.status.success().then_some(answer.text)
 }
 
 /// Watches the directory in which those of the generators are (systemd.generator(7)).
 fn watch() -> Option<AsyncFd<OwnedFd>> {
-    let dir = match Manager::own() {
-        Manager::System => PathBuf::from("/run/systemd"),
-        Manager::User => PathBuf::from(env::var_os("XDG_RUNTIME_DIR")?).join("systemd"),
+    let dir = match Scope::own() {
+        Scope::System => PathBuf::from("/run/systemd"),
+        Scope::User => PathBuf::from(env::var_os("XDG_RUNTIME_DIR")?).join("systemd"),
     };
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
     let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;

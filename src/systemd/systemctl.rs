@@ -26,16 +26,16 @@ const LONGEST: usize = 16 << 20;
 /// How long an order may take. systemd gives a job 90 s (DefaultTimeoutStartSec=).
 const ORDER: Duration = Duration::from_secs(120);
 
-/// Which service manager.
+/// A service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manager {
-    /// That of the system.
+pub enum Scope {
+    /// The manager of the system.
     System,
-    /// That of a user.
+    /// The manager of the user who runs this process.
     User,
 }
 
-impl Manager {
+impl Scope {
     /// The manager that this process was started by: MANAGERPID is set for services of a user's (systemd.exec(5)).
     pub fn own() -> Self {
         if env::var_os("MANAGERPID").is_some() { Self::User } else { Self::System }
@@ -89,7 +89,7 @@ impl Manager {
     }
 }
 
-/// What systemctl answered.
+/// Exit status and standard output of systemctl.
 #[derive(Debug)]
 pub struct Answer {
     /// How it ended: `is-system-running` says "stopping" with a status that is not zero.

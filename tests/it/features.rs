@@ -27,7 +27,7 @@ fn in_dom0_and_in_a_client_nothing_is_compiled_that_only_the_forwarder_needs() {
         ["clap", "sd_notify", "seccompiler", "tokio_util", "tracing", "tracing_journald", "tracing_subscriber"];
     assert_eq!(crates("remote", "1"), set(&secrets));
     assert_eq!(crates("dom0", "1"), set(&[&secrets[..], &daemon].concat()));
-    let forwarder = ["annotate_snippets", "libsystemd", "listenfd", "ppp", "tempfile", "toml", "uuid"];
+    let forwarder = ["annotate_snippets", "listenfd", "ppp", "tempfile", "toml", "uuid"];
     let all = crates("forward", "1");
     for features in ["remote", "dom0"] {
         let whole = crates(features, "99");

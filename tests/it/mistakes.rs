@@ -99,6 +99,8 @@ const MISTAKES: &[Mistake] = &[
         (":7:1", "allow_from"), (3, 4, 78)),
     row("an access list that cannot be read", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nallow_uid = [\"a b\"]\n"),
         (":7:", "allow_uid"), (3, 4, 78)),
+    row("a user who does not exist", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nallow_uid = \"nobody-of-that-name\"\n"),
+        (":7:", "there is no user nobody-of-that-name"), (3, 4, 78)),
     row("two places to go", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nqrexec = \"work svc\"\n"),
         (":7:1", "keep one"), (3, 4, 78)),
     row("a namespace without a target", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\nnamespace = \"n\"\n"),

@@ -30,8 +30,8 @@ fn stands_in_for_a_later_version_when_systemd_runs_it() {
     let mut term = SigSet::empty();
     term.add(Signal::SIGTERM);
     term.thread_block().expect("SIGTERM can be blocked");
-    let names = libsystemd::activation::receive_descriptors_with_names(false).expect("systemd has passed some");
-    let stored: Vec<RawFd> = (3..).zip(&names).filter(|(_, (_, name))| name == "handover").map(|(fd, _)| fd).collect();
+    let names: Vec<_> = sd_notify::listen_fds_with_names().expect("systemd has passed some").collect();
+    let stored: Vec<RawFd> = names.iter().filter(|(_, name)| name == "handover").map(|(fd, _)| *fd).collect();
     assert_eq!(stored.len(), 2, "{names:?}");
     let messages: Vec<_> = stored.iter().flat_map(|fd| all_from(*fd)).collect();
     let (bytes, fds) = &messages[0];

@@ -35,7 +35,7 @@ impl ManagerWord {
         }
         let shown = systemctl::show(scope, &PROPERTIES, &names)?;
         let files: Vec<OsString> = units.iter().map(|unit| unit.path.with_file_name(&unit.name).into()).collect();
-        let verified = scope.manager().verify(&files, PATIENCE).unwrap_or_default();
+        let verified = scope.verify(&files, PATIENCE).unwrap_or_default();
         Some(Self { units: names.into_iter().zip(shown).collect(), verified })
     }
 

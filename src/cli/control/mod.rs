@@ -98,9 +98,6 @@ pub(super) struct MetricsOptions<P: WhichService> {
 }
 
 /// Runs a command.
-///
-/// # Errors
-/// See each.
 pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>) -> Result<ExitCode, Fatal> {
     match command {
         ControlCommand::Status(options) => {

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a service that restarts may take to answer.
 const RESTART: Duration = Duration::from_secs(5);
-/// How often it is tried meanwhile.
+/// Pause between two attempts.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Which program, and which of its services.

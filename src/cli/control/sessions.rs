@@ -112,9 +112,6 @@ fn details(s: &api::Session) -> String {
 
 /// Tells what happens to sessions until it is interrupted or the service stops. While the service restarts nothing
 /// happens to them that would be told.
-///
-/// # Errors
-/// No service.
 pub(super) fn follow(service: &AskedService, json: bool) -> Result<ExitCode, Fatal> {
     let style = Style::stdout();
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);

@@ -35,31 +35,27 @@ struct StatusReport {
     program: &'static str,
     /// Whether every listener is served, or would be as soon as somebody connects.
     served: bool,
-    /// Its service.
     service: ServiceState,
-    /// Its listeners, configured or there.
+    /// Configured listeners, and those that the service has.
     listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration, and what each fault does.
     faults: Vec<String>,
 }
 
-/// The service, as systemd and as it itself says.
+/// The service, as systemd and the service itself report it.
 #[derive(Debug, Serialize)]
 struct ServiceState {
-    /// Its unit.
+    /// Name of the service unit.
     unit: String,
-    /// Whether it answers.
+    /// Whether the service answers on its control socket.
     running: bool,
     /// systemd's ActiveState (`active`, `inactive`, `failed`…); absent where systemd does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<String>,
-    /// Its process, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
-    /// Its version, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    /// Its sessions, when it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions: Option<u64>,
     /// Why it does not answer although it should.
@@ -67,23 +63,24 @@ struct ServiceState {
     trouble: Option<String>,
 }
 
-/// What becomes of those who connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// State of a listener, as a client meets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum RowState {
-    /// They are served.
+    /// Clients are served.
     Serving,
-    /// They are served: the first starts the service.
+    /// Clients are served: the first connection starts the service.
     Ready,
-    /// They wait in the backlog.
+    /// Clients wait in the backlog.
     Paused,
-    /// They wait, or are turned away: the listener cannot be served.
+    /// Clients wait or are refused: the listener cannot be served.
     Refused,
-    /// They are turned away until the listener's namespace is there.
+    /// Clients are refused until the listener's network namespace exists.
     Awaited,
-    /// They are turned away: it should be served, and systemd does not listen or the service does not run.
+    /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
     Down,
-    /// They are turned away: nobody asked for it to be served.
+    /// Clients are refused: nobody enabled the listener.
+    #[default]
     Off,
 }
 
@@ -97,7 +94,7 @@ impl RowState {
         }
     }
 
-    /// Whether that is as it should be.
+    /// Whether the state is as it should be.
     fn fine(self) -> bool {
         matches!(self, Self::Serving | Self::Ready | Self::Off)
     }
@@ -129,20 +126,18 @@ impl From<api::State> for RowState {
 }
 
 /// A listener.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ListenerRow {
-    /// Where it listens.
+    /// Address of the listener.
     address: String,
-    /// Its fd name or label.
+    /// Fd name or label.
     name: String,
     /// Where it leads, as far as that is known.
     upstream: String,
-    /// What becomes of those who connect.
     state: RowState,
     /// Why, where that is not obvious.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Its sessions.
     sessions: u64,
     /// How many it may have, when it is served.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,13 +148,13 @@ struct ListenerRow {
     /// Its sessions that wait for a call of the qube, where it leads to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     queued: Option<u64>,
-    /// Its socket unit.
+    /// Socket unit that holds the listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
-    /// systemd's ActiveState of that.
+    /// systemd's ActiveState of the socket unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<String>,
-    /// systemd's UnitFileState of that: `enabled`, `disabled`…
+    /// systemd's UnitFileState of the socket unit: `enabled`, `disabled`…
     #[serde(skip_serializing_if = "Option::is_none")]
     enabled: Option<String>,
 }
@@ -368,13 +363,10 @@ fn unserved(
         upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
         state,
         reason,
-        sessions: 0,
-        max_sessions: None,
-        waiting: None,
-        queued: None,
         unit: Some(unit.name.clone()),
         active,
         enabled,
+        ..ListenerRow::default()
     }
 }
 
@@ -395,13 +387,7 @@ fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
         upstream: leg.upstream.to_string(),
         state: RowState::Down,
         reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
-        sessions: 0,
-        max_sessions: None,
-        waiting: None,
-        queued: None,
-        unit: None,
-        active: None,
-        enabled: None,
+        ..ListenerRow::default()
     })
 }
 
@@ -439,13 +425,11 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
     out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
-    let mut told = Vec::new();
+    if report.listeners.iter().any(|row| row.reason.is_some()) {
+        out.push('\n');
+    }
     for row in &report.listeners {
         let Some(reason) = &row.reason else { continue };
-        if told.is_empty() {
-            out.push('\n');
-        }
-        told.push(());
         let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
         for (number, line) in reason.lines().enumerate() {
             let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };

@@ -12,13 +12,13 @@ const GAP: &str = "  ";
 /// The colours that say something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Colour {
-    /// As it should be.
+    /// For a state that is as it should be.
     Green,
     /// As somebody wanted it, or on its way.
     Yellow,
-    /// Not as it should be.
+    /// For a state that needs somebody's attention.
     Red,
-    /// Of less interest.
+    /// For text of less interest.
     Dim,
 }
 
@@ -33,12 +33,12 @@ impl Colour {
     }
 }
 
-/// How standard output takes what is printed.
+/// Colours and width that standard output can show.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Style {
     /// Whether it takes colours: a terminal, unless NO_COLOR is set to anything.
     pub(super) colour: bool,
-    /// Its width, if it has one.
+    /// Columns of the terminal; None: no terminal.
     pub(super) width: Option<usize>,
 }
 

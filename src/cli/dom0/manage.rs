@@ -27,7 +27,7 @@ use crate::{
         policy::{EVERYTHING, NOTHING, Policy},
     },
     report::{Code, Fatal},
-    systemd::systemctl::Manager,
+    systemd::systemctl::Scope,
 };
 
 /// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
@@ -175,7 +175,7 @@ fn keys(store: &Store) -> Result<ExitCode, Fatal> {
 }
 
 fn systemctl(words: &[&str]) -> Result<(), Fatal> {
-    let status = Manager::System.order(words).map_err(|e| fail(format!("systemctl: {e}")))?;
+    let status = Scope::System.order(words).map_err(|e| fail(format!("systemctl: {e}")))?;
     if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
 }
 

@@ -193,7 +193,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     })
 }
 
-/// Nothing to forward.
+/// The failure of a program that was given nothing to forward.
 fn lonely() -> Fatal {
     let what = format!("nothing to forward: no --forward, no [[forward]] in {FILE}, and systemd passed no socket");
     let failure = Fatal::new(Code::Usage, what);

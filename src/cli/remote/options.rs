@@ -12,7 +12,7 @@ use crate::{
     remote::client::{ClientError, Delivery},
 };
 
-/// What was typed before the first word.
+/// Values of the options before the first word.
 #[derive(Debug)]
 pub(super) struct ClientOptions {
     pub(super) timeout: u32,
@@ -81,27 +81,9 @@ pub const OPTIONS: &[OptionEntry] = &[
         help: "exit 255 when dom0 does not answer within so long (10)",
         effect: Effect::Seconds(|o, seconds| o.connect_timeout = seconds),
     },
-    OptionEntry {
-        short: Some('i'),
-        long: "stdin",
-        value: None,
-        help: "pass standard input on to the command",
-        effect: Effect::Set(|o| o.stdin = true),
-    },
-    OptionEntry {
-        short: None,
-        long: "tty",
-        value: None,
-        help: "give the command a terminal",
-        effect: Effect::Set(|o| o.tty = true),
-    },
-    OptionEntry {
-        short: None,
-        long: "argv",
-        value: None,
-        help: "pass the words on as they are: policies can rely on them",
-        effect: Effect::Set(|o| o.argv = true),
-    },
+    flag(Some('i'), "stdin", "pass standard input on to the command", Effect::Set(|o| o.stdin = true)),
+    flag(None, "tty", "give the command a terminal", Effect::Set(|o| o.tty = true)),
+    flag(None, "argv", "pass the words on as they are: policies can rely on them", Effect::Set(|o| o.argv = true)),
     OptionEntry {
         short: None,
         long: "user",
@@ -109,42 +91,33 @@ pub const OPTIONS: &[OptionEntry] = &[
         help: "run as this user of dom0, where its policy names him",
         effect: Effect::Text(|o, name| o.user = name),
     },
-    OptionEntry {
-        short: None,
-        long: "queue",
-        value: None,
-        help: "wait for a daemon that is not up yet",
-        effect: Effect::Set(|o| {
+    flag(
+        None,
+        "queue",
+        "wait for a daemon that is not up yet",
+        Effect::Set(|o| {
             if o.delivery == Delivery::Live {
                 o.delivery = Delivery::Queue;
             }
         }),
-    },
+    ),
     #[cfg(feature = "v1")]
-    OptionEntry {
-        short: None,
-        long: "v1",
-        value: None,
-        help: "for the Python qvm-remote-dom0: nothing is authenticated but the id",
-        effect: Effect::Set(|o| o.delivery = Delivery::V1),
-    },
-    OptionEntry {
-        short: Some('q'),
-        long: "quiet",
-        value: None,
-        help: "no progress, no hints",
-        effect: Effect::Set(|o| o.quiet = true),
-    },
-    OptionEntry {
-        short: Some('v'),
-        long: "verbose",
-        value: None,
-        help: "say more",
-        effect: Effect::Set(|o| o.verbose = true),
-    },
-    OptionEntry { short: Some('h'), long: "help", value: None, help: "print this help", effect: Effect::Help },
-    OptionEntry { short: None, long: "version", value: None, help: "print the version", effect: Effect::Version },
+    flag(
+        None,
+        "v1",
+        "for the Python qvm-remote-dom0: nothing is authenticated but the id",
+        Effect::Set(|o| o.delivery = Delivery::V1),
+    ),
+    flag(Some('q'), "quiet", "no progress, no hints", Effect::Set(|o| o.quiet = true)),
+    flag(Some('v'), "verbose", "say more", Effect::Set(|o| o.verbose = true)),
+    flag(Some('h'), "help", "print this help", Effect::Help),
+    flag(None, "version", "print the version", Effect::Version),
 ];
+
+/// An option without a value.
+const fn flag(short: Option<char>, long: &'static str, help: &'static str, effect: Effect) -> OptionEntry {
+    OptionEntry { short, long, value: None, help, effect }
+}
 
 impl OptionEntry {
     fn is(&self, word: &str) -> bool {
@@ -154,13 +127,13 @@ impl OptionEntry {
         }
     }
 
-    /// As faults name the option.
+    /// The option as error messages write it.
     fn name(&self) -> String {
         self.short.map_or_else(|| format!("--{}", self.long), |short| format!("-{short}"))
     }
 }
 
-/// What was typed.
+/// A parsed command line.
 #[derive(Debug)]
 pub(super) enum Typed {
     Help,

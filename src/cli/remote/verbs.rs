@@ -6,7 +6,7 @@ use std::{ffi::OsString, process::ExitCode};
 use super::{manage, options::ClientOptions, transfer};
 use crate::remote::client::{ClientError, Home};
 
-/// One verb.
+/// A verb of `qvm-remote`.
 #[derive(Debug)]
 pub struct Verb {
     /// The first word.
@@ -15,14 +15,14 @@ pub struct Verb {
     pub words: &'static [&'static str],
     /// What follows the name, as the help has it.
     pub usage: &'static str,
-    /// One line of help.
+    /// Help, in one line.
     pub help: &'static str,
     /// With `--argv` the word is the name of a program.
     pub(super) program_with_argv: bool,
     pub(super) run: fn(&Home, &ClientOptions, &[OsString]) -> Result<ExitCode, ClientError>,
 }
 
-/// All verbs.
+/// The verbs, in the order of the help.
 pub const VERBS: &[Verb] = &[
     Verb {
         name: "get",

@@ -28,12 +28,12 @@ use crate::sys;
 /// How long a child has between SIGTERM and SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How a child ended.
+/// End of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, with this code.
+    /// Exit by itself, with this code.
     Code(u8),
-    /// By this signal.
+    /// Killed by this signal.
     Signal(u8),
     /// Not known: it was started by an earlier process, and the kernel does not keep it.
     Unknown,
@@ -88,7 +88,6 @@ impl Child {
         Ok(Self { pid, pidfd: Some(sys::register(pidfd, Interest::READABLE)?), exit: None })
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }

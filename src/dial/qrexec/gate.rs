@@ -129,7 +129,7 @@ struct State {
     undecided: u32,
     /// Refusals since the last call that was allowed.
     in_row: u32,
-    /// When the gate opens again.
+    /// A turn at the gate, which opens at this time if one is given.
     closed_until: Option<Instant>,
     /// Refusals so far.
     refusals: u64,
@@ -151,7 +151,7 @@ impl State {
 /// A place in the line for a call.
 type InLine = Pin<Box<dyn Future<Output = Result<CallPermit, AcquireError>> + Send>>;
 
-/// What keeps a session from entering.
+/// Reasons why a session may not enter yet.
 enum Missing {
     /// The gate does not let it in; it opens at this time at the latest, where that is known.
     Turn(Option<Instant>),

@@ -22,9 +22,9 @@ use crate::sys::{self, proc};
 /// The control group of the children.
 #[derive(Debug)]
 pub struct Group {
-    /// That of the unit that holds them.
+    /// Group of the unit that holds the calls.
     unit: PathBuf,
-    /// Ours below it.
+    /// Our own group below that of the unit.
     own: PathBuf,
 }
 
@@ -35,12 +35,12 @@ impl Group {
         Some(Self { own: unit.join("calls"), unit })
     }
 
-    /// Whether the unit runs.
+    /// Whether the unit runs: only then does its group exist.
     pub fn exists(&self) -> bool {
         self.unit.is_dir()
     }
 
-    /// Its path, for messages.
+    /// Path of the unit's group, for messages.
     pub fn path(&self) -> &Path {
         &self.unit
     }

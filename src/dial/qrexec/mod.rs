@@ -45,10 +45,10 @@ use crate::{
     stream::{Stream, StreamKind},
 };
 
-/// Where Qubes installs the program.
+/// Path where Qubes installs qrexec-client-vm.
 pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
 
-/// What makes calls.
+/// The program that makes calls, and the group of its processes.
 #[derive(Debug)]
 pub struct Client {
     /// The `qrexec-client-vm`.
@@ -210,9 +210,6 @@ impl LiveCall {
     }
 
     /// Takes up what [`LiveCall::park`] gave another process.
-    ///
-    /// # Errors
-    /// As [`Stream::new`].
     pub fn resume(helper: Helper, parked: ParkedCall) -> io::Result<Self> {
         let [to, from, probe] = parked.pipes;
         let now = Instant::now();

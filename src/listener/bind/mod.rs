@@ -25,13 +25,13 @@ pub struct Bound {
     /// The socket, non-blocking and close-on-exec, listening.
     pub socket: activation::Socket,
     pub local: Local,
-    /// What it made in the file system.
+    /// Socket file that the listener owns.
     pub claim: Option<SocketClaim>,
     /// The namespace it is in, when that is not our own.
     pub netns: Option<Id>,
 }
 
-/// Why a socket is not there.
+/// Reasons why a socket cannot be bound.
 #[derive(Debug)]
 pub enum BindTrouble {
     /// The namespace is not there, or not yet.
@@ -48,9 +48,6 @@ impl fmt::Display for BindTrouble {
 }
 
 /// Binds what a leg listens on, which is not inherited.
-///
-/// # Errors
-/// See [`BindTrouble`].
 pub fn bind(listen: &Listen) -> Result<Bound, BindTrouble> {
     match listen {
         Listen::Inherited => Err(BindTrouble::Failed("systemd has to pass its socket".to_owned())),

@@ -41,9 +41,6 @@ impl std::fmt::Display for BadText {
 }
 
 /// Checks a command's text as the original does: not empty, at most 1 MiB, no 00–08, 0B, 0C, 0E–1F.
-///
-/// # Errors
-/// What is wrong with it.
 pub fn check_text(text: &[u8]) -> Result<(), BadText> {
     if text.is_empty() {
         return Err(BadText::Empty);

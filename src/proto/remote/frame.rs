@@ -85,7 +85,7 @@ types! {
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// What a side says first.
+    /// The first frame of each side.
     Hello(Hello),
     /// A request and its code.
     Open(Box<Request>, [u8; 32]),
@@ -103,9 +103,9 @@ pub enum Frame<'a> {
     Stdout(&'a [u8]),
     /// Standard error of the command.
     Stderr(&'a [u8]),
-    /// No more standard input.
+    /// Standard input has ended.
     Eof,
-    /// So many bytes more may be sent.
+    /// How many bytes more the other side may send.
     Credit(u32),
     /// A signal for the process group of the command.
     Signal(u8),
@@ -159,9 +159,6 @@ impl<'a> RawFrame<'a> {
     }
 
     /// Reads the body, all of it.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn parse(&self) -> Result<Frame<'a>, Fault> {
         let mut r = Reader(self.body);
         let session = matches!(self.kind, Type::Hello | Type::Ping | Type::Pong | Type::Goaway);
@@ -325,7 +322,7 @@ impl Frame<'_> {
         finish(&mut out[start..]);
     }
 
-    /// This frame as bytes.
+    /// Encodes the frame.
     pub fn to_vec(&self, stream: u32) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         self.write(stream, &mut out);
@@ -381,10 +378,7 @@ impl Buffer {
         Ok(Some((raw, &bytes[..size])))
     }
 
-    /// Whether a whole frame is there.
-    ///
-    /// # Errors
-    /// As [`RawFrame::split`].
+    /// Whether the buffer holds a whole frame.
     pub fn has_frame(&self) -> Result<bool, Fault> {
         RawFrame::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
     }

@@ -5,7 +5,7 @@ use super::{
     wire::{Fault, KeyId, MAX_COMMAND, Reader, put},
 };
 
-/// What the payload is.
+/// How dom0 interprets the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A text for bash.
@@ -21,12 +21,12 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As on the wire.
+    /// Decodes the byte of the wire.
     pub fn from_byte(byte: u8) -> Option<Self> {
         [Self::Shell, Self::Argv, Self::Get, Self::Put, Self::Ping].get(usize::from(byte)).copied()
     }
 
-    /// As the audit has it.
+    /// Name of the mode in the audit.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shell => "shell",
@@ -76,7 +76,7 @@ pub struct Request {
     pub user: String,
     /// The client's working directory, dropped unless policy names it.
     pub cwd: Vec<u8>,
-    /// What the payload is.
+    /// How dom0 interprets the payload.
     pub mode: Mode,
     /// Bytes of the payload.
     pub length: u32,
@@ -113,9 +113,6 @@ impl Request {
     }
 
     /// Reads [`canonical`](Self::canonical) back, all of it, and holds each field against its bounds.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Fault> {
         let mut r = Reader(bytes);
         if r.take(CONTEXT.len())? != CONTEXT {
@@ -149,9 +146,6 @@ impl Request {
     }
 
     /// Holds each field against its bounds.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     fn check(&self) -> Result<(), Fault> {
         let known = flags::STDIN | flags::TTY | flags::QUEUED;
         let name = |n: &[u8]| {
@@ -199,9 +193,6 @@ pub fn argv_payload<S: AsRef<[u8]>>(words: &[S]) -> Vec<u8> {
 
 /// Reads [`argv_payload`] back: at least one word, nothing in any that no command's text may hold
 /// ([`check_text`](super::check::check_text)), the first not empty.
-///
-/// # Errors
-/// What is wrong with it.
 pub fn argv(payload: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
     let (mut r, mut words) = (Reader(payload), Vec::new());
     while !r.0.is_empty() {

@@ -5,7 +5,7 @@ use std::fmt;
 const COMMANDS: &str = "for other commands of this qube to end";
 const APPROVAL: &str = "for approval in dom0: qvm-remote-dom0 approve ";
 
-/// Why a command waits.
+/// Reasons for a command to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitReason<'a> {
     /// The qube runs as many commands as it may.

@@ -4,7 +4,7 @@ use std::{fmt, str};
 
 /// What an agent says first. Anything else is a VM without one.
 pub const MAGIC: &[u8; 6] = b"QVMR2\n";
-/// This version of the protocol.
+/// Version of the protocol that this code speaks.
 pub const VERSION: u16 = 2;
 /// Bytes on the way in one direction of a stream.
 pub const CREDIT: u32 = 256 << 10;
@@ -36,7 +36,7 @@ pub(super) fn put(out: &mut Vec<u8>, field: &[u8]) {
     out.extend_from_slice(field);
 }
 
-/// What is left to read.
+/// Bytes that are still to be read.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {

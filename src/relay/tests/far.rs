@@ -50,7 +50,7 @@ pub enum What {
     Pipes,
 }
 
-/// One thing to do.
+/// A step of a far side's script.
 #[derive(Clone, Debug)]
 pub enum Step {
     Move(usize),
@@ -67,7 +67,7 @@ pub enum Then {
     Reset,
 }
 
-/// What a far side does.
+/// Script of a far side.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub writes: Vec<Step>,

@@ -133,7 +133,7 @@ fn run(peer: What, upstream: What, case: &Case) -> Ended {
     Ended { outcome, counters, peer, upstream }
 }
 
-/// What holds for any schedule.
+/// Asserts what every schedule must keep.
 fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
     let Ended { outcome, counters, peer: p, upstream: u } = run(peer, upstream, case);
     let dropped = if let RelayOutcome::Eof { dropped } = outcome { dropped } else { 0 };

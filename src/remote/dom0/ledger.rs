@@ -31,7 +31,7 @@ pub const SKEW_MS: u64 = 300_000;
 /// What is remembered of a request: a digest of the VM, the key and the id.
 pub type Mark = [u8; 16];
 
-/// A line that is no mark, but how far back dates count.
+/// Pseudo mark of the line that stores the floor.
 const FLOOR: Mark = [0; 16];
 
 /// A request that was begun.

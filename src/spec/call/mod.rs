@@ -26,7 +26,7 @@ const KEYWORDS: [&str; 4] = ["@default", "@dispvm", "@dispvm:NAME", "@adminvm"];
 pub struct Call {
     /// The qube asked for.
     pub target: Target,
-    /// What it is asked for.
+    /// The service that is called in the target.
     pub service: Service,
 }
 

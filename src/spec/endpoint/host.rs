@@ -18,7 +18,7 @@ const MAX_HOST: usize = 253;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostPort {
-    /// Where.
+    /// An IP address or a name.
     pub host: Host,
     /// 1..=65535.
     pub port: u16,

@@ -45,7 +45,7 @@ pub enum Netns {
     Path(PathBuf),
 }
 
-/// Where an accepted stream goes.
+/// The address that is dialled for an accepted stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Upstream {

@@ -172,7 +172,7 @@ impl SpecFault {
         &self.what
     }
 
-    /// What to write or do instead.
+    /// The hint: what to write or do instead.
     pub fn what_to_do(&self) -> Option<&str> {
         self.hint.as_deref()
     }

@@ -33,7 +33,7 @@ use super::{
     forward::read_all,
     keys::Keys,
     plan::Plan,
-    weigh::{Beside, FaultScope, FoundFault, Weighed, weigh},
+    weigh::{Beside, FaultScope, FoundFault, KnowsUser, Weighed, weigh},
 };
 
 /// The text of a configuration file, or why it cannot be read.
@@ -154,13 +154,19 @@ struct Loading<'a> {
     files: Vec<Candidate>,
     arguments: Vec<(Keys, Vec<SpecFault>)>,
     beside: &'a Beside<'a>,
+    users: KnowsUser,
     weighed: Weighed,
     faults: Vec<ConfigFault>,
 }
 
-/// Loads a configuration. `last` has the texts that were in force before, `beside` what stands beside the
-/// configuration, `now` the time in seconds since 1970.
+/// As [`load_knowing`], where every user is believed to exist.
 pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> Loaded {
+    load_knowing(texts, last, beside, now, |_| true)
+}
+
+/// Loads a configuration. `last` has the texts that were in force before, `beside` what stands beside the
+/// configuration, `now` the time in seconds since 1970; `users` knows who exists.
+pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64, users: KnowsUser) -> Loaded {
     let of_drop_in = |name: &str| last.drop_ins.iter().find(|last| last.name == name);
     let of_main = |name: &str| last.main.as_ref().filter(|last| last.name == name);
     let mut files: Vec<Candidate> = Vec::new();
@@ -175,8 +181,8 @@ pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> L
         }
     }
     let arguments = read_all(&texts.forwards);
-    let weighed = weigh_all(&files, &arguments, beside);
-    let mut loading = Loading { files, arguments, beside, weighed, faults: Vec::new() };
+    let weighed = weigh_all(&files, &arguments, beside, users);
+    let mut loading = Loading { files, arguments, beside, users, weighed, faults: Vec::new() };
     let of_main_in_force = texts.main.as_ref().and_then(|text| of_main(&text.name));
     let (mut main, mut drop_ins) = (Vec::new(), Vec::new());
     for (index, file) in loading.files.iter().enumerate() {
@@ -193,8 +199,13 @@ pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> L
     loading.end()
 }
 
-fn weigh_all(files: &[Candidate], arguments: &[(Keys, Vec<SpecFault>)], beside: &Beside<'_>) -> Weighed {
-    weigh(&files.iter().map(|file| &file.read).collect::<Vec<_>>(), arguments, beside)
+fn weigh_all(
+    files: &[Candidate],
+    arguments: &[(Keys, Vec<SpecFault>)],
+    beside: &Beside<'_>,
+    users: KnowsUser,
+) -> Weighed {
+    weigh(&files.iter().map(|file| &file.read).collect::<Vec<_>>(), arguments, beside, users)
 }
 
 impl Loading<'_> {
@@ -213,7 +224,7 @@ impl Loading<'_> {
         for (index, old) in &faulty {
             files[*index] = Candidate::kept(old, files[*index].read.drop_in);
         }
-        let mut weighed = weigh_all(&files, &self.arguments, self.beside);
+        let mut weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
         let tried = faulty.len();
         faulty.retain(|(index, old)| {
             let better = self.is_better(&weighed, *index, old);
@@ -223,7 +234,7 @@ impl Loading<'_> {
             better
         });
         if faulty.len() < tried {
-            weighed = weigh_all(&files, &self.arguments, self.beside);
+            weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
         }
         for (index, _) in faulty {
             let own = self.weighed.own_faults(index);
@@ -256,7 +267,7 @@ impl Loading<'_> {
         let Some(main) = main.filter(|_| !faulty.is_empty()) else { return };
         let mut files = self.files.clone();
         files[main] = Candidate::kept(old, false);
-        let weighed = weigh_all(&files, &self.arguments, self.beside);
+        let weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
         if faulty.iter().all(|index| weighed.own_faults(*index).next().is_none()) {
             for index in faulty {
                 let own = self.weighed.own_faults(index);
@@ -294,7 +305,7 @@ impl Loading<'_> {
                         index
                     }
                 };
-                let weighed = weigh_all(&files, &self.arguments, beside);
+                let weighed = weigh_all(&files, &self.arguments, beside, self.users);
                 let entry = name.entry(&weighed.config).filter(|entry| entry.file == Some(index));
                 let Some(entry) = entry.filter(|_| name.resolve(*kind, &weighed.config).is_ok()) else { continue };
                 let label = entry.label().map(ToString::to_string).unwrap_or_default();

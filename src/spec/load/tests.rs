@@ -241,6 +241,23 @@ fn a_fault_of_an_argument_takes_the_forward_that_it_is_about() {
 }
 
 #[test]
+fn a_list_with_a_user_who_does_not_exist_is_a_fault_of_its_forward_or_of_the_defaults_alone() {
+    let unix = "[[forward]]\nlabel = \"u\"\nuds = \"/u\"\ntarget = \"u:1\"\n";
+    let load = |text: &str, last: &LastTexts| {
+        load_knowing(&files(text, &[]), last, &Beside::NOTHING, 7, |name| name != "gone")
+    };
+    let own = format!("{unix}allow_uid = [\"root\", \"gone\"]\n{A}");
+    let loaded = load(&own, &LastTexts::default());
+    assert_eq!((served(&loaded), faults(&loaded).len()), (vec!["a".to_owned()], 1));
+    assert!(loaded.faults[0].to_string().contains("m:5:14: allow_uid: there is no user gone"), "{}", loaded.faults[0]);
+    // What the defaults say of users concerns no listener with addresses.
+    let loaded = load(&format!("[defaults]\nallow_uid = \"gone\"\n{unix}{A}"), &LastTexts::default());
+    assert_eq!(served(&loaded), ["a"]);
+    let good = load(&format!("{unix}{A}"), &LastTexts::default());
+    assert_eq!(served(&load(&own, &good.texts)), ["u", "a"]);
+}
+
+#[test]
 fn every_name_resolves_to_the_same_by_the_plan_and_by_a_socket() {
     let loaded = first(&files(&format!("{A}{B}taget = 1\n"), &[]));
     let name: Name = fdname::parse("b").unwrap();

@@ -16,25 +16,13 @@ use super::error::{Origin, Place, Source, SpecFault};
 pub(super) struct Byte {
     pub(super) value: u8,
     /// Offset of its first character in the source.
-    at: usize,
+    pub(super) at: usize,
     /// How many bytes of the source it takes: 1, or 4 for a `\xNN`.
     len: usize,
     /// Written as `\xNN`: data, never a separator.
-    escaped: bool,
+    pub(super) escaped: bool,
     /// Written between quotes.
     quoted: bool,
-}
-
-impl Byte {
-    /// Where in the source it begins.
-    pub(super) fn at(&self) -> usize {
-        self.at
-    }
-
-    /// Whether it was written as `\xNN`.
-    pub(super) fn is_escaped(&self) -> bool {
-        self.escaped
-    }
 }
 
 /// A run of bytes with the place where it was written.
@@ -109,7 +97,7 @@ impl Word {
     }
 }
 
-/// What an unquoted blank does.
+/// Whether an unquoted blank ends a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blanks {
     /// It ends a word: in a name.

@@ -124,7 +124,7 @@ pub fn repair(fd_name: &str) -> Option<String> {
     let words = words(&Source::new(Origin::Name(None), fd_name), Blanks::Split).ok()?;
     let ports = ports(&words);
     let mut repaired = String::with_capacity(fd_name.len());
-    let inside = |at: usize| words.iter().flat_map(|word| &word.bytes).any(|byte| byte.at() == at);
+    let inside = |at: usize| words.iter().flat_map(|word| &word.bytes).any(|byte| byte.at == at);
     for (at, byte) in fd_name.bytes().enumerate() {
         match byte {
             b':' if ports.contains(&at) => repaired.push('+'),
@@ -152,7 +152,7 @@ fn ports(words: &[Word]) -> Vec<usize> {
 
 /// In `service:argument`: the colon that is the first separator.
 fn in_service(service: &[Byte]) -> Option<usize> {
-    service.iter().find(|byte| is_separator(byte)).filter(|byte| byte.value == b':').map(Byte::at)
+    service.iter().find(|byte| is_separator(byte)).filter(|byte| byte.value == b':').map(|byte| byte.at)
 }
 
 /// In `key=value` items.
@@ -167,7 +167,7 @@ fn in_list(word: &Word) -> Vec<usize> {
             // Without brackets, several colons are an address that may or may not end in a port: a guess would dial it.
             let many = value.bytes.iter().filter(|byte| byte.value == b':').count() > 1;
             let port = if bracketed { bracket.is_some_and(|bracket| bracket + 1 == last) } else { !many };
-            Some(value.bytes[last]).filter(|byte| port && byte.value == b':').map(|byte| byte.at())
+            Some(value.bytes[last]).filter(|byte| port && byte.value == b':').map(|byte| byte.at)
         }
         "qrexec" => {
             let blank = value.bytes.iter().position(|byte| byte.value.is_ascii_whitespace())?;
@@ -179,5 +179,5 @@ fn in_list(word: &Word) -> Vec<usize> {
 }
 
 fn is_separator(byte: &Byte) -> bool {
-    matches!(byte.value, b'+' | b':') && !byte.is_escaped()
+    matches!(byte.value, b'+' | b':') && !byte.escaped
 }

@@ -16,7 +16,7 @@ use crate::spec::{
 pub struct SocketUnit {
     /// Such as `pfwd-ssh.socket`.
     pub name: String,
-    /// All of it.
+    /// Every line of the unit file.
     pub text: String,
 }
 

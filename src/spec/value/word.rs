@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::raw::{Raw, Value};
 use crate::spec::{error::Flaw, nearest::nearest};
 
-/// One of a few words.
+/// Defines an enum whose values are written as one word each.
 macro_rules! words {
     ($(#[$doc:meta])* $type:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -63,7 +63,7 @@ words! {
 words! {
     /// Which PROXY protocol header the upstream is sent before the first byte (haproxy's proxy-protocol.txt).
     ProxyProtocol {
-        /// One line of text.
+        /// The text form, of one line.
         V1 = "v1",
         /// The binary form.
         V2 = "v2",
@@ -79,9 +79,9 @@ words! {
         Warn = "warn",
         /// Each session, once when it starts and once when it ends (the default).
         Info = "info",
-        /// What happens on the way.
+        /// Steps between a connection and its end.
         Debug = "debug",
-        /// Each step of it.
+        /// The same as `debug` at present.
         Trace = "trace",
     }
 }
