@@ -10,8 +10,8 @@ use crate::{
     activation,
     dial::netns,
     spec::{self, Beside, Config, Forward, LastTexts, Loaded, SocketKind, Texts, fdname},
-    systemd::signals::Hangup,
     sys,
+    systemd::signals::Hangup,
 };
 
 /// Reads the files of the configuration.

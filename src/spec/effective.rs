@@ -118,7 +118,7 @@ mod tests {
                 "keepalive true built in",
                 "on_remove keep built in",
                 "allow_from 10.0.0.0/8 x.toml:9",
-                "allow_from ::1/128 x.toml:9",
+                "allow_from ::1 x.toml:9",
             ]
         );
         let name = fdname::parse("work qubes.ConnectTCP+22 max_setups=2").unwrap();

@@ -14,7 +14,7 @@ use crate::{
     spec::{Beside, Config, Forward, Listen, Origin, Plan, SocketKind, Upstream, unit::Consequence},
 };
 
-/// What was read.
+/// The configuration with its forwards and everything that was found about them.
 #[derive(Debug, Default)]
 pub(super) struct CheckedConfig {
     pub(super) config: Config,

@@ -28,7 +28,7 @@ enum Said {
     Plain { what: String, hint: String },
 }
 
-/// One thing that was found.
+/// A fault or a warning.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Finding {
     /// How much it weighs.
@@ -85,7 +85,7 @@ impl Finding {
     }
 }
 
-/// One line.
+/// A finding in one line.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weight = match self.weight {

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What is asked about a unit.
 const PROPERTIES: [&str; 6] = ["Id", "LoadState", "LoadError", "ActiveState", "UnitFileState", "NeedDaemonReload"];
 
-/// What a manager said.
+/// The answers of a service manager about units.
 #[derive(Debug, Default)]
 pub(super) struct ManagerWord {
     units: HashMap<String, ShownUnit>,
@@ -39,7 +39,7 @@ impl ManagerWord {
         Some(Self { units: names.into_iter().zip(shown).collect(), verified })
     }
 
-    /// Whether the unit listens now.
+    /// Whether systemd listens for the unit now.
     pub(super) fn is_active(&self, unit: &str) -> bool {
         let state = self.units.get(unit).and_then(|shown| shown.last("ActiveState"));
         state.is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"))

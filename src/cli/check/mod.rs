@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-/// What is to be checked.
+/// The units and the configuration that a check is about.
 #[derive(Clone, Debug)]
 pub(super) struct CheckRequest {
     /// Whose units and configuration.

@@ -26,7 +26,7 @@ pub struct Setting {
     pub file: Arc<str>,
     /// The line on which it begins, counted from 1.
     pub line: usize,
-    /// That line as it stands there.
+    /// The line as the file has it.
     text: String,
     /// Where in `text` the value begins, in bytes.
     at: usize,
@@ -53,9 +53,9 @@ pub enum ListenKind {
 /// One `Listen…=` of a socket unit.
 #[derive(Clone, Copy, Debug)]
 pub struct Listening<'a> {
-    /// Which of them.
+    /// Which `Listen…=` setting.
     pub kind: ListenKind,
-    /// Where it stands, and the address.
+    /// The setting in its file; its value is the address.
     pub setting: &'a Setting,
 }
 
