@@ -14,10 +14,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 
 /// What a session has called again so far.
 #[derive(Debug, Default)]
-pub struct Redials(Mutex<State>);
+pub struct Redials(Mutex<RedialState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct RedialState {
     lost: bool,
     starting: Option<Starting>,
 }
@@ -92,7 +92,7 @@ impl Redials {
             let until = now + Duration::from_millis(ms).min(STARTS_WITHIN);
             Starting { until, next: now, pause: PAUSES.0 }
         });
-        *lock(&self.0) = State { lost: kept.lost, starting };
+        *lock(&self.0) = RedialState { lost: kept.lost, starting };
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::rules::{Admission, Rules};
+use super::rules::{Admission, GateState};
 use crate::{log::Reminder, spec::Call, sys::lock};
 
 /// All gates, and the count of calls into each qube.
@@ -153,7 +153,7 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    rules: Rules,
+    rules: GateState,
     /// Says that the gate is full.
     notice: Reminder,
 }

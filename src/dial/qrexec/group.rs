@@ -94,6 +94,8 @@ fn beside(group: &str, mount: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::process::ExitStatusExt as _, process::Command};
+
     use super::*;
 
     #[test]
@@ -111,6 +113,30 @@ mod tests {
     fn outside_a_service_there_is_none() {
         for group in ["/user.slice/session-1.scope", "/", "", "a.service"] {
             assert_eq!(beside(group, Path::new("/c")), None, "{group}");
+        }
+    }
+
+    #[test]
+    fn a_child_that_a_session_has_or_that_began_later_is_no_stray() {
+        // A directory plays the group, and the test the kernel that lists its members.
+        let unit = tempfile::tempdir().expect("a directory");
+        let group = Group { unit: unit.path().to_owned(), own: unit.path().join("calls") };
+        assert_eq!(group.members(), [0; 0], "it is not there yet");
+        fs::create_dir(&group.own).expect("ours");
+        let mut children = [(); 3].map(|()| Command::new("/bin/sleep").arg("60").spawn().expect("a child"));
+        let [stray, adopted, later] = [0, 1, 2].map(|n: usize| children[n].id());
+        let list = |pids: &[u32]| {
+            let lines: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
+            fs::write(group.own.join("cgroup.procs"), lines).expect("ours");
+        };
+        list(&[stray, adopted]);
+        let earlier = group.members();
+        list(&[stray, adopted, later]);
+        assert_eq!(group.end_strays(&earlier, &[adopted]), 1);
+        assert_eq!(children[0].wait().expect("our child").signal(), Some(9));
+        for child in &mut children[1..] {
+            assert!(child.try_wait().expect("our child").is_none(), "it lives");
+            child.kill().and_then(|()| child.wait()).expect("our child");
         }
     }
 

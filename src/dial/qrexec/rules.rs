@@ -78,7 +78,7 @@ pub(super) enum Admission {
 
 /// The state of a gate.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rules {
+pub(super) struct GateState {
     calls: Vec<InSetUp>,
     /// Number of the call that began last.
     last: u64,
@@ -91,7 +91,7 @@ pub(super) struct Rules {
     redials: VecDeque<Instant>,
 }
 
-impl Rules {
+impl GateState {
     /// Refusals so far.
     pub(super) fn refusals(&self) -> u64 {
         self.refusals
@@ -254,7 +254,7 @@ mod tests {
         fn a_gate_does_what_its_table_says(max in 1..6usize, steps in prop::collection::vec(step(), 1..120)) {
             let start = Instant::now();
             let at = |ms: u64| start + Duration::from_millis(ms);
-            let (mut rules, mut model) = (Rules::default(), Model::default());
+            let (mut rules, mut model) = (GateState::default(), Model::default());
             for step in steps {
                 let now = at(model.now);
                 match step {
@@ -279,7 +279,7 @@ mod tests {
                         rules.leave(number);
                     },
                     Step::Restart => {
-                        let mut next = Rules::default();
+                        let mut next = GateState::default();
                         rules.back_off(now).into_iter().for_each(|left| next.resume_back_off(left, now));
                         for call in &mut model.calls {
                             call.0 = next.begin(at(call.1));
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_refusal_beside_an_overlooked_prompt_closes_the_gate_for_its_back_off_only() {
-        let (mut rules, start) = (Rules::default(), Instant::now());
+        let (mut rules, start) = (GateState::default(), Instant::now());
         rules.begin(start); // nobody will ever answer it
         let cancelled = rules.begin(start);
         rules.refused(cancelled, start + ms(5_000));
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn who_arrives_when_five_are_older_than_a_minute_is_turned_away_after_ten_seconds_and_who_waits_is_not() {
-        let (mut rules, start) = (Rules::default(), Instant::now());
+        let (mut rules, start) = (GateState::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         let numbers: Vec<_> = (0..5).map(|n| rules.begin(at(n * 2_000))).collect();
         let (early, late) = (at(67_999), at(68_000));
@@ -352,11 +352,11 @@ mod tests {
 
     #[test]
     fn a_call_is_lost_two_seconds_after_the_second_that_overtook_it_promptly() {
-        let (mut rules, start) = (Rules::default(), Instant::now());
+        let (mut rules, start) = (GateState::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         let earlier = rules.begin(at(0));
         let lost = rules.begin(at(10));
-        let answer = |rules: &mut Rules, began, allowed| {
+        let answer = |rules: &mut GateState, began, allowed| {
             let number = rules.begin(at(began));
             rules.allowed(number, at(allowed));
         };
