@@ -260,6 +260,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 38);
+        assert_eq!(kinds.len(), 39);
     }
 }
