@@ -227,7 +227,7 @@ mod tests {
         fn state(&self, max: usize) -> &'static str {
             let undecided = self.calls.iter().filter(|(_, began)| began + 2_000 <= self.now).count();
             match () {
-                () if undecided >= max + 1 => "full",
+                () if undecided > max => "full",
                 () if self.now < self.closed_until => "closed",
                 () if undecided > 0 || self.in_row > 0 => "asking",
                 () => "open",
