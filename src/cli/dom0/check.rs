@@ -21,7 +21,7 @@ use crate::{
 
 /// Something that the owner should know.
 #[derive(Debug)]
-struct Finding {
+struct PolicyFinding {
     /// A file, with the number of a line where there is one.
     place: String,
     /// Something does not work at all.
@@ -30,7 +30,7 @@ struct Finding {
     fix: String,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for PolicyFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.fault { "fault" } else { "remark" };
         let what = format!("{kind}: {}", escape(self.what.as_bytes()));
@@ -69,11 +69,11 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
     Err(Fatal::new(Code::Config, format!("{faults} fault(s): what they are in is not used")))
 }
 
-fn everything(paths: &Paths, store: &Store, findings: &mut Vec<Finding>, fine: &mut Vec<PathBuf>) {
+fn everything(paths: &Paths, store: &Store, findings: &mut Vec<PolicyFinding>, fine: &mut Vec<PathBuf>) {
     let mut vms: BTreeSet<String> = store.list().into_iter().collect();
     let place = paths.conf.display().to_string();
     let mut finding = |place: String, fault: bool, what: String, fix: String| {
-        findings.push(Finding { place, fault, what, fix });
+        findings.push(PolicyFinding { place, fault, what, fix });
     };
     match RemoteConfig::load(&paths.conf) {
         Ok(config) => {
@@ -105,7 +105,7 @@ fn everything(paths: &Paths, store: &Store, findings: &mut Vec<Finding>, fine: &
         let Ok(path) = store.path(vm, "key") else { continue };
         match store.read(vm) {
             Ok(_) => fine.push(path),
-            Err(e) => findings.push(Finding {
+            Err(e) => findings.push(PolicyFinding {
                 place: path.display().to_string(),
                 fault: true,
                 what: format!("{vm} has no usable key: {e}"),
@@ -118,15 +118,15 @@ fn everything(paths: &Paths, store: &Store, findings: &mut Vec<Finding>, fine: &
     }
 }
 
-fn policy(path: &Path, findings: &mut Vec<Finding>, fine: &mut Vec<PathBuf>) {
+fn policy(path: &Path, findings: &mut Vec<PolicyFinding>, fine: &mut Vec<PathBuf>) {
     let place = path.display().to_string();
-    let of_line = |fault: bool, found: PolicyFault| Finding {
+    let of_line = |fault: bool, found: PolicyFault| PolicyFinding {
         place: format!("{place}:{}", found.line),
         fault,
         what: found.what,
         fix: found.fix,
     };
-    let whole = |what: String, fix: &str| Finding { place: place.clone(), fault: true, what, fix: fix.into() };
+    let whole = |what: String, fix: &str| PolicyFinding { place: place.clone(), fault: true, what, fix: fix.into() };
     match policy_file::read(path) {
         Ok(policy) => {
             fine.push(path.to_owned());
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_has_eighty_columns() {
-        let finding = Finding {
+        let finding = PolicyFinding {
             place: "/etc/qubes/remote.d/work.policy:3".into(),
             fault: false,
             what: "word ".repeat(40),

@@ -44,9 +44,6 @@ struct Open {
     end: ChainPoint,
 }
 
-/// What one entry says.
-pub(super) type Text = String;
-
 impl LogFile {
     pub(super) fn new(path: &Path, limit: Option<u64>) -> Self {
         Self { path: path.to_owned(), limit, open: None }
@@ -59,7 +56,7 @@ impl LogFile {
     /// What the file system says.
     pub(super) fn append(
         &mut self,
-        entries: &[Text],
+        entries: &[String],
         sync: bool,
         kept: impl Fn() -> usize,
     ) -> io::Result<Vec<ChainPoint>> {
@@ -70,7 +67,12 @@ impl LogFile {
         result
     }
 
-    fn append_locked(&mut self, entries: &[Text], sync: bool, kept: impl Fn() -> usize) -> io::Result<Vec<ChainPoint>> {
+    fn append_locked(
+        &mut self,
+        entries: &[String],
+        sync: bool,
+        kept: impl Fn() -> usize,
+    ) -> io::Result<Vec<ChainPoint>> {
         let mut lock = self.locked()?;
         if let (Some(limit), Some(open)) = (self.limit, &self.open) {
             if open.size >= limit {
@@ -252,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    fn entry(n: usize) -> Text {
+    fn entry(n: usize) -> String {
         format!("[2026-01-01T00:00:00] CMD vm=work id={n}")
     }
 

@@ -15,10 +15,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    chain::ChainPoint,
-    logfile::{LogFile, Text},
-};
+use super::{chain::ChainPoint, logfile::LogFile};
 use crate::{
     log::{Kind, Reminder, say},
     sys::lock,
@@ -50,7 +47,7 @@ type LogAnswer = oneshot::Sender<Result<ChainPoint, LogFailure>>;
 
 #[derive(Debug)]
 enum LogJob {
-    Entry(Text, Option<LogAnswer>),
+    Entry(String, Option<LogAnswer>),
     /// Answered when everything before it was written, or could not be.
     Flush(oneshot::Sender<()>),
 }
@@ -85,13 +82,13 @@ impl Writer {
     }
 
     /// Has an entry written; `false`: there are too many that wait.
-    pub(super) fn write(&self, text: Text) -> bool {
+    pub(super) fn write(&self, text: String) -> bool {
         let room = self.shared.waiting.load(Relaxed) < WAITING;
         room && self.send(LogJob::Entry(text, None))
     }
 
     /// Has an entry written, and waits until it is on the disk.
-    pub(super) async fn record(&self, text: Text) -> Result<ChainPoint, LogFailure> {
+    pub(super) async fn record(&self, text: String) -> Result<ChainPoint, LogFailure> {
         let (answer, written) = oneshot::channel();
         self.send(LogJob::Entry(text, Some(answer)));
         written.await.unwrap_or_else(|_| Err(LogFailure("its thread has ended".into())))
@@ -126,7 +123,7 @@ impl Writer {
 
 fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u64) {
     let mut file = LogFile::new(&path, Some(limit));
-    let mut late = VecDeque::<Text>::new();
+    let mut late = VecDeque::<String>::new();
     let mut reminder = Reminder::default();
     loop {
         let first = if late.is_empty() {
@@ -165,7 +162,7 @@ fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u6
 
 /// Writes a group, behind what is late. Without room on the disk, commands that wait for their entries are refused and
 /// the other entries go into what was reserved.
-fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<Text>, kept: usize) -> std::io::Result<()> {
+fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<String>, kept: usize) -> std::io::Result<()> {
     let reserved = file.reserve();
     let (mut texts, mut answers, mut flushes) = (Vec::from_iter(late.drain(..)), Vec::new(), Vec::new());
     for job in jobs {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     background,
+    execute::Pumped,
     execute::{self, Done},
     gate::{self, Candidate, Clearance},
     judge::{Authentic, Judged, Opening, Task, authenticate, body},
@@ -14,7 +15,7 @@ use super::{
     reject::{Case, Category, Rejected},
     request::{Registration, RequestState},
     state::{Shared, Vm},
-    transfer::{self, Moved},
+    transfer,
 };
 use crate::{
     log::{Kind, escape},
@@ -97,14 +98,14 @@ async fn carry_out(
             }
         }
         Task::Get(dir, path, most) => {
-            let moved = Moved::default();
+            let moved = Pumped::default();
             let transfer = transfer::get((&dir, &path, most), receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
             ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
         }
         Task::Put(dir, path, most) => {
-            let moved = Moved::default();
+            let moved = Pumped::default();
             let transfer = transfer::put((&dir, &path, most), receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));

@@ -26,9 +26,6 @@ use crate::{
     remote::files,
 };
 
-/// What has moved so far; kept outside of the transfer, so that no ending loses it.
-pub(super) type Moved = Pumped;
-
 /// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody in
 /// dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
 ///
@@ -63,7 +60,7 @@ pub(super) async fn get(
     (dir, path, most): (&Path, &Path, u64),
     receipt: Option<Receipt>,
     port: &Port,
-    moved: &Moved,
+    moved: &Pumped,
 ) -> io::Result<Ending> {
     let mut file = File::from(files::open_beneath(dir, path, OFlag::O_RDONLY, 0)?);
     let metadata = file.metadata()?;
@@ -102,7 +99,7 @@ pub(super) async fn put(
     (dir, path, most): (&Path, &Path, u64),
     receipt: Option<Receipt>,
     port: &Port,
-    moved: &Moved,
+    moved: &Pumped,
 ) -> io::Result<Ending> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("it names no file"));

@@ -120,7 +120,7 @@ pub struct Loaded {
 
 /// A file that takes part: its present text, or its last one.
 #[derive(Clone, Debug)]
-struct Candidate {
+struct FileCandidate {
     name: String,
     read: FileText,
     /// What is in force when this text is; nothing when it cannot be read.
@@ -129,7 +129,7 @@ struct Candidate {
     kept: bool,
 }
 
-impl Candidate {
+impl FileCandidate {
     fn present(text: &Text, drop_in: bool, last: Option<&LastText>, now: u64) -> Self {
         let name = text.name.clone();
         match &text.text {
@@ -151,7 +151,7 @@ impl Candidate {
 
 /// The files that take part, and what they mean together.
 struct Loading<'a> {
-    files: Vec<Candidate>,
+    files: Vec<FileCandidate>,
     arguments: Vec<(Keys, Vec<SpecFault>)>,
     beside: &'a Beside<'a>,
     users: KnowsUser,
@@ -169,15 +169,15 @@ pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> L
 pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64, users: KnowsUser) -> Loaded {
     let of_drop_in = |name: &str| last.drop_ins.iter().find(|last| last.name == name);
     let of_main = |name: &str| last.main.as_ref().filter(|last| last.name == name);
-    let mut files: Vec<Candidate> = Vec::new();
-    files.extend(texts.main.iter().map(|text| Candidate::present(text, false, of_main(&text.name), now)));
+    let mut files: Vec<FileCandidate> = Vec::new();
+    files.extend(texts.main.iter().map(|text| FileCandidate::present(text, false, of_main(&text.name), now)));
     for text in &texts.drop_ins {
-        files.push(Candidate::present(text, true, of_drop_in(&text.name), now));
+        files.push(FileCandidate::present(text, true, of_drop_in(&text.name), now));
         if text.text.is_err() {
             // Of a directory that cannot be read, every file is kept.
             let inside = format!("{}/", text.name);
             let kept = last.drop_ins.iter().filter(|last| last.name.starts_with(&inside));
-            files.extend(kept.map(|last| Candidate::kept(last, true)));
+            files.extend(kept.map(|last| FileCandidate::kept(last, true)));
         }
     }
     let arguments = read_all(&texts.forwards);
@@ -200,7 +200,7 @@ pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u
 }
 
 fn weigh_all(
-    files: &[Candidate],
+    files: &[FileCandidate],
     arguments: &[(Keys, Vec<SpecFault>)],
     beside: &Beside<'_>,
     users: KnowsUser,
@@ -222,7 +222,7 @@ impl Loading<'_> {
         }
         let mut files = self.files.clone();
         for (index, old) in &faulty {
-            files[*index] = Candidate::kept(old, files[*index].read.drop_in);
+            files[*index] = FileCandidate::kept(old, files[*index].read.drop_in);
         }
         let mut weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
         let tried = faulty.len();
@@ -257,7 +257,7 @@ impl Loading<'_> {
     /// its `[defaults]`.
     fn keep_for_drop_ins(&mut self, old: &LastText, last: &LastTexts) {
         let unchanged =
-            |file: &Candidate| file.last.as_ref().is_some_and(|own| own.good && last.drop_ins.contains(own));
+            |file: &FileCandidate| file.last.as_ref().is_some_and(|own| own.good && last.drop_ins.contains(own));
         let faulty = |index: &usize| {
             let file = &self.files[*index];
             file.read.drop_in && unchanged(file) && self.weighed.own_faults(*index).next().is_some()
@@ -266,7 +266,7 @@ impl Loading<'_> {
         let main = self.files.iter().position(|file| !file.read.drop_in && !file.kept);
         let Some(main) = main.filter(|_| !faulty.is_empty()) else { return };
         let mut files = self.files.clone();
-        files[main] = Candidate::kept(old, false);
+        files[main] = FileCandidate::kept(old, false);
         let weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
         if faulty.iter().all(|index| weighed.own_faults(*index).next().is_none()) {
             for index in faulty {
@@ -287,7 +287,7 @@ impl Loading<'_> {
             }
             let main = last.main.iter().map(|last| (last, false));
             for (old, drop_in) in main.chain(last.drop_ins.iter().map(|last| (last, true))) {
-                let kept = Candidate::kept(old, drop_in);
+                let kept = FileCandidate::kept(old, drop_in);
                 let place = self.files.iter().position(|file| file.name == old.name);
                 if texts.place().is_some_and(|now| now != place_of(&old.name, drop_in)) {
                     continue; // places never mix
@@ -299,7 +299,7 @@ impl Loading<'_> {
                         index
                     }
                     None => {
-                        let later = |file: &Candidate| drop_in <= file.read.drop_in && old.name < file.name;
+                        let later = |file: &FileCandidate| drop_in <= file.read.drop_in && old.name < file.name;
                         let index = if drop_in { files.iter().position(later).unwrap_or(files.len()) } else { 0 };
                         files.insert(index, kept);
                         index
