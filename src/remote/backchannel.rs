@@ -9,6 +9,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream as StdUnixStream,
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -17,12 +18,16 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::timeout,
 };
 
 use crate::{proto::remote::Ending, sys};
 
 /// The supervisor's end: the number of its descriptor.
 pub const CONTROL: i32 = 3;
+
+/// How long a supervisor may take to make room for an instruction.
+const TAKEN: Duration = Duration::from_secs(1);
 
 /// What the daemon tells the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +77,10 @@ pub fn pair() -> io::Result<(Instructions, Report, OwnedFd)> {
 pub struct Instructions(OwnedWriteHalf);
 
 impl Instructions {
-    /// Gives an instruction. A supervisor that has ended already needs none.
+    /// Gives an instruction. A supervisor that has ended already needs none; one that takes none for a second, because its
+    /// command has stopped it, gets none.
     pub async fn give(&mut self, instruction: Instruction) {
-        let _ = self.0.write_all(&instruction.to_bytes()).await;
+        let _ = timeout(TAKEN, self.0.write_all(&instruction.to_bytes())).await;
     }
 }
 
@@ -140,6 +146,19 @@ mod tests {
         }
         assert_eq!(Instruction::from_bytes([b'K', 1]), None);
         assert_eq!(Instruction::from_bytes([0, 0]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_takes_no_instruction_keeps_nobody_waiting() {
+        let (mut instructions, _report, theirs) = pair().expect("a pair of sockets");
+        let began = tokio::time::Instant::now();
+        let giving = async {
+            while began.elapsed() < TAKEN {
+                instructions.give(Instruction::Signal(2)).await; // until the socket is full, and one more
+            }
+        };
+        timeout(TAKEN * 5, giving).await.expect("it returns");
+        drop(theirs);
     }
 
     #[tokio::test]

@@ -330,3 +330,30 @@ fn what_only_prints_ends_with_its_reader() {
     let done = world.dom0("qvm-remote-dom0 keys | true; qvm-remote-dom0 authorize work $(printf %064d 1) | true");
     assert_eq!((done.code, done.err.as_str()), (0, ""));
 }
+
+#[test]
+fn timing_a_command_that_stops_its_supervisor_ends_at_its_time() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "allow shell * [timeout=1]\n");
+    world.remote("work", &["kill -STOP $PPID; exec sleep 4795"]).expect(124, "");
+    eventually("nothing of it is left", || world.processes("sleep 4795") == 0);
+    world.remote("work", &["echo on"]).expect(0, "on\n");
+}
+
+#[test]
+fn timing_a_slow_disk_keeps_no_other_qube_waiting() {
+    let world = world!("work", "dev");
+    world.authorize();
+    world.policy("work", "allow get /var/log/x\n");
+    world.dom0("mkdir /var/log/x; echo slow >/var/log/x/file").expect(0, "");
+    let slow = "strace -f -qq -o /dev/null -P /var/log/x/file -e trace=read -e inject=read:delay_enter=6000000";
+    let _daemon = world.dom0_start(&format!("{slow} qvm-remote-dom0"));
+    eventually("it serves", || world.remote("dev", &["echo on"]).code == 0);
+    let mut get = world.remote_start("work", &["get", "/var/log/x/file", "-"]);
+    eventually("it is on its way", || world.log().contains("CMD vm=work"));
+    let began = Instant::now();
+    world.remote("dev", &["echo on"]).expect(0, "on\n");
+    assert!(began.elapsed() < Duration::from_secs(5) && !get.ended(), "{:?}", began.elapsed());
+    get.end().expect(0, "slow\n");
+}

@@ -214,7 +214,10 @@ pub(super) async fn run(
             instructions.give(Instruction::End).await;
             // the supervisor ends when the tree has; a qube that reads nothing loses the last output then
             let ended = async {
-                let _ = timeout(GRACE, process.wait()).await;
+                if timeout(GRACE, process.wait()).await.is_err() {
+                    let _ = process.start_kill(); // its command may have stopped it
+                    kill_tree(job, group);
+                }
                 sleep(FLUSH).await;
             };
             let ending = tokio::select! {
@@ -231,7 +234,9 @@ pub(super) async fn run(
     }
     drop(instructions); // the supervisor sees the end of the stream
     // It ends by itself now; a zombie is not left to chance.
-    let _ = timeout(GRACE, process.wait()).await;
+    if timeout(GRACE, process.wait()).await.is_err() {
+        let _ = process.start_kill();
+    }
     if let (Some(group), true) = (group, cut.is_some()) {
         group.kill();
     }
@@ -245,12 +250,17 @@ async fn ending(report: &mut Report, job: &Launch, group: Option<&CommandGroup>)
         return ending;
     }
     // the supervisor itself was killed, and the command with it; whatever else it had started is left
+    kill_tree(job, group);
+    Ending::Signal(9)
+}
+
+/// Ends a command, and all that it has started, without its supervisor.
+fn kill_tree(job: &Launch, group: Option<&CommandGroup>) {
     if let Some(group) = group {
         group.kill();
     }
     let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
     supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
-    Ending::Signal(9)
 }
 
 /// Waits for a reason to cut the command short: what it ends with. Passes on what the client orders until then.

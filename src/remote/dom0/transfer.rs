@@ -1,7 +1,8 @@
 //! `get` and `put`: one file, beneath a directory that the policy names, of bounded size.
 //!
 //! The daemon itself reads and writes; the kernel holds the path to the directory (openat2(2), no links at all), so
-//! nothing that stands in it, nor in the name, leads elsewhere.
+//! nothing that stands in it, nor in the name, leads elsewhere. The disk is waited for on threads of its own, so that a
+//! slow one keeps no other request waiting.
 
 use std::{
     fs::File,
@@ -14,7 +15,7 @@ use nix::{
     fcntl::{AtFlags, OFlag},
     unistd::linkat,
 };
-use tokio::time::sleep;
+use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     execute::Pumped,
@@ -52,6 +53,11 @@ pub(super) async fn within(
     }
 }
 
+/// Does something that may wait for the disk.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 /// Sends a file as standard output.
 ///
 /// # Errors
@@ -74,9 +80,16 @@ pub(super) async fn get(
     let mut bytes = 0;
     loop {
         let credit = port.inbox.credit(0, u32::try_from(SLICE).unwrap_or(u32::MAX)).await;
-        let Some(place) = port.place_in_line().await.filter(|_| credit > 0) else { return Ok(Ending::Cancelled) };
+        if credit == 0 {
+            return Ok(Ending::Cancelled);
+        }
+        let n;
         let mut buffer = vec![0; frame::HEADER + credit as usize];
-        let n = file.read(&mut buffer[frame::HEADER..])?;
+        (file, buffer, n) = on_disk(move || {
+            let n = file.read(&mut buffer[frame::HEADER..])?;
+            Ok((file, buffer, n))
+        })
+        .await?;
         port.inbox.unused(credit - u32::try_from(n).unwrap_or(credit));
         if n == 0 {
             return Ok(Ending::Exit(0));
@@ -86,6 +99,7 @@ pub(super) async fn get(
             return Ok(Ending::Limit); // it grew meanwhile
         }
         buffer.truncate(frame::HEADER + n);
+        let Some(place) = port.place_in_line().await else { return Ok(Ending::Cancelled) };
         moved.add(&buffer[frame::HEADER..]);
         place.send(port.data(buffer, frame::Type::Stdout));
     }
@@ -119,13 +133,14 @@ pub(super) async fn put(
         if bytes > most {
             return Ok(Ending::Limit);
         }
-        file.write_all(&data)?;
+        let n = data.len();
         moved.add(&data);
-        port.taken(data.len()).await;
+        file = on_disk(move || file.write_all(&data).map(|()| file)).await?;
+        port.taken(n).await;
     }
-    // The data's end is also seen when the client or the channel is gone: `within` looks for that first, so half a file
-    // gets no name.
-    file.sync_data()?;
+    file = on_disk(move || file.sync_data().map(|()| file)).await?;
+    // The data's end is also seen when the client or the channel is gone, and the request may have been ended while the
+    // disk was waited for: `within` looks for both before this goes on, so such a file gets no name.
     let proc = File::open("/proc/self/fd")?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
     linkat(&proc, number.as_str(), &parent_fd, name, AtFlags::AT_SYMLINK_FOLLOW)?;
