@@ -38,6 +38,8 @@ pub enum ProgramFault {
     Missing,
     /// Somebody beside root may change this file, directory or link of the path.
     Changeable(PathBuf),
+    /// This link of /proc leads elsewhere for each process, and not where its text says.
+    InProc(PathBuf),
     /// The path cannot be followed.
     Io(PathBuf, io::Error),
 }
@@ -53,6 +55,9 @@ impl fmt::Display for ProgramFault {
                  place for the program",
                 shown(path)
             ),
+            Self::InProc(path) => {
+                write!(f, "{} is in /proc, where nothing is executed; the path of the program itself", shown(path))
+            }
             Self::Io(path, e) => write!(f, "{}: {e}", shown(path)),
         }
     }
@@ -96,12 +101,15 @@ fn absolute(asked: &Path) -> FoundProgram {
     let mut walk = Walk::default();
     let executed = walk.follow(directory).join(OsStr::from_bytes(last));
     let no_name = matches!(last, b"" | b"." | b"..");
+    walk.in_proc = None;
     let file = if no_name { executed.clone() } else { walk.follow(&executed) };
     let mut others = vec![name(asked.to_owned())];
     if file != executed {
         others.push(name(file));
     }
-    let fault = if no_name { Some(ProgramFault::Missing) } else { walk.fault };
+    // the kernel follows such a link by what it is, and not by its text
+    let magic = walk.in_proc.map(ProgramFault::InProc);
+    let fault = if no_name { Some(ProgramFault::Missing) } else { walk.fault.or(magic) };
     let names = AskedProgram { executed: vec![name(executed.clone())], others };
     FoundProgram { names, path: fault.map_or(Ok(executed), Err) }
 }
@@ -134,6 +142,8 @@ pub fn resolve_directories(policy: &mut Policy) {
 #[derive(Debug, Default)]
 struct Walk {
     links: usize,
+    /// What was looked at last below /proc.
+    in_proc: Option<PathBuf>,
     /// The first reason not to rely on the paths.
     fault: Option<ProgramFault>,
 }
@@ -150,6 +160,9 @@ impl Walk {
                 continue;
             }
             at.push(&name);
+            if at.starts_with("/proc") {
+                self.in_proc = Some(at.clone());
+            }
             if !self.look(&at).is_some_and(|metadata| metadata.is_symlink()) {
                 continue;
             }
@@ -269,6 +282,18 @@ mod tests {
         }
         assert!(find(b"nosuch").names.executed.iter().any(|name| name.path == b"/usr/bin/nosuch" && name.in_path));
         assert_eq!(find(b"/nosuch/a/../x").names.executed[0].path, b"/nosuch/x");
+    }
+
+    #[test]
+    fn a_link_that_the_kernel_follows_by_more_than_its_text_is_no_program() {
+        let closed =
+            tempfile::Builder::new().tempdir_in("/root").or_else(|_| tempfile::tempdir()).expect("a directory");
+        symlink("/proc/self/exe", closed.path().join("link")).expect("linked");
+        for asked in ["/proc/self/exe".to_owned(), closed.path().join("link").display().to_string()] {
+            assert!(path(&asked).is_err(), "{asked}");
+            assert!(find(asked.as_bytes()).names.others.len() > 1, "rules know it by its file as well: {asked}");
+        }
+        assert!(path("/proc/self/exe").is_err_and(|why| why.contains("is in /proc")));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -34,7 +35,8 @@ impl fmt::Display for PolicyFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.fault { "fault" } else { "remark" };
         let what = format!("{kind}: {}", escape(self.what.as_bytes()));
-        write!(f, "{}:\n{}\n{}", self.place, wrapped(&what, "  "), wrapped(&format!("write: {}", self.fix), "  "))
+        let (place, fix) = (escape(self.place.as_bytes()), format!("write: {}", escape(self.fix.as_bytes())));
+        write!(f, "{place}:\n{}\n{}", wrapped(&what, "  "), wrapped(&fix, "  "))
     }
 }
 
@@ -60,7 +62,7 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
         Some(path) => policy(path, &mut findings, &mut fine),
         None => everything(paths, store, &mut findings, &mut fine),
     }
-    fine.iter().for_each(|path| println!("{}: fine", path.display()));
+    fine.iter().for_each(|path| println!("{}: fine", escape(path.as_os_str().as_bytes())));
     findings.iter().for_each(|finding| println!("{finding}"));
     let faults = findings.iter().filter(|finding| finding.fault).count();
     if faults == 0 {
@@ -151,7 +153,9 @@ fn trouble(name: &[u8]) -> Option<String> {
     let name = escape(name);
     Some(match fault {
         ProgramFault::Missing => format!("{name}: there is no such program"),
-        fault @ (ProgramFault::Changeable(_) | ProgramFault::Io(..)) => format!("{name} is refused: {fault}"),
+        fault @ (ProgramFault::Changeable(_) | ProgramFault::InProc(_) | ProgramFault::Io(..)) => {
+            format!("{name} is refused: {fault}")
+        }
     })
 }
 
@@ -173,6 +177,18 @@ mod tests {
             text.starts_with("/etc/qubes/remote.d/work.policy:3:\n  remark: word")
                 && text.ends_with("\n  write: allow /opt/** *")
         );
+    }
+
+    #[test]
+    fn no_terminal_obeys_what_a_policy_holds() {
+        let finding = PolicyFinding {
+            place: "/root/\x1b[2J.policy:1".into(),
+            fault: true,
+            what: "\x1b]0;x\x07".into(),
+            fix: "allow /opt/\x1b[2J/** *".into(),
+        };
+        let text = finding.to_string();
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n') && text.contains("/opt/\\x1b[2J/**"), "{text:?}");
     }
 
     #[test]

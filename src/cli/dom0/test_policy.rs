@@ -11,6 +11,7 @@ use clap::Args;
 
 use super::{check::wrapped, failure::fail};
 use crate::{
+    log::escape,
     proto::remote::{Mode, check_text, flags},
     remote::{
         config::{Paths, RemoteConfig},
@@ -58,7 +59,8 @@ pub(super) struct TestArguments {
 pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result<ExitCode, Fatal> {
     let own = store.path(&asked.vm, "policy").map_err(|e| fail(format!("{}: {e}", asked.vm)))?;
     let path = asked.policy.as_ref().unwrap_or(&own);
-    let (policy, text) = policy_file::read_with_text(path).map_err(|e| Fatal::new(Code::Config, e))?;
+    let (policy, text) =
+        policy_file::read_with_text(path).map_err(|e| Fatal::new(Code::Config, escape(e.to_string().as_bytes())))?;
     let words: Vec<Vec<u8>> = asked.words.iter().map(|word| word.as_bytes().to_vec()).collect();
     let mut found = None;
     let payload = |text: &OsString| text.clone().into_vec();
@@ -80,7 +82,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     };
     let lines: Vec<&str> = text.lines().collect();
     for (line, mismatch) in policy.explain(action) {
-        println!("line {line}: {}", lines.get(line - 1).map_or("", |text| text.trim()));
+        println!("line {line}: {}", escape(lines.get(line - 1).map_or("", |text| text.trim()).as_bytes()));
         println!("{}", mismatch.map_or("  matches".to_owned(), |why| format!("  does not match: {why}")));
     }
     let ruling = policy.decide(action);
@@ -103,7 +105,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
         }
     }
     if let Some(force) = &policy.force {
-        field("instead runs", force);
+        field("instead runs", &escape(force.as_bytes()));
     }
     details(&ruling, mode);
     Ok(ExitCode::SUCCESS)
@@ -113,23 +115,22 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
 fn details(ruling: &Ruling<'_>, mode: Mode) {
     let options = &ruling.options;
     if let Some(directory) = ruling.beneath {
-        field("beneath", directory);
+        field("beneath", &escape(directory.as_bytes()));
         field("size", &format!("at most {} bytes", options.max_size));
         return;
     }
-    field("user", options.user.as_deref().unwrap_or("root"));
-    field(
-        "directory",
-        match options.cwd.as_deref() {
-            Some("client") => "the client's",
-            Some(directory) => directory,
-            None => "/",
-        },
-    );
+    field("user", &escape(options.user.as_deref().unwrap_or("root").as_bytes()));
+    let directory = match options.cwd.as_deref() {
+        Some("client") => "the client's".to_owned(),
+        Some(directory) => escape(directory.as_bytes()),
+        None => "/".to_owned(),
+    };
+    field("directory", &directory);
     let yes_no = |yes| if yes { "may be asked for" } else { "refused" };
     field("input", yes_no(options.stdin));
     field("terminal", yes_no(options.stdin && options.tty));
-    field("variables", if options.env.is_empty() { "none".to_owned() } else { options.env.join(" ") }.as_str());
+    let variables = escape(options.env.join(" ").as_bytes());
+    field("variables", if variables.is_empty() { "none" } else { &variables });
     field("time", &options.timeout.map_or("as the client asks".to_owned(), |t| format!("at most {} s", t.as_secs())));
     field("output", &options.max_output.map_or("no limit".to_owned(), |bytes| format!("at most {bytes} bytes")));
     debug_assert!(matches!(mode, Mode::Shell | Mode::Argv));
@@ -150,5 +151,5 @@ fn remind(paths: &Paths, store: &Store, vm: &str) {
 }
 
 fn shown(path: &Path) -> String {
-    path.display().to_string()
+    escape(path.as_os_str().as_bytes())
 }

@@ -238,7 +238,7 @@ impl Rule {
         match (&self.subject, asked) {
             (RuleSubject::Shell(None), Action::Shell(_)) => Ok(None),
             (RuleSubject::Shell(Some(text)), Action::Shell(given)) => {
-                if given.trim_ascii_end() == text.as_bytes() {
+                if without_end(given) == text.as_bytes() {
                     Ok(None)
                 } else {
                     Err(Mismatch::OtherText)
@@ -259,6 +259,13 @@ impl Rule {
             _ => Err(Mismatch::OtherKind),
         }
     }
+}
+
+/// A text without the blanks and ends of lines behind it, which mean nothing to bash. A carriage return means something:
+/// it is a part of the last word.
+fn without_end(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|b| !b" \t\n".contains(b)).map_or(0, |last| last + 1);
+    &text[..end]
 }
 
 /// A right is given to the path that is executed alone. It is taken away from a program under any of its names.

@@ -244,6 +244,10 @@ fn each_rule_says_why_it_does_not_match() {
     );
     assert_eq!(told(Action::Get(b"/y")).last(), Some(&(6, false)), "none of them");
     assert_eq!(told(Action::Shell(b"x\n")), [(1, true)]);
+    assert_eq!(told(Action::Shell(b"x \t\n\n")), [(1, true)]);
+    for another in [&b"x\r"[..], b"x\r\n", b"x\x0c"] {
+        assert!(!told(Action::Shell(another)).contains(&(1, true)), "bash takes it as a part of the word");
+    }
 }
 
 proptest! {
