@@ -16,6 +16,13 @@ fn waiting(world: &World) -> String {
     first().expect("there")
 }
 
+/// The whole id of what waits, which is the end of what is shown.
+#[track_caller]
+pub(crate) fn whole_id(world: &World) -> String {
+    let seen = shown(world);
+    seen.split_once("approval").expect("its id").1.split_whitespace().collect()
+}
+
 /// All that is shown of what waits, without a decision.
 #[track_caller]
 fn shown(world: &World) -> String {
@@ -102,7 +109,9 @@ fn an_approval_is_for_the_very_text_that_was_shown() {
     let another = if id.ends_with('0') { '1' } else { '0' };
     approve(&format!("{}{another}", &id[..63])).expect(1, "").says("nothing waits under");
     approve(&format!("{id}0")).expect(1, "").says("nothing waits under");
-    let done = approve(&id[..12]);
+    // an id that another text can have been made for is not enough where nobody is asked
+    approve(&id[..12]).expect(1, "").says("--yes wants all 64 digits of the id");
+    let done = approve(&id);
     assert!(done.text().starts_with(sheet) && done.text().ends_with("Allowed.\n"), "{done:#?}");
     request
         .end()
@@ -131,9 +140,20 @@ fn input_that_comes_after_the_approval_is_taken_only_where_the_rule_says_so() {
     let mut request = world.remote_start("work", &["-i", "--argv", "cat"]);
     let seen = shown(&world);
     assert!(seen.starts_with("LATER INPUT DECIDES WHAT RUNS"), "{seen}");
-    assert!(world.dom0(&format!("qvm-remote-dom0 approve {} --yes", waiting(&world))).text().ends_with("Allowed.\n"));
+    assert!(world.dom0(&format!("qvm-remote-dom0 approve {} --yes", whole_id(&world))).text().ends_with("Allowed.\n"));
     request.write(b"later\n");
     request.end().expect(0, "later\n");
+}
+
+#[test]
+fn whoever_approves_a_file_reads_first_that_its_content_is_not_in_what_is_shown() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "ask put /root\n");
+    let request = world.vm_start("work", &["bash", "-c", "cd; echo x >f; exec qvm-remote put f /root/f"]);
+    let seen = shown(&world);
+    assert!(seen.starts_with("THE CONTENT OF THE FILE COMES AFTER THE APPROVAL"), "{seen}");
+    refuse(&world, request);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::{fs, time::Duration};
 
 use crate::{
+    approve::whole_id,
     support::eventually,
     world::{Running, World},
 };
@@ -111,8 +112,9 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
         world.policy("work", "ask shell *\n");
         let asked = world.remote_start("work", &["id -un; touch /tmp/ran-$(id -un)"]);
         eventually("it waits", || waiting(&world, "approval") == 1 && ticket(&world).is_some());
+        let id = whole_id(&world);
         world.policy("work", policy);
-        let done = world.dom0(&format!("qvm-remote-dom0 approve {} --yes", ticket(&world).expect("there")));
+        let done = world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
         (asked, done)
     };
     // denied meanwhile
@@ -132,7 +134,7 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     });
     assert!(!changed.ended());
     world.dom0("ls /tmp/ran-root /tmp/ran-nobody 2>/dev/null").expect(2, "");
-    let again = world.dom0(&format!("qvm-remote-dom0 approve {} --yes", ticket(&world).expect("there")));
+    let again = world.dom0(&format!("qvm-remote-dom0 approve {} --yes", whole_id(&world)));
     assert_eq!(again.code, 0, "{again:#?}");
     changed.end().expect(0, "nobody\n");
     world.dom0("ls /tmp/ran-*").expect(0, "/tmp/ran-nobody\n");

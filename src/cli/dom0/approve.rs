@@ -23,6 +23,10 @@ pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool) -> Result
         return Ok(ExitCode::SUCCESS);
     };
     let id = whole(prefix, &waiting)?;
+    // a qube can make two texts whose ids begin alike; without the question, nothing but the id says which was seen
+    if yes && !deny && prefix != id {
+        return Err(fail(format!("--yes wants all {} digits of the id, as approve without --yes shows it", id.len())));
+    }
     if !deny {
         let sheet = answered(question::sheet(run, id))?.ok_or_else(|| fail("it waits no longer"))?;
         show(&format!("{sheet}{:<14}{}\n{:<14}{}\n", "approval", &id[..32], "", &id[32..])).map_err(fail)?;

@@ -58,7 +58,7 @@ pub(super) enum Dom0Command {
     Revoke {
         /// The qube
         vm: String,
-        /// End its commands, too
+        /// End its commands, too, with those that wait and what they left in the background
         #[arg(long)]
         kill: bool,
     },
@@ -85,12 +85,12 @@ pub(super) enum Dom0Command {
     },
     /// Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait
     Approve {
-        /// At least 12 digits of its id
+        /// At least 12 digits of its id; all 64 with --yes
         id: Option<String>,
         /// Refuse it
         #[arg(long)]
         deny: bool,
-        /// Show it, but do not ask
+        /// Show it, but do not ask: for the whole id
         #[arg(long)]
         yes: bool,
     },
@@ -113,7 +113,7 @@ pub(super) enum Dom0Command {
     },
     /// Say which rule decides about a command, and why; nothing runs
     Test(TestArguments),
-    /// End a command that runs
+    /// End a command that runs, waits, or left processes in the background
     Kill {
         /// Its id, as status shows it
         id: String,

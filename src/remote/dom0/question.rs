@@ -174,7 +174,7 @@ impl DaemonStatus {
             approvals: all["approvals"]
                 .as_object()?
                 .iter()
-                .map(|(ticket, shown)| Some((ticket.clone(), text(shown)?)))
+                .map(|(id, shown)| Some((id.clone(), text(shown)?)))
                 .collect::<Option<_>>()?,
         })
     }
@@ -202,7 +202,7 @@ impl fmt::Display for Answered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => writeln!(f, "{}", status.to_json()),
-            Self::Approvals(all) => all.iter().try_for_each(|(ticket, shown)| writeln!(f, "{ticket}  {shown}")),
+            Self::Approvals(all) => all.iter().try_for_each(|(id, shown)| writeln!(f, "{id}  {shown}")),
             Self::Sheet(sheet) => f.write_str(sheet.as_deref().unwrap_or_default()),
             Self::Heard(yes) => f.write_str(if *yes { "yes\n" } else { "no\n" }),
             Self::Killed(count) => writeln!(f, "{count}"),
@@ -245,7 +245,7 @@ pub(crate) fn sheet(run: &Path, id: &str) -> io::Result<Option<String>> {
 /// Asks which commands wait for approval: ids, and what stands for each.
 pub(crate) fn approvals(run: &Path) -> io::Result<Vec<(String, String)>> {
     let text = Question::Approvals.ask(run)?;
-    let entry = |line: &str| line.split_once("  ").map(|(ticket, shown)| (ticket.to_owned(), shown.to_owned()));
+    let entry = |line: &str| line.split_once("  ").map(|(id, shown)| (id.to_owned(), shown.to_owned()));
     text.lines().map(|line| entry(line).ok_or_else(strange)).collect()
 }
 

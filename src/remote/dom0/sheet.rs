@@ -24,7 +24,9 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
     if has(flags::TTY) {
         sheet.note("WHAT IS TYPED LATER DECIDES WHAT RUNS: the qube gets a terminal, as stdin=yes of");
         sheet.note("the rule allows, and nobody is asked about what comes from there.");
-    } else if has(flags::STDIN) && !matches!(judged.task, Task::Put(..)) {
+    } else if matches!(judged.task, Task::Put(..)) {
+        sheet.note("THE CONTENT OF THE FILE COMES AFTER THE APPROVAL: nobody is asked about it.");
+    } else if has(flags::STDIN) {
         sheet.note("LATER INPUT DECIDES WHAT RUNS: the command reads what the qube sends while it");
         sheet.note("runs, as stdin=yes of the rule allows, and nobody is asked about that.");
     }
@@ -47,7 +49,7 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
         }
         Task::Put(_, path, most) => {
             sheet.field("writes", &quoted(path.as_os_str().as_bytes()));
-            sheet.field("content", &format!("at most {most} bytes, which come after the approval"));
+            sheet.field("content", &format!("at most {most} bytes, which come from the qube"));
         }
     }
     sheet
