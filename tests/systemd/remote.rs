@@ -176,6 +176,18 @@ fn what_a_command_leaves_in_the_background_goes_on_is_listed_and_can_be_ended() 
         assert!(done.contains("Ended 2 command"), "{done}");
         eventually("nothing is left", || background() == 0 && sleepers("4761") + sleepers("4762") == 0);
         eventually("no group is left", || commands().is_empty());
+        // and so it does while no daemon runs, also when the key is gone already
+        shell("qvm-remote-dom0 authorize work $(cat /root/work.key)");
+        shell("echo 'allow shell *' >/etc/qubes/remote.d/work.policy");
+        assert_eq!(leave(4765, ""), "left");
+        shell(&format!("systemctl stop {UNIT}; qvm-remote-dom0 revoke work"));
+        assert_eq!(sleepers("4765"), 1);
+        assert_eq!(
+            shell("qvm-remote-dom0 revoke --kill work"),
+            "VM 'work' has no key.\nNo daemon is running. Ended what 1 command(s) had left in the background."
+        );
+        assert_eq!(sleepers("4765"), 0);
+        shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));
         // the unit stays with what is in it, without the service, until the time of that is over
         shell("qvm-remote-dom0 authorize work $(cat /root/work.key)");
         shell("echo 'allow shell * [timeout=20]' >/etc/qubes/remote.d/work.policy");

@@ -60,7 +60,14 @@ fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
     world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");
     // the last key: nobody is served, nothing is open
+    let mut running = world.remote_start("dev", &["echo up; sleep 4742"]);
+    running.wait_for("up\n");
     world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
+    // what still runs ends although the key is gone already
+    world
+        .dom0("qvm-remote-dom0 revoke --kill dev")
+        .expect(0, "VM 'dev' has no key.\nEnded 1 command(s), those that waited included.\n");
+    assert_eq!(running.end().code, 130);
     world.remote("dev", &["true"]).expect(126, "").says("not authorized");
 }
 

@@ -22,7 +22,7 @@ use crate::{
     remote::{
         audit,
         config::Paths,
-        dom0::question,
+        dom0::{end_without_daemon, question},
         files,
         keys::Store,
         policy::{EVERYTHING, NOTHING, Policy},
@@ -53,7 +53,7 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
         Dom0Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
         Dom0Command::Keys => keys(&store),
         #[cfg(feature = "v1")]
-        Dom0Command::V1 { vm, state } => super::v1::set(&store, &vm, state == "on"),
+        Dom0Command::V1 { vm, state } => super::v1::set(paths, &store, &vm, state == "on"),
         Dom0Command::Enable => enable(),
         Dom0Command::Disable => {
             systemctl(&["disable", "qvm-remote-dom0"])?;
@@ -78,7 +78,7 @@ fn read_policy(path: &Path) -> Result<String, Fatal> {
     match Policy::parse(&text) {
         Ok(_) => Ok(text),
         Err(faults) => {
-            let faults: Vec<_> = faults.iter().map(|f| format!("{}:{f}", path.display())).collect();
+            let faults: Vec<_> = faults.iter().map(|f| escape(format!("{}:{f}", path.display()).as_bytes())).collect();
             Err(Fatal::new(Code::Config, faults.join("\n")))
         }
     }
@@ -116,7 +116,7 @@ fn authorize(
     let text = fs::read_to_string(&policy_path).unwrap_or_default();
     println!("\nWhat it may do ({}):", policy_path.display());
     for line in text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')) {
-        println!("  {line}");
+        println!("  {}", escape(line.as_bytes()));
     }
     if text.contains("allow shell *") {
         println!("\n{}", text::WARNING.trim_end());
@@ -134,11 +134,16 @@ fn network(vm: &str) -> Option<String> {
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
 }
 
-fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
-    // what root does here works whether or not it can be written down
+/// Writes an entry. What root does here works whether or not it can be written down.
+fn append(paths: &Paths, category: &str, text: &str) {
     if let Err(e) = audit::append(&paths.log, category, text) {
         eprintln!("WARNING: {}: {e}: this is not in dom0's log: {category} {text}", paths.log.display());
     }
+}
+
+/// Writes an entry about the key or the policy of a qube, and tells the journal.
+pub(super) fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
+    append(paths, category, text);
     let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
     event.qube = Some(vm.into());
     crate::log::tell_journal(PROGRAM, &event);
@@ -146,21 +151,37 @@ fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
     let removed = store.remove(vm).map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
-    if !removed {
+    if removed {
+        record(paths, vm, "REVOKE", &format!("vm={vm} kill={kill}"));
+        println!("Revoked VM '{vm}'.");
+    } else if !kill {
         return Err(fail(format!("VM '{vm}' has no key")));
+    } else {
+        println!("VM '{vm}' has no key.");
     }
-    record(paths, vm, "REVOKE", &format!("vm={vm} kill={kill}"));
-    println!("Revoked VM '{vm}'.");
     if kill {
-        match question::kill(&paths.run, vm) {
-            Ok(count) => println!("Ended {count} command(s), those that waited included."),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                println!("No daemon is running.");
-            }
-            Err(e) => return Err(fail(format!("its running commands could not be ended: {e}"))),
-        }
+        end_commands(paths, vm)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends every command of a qube, by the daemon; where no daemon runs, what commands have left in the background.
+fn end_commands(paths: &Paths, vm: &str) -> Result<(), Fatal> {
+    match question::kill(&paths.run, vm) {
+        Ok(count) => println!("Ended {count} command(s), those that waited included."),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            let count = end_without_daemon(vm).map_err(|e| {
+                fail(format!("no daemon is running, and what {vm} has left in the background could not be ended: {e}"))
+            })?;
+            println!("No daemon is running. Ended what {count} command(s) had left in the background.");
+            if count > 0 {
+                let text = format!("vm={vm} what {count} command(s) had left in the background, while no daemon ran");
+                append(paths, "CANCEL", &text);
+            }
+        }
+        Err(e) => return Err(fail(format!("its running commands could not be ended: {e}"))),
+    }
+    Ok(())
 }
 
 fn keys(store: &Store) -> Result<ExitCode, Fatal> {

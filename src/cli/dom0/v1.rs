@@ -2,11 +2,18 @@
 
 use std::{fs, process::ExitCode};
 
-use super::failure::{fail, write};
-use crate::{log::escape, remote::keys::Store, report::Fatal};
+use super::{
+    failure::{fail, write},
+    manage::record,
+};
+use crate::{
+    log::escape,
+    remote::{config::Paths, keys::Store},
+    report::Fatal,
+};
 
 /// Writes the setting into the policy of the qube.
-pub(super) fn set(store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn set(paths: &Paths, store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> {
     let path = store.path(vm, "policy").map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     let text = fs::read_to_string(&path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
     let setting = |line: &str| line.split_once('=').is_some_and(|(key, _)| key.trim() == "v1");
@@ -15,6 +22,7 @@ pub(super) fn set(store: &Store, vm: &str, on: bool) -> Result<ExitCode, Fatal> 
         text.push_str("v1 = yes\n");
     }
     write(&path, &text)?;
+    record(paths, vm, "V1", &format!("vm={vm} {}", if on { "on" } else { "off" }));
     if on {
         println!("Tokens of protocol v1 are taken from '{vm}': they cover an id and no command, so whoever can write");
         println!("into its queue can have any command run. To end this: qvm-remote-dom0 v1 {vm} off");

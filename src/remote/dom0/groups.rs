@@ -13,7 +13,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
@@ -23,11 +23,17 @@ use nix::{
 
 use crate::{
     proto::remote::{valid_id, valid_vm},
+    sys::proc,
     systemd::unit,
 };
 
 /// The unit that holds the commands.
 pub(super) const UNIT: &str = "qvm-remote-dom0-commands.service";
+
+/// Groups in groups that a command has made are removed as deep as this; the path of a deeper one is no path (PATH_MAX).
+const DEPTH: usize = 2048;
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(2);
 
 /// The groups below which the commands of all qubes live.
 #[derive(Clone, Debug)]
@@ -62,6 +68,27 @@ impl CommandGroups {
     /// Of the unit's own process.
     pub(super) fn of_keeper() -> Option<Self> {
         unit::delegated_group().map(|own| Self { unit: own.clone(), own })
+    }
+
+    /// Of the unit for commands, for a process that is in neither unit; `None` where that unit does not run.
+    fn of_nobody() -> Option<Self> {
+        let unit = proc::unified_hierarchy()?.join("system.slice").join(UNIT);
+        unit.is_dir().then(|| Self { unit: unit.clone(), own: unit })
+    }
+
+    /// Ends everything of a qube; how many commands had a process left.
+    fn end(&self, vm: &str) -> io::Result<usize> {
+        let of_qube = self.all().into_iter().filter(|(qube, ..)| qube == vm).map(|(_, _, group)| group);
+        let groups: Vec<CommandGroup> = of_qube.filter(CommandGroup::populated).collect();
+        groups.iter().for_each(CommandGroup::kill);
+        let until = Instant::now() + GONE;
+        while groups.iter().any(CommandGroup::populated) {
+            if Instant::now() > until {
+                return Err(io::Error::other("its processes do not end"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(groups.len())
     }
 
     /// Makes the group of a command.
@@ -107,7 +134,7 @@ impl CommandGroups {
         self.all().into_iter().filter_map(left).collect()
     }
 
-    /// CommandGroups whose commands have not ended: a daemon runs them, or has crashed.
+    /// The groups of commands that have not ended: a daemon runs them, or has crashed.
     pub(super) fn unfinished(&self) -> Vec<CommandGroup> {
         let groups = self.all().into_iter().map(|(_, _, group)| group);
         groups.filter(|group| !group.remove() && group.mark().is_none()).collect()
@@ -117,6 +144,14 @@ impl CommandGroups {
     pub(super) fn last_number(&self) -> u64 {
         self.all().iter().map(|(_, number, _)| *number).max().unwrap_or(0)
     }
+}
+
+/// Ends what the commands of a qube have left in the background, where no daemon answers; how many commands had left any.
+///
+/// # Errors
+/// When processes are left.
+pub fn end_without_daemon(vm: &str) -> io::Result<usize> {
+    CommandGroups::of_nobody().map_or(Ok(0), |groups| groups.end(vm))
 }
 
 impl CommandGroup {
@@ -169,9 +204,7 @@ impl CommandGroup {
         if self.populated() {
             return false;
         }
-        for name in names(&self.0) {
-            let _ = fs::remove_dir(self.0.join(name));
-        }
+        remove_below(&self.0, DEPTH);
         match fs::remove_dir(&self.0) {
             Ok(()) => {
                 // the qube's own, when this was the last one
@@ -179,6 +212,16 @@ impl CommandGroup {
                 true
             }
             Err(e) => e.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
+/// Removes the groups in one, the deepest first. No process is in them.
+fn remove_below(dir: &Path, depth: usize) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path(), depth - 1);
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }
@@ -192,6 +235,8 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
     use super::*;
 
     /// A directory plays the hierarchy: what matters here is who is told from whom.
@@ -220,6 +265,17 @@ mod tests {
             group: group.clone(),
         };
         assert_eq!(found, [of("20251120-1-2", None, &left), of("b", Some(until), &timed)]);
+    }
+
+    #[test]
+    fn groups_that_a_command_made_within_its_own_are_removed_with_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let groups = CommandGroups { unit: dir.path().to_owned(), own: dir.path().to_owned() };
+        let group = groups.make("work", 1).expect("made");
+        fs::create_dir_all(group.path().join("a/b/c")).expect("made");
+        fs::create_dir_all(group.path().join(OsStr::from_bytes(b"no text \xff")).join("d")).expect("made");
+        assert!(group.remove() && !group.path().exists());
+        assert_eq!(groups.unfinished(), []);
     }
 
     #[test]

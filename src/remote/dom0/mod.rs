@@ -46,6 +46,7 @@ mod transfer;
 #[cfg(feature = "v1")]
 mod v1;
 
+pub use groups::end_without_daemon;
 pub use keep::keep;
 pub use run::run;
 pub use state::{DaemonOptions, StartError};
