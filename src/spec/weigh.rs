@@ -223,7 +223,14 @@ impl ConfigEntry {
         }
         kinds.dedup();
         for kind in kinds {
-            for fault in mean(keys, ListenSide::Inherited(kind), defaults).err().into_iter().flatten() {
+            let faults = match mean(keys, ListenSide::Inherited(kind), defaults) {
+                Ok(forward) => {
+                    let why = no_namespaces.filter(|_| forward.enters_namespaces());
+                    why.map(|why| SpecFault::at(&self.keys.whole, why)).into_iter().collect()
+                }
+                Err(faults) => faults.into_iter().collect::<Vec<_>>(),
+            };
+            for fault in faults {
                 if !self.refused.contains(&fault) {
                     self.refused.push(fault);
                 }

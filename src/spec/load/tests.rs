@@ -291,6 +291,18 @@ fn every_name_resolves_to_the_same_by_the_plan_and_by_a_socket() {
     assert!(why.starts_with("m:9:1: unknown key"), "{why}");
 }
 
+#[test]
+fn a_forward_into_a_namespace_behind_a_socket_is_refused_where_none_may_be_entered() {
+    let text = "[[forward]]\nlabel = \"n\"\ntarget = \"127.0.0.1:1\"\nnamespace = \"blue\"\n";
+    let passed = [("n".to_owned(), SocketKind::Tcp)];
+    for sockets in [&passed[..], &[]] {
+        let beside = Beside { sockets, no_namespaces: Some("may not enter") };
+        let loaded = load(&files(&format!("{text}{A}"), &[]), &LastTexts::default(), &beside, 7);
+        assert_eq!((served(&loaded), loaded.faults.len()), (vec!["a".to_owned()], 1), "{:?}", loaded.faults);
+        assert!(loaded.faults[0].to_string().contains("m:1:1: may not enter"), "{}", loaded.faults[0]);
+    }
+}
+
 /// A file of some forwards, often with a fault.
 fn file() -> impl Strategy<Value = String> {
     let forward = (0..4usize, 0..6usize).prop_map(|(n, port)| {
