@@ -8,10 +8,14 @@ use std::{
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use crate::{
     dial::netns,
+    log::{Kind, escape, say},
     report::{Code, Fatal},
     service::ReadTexts,
     spec::{Beside, Config, Faults, LastTexts, Loaded, Plan, Text, Texts, load, load_knowing},
@@ -22,6 +26,9 @@ use crate::{
 const LIMIT: u64 = 1 << 20;
 /// More drop-in files are a mistake, and more bytes in all of them.
 const DROP_INS: (usize, usize) = (1000, 16 << 20);
+
+/// How long a named pipe or a terminal may take at a first start.
+const PIPE: Duration = Duration::from_secs(60);
 
 /// Where a program's configuration comes from.
 #[derive(Clone, Debug)]
@@ -51,14 +58,19 @@ impl Sources {
 
     /// Reads everything; what cannot be read says why.
     pub(super) fn texts(&self) -> Texts {
+        self.texts_with(|path| read_within(path, PIPE))
+    }
+
+    /// Reads everything, a named file with `read_named`.
+    fn texts_with(&self, read_named: fn(&Path) -> io::Result<String>) -> Texts {
         let forwards = self.forwards.clone();
         if let Some(file) = &self.file {
-            let main = Some(text(file, read_any(file)));
+            let main = Some(text(file, read_named(file)));
             return Texts { main, drop_ins: Vec::new(), forwards };
         }
         for place in &self.places {
             let main = match read_regular(place) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) if is_absent(place, &e) => None,
                 read => Some(text(place, read)),
             };
             let drop_ins = drop_ins(place);
@@ -82,9 +94,22 @@ impl Sources {
         self.load(&Beside::NOTHING).strict()
     }
 
-    /// A function that reads everything each time it is called.
+    /// A function that reads everything each time it is called, and never waits: it reads regular files alone.
     pub(super) fn reader(self) -> ReadTexts {
-        Box::new(move || self.texts())
+        Box::new(move || {
+            self.warn_of_writable();
+            self.texts_with(read_regular)
+        })
+    }
+
+    /// Warns in the journal of a main file that every user can write: whoever writes it decides where connections go.
+    pub(super) fn warn_of_writable(&self) {
+        let named = self.file.iter().chain(self.places.iter().filter(|_| self.file.is_none()));
+        for file in named {
+            if let Some(text) = writable(file) {
+                say(Kind::ControlTrouble, text);
+            }
+        }
     }
 }
 
@@ -127,7 +152,7 @@ fn drop_ins(place: &Path) -> Option<Vec<Text>> {
     let dir = PathBuf::from(dir);
     let names = match drop_in_names(&dir) {
         Ok(names) => names,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) if is_absent(&dir, &e) => return None,
         Err(e) => return Some(vec![text(&dir, Err(e))]),
     };
     let read = |name: OsString| {
@@ -184,9 +209,33 @@ fn read_regular(path: &Path) -> io::Result<String> {
     read_text(open_regular(path)?)
 }
 
-/// Reads a file that somebody named: a pipe is as good.
-fn read_any(path: &Path) -> io::Result<String> {
-    read_text(File::open(path)?)
+/// Whether `error` says that nothing is at `path`. A link that leads nowhere is there, and cannot be read.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
+}
+
+/// What is to be said of a regular file that every user can write.
+fn writable(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok().filter(|file| file.is_file() && file.mode() & 0o002 != 0)?;
+    let mode = metadata.mode() & 0o7777;
+    let path = path.to_string_lossy();
+    let path = escape(path.as_bytes());
+    Some(format!(
+        "{path}: every user can write this file (mode {mode:04o}) and decide where connections go; run: chmod o-w {path}"
+    ))
+}
+
+/// Reads a file that somebody named. A pipe is as good, if its text comes within `limit`.
+fn read_within(path: &Path, limit: Duration) -> io::Result<String> {
+    if fs::metadata(path)?.is_file() {
+        return read_text(File::open(path)?);
+    }
+    let (sender, receiver) = mpsc::channel();
+    let path = path.to_owned();
+    // Nothing ends an open(2) that waits for a writer: after the limit, the thread stays behind.
+    thread::spawn(move || sender.send(File::open(path).and_then(read_text)));
+    let late = || format!("it is not a regular file, and its end did not come within {} s", limit.as_secs());
+    receiver.recv_timeout(limit).unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late())))
 }
 
 /// Opens a file, and nothing that a reader would wait for.
@@ -240,6 +289,42 @@ mod tests {
         let named = Sources { file: Some(etc), ..both };
         assert_eq!(named.texts().drop_ins, Vec::new(), "a named file stands alone");
         assert!(named.texts().main.is_some_and(|main| main.text.is_err()), "it is not there");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_a_file_that_cannot_be_read() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("m.toml");
+        symlink("nowhere", &main).unwrap();
+        let texts = sources(&[&main]).texts();
+        assert!(texts.main.is_some_and(|main| main.text.is_err_and(|why| why.contains("No such file"))));
+        fs::remove_file(&main).unwrap();
+        symlink("nowhere", root.path().join("m.toml.d")).unwrap();
+        let [(name, Err(_))] = &drop_ins(&sources(&[&main]).texts())[..] else { panic!("the directory alone") };
+        assert_eq!(name, "m.toml.d");
+    }
+
+    #[test]
+    fn a_pipe_is_read_at_a_first_start_within_a_limit_and_never_at_a_reload() {
+        let root = tempfile::tempdir().unwrap();
+        let pipe = root.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+        let why = read_within(&pipe, Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(why.contains("not a regular file"), "{why}");
+        let named = Sources { file: Some(pipe.clone()), ..sources(&[]) };
+        let again = named.clone().reader();
+        assert!(again().main.is_some_and(|main| main.text.is_err_and(|why| why.contains("not a regular file"))));
+    }
+
+    #[test]
+    fn a_main_file_that_every_user_can_write_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("m.toml");
+        fs::write(&main, "").unwrap();
+        fs::set_permissions(&main, fs::Permissions::from_mode(0o664)).unwrap();
+        assert_eq!(writable(&main), None);
+        fs::set_permissions(&main, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(writable(&main).is_some_and(|text| text.contains("mode 0666") && text.contains("chmod o-w")));
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let guard = log::start(options.program, log_level(level)).map_err(failed)?;
+    options.sources.warn_of_writable();
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;

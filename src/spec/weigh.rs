@@ -55,6 +55,8 @@ pub(super) struct FoundFault {
     pub(super) scope: FaultScope,
     /// Two files contradict each other: each is good by itself.
     pub(super) between_files: bool,
+    /// The index of the file that has what both claim, where it is in a file.
+    pub(super) other_file: Option<usize>,
     pub(super) fault: SpecFault,
 }
 
@@ -111,18 +113,18 @@ pub(super) fn weigh(
         }
     }
     let known: Vec<usize> = config.entries.iter().map(|entry| entry.refused.len()).collect();
-    refuse_second(config.entries.iter_mut().filter(|entry| !entry.file_refused));
+    let mut others = refuse_second(config.entries.iter_mut().filter(|entry| !entry.file_refused)).into_iter();
     for (entry, known) in config.entries.iter().zip(known) {
-        let found = |between_files| {
-            move |fault: &SpecFault| {
-                let file = entry.file.filter(|_| matches!(fault.origin(), Origin::File(_)));
-                FoundFault { file, scope: FaultScope::Forward, between_files, fault: fault.clone() }
-            }
+        let found = |fault: &SpecFault| {
+            let file = entry.file.filter(|_| matches!(fault.origin(), Origin::File(_)));
+            let fault = fault.clone();
+            FoundFault { file, scope: FaultScope::Forward, between_files: false, other_file: None, fault }
         };
         // Those of files have been told.
         let arguments = |fault: &&SpecFault| entry.file.is_none() || !matches!(fault.origin(), Origin::File(_));
-        faults.extend(entry.refused[..known].iter().filter(arguments).map(found(false)));
-        faults.extend(entry.refused[known..].iter().map(found(true)));
+        faults.extend(entry.refused[..known].iter().filter(arguments).map(found));
+        let between = |fault| FoundFault { between_files: true, other_file: others.next().flatten(), ..found(fault) };
+        faults.extend(entry.refused[known..].iter().map(between));
     }
     Weighed { config, faults }
 }
@@ -133,8 +135,10 @@ fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<FoundFault> 
     let entries = || config.entries.iter().filter(|entry| entry.file == Some(index));
     let own: Vec<SpecFault> = entries().flat_map(|entry| entry.refused.iter().filter(of_file)).cloned().collect();
     let whole = !file.faults.is_empty() || (file.drop_in && !own.is_empty());
-    let found =
-        |scope, fault: &SpecFault| FoundFault { file: Some(index), scope, between_files: false, fault: fault.clone() };
+    let found = |scope, fault: &SpecFault| {
+        let fault = fault.clone();
+        FoundFault { file: Some(index), scope, between_files: false, other_file: None, fault }
+    };
     let scope = if file.drop_in { FaultScope::DropIn } else { FaultScope::File };
     let inside = if file.drop_in { FaultScope::DropIn } else { FaultScope::Forward };
     let mut faults: Vec<FoundFault> = file.faults.iter().map(|fault| found(scope, fault)).collect();
@@ -219,7 +223,14 @@ impl ConfigEntry {
         }
         kinds.dedup();
         for kind in kinds {
-            for fault in mean(keys, ListenSide::Inherited(kind), defaults).err().into_iter().flatten() {
+            let faults = match mean(keys, ListenSide::Inherited(kind), defaults) {
+                Ok(forward) => {
+                    let why = no_namespaces.filter(|_| forward.enters_namespaces());
+                    why.map(|why| SpecFault::at(&self.keys.whole, why)).into_iter().collect()
+                }
+                Err(faults) => faults.into_iter().collect::<Vec<_>>(),
+            };
+            for fault in faults {
                 if !self.refused.contains(&fault) {
                     self.refused.push(fault);
                 }
@@ -229,23 +240,27 @@ impl ConfigEntry {
     }
 }
 
-/// Refuses what only one forward can have to all but the first.
-fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) {
+/// Refuses what only one forward can have to all but the first. For each fault, the file of that first one.
+fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) -> Vec<Option<usize>> {
     let mut claims = Claims::default();
+    let mut others = Vec::new();
     for entry in entries {
         let mut faults = Vec::new();
         if let Some(label) = &entry.keys.label {
-            faults.extend(claims.claim(Claim::Label(label.value().clone()), label.place()));
+            faults.extend(claims.claim(Claim::Label(label.value().clone()), label.place(), entry.file));
         }
         if let Some(forward) = &entry.forward {
-            faults.extend(claims.sockets(&entry.keys, forward));
+            faults.extend(claims.sockets(&entry.keys, forward, entry.file));
         }
         // The second of a file is told once, and not again over all files.
-        faults.retain(|fault| !entry.refused.contains(fault));
+        faults.retain(|(fault, _)| !entry.refused.contains(fault));
         if !faults.is_empty() {
+            let (faults, of): (Vec<SpecFault>, Vec<Option<usize>>) = faults.into_iter().unzip();
             entry.refuse(faults);
+            others.extend(of);
         }
     }
+    others
 }
 
 /// The kind of socket that a forward without a listening side can only be waiting for.
@@ -269,22 +284,24 @@ enum Claim {
 }
 
 #[derive(Default)]
-struct Claims(HashMap<Claim, Place>);
+struct Claims(HashMap<Claim, (Place, Option<usize>)>);
 
 impl Claims {
-    fn claim(&mut self, claim: Claim, place: &Place) -> Option<SpecFault> {
+    /// Claims it for a forward of file `file`; the fault where another forward has it, and the file of that one.
+    fn claim(&mut self, claim: Claim, place: &Place, file: Option<usize>) -> Option<(SpecFault, Option<usize>)> {
         let what = match &claim {
             Claim::Label(label) => format!("the label \"{label}\" is given to two forwards"),
             Claim::Tcp(addr, _) => format!("two forwards listen on {addr}"),
             Claim::Udp(addr, _) => format!("two forwards receive on {addr}"),
             Claim::Unix(addr) => format!("two forwards serve {addr}"),
         };
-        let first = self.0.get(&claim).map(Place::brief);
-        self.0.entry(claim).or_insert_with(|| place.clone());
-        Some(SpecFault::at(place, what).hint(format!("the other is {}", first?)))
+        let first = self.0.get(&claim).map(|(place, file)| (place.brief(), *file));
+        self.0.entry(claim).or_insert_with(|| (place.clone(), file));
+        let (first, other) = first?;
+        Some((SpecFault::at(place, what).hint(format!("the other is {first}")), other))
     }
 
-    fn sockets(&mut self, entry: &Keys, forward: &Forward) -> Vec<SpecFault> {
+    fn sockets(&mut self, entry: &Keys, forward: &Forward, file: Option<usize>) -> Vec<(SpecFault, Option<usize>)> {
         let mut faults = Vec::new();
         for leg in forward.legs.iter() {
             let (claim, key) = match &leg.listen {
@@ -295,7 +312,7 @@ impl Claims {
                 Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), KeyName::UdpListen),
                 Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
-            faults.extend(entry.given(key).and_then(|place| self.claim(claim, place)));
+            faults.extend(entry.given(key).and_then(|place| self.claim(claim, place, file)));
         }
         faults
     }

@@ -118,7 +118,11 @@ const MISTAKES: &[Mistake] = &[
     row("a path for two", (At::Main, SSH, "label = \"ssh\"\n[[forward]]\nuds = \"/DIR/one.sock\"\n"),
         (":12:1", "two forwards serve"), (3, 4, 78)),
     row("a label that another file has", (At::DropIn, TWO, "label = \"ssh\"\n"),
-        (".d/50.toml:2:9", "given to two forwards"), (3, 3, 78)),
+        (".d/50.toml:2:9", "given to two forwards"), (3, 4, 78)),
+    row("the label of a drop-in file", (At::Main, "label = \"one\"", "label = \"two\""),
+        (".d/50.toml:2:9", "given to two forwards"), (3, 4, 78)),
+    row("the path of a drop-in file", (At::Main, ONE, "uds = \"/DIR/two.sock\"\n"),
+        (".d/50.toml:3:1", "two forwards serve"), (3, 4, 78)),
     row("a path that another file has", (At::Another, TWO, "label = \"three\"\n"),
         (".d/60.toml:3:1", "two forwards serve"), (4, 4, 78)),
     // outside of all forwards: a first start serves the other files, and sockets that need none

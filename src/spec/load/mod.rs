@@ -10,7 +10,11 @@
 //! | none | in force | in force |
 //! | inside one `[[forward]]` | in force without that forward | the whole file is refused |
 //! | syntax, an unknown table, `[defaults]`, the file cannot be read | the whole file is refused | the whole file is refused |
-//! | what another file has already: a label, an address | in force without that forward | in force without that forward |
+//! | what another file has already: a label, an address | in force without the later forward | in force without the later forward |
+//!
+//! What two files claim goes to the first forward only where neither file has another last good text that ends the
+//! contradiction: at a first start, say. Otherwise that text stays in force, so what an unchanged file serves is served
+//! on. Where either file could give way, the one with the later forward does.
 //!
 //! A text that is in force with a refused forward is no good text, but the last one there is: a later faulty text
 //! replaces it only where that takes no forward away.
@@ -194,6 +198,7 @@ pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u
     }
     loading.keep_where_faulty(main); // first: its defaults hold for the drop-ins
     loading.keep_where_faulty(drop_ins);
+    loading.keep_where_contradicting(last);
     of_main_in_force.into_iter().for_each(|old| loading.keep_for_drop_ins(old, last));
     loading.keep_for_sockets(texts, last);
     loading.end()
@@ -251,6 +256,33 @@ impl Loading<'_> {
         }
         let now = served(&self.weighed.config, index);
         served(&weighed.config, index).iter().any(|forward| !now.contains(forward))
+    }
+
+    /// Keeps the last good text of a file that claims what another file has: of the one whose last text ends the
+    /// contradiction, and of the one with the later forward where either does.
+    fn keep_where_contradicting(&mut self, last: &LastTexts) {
+        let between: Vec<FoundFault> =
+            self.weighed.faults.iter().filter(|found| found.between_files).cloned().collect();
+        for found in between {
+            for index in [found.file, found.other_file].into_iter().flatten() {
+                let there = |weighed: &Weighed| weighed.faults.iter().any(|other| other.fault == found.fault);
+                let file = &self.files[index];
+                let mut old = last.main.iter().filter(|_| !file.read.drop_in).chain(&last.drop_ins);
+                let Some(old) = old.find(|old| old.name == file.name && old.good) else { continue };
+                let same = file.last.as_ref().is_some_and(|last| last.text == old.text);
+                if file.kept || same || !there(&self.weighed) {
+                    continue;
+                }
+                let mut files = self.files.clone();
+                files[index] = FileCandidate::kept(old, file.read.drop_in);
+                let weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
+                // No new fault in exchange.
+                if !there(&weighed) && weighed.faults.len() < self.weighed.faults.len() {
+                    self.faults.push(ConfigFault { effect: FaultEffect::Kept, ..(&found).into() });
+                    (self.files, self.weighed) = (files, weighed);
+                }
+            }
+        }
     }
 
     /// Keeps the last text of the main file, where the present one is good and makes an unchanged drop-in file faulty: by
@@ -357,8 +389,7 @@ impl From<&FoundFault> for ConfigFault {
             FaultScope::DropIn => FaultEffect::DropInRefused,
             FaultScope::File => FaultEffect::FileRefused,
         };
-        let alone = found.file.is_some() && !found.between_files;
-        let at_reload = if alone { FaultEffect::Kept } else { at_start };
+        let at_reload = if found.file.is_some() { FaultEffect::Kept } else { at_start };
         Self { fault: found.fault.clone(), effect: at_start, at_start, at_reload }
     }
 }

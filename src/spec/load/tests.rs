@@ -93,21 +93,47 @@ fn defaults_of_the_main_file_hold_for_drop_ins() {
 }
 
 #[test]
-fn what_two_files_claim_goes_to_the_first_in_byte_order_also_at_a_reload() {
-    let twice = files(A, &[("B.toml", B), ("a.toml", &format!("{A}{C}")), ("b.toml", B)]);
-    for loaded in [first(&twice), then(&twice, &first(&files("", &[("a.toml", A)])))] {
-        assert_eq!(served(&loaded), ["a", "b", "c"]);
-        let of_two = |fault: &ConfigFault| {
-            (fault.effect, fault.at_reload) == (FaultEffect::ForwardRefused, FaultEffect::ForwardRefused)
-        };
-        assert!(loaded.faults.iter().all(of_two), "{:?}", loaded.faults);
-        let text = loaded.faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        assert!(text.contains("m.d/a.toml:2:9: the label \"a\" is given to two forwards (the other is m:2)"), "{text}");
-        assert!(
-            text.contains("m.d/b.toml:2:9: the label \"b\" is given to two forwards (the other is m.d/B.toml:2)"),
-            "{text}"
-        );
+fn what_two_files_claim_goes_at_a_first_start_to_the_first_in_byte_order() {
+    let loaded = first(&files(A, &[("B.toml", B), ("a.toml", &format!("{A}{C}")), ("b.toml", B)]));
+    assert_eq!(served(&loaded), ["a", "b", "c"]);
+    assert!(loaded.faults.iter().all(|fault| fault.effect == FaultEffect::ForwardRefused), "{:?}", loaded.faults);
+    let text = loaded.faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(text.contains("m.d/a.toml:2:9: the label \"a\" is given to two forwards (the other is m:2)"), "{text}");
+    assert!(
+        text.contains("m.d/b.toml:2:9: the label \"b\" is given to two forwards (the other is m.d/B.toml:2)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_reload_leaves_what_two_files_claim_to_the_one_that_served_it() {
+    let address_of_b = C.replace("127.0.0.1:3", "127.0.0.1:2");
+    for claims in [B.to_owned(), C.replace("\"c\"", "\"b\""), address_of_b] {
+        let [a, more] = [A.to_owned(), format!("{A}{claims}")];
+        // The file that changed keeps its last text, be it the earlier one or the later one.
+        let good = first(&files(&a, &[("b.toml", B)]));
+        let kept = then(&files(&more, &[("b.toml", B)]), &good);
+        assert_eq!((served(&kept), &kept.texts), (vec!["a".to_owned(), "b".to_owned()], &good.texts), "{claims}");
+        let effects = |fault: &ConfigFault| (fault.effect, fault.at_start, fault.at_reload);
+        let expected = (FaultEffect::Kept, FaultEffect::ForwardRefused, FaultEffect::Kept);
+        assert!(!kept.faults.is_empty() && kept.faults.iter().all(|fault| effects(fault) == expected), "{kept:?}");
+        let good = first(&files(B, &[("a.toml", &a)]));
+        let kept = then(&files(B, &[("a.toml", &more)]), &good);
+        assert_eq!((served(&kept), &kept.texts), (vec!["b".to_owned(), "a".to_owned()], &good.texts), "{claims}");
+        // The other file may have changed otherwise.
+        let other = format!("{B}{}", C.replace("\"c\"", "\"d\"").replace(":3", ":4"));
+        let kept = then(&files(&more, &[("b.toml", &other)]), &first(&files(&a, &[("b.toml", B)])));
+        assert_eq!(served(&kept), ["a", "b", "d"], "{claims}");
     }
+    // Neither had it: the later one gives way. A file that is new has no other text.
+    let [more_a, more_b] = [format!("{A}{C}"), format!("{B}{C}")];
+    let kept = then(&files(&more_a, &[("b.toml", &more_b)]), &first(&files(A, &[("b.toml", B)])));
+    assert_eq!(served(&kept), ["a", "c", "b"]);
+    let new = then(&files(A, &[("b.toml", &format!("{A}{B}"))]), &first(&files(A, &[])));
+    assert_eq!(
+        (served(&new), new.faults[0].effect),
+        (vec!["a".to_owned(), "b".to_owned()], FaultEffect::ForwardRefused)
+    );
 }
 
 #[test]
@@ -263,6 +289,18 @@ fn every_name_resolves_to_the_same_by_the_plan_and_by_a_socket() {
     let name: Name = fdname::parse("b").unwrap();
     let why = name.resolve(SocketKind::Tcp, &loaded.config).expect_err("refused").to_string();
     assert!(why.starts_with("m:9:1: unknown key"), "{why}");
+}
+
+#[test]
+fn a_forward_into_a_namespace_behind_a_socket_is_refused_where_none_may_be_entered() {
+    let text = "[[forward]]\nlabel = \"n\"\ntarget = \"127.0.0.1:1\"\nnamespace = \"blue\"\n";
+    let passed = [("n".to_owned(), SocketKind::Tcp)];
+    for sockets in [&passed[..], &[]] {
+        let beside = Beside { sockets, no_namespaces: Some("may not enter") };
+        let loaded = load(&files(&format!("{text}{A}"), &[]), &LastTexts::default(), &beside, 7);
+        assert_eq!((served(&loaded), loaded.faults.len()), (vec!["a".to_owned()], 1), "{:?}", loaded.faults);
+        assert!(loaded.faults[0].to_string().contains("m:1:1: may not enter"), "{}", loaded.faults[0]);
+    }
 }
 
 /// A file of some forwards, often with a fault.
