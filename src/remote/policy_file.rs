@@ -41,6 +41,18 @@ impl fmt::Display for PolicyFileError {
     }
 }
 
+impl PolicyFileError {
+    /// The error with the first of its faults alone, for one line of a log.
+    pub(super) fn first(&self) -> String {
+        match self {
+            Self::Faults(path, faults) => {
+                faults.first().map_or_else(|| self.to_string(), |fault| format!("{}:{fault}", path.display()))
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 /// Reads a policy.
 ///
 /// # Errors

@@ -19,7 +19,8 @@ fn a_policy_decides_and_a_semicolon_leads_nowhere() {
     world.remote("work", &["--argv", "/home/user/qvm-ls"]).expect(126, "");
     world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
     world.policy("work", "allow qvm-ls *\nnonsense\n");
-    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("work.policy:2: neither a rule");
+    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("the policy of this qube has a fault");
+    assert!(world.log().contains("work.policy:2: neither a rule"), "{}", world.log());
     world.dom0("rm /etc/qubes/remote.d/work.policy").expect(0, "");
     world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("is missing, so nothing is allowed");
     assert!(world.log().contains("DENY vm=work"));

@@ -21,7 +21,7 @@ use crate::{
     proto::mac::{Key, hex},
     remote::{
         audit,
-        config::Paths,
+        config::{Paths, RemoteConfig},
         dom0::{end_without_daemon, question},
         files,
         keys::Store,
@@ -136,7 +136,8 @@ fn network(vm: &str) -> Option<String> {
 
 /// Writes an entry. What root does here works whether or not it can be written down.
 fn append(paths: &Paths, category: &str, text: &str) {
-    if let Err(e) = audit::append(&paths.log, category, text) {
+    let limit = RemoteConfig::load(&paths.conf).ok().map(|config| config.log_size);
+    if let Err(e) = audit::append(&paths.log, limit, category, text) {
         eprintln!("WARNING: {}: {e}: this is not in dom0's log: {category} {text}", paths.log.display());
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     chain::ChainPoint,
+    logfile::LONGEST,
     quota::{Quotas, Use},
     writer::{LogFailure, Writer},
 };
@@ -21,6 +22,8 @@ use crate::{remote::clock::now, sys::lock};
 const PERIOD: Duration = Duration::from_secs(10);
 /// Bytes of an entry besides its text: time, category, qube, id, head, number.
 const AROUND: u64 = 320;
+/// Bytes of an entry without its head and number, at most.
+const MOST: usize = (LONGEST - AROUND) as usize;
 
 /// Who caused a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,9 +68,10 @@ impl Audit {
         Self { writer, quotas: Quotas::default(), refused: Mutex::default() }
     }
 
-    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it.
-    pub fn write(&self, category: &str, text: &str) {
-        self.put(category, text);
+    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait; the
+    /// log says how many were lost.
+    pub fn write(&self, category: &str, text: &str) -> bool {
+        self.put(category, text)
     }
 
     /// Writes one entry, and waits until it is on the disk: where the chain is behind it; `None` in a dry run.
@@ -76,7 +80,7 @@ impl Audit {
     /// Why it is not there.
     pub(crate) async fn record(&self, category: &str, text: &str) -> Result<Option<ChainPoint>, LogFailure> {
         match &self.writer {
-            Some(writer) => writer.record(format!("[{}] {category} {text}", now())).await.map(Some),
+            Some(writer) => writer.record(entry(category, text)).await.map(Some),
             None => Ok(None),
         }
     }
@@ -115,10 +119,10 @@ impl Audit {
         self.writer.as_ref().and_then(Writer::failure)
     }
 
-    /// So many older files are kept.
-    pub(crate) fn keep(&self, files: usize) {
+    /// So many older files are kept; `sure`: fewer than before, too.
+    pub(crate) fn keep(&self, files: usize, sure: bool) {
         if let Some(writer) = &self.writer {
-            writer.keep(files);
+            writer.keep(files, sure);
         }
     }
 
@@ -138,15 +142,29 @@ impl Audit {
     }
 
     fn put(&self, category: &str, text: &str) -> bool {
-        self.writer.as_ref().is_none_or(|writer| writer.write(format!("[{}] {category} {text}", now())))
+        self.writer.as_ref().is_none_or(|writer| writer.write(entry(category, text)))
     }
+}
+
+/// The text of an entry, cut where whoever reads the log would take no more.
+fn entry(category: &str, text: &str) -> String {
+    let mut entry = format!("[{}] {category} {text}", now());
+    if entry.len() > MOST {
+        let end = (0..=MOST).rev().find(|end| entry.is_char_boundary(*end)).unwrap_or(0);
+        entry.truncate(end);
+        entry += " (cut)";
+    }
+    entry
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{
+        super::logfile::{LogFile, all},
+        *,
+    };
 
     async fn text_of(audit: &Audit, path: &std::path::Path) -> String {
         audit.flush().await;
@@ -187,6 +205,53 @@ mod tests {
         assert!(audit.refused("work", EntryOrigin::Known, "DENY", "id=b"));
         let text = text_of(&audit, &path).await;
         assert!(text.contains("AUTH-FAIL vm=dev id=a") && text.contains("DENY vm=work id=b"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn an_entry_is_never_longer_than_what_is_read_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let audit = Audit::new(Some(path.clone()), 1 << 20);
+        audit.write("POLICY", &"ä".repeat(1 << 20));
+        audit.record("CMD", &"x".repeat(1 << 20)).await.expect("written");
+        let text = text_of(&audit, &path).await;
+        assert!(text.lines().count() == 2 && text.lines().all(|line| line.len() < 64 << 10 && line.contains("(cut)")));
+        assert_eq!(super::super::verify(&path, &Default::default()).expect("read").faults, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn entries_that_are_lost_are_counted_in_the_log() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let audit = Audit::new(Some(path.clone()), 1 << 30);
+        audit.stall(true);
+        let written = (0..20_000).filter(|n| audit.write("INFO", &format!("n={n}"))).count();
+        audit.stall(false);
+        let text = text_of(&audit, &path).await;
+        let lost = format!("INFO {} entries were lost", 20_000 - written);
+        assert!(written < 20_000 && text.matches(" entries were lost").count() == 1 && text.contains(&lost), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn the_first_entry_at_a_full_file_deletes_nothing_and_a_faulty_policy_neither() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        for n in 0..20 {
+            LogFile::new(&path, Some(100)).append(&[format!("[t] CMD id={n}")], false, || 99).expect("written");
+        }
+        let files = all(&path).len();
+        let audit = Audit::new(Some(path.clone()), 100);
+        audit.write("INFO", "start");
+        audit.flush().await;
+        assert_eq!(all(&path).len(), files + 1);
+        audit.keep(3, false);
+        audit.write("INFO", "a policy has a fault");
+        audit.flush().await;
+        assert_eq!(all(&path).len(), files + 2);
+        audit.keep(3, true);
+        audit.write("INFO", "all policies were read");
+        audit.flush().await;
+        assert_eq!(all(&path).len(), 4);
     }
 
     #[tokio::test]

@@ -22,13 +22,13 @@ use crate::{
 /// Reserved on the disk ahead of what is written, so that what began with room can be written to its end.
 const RESERVE: u64 = 1 << 20;
 /// Bytes of an entry at most; longer ones were not written by this program.
-const LONGEST: u64 = 64 << 10;
+pub(super) const LONGEST: u64 = 64 << 10;
 
 /// The file that is written now.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
-    /// Bytes at which it is rotated; `None`: never, by whoever is not the daemon.
+    /// Bytes at which it is rotated; `None`: never.
     limit: Option<u64>,
     open: Option<Open>,
 }
@@ -157,13 +157,14 @@ impl LogFile {
     }
 }
 
-/// Writes one entry from outside the daemon, on the disk.
+/// Writes one entry from outside the daemon, on the disk; behind a file of `limit` bytes in a new one. No older file is
+/// deleted: the daemon does that, which knows the quotas.
 ///
 /// # Errors
 /// What the file system says.
-pub(crate) fn append(path: &Path, category: &str, text: &str) -> io::Result<ChainPoint> {
+pub(crate) fn append(path: &Path, limit: Option<u64>, category: &str, text: &str) -> io::Result<ChainPoint> {
     let entry = format!("[{}] {category} {text}", clock::now());
-    let points = LogFile::new(path, None).append(&[entry], true, || 0)?;
+    let points = LogFile::new(path, limit).append(&[entry], true, || usize::MAX)?;
     points.first().copied().ok_or_else(|| ErrorKind::Other.into())
 }
 
@@ -174,21 +175,50 @@ pub(super) fn older(path: &Path, index: usize) -> PathBuf {
     name.into()
 }
 
-/// Every file of the log that is there, oldest first.
+/// Every file of the log that is there, oldest first; also those behind a number that is missing.
 pub(super) fn all(path: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<_> = (1..).map(|index| older(path, index)).take_while(|file| file.exists()).collect();
-    all.reverse();
-    if path.exists() {
-        all.push(path.to_owned());
-    }
+    let name = path.file_name().map(|name| format!("{}.", name.to_string_lossy())).unwrap_or_default();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(&name)?.parse::<usize>().ok();
+    let entries = path.parent().and_then(|dir| fs::read_dir(dir).ok());
+    let mut numbers: Vec<_> = entries.into_iter().flatten().flatten().filter_map(number).collect();
+    numbers.sort_unstable();
+    let mut all: Vec<_> = numbers.into_iter().rev().map(|index| older(path, index)).collect();
+    all.extend(path.exists().then(|| path.to_owned()));
     all
+}
+
+/// Every file of the log, open, with the bytes that it has: as between two entries and beside no rotation.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn snapshot(path: &Path) -> io::Result<Vec<(PathBuf, File, u64)>> {
+    let _lock = loop {
+        let file = match files::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => break None,
+            Err(e) => return Err(e),
+        };
+        let lock = Flock::lock(file, FlockArg::LockShared).map_err(|(_, e)| io::Error::from(e))?;
+        let ours = lock.metadata()?;
+        // otherwise it was rotated meanwhile
+        if fs::symlink_metadata(path).is_ok_and(|at| (at.dev(), at.ino()) == (ours.dev(), ours.ino())) {
+            break Some(lock);
+        }
+    };
+    let open = |name: PathBuf| {
+        let file = files::open(&name)?;
+        let size = file.metadata()?.len();
+        Ok((name, file, size))
+    };
+    all(path).into_iter().map(open).collect()
 }
 
 /// Moves every file one further; those beyond `kept` go.
 fn rotate(path: &Path, kept: usize) -> io::Result<()> {
-    let count = all(path).len().saturating_sub(1);
+    let count = (1..).take_while(|index| older(path, *index).exists()).count();
     if let Ok(file) = files::append(path, 0o600) {
         let _ = file.set_len(file.metadata()?.len()); // what was reserved is given back
+        file.sync_data()?; // a later entry is never on the disk without those before it
     }
     for index in (kept.max(1)..=count).rev() {
         fs::remove_file(older(path, index))?;
@@ -196,7 +226,8 @@ fn rotate(path: &Path, kept: usize) -> io::Result<()> {
     for index in (1..=count.min(kept.max(1) - 1)).rev() {
         fs::rename(older(path, index), older(path, index + 1))?;
     }
-    fs::rename(path, older(path, 1))
+    fs::rename(path, older(path, 1))?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 /// The end of the chain: behind the last whole entry of this file, or of the one before it.
@@ -297,6 +328,32 @@ mod tests {
         }
         assert!(last > 22, "the links between files are entries, too");
         assert!(!fs::read_to_string(older(&path, 3)).expect("there").contains("half"));
+    }
+
+    #[test]
+    fn a_writer_beside_the_daemon_makes_a_new_file_too_and_deletes_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        (0..5).for_each(|_| _ = append(&path, Some(100), "REVOKE", "vm=work kill=false").expect("written"));
+        assert_eq!(all(&path).len(), 5);
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_writer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let mut file = LogFile::new(&path, None);
+        file.append(&[entry(1)], true, || 1).expect("written");
+        let lock = file.locked().expect("locked");
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || snapshot(&path).expect("read").remove(0).2
+        });
+        let open = file.open.as_mut().expect("open");
+        open.file.write_all(b"half an entry, ").and_then(|()| open.file.write_all(b"and the rest\n")).expect("written");
+        let size = open.file.metadata().expect("there").len();
+        drop(lock);
+        assert_eq!(reader.join().expect("ended"), size);
     }
 
     #[test]

@@ -17,10 +17,10 @@
 //!
 //! # Room
 //! A qube may fill its quota in a day (`audit-quota=`, [`quota`]: 4 MiB without one), a quarter of that again with
-//! refusals, and the channel's own entries take less than 1 MiB a day: 6 MiB. A quota may be used up at once and then
+//! refusals, and the channel's own entries take less than 2 MiB a day: 7 MiB. A quota may be used up at once and then
 //! again in the course of each day, so seven days hold eight of them. The files that are kept have room for eight days of
 //! all listed qubes together, and one file more: three qubes that do nothing but fill the log need more than a week to
-//! turn over 154 MiB. A restart of the daemon forgets what was used of the day.
+//! turn over 178 MiB. A restart of the daemon forgets what was used of the day.
 
 mod chain;
 mod entries;

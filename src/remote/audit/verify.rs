@@ -4,13 +4,14 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, BufRead as _, BufReader},
+    fs::File,
+    io::{self, BufRead as _, BufReader, Read as _},
     path::Path,
 };
 
 use super::{
     chain::{ChainPoint, LogLine},
-    logfile::all,
+    logfile::snapshot,
 };
 use crate::{
     proto::mac::{Digest, hex, unhex},
@@ -61,9 +62,9 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> io::Result<Verified> {
     let mut found = Verified::default();
     let mut before: Option<ChainPoint> = None;
     let mut heads = Kept::new();
-    for file in all(path) {
+    for (file, open, size) in snapshot(path)? {
         let name = file.display();
-        each_line(&file, |row, line| {
+        each_line(open, size, |row, line| {
             let place = format!("{name}:{row}");
             let Some(line) = line.and_then(LogLine::parse) else {
                 found.faults.push(format!("{place}: this is no entry"));
@@ -108,6 +109,9 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> io::Result<Verified> {
             None => found.faults.push(format!("entry {number}, whose head the qube has kept, is not in the log")),
         }
     }
+    if found.older > 0 && found.confirmed == 0 {
+        found.faults.push("none of the heads that the qube has kept is in the log".to_owned());
+    }
     Ok(found)
 }
 
@@ -131,8 +135,8 @@ fn kept(line: &str) -> Option<(u64, Digest)> {
 /// # Errors
 /// What the file system says.
 pub(crate) fn entries_of(path: &Path, vm: Option<&str>, mut show: impl FnMut(&str)) -> io::Result<()> {
-    for file in all(path) {
-        each_line(&file, |_, line| {
+    for (_, open, size) in snapshot(path)? {
+        each_line(open, size, |_, line| {
             let Some(line) = line else { return };
             let of = line.split(' ').find_map(|word| word.strip_prefix("vm="));
             if vm.is_none() || of == vm {
@@ -143,9 +147,9 @@ pub(crate) fn entries_of(path: &Path, vm: Option<&str>, mut show: impl FnMut(&st
     Ok(())
 }
 
-/// Calls `each` with the number and the text of each line; `None` for one that is no text or too long.
-fn each_line(file: &Path, mut each: impl FnMut(usize, Option<&str>)) -> io::Result<()> {
-    let mut reader = BufReader::new(files::open(file)?);
+/// Calls `each` with the number and the text of each line of the first `size` bytes; `None` for one that is no text or too long.
+fn each_line(file: File, size: u64, mut each: impl FnMut(usize, Option<&str>)) -> io::Result<()> {
+    let mut reader = BufReader::new(file.take(size));
     let mut line = Vec::new();
     for row in 1.. {
         line.clear();
@@ -161,7 +165,10 @@ fn each_line(file: &Path, mut each: impl FnMut(usize, Option<&str>)) -> io::Resu
 mod tests {
     use std::fs;
 
-    use super::{super::logfile::LogFile, *};
+    use super::{
+        super::logfile::{LogFile, all},
+        *,
+    };
 
     /// A log of three files, and where its chain is behind each entry.
     fn log(path: &Path) -> Kept {
@@ -228,9 +235,28 @@ mod tests {
         }
         assert_eq!(faults(&forged, &Kept::new()), Vec::<String>::new(), "its own chain holds");
         assert!(faults(&forged, &kept).iter().any(|fault| fault.contains("is not the one whose head")));
+        // one that begins behind all that the qube has kept
+        let later = dir.path().join("later");
+        fs::write(&later, "[2026-01-01T00:00:00] CMD vm=work seq=1000\n").expect("written");
+        LogFile::new(&later, None)
+            .append(&["[2026-01-01T00:00:00] CMD vm=work".to_owned()], true, || 9)
+            .expect("written");
+        let text = fs::read_to_string(&later).expect("there");
+        fs::write(&later, text.lines().last().expect("a line").to_owned() + "\n").expect("written");
+        assert_eq!(faults(&later, &kept), ["none of the heads that the qube has kept is in the log"]);
         // and one that ends too early
         fs::write(dir.path().join("cut"), fs::read_to_string(&all(&path)[0]).expect("there")).expect("written");
         assert!(faults(&dir.path().join("cut"), &kept).iter().any(|fault| fault.contains("is not in the log")));
+    }
+
+    #[test]
+    fn a_file_that_is_missing_between_others_is_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        log(&path);
+        assert!(all(&path).len() > 3);
+        fs::remove_file(dir.path().join("log.1")).expect("removed");
+        assert!(faults(&path, &Kept::new()).iter().any(|fault| fault.contains("follows entry")));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::{chain::ChainPoint, logfile::LogFile};
 use crate::{
     log::{Kind, Reminder, say},
+    remote::clock,
     sys::lock,
 };
 
@@ -64,8 +65,10 @@ struct WriterState {
     waiting: AtomicUsize,
     /// Why nothing can be written now.
     failure: Mutex<Option<String>>,
-    /// Older files that are kept.
+    /// Older files that are kept; all, until the policies were read.
     kept: AtomicUsize,
+    /// Entries that found no room and are not yet counted in the log.
+    lost: AtomicUsize,
     #[cfg(test)]
     stalled: Mutex<bool>,
 }
@@ -74,7 +77,7 @@ impl Writer {
     /// Starts the thread.
     pub(super) fn start(path: PathBuf, limit: u64) -> Self {
         let (jobs, queue) = channel();
-        let shared = Arc::<WriterState>::default();
+        let shared = Arc::new(WriterState { kept: AtomicUsize::new(usize::MAX), ..WriterState::default() });
         let theirs = shared.clone();
         // without a thread every entry fails, and with it, by default, every command
         let _ = thread::Builder::new().name("audit".into()).spawn(move || work(&queue, &theirs, path, limit));
@@ -84,6 +87,9 @@ impl Writer {
     /// Has an entry written; `false`: there are too many that wait.
     pub(super) fn write(&self, text: String) -> bool {
         let room = self.shared.waiting.load(Relaxed) < WAITING;
+        if !room {
+            self.shared.lost.fetch_add(1, Relaxed);
+        }
         room && self.send(LogJob::Entry(text, None))
     }
 
@@ -110,8 +116,12 @@ impl Writer {
         lock(&self.shared.failure).clone()
     }
 
-    pub(super) fn keep(&self, files: usize) {
-        self.shared.kept.store(files, Relaxed);
+    pub(super) fn keep(&self, files: usize, sure: bool) {
+        if sure {
+            self.shared.kept.store(files, Relaxed);
+        } else {
+            self.shared.kept.fetch_max(files, Relaxed);
+        }
     }
 
     /// From now on the disk takes nothing, or everything again.
@@ -145,7 +155,7 @@ fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u6
         while *lock(&shared.stalled) {
             thread::sleep(Duration::from_millis(1));
         }
-        let result = group(&mut file, jobs, &mut late, shared.kept.load(Relaxed));
+        let result = group(&mut file, jobs, &mut late, shared);
         let mut failure = lock(&shared.failure);
         match result {
             Ok(()) => *failure = None,
@@ -162,7 +172,12 @@ fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u6
 
 /// Writes a group, behind what is late. Without room on the disk, commands that wait for their entries are refused and
 /// the other entries go into what was reserved.
-fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<String>, kept: usize) -> std::io::Result<()> {
+fn group(
+    file: &mut LogFile,
+    jobs: Vec<LogJob>,
+    late: &mut VecDeque<String>,
+    shared: &WriterState,
+) -> std::io::Result<()> {
     let reserved = file.reserve();
     let (mut texts, mut answers, mut flushes) = (Vec::from_iter(late.drain(..)), Vec::new(), Vec::new());
     for job in jobs {
@@ -176,6 +191,11 @@ fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<String>, kep
             (LogJob::Flush(done), _) => flushes.push(done),
         }
     }
+    let (own, lost) = (texts.len(), shared.lost.swap(0, Relaxed));
+    if lost > 0 {
+        texts.push(format!("[{}] INFO {lost} entries were lost", clock::now()));
+    }
+    let kept = shared.kept.load(Relaxed);
     let written = if texts.is_empty() { Ok(Vec::new()) } else { file.append(&texts, !answers.is_empty(), || kept) };
     let result = match written {
         Ok(points) => {
@@ -191,8 +211,10 @@ fn group(file: &mut LogFile, jobs: Vec<LogJob>, late: &mut VecDeque<String>, kep
                 let _ = answer.send(Err(LogFailure(e.to_string())));
             }
             // what has happened already is written as soon as it can be
-            let others = texts.into_iter().enumerate().filter(|(index, _)| !waited.contains(index)).map(|(_, t)| t);
-            late.extend(others.take(WAITING));
+            texts.truncate(own);
+            let mut others = texts.into_iter().enumerate().filter(|(index, _)| !waited.contains(index)).map(|(_, t)| t);
+            late.extend(others.by_ref().take(WAITING));
+            shared.lost.fetch_add(lost + others.count(), Relaxed);
             Err(e)
         }
     };

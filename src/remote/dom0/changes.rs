@@ -9,7 +9,7 @@ use super::state::Shared;
 use crate::{
     log::{Event, Kind, emit},
     proto::mac::{digest, hex},
-    remote::{audit, files, pipe::AsyncPipe},
+    remote::{audit, files, pipe::AsyncPipe, policy::Policy, policy_file::PolicyFileError},
     sys::lock,
 };
 
@@ -29,21 +29,29 @@ pub(super) fn note(shared: &Shared, vm: &str) {
         Err(_) => "unusable".to_owned(),
     };
     let text = format!("vm={vm} keys={keys} policy={policy}");
-    if lock(&shared.noted).insert(vm.to_owned(), text.clone()).is_some_and(|before| before == text) {
-        return;
+    {
+        let mut noted = lock(&shared.noted);
+        if noted.get(vm) == Some(&text) || !shared.audit.write("ACCESS", &text) {
+            return; // an entry that found no room is written at the next look
+        }
+        noted.insert(vm.to_owned(), text.clone());
     }
-    shared.audit.write("ACCESS", &text);
     let mut event = Event::new(Kind::AccessChanged, format!("the key or the policy of {vm}: {text}"));
     event.qube = Some(vm.into());
     emit(event);
     keep_enough(shared);
 }
 
-/// Keeps as many files of the log as the quotas of all listed qubes need.
+/// Keeps as many files of the log as the quotas of all qubes need that are listed or have a key. While a policy cannot be
+/// read, older files stay that a smaller number would delete.
 fn keep_enough(shared: &Shared) {
-    let vms: HashSet<String> = lock(&shared.vms).keys().cloned().chain(shared.config.vms.iter().cloned()).collect();
-    let quota = |vm: &String| shared.policy(vm).ok().and_then(|p| p.audit_quota).unwrap_or(audit::DEFAULT);
-    shared.audit.keep(audit::kept(vms.iter().map(quota), shared.config.log_size));
+    let mut vms: HashSet<String> = lock(&shared.vms).keys().cloned().collect();
+    vms.extend(shared.config.vms.iter().cloned().chain(shared.keys.list()));
+    let policies: Vec<_> = vms.iter().map(|vm| shared.policy(vm)).collect();
+    let quota = |policy: &Result<Policy, PolicyFileError>| policy.as_ref().ok().and_then(|policy| policy.audit_quota);
+    let quotas = policies.iter().map(|policy| quota(policy).unwrap_or(audit::DEFAULT));
+    let sure = policies.iter().all(|policy| matches!(policy, Ok(_) | Err(PolicyFileError::Missing(_))));
+    shared.audit.keep(audit::kept(quotas, shared.config.log_size), sure);
 }
 
 /// Notes every change, until the daemon ends.

@@ -142,7 +142,7 @@ pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
         return Err(case.ended());
     }
     if case.shared.draining() {
-        return Err(draining(case));
+        return Err(case.draining());
     }
     listed(case)?;
     if !keys(case)?.contains(&authentic.key) {
@@ -166,10 +166,7 @@ pub(super) fn listed(case: Case<'_>) -> Result<(), Rejected> {
 /// The policy of the VM, which must take such a request at all.
 fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
     let vm = &case.vm.name;
-    let policy = case.shared.policy(vm).map_err(|e| {
-        let text = format!("the policy of {vm} cannot be used: {e}");
-        case.refuse(Category::Policy, Refusal::Denied, &text)
-    })?;
+    let policy = case.shared.policy(vm).map_err(|e| case.faulty(&e))?;
     if authentic.code.is_none() && !policy.v1 {
         let text = format!(
             "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {vm} on"
@@ -177,11 +174,6 @@ fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
         return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, &text));
     }
     Ok(policy)
-}
-
-fn draining(case: Case<'_>) -> Rejected {
-    case.audit("CANCEL", "before it began: the daemon is being stopped");
-    Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
 }
 
 impl Candidate<'_> {
@@ -192,7 +184,7 @@ impl Candidate<'_> {
             biased;
             () = self.registration.ended() => Err(self.case.ended()),
             _ = self.port.inbox.abandoned() => Err(self.case.abandoned()),
-            () = self.case.shared.draining.cancelled() => Err(draining(self.case)),
+            () = self.case.shared.draining.cancelled() => Err(self.case.draining()),
             got = something => Ok(got),
         }
     }

@@ -19,6 +19,7 @@ use super::{
     judge::Opening,
     ledger::Ledger,
     port::{Inbox, Port},
+    reject::Case,
     replay::Replay,
     state::Shared,
 };
@@ -389,6 +390,36 @@ async fn run(steps: Vec<ModelStep>) {
     assert!(world.shared.requests.list().is_empty(), "nothing is left in the list");
     let found = crate::remote::audit::verify(&world.shared.paths.log, &Default::default()).expect("read");
     assert_eq!(found.faults, Vec::<String>::new());
+}
+
+/// What the log says after this was done for a request of a qube.
+async fn logged(act: impl Fn(Case<'_>)) -> String {
+    let world = World::new();
+    let vm = world.shared.vm("work");
+    act(Case { shared: &world.shared, vm: &vm, id: "request" });
+    world.shared.audit.flush().await;
+    fs::read_to_string(&world.shared.paths.log).expect("there")
+}
+
+#[tokio::test]
+async fn requests_that_are_cancelled_before_they_begin_do_not_fill_the_log() {
+    let log = logged(|case| (0..5000).for_each(|_| _ = (case.abandoned(), case.draining()))).await;
+    let count = log.matches("CANCEL vm=work").count();
+    assert!((1..=200).contains(&count), "{count} entries");
+}
+
+#[tokio::test]
+async fn a_faulty_policy_is_shown_to_the_owner_and_not_to_the_qube() {
+    let log = logged(|case| {
+        let policy = case.shared.keys.path("work", "policy").expect("a path");
+        fs::write(policy, "secret \x1b[2J one\nsecret two\n").expect("written");
+        let why = case.shared.policy("work").expect_err("a fault");
+        let told = case.faulty(&why).1;
+        assert!(!told.contains("secret") && told.contains("qvm-remote-dom0 check"), "{told}");
+    })
+    .await;
+    let entry = log.lines().find(|line| line.contains("POLICY vm=work")).expect("an entry");
+    assert!(entry.contains("work.policy:1") && !entry.contains("work.policy:2") && !entry.contains('\x1b'), "{entry}");
 }
 
 proptest! {

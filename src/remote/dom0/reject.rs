@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::state::{Shared, Vm};
-use crate::{log::Kind, proto::remote::Refusal, remote::audit::EntryOrigin};
+use crate::{
+    log::{Kind, escape},
+    proto::remote::Refusal,
+    remote::{audit::EntryOrigin, policy_file::PolicyFileError},
+};
 
 /// A command that does not run, and what its client is told.
 pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
@@ -23,6 +27,8 @@ pub(super) enum Category {
     Replay,
     /// The policy, or a person, says no.
     Deny,
+    /// The request ended before it began: its client cancelled it, or the daemon stops.
+    Cancel,
 }
 
 impl Category {
@@ -34,6 +40,7 @@ impl Category {
             Self::Reject => "REJECT",
             Self::Replay => "REPLAY",
             Self::Deny => "DENY",
+            Self::Cancel => "CANCEL",
         }
     }
 
@@ -41,7 +48,7 @@ impl Category {
     fn source(self) -> EntryOrigin {
         match self {
             Self::AuthFail | Self::AuthDeny => EntryOrigin::Anybody,
-            Self::Policy | Self::Reject | Self::Replay | Self::Deny => EntryOrigin::Known,
+            Self::Policy | Self::Reject | Self::Replay | Self::Deny | Self::Cancel => EntryOrigin::Known,
         }
     }
 }
@@ -82,8 +89,26 @@ impl Case<'_> {
 
     /// Its client gave up before it began.
     pub(super) fn abandoned(self) -> Rejected {
-        self.audit("CANCEL", "before it began");
+        self.cancel("before it began");
         Rejected(Refusal::Invalid, "cancelled".into())
+    }
+
+    /// The daemon stops before the command began.
+    pub(super) fn draining(self) -> Rejected {
+        self.cancel("before it began: the daemon is being stopped");
+        Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
+    }
+
+    /// The policy of the qube cannot be used: the owner reads why, the qube does not.
+    pub(super) fn faulty(self, error: &PolicyFileError) -> Rejected {
+        let vm = &self.vm.name;
+        let why = format!("the policy of {vm} cannot be used: {}", escape(error.first().as_bytes()));
+        self.write(Category::Policy, &why, &format!("id={} {why}", self.id));
+        let text = match error {
+            PolicyFileError::Missing(_) => "the policy of this qube is missing, so nothing is allowed",
+            _ => "the policy of this qube has a fault; see qvm-remote-dom0 check in dom0",
+        };
+        Rejected(Refusal::Denied, text.into())
     }
 
     /// Writes an entry about the command.
@@ -94,6 +119,13 @@ impl Case<'_> {
     /// Writes an event to the journal.
     pub(super) fn event(self, kind: Kind, text: String, status: Option<u8>) {
         self.shared.event(kind, self.vm, self.id, text, status);
+    }
+
+    /// Writes an entry within the limits of refusals: a qube without any right can cause as many as it likes.
+    fn cancel(self, text: &str) {
+        let category = Category::Cancel;
+        let entry = format!("id={} {text}", self.id);
+        self.shared.audit.refused(&self.vm.name, category.source(), category.as_str(), &entry);
     }
 
     fn write(self, category: Category, text: &str, entry: &str) {

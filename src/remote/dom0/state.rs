@@ -23,7 +23,7 @@ use crate::{
         config::{Paths, RemoteConfig},
         keys::Store,
         policy::Policy,
-        policy_file,
+        policy_file::{self, PolicyFileError},
     },
     sys::lock,
 };
@@ -114,9 +114,9 @@ impl Shared {
     }
 
     /// Reads a VM's policy anew.
-    pub(super) fn policy(&self, vm: &str) -> Result<Policy, String> {
-        let path = self.keys.path(vm, "policy").map_err(|e| e.to_string())?;
-        policy_file::read(&path).map_err(|e| e.to_string())
+    pub(super) fn policy(&self, vm: &str) -> Result<Policy, PolicyFileError> {
+        let path = self.keys.path(vm, "policy").map_err(|e| PolicyFileError::Io(vm.into(), e))?;
+        policy_file::read(&path)
     }
 
     /// Commands of a VM at a time, as its policy has it now.

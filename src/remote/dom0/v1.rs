@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(30);
 /// How long a command without a token is left alone: its client writes the token after the text.
 const GRACE: Duration = Duration::from_secs(5);
+/// Commands of a listing at most, and of those that are served at a time.
+const LISTED: usize = 16;
 /// Frames of one command on their way to its answer.
 const WAITING: usize = 16;
 
@@ -47,6 +49,13 @@ const WAITING: usize = 16;
 struct Seen {
     active: HashMap<String, Arc<Inbox>>,
     bare: HashMap<String, StdInstant>,
+}
+
+impl Seen {
+    /// A place for a command, unless as many are served as a listing may have: a qube can list others each time.
+    fn admit(&mut self, id: &str) -> Option<Arc<Inbox>> {
+        (self.active.len() < LISTED).then(|| self.active.entry(id.to_owned()).or_default().clone())
+    }
 }
 
 /// What is known of a VM's queue, over all the times that it is served.
@@ -101,7 +110,7 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
                 },
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
-            if all.len() > 16 {
+            if all.len() > LISTED {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }
@@ -133,7 +142,7 @@ fn take(
     let mut state = lock(seen);
     // a client that gave up took its files away: what it waited for is ended
     for (id, inbox) in &state.active {
-        if !listing.iter().any(|listed| listed.id == *id) && listing.len() < 16 {
+        if !listing.iter().any(|listed| listed.id == *id) && listing.len() < LISTED {
             inbox.put(&Frame::Cancel);
         }
     }
@@ -148,9 +157,8 @@ fn take(
                 continue;
             }
         }
+        let Some(inbox) = state.admit(&id) else { break };
         let (out, line) = mpsc::channel(WAITING);
-        let inbox: Arc<Inbox> = Arc::default();
-        state.active.insert(id.clone(), inbox.clone());
         let port = Port { stream: streams.fetch_add(1, Relaxed) + 1, out, inbox: inbox.clone() };
         let (shared, vm, seen) = (shared.clone(), vm.clone(), seen.clone());
         let tasks_of = shared.tasks.clone();
@@ -241,6 +249,24 @@ async fn store(shared: &Shared, vm: &Vm, answer: &ResultFiles, audit: &str) {
     };
     match timeout(CALL, write).await {
         Ok(Ok(status)) if status.success() => {}
-        _ => shared.audit.write("ERROR", &format!("vm={} id={} write-failed", vm.name, answer.id)),
+        // the qube can make each call fail
+        _ => {
+            let text = format!("id={} write-failed", answer.id);
+            shared.audit.refused(&vm.name, EntryOrigin::Anybody, "ERROR", &text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qube_that_lists_other_commands_each_time_has_no_more_served_than_one_listing() {
+        let mut seen = Seen::default();
+        let admitted = (0..100).filter(|n| seen.admit(&format!("id-{n}")).is_some()).count();
+        assert_eq!((admitted, seen.active.len()), (LISTED, LISTED));
+        seen.active.remove("id-3");
+        assert!(seen.admit("another").is_some() && seen.admit("one more").is_none());
     }
 }
