@@ -12,7 +12,9 @@ use clap::{
 pub(super) fn parse<P: Parser>(program: &str) -> P {
     P::try_parse().unwrap_or_else(|error| {
         let command = error.get(ContextKind::InvalidSubcommand).filter(|_| error.kind() == ErrorKind::ArgumentConflict);
-        if let Some(command) = command {
+        let known = P::command();
+        let known = |name: &str| known.find_subcommand(name).is_some();
+        if let Some(command) = command.map(ToString::to_string).filter(|command| known(command)) {
             let _ = error.print();
             eprintln!("\n  tip: options stand behind the command: {program} {command} OPTIONS");
             std::process::exit(error.exit_code());

@@ -1,4 +1,4 @@
-//! `config`: the configuration in force, each value with its origin.
+//! `config`: the configuration as a start would read the files, each value with its origin.
 //!
 //! It is read from the files as a start would read it; what `status` says of the running service may be older.
 
@@ -65,7 +65,7 @@ struct OriginalValue {
     origin: String,
 }
 
-/// Prints the configuration in force.
+/// Prints the configuration as a start would read the files.
 ///
 /// # Errors
 /// Output that cannot be written. Faults are part of what is printed, and end with 78.
@@ -91,7 +91,7 @@ fn gather(sources: &Sources, program: Program, scope: Scope) -> EffectiveReport 
     let sockets = check::sockets(&units, scope);
     let texts = sources.texts();
     let names = texts.main.iter().chain(&texts.drop_ins).map(|text| escape(text.name.as_bytes())).collect();
-    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: None });
+    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(scope) });
     let config = &loaded.config;
     let mut listeners: Vec<EffectiveListener> = Vec::new();
     for entry in config.entries() {

@@ -311,7 +311,7 @@ fn what_is_in_the_way_of_a_path_is_named() {
     let at = |path: &str| desk.at(path).to_str().expect("plain").to_owned();
     for (path, what) in [
         (at("elsewhere"), "is a directory"),
-        (at("elsewhere/file"), "systemd would delete it"),
+        (at("elsewhere/file"), "systemd deletes it"),
         (at("elsewhere/file/x.sock"), "is no directory"),
     ] {
         desk.put("units/qrexec-connect-x.socket", &three(&path, CALL));
@@ -464,4 +464,129 @@ fn config_shows_each_value_in_force_with_its_origin() {
     let other = desk.put("pfwd.toml", "[[forward]]\nlisten = \"127.0.0.1:1\"\n");
     let (code, said) = desk.says(PFWD, &["config", "--config", other.to_str().expect("plain")]);
     assert!(code == Some(78) && said.contains("not served:") && said.contains("listen"), "{said}");
+}
+
+/// A forward that the service opens itself: what `check` says of its place.
+#[test]
+fn the_machine_is_asked_about_the_listeners_of_the_configuration_too() {
+    let desk = Desk::new();
+    desk.put("elsewhere/file", "");
+    let at = |path: &str| desk.at(path).to_str().expect("plain").to_owned();
+    for (listen, what) in [
+        ("listen = \"192.0.2.9:7001\"".to_owned(), "192.0.2.9:7001 is no address of this machine"),
+        ("listen = \"[fe80::1%9999]:7001\"".to_owned(), "no address of this machine"),
+        ("udp_listen = \"192.0.2.9:7001\"\nudp_target = \"127.0.0.1:1\"".to_owned(), "no address of this machine"),
+        (format!("uds = \"{}\"", at("elsewhere/file")), "is no socket"),
+        (format!("uds = \"{}\"", at("elsewhere/file/x.sock")), "is no directory"),
+    ] {
+        let target = if listen.contains("udp") { "" } else { "target = \"127.0.0.1:1\"" };
+        let file = desk.put("pfwd.toml", &format!("[[forward]]\n{listen}\n{target}\n"));
+        let (code, said) = desk.says(PFWD, &["check", file.to_str().expect("plain")]);
+        assert!(code == Some(78) && said.contains(what), "{listen}: {code:?} {said}");
+        assert!(said.contains("the service retries") && said.contains("pfwd.toml:1"), "{listen}: {said}");
+    }
+}
+
+#[test]
+fn a_misspelt_namespace_in_a_name_or_behind_a_label_is_a_warning() {
+    let desk = Desk::new();
+    desk.put("units/pfwd-a.socket", &three("127.0.0.1:1", "namespace=no-such-one,target=10.0.0.1+1"));
+    desk.put("units/pfwd-b.socket", &three("127.0.0.1:2", "web"));
+    let file =
+        desk.put("pfwd.toml", "[[forward]]\nlabel = \"web\"\nnamespace = \"nor-this\"\ntarget = \"10.0.0.1:1\"\n");
+    let (code, said) = desk.says(PFWD, &["check", "--config", file.to_str().expect("plain")]);
+    for name in ["no-such-one", "nor-this"] {
+        assert!(said.contains(&format!("there is no network namespace {name} now")), "{code:?} {said}");
+    }
+}
+
+#[test]
+fn a_file_in_a_directory_of_drop_in_files_is_judged_as_one() {
+    let desk = Desk::new();
+    let forward = "[[forward]]\nlisten = \"127.0.0.1:7001\"\ntarget = \"127.0.0.1:1\"\n";
+    let file = desk.put("pfwd.toml.d/x.toml", &format!("[defaults]\nmax_connections = 1\n{forward}"));
+    let path = file.to_str().expect("plain");
+    let (code, said) = desk.says(PFWD, &["check", path]);
+    assert!(code == Some(78) && said.contains("defaults"), "{code:?} {said}");
+    desk.put("pfwd.toml.d/x.toml", forward);
+    desk.put("pfwd.toml.d/y.toml", &format!("junk\n{}", forward.replace("7001", "7002")));
+    let (code, said) = desk.says(PFWD, &["check", path]);
+    assert!(code == Some(0) && said.contains("1 listener can be served") && !said.contains("7002"), "{code:?} {said}");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o646)).expect("ours");
+    let (code, said) = desk.says(PFWD, &["check", path]);
+    assert!(code == Some(78) && said.contains("chmod go-w"), "{code:?} {said}");
+}
+
+#[test]
+fn check_says_no_to_nothing_that_systemd_takes() {
+    for specifier in ["%S", "%C", "%L", "%V", "/run/%g", "/run/%G", "/run/%m", "/run/%b", "/run/%v"] {
+        let desk = Desk::new();
+        desk.put("units/qrexec-connect-x.socket", &(three(&format!("{specifier}/x.sock"), CALL) + "SocketMode=0600\n"));
+        let (code, said) = desk.says(CONNECT, &["check"]);
+        assert!(code == Some(0) && said.contains("1 listener can be served"), "{specifier}: {code:?} {said}");
+    }
+    let desk = Desk::new();
+    desk.put("units/qrexec-connect-a.socket", &three("[fe80::1]:8080%%lo", CALL));
+    desk.put("units/qrexec-connect-b.socket", &three("[fe80::1]:8080%%99", CALL));
+    for (name, device) in [("c", "lo"), ("d", "eth0")] {
+        let unit = three("127.0.0.1:8081", CALL) + &format!("BindToDevice={device}\n");
+        desk.put(&format!("units/qrexec-connect-{name}.socket"), &unit);
+    }
+    let (code, said) = desk.says(CONNECT, &["check"]);
+    assert!(code == Some(0) && !said.contains("only one of them"), "{code:?} {said}");
+    let unit = desk.at("units/../units/qrexec-connect-a.socket");
+    for name in [unit.to_str().expect("plain"), "a", "qrexec-connect-a"] {
+        let (code, said) = desk.says(CONNECT, &["check", name]);
+        assert!(code == Some(0) && said.contains("1 listener can be served"), "{name}: {code:?} {said}");
+    }
+}
+
+#[test]
+fn a_fault_of_the_file_keeps_add_only_from_a_label() {
+    let desk = Desk::new();
+    desk.put("config/qrexec-connect.toml", "[[forward]]\nlabel = \"web\"\ntarget = \"nothing\"\n");
+    let (code, said) = desk.says(CONNECT, &["add", "x", "7001", CALL, "--dry-run"]);
+    assert!(code == Some(0) && said.contains("warning: ") && said.contains("qrexec-connect.toml:3"), "{code:?} {said}");
+    let (code, said) = desk.says(CONNECT, &["add", "x", "7001", "web", "--dry-run"]);
+    assert!(code == Some(78) && said.contains("qrexec-connect.toml:3"), "{code:?} {said}");
+}
+
+#[test]
+fn whoever_else_can_connect_or_write_is_a_warning() {
+    let desk = Desk::new();
+    for (text, warning) in [
+        (three("@foo", CALL), "every user of this machine can connect to @foo"),
+        (three("%t/x.sock", CALL) + "SocketMode=0660\nSocketGroup=users\n", "every member of the group users"),
+    ] {
+        desk.put("units/qrexec-connect-x.socket", &text);
+        let (code, said) = desk.says(CONNECT, &["check"]);
+        assert!(code == Some(0) && said.contains(warning), "{text}: {code:?} {said}");
+    }
+    let file = desk.put("pfwd.toml", "[[forward]]\nlisten = \"127.0.0.1:7001\"\ntarget = \"127.0.0.1:1\"\n");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o646)).expect("ours");
+    let (code, said) = desk.says(PFWD, &["check", file.to_str().expect("plain")]);
+    assert!(code == Some(0) && said.contains("other users can write to it"), "{code:?} {said}");
+    let (_, said) = desk.says(PFWD, &["--check", file.to_str().expect("plain")]);
+    assert!(!said.contains("options stand behind the command"), "{said}");
+}
+
+#[test]
+fn what_a_start_and_a_reload_do_is_told_for_each_kind_of_fault() {
+    let desk = Desk::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let forward = |listen: &str, target: &str| format!("[[forward]]\nlisten = \"{listen}\"\ntarget = \"{target}\"\n");
+    let at = taken.local_addr().expect("bound").to_string();
+    for (text, effect) in [
+        (forward("127.0.0.1:1234", "127.0.0.1:1234"), "a connection would go round"),
+        (forward(&at, "127.0.0.1:1"), "the service retries"),
+    ] {
+        let file = desk.put("pfwd.toml", &text);
+        let (_, said) = desk.says(PFWD, &["check", file.to_str().expect("plain")]);
+        assert!(said.contains(effect) && !said.contains("the others are"), "{said}");
+    }
+    desk.put("units/qrexec-connect-x.socket", &three("127.0.0.1:1234", "no-label"));
+    let (_, said) = desk.says(CONNECT, &["check"]);
+    assert!(said.contains("keeps its last label"), "{said}");
+    let (_, said) = desk.says(CONNECT, &["check", "nothing"]);
+    assert!(said.contains("there is no unit that systemd could start"), "{said}");
 }

@@ -113,8 +113,13 @@ fn effect(consequence: Consequence) -> &'static str {
     match consequence {
         Consequence::LeftOut => "systemd goes on without the line, and tells only the journal",
         Consequence::Refused => "systemd does not load the unit, so nothing listens",
+        Consequence::Unknown => "there is no unit that systemd could start",
+        Consequence::Deletes => "systemd deletes it, and listens there",
+        Consequence::Retried => "not served until that is mended; the service retries",
+        Consequence::LabelGone => "not served; a reload: a socket that was served keeps its last label",
+        Consequence::Circle => "it is served, but a connection would go round without end",
         Consequence::CannotListen => "systemd cannot listen there, and the socket unit fails",
-        Consequence::NotServed => "the listener is not served, nor after a reload; the others are",
+        Consequence::NotServed => "the listener is not served, nor after a reload",
         Consequence::Misled => "it is served, and connections go to another place than is written",
         Consequence::Served => "",
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -91,11 +91,14 @@ pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
 }
 
 /// Whether an address is one of this machine: a socket can be bound to it, with a port of the kernel's choice.
-pub(super) fn has_address(ip: IpAddr) -> bool {
-    let missing = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT));
+pub(super) fn has_address(mut addr: SocketAddr) -> bool {
+    let missing =
+        |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::ENODEV));
+    addr.set_port(0);
     // A link-local address needs its interface, and a multicast address is for datagrams.
-    let vague = ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    vague || !UdpSocket::bind((ip, 0)).is_err_and(|e| missing(&e))
+    let local = |addr: &SocketAddrV6| addr.ip().is_unicast_link_local() && addr.scope_id() == 0;
+    let vague = addr.ip().is_multicast() || matches!(&addr, SocketAddr::V6(addr) if local(addr));
+    vague || !UdpSocket::bind(addr).is_err_and(|e| missing(&e))
 }
 
 /// Whether something answers the kernel's question for a port of this machine; only an address of it can be local.
@@ -104,32 +107,56 @@ pub(super) fn is_local(ip: IpAddr) -> bool {
 }
 
 /// The lowest port that everybody may open (ip(7), ip_unprivileged_port_start).
-pub(super) fn first_free_port() -> u16 {
+fn first_free_port() -> u16 {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     text.trim().parse().unwrap_or(1024)
 }
 
 /// Whether this process runs as root.
-pub(super) fn is_root() -> bool {
+fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// What is in the way of a socket at `path`, which systemd makes with its parent directories; `own` when it is the
-/// manager of this process's user, whose rights can be asked for.
-pub(super) fn obstacle(path: &Path, own: bool) -> Option<(String, &'static str)> {
+/// Why a user may not open a port; `own` when the listener is that of this process's user.
+pub(super) fn port_obstacle(port: u16, own: bool) -> Option<String> {
+    let free = first_free_port();
+    let refused = own && (1..free).contains(&port) && !is_root();
+    refused.then(|| format!("only root may open port {port}: here users may from {free} on"))
+}
+
+/// What is in the way of a socket file.
+#[derive(Clone, Debug)]
+pub(super) struct PathObstacle {
+    /// What it is.
+    pub(super) what: String,
+    /// What to do about it.
+    pub(super) hint: &'static str,
+    /// Whether it is a file that systemd deletes; the service leaves it alone.
+    pub(super) is_file: bool,
+}
+
+impl PathObstacle {
+    fn new(what: String, hint: &'static str) -> Self {
+        Self { what, hint, is_file: false }
+    }
+}
+
+/// What is in the way of a socket at `path`, which is made with its parent directories; `own` when that is done by this
+/// process's user, whose rights can be asked for.
+pub(super) fn obstacle(path: &Path, own: bool) -> Option<PathObstacle> {
     let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
     if let Ok(meta) = fs::symlink_metadata(path) {
         if meta.is_dir() {
-            return Some((format!("{} is a directory", show(path)), "add the name of the socket"));
+            return Some(PathObstacle::new(format!("{} is a directory", show(path)), "add the name of the socket"));
         }
         if !meta.file_type().is_socket() {
-            let what = format!("{} is there already and is no socket: systemd would delete it", show(path));
-            return Some((what, "choose another path, or move it away"));
+            let what = format!("{} is there already and is no socket", show(path));
+            return Some(PathObstacle { what, hint: "choose another path, or move it away", is_file: true });
         }
     }
     let parent = path.ancestors().skip(1).find(|dir| dir.symlink_metadata().is_ok())?;
     if !parent.is_dir() {
-        return Some((format!("{} is no directory", show(parent)), "correct the path"));
+        return Some(PathObstacle::new(format!("{} is no directory", show(parent)), "correct the path"));
     }
     // Whoever may not look there cannot tell.
     let writes = access(parent, AccessFlags::W_OK | AccessFlags::X_OK);
@@ -139,7 +166,7 @@ pub(super) fn obstacle(path: &Path, own: bool) -> Option<(String, &'static str)>
             Some(missing) => format!("{} does not exist, and you may make nothing in {}", show(missing), show(parent)),
             None => format!("you may make nothing in {}", show(parent)),
         };
-        return Some((what, "a path below %t is yours: %t/NAME.sock"));
+        return Some(PathObstacle::new(what, "a path below $XDG_RUNTIME_DIR is yours, in a unit: %t/NAME.sock"));
     }
     None
 }
@@ -202,8 +229,8 @@ mod tests {
 
     #[test]
     fn an_address_of_another_machine_is_told_from_ours() {
-        assert!(has_address("127.0.0.1".parse().unwrap()) && has_address("0.0.0.0".parse().unwrap()));
-        assert!(!has_address("192.0.2.1".parse().unwrap()));
+        assert!(has_address("127.0.0.1:1".parse().unwrap()) && has_address("0.0.0.0:1".parse().unwrap()));
+        assert!(!has_address("192.0.2.1:1".parse().unwrap()) && !has_address("[fe80::1%9999]:1".parse().unwrap()));
         assert!(is_local("127.9.9.9".parse().unwrap()) && !is_local("192.0.2.1".parse().unwrap()));
     }
 
@@ -212,9 +239,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("file"), "").unwrap();
-        let said = |path: &Path| obstacle(path, true).map(|(what, _)| what).unwrap_or_default();
+        let said = |path: &Path| obstacle(path, true).map(|found| found.what).unwrap_or_default();
         assert!(said(dir.path()).contains("is a directory"));
-        assert!(said(&at("file")).contains("would delete it"));
+        assert!(said(&at("file")).contains("is no socket"));
         assert!(said(&at("file/x.sock")).contains("is no directory"));
         assert_eq!(said(&at("new/dir/x.sock")), "");
     }

@@ -1,13 +1,13 @@
 //! What the name of a unit's socket means, and what systemd puts in the place of specifiers.
 
-use std::env;
+use std::{cell::Cell, env};
 
 use crate::{
     cli::units::{FoundUnit, Scope},
     control::{METRICS, METRICS_UPSTREAM},
     spec::{
         Config, Faults, Forward, SocketKind, fdname,
-        unit::{expand, rejected, repair},
+        unit::{ListenKind, ReadListening, expand, rejected, repair},
         unnamed,
     },
 };
@@ -32,6 +32,11 @@ pub(in crate::cli) fn leads_to(
 /// Whether a unit's listener is there for metrics, when its name means nothing else.
 pub(super) fn is_for_metrics(found: &FoundUnit, kind: SocketKind) -> bool {
     kind != SocketKind::Udp && found.unit.fd_name().is_some_and(|name| name.value == METRICS)
+}
+
+/// Whether the name of a unit's sockets is the label of a forward.
+pub(super) fn is_label(found: &FoundUnit, scope: Scope) -> bool {
+    matches!(fdname::parse(&passed_name(found, scope)), Ok(fdname::Name::Label(_)))
 }
 
 /// The name that systemd passes: that of the unit where it has none, or none that systemd takes.
@@ -68,6 +73,31 @@ pub(super) fn meaning(found: &FoundUnit, kind: SocketKind, config: &Config, scop
 /// A value with what systemd puts in the place of its specifiers, as far as that can be told.
 pub(super) fn expanded(text: &str, unit: &str, scope: Scope) -> String {
     expand(text, |specifier| specifier_value(specifier, unit, scope)).unwrap_or_else(|_| text.to_owned())
+}
+
+/// Whether a value has a specifier that systemd knows, and whose value is not known here.
+pub(super) fn is_vague(text: &str, unit: &str, scope: Scope) -> bool {
+    let vague = Cell::new(false);
+    let value = |specifier| {
+        let value = specifier_value(specifier, unit, scope);
+        vague.set(vague.get() || value.is_none());
+        value
+    };
+    expand(text, value).is_ok() && vague.get()
+}
+
+/// The kind of the socket that a line makes; where its address has a specifier that is not known here, by its look.
+pub(super) fn kind_of(read: &ReadListening<'_>, unit: &str, scope: Scope) -> Option<SocketKind> {
+    let text = &read.listening.setting.value;
+    if !is_vague(text, unit, scope) {
+        return read.kind();
+    }
+    match read.listening.kind {
+        ListenKind::Stream if text.starts_with(['/', '@', '%']) => Some(SocketKind::Unix),
+        ListenKind::Stream => Some(SocketKind::Tcp),
+        ListenKind::Datagram => Some(SocketKind::Udp),
+        _ => None,
+    }
 }
 
 /// What systemd puts in a specifier's place (systemd.unit(5) "Specifiers"), as far as socket units have a use for it.

@@ -12,10 +12,13 @@ mod meaning;
 mod together;
 mod unit;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use configuration::CheckedConfig;
-pub(super) use configuration::{named_sockets, sockets};
+pub(super) use configuration::{named_sockets, no_namespaces, sockets};
 use finding::Finding;
 pub(super) use finding::Weight;
 use manager::ManagerWord;
@@ -86,17 +89,17 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let mut all = Vec::new();
     let everything = request.what.is_empty() && !request.sources_named;
     let found = asked(request, &names, everything, &mut tally);
-    let others = others(&found);
+    let others = others(&found, scope);
     // What the service is passed decides what its configuration means: a forward may be that of a socket.
     let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
-        let checked = configuration::read(&(program.sources)(Some(file.into()), scope), &sockets);
+        let checked = configuration::read_file(Path::new(file), program, &sockets, scope);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
-        let checked = configuration::read(&request.sources, &sockets);
+        let checked = configuration::read(&request.sources, &sockets, scope);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
         checked.config
@@ -144,7 +147,7 @@ pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) 
     let mut report = unit::look(&found, &config, program, scope);
     let places = std::mem::take(&mut report.places);
     place_unit(report, true, false, &mut all);
-    for (other, of) in others(std::slice::from_ref(&found)) {
+    for (other, of) in others(std::slice::from_ref(&found), scope) {
         place_unit(unit::look(&other, &config, program, of), false, false, &mut all);
     }
     places.into_iter().chain(together::look(&all, program.name, false)).collect()
@@ -180,7 +183,7 @@ fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mu
         found.extend(units::without_prefix(&path, request.scope));
     }
     for name in names {
-        match units::find_one(&path, name) {
+        match units::find_one(&path, &whole_name(name, request.program.prefix)) {
             Ok(unit) => found.push(unit),
             Err(unit) => bad.push(unit),
         }
@@ -202,9 +205,19 @@ fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mu
     for unit in bad {
         let what = format!("{}: {}", unit.path.display(), unit.why);
         println!("{}", escape(unit.name.as_bytes()));
-        tally.tell(&[Finding::plain(what, "correct or remove it", Consequence::Refused)], "  ");
+        let exists = unit.path.symlink_metadata().is_ok();
+        let consequence = if exists { Consequence::Refused } else { Consequence::Unknown };
+        tally.tell(&[Finding::plain(what, "correct or remove it", consequence)], "  ");
     }
     found
+}
+
+/// The name of a unit, for `gitweb` and `qrexec-connect-gitweb`, too; a path is one already.
+fn whole_name(name: &str, prefix: &str) -> String {
+    if name.contains('/') || name.ends_with(".socket") {
+        return name.to_owned();
+    }
+    format!("{prefix}{}.socket", name.strip_prefix(prefix).unwrap_or(name))
 }
 
 /// A template is no listener; its lines are looked at, as far as they do not depend on the instance.
@@ -215,13 +228,16 @@ fn template(unit: &FoundUnit, tally: &mut CheckTally) {
     tally.tell(&findings, "  ");
 }
 
-/// The units of both managers and both programs that nobody asked about.
-fn others(found: &[FoundUnit]) -> Vec<(FoundUnit, Scope)> {
+/// The units of both managers and both programs that nobody asked about; those `found` are of one manager.
+fn others(found: &[FoundUnit], asked: Scope) -> Vec<(FoundUnit, Scope)> {
     let mut others: Vec<(FoundUnit, Scope)> = Vec::new();
     for scope in [Scope::User, Scope::System] {
         for unit in units::find(&scope.search_path(), &PREFIXES) {
             let mut known = found.iter().chain(others.iter().map(|(other, _)| other));
-            let known = known.any(|known| known.path == unit.path) || unit.name.contains("@.");
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            let known = known.any(|known| known.name == unit.name && real(&known.path) == real(&unit.path))
+                || (scope == asked && found.iter().any(|known| known.name == unit.name))
+                || unit.name.contains("@.");
             // The user's manager has no pfwd.
             let foreign = scope == Scope::User && unit.name.starts_with("pfwd-");
             if !known && !foreign {
@@ -234,7 +250,13 @@ fn others(found: &[FoundUnit]) -> Vec<(FoundUnit, Scope)> {
 
 fn place_unit(report: UnitReport, asked: bool, active: bool, all: &mut Vec<PlacedListener<Known>>) {
     all.extend(report.listeners.into_iter().map(|listener| PlacedListener {
-        what: Known { who: listener.what.who, unit: Some(listener.what.unit), asked, active },
+        what: Known {
+            who: listener.what.who,
+            unit: Some(listener.what.unit),
+            device: listener.what.device,
+            asked,
+            active,
+        },
         place: listener.place,
         upstream: listener.upstream,
     }));
@@ -244,7 +266,7 @@ fn place_forwards(checked: &CheckedConfig, asked: bool, all: &mut Vec<PlacedList
     for (who, forward) in &checked.forwards {
         all.extend(forward.legs.iter().filter_map(|leg| {
             Some(PlacedListener {
-                what: Known { who: who.clone(), unit: None, asked, active: false },
+                what: Known { who: who.clone(), unit: None, device: None, asked, active: false },
                 place: ListenPlace::of(&leg.listen)?,
                 upstream: Some(leg.upstream.clone()),
             })

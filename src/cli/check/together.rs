@@ -14,6 +14,8 @@ pub(super) struct Known {
     pub(super) who: String,
     /// Its socket unit; `None` for a forward that the service opens itself.
     pub(super) unit: Option<String>,
+    /// The interface that a unit binds its socket to.
+    pub(super) device: Option<String>,
     /// Whether it was asked about; the others are there to be compared with.
     pub(super) asked: bool,
     /// Whether it listens now, as the manager says.
@@ -25,7 +27,9 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
     let mut found = Vec::new();
     for (first, second) in exclusions(all) {
         let (a, b) = (&all[first], &all[second]);
-        if a.what.asked || b.what.asked {
+        // Sockets of different interfaces share a port.
+        let apart = a.what.device.is_some() && b.what.device.is_some() && a.what.device != b.what.device;
+        if (a.what.asked || b.what.asked) && !apart {
             let one = |one: &PlacedListener<Known>| format!("{} on {}", one.what.who, shown(&one.place));
             let what = format!("{} and {}: only one of them can listen", one(a), one(b));
             let units = a.what.unit.is_some() && b.what.unit.is_some();
@@ -40,9 +44,15 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         let mut names: Vec<_> = circle.iter().map(|index| all[*index].what.who.as_str()).collect();
         names.push(names[0]);
         let what = format!("{}: each connection makes another one, without end", names.join(" leads to "));
-        found.push(Finding::plain(what, "correct where one of them leads", Consequence::Misled));
+        found.push(Finding::plain(what, "correct where one of them leads", Consequence::Circle));
     }
-    let asked: Vec<&PlacedListener<Known>> = all.iter().filter(|one| one.what.asked && !one.what.active).collect();
+    let asked: Vec<&PlacedListener<Known>> = all
+        .iter()
+        .filter(|one| {
+            // Which interface the holder of a port has is not in the kernel's table.
+            one.what.asked && !one.what.active && one.what.device.is_none()
+        })
+        .collect();
     let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
     let taken = machine::taken(&places);
     let units = if taken.iter().any(TakenPlace::is_managed) { manager::listening() } else { Vec::new() };
@@ -60,7 +70,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
             (None, _) => by.holder(),
         };
         let what = format!("{}: {} is taken already, by {holder}", listener.what.who, shown(&listener.place));
-        let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::NotServed };
+        let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::Retried };
         found.push(Finding::plain(what, "stop that, or take another port, address or path", consequence));
     }
     found

@@ -1,11 +1,14 @@
 //! One socket unit: what each of its listeners leads to, and what is wrong with it.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
+
+use nix::net::if_::if_nametoindex;
 
 use super::{
+    configuration,
     finding::Finding,
     machine,
-    meaning::{expanded, is_for_metrics, meaning},
+    meaning::{expanded, is_for_metrics, is_label, is_vague, kind_of, meaning},
 };
 use crate::{
     cli::{
@@ -27,6 +30,8 @@ pub(super) struct UnitListener {
     pub(super) who: String,
     /// The unit.
     pub(super) unit: String,
+    /// The interface that it binds its socket to.
+    pub(super) device: Option<String>,
 }
 
 /// What was found about a unit.
@@ -112,14 +117,17 @@ fn listener(
     report: &mut UnitReport,
 ) {
     let setting = read.listening.setting;
+    let vague = is_vague(&setting.value, &found.name, scope);
     let address = match &read.address {
-        Ok(address) => address,
+        // What systemd puts in the place of a specifier is not known here, so neither is the address.
+        _ if vague => None,
+        Ok(address) => Some(address),
         Err(fault) => {
             report.findings.push(Finding::cited((**fault).clone(), Consequence::LeftOut));
             return;
         }
     };
-    let Some(kind) = read.kind() else {
+    let Some(kind) = kind_of(read, &found.name, scope) else {
         let what = format!("{} is not forwarded: sockets of this kind are not served", setting.key);
         report.findings.push(Finding::cited(setting.fault(what, "use ListenStream="), Consequence::NotServed));
         return;
@@ -130,6 +138,12 @@ fn listener(
             report.served += 1;
             let upstreams: Vec<_> = forward.legs.iter().map(|leg| leg.upstream.to_string()).collect();
             report.lines.push(format!("{shown} -> {}", escape(upstreams.join(" -> ").as_bytes())));
+            let written = found.unit.fd_name().unwrap_or(setting);
+            let missing = configuration::namespaces(&format!("{}:{}", written.file, written.line), &forward);
+            // Each listener of the unit has the same name: said once.
+            let is_new = |finding: &Finding| !report.findings.iter().any(|old| old.to_string() == finding.to_string());
+            let missing: Vec<_> = missing.into_iter().filter(is_new).collect();
+            report.findings.extend(missing);
             if let Upstream::Qrexec(call) = &forward.legs.front().upstream {
                 report.lines.push(format!("    dom0 policy: {}", policy_line(call, None)));
             }
@@ -144,16 +158,21 @@ fn listener(
             // The same name beside another address has the same faults: said once.
             for fault in faults.0.into_iter().filter(|fault| !told.contains(fault)).collect::<Vec<_>>() {
                 told.push(fault.clone());
-                report.findings.push(Finding::cited(fault, Consequence::NotServed));
+                let label = found.unit.fd_name().is_some() && is_label(found, scope);
+                let consequence = if label { Consequence::LabelGone } else { Consequence::NotServed };
+                report.findings.push(Finding::cited(fault, consequence));
             }
             None
         }
     };
+    let Some(address) = address else { return };
     place(found, read, address, forward.as_ref(), scope, report);
     let upstream = forward.map(|forward| forward.legs.front().upstream.clone());
     if let Some(place) = place_of(found, address, kind) {
+        let device = found.unit.last("Socket", "BindToDevice").map(|device| device.value.clone());
+        let device = device.filter(|device| !device.is_empty());
         let who = format!("{} ({}:{})", found.name, setting.file, setting.line);
-        let what = UnitListener { who, unit: found.name.clone() };
+        let what = UnitListener { who, unit: found.name.clone(), device };
         report.listeners.push(PlacedListener { what, place, upstream });
     }
 }
@@ -171,6 +190,7 @@ fn place(
     let mut put = |what: String, hint: &str, consequence| {
         report.places.push(Finding::cited(setting.fault(what, hint), consequence));
     };
+    let limited = forward.is_some_and(|forward| !forward.legs.front().admit.uids.is_empty());
     let elsewhere = found.unit.last("Socket", "NetworkNamespacePath").is_some();
     match address {
         ListenAddress::Ip { addr, bare, zone } => {
@@ -183,13 +203,11 @@ fn place(
                     Consequence::Served,
                 );
             }
-            let free = machine::first_free_port();
-            if scope == Scope::User && port < free && !machine::is_root() {
-                let what = format!("only root may open port {port}: here users may from {free} on");
+            if let Some(what) = machine::port_obstacle(port, scope == Scope::User) {
                 put(what, "take a higher port, or make it a system unit", Consequence::CannotListen);
             }
             let any = found.unit.last("Socket", "FreeBind").is_some_and(|free| free.is_yes());
-            if !elsewhere && !any && zone.is_none() && !machine::has_address(addr.ip()) {
+            if !elsewhere && !any && zone.is_none() && !machine::has_address(*addr) {
                 let what = format!("{} is no address of this machine, now", addr.ip());
                 put(
                     what,
@@ -199,11 +217,9 @@ fn place(
             }
         }
         ListenAddress::Path(path) => {
-            if path.to_string_lossy().contains('%') {
-                return; // what systemd puts in its place is not known here
-            }
-            if let Some((what, hint)) = machine::obstacle(path, scope == Scope::User) {
-                put(what, hint, Consequence::CannotListen);
+            if let Some(found) = machine::obstacle(path, scope == Scope::User) {
+                let consequence = if found.is_file { Consequence::Deletes } else { Consequence::CannotListen };
+                put(found.what, found.hint, consequence);
             }
             let mode = |key: &str, default| {
                 let written = found.unit.last("Socket", key).and_then(|mode| u32::from_str_radix(&mode.value, 8).ok());
@@ -211,12 +227,20 @@ fn place(
             };
             // The defaults of systemd.socket(5).
             let (own, dirs) = (mode("SocketMode", 0o666), mode("DirectoryMode", 0o755));
-            let limited = forward.is_some_and(|forward| !forward.legs.front().admit.uids.is_empty());
+            let group = found.unit.last("Socket", "SocketGroup").filter(|group| !group.value.is_empty());
+            if let Some(group) = group.filter(|_| !limited && own & 0o020 != 0 && own & 0o002 == 0) {
+                let what = format!("every member of the group {} can connect (mode {own:04o})", group.value);
+                put(what, "if that is too many: SocketMode=0600, or allow_uid=USER", Consequence::Served);
+            }
             if !limited && machine::is_open_to_all(path, own, dirs) {
                 let what =
                     format!("every user of this machine can connect (mode {own:04o}), and is served as its owner is");
                 put(what, "add below [Socket]: SocketMode=0600, or allow_uid=USER to the name", Consequence::Served);
             }
+        }
+        ListenAddress::Abstract(name) if !limited => {
+            let what = format!("every user of this machine can connect to @{name}, and is served as its owner is");
+            put(what, "use %t/NAME.sock with SocketMode=0600, or add allow_uid=USER to the name", Consequence::Served);
         }
         ListenAddress::Abstract(_) | ListenAddress::Vsock => {}
     }
@@ -228,8 +252,12 @@ fn place_of(found: &FoundUnit, address: &ListenAddress, kind: SocketKind) -> Opt
     let shared = found.unit.last("Socket", "ReusePort").is_some_and(|reuse| reuse.is_yes());
     let netns = found.unit.last("Socket", "NetworkNamespacePath").map(|path| Netns::Path(path.value.clone().into()));
     match address {
-        ListenAddress::Ip { addr, .. } if !shared => {
-            Some(ListenPlace::Port { addr: *addr, datagrams: kind == SocketKind::Udp, netns, only_v6 })
+        ListenAddress::Ip { addr, zone, .. } if !shared => {
+            let mut addr = *addr;
+            if let (SocketAddr::V6(addr), Some(zone)) = (&mut addr, zone) {
+                addr.set_scope_id(zone.parse().or_else(|_| if_nametoindex(zone.as_str())).ok()?);
+            }
+            Some(ListenPlace::Port { addr, datagrams: kind == SocketKind::Udp, netns, only_v6 })
         }
         ListenAddress::Path(path) => Some(ListenPlace::Unix(UnixAddr::Path(path.clone()))),
         ListenAddress::Abstract(name) => Some(ListenPlace::Unix(UnixAddr::Abstract(name.clone().into_bytes()))),

@@ -23,7 +23,9 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{
-        Forward, SocketKind, Upstream, fdname, policy_line,
+        Beside, Faults, Forward, SocketKind, Upstream,
+        fdname::{self, Name},
+        policy_line,
         unit::{Unit, rejected, repair},
     },
     sys::file::create,
@@ -177,13 +179,23 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
 
 /// Where a name leads; one that means nothing, or that systemd would drop, is an error.
 fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fatal> {
-    let refused = |faults: crate::spec::Faults| Fatal::new(Code::Config, faults);
+    let refused = |faults: Faults| Fatal::new(Code::Config, faults);
     let dropped = rejected(fd_name);
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let config = config::sources(None, scope).read().map_err(refused)?.0;
-    fdname::parse(fd_name).and_then(|name| name.resolve(kind, &config)).map_err(refused)
+    let name = fdname::parse(fd_name).map_err(refused)?;
+    let loaded = config::sources(None, scope).load(&Beside::NOTHING);
+    let resolved = name.resolve(kind, &loaded.config);
+    let faults: Vec<_> = loaded.faults.into_iter().map(|found| found.fault).collect();
+    if resolved.is_err() && matches!(name, Name::Label(_)) && !faults.is_empty() {
+        // The label may be that of a forward with a fault.
+        return Err(refused(Faults(faults)));
+    }
+    for fault in faults {
+        eprintln!("warning: {fault}");
+    }
+    resolved.map_err(refused)
 }
 
 /// The unit. Whoever can connect to a path is served as its owner is, so that is its owner alone.

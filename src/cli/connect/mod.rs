@@ -56,7 +56,7 @@ enum ConnectCommand {
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
     Check(Check),
-    /// Print the configuration in force, each value with its origin
+    /// Print the configuration as a start would read the files, each value with its origin
     Config {
         #[command(flatten)]
         options: effective::EffectiveOptions,

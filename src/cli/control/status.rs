@@ -196,7 +196,7 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
     let units = if service.usual { units(service) } else { Vec::new() };
     let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
     let sockets = check::sockets(found, service.scope);
-    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: None });
+    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) });
     let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
     let faults = faults(live.as_ref(), &loaded.faults);
     let mut theirs = live.as_ref().map(|live| live.listeners.clone()).unwrap_or_default();

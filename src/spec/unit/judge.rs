@@ -35,10 +35,20 @@ pub enum Consequence {
     LeftOut,
     /// systemd does not load the unit.
     Refused,
+    /// systemd finds no unit of that name.
+    Unknown,
     /// systemd cannot listen there.
     CannotListen,
+    /// systemd deletes what is in the place of a socket file.
+    Deletes,
+    /// The service cannot open the listener of a forward, and retries.
+    Retried,
     /// The service does not serve the listener.
     NotServed,
+    /// The service knows no forward of that label.
+    LabelGone,
+    /// The listener is served, and each connection makes another one.
+    Circle,
     /// Connections go to another place than is written.
     Misled,
     /// It is served; something else is to be known.
