@@ -11,17 +11,18 @@ use zeroize::Zeroizing;
 
 use super::{
     approve,
-    arguments::{Dom0Command, PROGRAM},
+    arguments::Dom0Command,
     check,
     failure::{fail, write},
-    logs, status, test_policy, text,
+    logs,
+    record::{append, record},
+    status, test_policy, text,
 };
 use crate::{
     log::escape,
     proto::mac::{Key, hex},
     remote::{
-        audit,
-        config::{Paths, RemoteConfig},
+        config::Paths,
         dom0::{end_without_daemon, question},
         files,
         keys::Store,
@@ -132,22 +133,6 @@ fn network(vm: &str) -> Option<String> {
     let output = Process::new("qvm-prefs").args(["--get", "--", vm, "netvm"]).stdin(Stdio::null()).output().ok()?;
     let name = escape(String::from_utf8_lossy(&output.stdout).trim().as_bytes());
     (output.status.success() && !name.is_empty() && name != "None").then_some(name)
-}
-
-/// Writes an entry. What root does here works whether or not it can be written down.
-fn append(paths: &Paths, category: &str, text: &str) {
-    let limit = RemoteConfig::load(&paths.conf).ok().map(|config| config.log_size);
-    if let Err(e) = audit::append(&paths.log, limit, category, text) {
-        eprintln!("WARNING: {}: {e}: this is not in dom0's log: {category} {text}", paths.log.display());
-    }
-}
-
-/// Writes an entry about the key or the policy of a qube, and tells the journal.
-pub(super) fn record(paths: &Paths, vm: &str, category: &str, text: &str) {
-    append(paths, category, text);
-    let mut event = crate::log::Event::new(crate::log::Kind::KeyChanged, format!("{category} {text}"));
-    event.qube = Some(vm.into());
-    crate::log::tell_journal(PROGRAM, &event);
 }
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {

@@ -6,6 +6,7 @@ mod check;
 mod failure;
 mod logs;
 mod manage;
+mod record;
 mod status;
 mod test_policy;
 mod text;

@@ -4,7 +4,7 @@ use std::{fs, process::ExitCode};
 
 use super::{
     failure::{fail, write},
-    manage::record,
+    record::record,
 };
 use crate::{
     log::escape,
