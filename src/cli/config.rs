@@ -89,7 +89,7 @@ impl Sources {
     /// Reads everything for who takes only a configuration without faults.
     ///
     /// # Errors
-    /// All faults.
+    /// Every fault of the files and arguments.
     pub(super) fn read(&self) -> Result<(Config, Plan), Faults> {
         self.load(&Beside::NOTHING).strict()
     }

@@ -127,9 +127,9 @@ pub(super) fn port_obstacle(port: u16, own: bool) -> Option<String> {
 /// What is in the way of a socket file.
 #[derive(Clone, Debug)]
 pub(super) struct PathObstacle {
-    /// What it is.
+    /// The obstacle, as `check` prints it.
     pub(super) what: String,
-    /// What to do about it.
+    /// The next step for the reader.
     pub(super) hint: &'static str,
     /// Whether it is a file that systemd deletes; the service leaves it alone.
     pub(super) is_file: bool,

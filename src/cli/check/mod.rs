@@ -52,7 +52,7 @@ pub(super) struct CheckRequest {
     pub(super) what: Vec<String>,
     /// Where the configuration comes from.
     pub(super) sources: Sources,
-    /// Whether somebody has named that.
+    /// The files were named by the caller, not found at their usual places.
     pub(super) sources_named: bool,
 }
 
@@ -286,7 +286,7 @@ pub(super) struct CheckOptions {
 }
 
 impl CheckRequest {
-    /// What the arguments ask for.
+    /// Plans the check that the options name.
     pub(super) fn new(options: &CheckOptions, program: Program, scope: Scope) -> Self {
         Self {
             program,

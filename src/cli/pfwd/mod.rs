@@ -88,7 +88,7 @@ struct PfwdArguments {
     exit_idle_time: Option<Duration>,
 }
 
-/// What else it does.
+/// The commands of `pfwd`.
 #[derive(Clone, Debug, Subcommand)]
 enum PfwdCommand {
     /// Say what each socket unit and each forward leads to, and what is wrong with it
