@@ -1,5 +1,9 @@
 //! Files in a qube: how much output results keep, the texts of `.meta`, and the log beside the key.
 
+use std::time::Duration;
+
+use crate::proto::remote::Refusal;
+
 /// Bytes of each output stream that the original passes on.
 pub(crate) const MAX_OUTPUT: usize = 10 << 20;
 /// What the original writes after that many.
@@ -15,6 +19,16 @@ pub(crate) fn collect(kept: &mut Vec<u8>, more: &[u8]) {
     if more.len() > room {
         kept.extend_from_slice(TRUNCATED);
     }
+}
+
+/// The exit status in the result of a command that dom0 did not run: as that of the client.
+pub(crate) fn refused(refusal: Refusal) -> u8 {
+    if refusal == Refusal::Failed { 125 } else { 126 }
+}
+
+/// What the result says on stderr of a command that ran out of time.
+pub(crate) fn timed_out(after: Duration) -> String {
+    format!("qvm-remote-dom0: command timed out after {}s\n", after.as_secs())
 }
 
 /// The four lines of `.meta`, and a fifth where the result is authenticated.

@@ -19,7 +19,7 @@ use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, WaitReason, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Request, SLICE, WaitReason, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
     sys::lock,
@@ -283,7 +283,7 @@ impl QueuedCommand {
                     result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
                 }
                 Frame::Reject(refusal, why) => {
-                    result.status = if refusal == Refusal::Failed { 125 } else { 126 };
+                    result.status = spool::refused(refusal);
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());
                     return Some(result);
                 }
@@ -292,7 +292,7 @@ impl QueuedCommand {
                     let (kind, value) = ending.to_bytes();
                     result.mac = format!("mac={} {kind} {value}\n", hex(&mac));
                     if ending == Ending::Timeout {
-                        let text = format!("qvm-remote-dom0: command timed out after {}s\n", began.elapsed().as_secs());
+                        let text = spool::timed_out(began.elapsed());
                         if mac == [0; 32] {
                             result.err.extend_from_slice(text.as_bytes());
                         }

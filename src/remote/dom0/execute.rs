@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
@@ -317,7 +317,7 @@ impl Pumped {
     }
 
     pub(super) fn finish(self) -> (Digest, u64) {
-        let (digest, bytes) = self.0.into_inner().expect("no panic under this lock");
+        let (digest, bytes) = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         (digest.finalize().into(), bytes)
     }
 }

@@ -23,7 +23,7 @@ use super::{
     state::{Shared, Vm},
 };
 use crate::{
-    proto::remote::{Ending, Frame, RawFrame, Refusal},
+    proto::remote::{Ending, Frame, RawFrame},
     remote::{
         audit::EntryOrigin,
         clock::local,
@@ -212,14 +212,12 @@ async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, tex
             Ok(Frame::Exit(ending, _)) => {
                 answer.exit = ending.status();
                 if ending == Ending::Timeout {
-                    let seconds = began.elapsed().as_secs();
-                    let text = format!("qvm-remote-dom0: command timed out after {seconds}s\n");
-                    answer.err.extend_from_slice(text.as_bytes());
+                    answer.err.extend_from_slice(spool::timed_out(began.elapsed()).as_bytes());
                 }
                 0
             }
             Ok(Frame::Reject(refusal, why)) => {
-                answer.exit = if refusal == Refusal::Failed { 125 } else { 126 };
+                answer.exit = spool::refused(refusal);
                 answer.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={id})\n").as_bytes());
                 0
             }
