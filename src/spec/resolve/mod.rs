@@ -10,6 +10,7 @@ use super::{
     endpoint::{Host, HostPort, plus},
     error::{Faults, Origin, Place, Source, SpecFault},
     fdname::{self, Name},
+    nearest::nearest,
     plan::{Forward, SocketKind},
     role::{ListenSide, mean},
     text::escaped,
@@ -37,7 +38,7 @@ impl Name {
                 Some(entry) if entry.refused.is_empty() => mean(&entry.keys, side, &config.defaults),
                 Some(entry) => Err(Faults(entry.refused.clone())),
                 None if !config.refused_files.is_empty() => Err(Faults(config.refused_files.clone())),
-                None => Err(unlabelled(label).into()),
+                None => Err(unlabelled(label, config).into()),
             },
         }
     }
@@ -82,7 +83,7 @@ pub fn unnamed(unit: &str, written: Option<&str>) -> SpecFault {
 }
 
 /// The fault of a label that no forward has.
-fn unlabelled(label: &Label) -> SpecFault {
+fn unlabelled(label: &Label, config: &Config) -> SpecFault {
     let text = label.as_str();
     if text.ends_with(".socket") {
         return unnamed(text, None);
@@ -96,6 +97,11 @@ fn unlabelled(label: &Label) -> SpecFault {
         None => {
             let qube = text.parse::<Target>().is_ok();
             let label = format!("a [[forward]] with label = \"{text}\" is missing in the configuration");
+            let known = config.entries().iter().filter_map(|entry| Some(entry.label()?.as_str()));
+            let label = match nearest(text, known) {
+                Some(meant) => format!("did you mean the label \"{meant}\"?"),
+                None => label,
+            };
             let call = format!("; for the qube {text} write: {text} qubes.ConnectTCP+PORT");
             fault.hint(if qube { label + &call } else { label })
         }
