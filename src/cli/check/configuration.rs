@@ -179,12 +179,16 @@ pub(super) fn namespaces(who: &str, forward: &Forward) -> Vec<Finding> {
             Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
             Upstream::Unix(_) | Upstream::Qrexec(_) => None,
         };
-        for wanted in listens.into_iter().chain(dials) {
+        let wanted = listens.map(|netns| (netns, true)).into_iter().chain(dials.map(|netns| (netns, false)));
+        for (wanted, listens) in wanted {
             if let Err(Trouble::Missing(_)) = netns::find(wanted) {
                 let name = wanted.to_string();
                 let near = netns::nearest(&name).map(|near| format!("did you mean {}?", escape(near.as_bytes())));
-                let hint =
+                let mut hint =
                     near.unwrap_or_else(|| "`ip netns list` shows those that exist; it may come later".to_owned());
+                if listens {
+                    hint += "; until then the listener waits, and `status` exits with 1";
+                }
                 let what = format!("{who}: there is no network namespace {name} now");
                 found.push(Finding::plain(what, hint, Consequence::Served));
             }
