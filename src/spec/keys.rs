@@ -16,7 +16,7 @@ use super::{
     text::{Word, escaped, quoted},
     value::{
         Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
-        OnRemove, Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
+        OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
     },
 };
 
@@ -163,6 +163,8 @@ keys! {
     idle_timeout: Idle = IdleTimeout;
     /// After how long without datagrams a flow ends.
     udp_idle_timeout: Timeout = UdpIdleTimeout;
+    /// The answers that are expected for each datagram; a flow ends when all have come.
+    udp_responses: Responses = UdpResponses;
     /// Sessions (for UDP: flows) at once.
     max_connections: Count = MaxConnections;
     /// How long the set-up of a qrexec call may take.
