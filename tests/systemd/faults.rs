@@ -27,7 +27,7 @@ fn exchange_some(wire: &mut Wire) {
     wire.expect(b"there and back");
 }
 
-fn echo_server() {
+pub(crate) fn echo_server() {
     let server = std::net::TcpListener::bind("127.0.0.1:7001").expect("a free port");
     std::thread::spawn(move || {
         for stream in server.incoming().flatten() {
