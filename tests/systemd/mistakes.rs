@@ -127,6 +127,13 @@ fn check_never_says_yes_where_systemd_or_the_service_says_no() {
             let row = table.lines().find(|line| line.contains(&unit)).unwrap_or_else(|| panic!("{name}: {table}"));
             assert!(row.contains("refused"), "{outcome:?}: {row}");
         }
+        let (code, _, why) = attempt("qrexec-connect reload");
+        assert_eq!(code, Some(1), "{why}");
+        for (name, _, port, outcome, said) in UNITS {
+            let named = why.contains(&format!(":{port} is not served: "));
+            assert_eq!(named, *outcome == Outcome::Refused, "{name}: {why}");
+            assert!(!named || why.contains(said), "{name}: {said} is missing in {why}");
+        }
         // Two units on one port: the second cannot start, and both are named.
         socket("one", "127.0.0.1:3031", "work test.Args+x");
         socket("two", "0.0.0.0:3031", "work test.Args+x");
