@@ -390,6 +390,10 @@ udp_target = \"127.0.0.1:7005\"
     tree.boot("upgrade", As::Root, || {
         let fake = installed_fake();
         fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        // the process of this unit goes on over an upgrade: it is that of the earlier version, which had no keeper
+        fs::create_dir_all("/etc/systemd/system/pfwd-calls.service.d").expect("root's own tree");
+        let unit = "[Service]\nExecStart=\nExecStart=/usr/bin/sleep infinity\n";
+        fs::write("/etc/systemd/system/pfwd-calls.service.d/earlier.conf", unit).expect("root's own tree");
         shell("ip netns add blue; ip -n blue link set lo up; systemctl daemon-reload; systemctl start pfwd.service");
         pfwd_settled();
         let server = std::net::TcpListener::bind("127.0.0.1:7001").expect("a free port");

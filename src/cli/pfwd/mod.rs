@@ -99,6 +99,9 @@ enum PfwdCommand {
     Reload,
     #[command(flatten)]
     Control(control::ControlCommand<WhichPfwd>),
+    /// Own calls, and sessions between two processes of the service (started by pfwd-calls.service)
+    #[command(hide = true)]
+    Keep,
 }
 
 /// Which service is asked: there is one.
@@ -160,6 +163,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         }
         Some(PfwdCommand::Reload) => return reload::run(CONTROLLED, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
+        Some(PfwdCommand::Keep) => return serve::keep(PROGRAM),
         None => {}
     }
     let named = arguments.config.is_some() || !arguments.forward.is_empty();
