@@ -33,6 +33,7 @@ mod pause;
 mod qrexec;
 mod readme;
 mod records;
+mod reload;
 mod sessions;
 mod stages;
 mod toolbox;

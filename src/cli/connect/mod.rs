@@ -14,7 +14,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use super::{arguments, check, complete, control, effective, generator, serve, units::Scope};
+use super::{arguments, check, complete, control, effective, generator, reload, serve, units::Scope};
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
@@ -189,7 +189,7 @@ pub fn main() -> ExitCode {
             let scope = if system { Scope::System } else { Scope::User };
             effective::run(&options, &config::sources(options.config.clone(), scope), CONTROLLED, scope)
         }
-        ConnectCommand::Reload { system } => serve::reload(PROGRAM, if system { Scope::System } else { Scope::User }),
+        ConnectCommand::Reload { system } => reload::run(CONTROLLED, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
