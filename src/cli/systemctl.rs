@@ -37,10 +37,10 @@ pub(super) fn listening_sockets(scope: Scope) -> Vec<ShownUnit> {
     shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active")).collect()
 }
 
-/// The addresses of one socket unit.
-pub(super) fn listens(scope: Scope, unit: &str) -> Vec<String> {
+/// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`).
+pub(super) fn listens(scope: Scope, unit: &str) -> Vec<(String, String)> {
     let shown = show(scope, &["Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());
-    shown.map_or_else(Vec::new, |unit| unit.listens().into_iter().map(|(address, _)| address).collect())
+    shown.map_or_else(Vec::new, |unit| unit.listens())
 }
 
 /// Has systemctl do something; what it says goes to the terminal.

@@ -31,8 +31,23 @@ pub struct Listener {
     /// Kind of socket; absent where it is a kind that cannot be served.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
     pub kind: Option<SocketKind>,
+    /// TRANSPORT: the same as `kind`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub transport: Option<SocketKind>,
     /// Fd name or label; may be empty.
     pub name: String,
+    /// LABEL of the forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The socket unit, where the service manager tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The namespace that the upstream is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// The namespace that the listener is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_netns: Option<String>,
     /// The upstream; empty where the fd name cannot be resolved.
     pub upstream: String,
     pub state: State,
@@ -70,8 +85,20 @@ pub struct Session {
     pub id: String,
     /// The listener's address.
     pub listener: String,
-    /// The listener's name.
+    /// The listener's name: fd name or label; may be empty.
     pub name: String,
+    /// TRANSPORT of the listener; a service of an older version does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub transport: Option<SocketKind>,
+    /// LABEL of the forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The namespace that the upstream is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// The namespace that the listener is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_netns: Option<String>,
     pub peer: String,
     /// The upstream.
     pub upstream: String,
@@ -234,15 +261,18 @@ pub struct Id {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
-    /// Address, name or label.
+    /// A word of which `select` makes one listener, one forward or one unit.
     pub listener: String,
 }
 
 /// The reply to `Pause` and `Resume`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Addresses of the matching listeners.
+    /// Addresses of the listeners.
     pub listeners: Vec<String>,
+    /// Each listener as a word that means it alone, with its label or unit behind it; an older service does not tell.
+    #[serde(default)]
+    pub called: Vec<String>,
 }
 
 /// The formats of `Metrics`.
@@ -283,6 +313,8 @@ pub enum Refusal {
     StillThere(String),
     /// No listener has this address, name or label.
     NoSuchListener(String),
+    /// Several listeners that have nothing else in common may be meant: each as a word that means it alone.
+    AmbiguousListener(String, Vec<String>),
     /// The service is about to stop or to restart.
     Stopping,
     /// `Watch` without `more`.
@@ -303,6 +335,9 @@ impl Refusal {
             Self::AmbiguousSession(id, matches) => (ours("AmbiguousSession"), json!({ "id": id, "matches": matches })),
             Self::StillThere(id) => (ours("StillThere"), json!({ "id": id })),
             Self::NoSuchListener(listener) => (ours("NoSuchListener"), json!({ "listener": listener })),
+            Self::AmbiguousListener(listener, matches) => {
+                (ours("AmbiguousListener"), json!({ "listener": listener, "matches": matches }))
+            }
             Self::Stopping => (ours("Stopping"), json!({})),
             Self::ExpectedMore => (ours("ExpectedMore"), json!({})),
             Self::InvalidParameter(name) => {
@@ -321,18 +356,15 @@ mod lowercase {
 
     use crate::spec::SocketKind;
 
-    const NAMES: [&str; 3] = ["tcp", "unix", "udp"];
-    const KINDS: [SocketKind; 3] = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp];
-
     #[allow(clippy::ref_option)] // the signature that serde asks for
     pub fn serialize<S: Serializer>(kind: &Option<SocketKind>, serializer: S) -> Result<S::Ok, S::Error> {
-        kind.map(|kind| kind.to_string().to_lowercase()).serialize(serializer)
+        kind.map(SocketKind::word).serialize(serializer)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketKind>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-        let known = NAMES.iter().zip(KINDS).find(|(name, _)| **name == text);
-        known.map(|(_, kind)| Some(kind)).ok_or_else(|| D::Error::unknown_variant(&text, &NAMES))
+        let known = SocketKind::from_word(&text);
+        known.map(Some).ok_or_else(|| D::Error::unknown_variant(&text, &["tcp", "unix", "udp"]))
     }
 }
 

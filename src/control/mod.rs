@@ -15,6 +15,7 @@ mod ask;
 pub mod client;
 mod http;
 mod metrics;
+pub mod select;
 mod server;
 mod state;
 mod view;
@@ -27,7 +28,7 @@ use std::{
 
 use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
-pub use ask::{Ask, ConfigFaults, Subject};
+pub use ask::{Ask, ConfigFaults, Subject, WordMeaning};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
 pub use view::{listener, post, refused, sessions_by_listener, troubled};
 

@@ -2,13 +2,13 @@
 
 use crate::{
     activation::Listener,
-    log::{End, Event, Kind, Reminder, emit, escape},
-    session::{Peer, Route},
+    log::{End, Kind, Reminder, emit, escape},
+    session::{ListenerIdentity, Peer, Route},
 };
 
 /// Tells that a listener is not served; `name` is its `FileDescriptorName=`, where it has one.
-pub fn refuse(listener: &str, name: Option<&str>, why: &str) {
-    emit(Event::on(listener, Kind::ListenerRefused, not_served(listener, name, why)));
+pub fn refuse(listener: &ListenerIdentity, name: Option<&str>, why: &str) {
+    emit(listener.event(Kind::ListenerRefused, not_served(&listener.address, name, why)));
 }
 
 /// The sentence that says an inherited listener is not served.
@@ -27,8 +27,7 @@ pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Remind
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
     let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
-    let mut event = Event::on(route.listener.clone(), Kind::AccessDenied, message);
-    event.upstream = Some(route.upstream_text.clone());
+    let mut event = route.event(Kind::AccessDenied, message);
     event.peer = Some(peer.to_string().into());
     event.end = Some(End::Refused);
     emit(event);

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     last,
     serve::until_stopped,
-    setup::{Ended, Setup, StartFailure, resolve},
+    setup::{Ended, Setup, StartFailure, identity, resolve},
     state::{MetricsListener, RunningService},
 };
 use crate::{
@@ -108,7 +108,8 @@ impl RunningService {
     /// Notes an inherited descriptor that is no listener.
     fn refuse(&mut self, refused: &activation::Refused) {
         let name = escape(refused.name.as_bytes());
-        refuse(&name, None, &refused.why);
+        let text = format!("{name} is not served: {}", refused.why);
+        emit(Event::on(name.as_str(), Kind::ListenerRefused, text));
         self.strange.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
     }
 
@@ -124,7 +125,7 @@ impl RunningService {
                 }
             }
             Err(why) => {
-                refuse(&from.local.to_string(), Some(&from.name), &why);
+                refuse(&identity(&from, None), Some(&from.name), &why);
                 self.refused.push(RefusedListener::new(from, why));
             }
         }
@@ -138,8 +139,8 @@ impl RunningService {
     ) -> Result<(Route, Vec<Wanted>), String> {
         let forward = resolve(config, &from.name, from.socket.kind())?;
         let behind = wanted(&forward, None);
-        let local = from.local.to_string();
-        let route = self.routes.make(from.name.clone(), &local, forward.legs.front().clone(), forward.options)?;
+        let identity = identity(from, forward.label.as_ref());
+        let route = self.routes.make(from.name.clone(), identity, forward.legs.front().clone(), forward.options)?;
         Ok((route, behind))
     }
 
@@ -151,6 +152,7 @@ impl RunningService {
         route: Route,
         behind: Vec<Wanted>,
     ) -> Result<Arc<ServedListener>, (activation::Listener, String)> {
+        let identity = identity(&from, None);
         let activation::Listener { name, socket, local } = from;
         match ServedListener::new(socket, Arc::new(route)) {
             Ok(listening) => {
@@ -161,7 +163,7 @@ impl RunningService {
             }
             Err((socket, e)) => {
                 let why = e.to_string();
-                refuse(&local.to_string(), Some(&name), &why);
+                refuse(&identity, Some(&name), &why);
                 Err((activation::Listener { name, socket, local }, why))
             }
         }

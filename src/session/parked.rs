@@ -12,7 +12,9 @@ use super::{doubt::DoubtKept, info::SessionInfo, permits::Permits};
 use crate::{
     dial::qrexec::{Helper, ParkedCall, gate::Ticket},
     relay::{self, datagram::Asked},
-    stream, sys,
+    spec::SocketKind,
+    stream::{self, StreamKind},
+    sys,
 };
 
 /// A session for the next process.
@@ -71,7 +73,7 @@ pub struct FlowKept {
 #[derive(Debug)]
 pub struct ParkedPeer {
     /// TCP or UNIX.
-    pub kind: stream::StreamKind,
+    pub kind: StreamKind,
     /// The socket.
     pub fd: OwnedFd,
 }
@@ -89,6 +91,19 @@ impl ParkedStage {
             Self::SettingUp { helper, .. } | Self::Relaying { helper: Some(helper), .. } => Some(helper),
             Self::Waiting(_) | Self::Relaying { helper: None, .. } | Self::Flow { .. } => None,
         }
+    }
+
+    /// The transport of the session's listener.
+    pub fn transport(&self) -> SocketKind {
+        let kind = match self {
+            Self::Waiting(peer) | Self::SettingUp { peer, .. } => peer.kind,
+            Self::Relaying { relay, .. } => match relay.peer {
+                relay::ParkedEnd::Socket(kind, _) => kind,
+                relay::ParkedEnd::Pipes { .. } => StreamKind::Tcp,
+            },
+            Self::Flow { .. } => return SocketKind::Udp,
+        };
+        if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp }
     }
 
     /// What a flow has lost, for its end; empty when nothing was.

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The kind of a socket that listens. Handover records have the variants by their names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SocketKind {
     /// A listening TCP socket, IPv4 or IPv6.
     Tcp,
@@ -19,6 +19,22 @@ pub enum SocketKind {
     Unix,
     /// A bound UDP socket.
     Udp,
+}
+
+impl SocketKind {
+    /// TRANSPORT of the log: `tcp`, `unix` or `udp`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// The kind with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Tcp, Self::Unix, Self::Udp].into_iter().find(|kind| kind.word() == word)
+    }
 }
 
 /// The listening side of a leg.

@@ -3,7 +3,11 @@
 //! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
 //! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
 
-use std::{collections::BTreeMap, fmt, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    process::ExitCode,
+};
 
 use serde::Serialize;
 
@@ -18,10 +22,14 @@ use crate::{
         systemctl,
         units::{self, FoundUnit},
     },
-    control::{api, client::CallFailed},
+    control::{
+        api,
+        client::CallFailed,
+        select::{KnownListener, select},
+    },
     log::escape,
     report::{Code, Fatal},
-    spec::{Beside, Config, ConfigFault, Forward, Listen, SocketKind},
+    spec::{Beside, Config, ConfigFault, Forward, Listen, SocketKind, Upstream},
 };
 
 /// What is asked of systemd about a unit.
@@ -130,8 +138,20 @@ impl From<api::State> for RowState {
 struct ListenerRow {
     /// Address of the listener.
     address: String,
+    /// TRANSPORT: `tcp`, `unix` or `udp`; absent where it is no socket that could be served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transport: Option<&'static str>,
     /// Fd name or label.
     name: String,
+    /// LABEL of the forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    /// The network namespace of the upstream, when that is not the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<String>,
+    /// The network namespace of the listener, when that is not the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen_netns: Option<String>,
     /// Where it leads, as far as that is known.
     upstream: String,
     state: RowState,
@@ -159,6 +179,41 @@ struct ListenerRow {
     enabled: Option<String>,
 }
 
+impl StatusReport {
+    /// Keeps the listeners that the words mean, and looks at those alone.
+    ///
+    /// # Errors
+    /// A word that means none.
+    fn keep(&mut self, service: &AskedService, words: &[String]) -> Result<(), Fatal> {
+        let known: Vec<KnownListener<'_>> = self.listeners.iter().map(KnownListener::from).collect();
+        let mut meant = BTreeSet::new();
+        for word in words {
+            let selection = select(word, &known);
+            if selection.all().is_empty() {
+                let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
+                return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
+            }
+            meant.extend(selection.all().to_vec());
+        }
+        let listeners = std::mem::take(&mut self.listeners).into_iter().enumerate();
+        self.listeners = listeners.filter(|(index, _)| meant.contains(index)).map(|(_, row)| row).collect();
+        self.served = self.listeners.iter().all(|row| row.state.fine());
+        Ok(())
+    }
+}
+
+impl<'a> From<&'a ListenerRow> for KnownListener<'a> {
+    fn from(row: &'a ListenerRow) -> Self {
+        Self {
+            address: &row.address,
+            transport: row.transport.and_then(SocketKind::from_word),
+            label: row.label.as_deref().unwrap_or_default(),
+            name: &row.name,
+            unit: row.unit.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
 /// A socket unit, as its files and as systemd say.
 struct KnownUnit {
     name: String,
@@ -171,8 +226,11 @@ struct KnownUnit {
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &AskedService, sources: Sources, json: bool) -> Result<ExitCode, Fatal> {
-    let report = gather(service, &sources)?;
+pub(super) fn run(service: &AskedService, sources: Sources, json: bool, words: &[String]) -> Result<ExitCode, Fatal> {
+    let mut report = gather(service, &sources)?;
+    if !words.is_empty() {
+        report.keep(service, words)?;
+    }
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
         print_json(&report)?;
@@ -295,7 +353,11 @@ fn of_service(listener: api::Listener, unit: Option<&KnownUnit>) -> ListenerRow 
     let served = matches!(listener.state, api::State::Serving | api::State::Paused);
     ListenerRow {
         address: listener.address,
+        transport: listener.kind.map(SocketKind::word),
         name: listener.name,
+        label: listener.label,
+        netns: listener.netns,
+        listen_netns: listener.listen_netns,
         upstream: listener.upstream,
         state: listener.state.into(),
         reason: listener.reason,
@@ -357,8 +419,11 @@ fn unserved(
         reason => reason,
     };
     let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
+    let label = written.as_ref().and_then(|name| config.labelled(&name.value)?.label().map(|label| label.to_string()));
     ListenerRow {
         address: escape(address.as_bytes()),
+        transport: kind.map(SocketKind::word),
+        label,
         name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
         upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
         state,
@@ -373,17 +438,24 @@ fn unserved(
 /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
 fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
     let leg = forward.legs.front();
-    let listen = match &leg.listen {
+    let (listen, transport, listen_netns) = match &leg.listen {
         Listen::Inherited => return None,
-        Listen::Tcp { addr, netns, .. } | Listen::Udp { addr, netns } => {
-            netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
-        }
-        Listen::Unix { addr, .. } => addr.to_string(),
+        Listen::Tcp { addr, netns, .. } => (addr.to_string(), SocketKind::Tcp, netns.as_ref()),
+        Listen::Udp { addr, netns } => (addr.to_string(), SocketKind::Udp, netns.as_ref()),
+        Listen::Unix { addr, .. } => (addr.to_string(), SocketKind::Unix, None),
+    };
+    let netns = match &leg.upstream {
+        Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
+        Upstream::Unix(_) | Upstream::Qrexec(_) => None,
     };
     let (flag, unit) = (service.scope.flag(), service.unit());
     Some(ListenerRow {
-        address: listen,
+        address: listen_netns.map_or_else(|| listen.clone(), |netns| format!("{listen} in {netns}")),
+        transport: Some(transport.word()),
         name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
+        label: forward.label.as_ref().map(|label| label.to_string()),
+        netns: netns.map(ToString::to_string),
+        listen_netns: listen_netns.map(ToString::to_string),
         upstream: leg.upstream.to_string(),
         state: RowState::Down,
         reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
