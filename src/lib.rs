@@ -55,9 +55,13 @@
 //! holds parked sessions between two processes of the service. *descriptor store*: descriptors that systemd keeps.
 //!
 //! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
-//! *gate* of dom0: the one way from a request to a command that runs. *chain*, *head*: the entries of dom0's log, each with
-//! a digest over it and all before it. *ledger*: what dom0 has run already. *sheet*: all that decides what a command does, as a person
-//! sees it before approving; its digest is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
+//! *gate* of dom0: the one way from a request to a command that runs. *look*: one question to the file system about a path
+//! that a qube names, in a thread of its own; *sight*: its answer, with the policy that it belongs to. *reach* of a policy:
+//! the paths at which a rule can give a right. *place*: the right of a request to run, or of a look to begin; a qube has a
+//! number of both. *chain*, *head*: the entries of dom0's log, each with a digest over it and all before it. *receipt*:
+//! number and head of an entry, with a code. *ledger*: what dom0 has run already. *sheet*: all that decides what a command
+//! does, as a person sees it before approving; its digest is the id of the *approval*. *v1*: the protocol of the older
+//! qvm-remote.
 
 #[cfg(feature = "forward")]
 mod activation;

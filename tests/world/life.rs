@@ -35,7 +35,7 @@ fn waiting(world: &World, state: &str) -> usize {
     all.filter(|request| request["state"] == state).count()
 }
 
-fn ticket(world: &World) -> Option<String> {
+fn approval(world: &World) -> Option<String> {
     let list = world.dom0("qvm-remote-dom0 approve").text();
     list.split_whitespace()
         .next()
@@ -108,10 +108,10 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     let world = world!("work", "dev");
     let _daemon = world.ready();
     let asked = |policy: &str| {
-        eventually("no other waits", || ticket(&world).is_none());
+        eventually("no other waits", || approval(&world).is_none());
         world.policy("work", "ask shell *\n");
         let asked = world.remote_start("work", &["id -un; touch /tmp/ran-$(id -un)"]);
-        eventually("it waits", || waiting(&world, "approval") == 1 && ticket(&world).is_some());
+        eventually("it waits", || waiting(&world, "approval") == 1 && approval(&world).is_some());
         let id = whole_id(&world);
         world.policy("work", policy);
         let done = world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
@@ -128,7 +128,7 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     let (mut changed, first) = asked("ask shell * [user=nobody]\n");
     assert_eq!(first.code, 0, "{first:#?}");
     let shown =
-        || world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", ticket(&world).unwrap_or_default())).text();
+        || world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", approval(&world).unwrap_or_default())).text();
     eventually("it is asked again, as what it is now", || {
         waiting(&world, "approval") == 1 && shown().contains("nobody")
     });
@@ -145,7 +145,7 @@ fn an_approval_counts_for_the_decision_that_was_shown_and_for_no_other() {
     eventually("it waits", || waiting(&world, "approval") == 1);
     world.dom0("qvm-remote-dom0 revoke --kill work");
     ended.end().expect(126, "").says("it was ended in dom0 before it began");
-    assert_eq!(ticket(&world), None);
+    assert_eq!(approval(&world), None);
     nothing_ran(&world, "/root/late");
 }
 

@@ -7,6 +7,7 @@ use crate::proto::mac::{hex, unhex};
 const COMMANDS: &str = "for other commands of this qube to end";
 const APPROVAL: &str = "for approval in dom0: qvm-remote-dom0 approve ";
 const LOG_ROOM: &str = "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)";
+const DISK: &str = "for a disk of dom0 that does not answer";
 const RECORDED: &str = "no longer: it stands in dom0's log, entry head code: ";
 
 /// Reasons for a command to wait.
@@ -14,10 +15,12 @@ const RECORDED: &str = "no longer: it stands in dom0's log, entry head code: ";
 pub enum WaitReason<'a> {
     /// The qube runs as many commands as it may.
     Commands,
-    /// A person in dom0 has to approve the command, under this ticket.
+    /// A person in dom0 has to approve the command, with this id.
     Approval(&'a str),
     /// The qube has filled its part of dom0's log.
     LogRoom,
+    /// A disk of dom0 does not answer: the one of the log, or one that has the program.
+    Disk,
     /// The command waits no longer: its entry is on the disk. The number of the entry, the head of the log's chain
     /// behind it, and the code of both ([`Key::receipt`](crate::proto::mac::Key::receipt)).
     Recorded(u64, [u8; 32], [u8; 32]),
@@ -28,12 +31,13 @@ pub enum WaitReason<'a> {
 impl<'a> WaitReason<'a> {
     /// Reads the text on the wire.
     pub(super) fn parse(text: &'a str) -> Self {
-        if let Some(ticket) = text.strip_prefix(APPROVAL) {
-            return Self::Approval(ticket);
+        if let Some(id) = text.strip_prefix(APPROVAL) {
+            return Self::Approval(id);
         }
         match text {
             COMMANDS => Self::Commands,
             LOG_ROOM => Self::LogRoom,
+            DISK => Self::Disk,
             _ => text.strip_prefix(RECORDED).and_then(recorded).unwrap_or(Self::Other(text)),
         }
     }
@@ -52,8 +56,9 @@ impl fmt::Display for WaitReason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Commands => f.write_str(COMMANDS),
-            Self::Approval(ticket) => write!(f, "{APPROVAL}{ticket}"),
+            Self::Approval(id) => write!(f, "{APPROVAL}{id}"),
             Self::LogRoom => f.write_str(LOG_ROOM),
+            Self::Disk => f.write_str(DISK),
             Self::Recorded(number, head, code) => write!(f, "{RECORDED}{number} {} {}", hex(head), hex(code)),
             Self::Other(text) => f.write_str(text),
         }
@@ -68,6 +73,7 @@ mod tests {
     fn a_reason_has_the_text_that_older_clients_print_and_is_read_back_from_it() {
         for (reason, text) in [
             (WaitReason::Commands, "for other commands of this qube to end"),
+            (WaitReason::Disk, "for a disk of dom0 that does not answer"),
             (WaitReason::Approval("00ff"), "for approval in dom0: qvm-remote-dom0 approve 00ff"),
             (
                 WaitReason::LogRoom,

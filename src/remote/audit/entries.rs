@@ -14,6 +14,7 @@ use super::{
     chain::ChainPoint,
     logfile::LONGEST,
     quota::{Quotas, Use},
+    recent,
     writer::{LogFailure, Writer},
 };
 use crate::{remote::clock::now, sys::lock};
@@ -64,8 +65,9 @@ struct Rate {
 impl Audit {
     /// Writes to this file, up to `limit` bytes and to another then; `None` writes nowhere.
     pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
+        let quotas = path.as_ref().map(|path| Quotas::used(recent::used(path, &now()))).unwrap_or_default();
         let writer = path.map(|path| Writer::start(path, limit));
-        Self { writer, quotas: Quotas::default(), refused: Mutex::default() }
+        Self { writer, quotas, refused: Mutex::default() }
     }
 
     /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait; the
@@ -183,6 +185,28 @@ mod tests {
             let text = fs::read_to_string(&path).expect("there");
             assert!(text.ends_with(&format!("head={} seq={}\n", crate::proto::mac::hex(&point.head), 2 * n)), "{text}");
         }
+    }
+
+    /// Fills the quota of a qube, with a new log: how many entries that took.
+    async fn fill(path: &std::path::Path) -> usize {
+        let (audit, text, quota) = (Audit::new(Some(path.to_owned()), 1 << 20), "x".repeat(1000), Some(64 << 10));
+        let mut runs = 0;
+        while audit.room("work", &text, 1, quota).is_ok() {
+            audit.write("CMD", &format!("vm=work id={runs} {text}"));
+            runs += 1;
+        }
+        assert!(audit.room("dev", &text, 1, quota).is_ok());
+        audit.flush().await;
+        runs
+    }
+
+    #[tokio::test]
+    async fn a_restart_gives_no_qube_a_new_quota() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let runs = [fill(&path).await, fill(&path).await, fill(&path).await];
+        // the room that was taken for the ends of commands comes back, what was written does not
+        assert!(runs[0] > 30 && runs[1] < 20 && runs[2] < 10, "{runs:?}");
     }
 
     #[tokio::test]

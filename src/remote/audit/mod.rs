@@ -20,12 +20,13 @@
 //! refusals, and the channel's own entries take less than 2 MiB a day: 7 MiB. A quota may be used up at once and then
 //! again in the course of each day, so seven days hold eight of them. The files that are kept have room for eight days of
 //! all listed qubes together, and one file more: three qubes that do nothing but fill the log need more than a week to
-//! turn over 178 MiB. A restart of the daemon forgets what was used of the day.
+//! turn over 178 MiB. A restart of the daemon reads what was used of the day from the log ([`recent`]).
 
 mod chain;
 mod entries;
 mod logfile;
 mod quota;
+mod recent;
 mod verify;
 mod writer;
 

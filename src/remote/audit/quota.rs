@@ -18,7 +18,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// What is left of the quotas of all qubes.
 #[derive(Debug, Default)]
-pub(super) struct Quotas(Mutex<HashMap<String, [Bucket; 2]>>);
+pub(super) struct Quotas {
+    buckets: Mutex<HashMap<String, [Bucket; 2]>>,
+    /// What was used before the daemon started.
+    used: HashMap<String, [f64; 2]>,
+}
 
 /// Which of a qube's two quotas: one for what runs, one for what was refused, so that neither keeps the other out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,12 +59,21 @@ impl Bucket {
 }
 
 impl Quotas {
+    /// Of qubes that have used so much already.
+    pub(super) fn used(used: HashMap<String, [f64; 2]>) -> Self {
+        Self { buckets: Mutex::default(), used }
+    }
+
     /// Takes bytes of a qube's quota, or says how long until there are as many. `quota` is the policy's, if it was read.
     pub(super) fn take(&self, vm: &str, kind: Use, bytes: u64, quota: Option<u64>) -> Result<(), Duration> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.buckets);
         let buckets = all.entry(vm.to_owned()).or_insert_with(|| {
             let quota = quota.unwrap_or(DEFAULT);
-            [Bucket::new(quota), Bucket::new(quota / 4)]
+            let mut buckets = [Bucket::new(quota), Bucket::new(quota / 4)];
+            for (bucket, used) in buckets.iter_mut().zip(self.used.get(vm).copied().unwrap_or_default()) {
+                bucket.left = (bucket.left - used).max(0.0);
+            }
+            buckets
         });
         if let Some(quota) = quota {
             for (bucket, most) in buckets.iter_mut().zip([quota, quota / 4]) {

@@ -196,7 +196,8 @@ impl<'a> Exchange<'a> {
             Frame::Wait(reason) => {
                 self.dom0_by = None;
                 // a busy moment is no news; what a person has to end is
-                if !self.ask.quiet && matches!(reason, WaitReason::Approval(_) | WaitReason::LogRoom) {
+                if !self.ask.quiet && matches!(reason, WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk)
+                {
                     eprintln!("[qvm-remote] waiting {}", escape(reason.to_string().as_bytes()));
                 }
             }

@@ -43,6 +43,9 @@ use crate::{
 /// Between two looks at a quota that is used up, from the shortest to the longest.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
+/// A wait for a disk that is longer is told to the client.
+const NEWS: Duration = Duration::from_secs(2);
+
 /// A request on its way, and all that its waits need.
 #[derive(Clone, Copy)]
 pub(super) struct Candidate<'a> {
@@ -205,6 +208,22 @@ impl Candidate<'_> {
         }
     }
 
+    /// Waits for a disk; a client that waits for more than a moment hears why.
+    async fn wait_for_disk<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
+        self.wait(state, async {
+            tokio::pin!(something);
+            tokio::select! {
+                biased;
+                got = &mut something => got,
+                () = sleep(NEWS) => {
+                    self.port.send(Frame::Wait(WaitReason::Disk)).await;
+                    something.await
+                }
+            }
+        })
+        .await
+    }
+
     /// Looks at what the file system says about the request, where that matters.
     async fn look(&self) -> Result<Sight, Rejected> {
         let (case, policy) = (self.case, ask(*self)?);
@@ -217,8 +236,8 @@ impl Candidate<'_> {
             let found = program::find_within(&policy, &asked);
             Ok((policy, found))
         });
-        let refuse = |text: &str| Err(case.refuse(Category::Policy, Refusal::Failed, text));
-        match self.wait(RequestState::Looking, look).await? {
+        let refuse = |text: &str| Err(case.refuse(Category::Policy, Refusal::Denied, &format!("denied: {text}")));
+        match self.wait_for_disk(RequestState::Looking, look).await? {
             Ok(Ok((policy, found))) => Ok(Sight { read, policy, words, found }),
             Ok(Err(fault)) => {
                 let fault: PathFault = fault;
@@ -293,7 +312,7 @@ impl Candidate<'_> {
             }
         })?;
         // in a thread of its own: a slow disk stalls nobody else
-        let written = self.wait(RequestState::Recording, spawn_blocking(|| writing.write())).await?;
+        let written = self.wait_for_disk(RequestState::Recording, spawn_blocking(|| writing.write())).await?;
         written.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| {
             Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
         })
@@ -306,18 +325,19 @@ impl Candidate<'_> {
         let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };
         let entry = format!("vm={vm} id={} auth={auth} {}", case.id, judged.entry());
         let record = case.shared.audit.record("CMD", &entry);
-        let point = match (self.wait(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
-            (Ok(point), _) => point,
-            (Err(_), OnLogFailure::Run) => {
-                case.shared.audit.write("CMD", &format!("{entry} (written late)"));
-                None
-            }
-            (Err(LogFailure(why)), OnLogFailure::Refuse) => {
-                let text = format!("dom0's log cannot be written, so nothing runs: {}", escape(why.as_bytes()));
-                case.event(Kind::CommandRefused, format!("a command of {vm} was refused: {text}"), None);
-                return Err(Rejected(Refusal::Failed, text));
-            }
-        };
+        let point =
+            match (self.wait_for_disk(RequestState::Recording, record).await?, case.shared.config.on_log_failure) {
+                (Ok(point), _) => point,
+                (Err(_), OnLogFailure::Run) => {
+                    case.shared.audit.write("CMD", &format!("{entry} (written late)"));
+                    None
+                }
+                (Err(LogFailure(why)), OnLogFailure::Refuse) => {
+                    let text = format!("dom0's log cannot be written, so nothing runs: {}", escape(why.as_bytes()));
+                    case.event(Kind::CommandRefused, format!("a command of {vm} was refused: {text}"), None);
+                    return Err(Rejected(Refusal::Failed, text));
+                }
+            };
         case.event(Kind::CommandStart, format!("{vm} runs {}", judged.shown), None);
         let receipt = |point: ChainPoint| {
             let code = self.authentic.code.as_ref()?;

@@ -1,4 +1,4 @@
-//! The life of requests against a model: whatever the owner, the qubes and the disk do in whatever order, nothing starts
+//! The life of requests against a model: whatever the owner, the qubes, the clock and the disk do in whatever order, nothing starts
 //! that the newest answer forbids, nothing runs twice, everything is answered, every run is in the log.
 //!
 //! Real are the gate, keys, policies, approvals, the ledger and the log; a run is a `put`, which needs no process.
@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
 };
 
 use proptest::prelude::*;
@@ -61,6 +61,12 @@ enum ModelStep {
     Kill,
     /// The disk takes nothing, or something again.
     Stall(bool),
+    /// The owner takes the qube off the list, or puts it back.
+    List(bool),
+    /// The qube has used up its quota of the log.
+    Spend,
+    /// The owner gives a larger quota.
+    Give,
     /// The daemon dies and another one starts.
     Restart,
 }
@@ -72,6 +78,8 @@ enum ModelRule {
     Ask,
     /// Asks for something else: the same words with another option.
     AskNarrower,
+    /// Allows it for no time at all.
+    Brief,
     Deny,
     Missing,
     Broken,
@@ -82,6 +90,7 @@ fn any_step() -> impl Strategy<Value = ModelStep> {
         ModelRule::Allow,
         ModelRule::Ask,
         ModelRule::AskNarrower,
+        ModelRule::Brief,
         ModelRule::Deny,
         ModelRule::Missing,
         ModelRule::Broken,
@@ -101,6 +110,9 @@ fn any_step() -> impl Strategy<Value = ModelStep> {
         1 => which.prop_map(ModelStep::Cut),
         1 => Just(ModelStep::Kill),
         3 => any::<bool>().prop_map(ModelStep::Stall),
+        2 => any::<bool>().prop_map(ModelStep::List),
+        1 => Just(ModelStep::Spend),
+        1 => Just(ModelStep::Give),
         1 => Just(ModelStep::Restart),
     ]
 }
@@ -111,7 +123,7 @@ struct Attempt {
     inbox: Arc<Inbox>,
     out: mpsc::Receiver<Vec<u8>>,
     /// The approval it waits for, and what the policy said when it was asked.
-    ticket: Option<(String, ModelRule)>,
+    asked_id: Option<(String, ModelRule)>,
     approved: Option<ModelRule>,
     started: bool,
     answered: usize,
@@ -131,7 +143,10 @@ struct World {
     requests: Vec<(Box<Request>, Digest)>,
     attempts: Vec<Attempt>,
     authorized: bool,
+    listed: bool,
     rule: ModelRule,
+    /// The quota of the log, in MiB.
+    quota: u64,
 }
 
 fn shared(dir: &TempDir) -> Arc<Shared> {
@@ -170,7 +185,9 @@ impl World {
             requests: Vec::new(),
             attempts: Vec::new(),
             authorized: true,
+            listed: true,
             rule: ModelRule::Allow,
+            quota: 1,
         };
         world.authorize();
         world.policy(ModelRule::Allow);
@@ -189,11 +206,12 @@ impl World {
             ModelRule::Allow => format!("allow put {}", dir.display()),
             ModelRule::Ask => format!("ask put {}", dir.display()),
             ModelRule::AskNarrower => format!("ask put {} [max-size=1K]", dir.display()),
+            ModelRule::Brief => format!("allow put {} [timeout=0]", dir.display()),
             ModelRule::Deny => "deny shell *".to_owned(),
             ModelRule::Broken => "nonsense".to_owned(),
             ModelRule::Missing => return fs::remove_file(path).unwrap_or_default(),
         };
-        fs::write(path, format!("max-running = 2\n{line}\n")).expect("written");
+        fs::write(path, format!("max-running = 2\naudit-quota = {}M\n{line}\n", self.quota)).expect("written");
     }
 
     fn file(&self, request: usize) -> PathBuf {
@@ -240,7 +258,7 @@ impl World {
             request,
             inbox,
             out: frames,
-            ticket: None,
+            asked_id: None,
             approved: None,
             started: false,
             answered: 0,
@@ -261,6 +279,7 @@ impl World {
         self.shared.audit.stall(false);
         self.shared = shared(&self.dir);
         self.nonce[0] += 1;
+        self.listed = true;
         *self.shared.vm("work").replay() = Replay::default();
     }
 
@@ -278,9 +297,9 @@ impl World {
                 let yes = matches!(step, ModelStep::Approve(_));
                 let shared = self.shared.clone();
                 let Some(attempt) = self.open(n) else { return };
-                let Some((ticket, rule)) = attempt.ticket.take() else { return };
+                let Some((asked_id, rule)) = attempt.asked_id.take() else { return };
                 let ids = shared.approvals.list();
-                if let Some((id, _)) = ids.iter().find(|(id, _)| id.starts_with(&ticket)) {
+                if let Some((id, _)) = ids.iter().find(|(id, _)| id.starts_with(&asked_id)) {
                     shared.approvals.answer(id, yes);
                     attempt.approved = yes.then_some(rule);
                 }
@@ -310,6 +329,19 @@ impl World {
                     attempt.ended |= !attempt.finished;
                 }
             }
+            ModelStep::List(listed) => {
+                self.listed = listed;
+                self.shared.vm("work").listed.store(listed, Relaxed);
+            }
+            ModelStep::Spend => {
+                for times in (0..12).rev().map(|shift| 1 << shift) {
+                    while self.shared.audit.room("work", "", times, Some(self.quota << 20)).is_ok() {}
+                }
+            }
+            ModelStep::Give => {
+                self.quota = (2 * self.quota).min(1024);
+                self.policy(self.rule);
+            }
             ModelStep::Again(_) | ModelStep::Stall(_) | ModelStep::Restart => {}
         }
     }
@@ -317,18 +349,18 @@ impl World {
     /// Looks at what the daemon has sent since the last step.
     fn look(&mut self) {
         let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        let (rule, authorized) = (self.rule, self.authorized);
+        let (rule, authorized) = (self.rule, self.authorized && self.listed);
         for attempt in &mut self.attempts {
             while let Ok(bytes) = attempt.out.try_recv() {
                 let (raw, _) = RawFrame::split(&bytes).expect("a frame").expect("whole");
                 match raw.parse().expect("a frame") {
-                    Frame::Wait(WaitReason::Approval(ticket)) => attempt.ticket = Some((ticket.to_owned(), rule)),
+                    Frame::Wait(WaitReason::Approval(asked_id)) => attempt.asked_id = Some((asked_id.to_owned(), rule)),
                     Frame::Accept => {
                         let id = format!("id=request-{} ", attempt.request);
                         assert!(!attempt.started, "it started twice");
                         attempt.started = true;
                         assert!(authorized && !attempt.ended && !attempt.over, "{id}: nobody may start it");
-                        let allowed = rule == ModelRule::Allow
+                        let allowed = matches!(rule, ModelRule::Allow | ModelRule::Brief)
                             || matches!(rule, ModelRule::Ask | ModelRule::AskNarrower)
                                 && attempt.approved == Some(rule);
                         assert!(allowed, "{id}: {rule:?}, approved {:?}", attempt.approved);

@@ -4,6 +4,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 
@@ -82,7 +83,10 @@ impl<'a> Session<'a> {
                 }
                 () = self.out.closed() => return Some("it reads nothing"),
                 more = frames.fill() => match more {
-                    Ok(true) => heard = Instant::now(),
+                    Ok(true) => {
+                        heard = Instant::now();
+                        yield_now().await; // other qubes have their turn between two reads of one that floods
+                    }
                     Ok(false) | Err(_) => return None,
                 },
                 () = sleep(SILENCE) => {

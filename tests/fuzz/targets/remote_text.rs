@@ -7,7 +7,7 @@ use qrexec_connect::{
     remote::{
         agent,
         config::RemoteConfig,
-        policy::{Action, AskedProgram, Policy, ProgramName, Verdict},
+        policy::{Action, AskedProgram, PATH, Policy, ProgramName, Verdict},
         v1,
     },
 };
@@ -33,6 +33,14 @@ fuzz_target!(|bytes: &[u8]| {
             let decide = |program| policy.decide(Action::Argv(program, &words[1..])).verdict;
             if decide(&linked) == Verdict::Allow {
                 assert_eq!(decide(&plain), Verdict::Allow);
+            }
+            // what a rule allows, or has a person asked, is reached through every directory on its way
+            if words[0].starts_with(b"/") && decide(&plain) != Verdict::Deny {
+                let search: Vec<Vec<u8>> = PATH.iter().map(|dir| dir.as_bytes().to_vec()).collect();
+                let ends = (1..words[0].len()).filter(|end| words[0][*end] == b'/').chain([words[0].len()]);
+                for end in ends {
+                    assert!(policy.reaches(&words[0][..end], None, &search));
+                }
             }
             let got = policy.decide(Action::Get(bytes));
             if got.verdict == Verdict::Allow {
