@@ -87,7 +87,7 @@ fn in_order(mut addresses: Vec<SocketAddr>, present: Option<Present>) -> Vec<Soc
 /// The two ends of a connected socket. Two sockets with the same ends (the port of the source left aside) reach the
 /// same peer in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct UdpEnds {
     /// The address that datagrams come from.
     pub source: IpAddr,
     /// The address that datagrams go to.
@@ -98,7 +98,7 @@ pub struct Ends {
     interface: Option<i32>,
 }
 
-impl Ends {
+impl UdpEnds {
     /// The ends of a connected socket.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl Ends {
     }
 }
 
-impl fmt::Display for Ends {
+impl fmt::Display for UdpEnds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} from {}", self.target, self.source)
     }

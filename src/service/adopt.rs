@@ -251,7 +251,7 @@ impl Adoption {
         let stage = self.stage(session.stage, &info, listening)?;
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
-        let calls = route.call().filter(|_| has_call).and_then(|limits| limits.qube.resume());
+        let calls = route.call().filter(|_| has_call).map(|limits| limits.qube.resume());
         let permits = Permits { _session: room, _call: calls };
         if matches!(stage, Stage::Waiting(_)) {
             tally.waiting.push(WaitingSession { info: info.clone(), stage, permits });

@@ -177,12 +177,23 @@ impl RunningService {
             .reconcile((&self.behind.concat(), forwards), taken.listeners, &self.sessions, &self.routes)
             .await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
+        self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;
     }
 
+    /// The routes of all listeners that are served.
+    fn all_routes(&self) -> Vec<Arc<Route>> {
+        self.listening.iter().chain(self.posts.listening()).map(|listening| listening.route()).collect()
+    }
+
+    /// Gives each qube the limit of calls that its listeners have now.
+    pub(super) fn limit_calls(&self) {
+        self.routes.limit_calls(self.all_routes().iter().map(|route| &**route));
+    }
+
     fn warn_of_descriptors(&self) {
-        let routes: Vec<_> = self.listening.iter().chain(self.posts.listening()).map(|l| l.route()).collect();
-        if let Some(warning) = descriptor_warning(routes.iter().map(|r| &**r), self.routes.calls_per_qube()) {
+        let routes = self.all_routes();
+        if let Some(warning) = descriptor_warning(routes.iter().map(|r| &**r)) {
             say(Kind::DescriptorPressure, warning);
         }
     }

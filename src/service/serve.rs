@@ -88,6 +88,7 @@ pub(super) async fn until_stopped(
             }
         };
         if changed {
+            service.limit_calls();
             status.abort();
             status = tell_status(&service, &mut keep, None);
         }

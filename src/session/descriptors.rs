@@ -12,10 +12,9 @@ const SOCKETS: u64 = 4;
 const CALL: u64 = 6;
 
 /// A warning when the limit of descriptors (`RLIMIT_NOFILE`, getrlimit(2)) is below what `routes` may need.
-/// `calls_per_qube` bounds the calls of each.
-pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize) -> Option<String> {
+pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Option<String> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    let needed = needed(routes, calls_per_qube);
+    let needed = needed(routes);
     (needed > limit).then(|| {
         format!(
             "the listeners may need {needed} descriptors and only {limit} are allowed: connections will wait; raise \
@@ -24,13 +23,15 @@ pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: 
     })
 }
 
-fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize) -> u64 {
-    let calls = u64::try_from(calls_per_qube).unwrap_or(u64::MAX);
+fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>) -> u64 {
     let sessions = routes.into_iter().map(|route| {
         let most = u64::from(route.options.max_connections);
         match route.call() {
             // Those above the limit of calls wait, each with its peer's socket alone.
-            Some(_) => most.min(calls).saturating_mul(CALL).saturating_add(most.saturating_sub(calls)),
+            Some(limits) => {
+                let calls = u64::try_from(limits.qube.limit()).unwrap_or(u64::MAX);
+                most.min(calls).saturating_mul(CALL).saturating_add(most.saturating_sub(calls))
+            }
             None => most.saturating_mul(SOCKETS),
         }
     });
@@ -54,8 +55,8 @@ mod tests {
     fn calls_are_bounded_by_their_qube_and_sockets_by_their_listener() {
         let (call, socket) = (route("work qubes.ConnectTCP+1 max_connections=50"), route("uds=/x,max_connections=100"));
         let calls = 32 * CALL + 18; // 18 connections wait for a call
-        assert_eq!(needed([&call], 32), BASE + calls);
-        assert_eq!(needed([&call, &socket], 32), BASE + calls + 100 * SOCKETS);
+        assert_eq!(needed([&call]), BASE + calls);
+        assert_eq!(needed([&call, &socket]), BASE + calls + 100 * SOCKETS);
     }
 
     #[test]
@@ -63,7 +64,7 @@ mod tests {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has one");
         let socket = route("uds=/x,max_connections=100");
         let many = usize::try_from(limit / 100).expect("a limit that fits");
-        let text = warning(std::iter::repeat_n(&socket, many), 32).expect("more than the limit");
+        let text = warning(std::iter::repeat_n(&socket, many)).expect("more than the limit");
         assert!(text.contains("LimitNOFILE=") && text.contains(&limit.to_string()), "{text}");
     }
 }

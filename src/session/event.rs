@@ -9,7 +9,7 @@ use super::{
     watch::SessionEnding,
 };
 use crate::{
-    dial::{Ends, Failure, qrexec::Exit},
+    dial::{Failure, UdpEnds, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -50,8 +50,9 @@ pub fn started(info: &SessionInfo) -> Event {
 pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> Event {
     let sessions = if waiting == 1 { "1 connection waits".to_owned() } else { format!("{waiting} connections wait") };
     let (listener, target) = (&info.route.listener, &limits.call.target);
+    let limit = limits.qube.limit();
     let text = format!(
-        "{listener}: the limit of calls into {target} (--calls-per-qube) is reached; {sessions} until a call ends"
+        "{listener}: the limit of calls into {target} (max_calls={limit}) is reached; {sessions} until a call ends"
     );
     info.route.event(Kind::LimitReached, text)
 }
@@ -85,7 +86,7 @@ pub fn server_starts(info: &SessionInfo, pause: Duration) -> Event {
 }
 
 /// The upstream socket of a flow was replaced, because of `cause`.
-pub fn flow_moved(info: &SessionInfo, from: &Ends, to: &Ends, cause: Cause) -> Event {
+pub fn flow_moved(info: &SessionInfo, from: &UdpEnds, to: &UdpEnds, cause: Cause) -> Event {
     let why = match cause {
         Cause::Error(number) => io::Error::from_raw_os_error(number).to_string(),
         Cause::Silence => "no datagram came back".to_owned(),
@@ -182,7 +183,11 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
         ),
         Some(SetUp::Local) => (
             End::DialFailed,
-            "the local qrexec agent cannot be reached or gave up: is qubes-qrexec-agent.service running?".into(),
+            format!(
+                "the local qrexec agent cannot be reached (is qubes-qrexec-agent.service running?), or {target} did not \
+                 connect within two minutes: then qrexec-client-vm says \"vchan connection timeout\", and the agent in \
+                 {target} is the one to look at"
+            ),
         ),
         Some(SetUp::Usage) => (
             End::DialFailed,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     doubt::Cause,
     event,
-    flows::{Entry, Eviction, Flow, Upstream},
+    flows::{Entry, Eviction, Flow, FlowUpstream},
     info::SessionInfo,
     route::Lead,
     sessions::Sessions,
@@ -127,7 +127,7 @@ fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
 ///
 /// # Cancel safety
 /// Dropped, it closes what it began.
-async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &Upstream) -> Upstream {
+async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &FlowUpstream) -> FlowUpstream {
     let named = matches!(&info.route.lead, Lead::Udp { addr, .. } if matches!(addr.host, Host::Name(_)));
     loop {
         flow.doubt().raised().await;
@@ -135,7 +135,7 @@ async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &Upstream) -
         let Some(cause) = flow.doubt().cause() else { continue }; // an answer came meanwhile
         let failed = matches!(cause, Cause::Error(_));
         let dialled = dial_upstream(info, Some(Present { target: present.ends.target, failed })).await;
-        match dialled.map(|(fd, _)| Upstream::new(fd)) {
+        match dialled.map(|(fd, _)| FlowUpstream::new(fd)) {
             Ok(Ok(other)) if other.ends != present.ends => {
                 log::emit(event::flow_moved(info, &present.ends, &other.ends, cause));
                 flow.doubt().changed(flow.now());
@@ -152,7 +152,7 @@ async fn connect(info: &SessionInfo, flow: &Flow, sessions: &Sessions) -> Result
         Err(failure) if lacks_descriptors(&failure, flow) => dial_with_room(info, sessions, failure).await?,
         dialled => dialled?,
     };
-    let upstream = Upstream::new(upstream).map_err(|error| {
+    let upstream = FlowUpstream::new(upstream).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
         Failure::Io { step: DialStep::Other, doing, error }
     })?;

@@ -29,7 +29,7 @@ use super::{
     parked::{FlowKept, ParkedStage},
 };
 use crate::{
-    dial::Ends,
+    dial::UdpEnds,
     relay::{
         Why,
         datagram::{self, Asked},
@@ -80,23 +80,23 @@ pub struct Flow {
 enum FlowWay {
     /// They wait for the upstream.
     Waiting(Vec<Vec<u8>>),
-    Open(Arc<Upstream>),
+    Open(Arc<FlowUpstream>),
     /// The flow is over: the next datagram begins another.
     Over,
 }
 
 /// The upstream socket of a flow, and where it leads.
 #[derive(Debug)]
-pub(super) struct Upstream {
+pub(super) struct FlowUpstream {
     io: AsyncFd<OwnedFd>,
-    pub(super) ends: Ends,
+    pub(super) ends: UdpEnds,
 }
 
-impl Upstream {
+impl FlowUpstream {
     /// # Errors
     /// What getpeername(2) and epoll_ctl(2) say.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let ends = Ends::of(&fd)?;
+        let ends = UdpEnds::of(&fd)?;
         Ok(Self { io: sys::register(fd, NEWS)?, ends })
     }
 }
@@ -145,7 +145,7 @@ impl Flows {
         upstream: OwnedFd,
     ) -> io::Result<Arc<Flow>> {
         let flow = Arc::new(Flow::new(asked, info, self, kept));
-        flow.open(Upstream::new(upstream)?);
+        flow.open(FlowUpstream::new(upstream)?);
         self.enter(&flow, u32::MAX);
         Ok(flow)
     }
@@ -224,7 +224,7 @@ impl Flow {
         &self.doubt
     }
 
-    pub(super) fn upstream(&self) -> Option<Arc<Upstream>> {
+    pub(super) fn upstream(&self) -> Option<Arc<FlowUpstream>> {
         match &*lock(&self.way) {
             FlowWay::Open(upstream) => Some(upstream.clone()),
             FlowWay::Waiting(_) | FlowWay::Over => None,
@@ -265,7 +265,7 @@ impl Flow {
         true
     }
 
-    fn send(&self, upstream: &Upstream, bytes: &[u8], now: u64) {
+    fn send(&self, upstream: &FlowUpstream, bytes: &[u8], now: u64) {
         let outcome = datagram::send_connected(upstream.io.get_ref().as_fd(), bytes);
         outcome.earlier.iter().for_each(|error| self.doubt.refused(error));
         match outcome.sent {
@@ -279,7 +279,7 @@ impl Flow {
     }
 
     /// The flow has its upstream now, or another one; datagrams that waited for it go first.
-    pub(super) fn open(&self, upstream: Upstream) {
+    pub(super) fn open(&self, upstream: FlowUpstream) {
         let mut way = lock(&self.way);
         let before = std::mem::replace(&mut *way, FlowWay::Over);
         if let FlowWay::Waiting(waiting) = &before {
@@ -298,7 +298,7 @@ impl Flow {
         }
     }
 
-    fn take_error(&self, upstream: &Upstream) {
+    fn take_error(&self, upstream: &FlowUpstream) {
         let error = SockRef::from(upstream.io.get_ref()).take_error();
         error.ok().flatten().iter().for_each(|error| self.doubt.refused(error));
     }
@@ -324,7 +324,7 @@ impl Flow {
     ///
     /// # Cancel safety
     /// Dropped while it waits for room to answer, it loses that answer.
-    pub(super) async fn down(&self, upstream: &Upstream) -> bool {
+    pub(super) async fn down(&self, upstream: &FlowUpstream) -> bool {
         for count in 1usize.. {
             if count % BATCH == 0 {
                 yield_now().await;

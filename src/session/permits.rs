@@ -2,6 +2,8 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::dial::qrexec::CallPermit;
+
 /// The places that a session takes up, on its listener and among the calls into its qube; given back when the session
 /// ends.
 #[derive(Debug, Default)]
@@ -9,5 +11,5 @@ pub struct Permits {
     /// On the listener.
     pub _session: Option<OwnedSemaphorePermit>,
     /// Among the calls.
-    pub _call: Option<OwnedSemaphorePermit>,
+    pub _call: Option<CallPermit>,
 }

@@ -15,7 +15,10 @@ use super::{
 use crate::{
     dial::{
         netns::{self, Namespace},
-        qrexec::gate::{Gate, Gates, Qube},
+        qrexec::{
+            Qube,
+            gate::{Gate, Gates},
+        },
     },
     log::{Event, Kind, emit},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
@@ -108,14 +111,15 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Routes that let at most `calls_per_qube` calls into one qube at a time.
+    /// Routes that let at most `calls_per_qube` calls into one qube at a time, where no `max_calls` is given.
     pub fn new(calls_per_qube: usize) -> Self {
         Self { gates: Gates::new(calls_per_qube), tallies: Tallies::default() }
     }
 
-    /// Calls allowed into one qube at a time.
-    pub fn calls_per_qube(&self) -> usize {
-        self.gates.per_qube()
+    /// Gives each qube the smallest limit of calls that the routes of all listeners have.
+    pub fn limit_calls<'a>(&self, listeners: impl IntoIterator<Item = &'a Route>) {
+        let limit = |route: &'a Route| Some((route.call()?.call.target.as_str(), route.options.max_calls));
+        self.gates.qubes().set_limits(listeners.into_iter().filter_map(limit));
     }
 
     pub fn tallies(&self) -> &Tallies {
@@ -142,7 +146,7 @@ impl Routes {
         let lead = match leg.upstream {
             Upstream::Qrexec(call) => Lead::Call(CallLimits {
                 text: (call.target.as_str().into(), call.service.as_str().into()),
-                qube: self.gates.qube(&call.target),
+                qube: self.gates.qubes().qube(&call.target),
                 gate: self.gates.gate(&call),
                 call,
             }),

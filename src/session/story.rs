@@ -16,7 +16,7 @@ use crate::{
     dial::{
         Failure,
         netns::Namespace,
-        qrexec::gate::{CallPermit, Ticket},
+        qrexec::{CallPermit, gate::Ticket},
     },
     log::{self, End},
     relay::Why,

@@ -20,8 +20,8 @@ use crate::{
         self, DialStep, Failure, Way,
         netns::Namespace,
         qrexec::{
-            LiveCall,
-            gate::{CallPermit, Ticket, TurnedAway, Visitor},
+            CallPermit, LiveCall,
+            gate::{Ticket, TurnedAway, Visitor},
         },
     },
     log::{self, End},

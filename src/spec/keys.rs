@@ -171,6 +171,8 @@ keys! {
     setup_timeout: Timeout = SetupTimeout;
     /// Concurrent set-ups of qrexec calls per target and service.
     max_setups: Count = MaxSetups;
+    /// Calls into one qube at once; where its listeners differ, the smallest number holds.
+    max_calls: Count = MaxCalls;
     /// How long sessions get at a stop.
     drain_timeout: Pause = DrainTimeout;
     /// TCP keepalive.

@@ -15,6 +15,8 @@ pub struct Options {
     pub setup_timeout: Duration,
     /// Concurrent qrexec set-ups per target and service, at least 1 (default 4).
     pub max_setups: u32,
+    /// Calls into one qube at once, at least 1 (`None`: not written; 32, or what the command line says).
+    pub max_calls: Option<u32>,
     /// A session without bytes for this long ends (default: never).
     pub idle_timeout: Option<Duration>,
     /// A UDP flow without datagrams for this long ends, above zero (default 600 s).
@@ -38,6 +40,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(10),
             setup_timeout: Duration::from_secs(300),
             max_setups: 4,
+            max_calls: None,
             idle_timeout: None,
             udp_idle_timeout: Duration::from_secs(600),
             udp_responses: None,

@@ -23,7 +23,7 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::Uds => "(/|@)[a-z0-9:, '\"\\\\%é/]{1,12}x".boxed(),
         KeyName::Mode | KeyName::DirMode => "0[0-7]{3}".boxed(),
         KeyName::Owner | KeyName::DirOwner => "[a-z]{1,5}|[0-9]{1,5}:[a-z]{1,5}|:adm".boxed(),
-        KeyName::Backlog | KeyName::MaxConnections | KeyName::MaxSetups => {
+        KeyName::Backlog | KeyName::MaxConnections | KeyName::MaxSetups | KeyName::MaxCalls => {
             (1u32..1000).prop_map(|n| n.to_string()).boxed()
         }
         KeyName::ConnectTimeout | KeyName::UdpIdleTimeout | KeyName::SetupTimeout => {
@@ -121,7 +121,7 @@ proptest! {
 #[test]
 fn every_key_of_the_contract_is_there_and_no_other() {
     let contract = "label qrexec listen udp_listen listen_namespace uds namespace setns_path target udp_target mode owner \
-                    backlog connect_timeout idle_timeout udp_idle_timeout udp_responses max_connections setup_timeout max_setups \
+                    backlog connect_timeout idle_timeout udp_idle_timeout udp_responses max_connections setup_timeout max_setups max_calls \
                     drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
                     dir_mode dir_owner";
     let mut names: Vec<&str> = KeyName::ALL.iter().map(|key| key.name()).collect();

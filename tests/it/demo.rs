@@ -1,6 +1,6 @@
 //! The demo is the real service, and leaves nothing behind.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
 
 use nix::sys::signal::Signal;
 
@@ -75,4 +75,22 @@ fn the_demo_does_not_care_what_it_was_started_with() {
     assert!(status.success(), "{status}: {:#?}", process.stderr.so_far());
     process.assert_nobody_left();
     assert_eq!(entries(dir.path()), 0);
+}
+
+#[test]
+fn the_stand_in_ends_with_its_service_whatever_the_caller_may_still_send() {
+    let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let service = format!("qubes.ConnectTCP+{}", server.local_addr().expect("bound").port());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
+    command.args(["stand-in", "@default", &service]);
+    let mut process = Process::piped(command);
+    let caller = process.stdin(); // open until the end
+    let (mut far, _) = server.accept().expect("it connects");
+    std::io::Write::write_all(&mut far, b"bye\n").expect("connected");
+    drop(far);
+    assert!(process.wait_within(Duration::from_secs(5)).success());
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut process.stdout_pipe(), &mut said).expect("a pipe");
+    assert_eq!(said, "bye\n");
+    drop(caller);
 }

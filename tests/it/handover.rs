@@ -359,7 +359,7 @@ fn sessions_keep_their_places_over_a_restart() {
     restart(&mut service);
     let (_late, mut late_call) = (service.connect(0), service.connect(1));
     service.process.stderr.wait_for("max_connections=2 is reached");
-    service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
+    service.process.stderr.wait_for("the limit of calls into work (max_calls=");
     assert!(server.try_accept().is_none());
     assert_eq!(fake.started(), 2);
     drop((pairs.pop(), calls.pop()));

@@ -75,6 +75,7 @@ fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
         ("connect_timeout", connect_timeout.as_secs().to_string()),
         ("setup_timeout", setup_timeout.as_secs().to_string()),
         ("max_setups", max_setups.to_string()),
+        ("max_calls", "32".to_owned()),
         ("idle_timeout", "off".to_owned()),
         ("drain_timeout", drain_timeout.as_secs().to_string()),
         ("keepalive", keepalive.to_string()),

@@ -119,7 +119,8 @@ fn each_failure_of_a_call_says_what_it_is() {
     service.connect(0).expect_reset();
     let end = service.end();
     assert_eq!(end.brief(), "dial-failed up 0 down 0 exit 1");
-    assert!(end.note.contains("qubes-qrexec-agent.service"), "{end:?}");
+    let causes = ["qubes-qrexec-agent.service", "vchan connection timeout"];
+    assert!(causes.iter().all(|cause| end.note.contains(cause)), "{end:?}");
     service.process.stderr.wait_for("connect: No such file or directory");
     service.stop();
 }
@@ -447,7 +448,7 @@ fn two_hundred_sessions_over_thirty_two_calls_lose_nothing() {
             let service = &service;
             scope.spawn(move || exchange(&mut service.connect((seed % 2) as usize), seed, 60_000, Pace::CRUMBS));
         }
-        let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
+        let line = service.process.stderr.wait_for("the limit of calls into work (max_calls=");
         assert!(line.contains("1 connection waits until a call ends"), "{line}");
         drop(holding);
     });
@@ -476,13 +477,72 @@ fn the_limit_of_calls_is_shared_by_all_listeners_of_a_qube_and_no_others() {
     second.write_all(b"x").expect("connected");
     second.expect(b"x");
     let mut third = service.connect(0);
-    let line = service.process.stderr.wait_for("the limit of calls into work (--calls-per-qube) is reached");
+    let line = service.process.stderr.wait_for("the limit of calls into work (max_calls=");
     assert!(line.contains("1 connection waits until a call ends"), "{line}");
     let mut other = service.connect(2);
     other.expect(b"ready\n");
     assert_eq!(fake.started(), 3);
     drop(second);
     third.expect(b"ready\n");
+    service.stop();
+}
+
+#[test]
+fn the_smallest_max_calls_of_a_qube_holds_and_a_reload_changes_it_without_ending_a_call() {
+    let fake = FakeQrexec::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("qrexec-connect.toml");
+    let write = |one: u32, two: u32| {
+        let forward = |label: &str, max_calls: u32| {
+            format!("[[forward]]\nlabel = \"{label}\"\nqrexec = \"work test.Echo\"\nmax_calls = {max_calls}\n")
+        };
+        std::fs::write(&file, forward("one", one) + &forward("two", two)).expect("ours");
+    };
+    write(3, 1);
+    let mut service = Activation::calling(&fake).args(["--config"]).arg(&file).tcp("one").tcp("two").start().ready();
+    let call = |service: &Activated, index: usize| {
+        let mut wire = service.connect(index);
+        wire.write_all(b"x").expect("the kernel takes it");
+        wire
+    };
+    let reload = |service: &Activated, n: usize| {
+        service.process.signal(Signal::SIGHUP);
+        service.process.stderr.wait_for_nth("configuration read again", n);
+    };
+    let mut first = call(&service, 0);
+    first.expect(b"x");
+    let mut second = call(&service, 0);
+    service.process.stderr.wait_for("the limit of calls into work (max_calls=1) is reached");
+    assert_eq!(fake.started(), 1, "the listener of 3 has the limit of the other");
+    // higher: who waits gets in
+    write(3, 3);
+    reload(&service, 1);
+    second.expect(b"x");
+    let mut third = call(&service, 1);
+    third.expect(b"x");
+    // lower: nobody is cut, and two of three calls have to end
+    write(1, 2);
+    reload(&service, 2);
+    for wire in [&mut first, &mut second, &mut third] {
+        wire.write_all(b"y").expect("it goes on");
+        wire.expect(b"y");
+    }
+    let mut fourth = call(&service, 1);
+    drop(first);
+    service.ends(1);
+    drop(second);
+    service.ends(2);
+    assert_eq!(fake.started(), 3, "one call is in use, and one may be");
+    // the limit of the configuration holds in the next process, too
+    service.restart(|process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    });
+    third.write_all(b"z").expect("it goes on");
+    third.expect(b"z");
+    assert_eq!(fake.started(), 3);
+    drop(third);
+    fourth.expect(b"x");
     service.stop();
 }
 

@@ -254,6 +254,7 @@ fn place_unit(report: UnitReport, asked: bool, active: bool, all: &mut Vec<Place
             who: listener.what.who,
             unit: Some(listener.what.unit),
             device: listener.what.device,
+            max_calls: listener.what.max_calls,
             asked,
             active,
         },
@@ -264,9 +265,10 @@ fn place_unit(report: UnitReport, asked: bool, active: bool, all: &mut Vec<Place
 
 fn place_forwards(checked: &CheckedConfig, asked: bool, all: &mut Vec<PlacedListener<Known>>) {
     for (who, forward) in &checked.forwards {
+        let max_calls = forward.options.max_calls;
         all.extend(forward.legs.iter().filter_map(|leg| {
             Some(PlacedListener {
-                what: Known { who: who.clone(), unit: None, device: None, asked, active: false },
+                what: Known { who: who.clone(), unit: None, device: None, max_calls, asked, active: false },
                 place: ListenPlace::of(&leg.listen)?,
                 upstream: Some(leg.upstream.clone()),
             })

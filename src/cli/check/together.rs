@@ -1,11 +1,16 @@
 //! Listeners together: who else has their places, and where they lead into each other.
 
+use std::collections::BTreeMap;
+
 use super::{
     finding::Finding,
     machine::{self, TakenPlace},
     manager,
 };
-use crate::spec::{ListenPlace, PlacedListener, circles, exclusions, unit::Consequence};
+use crate::spec::{ListenPlace, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
+
+/// Calls into one qube where nothing is written: the default of `--calls-per-qube`.
+const MAX_CALLS: u32 = 32;
 
 /// A listener of a unit or of the configuration.
 #[derive(Clone, Debug)]
@@ -16,6 +21,8 @@ pub(super) struct Known {
     pub(super) unit: Option<String>,
     /// The interface that a unit binds its socket to.
     pub(super) device: Option<String>,
+    /// How many calls its qube may have, where that is written.
+    pub(super) max_calls: Option<u32>,
     /// Whether it was asked about; the others are there to be compared with.
     pub(super) asked: bool,
     /// Whether it listens now, as the manager says.
@@ -46,6 +53,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         let what = format!("{}: each connection makes another one, without end", names.join(" leads to "));
         found.push(Finding::plain(what, "correct where one of them leads", Consequence::Circle));
     }
+    found.extend(differing_limits(all));
     let asked: Vec<&PlacedListener<Known>> = all
         .iter()
         .filter(|one| {
@@ -72,6 +80,38 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         let what = format!("{}: {} is taken already, by {holder}", listener.what.who, shown(&listener.place));
         let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::Retried };
         found.push(Finding::plain(what, "stop that, or take another port, address or path", consequence));
+    }
+    found
+}
+
+/// Listeners that lead to one qube and have different limits of its calls.
+fn differing_limits(all: &[PlacedListener<Known>]) -> Vec<Finding> {
+    let mut of_qube: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
+    for listener in all {
+        if let Some(Upstream::Qrexec(call)) = &listener.upstream {
+            of_qube.entry(&call.target).or_default().push(&listener.what);
+        }
+    }
+    let limit = |known: &&Known| known.max_calls.unwrap_or(MAX_CALLS);
+    let mut found = Vec::new();
+    for (qube, listeners) in of_qube {
+        let (Some(least), Some(most)) =
+            (listeners.iter().copied().min_by_key(limit), listeners.iter().copied().max_by_key(limit))
+        else {
+            continue;
+        };
+        if limit(&least) != limit(&most) && listeners.iter().any(|known| known.asked) {
+            let says = |known: &Known| {
+                let unwritten = if known.max_calls.is_none() { ", by default" } else { "" };
+                format!("{} has {}{unwritten}", known.who, limit(&known))
+            };
+            let what = format!(
+                "max_calls of the qube {qube}: {}, {}; the smaller one holds for both",
+                says(least),
+                says(most)
+            );
+            found.push(Finding::plain(what, "give all listeners of the qube the same max_calls", Consequence::Served));
+        }
     }
     found
 }

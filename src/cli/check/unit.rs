@@ -32,6 +32,8 @@ pub(super) struct UnitListener {
     pub(super) unit: String,
     /// The interface that it binds its socket to.
     pub(super) device: Option<String>,
+    /// How many calls its qube may have, where that is written.
+    pub(super) max_calls: Option<u32>,
 }
 
 /// What was found about a unit.
@@ -171,12 +173,13 @@ fn listener(
     };
     let Some(address) = address else { return };
     place(found, read, address, forward.as_ref(), scope, report);
+    let max_calls = forward.as_ref().and_then(|forward| forward.options.max_calls);
     let upstream = forward.map(|forward| forward.legs.front().upstream.clone());
     if let Some(place) = place_of(found, address, kind) {
         let device = found.unit.last("Socket", "BindToDevice").map(|device| device.value.clone());
         let device = device.filter(|device| !device.is_empty());
         let who = format!("{} ({}:{})", found.name, setting.file, setting.line);
-        let what = UnitListener { who, unit: found.name.clone(), device };
+        let what = UnitListener { who, unit: found.name.clone(), device, max_calls };
         report.listeners.push(PlacedListener { what, place, upstream });
     }
 }

@@ -140,7 +140,7 @@ struct Serve {
     /// Read this configuration instead of the user's and the system's
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Calls into one qube at a time; further connections wait until a call ends
+    /// Calls into one qube at a time where no max_calls is written; further connections wait until a call ends
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     calls_per_qube: u16,
     /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives

@@ -52,7 +52,10 @@ fn relay(service: TcpStream) -> io::Result<()> {
         let (from, to) = (Stream::new(from, StreamKind::PipeReader)?, Stream::new(to, StreamKind::PipeWriter)?);
         let caller = RelayEnd::pipes(from, to);
         let service = RelayEnd::Socket(Stream::new(service.into(), StreamKind::Tcp)?);
-        Relay::new(caller, service, None).run(&Counters::default(), &Interrupt::default()).await;
+        let mut relay = Relay::new(caller, service, None);
+        // A call ends with its service, whatever the caller may still send.
+        relay.hold_end();
+        relay.run(&Counters::default(), &Interrupt::default()).await;
         Ok(())
     })
 }

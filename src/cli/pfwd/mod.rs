@@ -80,7 +80,7 @@ struct PfwdArguments {
     /// The program that makes qrexec calls
     #[arg(long, value_name = "PATH", default_value = CLIENT)]
     qrexec_client: PathBuf,
-    /// Qrexec calls into one qube at a time; further connections wait until a call ends
+    /// Qrexec calls into one qube at a time where no max_calls is written; further connections wait until a call ends
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     calls_per_qube: u16,
     /// End after this many seconds without a session, when all sockets were passed by systemd

@@ -21,36 +21,32 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, Notify},
     time::{Instant, sleep_until},
 };
 
-use super::rules::{Admission, GateState};
+use super::{
+    qube::{CallPermit, Qube, Qubes},
+    rules::{Admission, GateState},
+};
 use crate::{log::Reminder, spec::Call, sys::lock};
 
-/// All gates, and the count of calls into each qube.
+/// All gates, and the qubes behind them.
 #[derive(Debug)]
 pub struct Gates {
-    per_qube: usize,
-    qubes: Mutex<HashMap<String, Arc<Qube>>>,
+    qubes: Qubes,
     gates: Mutex<HashMap<Call, Arc<Gate>>>,
 }
 
 impl Gates {
-    /// Gates that let at most `per_qube` calls into one qube at a time.
+    /// Gates that let at most `per_qube` calls into one qube at a time, where no listener has a limit of its own.
     pub fn new(per_qube: usize) -> Self {
-        Self { per_qube, qubes: Mutex::default(), gates: Mutex::default() }
+        Self { qubes: Qubes::new(per_qube), gates: Mutex::default() }
     }
 
-    /// Calls allowed into one qube at a time.
-    pub fn per_qube(&self) -> usize {
-        self.per_qube
-    }
-
-    /// The calls into `target`.
-    pub fn qube(&self, target: &str) -> Arc<Qube> {
-        let mut qubes = lock(&self.qubes);
-        Arc::clone(qubes.entry(target.to_owned()).or_insert_with(|| Arc::new(Qube::new(self.per_qube))))
+    /// The qubes that calls lead to.
+    pub fn qubes(&self) -> &Qubes {
+        &self.qubes
     }
 
     /// The gate of `call`.
@@ -93,57 +89,6 @@ pub struct BackOff {
     left_ms: u64,
 }
 
-/// The calls into one qube.
-#[derive(Debug)]
-pub struct Qube {
-    /// Calls that the qube may still have.
-    calls: Arc<Semaphore>,
-    queue: Mutex<CallQueue>,
-}
-
-#[derive(Debug, Default)]
-struct CallQueue {
-    /// Sessions that wait for a call.
-    waiting: usize,
-    reminder: Reminder,
-}
-
-/// A session waits for a call of a qube while this lives.
-#[derive(Debug)]
-pub struct Waiting<'a> {
-    qube: &'a Qube,
-    /// How many wait, this one included, when that is worth a message: once a minute.
-    pub news: Option<usize>,
-}
-
-impl Qube {
-    fn new(calls: usize) -> Self {
-        Self { calls: Arc::new(Semaphore::new(calls)), queue: Mutex::default() }
-    }
-
-    /// A call that an earlier process has begun; `None` when the limit was lowered meanwhile.
-    pub fn resume(&self) -> Option<CallPermit> {
-        self.calls.clone().try_acquire_owned().ok()
-    }
-
-    /// Notes that a session waits for a call.
-    pub fn wait(&self) -> Waiting<'_> {
-        let mut queue = lock(&self.queue);
-        queue.waiting += 1;
-        let news = queue.reminder.due().map(|_| queue.waiting);
-        Waiting { qube: self, news }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        lock(&self.qube.queue).waiting -= 1;
-    }
-}
-
-/// Permission to have a call into a qube.
-pub type CallPermit = OwnedSemaphorePermit;
-
 /// The gate of one target and service.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -184,7 +129,7 @@ pub struct Visitor<'a, F, S> {
     pub max: u32,
     /// When the connection was accepted.
     pub arrived: Instant,
-    pub qube: &'a Qube,
+    pub qube: &'a Arc<Qube>,
     /// Called when nothing but a call of the qube is missing; what it gives is held meanwhile.
     pub no_call: F,
     /// Called with their number when the gate is full of undecided calls: once a minute.
@@ -206,7 +151,6 @@ impl Gate {
         let Visitor { max, arrived, qube, no_call, full } = visitor;
         let max = usize::try_from(max.max(1)).unwrap_or(usize::MAX - 1);
         let before = lock(&self.state).rules.refusals();
-        let calls = &qube.calls;
         // The place in the line for a call, kept while the gate would let this one in.
         let mut line: Option<(InLine, G)> = None;
         let mut permit = None;
@@ -226,7 +170,7 @@ impl Gate {
                         let crowd = state.rules.full(max, now).filter(|_| state.notice.due().is_some());
                         (Missing::Turn(until), crowd)
                     }
-                    Admission::Enter => match permit.take().or_else(|| calls.clone().try_acquire_owned().ok()) {
+                    Admission::Enter => match permit.take().or_else(|| qube.try_call()) {
                         Some(permit) => {
                             let number = state.rules.begin(now);
                             drop(state);
@@ -246,7 +190,7 @@ impl Gate {
                     }
                 }
                 Missing::Call => {
-                    let new = || (Box::pin(calls.clone().acquire_owned()) as InLine, no_call());
+                    let new = || (Box::pin(qube.clone().call()) as InLine, no_call());
                     let (acquire, _) = line.get_or_insert_with(new);
                     tokio::select! {
                         biased;

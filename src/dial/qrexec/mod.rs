@@ -21,6 +21,7 @@
 mod child;
 pub mod gate;
 mod group;
+mod qube;
 mod rules;
 mod stderr;
 
@@ -38,6 +39,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::child::{Child, Exit};
 pub use self::group::Group;
+pub use self::qube::{CallPermit, Qube};
 pub use self::stderr::Stderr;
 use super::{failure::Failure, peer::abandoned};
 use crate::{

@@ -63,6 +63,7 @@ impl Reading<'_> {
             KeyName::SetupTimeout | KeyName::MaxSetups if !calls => {
                 Some(("no qrexec call is made", "connect_timeout limits a dial"))
             }
+            KeyName::MaxCalls if !calls => Some(("no qrexec call is made", "max_connections limits sessions")),
             KeyName::IdleTimeout if self.datagram => {
                 Some(("datagrams have flows, not sessions", "write: udp_idle_timeout"))
             }

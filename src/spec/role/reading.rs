@@ -358,6 +358,7 @@ impl Reading<'_> {
             connect_timeout: pick!(self, connect_timeout).map_or(default.connect_timeout, |timeout| timeout.0),
             setup_timeout: pick!(self, setup_timeout).map_or(default.setup_timeout, |timeout| timeout.0),
             max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
+            max_calls: pick!(self, max_calls).map(|count| count.0.get()).or(default.max_calls),
             idle_timeout: pick!(self, idle_timeout).map_or(default.idle_timeout, |Idle(timeout)| *timeout),
             udp_idle_timeout: pick!(self, udp_idle_timeout).map_or(default.udp_idle_timeout, |timeout| timeout.0),
             udp_responses: pick!(self, udp_responses).map(|responses| responses.0).or(default.udp_responses),

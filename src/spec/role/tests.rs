@@ -80,11 +80,12 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("uds=/a,target=10.0.0.5:1,listen_namespace=x", &["listen_namespace needs listen"]),
         ("listen=127.0.0.1:1,uds=a.sock", &["is relative"]),
         (
-            "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1,udp_responses=1",
+            "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1,udp_responses=1,max_calls=1",
             &[
                 "mode does",
                 "udp_idle_timeout does",
                 "udp_responses does",
+                "max_calls does",
                 "setup_timeout does",
                 "allow_uid does",
                 "different families",
