@@ -93,7 +93,7 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Say what each socket unit and each forward leads to, and what is wrong with it
     Check(check::CheckOptions),
-    /// Print the configuration as a start would read the files, each value with its origin
+    /// Print each value of the running service with its origin; where none runs, as a start would read the files
     Config(effective::EffectiveOptions),
     /// Have the running service read its configuration again, and wait until it has
     Reload,
