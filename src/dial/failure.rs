@@ -1,6 +1,6 @@
 //! Failures of a dial.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::netns;
 use crate::proto::qrexec::SetUp;
@@ -17,6 +17,22 @@ pub enum Failure {
     ManyUndecided(usize),
     /// The dial took longer than allowed.
     TimedOut(Duration),
+    /// No name server said within this time which addresses a name has.
+    Unresolved {
+        /// The name.
+        name: String,
+        /// The time allowed.
+        allowed: Duration,
+    },
+    /// None of the addresses of a name could be connected to.
+    Addresses {
+        /// The name and the port.
+        name: String,
+        /// The addresses that were tried, in this order, and what came of each; `None` for one that did not answer.
+        tried: Vec<(SocketAddr, Option<Failure>)>,
+        /// The time allowed, when it was over before every address had failed.
+        timed_out: Option<Duration>,
+    },
     /// The peer went away meanwhile.
     PeerGone,
     /// The network namespace to dial from could not be used.

@@ -9,7 +9,7 @@ use super::{
     info::SessionInfo,
     parked::ParkedStage,
     stage::{NextStage, SettingUp, Stage},
-    story::Story,
+    story::{DialledAt, Story},
     stream::{close, delivered, new_relay},
 };
 use crate::{
@@ -124,7 +124,7 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
             return next;
         }
     }
-    story.connected(None);
+    story.connected(&DialledAt::default());
     let upstream = relay::RelayEnd::pipes(call.from, call.to);
     let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
     Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))

@@ -1,6 +1,6 @@
 //! What the log says: one sentence for each thing that can happen to a session, with what to do where we know it.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use super::{
     doubt::Cause,
@@ -9,7 +9,7 @@ use super::{
     watch::SessionEnding,
 };
 use crate::{
-    dial::{Ends, Failure, netns::Namespace, qrexec::Exit},
+    dial::{DialStep, Ends, Failure, netns::Namespace, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -36,9 +36,11 @@ fn subject(info: &SessionInfo) -> String {
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
-/// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-pub fn started(info: &SessionInfo, at: Option<&Namespace>) -> Event {
-    let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
+/// The session has both its ends; the upstream was dialled at this `address`, where it has a name, and in the namespace
+/// `at`, if that is not the service's own.
+pub fn started(info: &SessionInfo, address: Option<SocketAddr>, at: Option<&Namespace>) -> Event {
+    let to = address.map(|address| format!(" to {address}")).unwrap_or_default();
+    let mut message = format!("{}: connected after {} ms{to}", subject(info), info.dial_ms().unwrap_or(0));
     if let Some(at) = at {
         message += &format!(" ({at})");
     }
@@ -145,6 +147,11 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             };
             (End::Timeout, format!("not connected within {} s: {hint}", allowed.as_secs_f32()))
         }
+        Failure::Unresolved { name, allowed } => {
+            let what = format!("the name {name} was not resolved within {} s", allowed.as_secs_f32());
+            (End::Timeout, format!("{what}: no name server answers"))
+        }
+        Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
         Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),
         Failure::Start { program, error } => {
@@ -160,6 +167,27 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         Failure::Io { step, doing, error } => {
             (End::DialFailed, format!("cannot {doing}: {error}{}", step.advice(error)))
         }
+    }
+}
+
+/// Names each address that was tried, and what came of it.
+fn addresses_failure(
+    route: &Route,
+    name: &str,
+    tried: &[(SocketAddr, Option<Failure>)],
+    timed_out: Option<Duration>,
+) -> (End, String) {
+    let one = |(address, failed): &(SocketAddr, Option<Failure>)| match failed {
+        None => format!("{address} did not answer"),
+        Some(Failure::Io { step: step @ DialStep::Tcp, error, .. }) => {
+            format!("{address}: {error}{}", step.advice(error))
+        }
+        Some(other) => format!("{address}: {}", failure(route, other).1),
+    };
+    let all = tried.iter().map(one).collect::<Vec<_>>().join(", ");
+    match timed_out {
+        Some(allowed) => (End::Timeout, format!("{name}: not connected within {} s: {all}", allowed.as_secs_f32())),
+        None => (End::DialFailed, format!("cannot connect to {name}: {all}")),
     }
 }
 

@@ -13,12 +13,11 @@ use super::{
     parked::ParkedStage,
     route::{CallLimits, Lead, Route},
     stage::{NextStage, SettingUp, Stage},
-    story::Story,
+    story::{DialledAt, Story},
 };
 use crate::{
     dial::{
-        self, DialStep, Failure, Way,
-        netns::Namespace,
+        self, Connected, DialStep, Failure, TimeLimit, Way,
         qrexec::{
             LiveCall,
             gate::{CallPermit, Ticket, TurnedAway, Visitor},
@@ -35,8 +34,8 @@ const DELIVERY: Duration = Duration::from_secs(10);
 
 /// Result of a successful dial.
 enum Dialled {
-    /// A connected stream, and the namespace that it was dialled in, when that is not our own.
-    Stream(Stream, Option<Namespace>),
+    /// A connected stream.
+    Stream(Stream, DialledAt),
     /// A call that is not decided yet.
     Call(LiveCall, Ticket, CallPermit),
 }
@@ -60,7 +59,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
                     return story.failed(&failure);
                 }
             }
-            story.connected(at.as_ref());
+            story.connected(&at);
             let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
         }
@@ -88,7 +87,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
         Lead::Unix(addr) => {
             let waiting = |e: &std::io::Error, pause| event::waiting(info, addr, e, pause);
             let upstream = dial::unix(addr, left(info, allowed), waiting).await?;
-            Ok(Dialled::Stream(upstream, None))
+            Ok(Dialled::Stream(upstream, DialledAt::default()))
         }
         Lead::Tcp { addr, netns } => dial_tcp(info, addr, netns.as_ref()).await,
         Lead::Udp { .. } | Lead::Unknown => {
@@ -147,15 +146,13 @@ async fn set_up_late(info: &SessionInfo, allowed: Duration) {
 async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
     let (route, options) = (&info.route, &info.route.options);
     let allowed = options.connect_timeout;
+    let limit = TimeLimit { allowed, deadline: info.accepted + allowed };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };
-    let dialled = dial::tcp(addr, way, left(info, allowed), options.keepalive).await;
+    let Connected { stream, address } = dial::tcp(addr, way, limit, options.keepalive).await?;
     let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match dialled {
-        Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
-        result => result.map(|upstream| Dialled::Stream(upstream, at)),
-    }
+    Ok(Dialled::Stream(stream, DialledAt { address, namespace: at }))
 }
 
 /// Relays between two sockets.
