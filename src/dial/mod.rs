@@ -55,6 +55,7 @@ pub(crate) mod netns;
 mod peer;
 pub(crate) mod proxy;
 pub(crate) mod qrexec;
+mod retry;
 mod tcp;
 mod udp;
 mod unix;
@@ -62,6 +63,7 @@ mod way;
 
 pub use failure::{DialStep, Failure};
 pub use peer::abandoned;
+pub use retry::{RetryUntil, retrying};
 pub use tcp::{Connected, connect as tcp, keep_alive};
 pub(crate) use udp::{Ends, Present, connect as udp};
 pub use unix::connect as unix;

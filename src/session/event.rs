@@ -9,11 +9,15 @@ use super::{
     watch::SessionEnding,
 };
 use crate::{
-    dial::{DialStep, Ends, Failure, netns::Namespace, qrexec::Exit},
+    dial::{
+        DialStep, Ends, Failure,
+        netns::{self, Namespace},
+        qrexec::Exit,
+    },
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
-    spec::{UnixAddr, policy_line},
+    spec::policy_line,
 };
 
 /// An event about a session.
@@ -153,6 +157,9 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         }
         Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::Netns(trouble @ netns::Trouble::Missing(_)) if !route.is_datagram() => {
+            (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
+        }
         Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),
         Failure::Start { program, error } => {
             let hint = match error.kind() {
@@ -165,8 +172,26 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             (End::DialFailed, format!("cannot start {}: {error}{hint}", program.display()))
         }
         Failure::Io { step, doing, error } => {
-            (End::DialFailed, format!("cannot {doing}: {error}{}", step.advice(error)))
+            (End::DialFailed, format!("cannot {doing}: {}", kernel_error(route, *step, error)))
         }
+    }
+}
+
+/// An error of the kernel, and what to do about it.
+fn kernel_error(route: &Route, step: DialStep, error: &io::Error) -> String {
+    let retry = match (step, error.raw_os_error()) {
+        (DialStep::Tcp, Some(libc::ECONNREFUSED)) => retry_advice(route),
+        (DialStep::Tcp, Some(libc::EHOSTUNREACH | libc::ENETUNREACH)) if route.netns().is_some() => retry_advice(route),
+        _ => String::new(),
+    };
+    format!("{error}{}{retry}", step.advice(error))
+}
+
+/// What `retry_timeout` has to do with an upstream that is not there.
+fn retry_advice(route: &Route) -> String {
+    match route.options.retry_timeout {
+        None | Some(Duration::ZERO) => " (retry_timeout=SECONDS retries for that long)".to_owned(),
+        Some(time) => format!(" (retries end after {} s: retry_timeout)", seconds(time)),
     }
 }
 
@@ -180,7 +205,7 @@ fn addresses_failure(
     let one = |(address, failed): &(SocketAddr, Option<Failure>)| match failed {
         None => format!("{address} did not answer"),
         Some(Failure::Io { step: step @ DialStep::Tcp, error, .. }) => {
-            format!("{address}: {error}{}", step.advice(error))
+            format!("{address}: {}", kernel_error(route, *step, error))
         }
         Some(other) => format!("{address}: {}", failure(route, other).1),
     };
@@ -254,13 +279,19 @@ pub fn seconds(pause: Duration) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A dial waits for the UNIX socket `addr` to appear.
-pub fn waiting(info: &SessionInfo, addr: &UnixAddr, error: &io::Error, pause: Duration) {
-    let why = match error.raw_os_error() {
-        Some(libc::ENOENT) => "does not exist yet: its endpoint has not started",
-        Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",
-        _ => "has a full backlog: its endpoint does not accept",
+/// A dial waits for its upstream to appear.
+pub fn waiting(info: &SessionInfo, failure: &Failure, pause: Duration) {
+    let number = match failure {
+        Failure::Io { error, .. } => error.raw_os_error(),
+        _ => None,
     };
-    let message = format!("{addr} {why}; next try in {} s", seconds(pause));
-    log::emit(about(info, Kind::DialWaiting, message));
+    let why = match (&info.route.lead, number) {
+        (Lead::Unix(addr), Some(libc::ENOENT)) => format!("{addr} does not exist yet: its endpoint has not started"),
+        (Lead::Unix(addr), Some(libc::ECONNREFUSED)) => {
+            format!("{addr} has nobody listening: its endpoint has stopped")
+        }
+        (Lead::Unix(addr), _) => format!("{addr} has a full backlog: its endpoint does not accept"),
+        _ => format!("{}: {}", info.route.upstream_text, self::failure(&info.route, failure).1),
+    };
+    log::emit(about(info, Kind::DialWaiting, format!("{why}; next try in {} s", seconds(pause))));
 }

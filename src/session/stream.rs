@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     dial::{
-        self, Connected, DialStep, Failure, TimeLimit, Way,
+        self, Connected, DialStep, Failure, RetryUntil, TimeLimit, Way,
         qrexec::{
             LiveCall,
             gate::{CallPermit, Ticket, TurnedAway, Visitor},
@@ -81,15 +81,19 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
 
 async fn dial(story: &Story) -> Result<Dialled, Failure> {
     let info = &story.info;
-    let allowed = info.route.options.connect_timeout;
+    let waiting = |failure: &Failure, pause| event::waiting(info, failure, pause);
     match &info.route.lead {
         Lead::Call(limits) => begin_call(story, limits).await,
         Lead::Unix(addr) => {
-            let waiting = |e: &std::io::Error, pause| event::waiting(info, addr, e, pause);
-            let upstream = dial::unix(addr, left(info, allowed), waiting).await?;
+            let dial = || std::future::ready(dial::unix(addr));
+            let upstream = dial::retrying(retry_until(info, true, false), waiting, dial).await?;
             Ok(Dialled::Stream(upstream, DialledAt::default()))
         }
-        Lead::Tcp { addr, netns } => dial_tcp(info, addr, netns.as_ref()).await,
+        Lead::Tcp { addr, netns } => {
+            let until = retry_until(info, false, netns.is_some());
+            let again = !info.route.options.retry_for(false).is_zero();
+            dial::retrying(until, waiting, || dial_tcp(info, addr, netns.as_ref(), again)).await
+        }
         Lead::Udp { .. } | Lead::Unknown => {
             let error = std::io::ErrorKind::Unsupported.into();
             Err(Failure::Io { step: DialStep::Other, doing: format!("reach {}", info.route.upstream_text), error })
@@ -97,9 +101,11 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     }
 }
 
-/// What is left of the time `allowed`: a session that an earlier process accepted has had some of it.
-fn left(info: &SessionInfo, allowed: Duration) -> Duration {
-    allowed.saturating_sub(info.accepted.elapsed())
+/// Until when the dial of a session is retried; times count from accept, in whichever process that was.
+fn retry_until(info: &SessionInfo, unix: bool, in_namespace: bool) -> RetryUntil {
+    let options = &info.route.options;
+    let retry = options.retry_for(unix);
+    RetryUntil { absent: info.accepted + retry, busy: info.accepted + retry.max(options.connect_timeout), in_namespace }
 }
 
 /// Waits for the session's turn and begins a call.
@@ -143,10 +149,12 @@ async fn set_up_late(info: &SessionInfo, allowed: Duration) {
     }
 }
 
-async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
+/// One try; with `again` one of several, of which each has the whole `connect_timeout`.
+async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>, again: bool) -> Result<Dialled, Failure> {
     let (route, options) = (&info.route, &info.route.options);
     let allowed = options.connect_timeout;
-    let limit = TimeLimit { allowed, deadline: info.accepted + allowed };
+    let began = if again { Instant::now() } else { info.accepted };
+    let limit = TimeLimit { allowed, deadline: began + allowed };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };

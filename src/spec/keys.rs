@@ -159,6 +159,8 @@ keys! {
     backlog: Backlog = Backlog;
     /// How long a dial of the upstream may take.
     connect_timeout: Timeout = ConnectTimeout;
+    /// How long a dial is retried while the upstream is not there.
+    retry_timeout: Pause = RetryTimeout;
     /// After how long without bytes a session ends.
     idle_timeout: Idle = IdleTimeout;
     /// After how long without datagrams a flow ends.
@@ -192,7 +194,7 @@ keys! {
 }
 
 /// Words that people use for a key of another name.
-const SYNONYMS: [(&str, KeyName); 22] = [
+const SYNONYMS: [(&str, KeyName); 23] = [
     ("upstream", KeyName::Target),
     ("dest", KeyName::Target),
     ("destination", KeyName::Target),
@@ -215,6 +217,7 @@ const SYNONYMS: [(&str, KeyName); 22] = [
     ("name", KeyName::Label),
     ("interface", KeyName::BindDevice),
     ("timeout", KeyName::ConnectTimeout),
+    ("retry", KeyName::RetryTimeout),
 ];
 
 impl KeyName {

@@ -11,6 +11,8 @@ pub struct Options {
     pub max_connections: u32,
     /// How long a dial may take, above zero (default 10 s).
     pub connect_timeout: Duration,
+    /// How long a dial is retried while the upstream is not there, from accept on; see [`Options::retry_for`].
+    pub retry_timeout: Option<Duration>,
     /// How long a qrexec set-up may take, `ask` prompts included, above zero (default 5 min).
     pub setup_timeout: Duration,
     /// Concurrent qrexec set-ups per target and service, at least 1 (default 4).
@@ -36,6 +38,7 @@ impl Default for Options {
         Self {
             max_connections: 1024,
             connect_timeout: Duration::from_secs(10),
+            retry_timeout: None,
             setup_timeout: Duration::from_secs(300),
             max_setups: 4,
             idle_timeout: None,
@@ -46,6 +49,14 @@ impl Default for Options {
             on_remove: OnRemove::Keep,
             buffer_size: None,
         }
+    }
+}
+
+impl Options {
+    /// How long a dial is retried while the upstream is not there: without a word a UNIX socket for as long as a dial
+    /// may take, and a TCP address not at all.
+    pub fn retry_for(&self, unix: bool) -> Duration {
+        self.retry_timeout.unwrap_or(if unix { self.connect_timeout } else { Duration::ZERO })
     }
 }
 

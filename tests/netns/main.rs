@@ -15,6 +15,7 @@ mod life;
 mod proxy;
 mod reload;
 mod restart;
+mod retry;
 mod roles;
 mod udp;
 mod uds;

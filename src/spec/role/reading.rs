@@ -356,6 +356,7 @@ impl Reading<'_> {
         Options {
             max_connections: pick!(self, max_connections).map_or(default.max_connections, |count| count.0.get()),
             connect_timeout: pick!(self, connect_timeout).map_or(default.connect_timeout, |timeout| timeout.0),
+            retry_timeout: pick!(self, retry_timeout).map(|pause| pause.0),
             setup_timeout: pick!(self, setup_timeout).map_or(default.setup_timeout, |timeout| timeout.0),
             max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
             idle_timeout: pick!(self, idle_timeout).map_or(default.idle_timeout, |Idle(timeout)| *timeout),

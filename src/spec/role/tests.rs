@@ -101,8 +101,8 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
             &["backlog does", "idle_timeout does", "keepalive does", "proxy_protocol does", "buffer_size does"],
         ),
         (
-            "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,bind_device=lo",
-            &["connect_timeout does", "bind_device does"],
+            "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,retry_timeout=1,bind_device=lo",
+            &["connect_timeout does", "retry_timeout does", "bind_device does"],
         ),
     ] {
         let faults = own(text).expect_err(text);
