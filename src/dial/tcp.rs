@@ -10,25 +10,23 @@ use super::{
     way::{TimeLimit, Way},
 };
 use crate::{
-    spec::{Host, HostPort},
+    spec::{Host, HostPort, Keepalive, KeepaliveTimes},
     stream::{Stream, StreamKind},
 };
-
-/// When a silent TCP connection is probed, and how often: a dead peer is noticed after about four minutes, where the
-/// kernel's own default takes over two hours (tcp(7): tcp_keepalive_time, _intvl, _probes).
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(120), Duration::from_secs(30), 4);
 
 /// How long an attempt may take before the next address of the name is tried beside it (RFC 8305 section 5, "Connection
 /// Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Turns keepalive on for `socket`; accepted sockets inherit it from their listener.
+/// Turns keepalive on for `socket`, if there is to be any; accepted sockets inherit it from their listener.
 ///
 /// # Errors
 /// What setsockopt(2) says.
-pub fn keep_alive(socket: &Socket) -> io::Result<()> {
-    let (time, interval, retries) = KEEPALIVE;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries))
+pub fn keep_alive(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
+    let Some(KeepaliveTimes { idle, interval, count }) = keepalive.times() else { return Ok(()) };
+    let seconds = |seconds: u16| Duration::from_secs(seconds.into());
+    let times = TcpKeepalive::new().with_time(seconds(idle)).with_interval(seconds(interval));
+    socket.set_tcp_keepalive(&times.with_retries(count.into()))
 }
 
 /// A connection to a TCP endpoint.
@@ -49,7 +47,12 @@ pub struct Connected {
 ///
 /// # Cancel safety
 /// Dropped, it closes what it began.
-pub async fn connect(addr: &HostPort, way: Way<'_>, limit: TimeLimit, keepalive: bool) -> Result<Connected, Failure> {
+pub async fn connect(
+    addr: &HostPort,
+    way: Way<'_>,
+    limit: TimeLimit,
+    keepalive: Keepalive,
+) -> Result<Connected, Failure> {
     let addresses = way.resolve(addr, limit).await?;
     let is_name = matches!(addr.host, Host::Name(_));
     let &[address] = &addresses[..] else { return race(addr, addresses, way, limit, keepalive).await };
@@ -77,7 +80,7 @@ async fn race(
     addresses: Vec<SocketAddr>,
     way: Way<'_>,
     limit: TimeLimit,
-    keepalive: bool,
+    keepalive: Keepalive,
 ) -> Result<Connected, Failure> {
     let mut left = alternating(addresses).into_iter().peekable();
     let mut tried: Vec<(SocketAddr, Option<Failure>)> = Vec::new();
@@ -151,13 +154,16 @@ enum Ending {
     Reset,
 }
 
-async fn connect_one(address: SocketAddr, way: Way<'_>, keepalive: bool, ending: Ending) -> Result<Stream, Failure> {
+async fn connect_one(
+    address: SocketAddr,
+    way: Way<'_>,
+    keepalive: Keepalive,
+    ending: Ending,
+) -> Result<Stream, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::STREAM, Protocol::TCP).await?;
     let connected = async {
         socket.set_tcp_nodelay(true)?;
-        if keepalive {
-            keep_alive(&socket)?;
-        }
+        keep_alive(&socket, keepalive)?;
         if ending == Ending::Reset {
             socket.set_linger(Some(Duration::ZERO))?;
         }

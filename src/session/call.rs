@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use super::{
     event,
     info::SessionInfo,
+    keepalive,
     parked::ParkedStage,
     stage::{NextStage, SettingUp, Stage},
     story::{DialledAt, Story},
@@ -189,7 +190,7 @@ async fn until_end(info: &SessionInfo, relay: &mut Relay, helper: &mut Helper) -
     loop {
         let outcome = tokio::select! {
             biased;
-            outcome = relay.run(&info.counters, &info.interrupt) => outcome,
+            outcome = keepalive::run(relay, info) => outcome,
             () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
         };
         if !matches!(outcome, RelayOutcome::UpstreamEnded) {

@@ -63,6 +63,20 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
     info.route.event(Kind::LimitReached, text)
 }
 
+/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are. `left_out`
+/// dials failed for that reason since it was reported last.
+pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>, left_out: u64) -> Event {
+    let all = all.map(|all| format!(" of {all} (net.ipv4.ip_local_port_range)")).unwrap_or_default();
+    let more =
+        if left_out > 0 { format!("; {left_out} more dials failed since the last report") } else { String::new() };
+    let text = format!(
+        "{}: no local port towards {to} is free: sockets to it use {used}{all}; several target addresses, other source \
+         addresses (source) or a Unix socket give more{more}",
+        route.listener
+    );
+    route.event(Kind::LimitReached, text)
+}
+
 /// The gate of the service is full of `calls` that are undecided.
 pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event {
     let (listener, call) = (&info.route.listener, &limits.call);
@@ -256,6 +270,15 @@ pub fn reset(by: Side, error: Option<&io::Error>) -> String {
         Side::Upstream => "the upstream",
     };
     error.map_or_else(|| format!("by {side}"), |e| format!("by {side}: {e}"))
+}
+
+/// Names the side that has acknowledged nothing for longer than `allowed`.
+pub fn silent(side: Side, allowed: Duration) -> String {
+    let side = match side {
+        Side::Peer => "the peer",
+        Side::Upstream => "the upstream",
+    };
+    format!("{side} acknowledged nothing for {} s although data waited for it (keepalive)", seconds(allowed))
 }
 
 /// How a call was lost in the middle.

@@ -16,7 +16,7 @@ use crate::{
         netns::{self, Namespace},
         qrexec::gate::{Gate, Gates, Qube},
     },
-    log::{Event, Kind, emit},
+    log::{Event, Kind, Reminder, emit},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
     sys::lock,
 };
@@ -41,6 +41,8 @@ pub struct Route {
     pub entered: AtomicU64,
     /// Sessions that this listener may still have.
     pub room: Arc<Semaphore>,
+    /// When the lack of local ports towards the upstream was reported last.
+    pub no_port: Mutex<Reminder>,
     /// What is counted of the listener's sessions, with those of earlier routes of the same listener.
     pub tally: Arc<Tally>,
 }
@@ -150,6 +152,7 @@ impl Routes {
             access: Access::new(&leg.admit)?,
             via: leg.via,
             entered: AtomicU64::new(0),
+            no_port: Mutex::default(),
             options,
         })
     }
@@ -167,6 +170,7 @@ impl Routes {
             access: Access::default(),
             via: Via::default(),
             entered: AtomicU64::new(0),
+            no_port: Mutex::default(),
             options: Options::default(),
         }
     }

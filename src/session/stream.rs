@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     event,
     info::SessionInfo,
+    keepalive,
     parked::ParkedStage,
+    ports,
     route::{CallLimits, Lead, Route},
     stage::{NextStage, SettingUp, Stage},
     story::{DialledAt, Story},
@@ -158,15 +160,16 @@ async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>, ag
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };
-    let Connected { stream, address } = dial::tcp(addr, way, limit, options.keepalive).await?;
+    let dialled = dial::tcp(addr, way, limit, options.keepalive).await;
+    let Connected { stream, address } = dialled.inspect_err(|failure| ports::look(info, addr, failure))?;
     let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(Dialled::Stream(stream, DialledAt { address, namespace: at }))
 }
 
 /// Relays between two sockets.
 pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage {
-    let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
-    if let RelayOutcome::Reset { by, .. } = outcome {
+    let mut outcome = keepalive::run(&mut relay, &story.info).await;
+    if let RelayOutcome::Reset { by, .. } | RelayOutcome::Silent { side: by, .. } = outcome {
         if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
             outcome = RelayOutcome::Interrupted(why);
         }
@@ -199,6 +202,11 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> N
             peer.reset();
             upstream.reset();
             story.over(End::Idle, "")
+        }
+        RelayOutcome::Silent { side, allowed } => {
+            peer.reset();
+            upstream.reset();
+            story.over(End::Reset, event::silent(side, allowed))
         }
         RelayOutcome::Interrupted(why) => {
             peer.reset();

@@ -15,8 +15,8 @@ use super::{
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
-        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
-        OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
+        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, Label, Many, NetnsName, NetnsPath,
+        Network, OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
     },
 };
 
@@ -176,7 +176,7 @@ keys! {
     /// How long sessions get at a stop.
     drain_timeout: Pause = DrainTimeout;
     /// TCP keepalive.
-    keepalive: bool = Keepalive;
+    keepalive: Keepalive = Keepalive;
     /// What becomes of sessions when their listener goes away.
     on_remove: OnRemove = OnRemove;
     /// A PROXY header for the upstream.

@@ -48,8 +48,8 @@ pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
 pub use together::{ListenPlace, PlacedListener, circles, exclusions};
 pub use value::{
-    Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
-    OnRemove, Owner, Pause, ProxyProtocol, Timeout,
+    Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, KeepaliveTimes, Label, LogLevel, Many,
+    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
 pub use weigh::{Beside, KnowsUser};
 

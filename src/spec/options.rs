@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
-use super::value::{Account, Device, Network, OnRemove, ProxyProtocol};
+use super::value::{Account, Device, Keepalive, Network, OnRemove, ProxyProtocol};
 
 /// Limits and times of one forward. Every field has its default from DESIGN's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Options {
     /// How long sessions get at a stop; zero ends them at once (default 5 s).
     pub drain_timeout: Duration,
     /// TCP keepalive on accepted and dialled sockets (default on).
-    pub keepalive: bool,
+    pub keepalive: Keepalive,
     /// What becomes of sessions when their listener goes away (default: they are kept).
     pub on_remove: OnRemove,
     /// Bytes a session moves at once, 4 KiB to 64 MiB; the relay's own choice when `None`.
@@ -45,7 +45,7 @@ impl Default for Options {
             udp_idle_timeout: Duration::from_secs(600),
             udp_responses: None,
             drain_timeout: Duration::from_secs(5),
-            keepalive: true,
+            keepalive: Keepalive::On,
             on_remove: OnRemove::Keep,
             buffer_size: None,
         }

@@ -32,7 +32,7 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::RetryTimeout | KeyName::UdpResponses => {
             "[0-9]{1,4}".boxed()
         }
-        KeyName::Keepalive => "true|false|yes|off".boxed(),
+        KeyName::Keepalive => "true|false|yes|off|60/10/[1-9]".boxed(),
         KeyName::OnRemove => "keep|drain".boxed(),
         KeyName::ProxyProtocol => "v1|v2".boxed(),
         KeyName::AllowFrom => "10\\.0\\.0\\.0/8|192\\.0\\.2\\.[1-9]|fd00::/8".boxed(),

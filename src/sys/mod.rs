@@ -25,5 +25,5 @@ pub use process::{
 };
 #[cfg(feature = "forward")]
 pub use socket::{accept, bound_interface, net_cookie};
-pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unread};
+pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};

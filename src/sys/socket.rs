@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
 use nix::sys::socket::MsgFlags;
@@ -94,14 +95,25 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
 }
 
+/// State of a socket without a connection (include/net/tcp_states.h).
+const TCP_CLOSE: u8 = 7;
+
 /// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 where there is no connection any more, or
 /// the kernel does not tell.
 pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
-    const TCP_CLOSE: u8 = 7; // include/net/tcp_states.h
     if tcp_info(fd).is_none_or(|info| info.tcpi_state == TCP_CLOSE) {
         return 0;
     }
     queued(fd)
+}
+
+/// How long ago a TCP peer acknowledged something, while bytes in flight or a probe of its closed window wait for an
+/// acknowledgement (SIOCOUTQ, `tcpi_unacked`, `tcpi_probes` and `tcpi_last_ack_recv` of TCP_INFO, tcp(7)). A closed window
+/// whose last probe was answered waits for nothing.
+pub fn unanswered(fd: BorrowedFd<'_>) -> Option<Duration> {
+    let info = tcp_info(fd).filter(|info| info.tcpi_unacked > 0 || info.tcpi_probes > 0)?;
+    let waits = info.tcpi_state != TCP_CLOSE && queued(fd) > 0;
+    waits.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
 
 /// Bytes written to a socket that still wait (SIOCOUTQ): over TCP for an acknowledgement (tcp(7)), over UNIX for the other

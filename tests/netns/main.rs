@@ -11,7 +11,9 @@ mod sandbox; // first: the macro `sandbox!`
 mod cli;
 mod dial;
 mod flows;
+mod keepalive;
 mod life;
+mod ports;
 mod proxy;
 mod reload;
 mod restart;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::spec::value::Keepalive;
 use crate::spec::{
     Config, forward,
     options::Options,
@@ -172,5 +173,5 @@ fn without_options_the_documented_defaults_hold() {
     assert_eq!((options.max_connections, options.max_setups), (1024, 4));
     let times = [options.connect_timeout, options.setup_timeout, options.drain_timeout, options.udp_idle_timeout];
     assert_eq!(times.map(|time| time.as_secs()), [10, 300, 5, 600]);
-    assert!(options.keepalive && options.idle_timeout.is_none());
+    assert!(options.keepalive == Keepalive::On && options.idle_timeout.is_none());
 }
