@@ -33,7 +33,7 @@ const SLOW_PLACES: usize = 48;
 const SLOW: Duration = Duration::from_secs(1);
 
 /// Result of a look-up, for all who wait for it. The ports are 0.
-type Answer = Result<Arc<[SocketAddr]>, Arc<io::Error>>;
+type LookupResult = Result<Arc<[SocketAddr]>, Arc<io::Error>>;
 /// A function that looks a name up and blocks meanwhile.
 type Resolver = fn(&str) -> io::Result<Vec<SocketAddr>>;
 
@@ -68,13 +68,13 @@ fn get_addr_info(name: &str) -> io::Result<Vec<SocketAddr>> {
 #[derive(Debug)]
 struct Lookups {
     resolver: Resolver,
-    state: Mutex<State>,
+    state: Mutex<LookupState>,
     /// A look-up has ended.
     ended: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LookupState {
     /// The look-ups that run, by name.
     running: HashMap<String, Lookup>,
     /// Names whose last look-up was slow. Names come from the configuration, so there are few.
@@ -84,7 +84,7 @@ struct State {
 /// A look-up that runs.
 #[derive(Debug)]
 struct Lookup {
-    answer: watch::Receiver<Option<Answer>>,
+    answer: watch::Receiver<Option<LookupResult>>,
     /// Whether it uses one of the places for slow names.
     slow: bool,
 }
@@ -94,7 +94,7 @@ impl Lookups {
         Self { resolver, state: Mutex::default(), ended: Notify::new() }
     }
 
-    async fn addresses(self: &Arc<Self>, name: &str) -> Answer {
+    async fn addresses(self: &Arc<Self>, name: &str) -> LookupResult {
         let mut answer = loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
@@ -110,7 +110,7 @@ impl Lookups {
     }
 
     /// The look-up of `name` that runs, or a new one; `None` when there is no place for a new one.
-    fn join(self: &Arc<Self>, name: &str) -> io::Result<Option<watch::Receiver<Option<Answer>>>> {
+    fn join(self: &Arc<Self>, name: &str) -> io::Result<Option<watch::Receiver<Option<LookupResult>>>> {
         let mut state = lock(&self.state);
         if let Some(running) = state.running.get(name) {
             return Ok(Some(running.answer.clone()));

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     failure::{DialStep, Failure, io_failure},
-    way::{TimeLimit, Way},
+    way::{TimeLimit, Way, with_zone},
 };
 use crate::{
     spec::{Host, HostPort, Keepalive, KeepaliveTimes},
@@ -56,7 +56,7 @@ pub async fn connect(
     let addresses = way.resolve(addr, limit).await?;
     let is_name = matches!(addr.host, Host::Name(_));
     let &[address] = &addresses[..] else { return race(addr, addresses, way, limit, keepalive).await };
-    let connected = timeout_at(limit.deadline, connect_one(address, way, keepalive, Ending::Plain)).await;
+    let connected = timeout_at(limit.deadline, connect_one(addr, address, way, keepalive, AttemptClose::Plain)).await;
     match connected {
         Ok(Ok(stream)) => Ok(Connected { stream, address: is_name.then_some(address) }),
         Ok(Err(failure)) if is_name => {
@@ -73,7 +73,7 @@ pub async fn connect(
 }
 
 /// An attempt to connect to one of several addresses.
-type Attempt<'a> = Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send + 'a>>;
+type ConnectAttempt<'a> = Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send + 'a>>;
 
 async fn race(
     addr: &HostPort,
@@ -84,10 +84,10 @@ async fn race(
 ) -> Result<Connected, Failure> {
     let mut left = alternating(addresses).into_iter().peekable();
     let mut tried: Vec<(SocketAddr, Option<Failure>)> = Vec::new();
-    let mut running: Vec<(usize, Attempt<'_>)> = Vec::new();
+    let mut running: Vec<(usize, ConnectAttempt<'_>)> = Vec::new();
     loop {
         if let Some(address) = left.next() {
-            running.push((tried.len(), Box::pin(connect_one(address, way, keepalive, Ending::Reset))));
+            running.push((tried.len(), Box::pin(connect_one(addr, address, way, keepalive, AttemptClose::Reset))));
             tried.push((address, None));
         } else if running.is_empty() {
             return Err(Failure::Addresses { name: addr.to_string(), tried, timed_out: None });
@@ -118,7 +118,7 @@ async fn race(
 ///
 /// # Cancel safety
 /// Safe: an attempt that is not done stays.
-async fn first_done(running: &mut Vec<(usize, Attempt<'_>)>) -> (usize, Result<Stream, Failure>) {
+async fn first_done(running: &mut Vec<(usize, ConnectAttempt<'_>)>) -> (usize, Result<Stream, Failure>) {
     std::future::poll_fn(|cx| {
         let done = running.iter_mut().enumerate().find_map(|(at, (_, attempt))| match attempt.as_mut().poll(cx) {
             Poll::Ready(result) => Some((at, result)),
@@ -147,7 +147,7 @@ fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// What a close of a socket does that nobody has used yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
+enum AttemptClose {
     /// The other side sees an end.
     Plain,
     /// The other side sees a reset, also when the attempt is dropped after it was connected.
@@ -155,16 +155,18 @@ enum Ending {
 }
 
 async fn connect_one(
+    addr: &HostPort,
     address: SocketAddr,
     way: Way<'_>,
     keepalive: Keepalive,
-    ending: Ending,
+    ending: AttemptClose,
 ) -> Result<Stream, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::STREAM, Protocol::TCP).await?;
+    let address = with_zone(&socket, addr, address)?;
     let connected = async {
         socket.set_tcp_nodelay(true)?;
         keep_alive(&socket, keepalive)?;
-        if ending == Ending::Reset {
+        if ending == AttemptClose::Reset {
             socket.set_linger(Some(Duration::ZERO))?;
         }
         let under_way = |result: io::Result<()>| match result {
@@ -181,7 +183,8 @@ async fn connect_one(
         }
         Ok(stream)
     };
-    connected.await.map_err(|error| io_failure(DialStep::Tcp, &format!("connect to {address}"), error))
+    let to = || if let Host::Name(_) = addr.host { address.to_string() } else { addr.to_string() };
+    connected.await.map_err(|error| io_failure(DialStep::Tcp, &format!("connect to {}", to()), error))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio::time::timeout_at;
 
 use super::{
     failure::{DialStep, Failure, io_failure},
-    way::{TimeLimit, Way},
+    way::{TimeLimit, Way, with_zone},
 };
 use crate::{spec::HostPort, sys};
 
@@ -51,6 +51,7 @@ pub async fn connect(
 
 async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>) -> Result<OwnedFd, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::DGRAM, Protocol::UDP).await?;
+    let address = with_zone(&socket, addr, address)?;
     let connected = connect_also_to_many(&socket, address);
     connected.map_err(|error| io_failure(DialStep::Udp, &format!("send to {addr}"), error))?;
     Ok(socket.into())

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     time::Duration,
 };
 
@@ -13,7 +14,10 @@ use super::{
     failure::{DialStep, Failure, io_failure},
     lookup, netns,
 };
-use crate::spec::{Host, HostPort, Netns, Via};
+use crate::{
+    spec::{Host, HostPort, Netns, Via},
+    sys,
+};
 
 /// How long a dial may take, and when that time is over.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +82,7 @@ impl Way<'_> {
     pub(super) async fn resolve(&self, addr: &HostPort, limit: TimeLimit) -> Result<Vec<SocketAddr>, Failure> {
         let name = match &addr.host {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, addr.port)]),
+            Host::LinkLocal(ip, _) => return Ok(vec![SocketAddr::new((*ip).into(), addr.port)]),
             Host::Name(name) => name,
         };
         let failed = |error| io_failure(DialStep::Name, &format!("look up {name}"), error);
@@ -104,6 +109,15 @@ impl Way<'_> {
         }
         Ok(fitting)
     }
+}
+
+/// The address for connect(2): a link-local one with the number that its interface has in the namespace of the socket.
+pub(super) fn with_zone(socket: &Socket, addr: &HostPort, address: SocketAddr) -> Result<SocketAddr, Failure> {
+    let (Host::LinkLocal(_, zone), SocketAddr::V6(mut v6)) = (&addr.host, address) else { return Ok(address) };
+    let index = sys::interface_index(socket.as_fd(), zone.as_str())
+        .map_err(|error| io_failure(DialStep::Device, &format!("dial through the interface {zone}"), error))?;
+    v6.set_scope_id(index);
+    Ok(v6.into())
 }
 
 /// The port is left to connect(2), which knows the other end and so has many more to choose from (ip(7),

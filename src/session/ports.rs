@@ -18,6 +18,7 @@ use crate::{
 pub(super) fn look(info: &SessionInfo, addr: &HostPort, failure: &Failure) {
     let dialled = match addr.host {
         Host::Ip(ip) => Some(SocketAddr::new(ip, addr.port)),
+        Host::LinkLocal(ip, _) => Some(SocketAddr::new(ip.into(), addr.port)),
         Host::Name(_) => None,
     };
     let Some(to) = failure.without_port(dialled) else { return };

@@ -6,11 +6,11 @@
 //!
 //! What a set of keys *means* is decided in `role`, not here.
 
-use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
+use std::{net::IpAddr, ops::Range, sync::Arc};
 
 use super::{
     call::Call,
-    endpoint::{HostPort, Netns, UnixAddr, local_forward},
+    endpoint::{HostPort, ListenAddr, Netns, UnixAddr, local_forward},
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
@@ -132,9 +132,9 @@ keys! {
     /// A call into another qube: where streams go.
     qrexec: Call = Qrexec;
     /// The TCP address to accept on; port 0 lets the kernel choose.
-    listen: SocketAddr = Listen;
+    listen: ListenAddr = Listen;
     /// The UDP address to receive on; port 0 lets the kernel choose.
-    udp_listen: SocketAddr = UdpListen;
+    udp_listen: ListenAddr = UdpListen;
     /// The network namespace to listen in; the service's own without it.
     listen_namespace: Netns = ListenNamespace;
     /// The UNIX socket between host and namespace: dialled without `target`, served with it.

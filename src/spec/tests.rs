@@ -11,11 +11,17 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
         KeyName::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
         KeyName::Listen | KeyName::UdpListen => {
-            let host = prop_oneof![Just("127.0.0.1"), Just("0.0.0.0"), Just("[::1]"), Just("[fe80::1%3]")];
+            let host = prop_oneof![
+                Just("127.0.0.1"),
+                Just("0.0.0.0"),
+                Just("[::1]"),
+                Just("[fe80::1%3]"),
+                Just("[fe80::1%tap0]")
+            ];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
         KeyName::Target | KeyName::UdpTarget => {
-            let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("db.example.org")];
+            let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("[fe80::1%tap0]"), Just("db.example.org")];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
         KeyName::ListenNamespace | KeyName::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),

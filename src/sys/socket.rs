@@ -87,6 +87,29 @@ pub fn listen(socket: &OwnedFd, backlog: u32) -> io::Result<()> {
     if unsafe { libc::listen(socket.as_raw_fd(), backlog) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The number that an interface has in the network namespace of a socket, whichever thread asks (SIOCGIFINDEX,
+/// netdevice(7)). A name that no interface has may be the number itself.
+///
+/// # Errors
+/// ENODEV: there is no such interface.
+pub fn interface_index(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: SIOCGIFINDEX reads the name, which ends in a NUL, and writes the number into the request given.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) } < 0 {
+        let error = io::Error::last_os_error();
+        return name.parse().map_err(|_| error);
+    }
+    // SAFETY: the call has succeeded, so this is the member of the union that it wrote.
+    u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
 /// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
 pub fn unread(fd: BorrowedFd<'_>) -> usize {
     let mut n: libc::c_int = 0;

@@ -22,3 +22,4 @@ mod roles;
 mod udp;
 mod uds;
 mod walk;
+mod zones;
