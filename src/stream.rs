@@ -7,6 +7,7 @@ use std::{
     io::{self, ErrorKind},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use nix::{
@@ -245,6 +246,11 @@ impl Stream {
     /// UNIX, where what was written is in the other side's queue already, and none where the connection is gone.
     pub fn undelivered(&self) -> usize {
         if self.kind == StreamKind::Tcp { sys::unacknowledged(self.as_fd()) } else { 0 }
+    }
+
+    /// How long ago the other side acknowledged something, while something waits for an acknowledgement; only over TCP.
+    pub fn unanswered(&self) -> Option<Duration> {
+        if self.kind == StreamKind::Tcp { sys::unanswered(self.as_fd()) } else { None }
     }
 
     /// How much of what was written a close with bytes unread would hide from the other side: TCP drops what is not

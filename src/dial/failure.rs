@@ -1,6 +1,6 @@
 //! Failures of a dial.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::netns;
 use crate::proto::qrexec::SetUp;
@@ -17,6 +17,22 @@ pub enum Failure {
     ManyUndecided(usize),
     /// The dial took longer than allowed.
     TimedOut(Duration),
+    /// No name server said within this time which addresses a name has.
+    Unresolved {
+        /// The name.
+        name: String,
+        /// The time allowed.
+        allowed: Duration,
+    },
+    /// None of the addresses of a name could be connected to.
+    Addresses {
+        /// The name and the port.
+        name: String,
+        /// The addresses that were tried, in this order, and what came of each; `None` for one that did not answer.
+        tried: Vec<(SocketAddr, Option<Failure>)>,
+        /// The time allowed, when it was over before every address had failed.
+        timed_out: Option<Duration>,
+    },
     /// The peer went away meanwhile.
     PeerGone,
     /// The network namespace to dial from could not be used.
@@ -58,6 +74,20 @@ pub enum DialStep {
     Other,
 }
 
+impl Failure {
+    /// The address to which no connection could be made because no local port is free, when that is why; `dialled` is
+    /// the address that was dialled where no name was.
+    pub fn without_port(&self, dialled: Option<SocketAddr>) -> Option<SocketAddr> {
+        match self {
+            Self::Io { step: DialStep::Tcp, error, .. } if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => dialled,
+            Self::Addresses { tried, .. } => {
+                tried.iter().find_map(|(address, failure)| failure.as_ref()?.without_port(Some(*address)))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl DialStep {
     /// What to do about an error of the kernel at this step, behind a semicolon; empty where the error says it all.
     pub fn advice(self, error: &io::Error) -> &'static str {
@@ -70,6 +100,7 @@ impl DialStep {
             (Self::Tcp | Self::Udp, Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 "; no route leads there: see `ip route get`"
             }
+            (Self::Tcp, Some(libc::EADDRNOTAVAIL)) => "; no local port towards this address is free",
             (Self::Device, Some(libc::ENODEV)) => "; there is no such interface: see `ip link`",
             (Self::Device, Some(libc::EPERM)) => "; this takes CAP_NET_RAW",
             (Self::Source, Some(libc::EADDRNOTAVAIL)) => "; this is no address of this machine: see `ip address`",

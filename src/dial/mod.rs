@@ -50,10 +50,12 @@
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
 mod failure;
+mod lookup;
 pub(crate) mod netns;
 mod peer;
 pub(crate) mod proxy;
 pub(crate) mod qrexec;
+mod retry;
 mod tcp;
 mod udp;
 mod unix;
@@ -61,7 +63,8 @@ mod way;
 
 pub use failure::{DialStep, Failure};
 pub use peer::abandoned;
-pub use tcp::{connect as tcp, keep_alive};
+pub use retry::{RetryUntil, retrying};
+pub use tcp::{Connected, connect as tcp, keep_alive};
 pub(crate) use udp::{Present, UdpEnds, connect as udp};
 pub use unix::connect as unix;
-pub use way::Way;
+pub use way::{TimeLimit, Way};

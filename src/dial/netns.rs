@@ -203,6 +203,20 @@ pub fn socket_blocking(
     receive.recv().unwrap_or_else(|_| Err(vanished()))
 }
 
+/// Runs `work` in a thread of its own, which is in the namespace when one is given; nobody waits for it. Where the
+/// namespace cannot be entered any more, it does not run.
+pub fn spawn_inside(netns: Option<&Netns>, work: impl FnOnce() + Send + 'static) {
+    let netns = netns.cloned();
+    let run = move || {
+        let there = netns
+            .is_none_or(|netns| find(&netns).is_ok_and(|found| setns(&found.file, CloneFlags::CLONE_NEWNET).is_ok()));
+        if there {
+            work();
+        }
+    };
+    let _ = std::thread::Builder::new().name("netns".into()).spawn(run);
+}
+
 fn thread(
     netns: Netns,
     domain: Domain,

@@ -4,15 +4,14 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
-    time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::{
     failure::{DialStep, Failure, io_failure},
-    way::Way,
+    way::{TimeLimit, Way, with_zone},
 };
 use crate::{spec::HostPort, sys};
 
@@ -29,31 +28,30 @@ pub struct Present {
 /// `present` target, that one is preferred, or comes last when it has failed.
 ///
 /// # Errors
-/// [`Failure::TimedOut`] for a name that is not resolved in time; what the kernel said; [`Failure::Netns`].
+/// [`Failure::Unresolved`] for a name that is not resolved in time; what the kernel said; [`Failure::Netns`].
 ///
 /// # Cancel safety
 /// Dropped, it closes what it began.
 pub async fn connect(
     addr: &HostPort,
     way: Way<'_>,
-    allowed: Duration,
+    limit: TimeLimit,
     present: Option<Present>,
 ) -> Result<OwnedFd, Failure> {
-    let attempt = async {
-        let mut last = None;
-        for address in in_order(way.resolve(addr).await?, present) {
-            match connect_one(addr, address, way).await {
-                Ok(connected) => return Ok(connected),
-                Err(failure) => last = Some(failure),
-            }
+    let mut last = None;
+    for address in in_order(way.resolve(addr, limit).await?, present) {
+        match timeout_at(limit.deadline, connect_one(addr, address, way)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(failure)) => last = Some(failure),
+            Err(_) => return Err(Failure::TimedOut(limit.allowed)),
         }
-        Err(last.unwrap_or(Failure::TimedOut(allowed)))
-    };
-    timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
+    }
+    Err(last.unwrap_or(Failure::TimedOut(limit.allowed)))
 }
 
 async fn connect_one(addr: &HostPort, address: SocketAddr, way: Way<'_>) -> Result<OwnedFd, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::DGRAM, Protocol::UDP).await?;
+    let address = with_zone(&socket, addr, address)?;
     let connected = connect_also_to_many(&socket, address);
     connected.map_err(|error| io_failure(DialStep::Udp, &format!("send to {addr}"), error))?;
     Ok(socket.into())

@@ -3,51 +3,23 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr as SockAddr, connect as connect_fd, socket};
-use tokio::time::{Instant, sleep, timeout_at};
 
-use super::failure::{DialStep, Failure};
+use super::failure::{DialStep, Failure, io_failure};
 use crate::{
     spec::UnixAddr,
     stream::{Stream, StreamKind},
 };
 
-/// The first pause before another try, and the longest: 1/32 s, that doubled comes to whole seconds.
-const PAUSE: (Duration, Duration) = (Duration::from_micros(31_250), Duration::from_secs(4));
-
-/// Connects to `addr`. While nobody serves it (ENOENT, ECONNREFUSED) or its backlog is full (EAGAIN, unix(7)) it
-/// tries again, pausing 1/32 s, doubling to 4 s, until `allowed` has passed; `waiting` hears of each failed try and of
-/// the pause that follows.
+/// Connects to `addr`, at once or not at all: a connect(2) on a UNIX socket waits for nobody but a full backlog.
 ///
 /// # Errors
-/// [`Failure::Io`] with the last error, also when the time is over.
-///
-/// # Cancel safety
-/// Dropped, it closes what it began.
-pub async fn connect(
-    addr: &UnixAddr,
-    allowed: Duration,
-    mut waiting: impl FnMut(&io::Error, Duration),
-) -> Result<Stream, Failure> {
-    let deadline = Instant::now() + allowed;
-    let mut pause = PAUSE.0;
-    loop {
-        let error = match connect_once(addr) {
-            Ok(stream) => return Ok(stream),
-            Err(e) => e,
-        };
-        let again = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ECONNREFUSED | libc::EAGAIN));
-        let left = deadline.saturating_duration_since(Instant::now());
-        if !again || left.is_zero() {
-            return Err(Failure::Io { step: DialStep::Unix, doing: format!("connect to {addr}"), error });
-        }
-        waiting(&error, pause.min(left));
-        let _ = timeout_at(deadline, sleep(pause)).await;
-        pause = (pause * 2).min(PAUSE.1);
-    }
+/// [`Failure::Io`]; EAGAIN for a full backlog (unix(7)).
+pub fn connect(addr: &UnixAddr) -> Result<Stream, Failure> {
+    let failed = |error| io_failure(DialStep::Unix, &format!("connect to {addr}"), error);
+    connect_once(addr).map_err(failed)
 }
 
 /// A non-blocking connect(2) on a UNIX socket succeeds or fails at once.

@@ -3,17 +3,37 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     failure::{DialStep, Failure, io_failure},
-    netns,
+    lookup, netns,
 };
-use crate::spec::{Host, HostPort, Netns, Via};
+use crate::{
+    spec::{Host, HostPort, Netns, Via},
+    sys,
+};
+
+/// How long a dial may take, and when that time is over.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimit {
+    /// The time that the dial was allowed.
+    pub allowed: Duration,
+    /// The end of that time.
+    pub deadline: Instant,
+}
+
+impl TimeLimit {
+    /// The time limit of a dial that begins now.
+    pub fn from_now(allowed: Duration) -> Self {
+        Self { allowed, deadline: Instant::now() + allowed }
+    }
+}
 
 /// Options for dialling an IP address.
 #[derive(Clone, Copy, Default)]
@@ -27,26 +47,6 @@ pub struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// The first connection among the addresses of `addr`, which are tried one after the other within `allowed`.
-    pub(super) async fn first<T, F: Future<Output = Result<T, Failure>>>(
-        &self,
-        addr: &HostPort,
-        allowed: Duration,
-        connect: impl Fn(SocketAddr) -> F,
-    ) -> Result<T, Failure> {
-        let attempt = async {
-            let mut last = None;
-            for address in self.resolve(addr).await? {
-                match connect(address).await {
-                    Ok(connected) => return Ok(connected),
-                    Err(failure) => last = Some(failure),
-                }
-            }
-            Err(last.unwrap_or(Failure::TimedOut(allowed)))
-        };
-        timeout(allowed, attempt).await.unwrap_or(Err(Failure::TimedOut(allowed)))
-    }
-
     /// A non-blocking socket that can be connected to an address of `domain`.
     pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, Failure> {
         let kind = kind.nonblocking().cloexec();
@@ -76,29 +76,48 @@ impl Way<'_> {
     }
 
     /// The addresses of `addr`: those that can be dialled from the source address, if one is given.
-    pub(super) async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn resolve(&self, addr: &HostPort, limit: TimeLimit) -> Result<Vec<SocketAddr>, Failure> {
         let name = match &addr.host {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, addr.port)]),
+            Host::LinkLocal(ip, _) => return Ok(vec![SocketAddr::new((*ip).into(), addr.port)]),
             Host::Name(name) => name,
         };
+        let failed = |error| io_failure(DialStep::Name, &format!("look up {name}"), error);
         if self.netns.is_some() {
             let error = io::Error::new(io::ErrorKind::Unsupported, "names are not resolved inside a namespace");
-            return Err(io_failure(DialStep::Name, &format!("look up {name}"), error));
+            return Err(failed(error));
         }
         let fits = |address: &SocketAddr| {
             self.via.and_then(|via| via.source).is_none_or(|source| source.is_ipv4() == address.is_ipv4())
         };
-        let found = tokio::net::lookup_host((name.as_str(), addr.port)).await;
-        let found: Vec<_> = found
-            .map_err(|error| io_failure(DialStep::Name, &format!("look up {name}"), error))?
-            .filter(fits)
-            .collect();
-        if found.is_empty() {
-            let error = io::Error::new(io::ErrorKind::NotFound, "it has no address that could be dialled");
-            return Err(io_failure(DialStep::Name, &format!("look up {name}"), error));
+        let found = match timeout_at(limit.deadline, lookup::addresses(name, addr.port)).await {
+            Ok(found) => found.map_err(failed)?,
+            Err(_) => return Err(Failure::Unresolved { name: name.clone(), allowed: limit.allowed }),
+        };
+        let mut fitting: Vec<SocketAddr> = Vec::with_capacity(found.len());
+        for address in found.into_iter().filter(fits) {
+            if !fitting.contains(&address) {
+                fitting.push(address); // /etc/hosts may have one twice
+            }
         }
-        Ok(found)
+        if fitting.is_empty() {
+            let error = io::Error::new(io::ErrorKind::NotFound, "it has no address that could be dialled");
+            return Err(failed(error));
+        }
+        Ok(fitting)
     }
+}
+
+/// The address for connect(2): a link-local one with the number that its interface has in the namespace of the socket.
+pub(super) fn with_zone(socket: &Socket, addr: &HostPort, address: SocketAddr) -> Result<SocketAddr, Failure> {
+    let (Host::LinkLocal(_, zone), SocketAddr::V6(mut v6)) = (&addr.host, address) else { return Ok(address) };
+    let index = sys::interface_index(socket.as_fd(), zone.as_str())
+        .map_err(|error| io_failure(DialStep::Device, &format!("dial through the interface {zone}"), error))?;
+    v6.set_scope_id(index);
+    Ok(v6.into())
 }
 
 /// The port is left to connect(2), which knows the other end and so has many more to choose from (ip(7),

@@ -94,7 +94,14 @@ impl ServedListener {
 
     /// Gives new sessions another route.
     pub fn set_route(&self, route: Arc<Route>) {
-        *lock(&self.route) = route;
+        let keepalive = route.options.keepalive;
+        let before = std::mem::replace(&mut *lock(&self.route), route);
+        if self.kind() == SocketKind::Tcp && before.options.keepalive != keepalive {
+            let socket = socket2::SockRef::from(self);
+            // Connections go on without it, should the kernel refuse.
+            let _ = socket.set_keepalive(keepalive.times().is_some());
+            let _ = dial::keep_alive(&socket, keepalive);
+        }
     }
 }
 
@@ -104,7 +111,7 @@ fn prepare(socket: &Socket, route: &Route) -> io::Result<()> {
         Socket::Tcp(tcp) => {
             let socket = socket2::SockRef::from(tcp);
             socket.set_tcp_nodelay(true)?;
-            if route.options.keepalive { dial::keep_alive(&socket) } else { Ok(()) }
+            dial::keep_alive(&socket, route.options.keepalive)
         }
         Socket::Unix(_) => Ok(()),
         Socket::Udp(udp) => datagram::ask_for_destinations(udp),

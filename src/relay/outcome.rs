@@ -1,6 +1,6 @@
 //! How a relay stops, and by which side.
 
-use std::io;
+use std::{io, time::Duration};
 
 use super::interrupt::Why;
 
@@ -40,6 +40,13 @@ pub enum RelayOutcome {
     UpstreamEnded,
     /// No byte moved for the idle timeout.
     Idle,
+    /// One side acknowledged nothing for this long; who runs the relay finds that out
+    /// ([`unanswered`](super::Relay::unanswered)).
+    Silent {
+        side: Side,
+        /// The time.
+        allowed: Duration,
+    },
     /// Stopped from outside; the relay can be parked or ended.
     Interrupted(Why),
 }

@@ -204,13 +204,22 @@ impl Relay {
         self.down.end = Passing::AtOnce;
     }
 
+    /// The writing end of `side`, while it is open.
+    fn writer(&self, side: Side) -> Option<&Stream> {
+        match side {
+            Side::Peer => self.peer.writer(),
+            Side::Upstream => self.upstream.writer(),
+        }
+    }
+
     /// Bytes written to `side` that a reset would still take back.
     pub fn undelivered(&self, side: Side) -> usize {
-        let end = match side {
-            Side::Peer => &self.peer,
-            Side::Upstream => &self.upstream,
-        };
-        end.writer().map_or(0, Stream::undelivered)
+        self.writer(side).map_or(0, Stream::undelivered)
+    }
+
+    /// How long ago `side` acknowledged something, while something waits for an acknowledgement.
+    pub fn unanswered(&self, side: Side) -> Option<Duration> {
+        self.writer(side)?.unanswered()
     }
 
     /// The two ends, to be closed: peer, upstream.

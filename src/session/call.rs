@@ -7,9 +7,10 @@ use tokio::time::timeout;
 use super::{
     event,
     info::SessionInfo,
+    keepalive,
     parked::ParkedStage,
     stage::{NextStage, SettingUp, Stage},
-    story::Story,
+    story::{DialledAt, Story},
     stream::{close, delivered, new_relay},
 };
 use crate::{
@@ -124,7 +125,7 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
             return next;
         }
     }
-    story.connected(None);
+    story.connected(&DialledAt::default());
     let upstream = relay::RelayEnd::pipes(call.from, call.to);
     let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
     Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))
@@ -189,7 +190,7 @@ async fn until_end(info: &SessionInfo, relay: &mut Relay, helper: &mut Helper) -
     loop {
         let outcome = tokio::select! {
             biased;
-            outcome = relay.run(&info.counters, &info.interrupt) => outcome,
+            outcome = keepalive::run(relay, info) => outcome,
             () = stderr.drain(|line| event::stderr(info, line)) => unreachable!("it is drained for ever"),
         };
         if !matches!(outcome, RelayOutcome::UpstreamEnded) {

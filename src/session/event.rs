@@ -1,6 +1,6 @@
 //! What the log says: one sentence for each thing that can happen to a session, with what to do where we know it.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use super::{
     doubt::Cause,
@@ -9,11 +9,11 @@ use super::{
     watch::SessionEnding,
 };
 use crate::{
-    dial::{Failure, UdpEnds, qrexec::Exit},
+    dial::{DialStep, Failure, UdpEnds, netns, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
-    spec::{UnixAddr, policy_line},
+    spec::policy_line,
 };
 
 /// An event about a session.
@@ -37,9 +37,10 @@ fn subject(info: &SessionInfo) -> String {
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
-/// The session has both its ends.
-pub fn started(info: &SessionInfo) -> Event {
-    let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
+/// The session has both its ends; the upstream was dialled at this `address`, where it has a name.
+pub fn started(info: &SessionInfo, address: Option<SocketAddr>) -> Event {
+    let to = address.map(|address| format!(" to {address}")).unwrap_or_default();
+    let mut message = format!("{}: connected after {} ms{to}", subject(info), info.dial_ms().unwrap_or(0));
     if let Some(at) = info.netns() {
         message += &format!(" ({at})");
     }
@@ -55,6 +56,20 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
         "{listener}: the limit of calls into {target} (max_calls={limit}) is reached; {sessions} until a call ends"
     );
     info.route.event(Kind::LimitReached, text)
+}
+
+/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are. `left_out`
+/// dials failed for that reason since it was reported last.
+pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>, left_out: u64) -> Event {
+    let all = all.map(|all| format!(" of {all} (net.ipv4.ip_local_port_range)")).unwrap_or_default();
+    let more =
+        if left_out > 0 { format!("; {left_out} more dials failed since the last report") } else { String::new() };
+    let text = format!(
+        "{}: no local port towards {to} is free: sockets to it use {used}{all}; several target addresses, other source \
+         addresses (source) or a Unix socket give more{more}",
+        route.listener
+    );
+    route.event(Kind::LimitReached, text)
 }
 
 /// The gate of the service is full of `calls` that are undecided.
@@ -145,7 +160,15 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             };
             (End::Timeout, format!("not connected within {} s: {hint}", allowed.as_secs_f32()))
         }
+        Failure::Unresolved { name, allowed } => {
+            let what = format!("the name {name} was not resolved within {} s", allowed.as_secs_f32());
+            (End::Timeout, format!("{what}: no name server answers"))
+        }
+        Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::Netns(trouble @ netns::Trouble::Missing(_)) if !route.is_datagram() => {
+            (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
+        }
         Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),
         Failure::Start { program, error } => {
             let hint = match error.kind() {
@@ -158,8 +181,47 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             (End::DialFailed, format!("cannot start {}: {error}{hint}", program.display()))
         }
         Failure::Io { step, doing, error } => {
-            (End::DialFailed, format!("cannot {doing}: {error}{}", step.advice(error)))
+            (End::DialFailed, format!("cannot {doing}: {}", kernel_error(route, *step, error)))
         }
+    }
+}
+
+/// An error of the kernel, and what to do about it.
+fn kernel_error(route: &Route, step: DialStep, error: &io::Error) -> String {
+    let retry = match (step, error.raw_os_error()) {
+        (DialStep::Tcp, Some(libc::ECONNREFUSED)) => retry_advice(route),
+        (DialStep::Tcp, Some(libc::EHOSTUNREACH | libc::ENETUNREACH)) if route.netns().is_some() => retry_advice(route),
+        _ => String::new(),
+    };
+    format!("{error}{}{retry}", step.advice(error))
+}
+
+/// What `retry_timeout` has to do with an upstream that is not there.
+fn retry_advice(route: &Route) -> String {
+    match route.options.retry_timeout {
+        None | Some(Duration::ZERO) => " (retry_timeout=SECONDS retries for that long)".to_owned(),
+        Some(time) => format!(" (retries end after {} s: retry_timeout)", seconds(time)),
+    }
+}
+
+/// Names each address that was tried, and what came of it.
+fn addresses_failure(
+    route: &Route,
+    name: &str,
+    tried: &[(SocketAddr, Option<Failure>)],
+    timed_out: Option<Duration>,
+) -> (End, String) {
+    let one = |(address, failed): &(SocketAddr, Option<Failure>)| match failed {
+        None => format!("{address} did not answer"),
+        Some(Failure::Io { step: step @ DialStep::Tcp, error, .. }) => {
+            format!("{address}: {}", kernel_error(route, *step, error))
+        }
+        Some(other) => format!("{address}: {}", failure(route, other).1),
+    };
+    let all = tried.iter().map(one).collect::<Vec<_>>().join(", ");
+    match timed_out {
+        Some(allowed) => (End::Timeout, format!("{name}: not connected within {} s: {all}", allowed.as_secs_f32())),
+        None => (End::DialFailed, format!("cannot connect to {name}: {all}")),
     }
 }
 
@@ -209,6 +271,15 @@ pub fn reset(by: Side, error: Option<&io::Error>) -> String {
     error.map_or_else(|| format!("by {side}"), |e| format!("by {side}: {e}"))
 }
 
+/// Names the side that has acknowledged nothing for longer than `allowed`.
+pub fn silent(side: Side, allowed: Duration) -> String {
+    let side = match side {
+        Side::Peer => "the peer",
+        Side::Upstream => "the upstream",
+    };
+    format!("{side} acknowledged nothing for {} s although data waited for it (keepalive)", seconds(allowed))
+}
+
 /// How a call was lost in the middle.
 pub fn lost(exit: Exit) -> String {
     match exit {
@@ -230,13 +301,19 @@ pub fn seconds(pause: Duration) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A dial waits for the UNIX socket `addr` to appear.
-pub fn waiting(info: &SessionInfo, addr: &UnixAddr, error: &io::Error, pause: Duration) {
-    let why = match error.raw_os_error() {
-        Some(libc::ENOENT) => "does not exist yet: its endpoint has not started",
-        Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",
-        _ => "has a full backlog: its endpoint does not accept",
+/// A dial waits for its upstream to appear.
+pub fn waiting(info: &SessionInfo, failure: &Failure, pause: Duration) {
+    let number = match failure {
+        Failure::Io { error, .. } => error.raw_os_error(),
+        _ => None,
     };
-    let message = format!("{addr} {why}; next try in {} s", seconds(pause));
-    log::emit(about(info, Kind::DialWaiting, message));
+    let why = match (&info.route.lead, number) {
+        (Lead::Unix(addr), Some(libc::ENOENT)) => format!("{addr} does not exist yet: its endpoint has not started"),
+        (Lead::Unix(addr), Some(libc::ECONNREFUSED)) => {
+            format!("{addr} has nobody listening: its endpoint has stopped")
+        }
+        (Lead::Unix(addr), _) => format!("{addr} has a full backlog: its endpoint does not accept"),
+        _ => format!("{}: {}", info.route.upstream_text, self::failure(&info.route, failure).1),
+    };
+    log::emit(about(info, Kind::DialWaiting, format!("{why}; next try in {} s", seconds(pause))));
 }

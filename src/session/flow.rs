@@ -27,10 +27,10 @@ use super::{
     route::Lead,
     sessions::Sessions,
     stage::NextStage,
-    story::Story,
+    story::{DialledAt, Story},
 };
 use crate::{
-    dial::{self, DialStep, Failure, Present, Way, netns, netns::Namespace},
+    dial::{self, DialStep, Failure, Present, TimeLimit, Way, netns, netns::Namespace},
     log::{self, End},
     relay::Why,
     spec::Host,
@@ -59,7 +59,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
             connected = connect(&info, flow, &story.sessions) => connected,
         };
         match connected {
-            Ok(at) => story.connected(at.as_ref()),
+            Ok(namespace) => story.connected(&DialledAt { address: None, namespace }),
             Err(failure) => {
                 let next = story.failed(&failure);
                 // The peer will ask again soon; that is not to be an event each time.
@@ -198,6 +198,7 @@ async fn dial_upstream(info: &SessionInfo, present: Option<Present>) -> Result<(
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
-    let upstream = dial::udp(addr, way, route.options.connect_timeout, present).await?;
+    let limit = TimeLimit::from_now(route.options.connect_timeout);
+    let upstream = dial::udp(addr, way, limit, present).await?;
     Ok((upstream, at.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }

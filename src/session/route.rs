@@ -20,7 +20,7 @@ use crate::{
             gate::{Gate, Gates},
         },
     },
-    log::{Event, Kind, emit},
+    log::{Event, Kind, Reminder, emit},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
     sys::lock,
 };
@@ -45,6 +45,8 @@ pub struct Route {
     pub entered: AtomicU64,
     /// Sessions that this listener may still have.
     pub room: Arc<Semaphore>,
+    /// When the lack of local ports towards the upstream was reported last.
+    pub no_port: Mutex<Reminder>,
     /// What is counted of the listener's sessions, with those of earlier routes of the same listener.
     pub tally: Arc<Tally>,
 }
@@ -166,6 +168,7 @@ impl Routes {
             access: Access::new(&leg.admit)?,
             via: leg.via,
             entered: AtomicU64::new(0),
+            no_port: Mutex::default(),
             options,
         })
     }
@@ -182,6 +185,7 @@ impl Routes {
             access: Access::default(),
             via: Via::default(),
             entered: AtomicU64::new(0),
+            no_port: Mutex::default(),
             options: Options::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! One running session: what became of it so far, and its end event.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{
     event,
@@ -30,6 +30,15 @@ pub(super) struct Story {
     pub(super) sessions: Arc<Sessions>,
     permits: Permits,
     fate: Fate,
+}
+
+/// Where a successful dial ended up.
+#[derive(Debug, Default)]
+pub(super) struct DialledAt {
+    /// The address, where the upstream has a name.
+    pub(super) address: Option<SocketAddr>,
+    /// The namespace, where that is not the service's own.
+    pub(super) namespace: Option<Namespace>,
 }
 
 /// State of a session's story.
@@ -120,13 +129,13 @@ impl Story {
         self.over(end, note)
     }
 
-    /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-    pub(super) fn connected(&self, at: Option<&Namespace>) {
+    /// The session has both its ends.
+    pub(super) fn connected(&self, at: &DialledAt) {
         let ms = self.info.age_ms();
-        self.info.connected(ms, at.map(|at| at.to_string().into()));
+        self.info.connected(ms, at.namespace.as_ref().map(|at| at.to_string().into()));
         self.info.route.tally.dialled(ms);
         self.sessions.tell(Happened::Connected, &self.info);
-        log::emit(event::started(&self.info));
+        log::emit(event::started(&self.info, at.address));
     }
 }
 

@@ -10,15 +10,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     event,
     info::SessionInfo,
+    keepalive,
     parked::ParkedStage,
+    ports,
     route::{CallLimits, Lead, Route},
     stage::{NextStage, SettingUp, Stage},
-    story::Story,
+    story::{DialledAt, Story},
 };
 use crate::{
     dial::{
-        self, DialStep, Failure, Way,
-        netns::Namespace,
+        self, Connected, DialStep, Failure, RetryUntil, TimeLimit, Way,
         qrexec::{
             CallPermit, LiveCall,
             gate::{Ticket, TurnedAway, Visitor},
@@ -35,8 +36,8 @@ const DELIVERY: Duration = Duration::from_secs(10);
 
 /// Result of a successful dial.
 enum Dialled {
-    /// A connected stream, and the namespace that it was dialled in, when that is not our own.
-    Stream(Stream, Option<Namespace>),
+    /// A connected stream.
+    Stream(Stream, DialledAt),
     /// A call that is not decided yet.
     Call(LiveCall, Ticket, CallPermit),
 }
@@ -60,7 +61,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
                     return story.failed(&failure);
                 }
             }
-            story.connected(at.as_ref());
+            story.connected(&at);
             let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
         }
@@ -82,15 +83,19 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
 
 async fn dial(story: &Story) -> Result<Dialled, Failure> {
     let info = &story.info;
-    let allowed = info.route.options.connect_timeout;
+    let waiting = |failure: &Failure, pause| event::waiting(info, failure, pause);
     match &info.route.lead {
         Lead::Call(limits) => begin_call(story, limits).await,
         Lead::Unix(addr) => {
-            let waiting = |e: &std::io::Error, pause| event::waiting(info, addr, e, pause);
-            let upstream = dial::unix(addr, left(info, allowed), waiting).await?;
-            Ok(Dialled::Stream(upstream, None))
+            let dial = || std::future::ready(dial::unix(addr));
+            let upstream = dial::retrying(retry_until(info, true, false), waiting, dial).await?;
+            Ok(Dialled::Stream(upstream, DialledAt::default()))
         }
-        Lead::Tcp { addr, netns } => dial_tcp(info, addr, netns.as_ref()).await,
+        Lead::Tcp { addr, netns } => {
+            let until = retry_until(info, false, netns.is_some());
+            let again = !info.route.options.retry_for(false).is_zero();
+            dial::retrying(until, waiting, || dial_tcp(info, addr, netns.as_ref(), again)).await
+        }
         Lead::Udp { .. } | Lead::Unknown => {
             let error = std::io::ErrorKind::Unsupported.into();
             Err(Failure::Io { step: DialStep::Other, doing: format!("reach {}", info.route.upstream_text), error })
@@ -98,9 +103,11 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     }
 }
 
-/// What is left of the time `allowed`: a session that an earlier process accepted has had some of it.
-fn left(info: &SessionInfo, allowed: Duration) -> Duration {
-    allowed.saturating_sub(info.accepted.elapsed())
+/// Until when the dial of a session is retried; times count from accept, in whichever process that was.
+fn retry_until(info: &SessionInfo, unix: bool, in_namespace: bool) -> RetryUntil {
+    let options = &info.route.options;
+    let retry = options.retry_for(unix);
+    RetryUntil { absent: info.accepted + retry, busy: info.accepted + retry.max(options.connect_timeout), in_namespace }
 }
 
 /// Waits for the session's turn and begins a call.
@@ -144,24 +151,25 @@ async fn set_up_late(info: &SessionInfo, allowed: Duration) {
     }
 }
 
-async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>) -> Result<Dialled, Failure> {
+/// One try; with `again` one of several, of which each has the whole `connect_timeout`.
+async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>, again: bool) -> Result<Dialled, Failure> {
     let (route, options) = (&info.route, &info.route.options);
     let allowed = options.connect_timeout;
+    let began = if again { Instant::now() } else { info.accepted };
+    let limit = TimeLimit { allowed, deadline: began + allowed };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };
-    let dialled = dial::tcp(addr, way, left(info, allowed), options.keepalive).await;
+    let dialled = dial::tcp(addr, way, limit, options.keepalive).await;
+    let Connected { stream, address } = dialled.inspect_err(|failure| ports::look(info, addr, failure))?;
     let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match dialled {
-        Err(Failure::TimedOut(_)) => Err(Failure::TimedOut(allowed)),
-        result => result.map(|upstream| Dialled::Stream(upstream, at)),
-    }
+    Ok(Dialled::Stream(stream, DialledAt { address, namespace: at }))
 }
 
 /// Relays between two sockets.
 pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage {
-    let mut outcome = relay.run(&story.info.counters, &story.info.interrupt).await;
-    if let RelayOutcome::Reset { by, .. } = outcome {
+    let mut outcome = keepalive::run(&mut relay, &story.info).await;
+    if let RelayOutcome::Reset { by, .. } | RelayOutcome::Silent { side: by, .. } = outcome {
         if let Err(why) = Box::pin(delivered(&relay, by.other(), &story.info)).await {
             outcome = RelayOutcome::Interrupted(why);
         }
@@ -194,6 +202,11 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> N
             peer.reset();
             upstream.reset();
             story.over(End::Idle, "")
+        }
+        RelayOutcome::Silent { side, allowed } => {
+            peer.reset();
+            upstream.reset();
+            story.over(End::Reset, event::silent(side, allowed))
         }
         RelayOutcome::Interrupted(why) => {
             peer.reset();

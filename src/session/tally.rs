@@ -69,7 +69,11 @@ impl From<&Failure> for Reason {
             Failure::Call(Some(SetUp::Qrexec)) => Self::NobodyListens,
             Failure::Call(Some(SetUp::Local | SetUp::Usage)) => Self::Agent,
             Failure::Call(Some(SetUp::Service(_)) | None) => Self::Other,
-            Failure::TimedOut(_) | Failure::ManyUndecided(_) => Self::Timeout,
+            Failure::TimedOut(_) | Failure::ManyUndecided(_) | Failure::Unresolved { .. } => Self::Timeout,
+            Failure::Addresses { timed_out: Some(_), .. } => Self::Timeout,
+            Failure::Addresses { tried, .. } => {
+                tried.iter().rev().find_map(|(_, failure)| failure.as_ref()).map_or(Self::Other, Self::from)
+            }
             Failure::PeerGone => Self::PeerGone,
             Failure::Netns(_) => Self::NoNamespace,
             Failure::Start { error, .. } | Failure::Io { error, .. } => match error.kind() {

@@ -2,10 +2,11 @@
 
 use super::{
     config::{Config, ConfigEntry},
+    endpoint::Upstream,
     fdname::Name,
     forward::forward,
     keys::{KeyName, Keys},
-    plan::SocketKind,
+    plan::{Leg, Legs, SocketKind},
     role::{ListenSide, mean},
 };
 
@@ -75,7 +76,29 @@ impl Config {
                 put(key, &texts, ValueOrigin::BuiltIn);
             }
         }
+        if !values.iter().any(|value| value.key == KeyName::RetryTimeout) {
+            if let Some(retry) = self.built_in_retry(keys, side, &values) {
+                let at = values.iter().take_while(|value| value.key < retry.key).count();
+                values.insert(at, retry);
+            }
+        }
         values
+    }
+
+    /// `retry_timeout` where nobody gave it: 0 for a TCP address, as `connect_timeout` for a UNIX socket. A pipeline, which
+    /// dials both, has no single value.
+    fn built_in_retry(&self, keys: &Keys, side: ListenSide, values: &[EffectiveValue]) -> Option<EffectiveValue> {
+        let key = KeyName::RetryTimeout;
+        match &mean(keys, side, &self.defaults).ok()?.legs {
+            Legs::One(Leg { upstream: Upstream::Tcp { .. }, .. }) => {
+                Some(EffectiveValue { key, value: "0".into(), origin: ValueOrigin::BuiltIn })
+            }
+            Legs::One(Leg { upstream: Upstream::Unix(_), .. }) => {
+                let dial = values.iter().find(|value| value.key == KeyName::ConnectTimeout)?;
+                Some(EffectiveValue { key, ..dial.clone() })
+            }
+            _ => None,
+        }
     }
 
     /// Whether an option has something to act on in a forward: whether the forward still means something with it.
@@ -113,6 +136,7 @@ mod tests {
                 "target 10.0.0.1+2 x.toml:8",
                 "backlog 4096 built in",
                 "connect_timeout 3 [defaults] x.toml:2",
+                "retry_timeout 0 built in",
                 "max_connections 7 --forward #1",
                 "drain_timeout 5 built in",
                 "keepalive true built in",
@@ -127,6 +151,10 @@ mod tests {
         assert!(values.iter().any(|value| value.starts_with("max_setups 2 name")), "{values:?}");
         assert!(values.contains(&"setup_timeout 300 built in".to_owned()), "{values:?}");
         assert!(!values.iter().any(|value| value.starts_with("connect_timeout")), "{values:?}");
+        assert!(!values.iter().any(|value| value.starts_with("retry_timeout")), "{values:?}");
+        let name = fdname::parse("uds=/run/a.sock,connect_timeout=7").unwrap();
+        let values = shown(&Config::default().effective_name(&name, SocketKind::Tcp));
+        assert!(values.iter().any(|value| value.starts_with("retry_timeout 7 name")), "{values:?}");
     }
 
     #[test]
@@ -136,6 +164,7 @@ mod tests {
         {
             let plain = fdname::resolve(written, kind, &Config::default()).unwrap();
             assert_eq!(plain.options, Options::default());
+            assert!(plain.options.retry_for(false).is_zero());
             let name = fdname::parse(written).unwrap();
             let values = Config::default().effective_name(&name, kind);
             let options = values.iter().filter(|value| value.origin == ValueOrigin::BuiltIn);
@@ -146,6 +175,8 @@ mod tests {
             if let Some(written) = resolved.options.max_calls.take() {
                 assert_eq!(written, 32); // without a word the command line decides, which says 32
             }
+            assert_eq!(resolved.options.retry_for(false), plain.options.retry_for(false), "{all}");
+            resolved.options.retry_timeout = plain.options.retry_timeout;
             assert_eq!(resolved, plain, "{all}");
         }
     }

@@ -6,17 +6,17 @@
 //!
 //! What a set of keys *means* is decided in `role`, not here.
 
-use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
+use std::{net::IpAddr, ops::Range, sync::Arc};
 
 use super::{
     call::Call,
-    endpoint::{HostPort, Netns, UnixAddr, local_forward},
+    endpoint::{HostPort, ListenAddr, Netns, UnixAddr, local_forward},
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
-        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
-        OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
+        Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, Label, Many, NetnsName, NetnsPath,
+        Network, OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
     },
 };
 
@@ -132,9 +132,9 @@ keys! {
     /// A call into another qube: where streams go.
     qrexec: Call = Qrexec;
     /// The TCP address to accept on; port 0 lets the kernel choose.
-    listen: SocketAddr = Listen;
+    listen: ListenAddr = Listen;
     /// The UDP address to receive on; port 0 lets the kernel choose.
-    udp_listen: SocketAddr = UdpListen;
+    udp_listen: ListenAddr = UdpListen;
     /// The network namespace to listen in; the service's own without it.
     listen_namespace: Netns = ListenNamespace;
     /// The UNIX socket between host and namespace: dialled without `target`, served with it.
@@ -159,6 +159,8 @@ keys! {
     backlog: Backlog = Backlog;
     /// How long a dial of the upstream may take.
     connect_timeout: Timeout = ConnectTimeout;
+    /// How long a dial is retried while the upstream is not there.
+    retry_timeout: Pause = RetryTimeout;
     /// After how long without bytes a session ends.
     idle_timeout: Idle = IdleTimeout;
     /// After how long without datagrams a flow ends.
@@ -176,7 +178,7 @@ keys! {
     /// How long sessions get at a stop.
     drain_timeout: Pause = DrainTimeout;
     /// TCP keepalive.
-    keepalive: bool = Keepalive;
+    keepalive: Keepalive = Keepalive;
     /// What becomes of sessions when their listener goes away.
     on_remove: OnRemove = OnRemove;
     /// A PROXY header for the upstream.
@@ -194,7 +196,7 @@ keys! {
 }
 
 /// Words that people use for a key of another name.
-const SYNONYMS: [(&str, KeyName); 22] = [
+const SYNONYMS: [(&str, KeyName); 23] = [
     ("upstream", KeyName::Target),
     ("dest", KeyName::Target),
     ("destination", KeyName::Target),
@@ -217,6 +219,7 @@ const SYNONYMS: [(&str, KeyName); 22] = [
     ("name", KeyName::Label),
     ("interface", KeyName::BindDevice),
     ("timeout", KeyName::ConnectTimeout),
+    ("retry", KeyName::RetryTimeout),
 ];
 
 impl KeyName {

@@ -36,7 +36,7 @@ mod weigh;
 pub use call::{Call, Service, Target, policy_line};
 pub use config::{Config, ConfigEntry};
 pub use effective::{EffectiveValue, ValueOrigin};
-pub use endpoint::{Host, HostPort, Netns, UnixAddr, Upstream};
+pub use endpoint::{Host, HostPort, ListenAddr, Netns, UnixAddr, Upstream, Zone};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};
@@ -48,8 +48,8 @@ pub use plan::{Forward, Leg, Legs, Listen, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
 pub use together::{ListenPlace, PlacedListener, circles, exclusions};
 pub use value::{
-    Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, LogLevel, Many, NetnsName, NetnsPath, Network,
-    OnRemove, Owner, Pause, ProxyProtocol, Timeout,
+    Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, KeepaliveTimes, Label, LogLevel, Many,
+    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, Timeout,
 };
 pub use weigh::{Beside, KnowsUser};
 

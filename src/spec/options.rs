@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
-use super::value::{Account, Device, Network, OnRemove, ProxyProtocol};
+use super::value::{Account, Device, Keepalive, Network, OnRemove, ProxyProtocol};
 
 /// Limits and times of one forward. Every field has its default from DESIGN's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Options {
     pub max_connections: u32,
     /// How long a dial may take, above zero (default 10 s).
     pub connect_timeout: Duration,
+    /// How long a dial is retried while the upstream is not there, from accept on; see [`Options::retry_for`].
+    pub retry_timeout: Option<Duration>,
     /// How long a qrexec set-up may take, `ask` prompts included, above zero (default 5 min).
     pub setup_timeout: Duration,
     /// Concurrent qrexec set-ups per target and service, at least 1 (default 4).
@@ -26,7 +28,7 @@ pub struct Options {
     /// How long sessions get at a stop; zero ends them at once (default 5 s).
     pub drain_timeout: Duration,
     /// TCP keepalive on accepted and dialled sockets (default on).
-    pub keepalive: bool,
+    pub keepalive: Keepalive,
     /// What becomes of sessions when their listener goes away (default: they are kept).
     pub on_remove: OnRemove,
     /// Bytes a session moves at once, 4 KiB to 64 MiB; the relay's own choice when `None`.
@@ -38,6 +40,7 @@ impl Default for Options {
         Self {
             max_connections: 1024,
             connect_timeout: Duration::from_secs(10),
+            retry_timeout: None,
             setup_timeout: Duration::from_secs(300),
             max_setups: 4,
             max_calls: None,
@@ -45,10 +48,18 @@ impl Default for Options {
             udp_idle_timeout: Duration::from_secs(600),
             udp_responses: None,
             drain_timeout: Duration::from_secs(5),
-            keepalive: true,
+            keepalive: Keepalive::On,
             on_remove: OnRemove::Keep,
             buffer_size: None,
         }
+    }
+}
+
+impl Options {
+    /// How long a dial is retried while the upstream is not there: without a word a UNIX socket for as long as a dial
+    /// may take, and a TCP address not at all.
+    pub fn retry_for(&self, unix: bool) -> Duration {
+        self.retry_timeout.unwrap_or(if unix { self.connect_timeout } else { Duration::ZERO })
     }
 }
 

@@ -1,11 +1,11 @@
 //! What was asked for, as values that cannot be wrong any more: forwards, their legs, and all of them together.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32};
+use std::{fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    endpoint::{Netns, UnixAddr, Upstream},
+    endpoint::{ListenAddr, Netns, UnixAddr, Upstream},
     options::{Admit, Options, Via},
     value::{FileMode, Label, LogLevel, Owner},
 };
@@ -45,7 +45,7 @@ pub enum Listen {
     /// A TCP socket that we bind and listen on.
     Tcp {
         /// Port 0 lets the kernel choose.
-        addr: SocketAddr,
+        addr: ListenAddr,
         /// The namespace to listen in; the service's own when `None`.
         netns: Option<Netns>,
         /// Length of its queue.
@@ -63,7 +63,7 @@ pub enum Listen {
     /// A UDP socket that we bind.
     Udp {
         /// Port 0 lets the kernel choose.
-        addr: SocketAddr,
+        addr: ListenAddr,
         /// The namespace to receive in; the service's own when `None`.
         netns: Option<Netns>,
     },

@@ -11,11 +11,17 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
         KeyName::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
         KeyName::Listen | KeyName::UdpListen => {
-            let host = prop_oneof![Just("127.0.0.1"), Just("0.0.0.0"), Just("[::1]"), Just("[fe80::1%3]")];
+            let host = prop_oneof![
+                Just("127.0.0.1"),
+                Just("0.0.0.0"),
+                Just("[::1]"),
+                Just("[fe80::1%3]"),
+                Just("[fe80::1%tap0]")
+            ];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
         KeyName::Target | KeyName::UdpTarget => {
-            let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("db.example.org")];
+            let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("[fe80::1%tap0]"), Just("db.example.org")];
             (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
         }
         KeyName::ListenNamespace | KeyName::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),
@@ -29,8 +35,10 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::ConnectTimeout | KeyName::UdpIdleTimeout | KeyName::SetupTimeout => {
             "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
         }
-        KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::UdpResponses => "[0-9]{1,4}".boxed(),
-        KeyName::Keepalive => "true|false|yes|off".boxed(),
+        KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::RetryTimeout | KeyName::UdpResponses => {
+            "[0-9]{1,4}".boxed()
+        }
+        KeyName::Keepalive => "true|false|yes|off|60/10/[1-9]".boxed(),
         KeyName::OnRemove => "keep|drain".boxed(),
         KeyName::ProxyProtocol => "v1|v2".boxed(),
         KeyName::AllowFrom => "10\\.0\\.0\\.0/8|192\\.0\\.2\\.[1-9]|fd00::/8".boxed(),
@@ -123,13 +131,15 @@ fn every_key_of_the_contract_is_there_and_no_other() {
     let contract = "label qrexec listen udp_listen listen_namespace uds namespace setns_path target udp_target mode owner \
                     backlog connect_timeout idle_timeout udp_idle_timeout udp_responses max_connections setup_timeout max_setups max_calls \
                     drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
-                    dir_mode dir_owner";
+                    dir_mode dir_owner retry_timeout";
     let mut names: Vec<&str> = KeyName::ALL.iter().map(|key| key.name()).collect();
     let mut expected: Vec<&str> = contract.split_whitespace().collect();
     names.sort_unstable();
     expected.sort_unstable();
     assert_eq!(names, expected);
-    for time in ["connect_timeout", "idle_timeout", "udp_idle_timeout", "setup_timeout", "drain_timeout"] {
+    for time in
+        ["connect_timeout", "idle_timeout", "udp_idle_timeout", "setup_timeout", "drain_timeout", "retry_timeout"]
+    {
         assert_eq!(KeyName::named(&format!("{time}_secs")), KeyName::named(time));
     }
     assert_eq!(KeyName::named("mode_secs"), None);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    endpoint::{Host, Netns, UnixAddr, Upstream},
+    endpoint::{Host, ListenAddr, Netns, UnixAddr, Upstream, Zone},
     plan::Listen,
 };
 
@@ -20,6 +20,8 @@ pub enum ListenPlace {
     Port {
         /// The address.
         addr: SocketAddr,
+        /// The interface of a link-local address, where it was given by name.
+        zone: Option<Zone>,
         /// UDP.
         datagrams: bool,
         /// The network namespace; the service's own when `None`.
@@ -34,8 +36,9 @@ pub enum ListenPlace {
 impl ListenPlace {
     /// The place of a listening side that is ours to bind; port 0 is never taken, and an inherited one is elsewhere.
     pub fn of(listen: &Listen) -> Option<Self> {
-        let port = |addr: &SocketAddr, datagrams, netns: &Option<Netns>| {
-            let place = Self::Port { addr: *addr, datagrams, netns: netns.clone(), only_v6: false };
+        let port = |listen: &ListenAddr, datagrams, netns: &Option<Netns>| {
+            let (addr, zone) = (listen.addr(), listen.zone().cloned());
+            let place = Self::Port { addr, zone, datagrams, netns: netns.clone(), only_v6: false };
             Some(place).filter(|_| addr.port() > 0)
         };
         match listen {
@@ -51,8 +54,8 @@ impl ListenPlace {
         match (self, other) {
             (Self::Unix(one), Self::Unix(another)) => one == another,
             (
-                Self::Port { addr: a, datagrams, netns, only_v6: a_only },
-                Self::Port { addr: b, datagrams: b_datagrams, netns: b_netns, only_v6: b_only },
+                Self::Port { addr: a, zone: a_zone, datagrams, netns, only_v6: a_only },
+                Self::Port { addr: b, zone: b_zone, datagrams: b_datagrams, netns: b_netns, only_v6: b_only },
             ) => {
                 let covers = |wide: &SocketAddr, only_v6: bool, ip: IpAddr| {
                     let same_family = wide.is_ipv4() == ip.is_ipv4();
@@ -60,7 +63,7 @@ impl ListenPlace {
                 };
                 let (a_ip, b_ip) = (a.ip().to_canonical(), b.ip().to_canonical());
                 let zones = match (a, b) {
-                    (SocketAddr::V6(a), SocketAddr::V6(b)) => a.scope_id() == b.scope_id(),
+                    (SocketAddr::V6(a), SocketAddr::V6(b)) => (a.scope_id(), a_zone) == (b.scope_id(), b_zone),
                     _ => true,
                 };
                 (datagrams, a.port(), netns) == (b_datagrams, b.port(), b_netns)
@@ -74,8 +77,8 @@ impl ListenPlace {
     fn takes(&self, upstream: &Upstream, local: &impl Fn(IpAddr) -> bool) -> bool {
         match (self, upstream) {
             (Self::Unix(addr), Upstream::Unix(dialled)) => addr == dialled,
-            (Self::Port { addr, datagrams: false, netns, .. }, Upstream::Tcp { addr: dialled, netns: from })
-            | (Self::Port { addr, datagrams: true, netns, .. }, Upstream::Udp { addr: dialled, netns: from }) => {
+            (Self::Port { addr, zone, datagrams: false, netns, .. }, Upstream::Tcp { addr: dialled, netns: from })
+            | (Self::Port { addr, zone, datagrams: true, netns, .. }, Upstream::Udp { addr: dialled, netns: from }) => {
                 let ip = addr.ip().to_canonical();
                 let here = |to: IpAddr| {
                     let to = to.to_canonical();
@@ -88,6 +91,7 @@ impl ListenPlace {
                 (addr.port(), netns) == (dialled.port, from)
                     && match &dialled.host {
                         Host::Ip(to) => here(*to),
+                        Host::LinkLocal(to, at) => here((*to).into()) && zone.as_ref().is_none_or(|zone| zone == at),
                         Host::Name(name) => name == "localhost" && (ip.is_loopback() || ip.is_unspecified()),
                     }
             }
@@ -193,6 +197,8 @@ mod tests {
             ("listen=127.0.0.1:80", "listen=0.0.0.0:80,listen_namespace=a", false),
             ("listen=127.0.0.1:80,listen_namespace=a", "listen=0.0.0.0:80,listen_namespace=a", true),
             ("listen=127.0.0.1:0", "listen=0.0.0.0:0", false),
+            ("listen=[fe80::1%a]:80", "listen=[fe80::1%b]:80", false),
+            ("listen=[fe80::1%a]:80", "listen=[::]:80", true),
         ] {
             let texts = [one, another].map(|text| format!("{text},target=10.0.0.1:1"));
             let pairs = exclusions(&listeners(&[&texts[0], &texts[1]]));

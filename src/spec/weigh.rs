@@ -4,11 +4,11 @@
 //! and its listening side is not ours. Then what only one forward can have is given to the first: within a file, and
 //! over all files that are not refused as a whole.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::collections::HashMap;
 
 use super::{
     config::{Config, ConfigEntry},
-    endpoint::{Netns, UnixAddr},
+    endpoint::{ListenAddr, Netns, UnixAddr},
     error::{Origin, Place, SpecFault},
     fdname,
     file::FileText,
@@ -278,8 +278,8 @@ fn kind_for(entry: &Keys) -> SocketKind {
 #[derive(PartialEq, Eq, Hash)]
 enum Claim {
     Label(Label),
-    Tcp(SocketAddr, Option<Netns>),
-    Udp(SocketAddr, Option<Netns>),
+    Tcp(ListenAddr, Option<Netns>),
+    Udp(ListenAddr, Option<Netns>),
     Unix(UnixAddr),
 }
 
@@ -307,9 +307,9 @@ impl Claims {
             let (claim, key) = match &leg.listen {
                 Listen::Inherited => continue,
                 // With port 0 each gets a port of its own.
-                Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.port() == 0 => continue,
-                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(*addr, netns.clone()), KeyName::Listen),
-                Listen::Udp { addr, netns } => (Claim::Udp(*addr, netns.clone()), KeyName::UdpListen),
+                Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.addr().port() == 0 => continue,
+                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(addr.clone(), netns.clone()), KeyName::Listen),
+                Listen::Udp { addr, netns } => (Claim::Udp(addr.clone(), netns.clone()), KeyName::UdpListen),
                 Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
             faults.extend(entry.given(key).and_then(|place| self.claim(claim, place, file)));

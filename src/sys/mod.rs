@@ -24,6 +24,6 @@ pub use process::{
     pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
-pub use socket::{accept, bound_interface, net_cookie};
-pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unread};
+pub use socket::{accept, bound_interface, interface_index, net_cookie};
+pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};

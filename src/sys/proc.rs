@@ -233,6 +233,30 @@ impl Tcp {
     }
 }
 
+/// The TCP sockets, in whichever state, of the network namespace of the calling thread whose other end is `to`. Each of
+/// them has a local port that no other socket to the same place can have.
+pub fn sockets_towards(to: SocketAddr) -> usize {
+    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+    let mut count = 0;
+    let remote = |line: &[u8]| address(std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(2)?);
+    for table in tables {
+        lines(table, |line| {
+            let same = |at: SocketAddr| (at.ip().to_canonical(), at.port()) == (to.ip().to_canonical(), to.port());
+            count += usize::from(remote(line).is_some_and(same));
+        });
+    }
+    count
+}
+
+/// The number of local ports that the kernel chooses from in the network namespace of the calling thread (ip(7),
+/// ip_local_port_range).
+pub fn local_ports() -> Option<u32> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = range.split_ascii_whitespace().map(str::parse::<u32>);
+    let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
+    Some(last.checked_sub(first)? + 1)
+}
+
 /// `0100007F:0050`: words of 32 bits in the machine's order, the port as it is read.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;

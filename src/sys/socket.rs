@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
 use nix::sys::socket::MsgFlags;
@@ -86,6 +87,29 @@ pub fn listen(socket: &OwnedFd, backlog: u32) -> io::Result<()> {
     if unsafe { libc::listen(socket.as_raw_fd(), backlog) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The number that an interface has in the network namespace of a socket, whichever thread asks (SIOCGIFINDEX,
+/// netdevice(7)). A name that no interface has may be the number itself.
+///
+/// # Errors
+/// ENODEV: there is no such interface.
+pub fn interface_index(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: SIOCGIFINDEX reads the name, which ends in a NUL, and writes the number into the request given.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) } < 0 {
+        let error = io::Error::last_os_error();
+        return name.parse().map_err(|_| error);
+    }
+    // SAFETY: the call has succeeded, so this is the member of the union that it wrote.
+    u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
 /// Bytes that can be read now (FIONREAD, ioctl_tty(2), tcp(7), unix(7)); 0 when the kernel does not tell.
 pub fn unread(fd: BorrowedFd<'_>) -> usize {
     let mut n: libc::c_int = 0;
@@ -94,14 +118,25 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
 }
 
+/// State of a socket without a connection (include/net/tcp_states.h).
+const TCP_CLOSE: u8 = 7;
+
 /// Bytes written and not yet acknowledged by a TCP peer (SIOCOUTQ, tcp(7)); 0 where there is no connection any more, or
 /// the kernel does not tell.
 pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
-    const TCP_CLOSE: u8 = 7; // include/net/tcp_states.h
     if tcp_info(fd).is_none_or(|info| info.tcpi_state == TCP_CLOSE) {
         return 0;
     }
     queued(fd)
+}
+
+/// How long ago a TCP peer acknowledged something, while bytes in flight or a probe of its closed window wait for an
+/// acknowledgement (SIOCOUTQ, `tcpi_unacked`, `tcpi_probes` and `tcpi_last_ack_recv` of TCP_INFO, tcp(7)). A closed window
+/// whose last probe was answered waits for nothing.
+pub fn unanswered(fd: BorrowedFd<'_>) -> Option<Duration> {
+    let info = tcp_info(fd).filter(|info| info.tcpi_unacked > 0 || info.tcpi_probes > 0)?;
+    let waits = info.tcpi_state != TCP_CLOSE && queued(fd) > 0;
+    waits.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
 
 /// Bytes written to a socket that still wait (SIOCOUTQ): over TCP for an acknowledgement (tcp(7)), over UNIX for the other

@@ -9,12 +9,17 @@ extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod sandbox; // first: the macro `sandbox!`
 mod cli;
+mod dial;
 mod flows;
+mod keepalive;
 mod life;
+mod ports;
 mod proxy;
 mod reload;
 mod restart;
+mod retry;
 mod roles;
 mod udp;
 mod uds;
 mod walk;
+mod zones;

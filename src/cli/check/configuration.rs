@@ -188,10 +188,10 @@ fn obstacle(who: &str, listen: &Listen, scope: Scope) -> Option<Finding> {
     let own = scope == Scope::User;
     let (what, hint) = match listen {
         Listen::Tcp { addr, netns: None, .. } | Listen::Udp { addr, netns: None } => {
-            let refused = machine::port_obstacle(addr.port(), own).map(|what| (what, "take a higher port"));
+            let refused = machine::port_obstacle(addr.addr().port(), own).map(|what| (what, "take a higher port"));
             let missing =
                 || (format!("{addr} is no address of this machine, now"), "`ip address` shows those that are");
-            refused.or_else(|| (!machine::has_address(*addr)).then(missing))?
+            refused.or_else(|| (addr.zone().is_none() && !machine::has_address(addr.addr())).then(missing))?
         }
         Listen::Unix { addr: UnixAddr::Path(path), .. } => {
             machine::obstacle(path, own).map(|found| (found.what, found.hint))?

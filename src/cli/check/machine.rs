@@ -59,7 +59,7 @@ pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
         for socket in proc::bound(datagrams) {
             let addr = SocketAddr::new(socket.local.ip().to_canonical(), socket.local.port());
             // Whether `[::]` of somebody else leaves IPv4 to others is not in the table: only its own family is compared.
-            let place = ListenPlace::Port { addr, datagrams, netns: None, only_v6: true };
+            let place = ListenPlace::Port { addr, zone: None, datagrams, netns: None, only_v6: true };
             if places.iter().any(|wanted| wanted.excludes(&place)) {
                 put(socket.inode, place, socket.user);
             }
@@ -222,6 +222,7 @@ mod tests {
             addr: text.parse().unwrap(),
             datagrams: false,
             netns: None,
+            zone: None,
             only_v6: false,
         };
         let at = listener.local_addr().unwrap().port();

@@ -110,7 +110,7 @@ pub(super) fn listening() -> Vec<(String, ListenPlace)> {
         unit.listens().into_iter().filter_map(move |(address, kind)| {
             let datagrams = kind == "Datagram";
             let place = match address.parse() {
-                Ok(addr) => ListenPlace::Port { addr, datagrams, netns: None, only_v6: false },
+                Ok(addr) => ListenPlace::Port { addr, zone: None, datagrams, netns: None, only_v6: false },
                 Err(_) => ListenPlace::Unix(address.parse().ok()?),
             };
             Some((name.clone(), place))

@@ -213,6 +213,11 @@ fn place(
             if let Some(what) = machine::port_obstacle(port, scope == Scope::User) {
                 put(what, "take a higher port, or make it a system unit", Consequence::CannotListen);
             }
+            if zone.is_none() && matches!(addr, SocketAddr::V6(addr) if addr.ip().is_unicast_link_local()) {
+                let what = format!("{} is a link-local address, which means nothing without its interface", addr.ip());
+                let hint = format!("write: {}={addr}%%eth0, with the interface's name", setting.key);
+                put(what, &hint, Consequence::CannotListen);
+            }
             let any = found.unit.last("Socket", "FreeBind").is_some_and(|free| free.is_yes());
             if !elsewhere && !any && zone.is_none() && !machine::has_address(*addr) {
                 let what = format!("{} is no address of this machine, now", addr.ip());
@@ -264,7 +269,7 @@ fn place_of(found: &FoundUnit, address: &ListenAddress, kind: SocketKind) -> Opt
             if let (SocketAddr::V6(addr), Some(zone)) = (&mut addr, zone) {
                 addr.set_scope_id(zone.parse().or_else(|_| if_nametoindex(zone.as_str())).ok()?);
             }
-            Some(ListenPlace::Port { addr, datagrams: kind == SocketKind::Udp, netns, only_v6 })
+            Some(ListenPlace::Port { addr, zone: None, datagrams: kind == SocketKind::Udp, netns, only_v6 })
         }
         ListenAddress::Path(path) => Some(ListenPlace::Unix(UnixAddr::Path(path.clone()))),
         ListenAddress::Abstract(name) => Some(ListenPlace::Unix(UnixAddr::Abstract(name.clone().into_bytes()))),

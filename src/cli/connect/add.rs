@@ -23,10 +23,10 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{
-        Beside, Faults, Forward, SocketKind, Upstream,
+        Beside, Faults, Forward, ListenAddr, SocketKind, Upstream,
         fdname::{self, Name},
         policy_line,
-        unit::{Unit, rejected, repair},
+        unit::{Unit, rejected, repair, with_double_zone_percents},
     },
     sys::file::create,
 };
@@ -71,7 +71,8 @@ pub(super) fn add(options: &Add, program: Program) -> Result<ExitCode, Fatal> {
     let scope = scope(options.system);
     let unit = unit_name(&options.name)?;
     let (listen, kind, warning) = listen(&options.listen)?;
-    let fd_name = repair(&options.fd_name).unwrap_or_else(|| options.fd_name.clone());
+    let written = with_double_zone_percents(&options.fd_name).unwrap_or_else(|| options.fd_name.clone());
+    let fd_name = repair(&written).unwrap_or(written);
     let forward = meaning(&fd_name, kind, scope)?;
     let text = text(&listen, &fd_name);
     for finding in check::of_places(&unit, &text, program, scope) {
@@ -161,6 +162,9 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
             return Ok((format!("127.0.0.1:{port}"), SocketKind::Tcp, None));
         }
     }
+    if let Some(address) = text.parse::<ListenAddr>().ok().filter(|address| address.zone().is_some()) {
+        return Ok((address.in_unit(), SocketKind::Tcp, None));
+    }
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() > 0 => {
             let wide = match address.ip() {
@@ -184,7 +188,7 @@ fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fat
     if !dropped.0.is_empty() {
         return Err(refused(dropped));
     }
-    let name = fdname::parse(fd_name).map_err(refused)?;
+    let name = fdname::parse(&fd_name.replace("%%", "%")).map_err(refused)?;
     let loaded = config::sources(None, scope).load(&Beside::NOTHING);
     let resolved = name.resolve(kind, &loaded.config);
     let faults: Vec<_> = loaded.faults.into_iter().map(|found| found.fault).collect();
@@ -248,6 +252,7 @@ mod tests {
         assert_eq!(listen("1234").unwrap(), ("127.0.0.1:1234".to_owned(), SocketKind::Tcp, None));
         assert_eq!(listen("[::1]:80").unwrap().0, "[::1]:80");
         assert_eq!(listen("%t/agent.sock").unwrap().1, SocketKind::Unix);
+        assert_eq!(listen("[fe80::1%tap0]:22").unwrap().0, "[fe80::1]:22%%tap0");
         assert_eq!(listen("@name").unwrap().1, SocketKind::Unix);
         assert!(listen("0.0.0.0:80").unwrap().2.is_some(), "a warning");
         for bad in ["", "0", "65536", "localhost", "127.0.0.1", "127.0.0.1:0", "@", "/", "/a b", "x/y"] {

@@ -2,7 +2,7 @@
 
 mod unix;
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io, net::SocketAddr, os::fd::AsFd as _};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -12,7 +12,8 @@ pub use unix::SocketClaim;
 use crate::{
     activation::{self, Local},
     dial::netns::{self, Id},
-    spec::{Listen, Netns},
+    spec::{Listen, ListenAddr, Netns},
+    sys,
 };
 
 /// What a UDP socket of ours may have waiting, in bytes; the kernel cuts it to net.core.rmem_max. Many peers share one
@@ -57,27 +58,29 @@ pub fn bind(listen: &Listen) -> Result<Bound, BindTrouble> {
             Ok(Bound { socket: activation::Socket::Unix(socket), local, claim, netns: None })
         }
         Listen::Tcp { addr, netns, backlog } => {
-            let (socket, id) = make(*addr, netns.as_ref(), Type::STREAM, Protocol::TCP)?;
+            let (socket, id) = make(addr.addr(), netns.as_ref(), Type::STREAM, Protocol::TCP)?;
+            let at = with_zone(&socket, addr, netns.as_ref())?;
             let listening = (|| {
                 socket.set_reuse_address(true)?;
-                place(&socket, *addr, id.is_some())?;
+                place(&socket, at, id.is_some())?;
                 socket.listen(i32::try_from(backlog.get()).unwrap_or(i32::MAX))?;
                 let socket = std::net::TcpListener::from(socket);
                 Ok((socket.local_addr()?, socket))
             })();
-            let (local, socket) = listening.map_err(|error| refused(*addr, netns.as_ref(), &error))?;
+            let (local, socket) = listening.map_err(|error| refused(addr, netns.as_ref(), &error))?;
             let local = Local::Inet(local);
             Ok(Bound { socket: activation::Socket::Tcp(socket), local, claim: None, netns: id })
         }
         Listen::Udp { addr, netns } => {
-            let (socket, id) = make(*addr, netns.as_ref(), Type::DGRAM, Protocol::UDP)?;
+            let (socket, id) = make(addr.addr(), netns.as_ref(), Type::DGRAM, Protocol::UDP)?;
+            let at = with_zone(&socket, addr, netns.as_ref())?;
             let bound = (|| {
                 let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-                place(&socket, *addr, id.is_some())?;
+                place(&socket, at, id.is_some())?;
                 let socket = std::net::UdpSocket::from(socket);
                 Ok((socket.local_addr()?, socket))
             })();
-            let (local, socket) = bound.map_err(|error| refused(*addr, netns.as_ref(), &error))?;
+            let (local, socket) = bound.map_err(|error| refused(addr, netns.as_ref(), &error))?;
             let local = Local::Inet(local);
             Ok(Bound { socket: activation::Socket::Udp(socket), local, claim: None, netns: id })
         }
@@ -106,6 +109,19 @@ fn make(
     }
 }
 
+/// The address for bind(2): a link-local one with the number that its interface has in the namespace of the socket.
+fn with_zone(socket: &Socket, addr: &ListenAddr, netns: Option<&Netns>) -> Result<SocketAddr, BindTrouble> {
+    let (Some(zone), SocketAddr::V6(mut v6)) = (addr.zone(), addr.addr()) else { return Ok(addr.addr()) };
+    let index = sys::interface_index(socket.as_fd(), zone.as_str()).map_err(|error| {
+        let place = netns.map(|netns| format!(" in {netns}")).unwrap_or_default();
+        let what =
+            format!("cannot listen on {addr}{place}: the interface {zone}: {error}; `ip link` shows those that are");
+        BindTrouble::Failed(what)
+    })?;
+    v6.set_scope_id(index);
+    Ok(v6.into())
+}
+
 /// Binds. In a namespace, the addresses of which come some time after it, also to an address that is not there yet
 /// (ip(7), IP_FREEBIND); here that would only hide a mistake.
 fn place(socket: &Socket, addr: SocketAddr, foreign: bool) -> io::Result<()> {
@@ -118,7 +134,7 @@ fn place(socket: &Socket, addr: SocketAddr, foreign: bool) -> io::Result<()> {
     socket.bind(&addr.into())
 }
 
-fn refused(addr: SocketAddr, netns: Option<&Netns>, error: &io::Error) -> BindTrouble {
+fn refused(addr: &ListenAddr, netns: Option<&Netns>, error: &io::Error) -> BindTrouble {
     let place = netns.map(|netns| format!(" in {netns}")).unwrap_or_default();
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "; `ss -lntup` shows who has it",

@@ -1,14 +1,15 @@
-//! Hosts and ports: where to dial, and where to listen. `+` and `:` before a port are one.
+//! Hosts and ports: where to dial. `+` and `:` before a port are one.
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4},
     ops::Range,
     str::FromStr,
 };
 
 use serde::{Deserialize, Serialize};
 
+use super::zone::{Zone, zoned};
 use crate::spec::{call::Call, error::Flaw, meant::several};
 
 /// Longest DNS name in text, in bytes (RFC 1035 §2.3.4).
@@ -29,6 +30,8 @@ pub struct HostPort {
 pub enum Host {
     /// A literal address.
     Ip(IpAddr),
+    /// A link-local address and its interface.
+    LinkLocal(Ipv6Addr, Zone),
     /// A DNS name.
     Name(String),
 }
@@ -50,7 +53,7 @@ impl From<HostPort> for String {
 /// Reads a host and a port, with `+` or `:` between them.
 ///
 /// `Ok((host, port, port's place))`; the host is not empty unless it was left out.
-fn host_and_port<'a>(text: &'a str, example: &str) -> Result<(&'a str, u16, Range<usize>), Flaw> {
+pub(super) fn host_and_port<'a>(text: &'a str, example: &str) -> Result<(&'a str, u16, Range<usize>), Flaw> {
     let whole = 0..text.len();
     let (host, port_at) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, after)) = rest.split_once(']') else {
@@ -137,9 +140,8 @@ fn host_name(host: &str) -> Result<Host, Flaw> {
     if host.is_empty() {
         return Err(Flaw::new(whole, "there is no host before the port").example("such as ", "127.0.0.1:22"));
     }
-    if host.contains('%') {
-        let what = "an address with a zone cannot be a target";
-        return Err(Flaw::new(whole, what).note("name the interface with bind_device instead"));
+    if let Some((ip, zone)) = host.split_once('%') {
+        return zoned(host, ip, zone).map(|(ip, zone)| Host::LinkLocal(ip, zone));
     }
     if host.contains([':', '+']) {
         let what = format!("\"{host}\" is neither an address nor a name");
@@ -158,43 +160,6 @@ fn host_name(host: &str) -> Result<Host, Flaw> {
     Ok(Host::Name(host.to_owned()))
 }
 
-/// Reads the address a socket is bound to. Port 0 lets the kernel choose; the log tells which.
-pub(in crate::spec) fn listen_addr(text: &str) -> Result<SocketAddr, Flaw> {
-    let whole = 0..text.len();
-    if text.starts_with('/') || text.starts_with('@') {
-        let what = format!("\"{text}\" is a UNIX socket, and listen takes an IP address and a port");
-        return Err(Flaw::new(whole, what).note("a UNIX socket is served with uds and target"));
-    }
-    if let Some(flaw) = several(text, "write a forward for each") {
-        return Err(flaw);
-    }
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let what = format!("\"{text}\" has no address to listen on");
-        return Err(Flaw::new(whole, what).fix_address(format!("127.0.0.1:{text}")));
-    }
-    let (host, port, _) = host_and_port(text, "127.0.0.1:2222")?;
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, port));
-    }
-    if let Some((ip, zone)) = host.split_once('%') {
-        // Only the kernel knows the number of an interface; a number needs nobody's help.
-        let scope = zone.parse::<u32>().ok().filter(|_| zone.bytes().all(|byte| byte.is_ascii_digit()));
-        return match (ip.parse::<Ipv6Addr>(), scope) {
-            (Ok(ip), Some(scope)) => Ok(SocketAddrV6::new(ip, port, 0, scope).into()),
-            _ => {
-                let what = format!("\"{zone}\" is not the number of an interface");
-                Err(Flaw::new(whole, what).example("`ip link` shows the numbers, such as ", "[fe80::1%2]:22"))
-            }
-        };
-    }
-    let flaw = Flaw::new(whole, format!("\"{host}\" is not an address to listen on"));
-    Err(match host {
-        "" | "*" => flaw.fix_address(format!("[::]:{port}")),
-        "localhost" => flaw.fix_address(format!("127.0.0.1:{port}")),
-        _ => flaw.note("an IP address of this host, 127.0.0.1, or 0.0.0.0 for all of them"),
-    })
-}
-
 /// `[ADDRESS:]PORT:HOST:PORT`, as `ssh -L` and qvm-connect-tcp take it: the address to listen on, and the target.
 pub(in crate::spec) fn local_forward(text: &str) -> Option<(String, HostPort)> {
     let (address, local, target) = match text.split(':').collect::<Vec<_>>()[..] {
@@ -211,6 +176,7 @@ impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::LinkLocal(ip, zone) => write!(f, "[{ip}%{zone}]:{}", self.port),
             Host::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }

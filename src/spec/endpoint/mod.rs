@@ -16,9 +16,14 @@ use serde::{Deserialize, Serialize};
 use super::{call::Call, error::Flaw};
 
 mod host;
+mod listen;
+mod zone;
 
 pub use host::{Host, HostPort};
-pub(super) use host::{listen_addr, local_forward, plus};
+pub(super) use host::{local_forward, plus};
+pub use listen::ListenAddr;
+pub use zone::Zone;
+pub(super) use zone::needs_zone;
 
 /// Longest path or abstract name of a UNIX socket, in bytes: `sun_path[108]` of unix(7) with its NUL.
 const MAX_UNIX: usize = 107;

@@ -44,7 +44,10 @@ fn targets_that_cannot_be_dialled_are_refused_each_in_its_own_words() {
         ("a b:22", "neither an address nor a host's name"),
         ("a..b:22", "neither an address nor a host's name"),
         ("a:b:22", "neither an address nor a name"),
-        ("[fe80::1%eth0]:22", "with a zone"),
+        ("[fd00::1%eth0]:22", "no link-local address"),
+        ("[fe80::1%]:22", "name of a network interface"),
+        ("[fe80::1%a/b]:22", "name of a network interface"),
+        ("[fe80::x%eth0]:22", "not an IPv6 address"),
         ("/run/a.sock", "is a UNIX socket"),
     ] {
         let flaw = text.parse::<HostPort>().unwrap_err();
@@ -62,9 +65,9 @@ fn a_listening_address_is_an_ip_address_and_says_which() {
         ("127.0.0.1:0", "127.0.0.1:0"),
         ("[fe80::1%2]:22", "[fe80::1%2]:22"),
     ] {
-        let read = listen_addr(text).unwrap();
-        assert_eq!(read, addr.parse().unwrap());
-        assert_eq!(listen_addr(&plus(&read)), Ok(read));
+        let read: ListenAddr = text.parse().unwrap();
+        assert_eq!((read.addr(), read.zone()), (addr.parse().unwrap(), None));
+        assert_eq!(plus(&read).parse(), Ok(read));
     }
     for (text, fix) in [
         ("2222", Some("127.0.0.1:2222")),
@@ -72,12 +75,26 @@ fn a_listening_address_is_an_ip_address_and_says_which() {
         ("*:2222", Some("[::]:2222")),
         ("localhost:2222", Some("127.0.0.1:2222")),
         ("example.org:2222", None),
-        ("[fe80::1%eth0]:22", None),
+        ("[fe80::1]:22", None),
+        ("[fd00::1%eth0]:22", None),
         ("/run/a.sock", None),
         ("", None),
     ] {
-        assert_eq!(listen_addr(text).unwrap_err().fix.as_deref(), fix, "{text}");
+        assert_eq!(text.parse::<ListenAddr>().unwrap_err().fix.as_deref(), fix, "{text}");
     }
+}
+
+#[test]
+fn a_link_local_address_has_its_interface_by_name() {
+    for text in ["[fe80::a9fe:a9fe%tap0]:22", "[fe80::1%eth0.7]:22"] {
+        let (listen, target): (ListenAddr, HostPort) = (text.parse().unwrap(), text.parse().unwrap());
+        assert_eq!((listen.to_string(), target.to_string()), (text.to_owned(), text.to_owned()));
+        assert_eq!((plus(&listen).parse(), plus(&target).parse()), (Ok(listen), Ok(target)));
+    }
+    let listen: ListenAddr = "[fe80::1%tap0]:22".parse().unwrap();
+    assert_eq!((listen.zone().unwrap().as_str(), listen.addr().port()), ("tap0", 22));
+    assert_eq!(listen.in_unit(), "[fe80::1]:22%%tap0");
+    assert_eq!("[fe80::1%3]:22".parse::<ListenAddr>().unwrap().in_unit(), "[fe80::1]:22%%3");
 }
 
 #[test]
@@ -122,7 +139,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_an_endpoint_panic(text in ".*") {
-        let _ = (text.parse::<HostPort>(), listen_addr(&text), text.parse::<UnixAddr>(), text.parse::<Netns>());
+        let _ = (text.parse::<HostPort>(), text.parse::<ListenAddr>(), text.parse::<UnixAddr>(), text.parse::<Netns>());
         if let Ok(target) = text.parse::<HostPort>() {
             prop_assert_eq!(plus(&target).parse(), Ok(target));
         }

@@ -60,6 +60,10 @@ impl Reading<'_> {
             KeyName::ConnectTimeout if only_calls => {
                 Some(("a qrexec call is not connected", "setup_timeout is its limit"))
             }
+            KeyName::RetryTimeout if only_calls => {
+                Some(("a qrexec call is not connected", "setup_timeout is its limit"))
+            }
+            KeyName::RetryTimeout if self.datagram => Some(("datagrams are sent to whoever is there", leave)),
             KeyName::SetupTimeout | KeyName::MaxSetups if !calls => {
                 Some(("no qrexec call is made", "connect_timeout limits a dial"))
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::spec::{
-    endpoint::{Host, Netns, UnixAddr, Upstream},
+    endpoint::{Host, HostPort, Netns, UnixAddr, Upstream, needs_zone},
     error::{Place, SpecFault, pair},
     keys::{At, KeyName, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
@@ -116,7 +116,7 @@ impl Reading<'_> {
             for (key, target) in [(KeyName::Target, &keys.target), (KeyName::UdpTarget, &keys.udp_target)] {
                 let name = target.as_ref().and_then(|target| match &target.value().host {
                     Host::Name(name) => Some(name),
-                    Host::Ip(_) => None,
+                    Host::Ip(_) | Host::LinkLocal(..) => None,
                 });
                 if let Some(name) = name {
                     let what =
@@ -216,10 +216,10 @@ impl Reading<'_> {
         }
         let netns = self.keys.listen_namespace.as_ref().map(|netns| netns.value().clone());
         if self.datagram {
-            let addr = *self.keys.udp_listen.as_ref()?.value();
+            let addr = self.keys.udp_listen.as_ref()?.value().clone();
             return Some(Listen::Udp { addr, netns });
         }
-        let addr = *self.keys.listen.as_ref()?.value();
+        let addr = self.keys.listen.as_ref()?.value().clone();
         Some(Listen::Tcp { addr, netns, backlog: self.backlog() })
     }
 
@@ -282,7 +282,23 @@ impl Reading<'_> {
                 back.via.proxy_protocol = proxy;
             }
         }
+        self.refuse_lost_link_local();
         Some(legs)
+    }
+
+    /// A link-local target without its interface, which the kernel refuses at each dial (EINVAL).
+    fn refuse_lost_link_local(&mut self) {
+        if pick!(self, bind_device).is_some() {
+            return; // it says the interface
+        }
+        for (key, target) in [(KeyName::Target, &self.keys.target), (KeyName::UdpTarget, &self.keys.udp_target)] {
+            let Some(HostPort { host: Host::Ip(ip), port }) = target.as_ref().map(At::value) else { continue };
+            if needs_zone(*ip) {
+                let what = format!("{ip} is a link-local address, which means nothing without its interface");
+                let example = self.pair(key, &format!("[{ip}%eth0]:{port}"));
+                self.fault(key, what, &format!("such as {example}, or name the interface with bind_device"));
+            }
+        }
     }
 
     fn say_what_is_missing(&mut self, listens: bool, uds: bool, goes: bool) {
@@ -332,6 +348,7 @@ impl Reading<'_> {
         if let Upstream::Tcp { addr, .. } | Upstream::Udp { addr, .. } = &leg.upstream {
             let fits = |source: &std::net::IpAddr| match addr.host {
                 Host::Ip(ip) => ip.is_ipv4() == source.is_ipv4(),
+                Host::LinkLocal(..) => source.is_ipv6(),
                 Host::Name(_) => true,
             };
             let source = pick!(self, source).copied().filter(|source| fits(source));
@@ -356,6 +373,7 @@ impl Reading<'_> {
         Options {
             max_connections: pick!(self, max_connections).map_or(default.max_connections, |count| count.0.get()),
             connect_timeout: pick!(self, connect_timeout).map_or(default.connect_timeout, |timeout| timeout.0),
+            retry_timeout: pick!(self, retry_timeout).map(|pause| pause.0),
             setup_timeout: pick!(self, setup_timeout).map_or(default.setup_timeout, |timeout| timeout.0),
             max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
             max_calls: pick!(self, max_calls).map(|count| count.0.get()).or(default.max_calls),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::spec::value::Keepalive;
 use crate::spec::{
     Config, forward,
     options::Options,
@@ -102,8 +103,8 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
             &["backlog does", "idle_timeout does", "keepalive does", "proxy_protocol does", "buffer_size does"],
         ),
         (
-            "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,bind_device=lo",
-            &["connect_timeout does", "bind_device does"],
+            "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,retry_timeout=1,bind_device=lo",
+            &["connect_timeout does", "retry_timeout does", "bind_device does"],
         ),
     ] {
         let faults = own(text).expect_err(text);
@@ -173,5 +174,5 @@ fn without_options_the_documented_defaults_hold() {
     assert_eq!((options.max_connections, options.max_setups), (1024, 4));
     let times = [options.connect_timeout, options.setup_timeout, options.drain_timeout, options.udp_idle_timeout];
     assert_eq!(times.map(|time| time.as_secs()), [10, 300, 5, 600]);
-    assert!(options.keepalive && options.idle_timeout.is_none());
+    assert!(options.keepalive == Keepalive::On && options.idle_timeout.is_none());
 }

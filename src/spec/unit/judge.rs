@@ -2,6 +2,7 @@
 
 use super::{
     address::ListenAddress,
+    name::{single_zone_percents, with_double_zone_percents},
     parsed::{ListenKind, Listening, Setting, Unit},
 };
 use crate::spec::{
@@ -27,6 +28,9 @@ const KEYS: [&str; 12] = [
     "BindIPv6Only",
     "NetworkNamespacePath",
 ];
+
+/// Keys whose value may hold a link-local address.
+const ZONED: [&str; 3] = ["ListenStream", "ListenDatagram", "FileDescriptorName"];
 
 /// What follows from a fault of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +158,13 @@ impl Unit {
                 put(setting.fault(what, format!("did you mean {meant}= in [Socket]?")), Consequence::LeftOut);
             }
         }
+        for setting in self.settings.iter().filter(|setting| ZONED.contains(&setting.key.as_str())) {
+            if let Some(doubled) = with_double_zone_percents(&setting.value) {
+                let at = single_zone_percents(&setting.value)[0];
+                let what = "systemd expands what follows a single %, and the interface is lost";
+                put(setting.flawed(Flaw::new(at..at + 1, what).fix(doubled)), Consequence::Misled);
+            }
+        }
         if let Some(accept) = self.last("Socket", "Accept").filter(|accept| accept.is_yes()) {
             let what = "with Accept=yes systemd wants a service for each connection, and this unit names one for all";
             put(accept.fault(what, "leave the line out"), Consequence::Refused);
@@ -205,6 +216,13 @@ mod tests {
             ("[Sockets]\nListenStream=1\nBacklog=1\n", 2, "unknown section", Consequence::LeftOut),
             ("[Service]\nExecStart=1\n", 2, "unknown section", Consequence::LeftOut),
             ("ListenStream=1\n", 1, "no section", Consequence::LeftOut),
+            ("[Socket]\nListenStream=[fe80::1]:22%tap0\n", 2, "a single %", Consequence::Misled),
+            (
+                "[Socket]\nListenStream=1\nFileDescriptorName=target=[fe80\\x3a\\x3a1%tap0]+22\n",
+                3,
+                "a single %",
+                Consequence::Misled,
+            ),
             (
                 "[Socket]\nListenStream=1\nFileDescriptorName=a\nListenStream=2\nFileDescriptorName=b\n",
                 5,
@@ -216,7 +234,7 @@ mod tests {
             let [(at, said, follows)] = &found[..] else { panic!("{text}: {found:?}") };
             assert!((*at, *follows) == (line, consequence) && said.contains(what), "{text}: {found:?}");
         }
-        let fine = "[Unit]\nDescription=x\n[Socket]\nListenStream=1\nAccept=no\nReusePort=yes\nFileDescriptorName=\n\
+        let fine = "[Unit]\nDescription=x\n[Socket]\nListenStream=1\nListenStream=[fe80::1]:22%%tap0\nListenStream=%t/[x\nAccept=no\nReusePort=yes\nFileDescriptorName=\n\
                     FileDescriptorName=x\nMaxConnections=3\nTriggerLimitBurst=2\n[X-Mine]\na=b\n[Install]\nWantedBy=x\n";
         assert_eq!(faults(fine), []);
         let mut unit = Unit::parse("x.socket", "[Socket]\nFileDescriptorName=a\n");

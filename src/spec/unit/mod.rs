@@ -12,7 +12,7 @@ mod write;
 
 pub use address::ListenAddress;
 pub use judge::{Consequence, ReadListening, UnitFault};
-pub use name::{UnknownSpecifier, expand, rejected, repair};
+pub use name::{UnknownSpecifier, expand, rejected, repair, with_double_zone_percents};
 pub use parsed::{ListenKind, Listening, Setting, Unit};
 
 #[cfg(test)]

@@ -50,6 +50,36 @@ fn unknown_specifiers(text: &str) -> impl Iterator<Item = UnknownSpecifier> {
     specifiers(text).filter(move |(_, c)| unknown(*c)).map(|(at, specifier)| UnknownSpecifier { specifier, at })
 }
 
+/// Where a single `%` stands before the interface of a link-local address, in bytes: `[fe80::1%tap0]:22` of a name,
+/// `[fe80::1]:22%tap0` of a `Listen…=`. systemd expands what follows: `%t` is the runtime directory.
+pub(super) fn single_zone_percents(text: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    let mut rest = 0;
+    while let Some(at) = text[rest..].find('%').map(|at| rest + at) {
+        let double = text[at + 1..].starts_with('%');
+        let address = text[..at].rfind('[').map(|bracket| &text[bracket + 1..at]);
+        // A colon of a name is written \x3a.
+        let link_local = |address: &str| {
+            let head = address.get(..3).unwrap_or_default().to_ascii_lowercase();
+            ["fe8", "fe9", "fea", "feb"].contains(&head.as_str()) && !address.contains([',', ' ', '=', '/', '%'])
+        };
+        if !double && address.is_some_and(link_local) {
+            found.push(at);
+        }
+        rest = at + 1 + usize::from(double);
+    }
+    found
+}
+
+/// A value with the `%` before the interface of a link-local address written twice, as a unit needs it; `None` where
+/// there is nothing to double.
+pub fn with_double_zone_percents(text: &str) -> Option<String> {
+    let at = single_zone_percents(text);
+    let mut doubled = text.to_owned();
+    at.iter().rev().for_each(|at| doubled.insert(*at, '%'));
+    (!at.is_empty()).then_some(doubled)
+}
+
 /// Expands specifiers as systemd does, `%%` included; `value` gives what a letter stands for, and where it gives
 /// nothing the specifier stays as it is.
 ///

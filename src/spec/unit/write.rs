@@ -121,8 +121,10 @@ fn listening(listen: &Listen) -> String {
     };
     match listen {
         Listen::Inherited => String::new(),
-        Listen::Tcp { addr, netns, backlog } => format!("ListenStream={addr}\n{}Backlog={backlog}\n", namespace(netns)),
-        Listen::Udp { addr, netns } => format!("ListenDatagram={addr}\n{}", namespace(netns)),
+        Listen::Tcp { addr, netns, backlog } => {
+            format!("ListenStream={}\n{}Backlog={backlog}\n", addr.in_unit(), namespace(netns))
+        }
+        Listen::Udp { addr, netns } => format!("ListenDatagram={}\n{}", addr.in_unit(), namespace(netns)),
         Listen::Unix { addr, rights, backlog } => {
             format!("ListenStream={addr}\n{}Backlog={backlog}\n", self::rights(rights))
         }

@@ -4,6 +4,7 @@
 //! a forward means the same wherever it is written. What is out of range is refused here, with what to write.
 
 mod account;
+mod keepalive;
 mod label;
 mod mode;
 mod network;
@@ -13,6 +14,7 @@ mod raw;
 mod word;
 
 pub use account::{Account, Owner};
+pub use keepalive::{Keepalive, KeepaliveTimes};
 pub use label::{Device, Label};
 pub use mode::FileMode;
 pub use network::Network;

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
 };
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::spec::{
     call::Call,
-    endpoint::{HostPort, Netns, UnixAddr, listen_addr, plus},
+    endpoint::{HostPort, ListenAddr, Netns, UnixAddr, plus},
     error::Flaw,
 };
 
@@ -41,7 +41,7 @@ fn address<'a>(raw: Raw<'a>, expected: &str) -> Result<&'a str, Flaw> {
 }
 
 textual!(Label, "a label", Raw::text, str::parse, |label: &Label| label.to_string());
-textual!(SocketAddr, "an address and a port", address, listen_addr, |address: &SocketAddr| plus(address));
+textual!(ListenAddr, "an address and a port", address, str::parse, |address: &ListenAddr| plus(address));
 textual!(HostPort, "a host and a port", address, str::parse, |target: &HostPort| plus(target));
 textual!(Call, "a qrexec call", Raw::text, call, |call: &Call| call.to_string());
 textual!(IpAddr, "an IP address", Raw::text, ip, |ip: &IpAddr| ip.to_string());

@@ -1,0 +1,113 @@
+//! Dials of targets that come late: `retry_timeout`.
+
+use std::net::{SocketAddr, TcpListener};
+
+use crate::{
+    restart::restart,
+    sandbox::{echo_tcp, forwarding, inside, netns, pfwd, run, told_address},
+    support::Wire,
+};
+
+/// An address that nobody listens on yet.
+fn unused(ip: &str) -> SocketAddr {
+    TcpListener::bind(format!("{ip}:0")).expect("free").local_addr().expect("bound")
+}
+
+#[test]
+fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
+    sandbox!();
+    for ip in ["127.0.0.1", "[::1]"] {
+        let target = unused(ip);
+        let text = target.to_string();
+        let service = pfwd()
+            .args(["--forward", &format!("listen=127.0.0.1:0,target={text},retry_timeout=60")])
+            .args(["--forward", &format!("label=plain,listen=127.0.0.1:0,target={text}")])
+            .start()
+            .ready();
+        let line = service.process.stderr.wait_for("plain: 127.0.0.1:");
+        let plain = line.split(' ').find_map(|word| word.parse().ok()).expect("its address");
+        Wire::tcp(plain).expect_reset();
+        let end = service.end();
+        assert!(end.note.contains("nobody listens there (retry_timeout=SECONDS retries for that long)"), "{end:?}");
+        let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
+        service.process.stderr.wait_for("next try in 0.5 s");
+        echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
+        wire.expect(b"late ");
+        service.stop();
+    }
+}
+
+#[test]
+fn retries_end_with_their_time_and_with_the_peer() {
+    sandbox!();
+    let target = unused("127.0.0.1");
+    let service = forwarding(&[
+        &format!("listen=127.0.0.1:0,target={target},retry_timeout=1"),
+        "listen=127.0.0.1:0,uds=/run/nobody,retry_timeout=0",
+        "listen=127.0.0.1:0,uds=/run/nobody,retry_timeout=300",
+    ]);
+    Wire::tcp(told_address(&service, &format!("tcp {target}"))).expect_reset();
+    let end = service.end();
+    assert!(end.note.contains("nobody listens there (retries end after 1 s: retry_timeout)"), "{end:?}");
+    let line = service
+        .process
+        .stderr
+        .so_far()
+        .iter()
+        .filter(|line| line.contains("leads to unix /run/nobody"))
+        .cloned()
+        .collect::<Vec<_>>();
+    let addresses: Vec<SocketAddr> =
+        line.iter().map(|line| line.split(' ').find_map(|word| word.parse().ok()).expect("an address")).collect();
+    Wire::tcp(addresses[0]).expect_reset();
+    assert!(service.ends(2)[1].note.contains("its endpoint has not started"), "{:?}", service.ends(2));
+    let wire = Wire::tcp(addresses[1]);
+    service.process.stderr.wait_for("/run/nobody does not exist yet");
+    wire.reset();
+    assert!(service.ends(3)[2].note.contains("the peer went away"), "{:?}", service.ends(3));
+    service.stop();
+}
+
+#[test]
+fn a_namespace_and_its_routes_may_come_late_too() {
+    sandbox!();
+    let service = forwarding(&[
+        "listen=127.0.0.1:0,target=127.0.0.1:70,namespace=late,retry_timeout=60",
+        "listen=127.0.0.1:0,target=10.9.0.1:70,namespace=late,retry_timeout=60",
+        "listen=127.0.0.1:0,target=[2001:db8:9::1]:70,namespace=late,retry_timeout=60",
+    ]);
+    let mut wires = [
+        (Wire::tcp(told_address(&service, "tcp 127.0.0.1:70 in late")), "one "),
+        (Wire::tcp(told_address(&service, "tcp 10.9.0.1:70 in late")), "two "),
+        (Wire::tcp(told_address(&service, "tcp [2001:db8:9::1]:70 in late")), "six "),
+    ];
+    service.process.stderr.wait_for("there is no network namespace at /run/netns/late");
+    netns("late");
+    // no route yet (ENETUNREACH), then nobody who listens, then a server
+    service.process.stderr.wait_for("Network is unreachable");
+    for (to, says) in [("10.9.0.1/32", "two "), ("2001:db8:9::1/128", "six ")] {
+        run(&format!("ip -n late addr add {to} dev lo{}", if to.contains(':') { " nodad" } else { "" }));
+        let ip = to.split('/').next().expect("an address");
+        let at = if ip.contains(':') { format!("[{ip}]:70") } else { format!("{ip}:70") };
+        echo_tcp(inside("late", || TcpListener::bind(at).expect("free")), says);
+    }
+    echo_tcp(inside("late", || TcpListener::bind("127.0.0.1:70").expect("free")), "one ");
+    for (wire, says) in &mut wires {
+        wire.expect(says.as_bytes());
+    }
+    service.stop();
+}
+
+#[test]
+fn a_restart_goes_on_with_retries() {
+    sandbox!();
+    let late = unused("127.0.0.1");
+    let mut service = pfwd().tcp(&format!("target=127.0.0.1+{},retry_timeout=60", late.port())).start().ready();
+    let mut wire = service.connect(0);
+    service.process.stderr.wait_for("next try in 0.25 s");
+    restart(&mut service);
+    service.process.stderr.wait_for("next try in ");
+    echo_tcp(TcpListener::bind(late).expect("still free"), "late ");
+    wire.expect(b"late ");
+    service.stop();
+}
