@@ -98,6 +98,35 @@ fn table(title: &str) -> Vec<Vec<&'static str>> {
     rows.skip(2).map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
+/// The names of the tests of a suite.
+fn tests_of(suite: &str) -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(suite);
+    let files = fs::read_dir(dir).expect("a suite").flatten().map(|entry| entry.path());
+    let texts = files.filter(|path| path.extension().is_some_and(|e| e == "rs")).map(fs::read_to_string);
+    let tests = texts.map(|text| text.expect("text")).collect::<Vec<_>>().join("\n");
+    let names = tests.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next());
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn each_attack_names_the_one_test_that_shows_what_stops_it() {
+    let (_, rows) = README.split_once("\n| attack |").expect("the table of attacks");
+    let rows: Vec<&str> = rows.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 20, "{} rows", rows.len());
+    let (world, systemd) = (tests_of("world"), tests_of("systemd"));
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let named: Vec<&str> = cells[2].split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test is named: {row}");
+        let tests = if cells[2].contains("(tests/systemd)") { &systemd } else { &world };
+        for name in named {
+            let begin = name.strip_suffix('…').unwrap_or(name);
+            let found: Vec<_> = tests.iter().filter(|test| test.starts_with(begin)).collect();
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+        }
+    }
+}
+
 #[test]
 fn what_something_else_becomes_is_understood() {
     let (mut forwards, mut names, mut adds) = (0, 0, 0);
