@@ -19,8 +19,8 @@ mod host;
 mod listen;
 mod zone;
 
-pub(super) use host::{local_forward, plus};
 pub use host::{Host, HostPort};
+pub(super) use host::{local_forward, plus};
 pub use listen::ListenAddr;
 pub use zone::Zone;
 pub(super) use zone::needs_zone;
