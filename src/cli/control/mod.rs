@@ -1,8 +1,11 @@
 //! The commands about a running service, the same for `qrexec-connect` and `pfwd`: what it does, for whom, and how to
 //! stop that.
 
+mod place;
+mod row;
 mod service;
 mod sessions;
+mod socket_unit;
 mod status;
 mod table;
 
@@ -122,8 +125,14 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
         ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
             let service = AskedService::new(program, &options.place);
-            let answer: api::Text = service.call("Metrics", &api::As { format: Some(format) })?;
-            print(&answer.text)
+            match service.try_call::<api::Text>("Metrics", &api::As { format: Some(format) }) {
+                Ok(answer) => print(&answer.text),
+                Err(failed) if service.waits_for_connection(&failed) => {
+                    eprintln!("{}", service.no_sessions_yet());
+                    print(if options.openmetrics { "# EOF\n" } else { "" })
+                }
+                Err(failed) => Err(service.failure(failed)),
+            }
         }
     }
 }
@@ -131,8 +140,11 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
 fn kill(service: &AskedService, ids: &[String]) -> Result<ExitCode, Fatal> {
     each(ids, |id| {
         // A restart that falls into the middle has the session go on, and it is asked for again.
-        let ended: api::Id = service.call("Kill", &api::Id { id: id.to_owned() })?;
-        Ok(vec![format!("session {} is ended", escape(ended.id.as_bytes()))])
+        match service.try_call::<api::Id>("Kill", &api::Id { id: id.to_owned() }) {
+            Ok(ended) => Ok(vec![format!("session {} is ended", escape(ended.id.as_bytes()))]),
+            Err(failed) if service.waits_for_connection(&failed) => Ok(vec![service.no_sessions_yet()]),
+            Err(failed) => Err(service.failure(failed)),
+        }
     })
 }
 

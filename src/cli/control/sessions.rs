@@ -38,7 +38,17 @@ pub(super) fn list(service: &AskedService, id: Option<String>, json: bool) -> Re
         })?;
         Ok(all)
     });
-    let mut sessions = all.map_err(|failed| service.failure(failed))?;
+    let mut sessions = match all {
+        Ok(sessions) => sessions,
+        Err(failed) if service.waits_for_connection(&failed) => {
+            return if json {
+                print_json(&api::Sessions::default())
+            } else {
+                print(&format!("{}\n", service.no_sessions_yet()))
+            };
+        }
+        Err(failed) => return Err(service.failure(failed)),
+    };
     look_further(&mut sessions);
     sessions.sort_by(|a, b| b.age_ms.cmp(&a.age_ms).then_with(|| a.id.cmp(&b.id)));
     if json {
@@ -114,6 +124,7 @@ fn details(s: &api::Session) -> String {
 /// happens to them that would be told.
 pub(super) fn follow(service: &AskedService, json: bool) -> Result<ExitCode, Fatal> {
     let style = Style::stdout();
+    await_start(service, json)?;
     let (mut first, mut deadline) = (true, Instant::now() + RESTART);
     loop {
         let mut readers_gone = false;
@@ -136,6 +147,32 @@ pub(super) fn follow(service: &AskedService, json: bool) -> Result<ExitCode, Fat
             Err(failed) => return Err(Fatal::new(Code::Failure, failed)),
         }
         sleep(PAUSE);
+    }
+}
+
+/// Waits until there is a service, where the first connection is to start it.
+fn await_start(service: &AskedService, json: bool) -> Result<(), Fatal> {
+    let there = || ControlConnection::connect(&service.socket);
+    let Err(failed) = there() else { return Ok(()) };
+    if !service.waits_for_connection(&failed) {
+        return Ok(()); // whoever connects next says why
+    }
+    if !json {
+        print(&format!("{}\n", service.no_sessions_yet()))?;
+    }
+    let mut asked = Instant::now();
+    loop {
+        sleep(PAUSE);
+        match there() {
+            Ok(_) => return Ok(()),
+            Err(failed) if asked.elapsed() > RESTART => {
+                asked = Instant::now();
+                if !service.waits_for_connection(&failed) {
+                    return Ok(());
+                }
+            }
+            Err(_) => {}
+        }
     }
 }
 

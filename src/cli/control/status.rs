@@ -3,30 +3,22 @@
 //! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
 //! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
 
-use std::{collections::BTreeMap, fmt, process::ExitCode};
+use std::{io, process::ExitCode};
 
 use serde::Serialize;
 
 use super::{
+    row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
+    socket_unit::{self, UnitRows},
     table::{self, Cell, Colour, Style},
 };
 use crate::{
-    cli::{
-        check,
-        config::Sources,
-        systemctl,
-        units::{self, FoundUnit},
-    },
+    cli::{check, config::Sources, units::FoundUnit},
     control::{api, client::CallFailed},
-    log::escape,
     report::{Code, Fatal},
-    spec::{Beside, Config, ConfigFault, Forward, Listen, SocketKind},
+    spec::{Beside, ConfigFault},
 };
-
-/// What is asked of systemd about a unit.
-const PROPERTIES: [&str; 8] =
-    ["Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NeedDaemonReload", "Listen"];
 
 /// What `status --json` prints: one object. Fields may be added.
 #[derive(Debug, Serialize)]
@@ -63,109 +55,6 @@ struct ServiceState {
     trouble: Option<String>,
 }
 
-/// State of a listener, as a client meets it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum RowState {
-    /// Clients are served.
-    Serving,
-    /// Clients are served: the first connection starts the service.
-    Ready,
-    /// Clients wait in the backlog.
-    Paused,
-    /// Clients wait or are refused: the listener cannot be served.
-    Refused,
-    /// Clients are refused until the listener's network namespace exists.
-    Awaited,
-    /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
-    Down,
-    /// Clients are refused: nobody enabled the listener.
-    #[default]
-    Off,
-}
-
-impl RowState {
-    fn colour(self) -> Colour {
-        match self {
-            Self::Serving | Self::Ready => Colour::Green,
-            Self::Paused => Colour::Yellow,
-            Self::Refused | Self::Awaited | Self::Down => Colour::Red,
-            Self::Off => Colour::Dim,
-        }
-    }
-
-    /// Whether the state is as it should be.
-    fn fine(self) -> bool {
-        matches!(self, Self::Serving | Self::Ready | Self::Off)
-    }
-}
-
-impl fmt::Display for RowState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Serving => "serving",
-            Self::Ready => "ready",
-            Self::Paused => "paused",
-            Self::Refused => "refused",
-            Self::Awaited => "awaited",
-            Self::Down => "down",
-            Self::Off => "off",
-        })
-    }
-}
-
-impl From<api::State> for RowState {
-    fn from(state: api::State) -> Self {
-        match state {
-            api::State::Serving => Self::Serving,
-            api::State::Paused => Self::Paused,
-            api::State::Refused => Self::Refused,
-            api::State::Awaited => Self::Awaited,
-        }
-    }
-}
-
-/// A listener.
-#[derive(Debug, Default, Serialize)]
-struct ListenerRow {
-    /// Address of the listener.
-    address: String,
-    /// Fd name or label.
-    name: String,
-    /// Where it leads, as far as that is known.
-    upstream: String,
-    state: RowState,
-    /// Why, where that is not obvious.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    sessions: u64,
-    /// How many it may have, when it is served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_sessions: Option<u64>,
-    /// Connections in its backlog, where the kernel tells.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waiting: Option<u64>,
-    /// Its sessions that wait for a call of the qube, where it leads to one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queued: Option<u64>,
-    /// Socket unit that holds the listener.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unit: Option<String>,
-    /// systemd's ActiveState of the socket unit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    active: Option<String>,
-    /// systemd's UnitFileState of the socket unit: `enabled`, `disabled`…
-    #[serde(skip_serializing_if = "Option::is_none")]
-    enabled: Option<String>,
-}
-
-/// A socket unit, as its files and as systemd say.
-struct KnownUnit {
-    name: String,
-    found: Option<FoundUnit>,
-    shown: systemctl::ShownUnit,
-}
-
 /// Says how things stand.
 ///
 /// # Errors
@@ -183,31 +72,34 @@ pub(super) fn run(service: &AskedService, sources: Sources, json: bool) -> Resul
 }
 
 fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fatal> {
-    let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
+    let answer = service.try_call::<api::Status>("Status", &serde_json::json!({}));
+    let active = service.active_state();
+    let path = service.socket.display();
+    let (live, trouble) = match answer {
         Ok(live) => (Some(live), None),
-        Err(CallFailed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
+        Err(CallFailed::Connect(e)) if e.kind() == io::ErrorKind::NotFound => {
+            let runs = active.as_ref().is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"));
+            let trouble = match service.usual {
+                true if runs => Some(format!("it has no control socket at {path}")),
+                true => service.no_manager(),
+                false => Some(format!("no service has its control socket at {path}")),
+            };
+            (None, trouble)
+        }
         Err(failed @ CallFailed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
-    let active = systemctl::show(service.scope, &["ActiveState"], &[service.unit()])
-        .and_then(|units| units.into_iter().next())
-        .and_then(|unit| unit.last("ActiveState"))
-        .filter(|_| service.usual);
-    let units = if service.usual { units(service) } else { Vec::new() };
+    let units = if service.usual { socket_unit::all(service) } else { Vec::new() };
     let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
     let sockets = check::sockets(found, service.scope);
     let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) });
     let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
     let faults = faults(live.as_ref(), &loaded.faults);
-    let mut theirs = live.as_ref().map(|live| live.listeners.clone()).unwrap_or_default();
-    let mut listeners = Vec::new();
-    for unit in &units {
-        listeners.extend(of_unit(service, unit, live.is_some(), &mut theirs, config));
-    }
+    let (mut listeners, others) = UnitRows::make(service, &units, config, live.as_ref());
     // What no unit accounts for: forwards of the configuration, and sockets of another supervisor.
-    listeners.extend(theirs.into_iter().map(|listener| of_service(listener, None)));
+    listeners.extend(others.into_iter().map(ListenerRow::of_service));
     if live.is_none() {
-        listeners.extend(plan.iter().filter_map(|forward| of_plan(service, forward)));
+        listeners.extend(plan.iter().filter_map(|forward| ListenerRow::of_plan(service, forward)));
     }
     let stopping = live.as_ref().is_some_and(|live| live.state == api::Life::Stopping);
     let failed = active.as_deref() == Some("failed");
@@ -238,159 +130,6 @@ fn faults(live: Option<&api::Status>, now: &[ConfigFault]) -> Vec<String> {
     all
 }
 
-/// The socket units there are: by their files, and instances of templates that systemd has loaded.
-fn units(service: &AskedService) -> Vec<KnownUnit> {
-    let prefix = service.program.prefix;
-    let found = units::find(&service.scope.search_path(), &[prefix]);
-    let mut all: BTreeMap<String, Option<FoundUnit>> = BTreeMap::new();
-    // A template listens nowhere itself.
-    all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
-    for name in systemctl::loaded(service.scope, prefix) {
-        all.entry(name).or_default();
-    }
-    let names: Vec<String> = all.keys().cloned().collect();
-    let shown = systemctl::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
-    let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    all.into_iter()
-        .zip(shown)
-        .map(|((name, found), shown)| KnownUnit { name, found, shown: shown.unwrap_or_default() })
-        .collect()
-}
-
-/// The rows of a socket unit; what the service says of its addresses is taken out of `theirs`.
-fn of_unit(
-    service: &AskedService,
-    unit: &KnownUnit,
-    running: bool,
-    theirs: &mut Vec<api::Listener>,
-    config: &Config,
-) -> Vec<ListenerRow> {
-    let mut places: Vec<(String, Option<SocketKind>)> = Vec::new();
-    for (address, kind) in unit.shown.listens() {
-        let unix = address.starts_with(['/', '@']);
-        let kind = match kind.as_str() {
-            "Stream" => Some(if unix { SocketKind::Unix } else { SocketKind::Tcp }),
-            "Datagram" if !unix => Some(SocketKind::Udp),
-            _ => None,
-        };
-        places.push((address, kind));
-    }
-    if let Some(found) = unit.found.as_ref().filter(|_| places.is_empty()) {
-        places.extend(found.unit.listens().iter().map(|l| (l.setting.value.clone(), l.socket())));
-    }
-    // One that systemd does not listen for may still name an address that another listens on.
-    let gone = unit.shown.last("ActiveState").is_some_and(|state| matches!(state.as_str(), "inactive" | "failed"));
-    let row = |(address, kind): (String, Option<SocketKind>)| {
-        let here = theirs.iter().position(|l| !gone && l.address == escape(address.as_bytes()));
-        match here {
-            Some(index) => of_service(theirs.remove(index), Some(unit)),
-            None => unserved(service, unit, running, &address, kind, config),
-        }
-    };
-    places.into_iter().map(row).collect()
-}
-
-/// A listener that the service told of.
-fn of_service(listener: api::Listener, unit: Option<&KnownUnit>) -> ListenerRow {
-    let served = matches!(listener.state, api::State::Serving | api::State::Paused);
-    ListenerRow {
-        address: listener.address,
-        name: listener.name,
-        upstream: listener.upstream,
-        state: listener.state.into(),
-        reason: listener.reason,
-        sessions: listener.sessions,
-        max_sessions: Some(listener.max_sessions).filter(|_| served),
-        waiting: listener.waiting,
-        queued: listener.queued,
-        unit: unit.map(|unit| unit.name.clone()),
-        active: unit.and_then(|unit| unit.shown.last("ActiveState")),
-        enabled: unit.and_then(|unit| unit.shown.last("UnitFileState")),
-    }
-}
-
-/// A listener of a unit that the service, if it runs, does not know.
-fn unserved(
-    service: &AskedService,
-    unit: &KnownUnit,
-    running: bool,
-    address: &str,
-    kind: Option<SocketKind>,
-    config: &Config,
-) -> ListenerRow {
-    let (flag, name) = (service.scope.flag(), &unit.name);
-    let meant = match (&unit.found, kind) {
-        (Some(found), Some(kind)) => {
-            check::leads_to(found, kind, config, service.scope).map_err(|faults| faults.to_string())
-        }
-        (_, None) => Err("sockets of this kind are not forwarded; use ListenStream=".to_owned()),
-        (None, Some(_)) => Ok(None),
-    };
-    let active = unit.shown.last("ActiveState");
-    let enabled = unit.shown.last("UnitFileState");
-    let wanted = enabled.as_deref().is_some_and(|state| matches!(state, "enabled" | "enabled-runtime"));
-    let (state, reason) = match (active.as_deref(), &meant) {
-        (Some("active" | "activating"), Err(why)) => (RowState::Refused, Some(why.clone())),
-        (Some("active" | "activating"), Ok(_)) if !running => (RowState::Ready, None),
-        (Some("active" | "activating"), Ok(_)) => {
-            let service = service.program.name;
-            (RowState::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
-        }
-        (Some("failed"), _) => {
-            let result = unit.shown.last("Result").unwrap_or_default();
-            (
-                RowState::Down,
-                Some(format!("systemd cannot listen there ({result}); see: systemctl {flag}status {name}")),
-            )
-        }
-        (_, Err(why)) if wanted => (RowState::Down, Some(why.clone())),
-        (Some(_), _) if wanted => {
-            (RowState::Down, Some(format!("enabled, and not started; run: systemctl {flag}start {name}")))
-        }
-        (None, _) => (RowState::Off, Some("systemd does not answer".to_owned())),
-        (Some(_), Err(why)) => (RowState::Off, Some(why.clone())),
-        (Some(_), Ok(_)) => (RowState::Off, None),
-    };
-    let stale = unit.shown.last("NeedDaemonReload").as_deref() == Some("yes");
-    let reason = match reason {
-        None if stale => Some(format!("its file has changed; run: systemctl {flag}daemon-reload")),
-        reason => reason,
-    };
-    let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
-    ListenerRow {
-        address: escape(address.as_bytes()),
-        name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
-        upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
-        state,
-        reason,
-        unit: Some(unit.name.clone()),
-        active,
-        enabled,
-        ..ListenerRow::default()
-    }
-}
-
-/// A forward of the configuration whose listening side is the service's to bind, while that does not run.
-fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
-    let leg = forward.legs.front();
-    let listen = match &leg.listen {
-        Listen::Inherited => return None,
-        Listen::Tcp { addr, netns, .. } | Listen::Udp { addr, netns } => {
-            netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
-        }
-        Listen::Unix { addr, .. } => addr.to_string(),
-    };
-    let (flag, unit) = (service.scope.flag(), service.unit());
-    Some(ListenerRow {
-        address: listen,
-        name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
-        upstream: leg.upstream.to_string(),
-        state: RowState::Down,
-        reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
-        ..ListenerRow::default()
-    })
-}
-
 /// The report for people.
 fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let state = &report.service;
@@ -405,7 +144,11 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
             let flag = service.scope.flag();
             ("failed", Colour::Red, format!("; see: systemctl {flag}status {}", state.unit))
         }
-        (false, _, Some(active)) if active == "inactive" => ("not running", Colour::Dim, String::new()),
+        (false, _, Some(active)) if active == "inactive" => {
+            let ready = report.listeners.iter().any(|row| row.state == RowState::Ready);
+            let rest = if ready { "; the first connection starts it" } else { "" };
+            ("not running", Colour::Dim, rest.to_owned())
+        }
         (false, _, Some(active)) => {
             ("not answering", Colour::Red, format!(", which systemd calls {}", table::clean(active)))
         }

@@ -1,0 +1,148 @@
+//! A row of `status`: a listener, with its state as a client meets it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{service::AskedService, table::Colour};
+use crate::{
+    control::api,
+    spec::{Forward, Listen},
+};
+
+/// State of a listener, as a client meets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RowState {
+    /// Clients are served.
+    Serving,
+    /// Clients are served: the first connection starts the service.
+    Ready,
+    /// Clients wait in the backlog.
+    Paused,
+    /// Clients wait or are refused: the listener cannot be served.
+    Refused,
+    /// Clients are refused until the listener's network namespace exists.
+    Awaited,
+    /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
+    Down,
+    /// Clients are refused: nobody enabled the listener.
+    #[default]
+    Off,
+}
+
+impl RowState {
+    /// The colour of the state.
+    pub(super) fn colour(self) -> Colour {
+        match self {
+            Self::Serving | Self::Ready => Colour::Green,
+            Self::Paused => Colour::Yellow,
+            Self::Refused | Self::Awaited | Self::Down => Colour::Red,
+            Self::Off => Colour::Dim,
+        }
+    }
+
+    /// Whether the state is as it should be.
+    pub(super) fn fine(self) -> bool {
+        matches!(self, Self::Serving | Self::Ready | Self::Off)
+    }
+}
+
+impl fmt::Display for RowState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Serving => "serving",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+            Self::Refused => "error",
+            Self::Awaited => "awaited",
+            Self::Down => "down",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl From<api::State> for RowState {
+    fn from(state: api::State) -> Self {
+        match state {
+            api::State::Serving => Self::Serving,
+            api::State::Paused => Self::Paused,
+            api::State::Refused => Self::Refused,
+            api::State::Awaited => Self::Awaited,
+        }
+    }
+}
+
+/// A listener.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ListenerRow {
+    /// Address of the listener.
+    pub(super) address: String,
+    /// Fd name or label.
+    pub(super) name: String,
+    /// Where it leads, as far as that is known.
+    pub(super) upstream: String,
+    pub(super) state: RowState,
+    /// Why, where that is not obvious.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+    pub(super) sessions: u64,
+    /// How many it may have, when it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_sessions: Option<u64>,
+    /// Connections in its backlog, where the kernel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<u64>,
+    /// Its sessions that wait for a call of the qube, where it leads to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) queued: Option<u64>,
+    /// Socket unit that holds the listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unit: Option<String>,
+    /// systemd's ActiveState of the socket unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) active: Option<String>,
+    /// systemd's UnitFileState of the socket unit: `enabled`, `disabled`…
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) enabled: Option<String>,
+}
+
+impl ListenerRow {
+    /// A listener that the service told of.
+    pub(super) fn of_service(listener: api::Listener) -> Self {
+        let served = matches!(listener.state, api::State::Serving | api::State::Paused);
+        Self {
+            address: listener.address,
+            name: listener.name,
+            upstream: listener.upstream,
+            state: listener.state.into(),
+            reason: listener.reason,
+            sessions: listener.sessions,
+            max_sessions: Some(listener.max_sessions).filter(|_| served),
+            waiting: listener.waiting,
+            queued: listener.queued,
+            ..Self::default()
+        }
+    }
+
+    /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
+    pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> Option<Self> {
+        let leg = forward.legs.front();
+        let listen = match &leg.listen {
+            Listen::Inherited => return None,
+            Listen::Tcp { addr, netns, .. } | Listen::Udp { addr, netns } => {
+                netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
+            }
+            Listen::Unix { addr, .. } => addr.to_string(),
+        };
+        let (flag, unit) = (service.scope.flag(), service.unit());
+        Some(Self {
+            address: listen,
+            name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
+            upstream: leg.upstream.to_string(),
+            state: RowState::Down,
+            reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
+            ..Self::default()
+        })
+    }
+}
