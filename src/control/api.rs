@@ -285,18 +285,15 @@ mod lowercase {
 
     use crate::spec::SocketKind;
 
-    const NAMES: [&str; 3] = ["tcp", "unix", "udp"];
-    const KINDS: [SocketKind; 3] = [SocketKind::Tcp, SocketKind::Unix, SocketKind::Udp];
-
     #[allow(clippy::ref_option)] // the signature that serde asks for
     pub fn serialize<S: Serializer>(kind: &Option<SocketKind>, serializer: S) -> Result<S::Ok, S::Error> {
-        kind.map(|kind| kind.to_string().to_lowercase()).serialize(serializer)
+        kind.map(SocketKind::word).serialize(serializer)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketKind>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-        let known = NAMES.iter().zip(KINDS).find(|(name, _)| **name == text);
-        known.map(|(_, kind)| Some(kind)).ok_or_else(|| D::Error::unknown_variant(&text, &NAMES))
+        let known = SocketKind::from_word(&text);
+        known.map(Some).ok_or_else(|| D::Error::unknown_variant(&text, &["tcp", "unix", "udp"]))
     }
 }
 

@@ -15,6 +15,8 @@ mod ask;
 pub mod client;
 mod http;
 mod metrics;
+#[cfg_attr(not(test), allow(dead_code))] // commands and the control socket use it next
+pub mod select;
 mod server;
 mod state;
 mod view;

@@ -21,6 +21,22 @@ pub enum SocketKind {
     Udp,
 }
 
+impl SocketKind {
+    /// TRANSPORT of the log: `tcp`, `unix` or `udp`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// The kind with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Tcp, Self::Unix, Self::Udp].into_iter().find(|kind| kind.word() == word)
+    }
+}
+
 /// The listening side of a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
