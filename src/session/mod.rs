@@ -44,7 +44,7 @@ pub use access::Peer;
 pub use descriptors::warning as descriptor_warning;
 pub use event::{ended as ended_event, seconds};
 pub use flows::Flows;
-pub use info::SessionInfo;
+pub use info::{SessionInfo, WaitsFor};
 pub use parked::{ParkedPeer, ParkedSession, ParkedStage, abandon};
 pub use permits::Permits;
 pub use redial::RedialsKept;

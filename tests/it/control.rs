@@ -194,7 +194,7 @@ fn status_tells_of_each_listener_and_fails_when_one_is_not_served() {
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stdout.contains("running, process "), "{said:?}");
     let port = service.port(0);
-    let served = said.stdout.lines().find(|line| line.starts_with(&format!("127.0.0.1:{port} "))).expect("a row");
+    let served = said.stdout.lines().find(|line| line.contains(&format!("tcp 127.0.0.1:{port} "))).expect("a row");
     assert!(served.contains("serving") && served.contains("1/1024") && served.contains("tcp 127.0.0.1:"), "{served}");
     let refused = said.stdout.lines().find(|line| line.contains("1.sock ")).expect("a row");
     assert!(refused.contains("error"), "{refused}");

@@ -32,6 +32,7 @@ mod pause;
 mod qrexec;
 mod readme;
 mod records;
+mod schema;
 mod sessions;
 mod stages;
 mod toolbox;

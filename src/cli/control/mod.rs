@@ -1,6 +1,8 @@
 //! The commands about a running service, the same for `qrexec-connect` and `pfwd`: what it does, for whom, and how to
 //! stop that.
 
+#[cfg(test)]
+mod captures;
 mod place;
 mod row;
 mod service;
@@ -22,6 +24,7 @@ use crate::{
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
 pub(super) use service::{print, print_json};
+use table::LookOptions;
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -49,6 +52,8 @@ pub(super) struct StatusOptions<P: WhichService> {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    look: LookOptions,
     /// Read this configuration instead of the usual one
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -68,6 +73,8 @@ pub(super) struct SessionsOptions<P: WhichService> {
     /// Print one JSON object instead of a table; with --follow one in each line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    look: LookOptions,
 }
 
 /// Options of `kill`.
@@ -105,14 +112,14 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
     match command {
         ControlCommand::Status(options) => {
             let service = AskedService::new(program, &options.place);
-            status::run(&service, (program.sources)(options.config.clone(), service.scope), options.json)
+            status::run(&service, (program.sources)(options.config.clone(), service.scope), options.json, options.look)
         }
         ControlCommand::Sessions(options) => {
             let service = AskedService::new(program, &options.place);
             if options.follow {
-                sessions::follow(&service, options.json)
+                sessions::follow(&service, options.json, options.look)
             } else {
-                sessions::list(&service, options.id.clone(), options.json)
+                sessions::list(&service, options.id.clone(), options.json, options.look)
             }
         }
         ControlCommand::Kill(options) => kill(&AskedService::new(program, &options.place), &options.ids),

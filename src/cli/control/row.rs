@@ -1,13 +1,13 @@
 //! A row of `status`: a listener, with its state as a client meets it.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use serde::Serialize;
 
 use super::{service::AskedService, table::Colour};
 use crate::{
-    control::api,
-    spec::{Forward, Listen},
+    control::{api, select::short_unit},
+    spec::{Forward, Listen, Netns, SocketKind},
 };
 
 /// State of a listener, as a client meets it.
@@ -78,6 +78,9 @@ impl From<api::State> for RowState {
 pub(super) struct ListenerRow {
     /// Address of the listener.
     pub(super) address: String,
+    /// Kind of socket.
+    #[serde(skip)]
+    pub(super) kind: Option<SocketKind>,
     /// Fd name or label.
     pub(super) name: String,
     /// Where it leads, as far as that is known.
@@ -96,6 +99,9 @@ pub(super) struct ListenerRow {
     /// Its sessions that wait for a call of the qube, where it leads to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) queued: Option<u64>,
+    /// Its sessions that wait for dom0's decision about their call or about earlier ones, where it leads to a qube.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) undecided: Option<u64>,
     /// Socket unit that holds the listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unit: Option<String>,
@@ -108,11 +114,35 @@ pub(super) struct ListenerRow {
 }
 
 impl ListenerRow {
+    /// What people call it: its unit without what all units have in common, else its label.
+    pub(super) fn called(&self) -> &str {
+        match &self.unit {
+            Some(unit) => short_unit(unit),
+            // A name that says where to connect is no name for people.
+            None if self.name.contains([' ', '=']) => "",
+            None => &self.name,
+        }
+    }
+
+    /// The address with its transport.
+    pub(super) fn place(&self) -> String {
+        match self.kind {
+            Some(kind) => format!("{} {}", kind.word(), self.address),
+            None => self.address.clone(),
+        }
+    }
+
+    /// Sessions that wait for dom0.
+    pub(super) fn waits_for_dom0(&self) -> Option<u64> {
+        self.undecided.filter(|n| *n > 0 && self.state == RowState::Serving)
+    }
+
     /// A listener that the service told of.
     pub(super) fn of_service(listener: api::Listener) -> Self {
         let served = matches!(listener.state, api::State::Serving | api::State::Paused);
         Self {
             address: listener.address,
+            kind: listener.kind,
             name: listener.name,
             upstream: listener.upstream,
             state: listener.state.into(),
@@ -121,6 +151,7 @@ impl ListenerRow {
             max_sessions: Some(listener.max_sessions).filter(|_| served),
             waiting: listener.waiting,
             queued: listener.queued,
+            undecided: listener.undecided,
             ..Self::default()
         }
     }
@@ -128,16 +159,19 @@ impl ListenerRow {
     /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
     pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> Option<Self> {
         let leg = forward.legs.front();
-        let listen = match &leg.listen {
+        let port = |addr: &SocketAddr, netns: &Option<Netns>| {
+            netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
+        };
+        let (listen, kind) = match &leg.listen {
             Listen::Inherited => return None,
-            Listen::Tcp { addr, netns, .. } | Listen::Udp { addr, netns } => {
-                netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
-            }
-            Listen::Unix { addr, .. } => addr.to_string(),
+            Listen::Tcp { addr, netns, .. } => (port(addr, netns), SocketKind::Tcp),
+            Listen::Udp { addr, netns } => (port(addr, netns), SocketKind::Udp),
+            Listen::Unix { addr, .. } => (addr.to_string(), SocketKind::Unix),
         };
         let (flag, unit) = (service.scope.flag(), service.unit());
         Some(Self {
             address: listen,
+            kind: Some(kind),
             name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
             upstream: leg.upstream.to_string(),
             state: RowState::Down,

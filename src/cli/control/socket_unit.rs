@@ -182,6 +182,7 @@ impl<'a> UnitRows<'a> {
         let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
         unit.owns(ListenerRow {
             address: place.local.to_string(),
+            kind: place.kind,
             name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
             upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
             state,

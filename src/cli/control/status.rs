@@ -11,7 +11,7 @@ use super::{
     row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
     socket_unit::{self, UnitRows},
-    table::{self, Cell, Colour, Style},
+    table::{self, Cell, Colour, Column, LookOptions, Style},
 };
 use crate::{
     cli::{check, config::Sources, units::FoundUnit},
@@ -22,37 +22,37 @@ use crate::{
 
 /// What `status --json` prints: one object. Fields may be added.
 #[derive(Debug, Serialize)]
-struct StatusReport {
+pub(super) struct StatusReport {
     /// `qrexec-connect` or `pfwd`.
-    program: &'static str,
+    pub(super) program: &'static str,
     /// Whether every listener is served, or would be as soon as somebody connects.
-    served: bool,
-    service: ServiceState,
+    pub(super) served: bool,
+    pub(super) service: ServiceState,
     /// Configured listeners, and those that the service has.
-    listeners: Vec<ListenerRow>,
+    pub(super) listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration, and what each fault does.
-    faults: Vec<String>,
+    pub(super) faults: Vec<String>,
 }
 
 /// The service, as systemd and the service itself report it.
 #[derive(Debug, Serialize)]
-struct ServiceState {
+pub(super) struct ServiceState {
     /// Name of the service unit.
-    unit: String,
+    pub(super) unit: String,
     /// Whether the service answers on its control socket.
-    running: bool,
+    pub(super) running: bool,
     /// systemd's ActiveState (`active`, `inactive`, `failed`…); absent where systemd does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    active: Option<String>,
+    pub(super) active: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pid: Option<u32>,
+    pub(super) pid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
+    pub(super) version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sessions: Option<u64>,
+    pub(super) sessions: Option<u64>,
     /// Why it does not answer although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
+    pub(super) trouble: Option<String>,
 }
 
 /// Says how things stand.
@@ -60,13 +60,13 @@ struct ServiceState {
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &AskedService, sources: Sources, json: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn run(service: &AskedService, sources: Sources, json: bool, look: LookOptions) -> Result<ExitCode, Fatal> {
     let report = gather(service, &sources)?;
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
         print_json(&report)?;
     } else {
-        print(&text(service, &report, Style::stdout()))?;
+        print(&text(service, &report, Style::stdout(look)))?;
     }
     Ok(code)
 }
@@ -131,7 +131,7 @@ fn faults(live: Option<&api::Status>, now: &[ConfigFault]) -> Vec<String> {
 }
 
 /// The report for people.
-fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
+pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
     let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
@@ -167,32 +167,67 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     }
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
-    out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
-    if report.listeners.iter().any(|row| row.reason.is_some()) {
+    out += &table::render(style, &COLUMNS, &rows);
+    let reasons: Vec<String> = report.listeners.iter().filter_map(|row| reason(style, row)).collect();
+    if !reasons.is_empty() {
         out.push('\n');
     }
-    for row in &report.listeners {
-        let Some(reason) = &row.reason else { continue };
-        let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
-        for (number, line) in reason.lines().enumerate() {
-            let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
-            out += &format!("  {}{}\n", style.paint(Some(colour), &table::clean(&address)), table::clean(line));
-        }
-    }
-    out
+    out + &reasons.concat()
 }
 
-fn row(row: &ListenerRow) -> [Cell; 6] {
+/// Why a listener is not as it should be, below the table: what to run has a line of its own.
+fn reason(style: Style, row: &ListenerRow) -> Option<String> {
+    let waits = row.waits_for_dom0().map(|n| {
+        let wait = if n == 1 { "1 connection waits".to_owned() } else { format!("{n} connections wait") };
+        format!("{wait} for dom0: answer the prompt there, or wait until the qube has started")
+    });
+    let reason = row.reason.clone().or(waits)?;
+    let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
+    let name = if row.called().is_empty() { row.place() } else { row.called().to_owned() };
+    let width = style.width.unwrap_or(usize::MAX).saturating_sub(INDENT.len()).max(1);
+    let mut out = format!("{INDENT}{}\n", style.paint(Some(colour), &table::shortened(&format!("{name}:"), width)));
+    for line in reason.lines() {
+        let (text, run) = match line.split_once("run: ") {
+            Some((text, run)) => (text.trim_end_matches([';', ',', ' ']), Some(run)),
+            None => (line, None),
+        };
+        for line in table::wrapped(&table::clean(text), width.saturating_sub(INDENT.len())) {
+            out += &format!("{INDENT}{INDENT}{line}\n");
+        }
+        out.extend(run.map(|run| format!("{INDENT}{INDENT}run: {}\n", table::clean(run))));
+    }
+    Some(out)
+}
+
+/// The columns of `status`.
+const COLUMNS: [Column; 7] = [
+    Column::long("NAME", 8),
+    Column::long("ADDRESS", 16),
+    Column::whole("STATE"),
+    Column::whole("SESSIONS"),
+    Column::whole("WAITING"),
+    Column::long("LEADS TO", 12),
+    Column::whole("UNIT").extra(),
+];
+/// Before what stands below a table.
+const INDENT: &str = "  ";
+
+fn row(row: &ListenerRow) -> [Cell; 7] {
     let upstream = if row.upstream.is_empty() { &row.name } else { &row.upstream };
     let unit = row.unit.as_ref().map(|unit| match row.enabled.as_deref() {
         Some("enabled") | None => unit.clone(),
         Some(other) => format!("{unit} ({other})"),
     });
-    // In the backlog, or accepted and waiting for a call of the qube: to people both wait.
-    let waiting = row.waiting.into_iter().chain(row.queued).reduce(|a, b| a + b);
+    // In the backlog, or accepted and waiting for dom0 or for a call of the qube: to people all of them wait.
+    let waiting = [row.waiting, row.queued, row.undecided].into_iter().flatten().reduce(|a, b| a + b);
+    let (state, colour) = match row.waits_for_dom0() {
+        Some(_) => ("waiting for dom0".to_owned(), Colour::Yellow),
+        None => (row.state.to_string(), row.state.colour()),
+    };
     [
-        Cell::from(&row.address),
-        Cell::from(row.state.to_string()).painted(row.state.colour()),
+        Cell::from(row.called()),
+        Cell::from(row.place()),
+        Cell::from(state).painted(colour),
         Cell::number(row.max_sessions.map_or_else(|| "-".to_owned(), |most| format!("{}/{most}", row.sessions))),
         Cell::number(waiting.map_or_else(|| "-".to_owned(), |n| n.to_string())),
         Cell::from(upstream),
