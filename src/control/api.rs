@@ -31,8 +31,23 @@ pub struct Listener {
     /// Kind of socket; absent where it is a kind that cannot be served.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
     pub kind: Option<SocketKind>,
+    /// TRANSPORT: the same as `kind`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub transport: Option<SocketKind>,
     /// Fd name or label; may be empty.
     pub name: String,
+    /// LABEL of the forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The socket unit, where the service manager tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The namespace that the upstream is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// The namespace that the listener is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_netns: Option<String>,
     /// The upstream; empty where the fd name cannot be resolved.
     pub upstream: String,
     pub state: State,
@@ -73,8 +88,20 @@ pub struct Session {
     pub id: String,
     /// The listener's address.
     pub listener: String,
-    /// The listener's name.
+    /// The listener's name: fd name or label; may be empty.
     pub name: String,
+    /// TRANSPORT of the listener; a service of an older version does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub transport: Option<SocketKind>,
+    /// LABEL of the forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The namespace that the upstream is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// The namespace that the listener is in, when that is not the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_netns: Option<String>,
     pub peer: String,
     /// The upstream.
     pub upstream: String,
@@ -219,15 +246,18 @@ pub struct Id {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
-    /// Address, name or label.
+    /// A word of which `select` makes one listener, one forward or one unit.
     pub listener: String,
 }
 
 /// The reply to `Pause` and `Resume`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Addresses of the matching listeners.
+    /// Addresses of the listeners.
     pub listeners: Vec<String>,
+    /// Each listener as a word that means it alone, with its label or unit behind it; an older service does not tell.
+    #[serde(default)]
+    pub called: Vec<String>,
 }
 
 /// The formats of `Metrics`.
@@ -268,6 +298,8 @@ pub enum Refusal {
     StillThere(String),
     /// No listener has this address, name or label.
     NoSuchListener(String),
+    /// Several listeners that have nothing else in common may be meant: each as a word that means it alone.
+    AmbiguousListener(String, Vec<String>),
     /// The service is about to stop or to restart.
     Stopping,
     /// `Watch` without `more`.
@@ -288,6 +320,9 @@ impl Refusal {
             Self::AmbiguousSession(id, matches) => (ours("AmbiguousSession"), json!({ "id": id, "matches": matches })),
             Self::StillThere(id) => (ours("StillThere"), json!({ "id": id })),
             Self::NoSuchListener(listener) => (ours("NoSuchListener"), json!({ "listener": listener })),
+            Self::AmbiguousListener(listener, matches) => {
+                (ours("AmbiguousListener"), json!({ "listener": listener, "matches": matches }))
+            }
             Self::Stopping => (ours("Stopping"), json!({})),
             Self::ExpectedMore => (ours("ExpectedMore"), json!({})),
             Self::InvalidParameter(name) => {

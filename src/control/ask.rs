@@ -44,13 +44,22 @@ impl ConfigFaults {
 pub enum Ask {
     /// List all listeners, served or not.
     Listeners(oneshot::Sender<Vec<api::Listener>>),
-    /// Accept no more on the listeners that are called so, or accept again; the answer is their addresses.
+    /// Accept no more on the listeners that a word means, or accept again.
     Pause {
-        /// Address, name or label.
+        /// See [`super::select`].
         listener: String,
         /// true: pause; false: resume.
         paused: bool,
-        /// Addresses of the matching listeners.
-        answer: oneshot::Sender<Vec<String>>,
+        answer: oneshot::Sender<WordMeaning>,
     },
+}
+
+/// What the listeners of a word are, and whether something was done about them.
+#[derive(Debug)]
+pub enum WordMeaning {
+    Nothing,
+    /// It was done.
+    One(api::Addresses),
+    /// Nothing was done: each listener as a word that means it alone.
+    Several(Vec<String>),
 }

@@ -61,7 +61,18 @@ impl fmt::Display for CallFailed {
                     }
                     "StillThere" => write!(f, "session {} was told to end, and is still there", text("id")),
                     "NoSuchListener" => {
-                        write!(f, "no listener that is served has the address, name or label {}", text("listener"))
+                        write!(
+                            f,
+                            "no listener that is served has the address, port, name or label {}",
+                            text("listener")
+                        )
+                    }
+                    "AmbiguousListener" => {
+                        write!(f, "{} means several listeners; name one of them:", text("listener"))?;
+                        let matches = parameters["matches"].as_array().into_iter().flatten();
+                        matches
+                            .filter_map(Value::as_str)
+                            .try_for_each(|one| write!(f, "\n  {}", escape(one.as_bytes())))
                     }
                     "Stopping" => f.write_str("the service is stopping"),
                     "InvalidParameter" if text("parameter") == "id" => {

@@ -1,7 +1,7 @@
 //! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions that
 //! live.
 //!
-//! Labels are a listener's address, which the configuration bounds, and words of ours; nothing that a peer chooses.
+//! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer chooses.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -15,7 +15,7 @@ use prometheus_client::{
 use super::{api::Format, ask::Subject};
 use crate::{
     log::End,
-    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally},
+    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels},
 };
 
 /// The metrics of this service. Names begin with that of the program.
@@ -53,7 +53,8 @@ struct Scrape(Subject);
 
 /// A listener and what belongs to it.
 struct Row {
-    listener: Arc<str>,
+    at: TallyKey,
+    labels: TallyLabels,
     counted: Counted,
     /// Sessions that live.
     sessions: u64,
@@ -66,19 +67,32 @@ struct Row {
 
 type MetricLabel<'a> = (&'static str, &'a str);
 
+impl Row {
+    /// The labels of the listener; those that have no value are left out, which means the same to whoever reads them.
+    fn labels(&self) -> impl Iterator<Item = MetricLabel<'_>> {
+        let TallyLabels { label, netns, listen_netns } = &self.labels;
+        let own = [("label", label), ("netns", netns), ("listen_netns", listen_netns)];
+        let own = own.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+        [("listener", &*self.at.0), ("transport", self.at.1.word())].into_iter().chain(own)
+    }
+}
+
 impl Scrape {
     fn rows(&self) -> Vec<Row> {
-        let mut live: HashMap<Arc<str>, (u64, u64, u64, u64)> = HashMap::new();
+        let mut live: HashMap<TallyKey, (u64, u64, u64, u64)> = HashMap::new();
         self.0.sessions.for_each(|info| {
-            let (n, queued, up, down) = live.entry(info.route.listener.clone()).or_default();
+            let listener = &info.route.listener;
+            let at = (listener.address.clone(), listener.transport);
+            let (n, queued, up, down) = live.entry(at).or_default();
             *n += 1;
             *queued += u64::from(info.is_queued());
             *up += info.counters.up();
             *down += info.counters.down();
         });
-        let row = |(listener, tally): (Arc<str>, Arc<Tally>)| {
-            let (sessions, queued, up, down) = live.get(&listener).copied().unwrap_or_default();
-            Row { counted: tally.counted(), sessions, queued, bytes: (up, down), paused: tally.paused(), listener }
+        let row = |(at, tally): (TallyKey, Arc<Tally>)| {
+            let (sessions, queued, up, down) = live.get(&at).copied().unwrap_or_default();
+            let (counted, labels) = (tally.counted(), tally.labels());
+            Row { at, labels, counted, sessions, queued, bytes: (up, down), paused: tally.paused() }
         };
         self.0.routes.tallies().all().into_iter().map(row).collect()
     }
@@ -96,7 +110,7 @@ where
     let mut metric = to.encode_descriptor(name, help, unit.as_ref(), *kind)?;
     for row in rows {
         for (label, number) in numbers(row) {
-            let labels: Vec<MetricLabel<'_>> = [("listener", &*row.listener)].into_iter().chain(label).collect();
+            let labels: Vec<MetricLabel<'_>> = row.labels().chain(label).collect();
             let metric = metric.encode_family(&labels)?;
             match kind {
                 MetricType::Gauge => ConstGauge::new(number).encode(metric)?,
@@ -153,7 +167,7 @@ impl Collector for Scrape {
             let bounds = DIAL_BOUNDS_MS.iter().map(|ms| seconds(*ms)).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(row.counted.dials).collect();
             let dials = row.counted.dials.iter().sum();
-            let labels: &[MetricLabel<'_>] = &[("listener", &row.listener)];
+            let labels: Vec<MetricLabel<'_>> = row.labels().collect();
             let sum = seconds(row.counted.dials_ms);
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
         }

@@ -15,7 +15,6 @@ mod ask;
 pub mod client;
 mod http;
 mod metrics;
-#[cfg_attr(not(test), allow(dead_code))] // commands and the control socket use it next
 pub mod select;
 mod server;
 mod state;
@@ -29,9 +28,9 @@ use std::{
 
 use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
-pub use ask::{Ask, ConfigFaults, Subject};
+pub use ask::{Ask, ConfigFaults, Subject, WordMeaning};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
-pub use view::{listener, post, refused, sessions_by_listener, troubled};
+pub use view::{listener, post, refused, sessions_by_listener, troubled, unserved};
 
 use crate::{
     activation,

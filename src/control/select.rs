@@ -18,6 +18,7 @@
 
 use std::net::SocketAddr;
 
+use super::api;
 use crate::{
     log::escape,
     spec::{PREFIXES, SocketKind},
@@ -36,6 +37,18 @@ pub struct KnownListener<'a> {
     pub name: &'a str,
     /// Name of the socket unit; empty where it is not known.
     pub unit: &'a str,
+}
+
+impl<'a> From<&'a api::Listener> for KnownListener<'a> {
+    fn from(listener: &'a api::Listener) -> Self {
+        Self {
+            address: &listener.address,
+            transport: listener.kind,
+            label: listener.label.as_deref().unwrap_or_default(),
+            name: &listener.name,
+            unit: listener.unit.as_deref().unwrap_or_default(),
+        }
+    }
 }
 
 /// What a word means among listeners, by their indices in ascending order.

@@ -22,7 +22,7 @@ use varlink::{
 
 use super::{
     api::{self, Refusal},
-    ask::{Ask, Subject},
+    ask::{Ask, Subject, WordMeaning},
     metrics, view, who,
 };
 use crate::{
@@ -182,11 +182,11 @@ impl Server {
     async fn pause(&self, named: api::Named, paused: bool) -> Result<api::Addresses, Refusal> {
         let called = named.listener;
         let listener = called.clone();
-        let listeners = self.ask(|answer| Ask::Pause { listener, paused, answer }).await?;
-        if listeners.is_empty() {
-            return Err(Refusal::NoSuchListener(escape(called.as_bytes())));
+        match self.ask(|answer| Ask::Pause { listener, paused, answer }).await? {
+            WordMeaning::Nothing => Err(Refusal::NoSuchListener(escape(called.as_bytes()))),
+            WordMeaning::One(addresses) => Ok(addresses),
+            WordMeaning::Several(matches) => Err(Refusal::AmbiguousListener(escape(called.as_bytes()), matches)),
         }
-        Ok(api::Addresses { listeners })
     }
 
     /// The answer to a call that has one.

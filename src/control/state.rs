@@ -46,7 +46,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control");
         assert_eq!(read(&socket), Snapshot::default());
-        let kept = Snapshot { paused: vec!["127.0.0.1:1".into()], counts: None, back_offs: Vec::new() };
+        let kept =
+            Snapshot { paused: vec!["127.0.0.1:1".into()], paused_udp: None, counts: None, back_offs: Vec::new() };
         write(&socket, &kept).unwrap();
         assert_eq!(read(&socket), kept);
         fs::write(file(&socket), "{\"paused\": 7}").unwrap();

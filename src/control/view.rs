@@ -6,7 +6,7 @@ use super::api;
 use crate::{
     listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
-    session::{Figures, Happened, Happening, SessionInfo, Sessions, WaitsFor},
+    session::{Figures, Happened, Happening, ListenerIdentity, Route, SessionInfo, Sessions, TallyKey, WaitsFor},
     spec::{ConfigFault, SocketKind},
     sys,
 };
@@ -31,7 +31,11 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
     api::Session {
         id: info.id.to_string(),
         listener: info.route.listener.to_string(),
-        name: escape(info.route.name.as_bytes()),
+        name: name_of(&info.route),
+        transport: Some(info.route.listener.transport),
+        label: text(info.route.listener.label.as_ref()),
+        netns: info.route.netns().map(ToString::to_string),
+        listen_netns: text(info.route.listener.netns.as_ref()),
         peer: info.peer.to_string(),
         upstream: info.route.upstream_text.to_string(),
         connected: figures.dial_ms.is_some(),
@@ -45,6 +49,22 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
     }
 }
 
+fn text(text: Option<&Arc<str>>) -> Option<String> {
+    text.map(ToString::to_string)
+}
+
+/// The fd name, else the label; may be empty.
+fn name_of(route: &Route) -> String {
+    match (&*route.name, &route.listener.label) {
+        ("", Some(label)) => escape(label.as_bytes()),
+        (name, _) => escape(name.as_bytes()),
+    }
+}
+
+fn key(route: &Route) -> TallyKey {
+    (route.listener.address.clone(), route.listener.transport)
+}
+
 /// The sessions of one listener.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Load {
@@ -56,10 +76,10 @@ pub struct Load {
 }
 
 /// The sessions of each listener.
-pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, Load> {
+pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<TallyKey, Load> {
     let mut count: HashMap<_, Load> = HashMap::new();
     sessions.for_each(|info| {
-        let load = count.entry(info.route.listener.clone()).or_default();
+        let load = count.entry(key(&info.route)).or_default();
         load.sessions += 1;
         match info.waits_for() {
             Some(WaitsFor::Call) => load.queued += 1,
@@ -71,13 +91,18 @@ pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<Arc<str>, Load> {
 }
 
 /// A listener that is served, or paused.
-pub fn listener(listening: &ServedListener, name: &str, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
+pub fn listener(listening: &ServedListener, sessions: &HashMap<TallyKey, Load>) -> api::Listener {
     let route = listening.route();
-    let load = sessions.get(&route.listener).copied().unwrap_or_default();
+    let load = sessions.get(&key(&route)).copied().unwrap_or_default();
     api::Listener {
         address: route.listener.to_string(),
         kind: Some(listening.kind()),
-        name: escape(name.as_bytes()),
+        transport: Some(listening.kind()),
+        name: name_of(&route),
+        label: text(route.listener.label.as_ref()),
+        unit: None,
+        netns: route.netns().map(ToString::to_string),
+        listen_netns: text(route.listener.netns.as_ref()),
         upstream: route.upstream_text.to_string(),
         state: if route.tally.paused() { api::State::Paused } else { api::State::Serving },
         reason: None,
@@ -93,17 +118,19 @@ pub fn listener(listening: &ServedListener, name: &str, sessions: &HashMap<Arc<s
 }
 
 /// A listener of ours, served or not.
-pub fn post(post: &Post, sessions: &HashMap<Arc<str>, Load>) -> api::Listener {
+pub fn post(post: &Post, sessions: &HashMap<TallyKey, Load>) -> api::Listener {
     if let Some(listening) = post.listening() {
-        return listener(listening, post.label(), sessions);
+        return listener(listening, sessions);
     }
     let state = match post.standing() {
         Standing::Awaited { .. } => api::State::Awaited,
         Standing::Untried | Standing::Serving(_) | Standing::Failed { .. } => api::State::Refused,
     };
     let why = post.trouble().unwrap_or_default();
-    let upstream = post.upstream();
-    api::Listener { upstream, ..troubled(&post.address(), Some(post.kind()), post.label(), state, why) }
+    let (upstream, identity) = (post.upstream(), post.identity());
+    let netns = post.upstream_netns().map(ToString::to_string);
+    let name = identity.label.clone().unwrap_or_default();
+    api::Listener { upstream, netns, ..unserved(&identity, &name, state, why) }
 }
 
 /// An inherited listener that is refused; connections that are held are among those that wait.
@@ -154,12 +181,26 @@ pub fn fault(fault: &ConfigFault) -> api::Fault {
     api::Fault { place, message, effect: fault.effect }
 }
 
+/// A listener that is not served, with all that it is called.
+pub fn unserved(identity: &ListenerIdentity, name: &str, state: api::State, why: &str) -> api::Listener {
+    api::Listener {
+        label: text(identity.label.as_ref()),
+        listen_netns: text(identity.netns.as_ref()),
+        ..troubled(&identity.address, Some(identity.transport), name, state, why)
+    }
+}
+
 /// A listener that is not served.
 pub fn troubled(address: &str, kind: Option<SocketKind>, name: &str, state: api::State, why: &str) -> api::Listener {
     api::Listener {
         address: address.to_owned(),
         kind,
+        transport: kind,
         name: escape(name.as_bytes()),
+        label: None,
+        unit: None,
+        netns: None,
+        listen_netns: None,
         upstream: String::new(),
         state,
         reason: Some(why.to_owned()),

@@ -47,7 +47,7 @@ impl PeerQuery {
 
     /// The peer of a session of ours.
     pub fn of(info: &SessionInfo) -> Self {
-        let (peer, port) = (info.peer.clone(), port_of(&info.route.listener));
+        let (peer, port) = (info.peer.clone(), port_of(&info.route.listener.address));
         Self { peer, port, age: Duration::from_millis(info.age_ms()) }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     io,
     ops::Range,
     os::fd::OwnedFd,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
-    session::{ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
+    session::{ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
@@ -49,8 +49,8 @@ pub struct Adopted<'a> {
     pub id: Uuid,
     /// The fd name of its listener.
     pub name: Cow<'a, str>,
-    /// The listener's address.
-    pub listener: Cow<'a, str>,
+    /// What its listener is called.
+    pub listener: ListenerIdentity,
     /// The upstream, as logs have it.
     pub upstream: Cow<'a, str>,
     pub peer: Peer,
@@ -61,6 +61,8 @@ pub struct Adopted<'a> {
     /// How long the session had waited for a call of its qube, in milliseconds.
     pub queued_ms: u64,
     pub redials: RedialsKept,
+    /// NETNS, once the upstream was dialled in a namespace.
+    pub netns: Option<Arc<str>>,
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     pub stage: ParkedStage,
@@ -175,10 +177,18 @@ impl Records {
         let stage = reader.stage(record.stage);
         reader.fds.for_each(|fd| abandon(&fd));
         let stage = stage?;
+        let own = |text: Option<Cow<'_, str>>| text.map(|text| text.into());
+        let listener = ListenerIdentity {
+            address: record.listener.into(),
+            transport: stage.transport(),
+            label: own(record.label),
+            netns: own(record.listen_netns),
+        };
         Ok(Adopted {
             id: record.id,
             name: record.name,
-            listener: record.listener,
+            listener,
+            netns: own(record.netns),
             upstream: record.upstream,
             peer: Peer::read(&record.peer).unwrap_or(Peer::Unknown),
             age: Duration::from_millis(record.age_ms),

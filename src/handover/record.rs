@@ -59,6 +59,14 @@ pub(super) struct Record<'a> {
     /// session up when the server refuses.
     #[serde(default)]
     pub(super) starting_ms: Option<u64>,
+    /// LABEL, LISTEN_NETNS and NETNS of a session whose listener may be gone. A process that does not know these fields
+    /// leaves them out of the session's end, where it does not find its listener.
+    #[serde(default, borrow)]
+    pub(super) label: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    pub(super) listen_netns: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    pub(super) netns: Option<Cow<'a, str>>,
     pub(super) bytes: (u64, u64),
     pub(super) stage: StageRecord,
 }

@@ -51,7 +51,7 @@ impl RecordWriter {
             id: info.id,
             fds: (first, self.fds.len() - first),
             name: Cow::Borrowed(&info.route.name),
-            listener: Cow::Borrowed(&info.route.listener),
+            listener: Cow::Borrowed(&info.route.listener.address),
             upstream: Cow::Borrowed(&info.route.upstream_text),
             peer: Cow::Owned(info.peer.to_string()),
             age_ms: info.age_ms(),
@@ -59,6 +59,9 @@ impl RecordWriter {
             queued_ms: info.queued_ms(),
             redialled: redials.lost,
             starting_ms: redials.starting_ms,
+            label: info.route.listener.label.as_deref().map(Cow::Borrowed),
+            listen_netns: info.route.listener.netns.as_deref().map(Cow::Borrowed),
+            netns: info.netns().map(|netns| Cow::Owned(netns.to_string())),
             bytes: (info.counters.up(), info.counters.down()),
             stage,
         };

@@ -35,8 +35,8 @@ use super::{
 };
 use crate::{
     activation::Listener,
-    log::{Event, Kind, Reminder, emit},
-    session::Sessions,
+    log::{Kind, Reminder, emit},
+    session::{ListenerIdentity, Sessions},
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::{
@@ -231,22 +231,21 @@ impl HoldingTask {
 
 /// Tells of those who were turned away, once a minute.
 struct Told {
-    listener: Arc<str>,
+    listener: ListenerIdentity,
     why: String,
     reminder: Reminder,
 }
 
 impl Told {
     fn new(listener: &Listener, why: &str) -> Self {
-        Self { listener: listener.local.to_string().into(), why: why.to_owned(), reminder: Reminder::default() }
+        let listener = ListenerIdentity::new(&listener.local.to_string(), listener.socket.kind(), None);
+        Self { listener, why: why.to_owned(), reminder: Reminder::default() }
     }
 
     fn tell(&mut self, what: &str) {
         let Some(left_out) = self.reminder.due() else { return };
         let more = if left_out > 0 { format!(" ({left_out} more in the last minute)") } else { String::new() };
         let text = format!("{}: {what}{more}, because the listener is not served: {}", self.listener, self.why);
-        let mut event = Event::new(Kind::ListenerRefused, text);
-        event.listener = Some(self.listener.clone());
-        emit(event);
+        emit(self.listener.event(Kind::ListenerRefused, text));
     }
 }

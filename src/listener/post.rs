@@ -13,9 +13,9 @@ use super::{
 };
 use crate::{
     dial::netns::Id,
-    log::{Event, Kind, emit},
-    session::{Route, Routes, Sessions, seconds},
-    spec::{Forward, Leg, Listen, Netns, Options, SocketKind},
+    log::{Kind, emit},
+    session::{ListenerIdentity, Route, Routes, Sessions, seconds},
+    spec::{Forward, Leg, Listen, Netns, Options, SocketKind, Upstream},
 };
 
 /// The pause before the first retry of a listener that cannot be opened, and the longest that it doubles to.
@@ -123,9 +123,24 @@ impl Wanted {
         }
     }
 
-    fn route(&self, listener: &str, before: &[u32], routes: &Routes) -> Result<Arc<Route>, String> {
+    /// The kind of the listener.
+    fn kind(&self) -> SocketKind {
+        match self.listen() {
+            Listen::Tcp { .. } => SocketKind::Tcp,
+            Listen::Udp { .. } => SocketKind::Udp,
+            Listen::Unix { .. } | Listen::Inherited => SocketKind::Unix,
+        }
+    }
+
+    /// What the listener whose address is `address` is called.
+    fn identity(&self, address: &str) -> ListenerIdentity {
+        let netns = self.netns().map(|netns| netns.to_string().into());
+        ListenerIdentity { netns, ..ListenerIdentity::new(address, self.kind(), self.label.as_deref()) }
+    }
+
+    fn route(&self, address: &str, before: &[u32], routes: &Routes) -> Result<Arc<Route>, String> {
         // No name: no socket unit has it, so no other listener's sessions are ever taken for its own.
-        let mut route = routes.make(String::new(), listener, self.leg.clone(), self.options.clone())?;
+        let mut route = routes.make(String::new(), self.identity(address), self.leg.clone(), self.options.clone())?;
         if self.back {
             route.access = route.access.and_ourselves(before);
         }
@@ -152,9 +167,17 @@ impl Post {
         &self.standing
     }
 
-    /// Label of the forward; may be empty.
-    pub fn label(&self) -> &str {
-        self.wanted.label.as_deref().unwrap_or_default()
+    /// What the listener is called, served or not.
+    pub fn identity(&self) -> ListenerIdentity {
+        self.wanted.identity(&self.address())
+    }
+
+    /// The namespace that the upstream is in, when that is not the service's own.
+    pub fn upstream_netns(&self) -> Option<&Netns> {
+        match &self.wanted.leg.upstream {
+            Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
+            Upstream::Unix(_) | Upstream::Qrexec(_) => None,
+        }
     }
 
     /// Where the leg is to listen, for people.
@@ -163,15 +186,6 @@ impl Post {
             Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } => self.wanted.called(&addr.to_string()),
             Listen::Unix { addr, .. } => addr.to_string(),
             Listen::Inherited => String::new(),
-        }
-    }
-
-    /// The kind of the listener.
-    pub fn kind(&self) -> SocketKind {
-        match &self.wanted.leg.listen {
-            Listen::Tcp { .. } => SocketKind::Tcp,
-            Listen::Udp { .. } => SocketKind::Udp,
-            Listen::Unix { .. } | Listen::Inherited => SocketKind::Unix,
         }
     }
 
@@ -227,7 +241,7 @@ impl Post {
         if self.trouble() != Some(&why) {
             let listen = self.wanted.listen().to_string();
             let text = format!("{}{listen} waits for its namespace: {why}", self.wanted.named());
-            emit(Event::on(listen, Kind::ListenerAwaited, text));
+            emit(self.identity().event(Kind::ListenerAwaited, text));
         }
         Standing::Awaited { why }
     }
@@ -239,8 +253,9 @@ impl Post {
             _ => PAUSE.0,
         };
         if self.trouble() != Some(&why) {
-            let listener = format!("{}{}", self.wanted.named(), self.wanted.listen());
-            refuse(&listener, None, &format!("{why}; next try in {} s", seconds(pause)));
+            let named = format!("{}{}", self.wanted.named(), self.wanted.listen());
+            let text = format!("{named} is not served: {why}; next try in {} s", seconds(pause));
+            emit(self.identity().event(Kind::ListenerRefused, text));
         }
         Standing::Failed { why, again: now + pause, pause }
     }
@@ -269,7 +284,7 @@ impl Post {
         };
         let old = serving.listening.route();
         let mut changed = false;
-        match wanted.route(&old.listener, &serving.before, routes) {
+        match wanted.route(&old.listener.address, &serving.before, routes) {
             Ok(route) if !old.leads_as(&route) => {
                 serving.listening.set_route(route);
                 changed = true;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     dial::netns,
-    log::{Event, Kind, emit, say},
+    log::{Kind, emit, say},
     session::{Routes, Sessions, drain},
     spec::{Forward, Netns, OnRemove},
     sys::or_never,
@@ -245,7 +245,7 @@ async fn close_without_namespace(post: &mut Post) {
     let Standing::Serving(serving) = std::mem::replace(&mut post.standing, Standing::Untried) else { return };
     let listener = serving.listening.route().listener.clone();
     let text = format!("{listener} is closed: its namespace is gone");
-    emit(Event::on(listener, Kind::ListenerRemoved, text));
+    emit(listener.event(Kind::ListenerRemoved, text));
     serving.end().await;
 }
 
@@ -266,11 +266,13 @@ async fn remove(post: Post, sessions: &Sessions) {
     let Standing::Serving(serving) = post.standing else { return };
     let route = serving.listening.route();
     let text = format!("{} is closed: no forward wants it any more", route.listener);
-    emit(Event::on(route.listener.clone(), Kind::ListenerRemoved, text));
+    emit(route.listener.event(Kind::ListenerRemoved, text));
     serving.end().await;
     if drains {
         sessions.for_each(|info| {
-            if info.route.listener == route.listener && info.route.name.is_empty() {
+            let at = &info.route.listener;
+            let here = (&at.address, at.transport) == (&route.listener.address, route.listener.transport);
+            if here && info.route.name.is_empty() {
                 tokio::spawn(drain(info.clone()));
             }
         });

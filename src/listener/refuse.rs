@@ -1,14 +1,14 @@
 //! What the log says of listeners that are not served, and of peers that may not connect.
 
 use crate::{
-    log::{End, Event, Kind, Reminder, emit, escape},
-    session::{Peer, Route},
+    log::{End, Kind, Reminder, emit, escape},
+    session::{ListenerIdentity, Peer, Route},
 };
 
 /// Tells that a listener is not served; `name` is its `FileDescriptorName=`, where it has one.
-pub fn refuse(listener: &str, name: Option<&str>, why: &str) {
+pub fn refuse(listener: &ListenerIdentity, name: Option<&str>, why: &str) {
     let named = name.map(|n| format!(" (FileDescriptorName={})", escape(n.as_bytes()))).unwrap_or_default();
-    emit(Event::on(listener, Kind::ListenerRefused, format!("{listener}{named} is not served: {why}")));
+    emit(listener.event(Kind::ListenerRefused, format!("{listener}{named} is not served: {why}")));
 }
 
 /// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
@@ -17,8 +17,7 @@ pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Remind
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
     let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
-    let mut event = Event::on(route.listener.clone(), Kind::AccessDenied, message);
-    event.upstream = Some(route.upstream_text.clone());
+    let mut event = route.event(Kind::AccessDenied, message);
     event.peer = Some(peer.to_string().into());
     event.end = Some(End::Refused);
     emit(event);

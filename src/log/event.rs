@@ -185,6 +185,12 @@ pub struct Event {
     pub session: Option<Uuid>,
     /// LISTENER: the local address.
     pub listener: Option<Arc<str>>,
+    /// LABEL: that of the listener's forward.
+    pub label: Option<Arc<str>>,
+    /// TRANSPORT: `tcp`, `unix` or `udp`, of the listener.
+    pub transport: Option<&'static str>,
+    /// LISTEN_NETNS: the namespace that the listener is in, as the configuration calls it.
+    pub listen_netns: Option<Arc<str>>,
     /// PEER: who connected.
     pub peer: Option<Arc<str>>,
     /// UPSTREAM: where the session leads.
@@ -218,6 +224,9 @@ impl Event {
             #[cfg(feature = "forward")]
             session: None,
             listener: None,
+            label: None,
+            transport: None,
+            listen_netns: None,
             peer: None,
             upstream: None,
             call: None,
@@ -262,6 +271,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 39);
+        assert_eq!(kinds.len(), 40);
     }
 }

@@ -17,13 +17,13 @@ use crate::{
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
     log::{Kind as Event, say},
-    relay::{Counters, ParkedEnd, Relay},
+    relay::{Counters, Relay},
     session::{
-        CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, drain,
-        resume,
+        CallLimits, ListenerIdentity, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions,
+        SettingUp, Stage, drain, resume,
     },
     spec::{Config, OnRemove, SocketKind},
-    stream::{Stream, StreamKind},
+    stream::Stream,
     systemd::notify::sessions as sessions_text,
 };
 
@@ -147,7 +147,8 @@ impl Adoption {
     }
 
     fn adopt(&self, session: Adopted<'_>, tally: &mut Summary) {
-        let here = |r: &Route| *r.listener == *session.listener && r.name == session.name;
+        let of = |listener: &ListenerIdentity| (listener.address.clone(), listener.transport);
+        let here = |r: &Route| of(&r.listener) == of(&session.listener) && r.name == session.name;
         let found = self.listening.iter().find(|(_, route)| here(route));
         let id = session.id;
         tally.children.extend(session.stage.helper().map(|helper| helper.child.pid()));
@@ -178,22 +179,19 @@ impl Adoption {
     /// The route of a session whose listener is gone: its name still says where it leads. One that has its upstream
     /// already goes on even where the name means nothing any more.
     fn orphan(&self, session: &Adopted<'_>) -> Result<Arc<Route>, String> {
-        let kind = match &session.stage {
-            ParkedStage::Waiting(peer) | ParkedStage::SettingUp { peer, .. } => peer.kind,
-            ParkedStage::Relaying { relay, .. } => match relay.peer {
-                ParkedEnd::Socket(kind, _) => kind,
-                ParkedEnd::Pipes { .. } => StreamKind::Tcp,
-            },
-            ParkedStage::Flow { .. } => return Err("its listener is gone, through which it was answered".to_owned()),
-        };
-        let kind = if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp };
+        let kind = session.listener.transport;
+        if kind == SocketKind::Udp {
+            return Err("its listener is gone, through which it was answered".to_owned());
+        }
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
         let mut route = match resolve(&self.config, &session.name, kind) {
             Ok(forward) => {
                 let leg = forward.legs.front().clone();
-                self.routes.make(session.name.to_string(), &session.listener, leg, forward.options)?
+                self.routes.make(session.name.to_string(), session.listener.clone(), leg, forward.options)?
             }
-            Err(_) if relaying => self.routes.unknown(session.name.to_string(), &session.listener, &session.upstream),
+            Err(_) if relaying => {
+                self.routes.unknown(session.name.to_string(), session.listener.clone(), &session.upstream)
+            }
             Err(why) => return Err(why),
         };
         route.upstream_text = (*session.upstream).into();
@@ -244,7 +242,7 @@ impl Adoption {
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
         let info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         if let Some(ms) = session.dial_ms {
-            info.connected(ms);
+            info.connected(ms, session.netns);
         }
         let info = Arc::new(info);
         info.was_queued(session.queued_ms);

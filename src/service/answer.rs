@@ -1,10 +1,16 @@
 //! What the service's own task answers to the control room.
 
+use std::collections::HashMap;
+
 use super::state::RunningService;
 use crate::{
-    control::{self, Ask, METRICS, METRICS_UPSTREAM, api},
-    listener::Post,
+    control::{
+        self, Ask, METRICS, METRICS_UPSTREAM, WordMeaning, api,
+        select::{KnownListener, Selection, listed, select},
+    },
+    listener::ServedListener,
     log::{Kind, emit, escape},
+    spec::SocketKind,
 };
 
 impl RunningService {
@@ -19,11 +25,11 @@ impl RunningService {
     /// All listeners, served or not.
     fn view(&self) -> Vec<api::Listener> {
         let sessions = control::sessions_by_listener(&self.sessions);
-        let inherited = self.listening.iter().map(|l| control::listener(l, &l.route().name, &sessions));
-        let mut all: Vec<_> = inherited.collect();
+        let mut all: Vec<_> = self.listening.iter().map(|l| control::listener(l, &sessions)).collect();
         for listener in &mut all {
             let unit = self.units.without_file(&listener.address);
             listener.reason = unit.map(|unit| format!("the file of {unit} is gone; it closes when it is stopped"));
+            listener.unit = self.unit_of(&listener.address, listener.kind);
         }
         all.extend(self.posts.each().map(|post| control::post(post, &sessions)));
         all.extend(self.metrics.iter().map(|listener| api::Listener {
@@ -32,7 +38,10 @@ impl RunningService {
             ..control::troubled(&listener.address, Some(listener.kind), METRICS, api::State::Serving, "")
         }));
         all.extend(self.strange.iter().cloned());
-        all.extend(self.refused.iter().map(control::refused));
+        all.extend(self.refused.iter().map(|refused| {
+            let listener = control::refused(refused);
+            api::Listener { unit: self.unit_of(&listener.address, listener.kind), ..listener }
+        }));
         all.extend(self.refused_forwards().map(|entry| {
             let why = entry.refused().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
             let label = entry.label().map(|label| label.as_str()).unwrap_or_default();
@@ -41,16 +50,24 @@ impl RunningService {
         all
     }
 
-    /// Pauses the listeners that are called so, or resumes them; their addresses.
-    fn pause(&self, called: &str, paused: bool) -> Vec<String> {
-        let inherited = self.listening.iter().map(|l| (l.route(), l.route().name.clone()));
-        let label = |post: &Post| post.listening().map(|l| (l.route(), post.label().to_owned()));
-        let mut meant = Vec::new();
-        for (route, name) in inherited.chain(self.posts.each().filter_map(label)) {
-            if *route.listener != *called && (called.is_empty() || name != called) {
-                continue;
+    /// The socket unit that has a listener, where the manager has told.
+    fn unit_of(&self, address: &str, kind: Option<SocketKind>) -> Option<String> {
+        self.units.of(address, kind? == SocketKind::Udp).map(str::to_owned)
+    }
+
+    /// Pauses the listeners that a word means, or resumes them.
+    fn pause(&self, word: &str, paused: bool) -> WordMeaning {
+        let served = self.listening.iter().chain(self.posts.listening());
+        let served: Vec<_> = served.map(|listening| (listening.route(), self.described(listening))).collect();
+        let known: Vec<_> = served.iter().map(|(_, listener)| KnownListener::from(listener)).collect();
+        let meant = match select(word, &known) {
+            Selection::Nothing => return WordMeaning::Nothing,
+            Selection::One(meant) => meant,
+            Selection::Several(all) => {
+                return WordMeaning::Several(all.into_iter().map(|index| listed(&known[index])).collect());
             }
-            meant.push(route.listener.to_string());
+        };
+        for route in meant.iter().map(|index| &served[*index].0) {
             if route.tally.pause(paused) {
                 let (kind, text) = if paused {
                     (Kind::ListenerPaused, format!("{} is paused: connections wait in the backlog", route.listener))
@@ -60,9 +77,18 @@ impl RunningService {
                 emit(route.event(kind, text));
             }
         }
-        if let Some(control) = self.control.as_ref().filter(|_| !meant.is_empty()) {
+        if let Some(control) = &self.control {
             control.save(self.routes.tallies());
         }
-        meant
+        WordMeaning::One(api::Addresses {
+            listeners: meant.iter().map(|index| served[*index].1.address.clone()).collect(),
+            called: meant.iter().map(|index| listed(&known[*index])).collect(),
+        })
+    }
+
+    /// A listener that is served, with its unit.
+    fn described(&self, listening: &ServedListener) -> api::Listener {
+        let listener = control::listener(listening, &HashMap::new());
+        api::Listener { unit: self.unit_of(&listener.address, listener.kind), ..listener }
     }
 }

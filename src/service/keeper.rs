@@ -119,11 +119,11 @@ fn end_all(kept: &[OwnedFd]) {
 }
 
 fn end_one(session: Adopted<'_>) {
-    let route = Routes::new(0).unknown(session.name.to_string(), &session.listener, &session.upstream);
+    let route = Routes::new(0).unknown(session.name.to_string(), session.listener, &session.upstream);
     let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
     let info = SessionInfo::new(session.id, Arc::new(route), session.peer, session.age, counters);
     if let Some(ms) = session.dial_ms {
-        info.connected(ms);
+        info.connected(ms, session.netns);
     }
     session.stage.abandon();
     let note = "the service was stopped before its next process took this up";

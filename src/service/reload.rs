@@ -6,12 +6,13 @@ use sd_notify::NotifyState;
 
 use super::{
     last,
-    setup::{load, resolve},
+    setup::{identity, load, resolve},
     state::RunningService,
 };
 use crate::{
     listener::{refuse, wanted},
     log::{Kind, emit, say},
+    session::ListenerIdentity,
     spec::{Config, FaultEffect, Forward, Loaded},
     systemd::{notify, reload::answer},
 };
@@ -86,7 +87,7 @@ impl RunningService {
                 }
                 Err(why) => {
                     if why != refused.why {
-                        refuse(&refused.listener.local.to_string(), Some(&refused.listener.name), &why);
+                        refuse(&identity(&refused.listener, None), Some(&refused.listener.name), &why);
                         refused.why = why;
                     }
                     self.refused.push(refused);
@@ -101,8 +102,10 @@ impl RunningService {
         let listening = &self.listening[index];
         let old = listening.route();
         let made = resolve(config, &old.name, listening.kind()).and_then(|forward| {
-            let Forward { legs, options, .. } = &forward;
-            let route = self.routes.make(old.name.clone(), &old.listener, legs.front().clone(), options.clone())?;
+            let Forward { legs, options, label } = &forward;
+            let label = label.as_ref().map(|label| label.as_str().into());
+            let identity = ListenerIdentity { label, ..old.listener.clone() };
+            let route = self.routes.make(old.name.clone(), identity, legs.front().clone(), options.clone())?;
             Ok((route, wanted(&forward, None)))
         });
         let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     last,
     serve::until_stopped,
-    setup::{Ended, Setup, StartFailure, resolve},
+    setup::{Ended, Setup, StartFailure, identity, resolve},
     state::{MetricsListener, RunningService},
 };
 use crate::{
@@ -107,7 +107,8 @@ impl RunningService {
     /// Notes an inherited descriptor that is no listener.
     fn refuse(&mut self, refused: &activation::Refused) {
         let name = escape(refused.name.as_bytes());
-        refuse(&name, None, &refused.why);
+        let text = format!("{name} is not served: {}", refused.why);
+        emit(Event::on(name.as_str(), Kind::ListenerRefused, text));
         self.strange.push(control::troubled(&name, None, &refused.name, api::State::Refused, &refused.why));
     }
 
@@ -122,7 +123,7 @@ impl RunningService {
                 }
             }
             Err(why) => {
-                refuse(&from.local.to_string(), Some(&from.name), &why);
+                refuse(&identity(&from, None), Some(&from.name), &why);
                 self.refused.push(RefusedListener::new(from, why));
             }
         }
@@ -136,8 +137,8 @@ impl RunningService {
     ) -> Result<(Route, Vec<Wanted>), String> {
         let forward = resolve(config, &from.name, from.socket.kind())?;
         let behind = wanted(&forward, None);
-        let local = from.local.to_string();
-        let route = self.routes.make(from.name.clone(), &local, forward.legs.front().clone(), forward.options)?;
+        let identity = identity(from, forward.label.as_ref());
+        let route = self.routes.make(from.name.clone(), identity, forward.legs.front().clone(), forward.options)?;
         Ok((route, behind))
     }
 
@@ -148,7 +149,7 @@ impl RunningService {
         route: Route,
         behind: Vec<Wanted>,
     ) -> Option<Arc<ServedListener>> {
-        let (local, kind, name) = (from.local.to_string(), from.socket.kind(), from.name);
+        let (identity, name) = (identity(&from, None), from.name);
         match ServedListener::new(from.socket, Arc::new(route)) {
             Ok(listening) => {
                 let listening = Arc::new(listening);
@@ -158,8 +159,8 @@ impl RunningService {
             }
             Err(e) => {
                 let why = e.to_string();
-                refuse(&local, Some(&name), &why);
-                self.strange.push(control::troubled(&local, Some(kind), &name, api::State::Refused, &why));
+                refuse(&identity, Some(&name), &why);
+                self.strange.push(control::unserved(&identity, &name, api::State::Refused, &why));
                 None
             }
         }

@@ -9,7 +9,8 @@ use std::{
 use crate::{
     activation,
     dial::netns,
-    spec::{self, Beside, Config, Forward, LastTexts, Loaded, SocketKind, Texts, fdname},
+    session::ListenerIdentity,
+    spec::{self, Beside, Config, Forward, Label, LastTexts, Loaded, SocketKind, Texts, fdname},
     sys,
     systemd::signals::Hangup,
 };
@@ -52,6 +53,11 @@ pub fn load(texts: &Texts, last: &LastTexts, sockets: &[(String, SocketKind)]) -
 /// The meaning, in `config`, of a name on a socket of that kind.
 pub(super) fn resolve(config: &Config, name: &str, kind: SocketKind) -> Result<Forward, String> {
     fdname::resolve(name, kind, config).map_err(|faults| faults.to_string())
+}
+
+/// What an inherited listener is called.
+pub(super) fn identity(listener: &activation::Listener, label: Option<&Label>) -> ListenerIdentity {
+    ListenerIdentity::new(&listener.local.to_string(), listener.socket.kind(), label.map(Label::as_str))
 }
 
 /// How a service ended.

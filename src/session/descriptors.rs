@@ -39,14 +39,15 @@ fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>, calls_per_qube: usize
 
 #[cfg(test)]
 mod tests {
-    use super::super::route::Routes;
+    use super::super::{identity::ListenerIdentity, route::Routes};
     use super::*;
-    use crate::spec;
+    use crate::spec::{self, SocketKind};
 
     fn route(name: &str) -> Route {
-        let forward = spec::fdname::resolve(name, spec::SocketKind::Tcp, &spec::Config::default()).expect("a name");
+        let forward = spec::fdname::resolve(name, SocketKind::Tcp, &spec::Config::default()).expect("a name");
         let leg = forward.legs.front().clone();
-        Routes::new(32).make(name.to_owned(), "127.0.0.1:1", leg, forward.options).expect("a route")
+        let listener = ListenerIdentity::new("127.0.0.1:1", SocketKind::Tcp, None);
+        Routes::new(32).make(name.to_owned(), listener, leg, forward.options).expect("a route")
     }
 
     #[test]

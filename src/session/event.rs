@@ -10,7 +10,7 @@ use super::{
     watch::SessionEnding,
 };
 use crate::{
-    dial::{Failure, netns::Namespace, qrexec::Exit},
+    dial::{Failure, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -23,6 +23,7 @@ pub fn about(info: &SessionInfo, kind: Kind, message: String) -> Event {
     event.session = Some(info.id);
     event.peer = Some(info.peer.to_string().into());
     event.dial_ms = info.dial_ms();
+    event.netns = info.netns().cloned();
     event
 }
 
@@ -37,15 +38,13 @@ fn subject(info: &SessionInfo) -> String {
     format!("session {} from {} on {} to {}", short(info), info.peer, route.listener, route.upstream_text)
 }
 
-/// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
-pub fn started(info: &SessionInfo, at: Option<&Namespace>) -> Event {
+/// The session has both its ends.
+pub fn started(info: &SessionInfo) -> Event {
     let mut message = format!("{}: connected after {} ms", subject(info), info.dial_ms().unwrap_or(0));
-    if let Some(at) = at {
+    if let Some(at) = info.netns() {
         message += &format!(" ({at})");
     }
-    let mut event = about(info, Kind::SessionStart, message);
-    event.netns = at.map(|at| at.to_string().into());
-    event
+    about(info, Kind::SessionStart, message)
 }
 
 /// The qube has no call left; `waiting` sessions wait for one.

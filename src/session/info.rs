@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -36,6 +36,8 @@ pub struct SessionInfo {
     queued_since: AtomicU64,
     /// What the session waits for at its gate, and since when.
     waits: Mutex<Option<(AtGate, Instant)>>,
+    /// NETNS: path and inode of the namespace in which the upstream was dialled.
+    netns: OnceLock<Arc<str>>,
     /// Calls that were made again.
     pub redials: Redials,
     /// Bytes delivered.
@@ -57,6 +59,7 @@ impl SessionInfo {
             queued_ms: AtomicU64::new(0),
             queued_since: AtomicU64::new(0),
             waits: Mutex::default(),
+            netns: OnceLock::new(),
             redials: Redials::default(),
             counters,
             interrupt: Interrupt::default(),
@@ -68,8 +71,12 @@ impl SessionInfo {
         self.dial_ms.load(Relaxed).checked_sub(1)
     }
 
-    /// Notes that the session was connected `ms` milliseconds after accept.
-    pub fn connected(&self, ms: u64) {
+    /// Notes that the session was connected `ms` milliseconds after accept, in the namespace `netns` if that is not the
+    /// service's own.
+    pub fn connected(&self, ms: u64, netns: Option<Arc<str>>) {
+        if let Some(netns) = netns {
+            let _ = self.netns.set(netns); // a session is connected once
+        }
         self.dial_ms.store(ms.saturating_add(1), Relaxed);
     }
 
@@ -90,6 +97,11 @@ impl SessionInfo {
             AtGate::Turn => WaitsFor::Turn,
             AtGate::Decision => WaitsFor::Dom0,
         })
+    }
+
+    /// Path and inode of the namespace in which the upstream was dialled, if that is not the service's own.
+    pub fn netns(&self) -> Option<&Arc<str>> {
+        self.netns.get()
     }
 
     /// Notes that the session waits for a call of its qube, until the guard is dropped.

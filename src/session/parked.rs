@@ -12,7 +12,9 @@ use super::{info::SessionInfo, permits::Permits};
 use crate::{
     dial::qrexec::{Helper, ParkedCall, gate::Ticket},
     relay::{self, datagram::Asked},
-    stream, sys,
+    spec::SocketKind,
+    stream::{self, StreamKind},
+    sys,
 };
 
 /// A session for the next process.
@@ -61,7 +63,7 @@ pub enum ParkedStage {
 #[derive(Debug)]
 pub struct ParkedPeer {
     /// TCP or UNIX.
-    pub kind: stream::StreamKind,
+    pub kind: StreamKind,
     /// The socket.
     pub fd: OwnedFd,
 }
@@ -79,6 +81,19 @@ impl ParkedStage {
             Self::SettingUp { helper, .. } | Self::Relaying { helper: Some(helper), .. } => Some(helper),
             Self::Waiting(_) | Self::Relaying { helper: None, .. } | Self::Flow { .. } => None,
         }
+    }
+
+    /// The transport of the session's listener.
+    pub fn transport(&self) -> SocketKind {
+        let kind = match self {
+            Self::Waiting(peer) | Self::SettingUp { peer, .. } => peer.kind,
+            Self::Relaying { relay, .. } => match relay.peer {
+                relay::ParkedEnd::Socket(kind, _) => kind,
+                relay::ParkedEnd::Pipes { .. } => StreamKind::Tcp,
+            },
+            Self::Flow { .. } => return SocketKind::Udp,
+        };
+        if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp }
     }
 
     /// Ends what no process takes up: peers see a reset. A child is killed when it is dropped.

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     access::Access,
+    identity::ListenerIdentity,
     tally::{Snapshot, Tallies, Tally},
 };
 use crate::{
@@ -26,8 +27,8 @@ use crate::{
 pub struct Route {
     /// The fd name, by which a later process finds the same route again.
     pub name: String,
-    /// The local address, as logs have it.
-    pub listener: Arc<str>,
+    /// What the listener is called.
+    pub listener: ListenerIdentity,
     pub lead: Lead,
     /// The same, as logs have it.
     pub upstream_text: Arc<str>,
@@ -80,6 +81,16 @@ pub struct CallLimits {
     pub gate: Arc<Gate>,
 }
 
+impl Lead {
+    /// The namespace that the upstream is in, when that is not the service's own.
+    fn netns(&self) -> Option<&Netns> {
+        match self {
+            Self::Tcp { netns, .. } | Self::Udp { netns, .. } => netns.as_ref(),
+            Self::Call(_) | Self::Unix(_) | Self::Unknown => None,
+        }
+    }
+}
+
 impl PartialEq for CallLimits {
     fn eq(&self, other: &Self) -> bool {
         self.call == other.call
@@ -122,11 +133,11 @@ impl Routes {
         Snapshot { back_offs: self.gates.back_offs(), ..self.tallies.keep(true) }
     }
 
-    /// The route of a listener called `name` at `listener`.
+    /// The route of `listener`, whose fd name is `name`.
     ///
     /// # Errors
     /// What can only be found out here: a user that does not exist.
-    pub fn make(&self, name: String, listener: &str, leg: Leg, options: Options) -> Result<Route, String> {
+    pub fn make(&self, name: String, listener: ListenerIdentity, leg: Leg, options: Options) -> Result<Route, String> {
         let upstream_text = leg.upstream.to_string().into();
         let lead = match leg.upstream {
             Upstream::Qrexec(call) => Lead::Call(CallLimits {
@@ -139,10 +150,11 @@ impl Routes {
             Upstream::Tcp { addr, netns } => Lead::Tcp { addr, netns },
             Upstream::Udp { addr, netns } => Lead::Udp { addr, netns },
         };
-        let listener: Arc<str> = listener.into();
+        let tally = self.tallies.of(&listener);
+        tally.describe(&listener, lead.netns());
         Ok(Route {
             name,
-            tally: self.tallies.of(&listener),
+            tally,
             listener,
             lead,
             upstream_text,
@@ -155,8 +167,7 @@ impl Routes {
     }
 
     /// The route of sessions whose name means nothing any more.
-    pub fn unknown(&self, name: String, listener: &str, upstream: &str) -> Route {
-        let listener: Arc<str> = listener.into();
+    pub fn unknown(&self, name: String, listener: ListenerIdentity, upstream: &str) -> Route {
         Route {
             name,
             tally: self.tallies.of(&listener),
@@ -188,15 +199,12 @@ impl Route {
 
     /// The namespace that the route leads into, when that is not the service's own.
     pub fn netns(&self) -> Option<&Netns> {
-        match &self.lead {
-            Lead::Tcp { netns, .. } | Lead::Udp { netns, .. } => netns.as_ref(),
-            Lead::Call(_) | Lead::Unix(_) | Lead::Unknown => None,
-        }
+        self.lead.netns()
     }
 
     /// An event about the listener and where it leads.
     pub fn event(&self, kind: Kind, text: String) -> Event {
-        let mut event = Event::on(self.listener.clone(), kind, text);
+        let mut event = self.listener.event(kind, text);
         event.upstream = Some(self.upstream_text.clone());
         event.call = self.call_text();
         event
@@ -228,8 +236,12 @@ impl Route {
         matches!(self.lead, Lead::Udp { .. })
     }
 
-    /// Whether another route would treat a session the same.
+    /// Whether another route would treat a session the same, and call it the same.
     pub fn leads_as(&self, other: &Self) -> bool {
-        self.lead == other.lead && self.access == other.access && self.via == other.via && self.options == other.options
+        self.listener == other.listener
+            && self.lead == other.lead
+            && self.access == other.access
+            && self.via == other.via
+            && self.options == other.options
     }
 }

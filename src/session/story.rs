@@ -115,10 +115,10 @@ impl Story {
     /// The session has both its ends; the upstream was dialled in the namespace `at`, if that is not the service's own.
     pub(super) fn connected(&self, at: Option<&Namespace>) {
         let ms = self.info.age_ms();
-        self.info.connected(ms);
+        self.info.connected(ms, at.map(|at| at.to_string().into()));
         self.info.route.tally.dialled(ms);
         self.sessions.tell(Happened::Connected, &self.info);
-        log::emit(event::started(&self.info, at));
+        log::emit(event::started(&self.info));
     }
 }
 

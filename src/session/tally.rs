@@ -1,10 +1,10 @@
 //! What is counted: plain numbers beside each route, added to a few times in a session's life, read when somebody asks.
 //!
-//! A tally belongs to a listener's address and outlives its routes: a new configuration goes on counting. It is also
-//! where a listener's pause is kept, for the same reason.
+//! A tally belongs to a listener's address and transport and outlives its routes: a new configuration goes on counting.
+//! It is also where a listener's pause is kept, for the same reason.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{
         Arc, Mutex,
@@ -16,10 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::identity::ListenerIdentity;
 use crate::{
     dial::{Failure, qrexec::gate::BackOff},
     log::{End, labels},
     proto::qrexec::SetUp,
+    spec::{Netns, SocketKind},
     sys::lock,
 };
 
@@ -80,9 +82,25 @@ impl From<&Failure> for Reason {
     }
 }
 
+/// What a tally belongs to: the address of a listener as logs have it, and the transport. TCP and UDP may share an
+/// address.
+pub type TallyKey = (Arc<str>, SocketKind);
+
+/// What else metrics say of a listener, as its last route has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TallyLabels {
+    /// LABEL.
+    pub label: Option<Arc<str>>,
+    /// The namespace that the upstream is in.
+    pub netns: Option<Arc<str>>,
+    /// LISTEN_NETNS.
+    pub listen_netns: Option<Arc<str>>,
+}
+
 /// What one listener's sessions amount to.
 #[derive(Debug, Default)]
 pub struct Tally {
+    labels: Mutex<TallyLabels>,
     counted: Mutex<Counted>,
     /// Whether the listener is paused: connections wait.
     paused: watch::Sender<bool>,
@@ -116,6 +134,18 @@ fn add(numbers: &mut [u64], more: &[u64]) {
 }
 
 impl Tally {
+    /// Notes what else is to be said of the listener.
+    pub(super) fn describe(&self, listener: &ListenerIdentity, netns: Option<&Netns>) {
+        let netns = netns.map(|netns| netns.to_string().into());
+        let (label, listen_netns) = (listener.label.clone(), listener.netns.clone());
+        *lock(&self.labels) = TallyLabels { label, netns, listen_netns };
+    }
+
+    /// What else is to be said of the listener.
+    pub fn labels(&self) -> TallyLabels {
+        lock(&self.labels).clone()
+    }
+
     /// A session was accepted.
     pub fn session_began(&self) {
         lock(&self.counted).began += 1;
@@ -187,10 +217,12 @@ impl Tally {
     }
 }
 
-/// All tallies, by the address of their listener as logs have it.
+/// All tallies.
 #[derive(Debug)]
 pub struct Tallies {
-    of: Mutex<BTreeMap<Arc<str>, Arc<Tally>>>,
+    of: Mutex<BTreeMap<TallyKey, Arc<Tally>>>,
+    /// Listeners that a file without transports may have meant as paused, until there is one.
+    maybe_paused: Mutex<BTreeSet<TallyKey>>,
     /// Handovers that the sessions counted here have seen.
     handovers: AtomicU64,
     /// When the counting began, in milliseconds since 1970: with the first of a row of processes that handed over.
@@ -201,15 +233,21 @@ impl Default for Tallies {
     fn default() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into();
-        Self { of: Mutex::default(), handovers: AtomicU64::new(0), since_ms }
+        Self { of: Mutex::default(), maybe_paused: Mutex::default(), handovers: AtomicU64::new(0), since_ms }
     }
 }
 
 /// Pauses and numbers that outlive this process.
+///
+/// Addresses of UDP listeners have fields of their own. A process that does not know these forgets what they hold; an
+/// older file has all transports in one: its pauses are of both listeners at an address, its numbers of the TCP one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The addresses of listeners that are paused.
+    /// The addresses of stream listeners that are paused.
     pub paused: Vec<String>,
+    /// The addresses of UDP listeners that are paused; absent in a file that has all in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_udp: Option<Vec<String>>,
     /// What was counted, when a handover took place: after a crash counting begins anew, as whoever reads expects.
     pub counts: Option<Counts>,
     /// Gates that dom0 refused last. A process that does not know this field asks dom0 again at once.
@@ -224,18 +262,31 @@ pub struct Counts {
     pub handovers: u64,
     /// When the counting began, in milliseconds since 1970.
     pub since_ms: u64,
-    /// Numbers of each listener, by its address.
+    /// Numbers of each stream listener, by its address.
     pub of: BTreeMap<String, Counted>,
+    /// Numbers of each UDP listener, by its address.
+    #[serde(default)]
+    pub udp: BTreeMap<String, Counted>,
 }
 
 impl Tallies {
-    /// The tally of the listener with this address.
-    pub fn of(&self, listener: &Arc<str>) -> Arc<Tally> {
-        lock(&self.of).entry(listener.clone()).or_default().clone()
+    /// The tally of a listener.
+    pub fn of(&self, listener: &ListenerIdentity) -> Arc<Tally> {
+        let key = (listener.address.clone(), listener.transport);
+        let paused = lock(&self.maybe_paused).remove(&key);
+        let tally = self.at(key);
+        if paused {
+            tally.pause(true);
+        }
+        tally
     }
 
-    pub fn all(&self) -> Vec<(Arc<str>, Arc<Tally>)> {
-        lock(&self.of).iter().map(|(listener, tally)| (listener.clone(), tally.clone())).collect()
+    fn at(&self, key: TallyKey) -> Arc<Tally> {
+        lock(&self.of).entry(key).or_default().clone()
+    }
+
+    pub fn all(&self) -> Vec<(TallyKey, Arc<Tally>)> {
+        lock(&self.of).iter().map(|(key, tally)| (key.clone(), tally.clone())).collect()
     }
 
     /// Handovers so far.
@@ -255,28 +306,58 @@ impl Tallies {
 
     /// Takes up what an earlier process has left. A pause of a listener that is gone is kept for its return.
     pub fn take_up(&self, kept: &Snapshot) {
-        for listener in &kept.paused {
-            self.of(&listener.as_str().into()).pause(true);
+        let keys = |all: &[String], transport| all.iter().map(|address| key(address, transport)).collect::<Vec<_>>();
+        let (streams, udp) = (keys(&kept.paused, None), Some(SocketKind::Udp));
+        match &kept.paused_udp {
+            Some(paused) => {
+                for key in streams.into_iter().chain(keys(paused, udp)) {
+                    self.at(key).pause(true);
+                }
+            }
+            None => lock(&self.maybe_paused).extend(streams.into_iter().chain(keys(&kept.paused, udp))),
         }
         let Some(counts) = &kept.counts else { return };
         self.handovers.fetch_add(counts.handovers, Relaxed);
         self.since_ms.fetch_min(counts.since_ms, Relaxed);
-        for (listener, counted) in &counts.of {
-            self.of(&listener.as_str().into()).go_on_from(counted);
+        let streams = counts.of.iter().map(|one| (None, one));
+        for (transport, (address, counted)) in streams.chain(counts.udp.iter().map(|one| (Some(SocketKind::Udp), one)))
+        {
+            self.at(key(address, transport)).go_on_from(counted);
         }
     }
 
     /// What is to outlive this process; with the counts when it hands over.
     pub fn keep(&self, handing_over: bool) -> Snapshot {
-        let all = self.all();
-        let paused = all.iter().filter(|(_, tally)| tally.paused()).map(|(listener, _)| listener.to_string()).collect();
+        let (udp, streams): (Vec<_>, Vec<_>) =
+            self.all().into_iter().partition(|((_, kind), _)| *kind == SocketKind::Udp);
+        type All = [(TallyKey, Arc<Tally>)];
+        let paused = |all: &All| -> Vec<String> {
+            all.iter().filter(|(_, tally)| tally.paused()).map(|((address, _), _)| address.to_string()).collect()
+        };
+        let counted =
+            |all: &All| all.iter().map(|((address, _), tally)| (address.to_string(), tally.counted())).collect();
         let counts = handing_over.then(|| Counts {
             handovers: self.handovers() + 1,
             since_ms: self.since_ms(),
-            of: all.iter().map(|(listener, tally)| (listener.to_string(), tally.counted())).collect(),
+            of: counted(&streams),
+            udp: counted(&udp),
         });
-        Snapshot { paused, counts, back_offs: Vec::new() }
+        let (mut paused, paused_udp) = (paused(&streams), paused(&udp));
+        let maybe = lock(&self.maybe_paused);
+        let nobody = maybe
+            .iter()
+            .filter(|(address, kind)| *kind != SocketKind::Udp && maybe.contains(&(address.clone(), SocketKind::Udp)));
+        paused.extend(nobody.map(|(address, _)| address.to_string()));
+        // Nothing to keep is nothing to write.
+        let paused_udp = (!paused.is_empty() || !paused_udp.is_empty()).then_some(paused_udp);
+        Snapshot { paused, paused_udp, counts, back_offs: Vec::new() }
     }
+}
+
+/// The key of a stream listener, whose address tells its transport, or of a UDP listener.
+fn key(address: &str, transport: Option<SocketKind>) -> TallyKey {
+    let stream = if address.starts_with(['/', '@']) { SocketKind::Unix } else { SocketKind::Tcp };
+    (address.into(), transport.unwrap_or(stream))
 }
 
 #[cfg(test)]
@@ -294,25 +375,54 @@ mod tests {
         assert_eq!(dials.iter().sum::<u64>(), 7);
     }
 
+    fn listener(address: &str, transport: SocketKind) -> ListenerIdentity {
+        ListenerIdentity::new(address, transport, None)
+    }
+
     #[test]
     fn the_next_process_counts_on_and_keeps_pauses() {
+        let tcp = listener("127.0.0.1:53", SocketKind::Tcp);
+        let udp = listener("127.0.0.1:53", SocketKind::Udp);
+        let unix = listener("/run/a", SocketKind::Unix);
         let first = Tallies::default();
-        let tally = first.of(&"a".into());
+        let tally = first.of(&tcp);
         tally.session_began();
         tally.dial_failed(Reason::Timeout, true);
         tally.session_ended(End::Killed, (5, 7));
         tally.dialled(3);
+        first.of(&udp).session_ended(End::Idle, (1, 2));
         assert!(tally.pause(true) && !tally.pause(true));
+        first.of(&unix).pause(true);
         let kept = first.keep(true);
         let text = serde_json::to_string(&kept).expect("plain data");
         assert_eq!(serde_json::from_str::<Snapshot>(&text).expect("as it was written"), kept);
 
         let second = Tallies::default();
         second.take_up(&kept);
-        assert_eq!(second.of(&"a".into()).counted(), tally.counted());
-        assert!(second.of(&"a".into()).paused());
+        assert_eq!(second.of(&tcp).counted(), tally.counted());
+        assert_eq!(second.of(&udp).counted(), first.of(&udp).counted());
+        assert_eq!([&tcp, &udp, &unix].map(|at| second.of(at).paused()), [true, false, true]);
         assert_eq!((second.handovers(), second.since_ms()), (1, first.since_ms()));
         assert_eq!(second.keep(true).counts.map(|c| c.handovers), Some(2));
         assert_eq!(second.keep(false).counts, None);
+        assert_eq!(Tallies::default().keep(false), Snapshot::default(), "nothing to write");
+    }
+
+    #[test]
+    fn old_keys_are_read_as_tcp_and_an_old_pause_as_one_of_both_transports() {
+        let earlier = Tallies::default();
+        let tcp = listener("127.0.0.1:53", SocketKind::Tcp);
+        earlier.of(&tcp).session_began();
+        earlier.of(&tcp).pause(true);
+        let mut old = serde_json::to_value(earlier.keep(true)).expect("JSON");
+        old.as_object_mut().expect("an object").remove("paused_udp");
+        old["counts"].as_object_mut().expect("an object").remove("udp");
+        let tallies = Tallies::default();
+        tallies.take_up(&serde_json::from_value(old).expect("an older file"));
+        assert_eq!(tallies.keep(false).paused, ["127.0.0.1:53"], "until it is there");
+        let udp = listener("127.0.0.1:53", SocketKind::Udp);
+        assert_eq!((tallies.of(&tcp).counted().began, tallies.of(&udp).counted().began), (1, 0));
+        assert!(tallies.of(&tcp).paused() && tallies.of(&udp).paused());
+        assert!(tallies.of(&tcp).pause(false) && !tallies.of(&tcp).paused(), "once");
     }
 }

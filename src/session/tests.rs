@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     access::Peer,
     event,
+    identity::ListenerIdentity,
     info::SessionInfo,
     permits::Permits,
     route::Routes,
@@ -37,7 +38,14 @@ fn sessions() -> Arc<Sessions> {
 fn info() -> Arc<SessionInfo> {
     let forward = fdname::resolve("uds=/nonexistent", SocketKind::Unix, &Config::default()).expect("a name");
     let leg = forward.legs.front().clone();
-    let route = Routes::new(32).make("uds=/nonexistent".into(), "/listener", leg, forward.options).expect("a route");
+    let route = Routes::new(32)
+        .make(
+            "uds=/nonexistent".into(),
+            ListenerIdentity::new("/listener", SocketKind::Unix, None),
+            leg,
+            forward.options,
+        )
+        .expect("a route");
     Arc::new(SessionInfo::new(Uuid::new_v4(), Arc::new(route), Peer::Unknown, Duration::ZERO, Counters::default()))
 }
 

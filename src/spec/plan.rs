@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The kind of a socket that listens. Handover records have the variants by their names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SocketKind {
     /// A listening TCP socket, IPv4 or IPv6.
     Tcp,

@@ -33,7 +33,7 @@ use tokio::{
 
 use super::{notify, shown::ShownUnit, systemctl::Scope, unit};
 use crate::{
-    log::{Kind, say},
+    log::{Kind, escape, say},
     sys,
 };
 
@@ -60,8 +60,9 @@ pub enum Moved {
 pub struct SocketUnits {
     /// Hears of directories that are made and removed beside those of the generators.
     beside_generators: Option<AsyncFd<OwnedFd>>,
-    /// Active units that pass their sockets to this process's unit, with their addresses.
-    active: BTreeMap<String, Vec<String>>,
+    /// Active units that pass their sockets to this process's unit, with their addresses and the kinds of those
+    /// (`Stream`, `Datagram`).
+    active: BTreeMap<String, Vec<(String, String)>>,
     /// Those of them whose file is gone.
     without_file: BTreeSet<String>,
     /// When the manager is asked next.
@@ -82,8 +83,16 @@ impl SocketUnits {
 
     /// The unit without a file that has this address.
     pub fn without_file(&self, address: &str) -> Option<&str> {
-        let has = |unit: &&String| self.active.get(*unit).is_some_and(|all| all.iter().any(|one| one == address));
+        let has = |unit: &&String| self.active.get(*unit).is_some_and(|all| all.iter().any(|(one, _)| one == address));
         self.without_file.iter().find(has).map(String::as_str)
+    }
+
+    /// The active unit that has this address.
+    pub fn of(&self, address: &str, datagrams: bool) -> Option<&str> {
+        let has = |all: &[(String, String)]| {
+            all.iter().any(|(one, kind)| escape(one.as_bytes()) == address && (kind == "Datagram") == datagrams)
+        };
+        self.active.iter().find(|(_, all)| has(all)).map(|(unit, _)| unit.as_str())
     }
 
     /// Waits until something has become of a unit.
@@ -137,8 +146,7 @@ impl SocketUnits {
             let ours =
                 shown.last("Triggers").is_some_and(|units| units.split_ascii_whitespace().any(|unit| unit == own));
             if ours && !off {
-                let addresses = shown.listens().into_iter().map(|(address, _)| address).collect();
-                self.active.insert(name.clone(), addresses);
+                self.active.insert(name.clone(), shown.listens());
             }
             if off && self.active.contains_key(&name) {
                 stopped.push(name);
@@ -222,8 +230,14 @@ mod tests {
         assert_eq!(own, OWN, "tests run in no service");
         let mut units = SocketUnits::default();
         let here = unit("x.socket", "loaded", "active", OWN, "Listen=127.0.0.1:1 (Stream)");
+        let datagrams = unit("u.socket", "loaded", "active", OWN, "Listen=127.0.0.1:1 (Datagram)");
         let other = unit("o.socket", "loaded", "active", "other.service", "Listen=127.0.0.1:2 (Stream)");
-        assert_eq!(units.learn(Some(&(here.clone() + &other))), None);
+        assert_eq!(units.learn(Some(&(here.clone() + &datagrams + &other))), None);
+        assert_eq!(
+            (units.of("127.0.0.1:1", false), units.of("127.0.0.1:1", true)),
+            (Some("x.socket"), Some("u.socket"))
+        );
+        assert_eq!(units.of("127.0.0.1:2", false), None, "of another service");
         assert_eq!((units.next, units.without_file("127.0.0.1:1")), (None, None));
         assert_eq!(units.learn(Some(&unit("x.socket", "not-found", "active", "", ""))), Some(Moved::FileGone));
         assert_eq!(units.without_file("127.0.0.1:1"), Some("x.socket"));

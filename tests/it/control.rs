@@ -26,11 +26,24 @@ pub(crate) fn serving(server: &Server) -> Activated {
     Activation::qrexec_connect().tcp(&server.name()).with_control().start().ready()
 }
 
+/// Two listeners with one port, of IPv4 and of IPv6.
+fn one_port() -> (TcpListener, TcpListener) {
+    let both = (0..100).find_map(|_| {
+        let v4 = TcpListener::bind("127.0.0.1:0").ok()?;
+        let v6 = TcpListener::bind(("::1", v4.local_addr().ok()?.port())).ok()?;
+        Some((v4, v6))
+    });
+    both.expect("one of a hundred is free")
+}
+
 #[test]
 fn every_reply_is_as_the_committed_description_says() {
     let interface = Interface::new(DESCRIPTION);
     let server = Server::tcp();
+    let (v4, v6) = one_port();
+    let port = v4.local_addr().expect("bound").port();
     let activation = Activation::qrexec_connect().tcp(&server.name()).tcp("bad").with_control();
+    let activation = activation.inherit(&server.name(), v4).inherit(&format!("{} ", server.name()), v6);
     let socket = activation.dir().join("run/qrexec-connect/control");
     let service = activation.start().ready();
     assert!(fs::metadata(&socket).expect("it is there").file_type().is_socket());
@@ -82,6 +95,7 @@ fn every_reply_is_as_the_committed_description_says() {
     for (name, parameters) in [
         ("Kill", json!({"id": "00000000"})),
         ("Pause", json!({"listener": "nobody"})),
+        ("Pause", json!({"listener": format!("{port}")})),
         ("Watch", json!({})), // without `more`
     ] {
         let reply = asking.call(name, &parameters);
@@ -90,7 +104,7 @@ fn every_reply_is_as_the_committed_description_says() {
         assert_eq!(interface.faults_of_error(error, &reply["parameters"]), Vec::<String>::new());
         refused.push(error.to_owned());
     }
-    assert_eq!(refused, ["NoSuchSession", "NoSuchListener", "ExpectedMore"]);
+    assert_eq!(refused, ["NoSuchSession", "NoSuchListener", "AmbiguousListener", "ExpectedMore"]);
     for (method, parameters, error, about) in [
         ("Kill", json!({"id": "0"}), "InvalidParameter", "id"),
         ("Kill", json!({}), "InvalidParameter", "id"),

@@ -20,6 +20,7 @@ mod features;
 mod handover;
 mod harness;
 mod imports;
+mod labels;
 mod limits;
 mod log;
 mod manual;

@@ -97,7 +97,7 @@ fn metrics_count_what_happened_and_go_on_after_a_restart() {
     service.connect(3).expect_reset();
     service.connect(4).expect_reset();
     service.ends(4);
-    let at = |index: usize| format!("listener=\"127.0.0.1:{}\"", service.port(index));
+    let at = |index: usize| format!("listener=\"127.0.0.1:{}\",transport=\"tcp\"", service.port(index));
     let (a, b, c, d, e) = (at(0), at(1), at(2), at(3), at(4));
     let expected = |sessions: f64, handovers: f64| {
         [

@@ -18,7 +18,7 @@ fn a_paused_listener_keeps_its_sessions_and_has_others_wait_also_over_a_restart(
     let name = server.name();
     let address = format!("127.0.0.1:{}", service.port(0));
     let said = asking.ok(&["pause", &address]);
-    assert_eq!(said.stdout, format!("{address} is paused: connections wait in the backlog\n"));
+    assert_eq!(said.stdout, format!("{address}/tcp is paused: connections wait in the backlog\n"));
     service.process.stderr.wait_for(&format!("{address} is paused"));
 
     let mut late = service.connect(0);

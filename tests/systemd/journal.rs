@@ -48,6 +48,7 @@ fn each_session_has_one_start_and_one_end_with_all_their_fields() {
             for (field, value) in [
                 ("SYSLOG_IDENTIFIER", "qrexec-connect"),
                 ("LISTENER", "127.0.0.1:1234"),
+                ("TRANSPORT", "tcp"),
                 ("PEER", &peer),
                 ("UPSTREAM", "qrexec work test.Echo+x"),
                 ("QREXEC_TARGET", "work"),

@@ -185,11 +185,19 @@ fn echo_udp(port: u16) {
     });
 }
 
-/// One number out of what `COMMAND metrics` prints.
+/// One number out of what `COMMAND metrics` prints, with these labels among others: the earlier version has fewer.
 #[track_caller]
 fn metric(command: &str, name: &str) -> u64 {
     let all = shell(&format!("{command} metrics"));
-    let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let parts = |sample: &str| -> Vec<String> {
+        sample.split(['{', '}', ',', ' ']).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    };
+    let wanted = parts(name);
+    let value = all.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let (sample, value) = line.rsplit_once(' ')?;
+        let has = parts(sample);
+        (has[0] == wanted[0] && wanted.iter().all(|part| has.contains(part))).then_some(value)
+    });
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{all}"))
 }
 
@@ -458,6 +466,76 @@ udp_target = \"127.0.0.1:7004\"
         assert_eq!((drained, eof), (1, 15), "the flow lived until the stop: {ends:#?}");
         assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");
         assert_eq!(shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true"), "");
+    });
+}
+
+/// The earlier version has one counter and one pause for TCP and UDP on one address: the present one reads the counter
+/// as that of TCP and the pause as one of both. A downgrade loses the counter and the pause of UDP.
+#[test]
+fn an_upgrade_reads_counters_of_an_address_as_those_of_tcp_and_a_pause_as_one_of_both() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    let config = "\
+[[forward]]
+label = \"dns\"
+listen = \"127.0.0.1:2005\"
+target = \"127.0.0.1:7005\"
+
+[[forward]]
+label = \"dns-udp\"
+udp_listen = \"127.0.0.1:2005\"
+udp_target = \"127.0.0.1:7005\"
+";
+    tree.boot("upgrade", As::Root, || {
+        fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        shell("systemctl daemon-reload; systemctl start pfwd.service");
+        pfwd_settled();
+        let server = std::net::TcpListener::bind("127.0.0.1:7005").expect("a free port");
+        echo_udp(7005);
+        let tcp = port(2005);
+        let far = server.accept().expect("it is served");
+        let asker = Asker::new(2005);
+        asker.ask();
+        let accepted = |labels: &str| {
+            metric("pfwd", &format!("pfwd_sessions_accepted_total{{listener=\"127.0.0.1:2005\"{labels}}}"))
+        };
+        assert_eq!(accepted(""), 2, "in one");
+        shell("pfwd pause 127.0.0.1:2005");
+        let restart = |version: &str| {
+            install(version);
+            shell("systemctl restart pfwd.service");
+            pfwd_settled();
+            assert_runs(pfwd_property("MainPID").parse().expect("a number"), version, "pfwd");
+        };
+        let states = || {
+            let report = json("pfwd status");
+            let rows = report["listeners"].as_array().expect("a list").clone();
+            rows.iter().map(|row| row["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
+        };
+        restart("present");
+        assert_eq!(states(), ["paused", "paused"]);
+        assert_eq!((accepted(",transport=\"tcp\",label=\"dns\""), accepted(",transport=\"udp\"")), (2, 0));
+        shell("pfwd resume 2005/udp");
+        Asker::new(2005).ask();
+        assert_eq!(states(), ["paused", "serving"]);
+        restart("present");
+        assert_eq!(states(), ["paused", "serving"]);
+        assert_eq!((accepted(",transport=\"tcp\""), accepted(",transport=\"udp\",label=\"dns-udp\"")), (2, 1));
+        asker.ask();
+        restart("earlier");
+        assert_eq!(accepted(""), 2, "without those of UDP");
+        assert_eq!(states(), ["paused", "paused"], "in one");
+        restart("present");
+        shell("pfwd resume dns; pfwd resume dns-udp");
+        assert_eq!(states(), ["serving", "serving"]);
+        drop((tcp, far));
+        let ends =
+            |fields: &str| shell(&format!("journalctl -q -o cat -t pfwd LISTENER=127.0.0.1:2005 {fields} END=eof"));
+        eventually("the end is told", || !ends("LABEL=dns TRANSPORT=tcp").is_empty());
+        assert_eq!(ends("TRANSPORT=udp"), "");
+        shell("systemctl stop pfwd.service");
+        let drained = shell("journalctl -q -o cat -t pfwd LABEL=dns-udp TRANSPORT=udp END=drained | wc -l");
+        assert_eq!(drained, "2", "both flows");
     });
 }
 

@@ -85,7 +85,7 @@ fn all_sessions() -> Vec<api::Session> {
         let (connected, waits_for) = states[index];
         let process = serde_json::json!({ "pid": 4711, "uid": 1000, "unit": "app-firefox.scope", "command": format!("/usr/bin/{name} --new") });
         json(serde_json::json!({
-            "id": format!("819f8405-9d07-4f1e-8f6c-5b1c2f0e9d1{index}"), "listener": listener, "name": name,
+            "id": format!("819f8405-9d07-4f1e-8f6c-5b1c2f0e9d1{index}"), "listener": listener, "transport": if kind == "wide" { "unix" } else { "tcp" }, "name": name,
             "peer": if kind == "wide" { "uid 1000 pid 4711".to_owned() } else { format!("127.0.0.1:6030{index}") },
             "upstream": format!("qrexec @default qubes.ConnectTCP+{name}"), "connected": connected,
             "age_ms": 1000_u64 << (4 * index), "up_bytes": 1023_u64 << (10 * index), "down_bytes": 0, "waits_for": waits_for,

@@ -17,9 +17,14 @@ use clap::{Args, Subcommand};
 
 use super::systemctl;
 use crate::{
-    control::api::{self, Format},
+    control::{
+        api::{self, Format},
+        client::CallFailed,
+        select::{self, KnownListener},
+    },
     log::escape,
     report::Fatal,
+    spec::SocketKind,
 };
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
@@ -49,6 +54,10 @@ pub(super) enum ControlCommand<P: WhichService> {
 pub(super) struct StatusOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
+    /// Only these listeners: a label, a socket unit or its short name, an address or a port; a word that means several
+    /// shows all of them
+    #[arg(value_name = "LISTENER")]
+    listeners: Vec<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -92,7 +101,8 @@ pub(super) struct KillOptions<P: WhichService> {
 pub(super) struct PauseOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Addresses, names or labels of listeners as `status` shows them, or socket units
+    /// Listeners: a label, a socket unit or its short name, an address or a port; with /tcp or /udp behind it only those
+    /// of that transport
     #[arg(value_name = "LISTENER", required = true)]
     listeners: Vec<String>,
 }
@@ -112,7 +122,8 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
     match command {
         ControlCommand::Status(options) => {
             let service = AskedService::new(program, &options.place);
-            status::run(&service, (program.sources)(options.config.clone(), service.scope), options.json, options.look)
+            let sources = (program.sources)(options.config.clone(), service.scope);
+            status::run(&service, &sources, options.json, options.look, &options.listeners)
         }
         ControlCommand::Sessions(options) => {
             let service = AskedService::new(program, &options.place);
@@ -157,15 +168,36 @@ fn kill(service: &AskedService, ids: &[String]) -> Result<ExitCode, Fatal> {
 
 fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
-    each(listeners, |called| {
-        let addresses =
-            if called.ends_with(".socket") { systemctl::listens(service.scope, called) } else { Vec::new() };
-        let meant = if addresses.is_empty() { vec![called.to_owned()] } else { addresses };
-        let mut lines = Vec::new();
-        for listener in meant {
-            let answer: api::Addresses = service.call(method, &api::Named { listener })?;
-            lines.extend(answer.listeners.iter().map(|address| format!("{} is {done}", table::clean(address))));
-        }
-        Ok(lines)
+    let act = |listener: String| service.try_call::<api::Addresses>(method, &api::Named { listener });
+    each(listeners, |word| {
+        let answers = match act(word.to_owned()) {
+            // The service asks its manager for its units a moment after it has started.
+            Err(CallFailed::Refused(name, parameters)) if name == "NoSuchListener" => {
+                let listeners = listeners_of_unit(service, word);
+                if listeners.is_empty() {
+                    return Err(service.failure(CallFailed::Refused(name, parameters)));
+                }
+                listeners.into_iter().map(act).collect::<Result<Vec<_>, _>>()
+            }
+            answer => answer.map(|answer| vec![answer]),
+        };
+        let answers = answers.map_err(|failed| service.failure(failed))?;
+        let called = answers.iter().flat_map(|answer| match &answer.called[..] {
+            [] => &answer.listeners,
+            _ => &answer.called,
+        });
+        Ok(called.map(|listener| format!("{} is {done}", table::clean(listener))).collect())
     })
+}
+
+/// The listeners of the socket unit that is called so, as words that mean each alone.
+fn listeners_of_unit(service: &AskedService, word: &str) -> Vec<String> {
+    let unit =
+        if word.ends_with(".socket") { word.to_owned() } else { format!("{}{word}.socket", service.program.prefix) };
+    let spelled = |(address, kind): (String, String)| {
+        let transport = if kind == "Datagram" { SocketKind::Udp } else { SocketKind::Tcp };
+        let transport = Some(transport).filter(|_| !address.starts_with(['/', '@']));
+        select::spelling(&KnownListener { address: &address, transport, ..KnownListener::default() })
+    };
+    systemctl::listens(service.scope, &unit).into_iter().map(spelled).collect()
 }

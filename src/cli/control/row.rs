@@ -1,13 +1,16 @@
 //! A row of `status`: a listener, with its state as a client meets it.
 
-use std::{fmt, net::SocketAddr};
+use std::fmt;
 
 use serde::Serialize;
 
 use super::{service::AskedService, table::Colour};
 use crate::{
-    control::{api, select::short_unit},
-    spec::{Forward, Listen, Netns, SocketKind},
+    control::{
+        api,
+        select::{KnownListener, short_unit},
+    },
+    spec::{Forward, Listen, SocketKind, Upstream},
 };
 
 /// State of a listener, as a client meets it.
@@ -78,11 +81,20 @@ impl From<api::State> for RowState {
 pub(super) struct ListenerRow {
     /// Address of the listener.
     pub(super) address: String,
-    /// Kind of socket.
-    #[serde(skip)]
-    pub(super) kind: Option<SocketKind>,
+    /// TRANSPORT: `tcp`, `unix` or `udp`; absent where it is no socket that could be served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) transport: Option<&'static str>,
     /// Fd name or label.
     pub(super) name: String,
+    /// LABEL of the forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) label: Option<String>,
+    /// The network namespace of the upstream, when that is not the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) netns: Option<String>,
+    /// The network namespace of the listener, when that is not the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) listen_netns: Option<String>,
     /// Where it leads, as far as that is known.
     pub(super) upstream: String,
     pub(super) state: RowState,
@@ -114,20 +126,21 @@ pub(super) struct ListenerRow {
 }
 
 impl ListenerRow {
-    /// What people call it: its unit without what all units have in common, else its label.
+    /// What people call it: its label, else its unit without what all units have in common.
     pub(super) fn called(&self) -> &str {
-        match &self.unit {
-            Some(unit) => short_unit(unit),
+        match (&self.label, &self.unit) {
+            (Some(label), _) => label,
+            (None, Some(unit)) => short_unit(unit),
             // A name that says where to connect is no name for people.
-            None if self.name.contains([' ', '=']) => "",
-            None => &self.name,
+            (None, None) if self.name.contains([' ', '=']) => "",
+            (None, None) => &self.name,
         }
     }
 
     /// The address with its transport.
     pub(super) fn place(&self) -> String {
-        match self.kind {
-            Some(kind) => format!("{} {}", kind.word(), self.address),
+        match self.transport {
+            Some(transport) => format!("{transport} {}", self.address),
             None => self.address.clone(),
         }
     }
@@ -142,8 +155,11 @@ impl ListenerRow {
         let served = matches!(listener.state, api::State::Serving | api::State::Paused);
         Self {
             address: listener.address,
-            kind: listener.kind,
+            transport: listener.kind.map(SocketKind::word),
             name: listener.name,
+            label: listener.label,
+            netns: listener.netns,
+            listen_netns: listener.listen_netns,
             upstream: listener.upstream,
             state: listener.state.into(),
             reason: listener.reason,
@@ -151,6 +167,7 @@ impl ListenerRow {
             max_sessions: Some(listener.max_sessions).filter(|_| served),
             waiting: listener.waiting,
             queued: listener.queued,
+            unit: listener.unit,
             undecided: listener.undecided,
             ..Self::default()
         }
@@ -159,24 +176,40 @@ impl ListenerRow {
     /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
     pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> Option<Self> {
         let leg = forward.legs.front();
-        let port = |addr: &SocketAddr, netns: &Option<Netns>| {
-            netns.as_ref().map_or_else(|| addr.to_string(), |netns| format!("{addr} in {netns}"))
-        };
-        let (listen, kind) = match &leg.listen {
+        let (listen, transport, listen_netns) = match &leg.listen {
             Listen::Inherited => return None,
-            Listen::Tcp { addr, netns, .. } => (port(addr, netns), SocketKind::Tcp),
-            Listen::Udp { addr, netns } => (port(addr, netns), SocketKind::Udp),
-            Listen::Unix { addr, .. } => (addr.to_string(), SocketKind::Unix),
+            Listen::Tcp { addr, netns, .. } => (addr.to_string(), SocketKind::Tcp, netns.as_ref()),
+            Listen::Udp { addr, netns } => (addr.to_string(), SocketKind::Udp, netns.as_ref()),
+            Listen::Unix { addr, .. } => (addr.to_string(), SocketKind::Unix, None),
+        };
+        let netns = match &leg.upstream {
+            Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
+            Upstream::Unix(_) | Upstream::Qrexec(_) => None,
         };
         let (flag, unit) = (service.scope.flag(), service.unit());
         Some(Self {
-            address: listen,
-            kind: Some(kind),
+            address: listen_netns.map_or_else(|| listen.clone(), |netns| format!("{listen} in {netns}")),
+            transport: Some(transport.word()),
             name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
+            label: forward.label.as_ref().map(|label| label.to_string()),
+            netns: netns.map(ToString::to_string),
+            listen_netns: listen_netns.map(ToString::to_string),
             upstream: leg.upstream.to_string(),
             state: RowState::Down,
             reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
             ..Self::default()
         })
+    }
+}
+
+impl<'a> From<&'a ListenerRow> for KnownListener<'a> {
+    fn from(row: &'a ListenerRow) -> Self {
+        Self {
+            address: &row.address,
+            transport: row.transport.and_then(SocketKind::from_word),
+            label: row.label.as_deref().unwrap_or_default(),
+            name: &row.name,
+            unit: row.unit.as_deref().unwrap_or_default(),
+        }
     }
 }

@@ -109,7 +109,19 @@ fn look_further(sessions: &mut [api::Session]) {
 
 /// What people call the listener of a session: its label; a name that says where to connect is none.
 fn called(session: &api::Session) -> &str {
-    if session.name.contains([' ', '=']) { "" } else { &session.name }
+    match &session.label {
+        Some(label) => label,
+        None if session.name.contains([' ', '=']) => "",
+        None => &session.name,
+    }
+}
+
+/// The address of the listener with its transport.
+fn place(session: &api::Session) -> String {
+    match session.transport {
+        Some(transport) => format!("{} {}", transport.word(), session.listener),
+        None => session.listener.clone(),
+    }
 }
 
 fn row(s: &api::Session) -> [Cell; 10] {
@@ -117,7 +129,7 @@ fn row(s: &api::Session) -> [Cell; 10] {
         short(&s.id).into(),
         Cell::number(duration(s.age_ms)),
         Cell::from(called(s)),
-        Cell::from(&s.listener),
+        Cell::from(place(s)),
         state(s),
         Cell::number(bytes(s.up_bytes)),
         Cell::number(bytes(s.down_bytes)),
@@ -165,8 +177,9 @@ fn details(s: &api::Session) -> String {
     let mut lines = vec![
         ("session", s.id.clone()),
         ("age", duration(s.age_ms)),
-        ("listener", s.listener.clone()),
+        ("listener", place(s)),
         ("name", s.name.clone()),
+        ("label", s.label.clone().unwrap_or_default()),
         ("leads to", s.upstream.clone()),
         ("connected", s.dial_ms.map_or_else(|| "not yet".to_owned(), |ms| format!("after {ms} ms"))),
         ("waits for", wait(s).unwrap_or_default()),

@@ -26,7 +26,7 @@ use crate::{
     },
     control::api,
     log::escape,
-    spec::{Config, ListenPlace},
+    spec::{Config, ListenPlace, SocketKind},
 };
 
 /// What is asked of systemd about a unit.
@@ -180,9 +180,11 @@ impl<'a> UnitRows<'a> {
             reason => reason,
         };
         let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
+        let label = written.and_then(|name| self.config.labelled(&name.value)?.label().map(|label| label.to_string()));
         unit.owns(ListenerRow {
             address: place.local.to_string(),
-            kind: place.kind,
+            transport: place.kind.map(SocketKind::word),
+            label,
             name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
             upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
             state,

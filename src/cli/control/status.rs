@@ -3,7 +3,7 @@
 //! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
 //! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
 
-use std::{io, process::ExitCode};
+use std::{collections::BTreeSet, io, process::ExitCode};
 
 use serde::Serialize;
 
@@ -15,7 +15,12 @@ use super::{
 };
 use crate::{
     cli::{check, config::Sources, units::FoundUnit},
-    control::{api, client::CallFailed},
+    control::{
+        api,
+        client::CallFailed,
+        select::{KnownListener, select},
+    },
+    log::escape,
     report::{Code, Fatal},
     spec::{Beside, ConfigFault},
 };
@@ -55,13 +60,45 @@ pub(super) struct ServiceState {
     pub(super) trouble: Option<String>,
 }
 
+impl StatusReport {
+    /// Keeps the listeners that the words mean, and looks at those alone.
+    ///
+    /// # Errors
+    /// A word that means none.
+    fn keep(&mut self, service: &AskedService, words: &[String]) -> Result<(), Fatal> {
+        let known: Vec<KnownListener<'_>> = self.listeners.iter().map(KnownListener::from).collect();
+        let mut meant = BTreeSet::new();
+        for word in words {
+            let selection = select(word, &known);
+            if selection.all().is_empty() {
+                let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
+                return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
+            }
+            meant.extend(selection.all().to_vec());
+        }
+        let listeners = std::mem::take(&mut self.listeners).into_iter().enumerate();
+        self.listeners = listeners.filter(|(index, _)| meant.contains(index)).map(|(_, row)| row).collect();
+        self.served = self.listeners.iter().all(|row| row.state.fine());
+        Ok(())
+    }
+}
+
 /// Says how things stand.
 ///
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &AskedService, sources: Sources, json: bool, look: LookOptions) -> Result<ExitCode, Fatal> {
-    let report = gather(service, &sources)?;
+pub(super) fn run(
+    service: &AskedService,
+    sources: &Sources,
+    json: bool,
+    look: LookOptions,
+    words: &[String],
+) -> Result<ExitCode, Fatal> {
+    let mut report = gather(service, sources)?;
+    if !words.is_empty() {
+        report.keep(service, words)?;
+    }
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
         print_json(&report)?;
