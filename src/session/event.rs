@@ -240,6 +240,6 @@ pub fn waiting(info: &SessionInfo, addr: &UnixAddr, error: &io::Error, pause: Du
         Some(libc::ECONNREFUSED) => "has nobody listening: its endpoint has stopped",
         _ => "has a full backlog: its endpoint does not accept",
     };
-    let message = format!("{addr} {why}; next try in {} s", seconds(pause));
+    let message = format!("{addr} {why}; next try in {} s, then less often", seconds(pause));
     log::emit(about(info, Kind::DialWaiting, message));
 }

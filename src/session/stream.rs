@@ -86,7 +86,13 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     match &info.route.lead {
         Lead::Call(limits) => begin_call(story, limits).await,
         Lead::Unix(addr) => {
-            let waiting = |e: &std::io::Error, pause| event::waiting(info, addr, e, pause);
+            // Once for each reason: the tries go on until the time is over.
+            let mut told = None;
+            let waiting = |e: &std::io::Error, pause| {
+                if told.replace(e.raw_os_error()) != Some(e.raw_os_error()) {
+                    event::waiting(info, addr, e, pause);
+                }
+            };
             let upstream = dial::unix(addr, left(info, allowed), waiting).await?;
             Ok(Dialled::Stream(upstream, None))
         }

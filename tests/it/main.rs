@@ -36,4 +36,5 @@ mod records;
 mod schema;
 mod sessions;
 mod stages;
+mod tables;
 mod toolbox;

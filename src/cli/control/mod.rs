@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod captures;
+mod kill;
 mod place;
 mod row;
 mod service;
@@ -22,7 +23,6 @@ use crate::{
         client::CallFailed,
         select::{self, KnownListener},
     },
-    log::escape,
     report::Fatal,
     spec::SocketKind,
 };
@@ -91,9 +91,13 @@ pub(super) struct SessionsOptions<P: WhichService> {
 pub(super) struct KillOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Ids of sessions, or their beginnings: the eight digits that `sessions` and the journal show are enough
-    #[arg(value_name = "ID", required = true)]
+    /// Sessions: an id or its beginning (the eight digits that `sessions` and the journal show are enough), or a listener
+    /// as `pause` takes it, for all its sessions
+    #[arg(value_name = "SESSION|LISTENER", required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
+    /// End all sessions
+    #[arg(long)]
+    all: bool,
 }
 
 /// Options of `pause` and `resume`.
@@ -103,8 +107,11 @@ pub(super) struct PauseOptions<P: WhichService> {
     place: P,
     /// Listeners: a label, a socket unit or its short name, an address or a port; with /tcp or /udp behind it only those
     /// of that transport
-    #[arg(value_name = "LISTENER", required = true)]
+    #[arg(value_name = "LISTENER", required_unless_present = "all", conflicts_with = "all")]
     listeners: Vec<String>,
+    /// All listeners
+    #[arg(long)]
+    all: bool,
 }
 
 /// Options of `metrics`.
@@ -133,13 +140,12 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
                 sessions::list(&service, options.id.clone(), options.json, options.look)
             }
         }
-        ControlCommand::Kill(options) => kill(&AskedService::new(program, &options.place), &options.ids),
-        ControlCommand::Pause(options) => {
-            pause(&AskedService::new(program, &options.place), "Pause", &options.listeners)
+        ControlCommand::Kill(options) => {
+            let service = AskedService::new(program, &options.place);
+            if options.all { kill::everything(&service) } else { kill::by_words(&service, &options.ids) }
         }
-        ControlCommand::Resume(options) => {
-            pause(&AskedService::new(program, &options.place), "Resume", &options.listeners)
-        }
+        ControlCommand::Pause(options) => pause(&AskedService::new(program, &options.place), "Pause", options),
+        ControlCommand::Resume(options) => pause(&AskedService::new(program, &options.place), "Resume", options),
         ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
             let service = AskedService::new(program, &options.place);
@@ -155,18 +161,9 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
     }
 }
 
-fn kill(service: &AskedService, ids: &[String]) -> Result<ExitCode, Fatal> {
-    each(ids, |id| {
-        // A restart that falls into the middle has the session go on, and it is asked for again.
-        match service.try_call::<api::Id>("Kill", &api::Id { id: id.to_owned() }) {
-            Ok(ended) => Ok(vec![format!("session {} is ended", escape(ended.id.as_bytes()))]),
-            Err(failed) if service.waits_for_connection(&failed) => Ok(vec![service.no_sessions_yet()]),
-            Err(failed) => Err(service.failure(failed)),
-        }
-    })
-}
-
-fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
+fn pause<P: WhichService>(service: &AskedService, method: &str, options: &PauseOptions<P>) -> Result<ExitCode, Fatal> {
+    let all = if options.all { kill::all_listeners(service)? } else { Vec::new() };
+    let listeners = if options.all { &all } else { &options.listeners };
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
     let act = |listener: String| service.try_call::<api::Addresses>(method, &api::Named { listener });
     each(listeners, |word| {
@@ -181,7 +178,7 @@ fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<E
             }
             answer => answer.map(|answer| vec![answer]),
         };
-        let answers = answers.map_err(|failed| service.failure(failed))?;
+        let answers = answers.map_err(|failed| kill::not_to_be_paused(service, failed))?;
         let called = answers.iter().flat_map(|answer| match &answer.called[..] {
             [] => &answer.listeners,
             _ => &answer.called,

@@ -61,7 +61,7 @@ pub(super) fn list(
 }
 
 /// The sessions that are asked for, the oldest first.
-fn all(service: &AskedService, which: &api::Which) -> Result<Vec<api::Session>, CallFailed> {
+pub(super) fn all(service: &AskedService, which: &api::Which) -> Result<Vec<api::Session>, CallFailed> {
     let mut all = service.patiently(|client| {
         let mut all = Vec::new();
         client.each("ListSessions", which, |part: api::Sessions| {
@@ -83,7 +83,7 @@ const COLUMNS: [Column; 10] = [
     Column::whole("STATE"),
     Column::whole("UP"),
     Column::whole("DOWN"),
-    Column::long("PEER", 8),
+    Column::long("PEER", 13),
     Column::long("LEADS TO", 12).extra(),
     Column::long("PROCESS", 8).spare(),
 ];

@@ -239,7 +239,7 @@ fn reason(style: Style, row: &ListenerRow) -> Option<String> {
 /// The columns of `status`.
 const COLUMNS: [Column; 7] = [
     Column::long("NAME", 8),
-    Column::long("ADDRESS", 16),
+    Column::long("ADDRESS", 18),
     Column::whole("STATE"),
     Column::whole("SESSIONS"),
     Column::whole("WAITING"),

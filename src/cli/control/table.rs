@@ -6,10 +6,10 @@
 
 use std::io::{self, IsTerminal as _};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::{log::escape, sys};
+use crate::{cli::arguments::When, log::escape, sys};
 
 /// The blanks between two columns.
 const GAP: &str = "  ";
@@ -29,16 +29,7 @@ pub(super) struct LookOptions {
     wide: bool,
     /// Use colours; `auto`: on a terminal, unless NO_COLOR is set
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
-    color: ColorWhen,
-}
-
-/// When colours are used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum ColorWhen {
-    #[default]
-    Auto,
-    Always,
-    Never,
+    color: When,
 }
 
 /// The colours that say something.
@@ -80,11 +71,7 @@ impl Style {
         let out = io::stdout();
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let colour = match look.color {
-            ColorWhen::Always => true,
-            ColorWhen::Never => false,
-            ColorWhen::Auto => out.is_terminal() && !set("NO_COLOR") && !dumb,
-        };
+        let colour = look.color.holds(|| out.is_terminal() && !set("NO_COLOR") && !dumb);
         let size =
             if out.is_terminal() && !look.wide { sys::window_size(std::os::fd::AsFd::as_fd(&out)) } else { None };
         let width = size.map(|(_, columns)| usize::from(columns)).filter(|columns| *columns > 0);
@@ -314,19 +301,24 @@ fn fitting_end(text: &str, columns: usize) -> &str {
     tail.chars().next().filter(mark).map_or(tail, |c| &tail[c.len_utf8()..])
 }
 
-/// `text` in lines of at most `columns`, broken at blanks. A word that is longer has a line of its own.
+/// `text` in lines of at most `columns`, broken at blanks, and within a word where that is longer.
 pub(super) fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in text.split(' ') {
+    for mut word in text.split(' ') {
         let line = lines.last_mut().expect("there is a first line");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.width() + 1 + word.width() <= columns {
-            line.push(' ');
-            line.push_str(word);
+        if line.is_empty() || line.width() + 1 + word.width() <= columns {
+            let blank = if line.is_empty() { "" } else { " " };
+            *line += blank;
         } else {
-            lines.push(word.to_owned());
+            lines.push(String::new());
         }
+        while word.width() > columns && !fitting(word, columns).is_empty() {
+            let part = fitting(word, columns);
+            word = &word[part.len()..];
+            lines.last_mut().expect("there is a first line").push_str(part);
+            lines.push(String::new());
+        }
+        lines.last_mut().expect("there is a first line").push_str(word);
     }
     lines
 }
@@ -459,7 +451,7 @@ mod tests {
     #[test]
     fn lines_are_broken_at_blanks() {
         assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrapped("a verylongword b", 5), ["a", "verylongword", "b"]);
+        assert_eq!(wrapped("a verylongword b", 5), ["a", "veryl", "ongwo", "rd b"]);
     }
 
     proptest! {
