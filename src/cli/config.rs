@@ -202,11 +202,11 @@ fn refuse_writable(metadata: &Metadata) -> io::Result<()> {
 fn read_drop_in(path: &Path) -> io::Result<String> {
     let file = open_regular(path)?;
     refuse_writable(&file.metadata()?)?;
-    read_text(file)
+    read_text(file).and_then(not_empty)
 }
 
 fn read_regular(path: &Path) -> io::Result<String> {
-    read_text(open_regular(path)?)
+    read_text(open_regular(path)?).and_then(not_empty)
 }
 
 /// Whether `error` says that nothing is at `path`. A link that leads nowhere is there, and cannot be read.
@@ -228,7 +228,7 @@ fn writable(path: &Path) -> Option<String> {
 /// Reads a file that somebody named. A pipe is as good, if its text comes within `limit`.
 fn read_within(path: &Path, limit: Duration) -> io::Result<String> {
     if fs::metadata(path)?.is_file() {
-        return read_text(File::open(path)?);
+        return read_text(File::open(path)?).and_then(not_empty);
     }
     let (sender, receiver) = mpsc::channel();
     let path = path.to_owned();
@@ -254,6 +254,15 @@ fn read_text(file: File) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+/// Refuses the text of a file without a single word. Nobody means that: it is what a full disk or an editor leaves for
+/// a moment, and a reload would close every forward of the file.
+fn not_empty(text: String) -> io::Result<String> {
+    if text.trim().is_empty() {
+        return Err(io::Error::other("it is empty; to serve no forward of it, write a comment into it or remove it"));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ mod effective;
 mod generator;
 #[cfg(feature = "forward")]
 pub mod pfwd;
+#[cfg(feature = "forward")]
+mod reload;
 #[cfg(feature = "remote")]
 pub mod remote;
 #[cfg(feature = "forward")]

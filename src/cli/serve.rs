@@ -9,8 +9,6 @@ use std::{
 use super::{
     arguments::When,
     config::{self, Sources},
-    systemctl,
-    units::Scope,
 };
 use crate::{
     activation,
@@ -20,7 +18,7 @@ use crate::{
     service::{self, Ended, Setup, Stay},
     spec::{FaultEffect, Faults, LogLevel},
     sys,
-    systemd::{headroom, reload, signals::Hangup, unit},
+    systemd::{headroom, signals::Hangup, unit},
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -109,34 +107,6 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         Ok(Ended::Broken) => Ok(Code::Failure.into()),
         Err(what) => Err(Fatal::new(Code::Failure, what)),
     }
-}
-
-/// Has the running service read its configuration again, and waits for how that goes. ExecReload= gives its process id
-/// in `MAINPID`; somebody at a shell means the service of the manager of `scope`.
-///
-/// # Errors
-/// The new configuration is not used, or it is not known whether it is; the service does not run.
-pub(super) fn reload(program: &str, scope: Scope) -> Result<ExitCode, Fatal> {
-    if let Some(pid) = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok()) {
-        let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
-        return asked.map(|()| ExitCode::SUCCESS);
-    }
-    let (unit, flag) = (format!("{program}.service"), scope.flag());
-    let shown = systemctl::show(scope, &["ActiveState"], std::slice::from_ref(&unit));
-    let Some(state) = shown.and_then(|shown| shown.first()?.last("ActiveState")) else {
-        let what = format!("systemd does not answer, so {unit} cannot be reloaded");
-        return Err(
-            Fatal::new(Code::Failure, what).hint("a service that runs without systemd reads its file at SIGHUP")
-        );
-    };
-    if matches!(state.as_str(), "inactive" | "failed") {
-        let what = format!("{unit} does not run: it reads the configuration when it starts");
-        return Err(Fatal::new(Code::Failure, what).hint(format!("to try the configuration: {program} check")));
-    }
-    let why = format!("`{program} check` names what is wrong; more: journalctl {flag}-u {unit}");
-    systemctl::order(scope, &["reload", &unit]).map_err(|failed| failed.hint(why))?;
-    println!("{unit} has read its configuration again");
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Keeps what the service leaves between two of its processes, for as long as another may come.

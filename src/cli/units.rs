@@ -120,6 +120,8 @@ pub(super) struct FoundUnit {
     /// Whether it, by itself or by drop-ins of its very name, says how it is enabled: systemd takes `[Install]` from
     /// nowhere else.
     pub(super) has_install: bool,
+    /// Drop-ins that cannot be read, each with the reason; systemd goes on without them.
+    pub(super) unread: Vec<(PathBuf, String)>,
 }
 
 /// A file that is called like a unit and is none that systemd can load.
@@ -217,28 +219,45 @@ pub(super) fn enabled_instances(path: &[PathBuf], template: &str) -> Vec<String>
     names
 }
 
-/// Reads a unit with its drop-ins; `None` for a masked one (a link to /dev/null, or an empty file).
+/// Reads a unit with its drop-ins; `None` for a masked one (a link to /dev/null).
 fn load(path: &[PathBuf], name: String, file: PathBuf) -> Result<Option<FoundUnit>, BadUnit> {
     let bad = |why: String| BadUnit { name: name.clone(), path: file.clone(), why };
     let text = match read(&file) {
+        Ok(text) if text.is_empty() && fs::metadata(&file).is_ok_and(|meta| meta.is_file()) => {
+            return Err(bad("the file is empty, and systemd takes that for a masked unit".to_owned()));
+        }
         Ok(text) if text.is_empty() => return Ok(None),
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let target = fs::read_link(&file).unwrap_or_default();
-            return Err(bad(format!("the link leads to {}, which does not exist", target.display())));
-        }
-        Err(e) if file.is_dir() => return Err(bad(format!("this is a directory and no unit file ({e})"))),
-        Err(e) => return Err(bad(format!("the file cannot be read: {e}"))),
+        Err(e) => return Err(bad(unreadable(&file, &e))),
     };
     let mut unit = Unit::parse(&file.to_string_lossy(), &text);
     let mut has_install = unit.has_install();
+    let mut unread = Vec::new();
     for (drop_in, exact) in drop_ins(path, &name) {
-        let Ok(text) = read(&drop_in) else { continue };
+        let text = match read(&drop_in) {
+            Ok(text) => text,
+            Err(e) => {
+                let why = unreadable(&drop_in, &e);
+                unread.push((drop_in, why));
+                continue;
+            }
+        };
         let drop_in = drop_in.to_string_lossy();
         has_install |= exact && Unit::parse(&drop_in, &text).has_install();
         unit.overlay(&drop_in, &text);
     }
-    Ok(Some(FoundUnit { name, path: file, unit, has_install }))
+    Ok(Some(FoundUnit { name, path: file, unit, has_install, unread }))
+}
+
+/// Why a file of a unit cannot be read.
+fn unreadable(file: &Path, error: &io::Error) -> String {
+    match fs::read_link(file) {
+        Ok(target) if error.kind() == io::ErrorKind::NotFound => {
+            format!("the link leads to {}, which does not exist", target.display())
+        }
+        _ if file.is_dir() => format!("this is a directory and no unit file ({error})"),
+        _ => format!("the file cannot be read: {error}"),
+    }
 }
 
 /// The drop-ins of a unit in the order in which systemd reads them, and whether each is of its very name (or, for an

@@ -30,7 +30,7 @@ use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
 pub use ask::{Ask, ConfigFaults, Subject, WordMeaning};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
-pub use view::{listener, post, refused, sessions_by_listener, troubled, unserved};
+pub use view::{listener, post, refused, sessions_by_listener, troubled};
 
 use crate::{
     activation,

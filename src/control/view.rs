@@ -135,7 +135,7 @@ pub fn post(post: &Post, sessions: &HashMap<TallyKey, Load>) -> api::Listener {
 
 /// An inherited listener that is refused; connections that are held are among those that wait.
 pub fn refused(refused: &RefusedListener) -> api::Listener {
-    let RefusedListener { listener, why, .. } = refused;
+    let listener = &refused.listener;
     let kind = listener.socket.kind();
     let waiting = match kind {
         SocketKind::Tcp => sys::tcp_backlog(listener.socket.as_fd()).map(u64::from),
@@ -144,7 +144,7 @@ pub fn refused(refused: &RefusedListener) -> api::Listener {
     };
     api::Listener {
         waiting: waiting.map(|n| n + refused.held() as u64),
-        ..troubled(&listener.local.to_string(), Some(kind), &listener.name, api::State::Refused, why)
+        ..troubled(&listener.local.to_string(), Some(kind), &listener.name, api::State::Refused, &refused.why())
     }
 }
 

@@ -66,7 +66,6 @@ impl DialStep {
             (Self::Unix, Some(libc::ENOENT)) => "; its endpoint has not started",
             (Self::Unix, Some(libc::EACCES)) => "; check the owner and mode of the socket and its directory",
             (Self::Unix, Some(libc::EPROTOTYPE)) => "; the socket there is not for streams",
-            (Self::Udp, Some(libc::EACCES)) => "; this is a broadcast address: datagrams are forwarded to one host",
             (Self::Tcp | Self::Udp, Some(libc::EACCES | libc::EPERM)) => "; a firewall of this machine forbids it",
             (Self::Tcp | Self::Udp, Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 "; no route leads there: see `ip route get`"
@@ -92,7 +91,7 @@ mod tests {
     fn advice_knows_what_was_dialled() {
         let said = |step: DialStep, number| step.advice(&io::Error::from_raw_os_error(number));
         assert!(said(DialStep::Unix, libc::EACCES).contains("owner and mode"));
-        assert!(said(DialStep::Udp, libc::EACCES).contains("broadcast"));
+        assert!(said(DialStep::Udp, libc::EACCES).contains("firewall"));
         assert!(said(DialStep::Tcp, libc::EACCES).contains("firewall"));
         assert!(said(DialStep::Unix, libc::ENOENT).contains("endpoint"));
         assert_eq!(said(DialStep::Tcp, libc::ENOENT), "");

@@ -62,6 +62,6 @@ mod way;
 pub use failure::{DialStep, Failure};
 pub use peer::abandoned;
 pub use tcp::{connect as tcp, keep_alive};
-pub use udp::connect as udp;
+pub(crate) use udp::{Ends, Present, connect as udp};
 pub use unix::connect as unix;
 pub use way::Way;

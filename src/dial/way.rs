@@ -76,7 +76,7 @@ impl Way<'_> {
     }
 
     /// The addresses of `addr`: those that can be dialled from the source address, if one is given.
-    async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
+    pub(super) async fn resolve(&self, addr: &HostPort) -> Result<Vec<SocketAddr>, Failure> {
         let name = match &addr.host {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, addr.port)]),
             Host::Name(name) => name,

@@ -26,7 +26,7 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
-    session::{ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
+    session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
@@ -259,10 +259,10 @@ impl RecordReader<'_> {
                 let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
                 ParkedStage::SettingUp { peer, helper, call }
             }
-            StageRecord::Flow { peer, at, quiet_ms } => {
+            StageRecord::Flow { peer, at, quiet_ms, doubt, passed } => {
                 let at = at.map(|(ip, interface)| Destination { ip, interface });
-                let quiet = Duration::from_millis(quiet_ms);
-                ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, quiet }
+                let kept = FlowKept { quiet: Duration::from_millis(quiet_ms), doubt, passed };
+                ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, kept }
             }
             StageRecord::Relaying { peer, upstream, up, down, reset_by, child } => {
                 let (up, down) = (self.direction(&up)?, self.direction(&down)?);

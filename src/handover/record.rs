@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{relay::Phase, spec::SocketKind, stream::StreamKind};
+use crate::{relay::Phase, session::DoubtKept, spec::SocketKind, stream::StreamKind};
 
 /// The version of a record; a reader takes its own only.
 pub(super) const VERSION: u32 = 1;
@@ -94,6 +94,12 @@ pub(super) enum StageRecord {
         /// The address of ours that the peer asked, and the interface.
         at: Option<(IpAddr, u32)>,
         quiet_ms: u64,
+        #[serde(default)]
+        doubt: DoubtKept,
+        /// Datagrams sent to the upstream, and those that it answered. A process that does not know this field counts from
+        /// 0; it knows no `udp_responses` either.
+        #[serde(default)]
+        passed: (u64, u64),
     },
 }
 

@@ -93,10 +93,11 @@ impl RecordWriter {
                 }),
                 child: helper.map(|helper| self.child(helper)),
             },
-            ParkedStage::Flow { asked, upstream, quiet } => {
+            ParkedStage::Flow { asked, upstream, kept } => {
                 self.fds.push(upstream);
-                let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
-                StageRecord::Flow { peer: asked.peer, at: asked.at.map(|at| (at.ip, at.interface)), quiet_ms }
+                let quiet_ms = u64::try_from(kept.quiet.as_millis()).unwrap_or(u64::MAX);
+                let at = asked.at.map(|at| (at.ip, at.interface));
+                StageRecord::Flow { peer: asked.peer, at, quiet_ms, doubt: kept.doubt, passed: kept.passed }
             }
         }
     }

@@ -29,6 +29,7 @@ pub(super) async fn receive(
     stop: &CancellationToken,
 ) {
     let mut denied = Reminder::default();
+    sessions.know_flows(flows);
     loop {
         let Some(Ok(mut ready)) = stop.run_until_cancelled(flows.io().readable()).await else { return };
         let mut more = true;
@@ -65,8 +66,8 @@ fn take(
     asked: Asked,
     denied: &mut Reminder,
 ) {
-    if let Some(flow) = flows.get(&asked) {
-        return flow.up(bytes);
+    if flows.get(&asked).is_some_and(|flow| flow.up(bytes)) {
+        return;
     }
     let route = listening.route();
     if route.tally.paused() {
@@ -80,6 +81,6 @@ fn take(
     let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
     let info = Arc::new(info);
     let flow = flows.begin(asked, info.clone(), most);
-    flow.up(bytes);
+    let _taken = flow.up(bytes); // its task has not begun, so it is not over
     session::begin(sessions, info, Stage::Flow(flow), Permits::default());
 }

@@ -58,8 +58,8 @@ const DROPPED: (usize, Duration) = (256, Duration::from_millis(100));
 pub struct RefusedListener {
     /// The listener itself, for the time when it can be served.
     pub listener: Listener,
-    /// Why it is not served.
-    pub why: String,
+    /// Why it is not served; its task tells the same reason.
+    why: Arc<Mutex<Arc<str>>>,
     held: Arc<Mutex<HeldConnections>>,
     task: Option<AcceptTask>,
 }
@@ -85,7 +85,29 @@ impl RefusedListener {
         let unix = listener.socket.kind() == SocketKind::Unix;
         let kind = if unix { StreamKind::Unix } else { StreamKind::Tcp };
         let held = Arc::new(Mutex::new(HeldConnections { kind, waiting: VecDeque::new() }));
-        Self { listener, why, held, task: None }
+        Self { listener, why: Arc::new(Mutex::new(why.into())), held, task: None }
+    }
+
+    /// A listener that is refused again, with what was held of it before.
+    pub fn again(listener: Listener, why: String, held: HeldConnections) -> Self {
+        let refused = Self::new(listener, why);
+        *lock(&refused.held) = held;
+        refused
+    }
+
+    /// Why it is not served.
+    pub fn why(&self) -> Arc<str> {
+        lock(&self.why).clone()
+    }
+
+    /// Changes the reason; whether it was another one before.
+    pub fn set_why(&self, why: &str) -> bool {
+        let mut now = lock(&self.why);
+        let changes = **now != *why;
+        if changes {
+            *now = why.into();
+        }
+        changes
     }
 
     /// The number of connections that are held.
@@ -101,7 +123,7 @@ impl RefusedListener {
         let socket = &self.listener.socket;
         let fd = socket.as_fd().try_clone_to_owned().and_then(|fd| sys::register(fd, Interest::READABLE));
         let Ok(fd) = fd else { return }; // no descriptor left: who connects waits in the backlog
-        let waiting = HoldingTask { fd, told: Told::new(&self.listener, &self.why), held: self.held.clone() };
+        let waiting = HoldingTask { fd, told: Told::new(&self.listener, self.why.clone()), held: self.held.clone() };
         let datagrams = socket.kind() == SocketKind::Udp;
         self.task = Some(accepting.spawn(|stop| async move {
             if datagrams {
@@ -232,20 +254,20 @@ impl HoldingTask {
 /// Tells of those who were turned away, once a minute.
 struct Told {
     listener: ListenerIdentity,
-    why: String,
+    why: Arc<Mutex<Arc<str>>>,
     reminder: Reminder,
 }
 
 impl Told {
-    fn new(listener: &Listener, why: &str) -> Self {
+    fn new(listener: &Listener, why: Arc<Mutex<Arc<str>>>) -> Self {
         let listener = ListenerIdentity::new(&listener.local.to_string(), listener.socket.kind(), None);
-        Self { listener, why: why.to_owned(), reminder: Reminder::default() }
+        Self { listener, why, reminder: Reminder::default() }
     }
 
     fn tell(&mut self, what: &str) {
         let Some(left_out) = self.reminder.due() else { return };
         let more = if left_out > 0 { format!(" ({left_out} more in the last minute)") } else { String::new() };
-        let text = format!("{}: {what}{more}, because the listener is not served: {}", self.listener, self.why);
+        let text = format!("{}: {what}{more}, because the listener is not served: {}", self.listener, lock(&self.why));
         emit(self.listener.event(Kind::ListenerRefused, text));
     }
 }

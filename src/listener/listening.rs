@@ -43,24 +43,17 @@ pub(super) struct Streams {
 }
 
 impl ServedListener {
-    /// Registers a listener. Accepted TCP sockets inherit its options (tcp(7)), so they are set here, once.
+    /// Registers a listener.
     ///
     /// # Errors
-    /// What setsockopt(2) or epoll_ctl(2) say.
-    pub fn new(socket: Socket, route: Arc<Route>) -> io::Result<Self> {
-        match &socket {
-            Socket::Tcp(tcp) => {
-                let socket = socket2::SockRef::from(tcp);
-                socket.set_tcp_nodelay(true)?;
-                if route.options.keepalive {
-                    dial::keep_alive(&socket)?;
-                }
-            }
-            Socket::Unix(_) => {}
-            Socket::Udp(udp) => datagram::ask_for_destinations(udp)?,
-        }
+    /// What setsockopt(2) or epoll_ctl(2) say, with the socket: it can be tried again later.
+    pub fn new(socket: Socket, route: Arc<Route>) -> Result<Self, (Socket, io::Error)> {
         let kind = socket.kind();
-        let fd = sys::register(socket.into(), Interest::READABLE)?;
+        let fd = match prepare(&socket, &route) {
+            Ok(()) => sys::register_or_return(socket.into(), Interest::READABLE),
+            Err(e) => return Err((socket, e)),
+        };
+        let fd = fd.map_err(|(fd, e)| (Socket::new(kind, fd), e))?;
         let io = match kind {
             SocketKind::Tcp => Io::Streams(Streams { fd, kind: stream::StreamKind::Tcp }),
             SocketKind::Unix => Io::Streams(Streams { fd, kind: stream::StreamKind::Unix }),
@@ -105,11 +98,52 @@ impl ServedListener {
     }
 }
 
+/// Sets the options of a listener. Accepted TCP sockets inherit them (tcp(7)), so they are set here, once.
+fn prepare(socket: &Socket, route: &Route) -> io::Result<()> {
+    match socket {
+        Socket::Tcp(tcp) => {
+            let socket = socket2::SockRef::from(tcp);
+            socket.set_tcp_nodelay(true)?;
+            if route.options.keepalive { dial::keep_alive(&socket) } else { Ok(()) }
+        }
+        Socket::Unix(_) => Ok(()),
+        Socket::Udp(udp) => datagram::ask_for_destinations(udp),
+    }
+}
+
 impl AsFd for ServedListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.io {
             Io::Streams(streams) => streams.fd.get_ref().as_fd(),
             Io::Datagrams(flows) => flows.as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::{
+        session::{ListenerIdentity, Routes},
+        spec::{Config, fdname},
+    };
+
+    #[test]
+    fn a_socket_that_cannot_be_served_comes_back_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let unix = UnixListener::bind(dir.path().join("x.sock")).unwrap();
+        let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
+        let was = inode(unix.as_fd());
+        let forward = fdname::resolve("target=127.0.0.1+9", SocketKind::Tcp, &Config::default()).unwrap();
+        let listener = ListenerIdentity::new("x", SocketKind::Tcp, None);
+        let route =
+            Routes::new(1).make(String::new(), listener, forward.legs.front().clone(), forward.options).unwrap();
+        // Taken for TCP, it refuses the options of TCP.
+        let socket = Socket::new(SocketKind::Tcp, OwnedFd::from(unix));
+        let (socket, error) = ServedListener::new(socket, Arc::new(route)).unwrap_err();
+        assert_eq!(inode(socket.as_fd()), was);
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}");
     }
 }

@@ -29,4 +29,4 @@ pub use holding::RefusedListener;
 pub use listening::ServedListener;
 pub use post::{Post, Standing, Wanted, wanted};
 pub use posts::Posts;
-pub use refuse::refuse;
+pub use refuse::{refusal, refuse};

@@ -263,7 +263,7 @@ impl Post {
     fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
         let listener = self.wanted.called(&bound.local.to_string());
         let route = self.wanted.route(&listener, &before, routes)?;
-        let listening = ServedListener::new(bound.socket, route.clone()).map_err(|e| e.to_string())?;
+        let listening = ServedListener::new(bound.socket, route.clone()).map_err(|(_, e)| e.to_string())?;
         let place = bound.netns.map(|id| format!(" ({id})")).unwrap_or_default();
         let named = self.wanted.named();
         let mut text = format!("{named}{listener}{place} leads to {}{}", route.upstream_text, route.place_now());

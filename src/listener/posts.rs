@@ -31,8 +31,8 @@ pub struct Reconciled {
     pub changed: usize,
     /// New listeners.
     pub opened: usize,
-    /// Listeners that no forward wants any more.
-    pub closed: usize,
+    /// The addresses of listeners that no forward wants any more.
+    pub closed: Vec<String>,
     /// Listeners that the previous process handed over and no forward wants.
     pub unwanted: Vec<Handed>,
 }
@@ -85,6 +85,17 @@ impl Posts {
     pub fn trouble(&self) -> Option<String> {
         let post = self.posts.iter().find(|post| post.serving().is_none())?;
         Some(format!("{}: {}", post.wanted.listen(), post.trouble().unwrap_or_default()))
+    }
+
+    /// The posts whose listener cannot be opened, each with the reason.
+    pub fn failed(&self) -> impl Iterator<Item = String> {
+        let failed = |post: &Post| match post.standing() {
+            Standing::Failed { why, .. } => {
+                Some(format!("{} is not served: {why}; the service retries", post.address()))
+            }
+            Standing::Untried | Standing::Serving(_) | Standing::Awaited { .. } => None,
+        };
+        self.posts.iter().filter_map(failed)
     }
 
     /// The listeners that serve.
@@ -175,7 +186,8 @@ impl Posts {
             }
         }
         // First away with the old: a new one may want the same port.
-        let (opened, closed) = (new.len(), old.len());
+        let opened = new.len();
+        let closed = old.iter().map(Post::address).collect();
         for post in old {
             remove(post, sessions).await;
         }

@@ -145,6 +145,8 @@ kinds! {
     CallKilled "call-killed" Warning "06f4e18d48d34b6fa7cad6f6d9f77815",
     /// A call came to nothing and is made again.
     CallRedialled "call-redialled" Warning "e131652965ff1c2764abfa0e32dae3ae",
+    /// The upstream socket of a flow was replaced.
+    FlowMoved "flow-moved" Info "80d41c86f36d4120a266b01a2b5e96b1",
     /// Children cannot be put where they outlive a restart.
     CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.

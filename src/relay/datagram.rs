@@ -107,18 +107,38 @@ pub fn receive_connected<T>(socket: BorrowedFd<'_>, take: impl FnOnce(&[u8]) -> 
     })
 }
 
+/// What became of a datagram.
+#[derive(Debug)]
+pub struct SendOutcome {
+    /// The error that an earlier datagram met, which the kernel reports now.
+    pub earlier: Option<io::Error>,
+    /// Whether this datagram was sent.
+    pub sent: io::Result<()>,
+}
+
 /// Sends one datagram on a connected socket. An ICMP error that an earlier one met is reported by the next call: that
 /// is no reason not to send this one.
-///
-/// # Errors
-/// What send(2) says.
-pub fn send_connected(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
-    let send = || nix::sys::socket::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+pub fn send_connected(socket: BorrowedFd<'_>, bytes: &[u8]) -> SendOutcome {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let send = || nix::sys::socket::send(socket.as_raw_fd(), bytes, flags).map(drop).map_err(io::Error::from);
     match send() {
-        Err(nix::Error::ECONNREFUSED | nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH) => send(),
-        sent => sent,
-    }?;
-    Ok(())
+        Err(error) if reports_an_earlier_one(&error) => match send() {
+            // A way that does not exist is an error of this one, each time.
+            Err(again) if again.raw_os_error() == error.raw_os_error() && !is_refusal(&error) => {
+                SendOutcome { earlier: None, sent: Err(again) }
+            }
+            sent => SendOutcome { earlier: Some(error), sent },
+        },
+        sent => SendOutcome { earlier: None, sent },
+    }
+}
+
+fn reports_an_earlier_one(error: &io::Error) -> bool {
+    is_refusal(error) || matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH))
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNREFUSED)
 }
 
 /// Answers `to`, from the address that it had asked.

@@ -230,6 +230,12 @@ mod tests {
         find(asked.as_bytes()).path.map(|p| p.display().to_string()).map_err(|fault| fault.to_string())
     }
 
+    /// Whether root owns the directory of this process in /proc, as it does for dom0's daemon. Elsewhere its owner is
+    /// the first fault of each path through it.
+    fn owns_its_proc() -> bool {
+        nix::unistd::geteuid().is_root()
+    }
+
     /// `/usr/bin/env` as this machine has it.
     fn env() -> String {
         path("/usr/bin/env").expect("coreutils are here")
@@ -243,10 +249,12 @@ mod tests {
             "/usr/./bin/env",
             "/usr/bin/../bin/env",
             "/../usr/bin/env",
-            "/proc/self/root/usr/bin/env",
             "/usr/share/../../usr/bin/env",
         ] {
             assert_eq!(path(way), Ok(env()), "{way}");
+        }
+        if owns_its_proc() {
+            assert_eq!(path("/proc/self/root/usr/bin/env"), Ok(env()));
         }
     }
 
@@ -293,7 +301,9 @@ mod tests {
             assert!(path(&asked).is_err(), "{asked}");
             assert!(find(asked.as_bytes()).names.others.len() > 1, "rules know it by its file as well: {asked}");
         }
-        assert!(path("/proc/self/exe").is_err_and(|why| why.contains("is in /proc")));
+        if owns_its_proc() {
+            assert!(path("/proc/self/exe").is_err_and(|why| why.contains("is in /proc")));
+        }
     }
 
     #[test]

@@ -125,7 +125,11 @@ fn end_one(session: Adopted<'_>) {
     if let Some(ms) = session.dial_ms {
         info.connected(ms, session.netns);
     }
+    let losses = session.stage.losses();
     session.stage.abandon();
-    let note = "the service was stopped before its next process took this up";
+    let mut note = "the service was stopped before its next process took this up".to_owned();
+    if !losses.is_empty() {
+        note += &format!("; {losses}");
+    }
     emit(ended_event(&info, &SessionEnding::new(End::Drained, note)));
 }

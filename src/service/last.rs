@@ -13,7 +13,7 @@ use crate::{
     log::{Kind, say},
     spec::LastTexts,
     sys::file::replace,
-    systemd::unit::runtime_directory,
+    systemd::{headroom::Headroom, unit::runtime_directory},
 };
 
 /// Its name in the runtime directory.
@@ -38,6 +38,7 @@ pub fn read() -> LastTexts {
 /// Leaves what is in force to the next process.
 pub(super) fn write(texts: &LastTexts) {
     let Some(file) = file() else { return };
+    let _headroom = Headroom::take();
     if *texts == LastTexts::default() {
         return remove();
     }

@@ -10,11 +10,11 @@ use super::{
     state::RunningService,
 };
 use crate::{
-    listener::{refuse, wanted},
+    listener::{RefusedListener, refusal, refuse, wanted},
     log::{Kind, emit, say},
     session::ListenerIdentity,
     spec::{Config, FaultEffect, Forward, Loaded},
-    systemd::{notify, reload::answer},
+    systemd::{headroom::Headroom, notify, reload::answer},
 };
 
 /// How much of a fault the status line has, in characters; `status` has all.
@@ -25,27 +25,31 @@ impl RunningService {
     pub(super) async fn reload(&mut self) {
         let now = NotifyState::monotonic_usec_now();
         let _ = now.map(|now| notify::tell(&[NotifyState::Reloading, now]));
-        let loaded = load(&(self.read)(), &self.texts, &self.sockets);
-        let refused = self.put_in_force(loaded).await;
+        let texts = {
+            let _headroom = Headroom::take(); // sessions may have every other descriptor
+            (self.read)()
+        };
+        let loaded = load(&texts, &self.texts, &self.sockets);
+        let not_served = self.put_in_force(loaded).await;
         last::write(&self.texts);
-        let told: Vec<String> = self.tell_faults().into_iter().chain(refused).collect();
+        let told: Vec<String> = self.tell_faults().into_iter().chain(not_served).collect();
         notify::tell(&[NotifyState::Ready]);
         let why = told.join("\n");
         answer(if why.is_empty() { Ok(()) } else { Err(&why) });
     }
 
-    /// Gives the listeners what the configuration says now. Why inherited listeners go on as they were, if any do.
+    /// Gives the listeners what the configuration says now. What is not served then, or goes on as it was, and why.
     async fn put_in_force(&mut self, loaded: Loaded) -> Vec<String> {
         let Loaded { config, faults, texts } = loaded;
         let forwards = config.plan().forwards;
         (self.config, self.faults, self.texts) = (Arc::new(config), faults, texts);
         let config = self.config.clone();
-        let (mut changed, mut refused) = (0, Vec::new());
+        let (mut changed, mut unchanged) = (0, Vec::new());
         for index in 0..self.listening.len() {
             match self.lead_anew(index, &config) {
                 Ok(true) => changed += 1,
                 Ok(false) => {}
-                Err(why) => refused.push(why),
+                Err(why) => unchanged.push(why),
             }
         }
         let served = self.serve_refused(&config).await;
@@ -61,41 +65,60 @@ impl RunningService {
         if served > 0 {
             text += &format!(", {served} that were refused are served");
         }
-        if own.opened + own.closed > 0 {
-            text += &format!(", {} opened, {} closed", own.opened, own.closed);
+        if own.opened + own.closed.len() > 0 {
+            text += &format!(", {} opened, {} closed", own.opened, own.closed.len());
         }
-        let nothing = changed + own.changed + own.opened + own.closed + served == 0;
+        if !own.closed.is_empty() {
+            text += &format!(": {}", own.closed.join(", "));
+        }
+        let nothing = changed + own.changed + own.opened + own.closed.len() + served == 0;
         if !nothing || self.faults.is_empty() {
             say(Kind::ConfigurationReloaded, text);
         }
-        refused.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
-        refused
+        unchanged.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
+        unchanged.into_iter().chain(self.not_served()).collect()
+    }
+
+    /// The listeners that a good configuration leaves without service, each with the reason.
+    fn not_served(&self) -> Vec<String> {
+        let refused = self.refused.iter().map(|refused| refusal(&refused.listener, &refused.why()));
+        let strange = self.strange.iter().map(|listener| {
+            let why = listener.reason.as_deref().unwrap_or_default();
+            format!("{} is not served: {why}", listener.address)
+        });
+        refused.chain(strange).chain(self.posts.failed()).collect()
     }
 
     /// Serves the inherited listeners that were refused and whose name has a meaning now; their number.
     async fn serve_refused(&mut self, config: &Config) -> usize {
         let mut served = 0;
-        for mut refused in std::mem::take(&mut self.refused) {
+        for refused in std::mem::take(&mut self.refused) {
             match self.route_of(&refused.listener, config) {
                 Ok((route, behind)) => {
-                    let (to, was) = (route.upstream_text.clone(), refused.why.clone());
+                    let (to, was) = (route.upstream_text.clone(), refused.why());
                     let text = format!("{} leads to {to}; before, it was not served: {was}", route.listener);
                     let event = route.event(Kind::ListenerServing, text);
                     let (listener, held) = refused.release().await;
-                    let Some(listening) = self.serve(listener, route, behind) else { continue };
-                    emit(event);
-                    self.accepting.start(&listening, &self.sessions);
-                    held.serve(&listening, &self.sessions);
-                    served += 1;
+                    match self.serve(listener, route, behind) {
+                        Ok(listening) => {
+                            emit(event);
+                            self.accepting.start(&listening, &self.sessions);
+                            held.serve(&listening, &self.sessions);
+                            served += 1;
+                        }
+                        Err((listener, why)) => self.refused.push(RefusedListener::again(listener, why, held)),
+                    }
                 }
                 Err(why) => {
-                    if why != refused.why {
+                    if refused.set_why(&why) {
                         refuse(&identity(&refused.listener, None), Some(&refused.listener.name), &why);
-                        refused.why = why;
                     }
                     self.refused.push(refused);
                 }
             }
+        }
+        for refused in &mut self.refused {
+            refused.hold(&mut self.accepting); // where there was no descriptor for it before
         }
         served
     }

@@ -118,8 +118,9 @@ impl RunningService {
             Ok((route, behind)) => {
                 let text = format!("{} leads to {}{}", route.listener, route.upstream_text, route.place_now());
                 let event = route.event(Kind::ListenerServing, text);
-                if self.serve(from, route, behind).is_some() {
-                    emit(event);
+                match self.serve(from, route, behind) {
+                    Ok(_) => emit(event),
+                    Err((from, why)) => self.refused.push(RefusedListener::new(from, why)),
                 }
             }
             Err(why) => {
@@ -142,26 +143,27 @@ impl RunningService {
         Ok((route, behind))
     }
 
-    /// Serves an inherited listener by a route; `None` where the socket cannot be used, which is told.
+    /// Serves an inherited listener by a route. Where its socket cannot be used now, the listener comes back with the
+    /// reason, which is told.
     pub(super) fn serve(
         &mut self,
         from: activation::Listener,
         route: Route,
         behind: Vec<Wanted>,
-    ) -> Option<Arc<ServedListener>> {
-        let (identity, name) = (identity(&from, None), from.name);
-        match ServedListener::new(from.socket, Arc::new(route)) {
+    ) -> Result<Arc<ServedListener>, (activation::Listener, String)> {
+        let identity = identity(&from, None);
+        let activation::Listener { name, socket, local } = from;
+        match ServedListener::new(socket, Arc::new(route)) {
             Ok(listening) => {
                 let listening = Arc::new(listening);
                 self.listening.push(listening.clone());
                 self.behind.push(behind);
-                Some(listening)
+                Ok(listening)
             }
-            Err(e) => {
+            Err((socket, e)) => {
                 let why = e.to_string();
                 refuse(&identity, Some(&name), &why);
-                self.strange.push(control::unserved(&identity, &name, api::State::Refused, &why));
-                None
+                Err((activation::Listener { name, socket, local }, why))
             }
         }
     }

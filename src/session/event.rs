@@ -5,12 +5,13 @@ use std::{io, time::Duration};
 use tokio::time::Instant;
 
 use super::{
+    doubt::Cause,
     info::SessionInfo,
     route::{CallLimits, Lead, Route},
     watch::SessionEnding,
 };
 use crate::{
-    dial::{Failure, qrexec::Exit},
+    dial::{Ends, Failure, qrexec::Exit},
     log::{self, End, Event, Kind},
     proto::qrexec::SetUp,
     relay::Side,
@@ -100,6 +101,16 @@ pub fn server_starts(info: &SessionInfo, pause: Duration) -> Event {
     let text =
         format!("{target} has just started, and nothing serves {service} there yet; next call in {} s", seconds(pause));
     about(info, Kind::CallRedialled, text)
+}
+
+/// The upstream socket of a flow was replaced, because of `cause`.
+pub fn flow_moved(info: &SessionInfo, from: &Ends, to: &Ends, cause: Cause) -> Event {
+    let why = match cause {
+        Cause::Error(number) => io::Error::from_raw_os_error(number).to_string(),
+        Cause::Silence => "no datagram came back".to_owned(),
+    };
+    let text = format!("{}: datagrams go to {to} now, and no longer to {from}: {why}", subject(info));
+    about(info, Kind::FlowMoved, text)
 }
 
 /// The session is over.

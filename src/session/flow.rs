@@ -1,11 +1,14 @@
 //! The life of a UDP flow, from its first datagram to its end event.
 //!
 //! # Theory
-//! Nobody says when a flow is over: it is when nothing passed either way for `udp_idle_timeout`, or when it is the flow
-//! that was quiet the longest and a new peer finds all places taken. An ICMP error ("nobody listens") ends nothing: the
-//! upstream may be back for the next datagram. But where a namespace has no way out any more, it is perhaps about to be
-//! made anew under its name, which a flow with a busy peer would never notice: the flow ends, and the next datagram
-//! begins another. A datagram that cannot be sent at once is dropped, as anywhere on its way.
+//! Nobody says when a flow is over: it is when nothing passed either way for `udp_idle_timeout`, when all answers have
+//! come that `udp_responses` expects, or when it is the flow that was quiet the longest and a new flow finds no place
+//! (`max_connections`) or no descriptor. An ICMP error ("nobody listens") ends nothing: the upstream may be back for the
+//! next datagram. A datagram that cannot be sent at once is dropped, as anywhere on its way.
+//!
+//! An error and silence raise a doubt about the upstream ([`super::doubt`]). Then a second socket is connected: after a
+//! look-up of the name, in the namespace that has the name now, from the source address that the kernel chooses now.
+//! Where its ends are not those of the first socket, it takes the place of that one.
 
 use std::{
     io,
@@ -17,30 +20,43 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    flows::{Entry, Flow},
+    doubt::Cause,
+    event,
+    flows::{Entry, Eviction, Flow, Upstream},
     info::SessionInfo,
     route::Lead,
+    sessions::Sessions,
     stage::NextStage,
     story::Story,
 };
 use crate::{
-    dial::{self, DialStep, Failure, Way, netns::Namespace},
-    log::End,
+    dial::{self, DialStep, Failure, Present, Way, netns, netns::Namespace},
+    log::{self, End},
     relay::Why,
+    spec::Host,
 };
 
 /// A flow that cannot have an upstream drops its datagrams for this long, before the next datagram makes it try again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often, and after which pauses, a dial is tried again after a flow had to make room for it.
+const ROOM: (u32, Duration) = (50, Duration::from_millis(2));
 
 /// Runs a flow until it is over.
 pub(super) async fn live(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
-    let entry = Entry(flow);
+    let _entry = Entry(flow);
+    let next = run(story, flow).await;
+    flow.close();
+    story.also_noted(&flow.doubt().losses());
+    next
+}
+
+async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
     let info = story.info.clone();
-    if !flow.is_connected() {
+    if flow.upstream().is_none() {
         let connected = tokio::select! {
             biased;
             why = info.interrupt.requested_async() => return interrupted(story, flow, why),
-            connected = connect(&info, flow) => connected,
+            connected = connect(&info, flow, &story.sessions) => connected,
         };
         match connected {
             Ok(at) => story.connected(at.as_ref()),
@@ -57,54 +73,123 @@ pub(super) async fn live(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
     }
     let allowed = info.route.options.udp_idle_timeout;
     let idle = sleep_until(Instant::now() + allowed.saturating_sub(flow.quiet()));
-    let down = flow.down();
-    tokio::pin!(idle, down);
-    loop {
-        tokio::select! {
-            biased;
-            why = info.interrupt.requested_async() => return interrupted(story, flow, why),
-            () = &mut down => return story.over(End::Drained, "its listener is closed"),
-            () = &mut idle => {
-                // The timer is set anew when it is over, not with every datagram.
-                let quiet = flow.quiet();
-                if quiet >= allowed {
-                    drop(entry);
-                    return story.over(End::Idle, "");
+    tokio::pin!(idle);
+    if info.route.options.udp_responses == Some(0) && flow.is_complete() {
+        return story.over(End::Eof, "");
+    }
+    while let Some(upstream) = flow.upstream() {
+        let (down, other) = (flow.down(&upstream), another_upstream(&info, flow, &upstream));
+        tokio::pin!(down, other);
+        loop {
+            tokio::select! {
+                biased;
+                why = info.interrupt.requested_async() => return interrupted(story, flow, why),
+                complete = &mut down => {
+                    let (end, note) = if complete { (End::Eof, "") } else { (End::Drained, "its listener is closed") };
+                    return story.over(end, note);
                 }
-                idle.as_mut().reset(Instant::now() + (allowed - quiet));
+                other = &mut other => {
+                    flow.open(other);
+                    break;
+                }
+                () = &mut idle => {
+                    // The timer is set anew when it is over, not with every datagram.
+                    let quiet = flow.quiet();
+                    if quiet >= allowed {
+                        return story.over(End::Idle, "");
+                    }
+                    idle.as_mut().reset(Instant::now() + (allowed - quiet));
+                }
             }
+        }
+    }
+    story.over(End::Eof, "")
+}
+
+fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
+    match (flow.evicted(), why) {
+        (Some(Eviction::MaxConnections), _) => {
+            let most = story.info.route.options.max_connections;
+            story.over(End::Idle, format!("it made room for another: {most} flows were there (max_connections)"))
+        }
+        (Some(Eviction::Descriptors), _) => {
+            story.over(End::Idle, "it made room for another: the service has no descriptor left (LimitNOFILE=)")
+        }
+        (None, Why::Park) => match flow.park() {
+            Ok(stage) => story.park(stage),
+            Err(e) => story.over(End::Drained, format!("it could not be handed over: {e}")),
+        },
+        (None, why) => story.interrupted(why),
+    }
+}
+
+/// Waits until another upstream is to take the place of `present`.
+///
+/// # Cancel safety
+/// Dropped, it closes what it began.
+async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &Upstream) -> Upstream {
+    let named = matches!(&info.route.lead, Lead::Udp { addr, .. } if matches!(addr.host, Host::Name(_)));
+    loop {
+        flow.doubt().raised().await;
+        sleep(flow.doubt().pause(flow.now())).await;
+        let Some(cause) = flow.doubt().cause() else { continue }; // an answer came meanwhile
+        let failed = matches!(cause, Cause::Error(_));
+        let dialled = dial_upstream(info, Some(Present { target: present.ends.target, failed })).await;
+        match dialled.map(|(fd, _)| Upstream::new(fd)) {
+            Ok(Ok(other)) if other.ends != present.ends => {
+                log::emit(event::flow_moved(info, &present.ends, &other.ends, cause));
+                flow.doubt().changed(flow.now());
+                return other;
+            }
+            _ => flow.doubt().compared(flow.now(), named),
         }
     }
 }
 
-fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
-    if flow.was_evicted() {
-        let most = story.info.route.options.max_connections;
-        return story.over(End::Idle, format!("it made room for another: {most} flows were there (max_connections)"));
-    }
-    if flow.was_cut_off() {
-        let note = "its namespace has no way there any more; the next datagram looks for one again";
-        return story.over(End::Reset, note);
-    }
-    match why {
-        Why::Park => match flow.park() {
-            Ok(stage) => story.park(stage),
-            Err(e) => story.over(End::Drained, format!("it could not be handed over: {e}")),
-        },
-        why => story.interrupted(why),
-    }
-}
-
 /// Gives a flow its upstream; the namespace that the upstream is in when that is not our own.
-async fn connect(info: &SessionInfo, flow: &Flow) -> Result<Option<Namespace>, Failure> {
-    let (upstream, at) = dial_upstream(info).await?;
-    flow.connected(upstream).map(|()| at).map_err(|error| {
+async fn connect(info: &SessionInfo, flow: &Flow, sessions: &Sessions) -> Result<Option<Namespace>, Failure> {
+    let (upstream, at) = match dial_upstream(info, None).await {
+        Err(failure) if lacks_descriptors(&failure, flow) => dial_with_room(info, sessions, failure).await?,
+        dialled => dialled?,
+    };
+    let upstream = Upstream::new(upstream).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
         Failure::Io { step: DialStep::Other, doing, error }
-    })
+    })?;
+    flow.open(upstream);
+    Ok(at)
 }
 
-async fn dial_upstream(info: &SessionInfo) -> Result<(OwnedFd, Option<Namespace>), Failure> {
+/// Whether a dial failed because this process, or the machine, has no descriptor left. A failed look-up does not say so.
+fn lacks_descriptors(failure: &Failure, flow: &Flow) -> bool {
+    let exhausted = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    match failure {
+        Failure::Io { step: DialStep::Name, .. } => flow.another_descriptor().is_err_and(|error| exhausted(&error)),
+        Failure::Io { error, .. } | Failure::Netns(netns::Trouble::Io { error, .. }) => exhausted(error),
+        _ => false,
+    }
+}
+
+/// Ends the flow that was quiet the longest, and dials when its descriptor is free.
+async fn dial_with_room(
+    info: &SessionInfo,
+    sessions: &Sessions,
+    mut failure: Failure,
+) -> Result<(OwnedFd, Option<Namespace>), Failure> {
+    let Some(quietest) = sessions.quietest_flow() else { return Err(failure) };
+    quietest.make_room();
+    drop(quietest);
+    for _ in 0..ROOM.0 {
+        sleep(ROOM.1).await;
+        match dial_upstream(info, None).await {
+            Ok(dialled) => return Ok(dialled),
+            Err(again) => failure = again,
+        }
+    }
+    Err(failure)
+}
+
+async fn dial_upstream(info: &SessionInfo, present: Option<Present>) -> Result<(OwnedFd, Option<Namespace>), Failure> {
     let route = &info.route;
     let Lead::Udp { addr, netns } = &route.lead else {
         let error = io::ErrorKind::Unsupported.into();
@@ -113,6 +198,6 @@ async fn dial_upstream(info: &SessionInfo) -> Result<(OwnedFd, Option<Namespace>
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
     let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
-    let upstream = dial::udp(addr, way, route.options.connect_timeout).await?;
+    let upstream = dial::udp(addr, way, route.options.connect_timeout, present).await?;
     Ok((upstream, at.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }

@@ -11,19 +11,25 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::yield_now,
     time::{Instant, sleep},
 };
 
-use super::{info::SessionInfo, parked::ParkedStage};
+use super::{
+    doubt::Doubt,
+    info::SessionInfo,
+    parked::{FlowKept, ParkedStage},
+};
 use crate::{
+    dial::Ends,
     relay::{
         Why,
         datagram::{self, Asked},
@@ -35,6 +41,8 @@ use crate::{
 const BATCH: usize = 64;
 /// Datagrams that wait for a flow's upstream to be looked up; further datagrams are dropped.
 const WAITING: usize = 64;
+/// What a flow's task waits for: an answer, or an ICMP error.
+const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
 /// How long an answer waits for room in the listener's socket: that of some hundred datagrams on a fast network.
 const FULL: Duration = Duration::from_millis(1);
 
@@ -45,23 +53,61 @@ pub struct Flows {
     table: Mutex<HashMap<Asked, Arc<Flow>>>,
 }
 
+/// A peer of a UDP listener, and its upstream socket.
 #[derive(Debug)]
 pub struct Flow {
     asked: Asked,
     info: Arc<SessionInfo>,
     /// The flows of the same listener; gone when the listener is closed.
     listener: Weak<Flows>,
-    /// Set once it is connected.
-    upstream: OnceLock<AsyncFd<OwnedFd>>,
-    /// Datagrams that came before.
-    waiting: Mutex<Vec<Vec<u8>>>,
-    /// When a datagram passed last, in milliseconds since the flow began.
+    way: Mutex<FlowWay>,
+    /// When a datagram passed last, in milliseconds of the flow's clock.
     last_ms: AtomicU64,
+    /// Beginning of the flow's clock.
     began: Instant,
-    /// Another flow was given the place of this one.
-    evicted: AtomicBool,
-    /// The namespace of the flow has no way to the upstream any more.
-    cut_off: AtomicBool,
+    /// The doubts about the upstream, and the losses.
+    doubt: Doubt,
+    /// Datagrams sent to the upstream.
+    sent: AtomicU64,
+    /// Datagrams that the upstream answered.
+    answered: AtomicU64,
+    /// Why another flow was given the place of this one.
+    evicted: OnceLock<Eviction>,
+}
+
+/// Where the datagrams of a flow's peer go.
+#[derive(Debug)]
+enum FlowWay {
+    /// They wait for the upstream.
+    Waiting(Vec<Vec<u8>>),
+    Open(Arc<Upstream>),
+    /// The flow is over: the next datagram begins another.
+    Over,
+}
+
+/// The upstream socket of a flow, and where it leads.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    io: AsyncFd<OwnedFd>,
+    pub(super) ends: Ends,
+}
+
+impl Upstream {
+    /// # Errors
+    /// What getpeername(2) and epoll_ctl(2) say.
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let ends = Ends::of(&fd)?;
+        Ok(Self { io: sys::register(fd, NEWS)?, ends })
+    }
+}
+
+/// Why a flow had to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Eviction {
+    /// The listener has `max_connections` flows.
+    MaxConnections,
+    /// The process has no descriptor left.
+    Descriptors,
 }
 
 impl Flows {
@@ -82,7 +128,7 @@ impl Flows {
 
     /// Begins a flow; where there are `most` already, the flow that was quiet the longest ends.
     pub fn begin(self: &Arc<Self>, asked: Asked, info: Arc<SessionInfo>, most: u32) -> Arc<Flow> {
-        let flow = Arc::new(Flow::new(asked, info, self, Duration::ZERO));
+        let flow = Arc::new(Flow::new(asked, info, self, FlowKept::default()));
         self.enter(&flow, most);
         flow
     }
@@ -95,11 +141,11 @@ impl Flows {
         self: &Arc<Self>,
         asked: Asked,
         info: Arc<SessionInfo>,
-        quiet: Duration,
+        kept: FlowKept,
         upstream: OwnedFd,
     ) -> io::Result<Arc<Flow>> {
-        let flow = Arc::new(Flow::new(asked, info, self, quiet));
-        let _ = flow.upstream.set(sys::register(upstream, Interest::READABLE)?);
+        let flow = Arc::new(Flow::new(asked, info, self, kept));
+        flow.open(Upstream::new(upstream)?);
         self.enter(&flow, u32::MAX);
         Ok(flow)
     }
@@ -108,13 +154,14 @@ impl Flows {
         let mut flows = lock(&self.table);
         if flows.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
             let quietest = flows.values().max_by_key(|flow| flow.quiet()).cloned();
-            if let Some(flow) = quietest {
-                flows.remove(&flow.asked);
-                flow.evicted.store(true, Relaxed);
-                flow.info.interrupt.request(Why::Killed);
-            }
+            quietest.into_iter().for_each(|flow| flow.evict(&mut flows, Eviction::MaxConnections));
         }
         flows.insert(flow.asked, flow.clone());
+    }
+
+    /// The flow with an upstream that was quiet the longest.
+    pub(super) fn quietest(&self) -> Option<Arc<Flow>> {
+        lock(&self.table).values().filter(|flow| flow.upstream().is_some()).max_by_key(|flow| flow.quiet()).cloned()
     }
 
     fn leave(&self, flow: &Arc<Flow>) {
@@ -138,94 +185,154 @@ impl AsFd for Flows {
 }
 
 impl Flow {
-    fn new(asked: Asked, info: Arc<SessionInfo>, listener: &Arc<Flows>, quiet: Duration) -> Self {
-        let now = Instant::now();
-        let began = now.checked_sub(quiet).unwrap_or(now);
+    fn new(asked: Asked, info: Arc<SessionInfo>, listener: &Arc<Flows>, kept: FlowKept) -> Self {
+        let silent = Duration::from_millis(kept.doubt.unanswered_ms.unwrap_or(0));
+        let (now, age) = (Instant::now(), kept.quiet.max(silent));
+        let began = now.checked_sub(age).unwrap_or(now);
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             asked,
             info,
             listener: Arc::downgrade(listener),
-            upstream: OnceLock::new(),
-            waiting: Mutex::default(),
-            last_ms: AtomicU64::new(0),
+            way: Mutex::new(FlowWay::Waiting(Vec::new())),
+            last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
-            evicted: AtomicBool::new(false),
-            cut_off: AtomicBool::new(false),
+            doubt: Doubt::resume(kept.doubt, ms(age)),
+            sent: AtomicU64::new(kept.passed.0),
+            answered: AtomicU64::new(kept.passed.1),
+            evicted: OnceLock::new(),
         }
     }
 
-    fn touch(&self) {
-        self.last_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+    /// The time of the flow's clock, in milliseconds.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn touch(&self) -> u64 {
+        let now = self.now();
+        self.last_ms.store(now, Relaxed);
+        now
     }
 
     /// Time since the last datagram.
     pub(super) fn quiet(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Relaxed)))
+        Duration::from_millis(self.now().saturating_sub(self.last_ms.load(Relaxed)))
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.upstream.get().is_some()
+    pub(super) fn doubt(&self) -> &Doubt {
+        &self.doubt
     }
 
-    /// Whether the flow ended because another was given its place.
-    pub(super) fn was_evicted(&self) -> bool {
-        self.evicted.load(Relaxed)
-    }
-
-    /// Whether the flow ended because its namespace has no way to the upstream any more.
-    pub(super) fn was_cut_off(&self) -> bool {
-        self.cut_off.load(Relaxed)
-    }
-
-    /// Passes a datagram on.
-    pub fn up(&self, bytes: &[u8]) {
-        self.touch();
-        match self.upstream.get() {
-            Some(upstream) => self.send(upstream, bytes),
-            None => {
-                let mut waiting = lock(&self.waiting);
-                match self.upstream.get() {
-                    Some(upstream) => self.send(upstream, bytes), // just now
-                    None if waiting.len() < WAITING => waiting.push(bytes.to_vec()),
-                    None => {}
-                }
-            }
+    pub(super) fn upstream(&self) -> Option<Arc<Upstream>> {
+        match &*lock(&self.way) {
+            FlowWay::Open(upstream) => Some(upstream.clone()),
+            FlowWay::Waiting(_) | FlowWay::Over => None,
         }
     }
 
-    fn send(&self, upstream: &AsyncFd<OwnedFd>, bytes: &[u8]) {
-        match datagram::send_connected(upstream.get_ref().as_fd(), bytes) {
-            Ok(()) => self.info.counters.add_up(bytes.len()),
-            Err(e) if has_no_way(&e) && self.info.route.netns().is_some() && !self.cut_off.swap(true, Relaxed) => {
-                self.info.interrupt.request(Why::Killed);
-            }
-            Err(_) => {}
+    /// Why the flow ended, where another was given its place.
+    pub(super) fn evicted(&self) -> Option<Eviction> {
+        self.evicted.get().copied()
+    }
+
+    fn evict(&self, table: &mut HashMap<Asked, Arc<Self>>, why: Eviction) {
+        if table.get(&self.asked).is_some_and(|there| std::ptr::eq(&raw const **there, self)) {
+            table.remove(&self.asked);
+        }
+        let _ = self.evicted.set(why);
+        self.info.interrupt.request(Why::Killed);
+    }
+
+    /// Ends the flow because the process has no descriptor left.
+    pub(super) fn make_room(&self) {
+        if let Some(listener) = self.listener.upgrade() {
+            self.evict(&mut lock(&listener.table), Eviction::Descriptors);
         }
     }
 
-    /// The flow has its upstream now; datagrams that waited for it go first.
-    pub(super) fn connected(&self, upstream: OwnedFd) -> io::Result<()> {
-        let upstream = sys::register(upstream, Interest::READABLE)?;
-        let mut waiting = lock(&self.waiting);
-        let upstream = self.upstream.get_or_init(|| upstream);
-        std::mem::take(&mut *waiting).iter().for_each(|bytes| self.send(upstream, bytes));
-        Ok(())
+    /// Passes a datagram on. `false`: the flow is over, and another one has to take the datagram.
+    #[must_use]
+    pub fn up(&self, bytes: &[u8]) -> bool {
+        let now = self.touch();
+        // The lock is free but for moments: when the upstream comes or is changed, and at the end.
+        match &mut *lock(&self.way) {
+            FlowWay::Open(upstream) => self.send(upstream, bytes, now),
+            FlowWay::Waiting(waiting) if waiting.len() < WAITING => waiting.push(bytes.to_vec()),
+            FlowWay::Waiting(_) => self.doubt.lost(1),
+            FlowWay::Over => return false,
+        }
+        true
     }
 
-    /// Brings answers back, until the listener is closed.
+    fn send(&self, upstream: &Upstream, bytes: &[u8], now: u64) {
+        let outcome = datagram::send_connected(upstream.io.get_ref().as_fd(), bytes);
+        outcome.earlier.iter().for_each(|error| self.doubt.refused(error));
+        match outcome.sent {
+            Ok(()) => {
+                self.info.counters.add_up(bytes.len());
+                self.sent.fetch_add(1, Relaxed);
+                self.doubt.asked(now);
+            }
+            Err(error) => self.doubt.unsent(&error),
+        }
+    }
+
+    /// The flow has its upstream now, or another one; datagrams that waited for it go first.
+    pub(super) fn open(&self, upstream: Upstream) {
+        let mut way = lock(&self.way);
+        let before = std::mem::replace(&mut *way, FlowWay::Over);
+        if let FlowWay::Waiting(waiting) = &before {
+            let now = self.now();
+            waiting.iter().for_each(|bytes| self.send(&upstream, bytes, now));
+        }
+        *way = FlowWay::Open(Arc::new(upstream));
+    }
+
+    /// The flow is over: datagrams that still wait are lost. An error that the last one met is reported now.
+    pub(super) fn close(&self) {
+        match std::mem::replace(&mut *lock(&self.way), FlowWay::Over) {
+            FlowWay::Waiting(waiting) => self.doubt.lost(waiting.len()),
+            FlowWay::Open(upstream) => self.take_error(&upstream),
+            FlowWay::Over => {}
+        }
+    }
+
+    fn take_error(&self, upstream: &Upstream) {
+        let error = SockRef::from(upstream.io.get_ref()).take_error();
+        error.ok().flatten().iter().for_each(|error| self.doubt.refused(error));
+    }
+
+    /// A further descriptor, of the listener's socket: to find out whether there can be one.
+    pub(super) fn another_descriptor(&self) -> io::Result<()> {
+        self.listener.upgrade().map_or(Ok(()), |listener| listener.as_fd().try_clone_to_owned().map(drop))
+    }
+
+    /// Whether all answers have come that `udp_responses` expects; then the flow takes no further datagram.
+    pub(super) fn is_complete(&self) -> bool {
+        let Some(expected) = self.info.route.options.udp_responses else { return false };
+        let mut way = lock(&self.way);
+        let (sent, answered) = (self.sent.load(Relaxed), self.answered.load(Relaxed));
+        let complete = sent > 0 && answered >= sent.saturating_mul(expected.into());
+        if complete {
+            *way = FlowWay::Over;
+        }
+        complete
+    }
+
+    /// Brings answers of `upstream` back, until the listener is closed or the flow is complete: whether it is.
     ///
     /// # Cancel safety
     /// Dropped while it waits for room to answer, it loses that answer.
-    pub(super) async fn down(&self) {
-        let Some(upstream) = self.upstream.get() else { return };
+    pub(super) async fn down(&self, upstream: &Upstream) -> bool {
         for count in 1usize.. {
             if count % BATCH == 0 {
                 yield_now().await;
             }
-            let Ok(mut ready) = upstream.readable().await else { return };
-            let Some(listener) = self.listener.upgrade() else { return };
+            let Ok(mut ready) = upstream.io.ready(NEWS).await else { return false };
+            let Some(listener) = self.listener.upgrade() else { return false };
             let (peer, at) = (self.asked.peer, self.asked.at);
-            let answered = datagram::receive_connected(upstream.get_ref().as_fd(), |bytes| {
+            let answered = datagram::receive_connected(upstream.io.get_ref().as_fd(), |bytes| {
                 let sent = datagram::answer(listener.as_fd(), bytes, peer, at);
                 let full = sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
                 (bytes.len(), sent.is_ok(), full.then(|| bytes.to_vec()))
@@ -233,6 +340,7 @@ impl Flow {
             match answered {
                 Ok((len, sent, kept)) => {
                     self.touch();
+                    self.doubt.answered();
                     let sent = match kept {
                         Some(bytes) => self.answer_later(&listener, &bytes).await,
                         None => sent,
@@ -240,11 +348,16 @@ impl Flow {
                     if sent {
                         self.info.counters.add_down(len);
                     }
+                    self.answered.fetch_add(1, Relaxed);
+                    if self.is_complete() {
+                        return true;
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(_) => {} // an ICMP error that a datagram of ours met; the next one may not
+                Err(e) => self.doubt.refused(&e), // an ICMP error that a datagram of ours met; the next one may not
             }
         }
+        false
     }
 
     /// Tries once more when the listener's socket was full. The socket is not watched for room: the kernel would tell of
@@ -259,15 +372,16 @@ impl Flow {
     /// # Errors
     /// EMFILE and its kin; `NotConnected` before the flow has an upstream.
     pub(super) fn park(&self) -> io::Result<ParkedStage> {
-        let upstream = self.upstream.get().ok_or(io::ErrorKind::NotConnected)?;
-        let upstream = upstream.get_ref().try_clone()?;
-        Ok(ParkedStage::Flow { asked: self.asked, upstream, quiet: self.quiet() })
+        let upstream = self.upstream().ok_or(io::ErrorKind::NotConnected)?;
+        self.take_error(&upstream);
+        let upstream = upstream.io.get_ref().try_clone()?;
+        let kept = FlowKept {
+            quiet: self.quiet(),
+            doubt: self.doubt.keep(self.now()),
+            passed: (self.sent.load(Relaxed), self.answered.load(Relaxed)),
+        };
+        Ok(ParkedStage::Flow { asked: self.asked, upstream, kept })
     }
-}
-
-/// Whether the kernel knows no way to send at all, whatever the other end may say.
-fn has_no_way(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL))
 }
 
 /// Takes a flow out of its table when it is dropped: however the flow's task ends.

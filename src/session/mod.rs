@@ -15,7 +15,7 @@
 //! # The files, in the order of a session's life
 //! `route` says where the sessions of a listener lead, `access` who may connect, `tally` what is counted. `run` starts a
 //! session's task and runs its stages: `stream` and `call` for streams, `flow` for datagrams (`flows` is the table of
-//! them). `redial` says when a call is made again. `story` is what
+//! them, `doubt` says when the upstream of one is looked at again). `redial` says when a call is made again. `story` is what
 //! became of a session so far; it tells the end. `parked` is a session for the next process.
 //! `sessions` is the registry that other rooms hold; `info` is what they may know about one session, `watch` how they
 //! subscribe. `event` words what the journal says. `descriptors` and `tidy` keep house.
@@ -23,6 +23,7 @@
 mod access;
 mod call;
 mod descriptors;
+mod doubt;
 mod event;
 mod flow;
 mod flows;
@@ -43,11 +44,12 @@ mod watch;
 
 pub use access::Peer;
 pub use descriptors::warning as descriptor_warning;
+pub use doubt::DoubtKept;
 pub use event::{ended as ended_event, seconds};
 pub use flows::Flows;
 pub use identity::ListenerIdentity;
 pub use info::{SessionInfo, WaitsFor};
-pub use parked::{ParkedPeer, ParkedSession, ParkedStage, abandon};
+pub use parked::{FlowKept, ParkedPeer, ParkedSession, ParkedStage, abandon};
 pub use permits::Permits;
 pub use redial::RedialsKept;
 pub use route::{CallLimits, Route, Routes};

@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{info::SessionInfo, permits::Permits};
+use super::{doubt::DoubtKept, info::SessionInfo, permits::Permits};
 use crate::{
     dial::qrexec::{Helper, ParkedCall, gate::Ticket},
     relay::{self, datagram::Asked},
@@ -54,9 +54,19 @@ pub enum ParkedStage {
         asked: Asked,
         /// The upstream socket.
         upstream: OwnedFd,
-        /// Time since the last datagram.
-        quiet: Duration,
+        kept: FlowKept,
     },
+}
+
+/// A flow for the next process, beside its socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowKept {
+    /// Time since the last datagram.
+    pub quiet: Duration,
+    /// The doubts about the upstream.
+    pub doubt: DoubtKept,
+    /// Datagrams sent to the upstream, and those that it answered.
+    pub passed: (u64, u64),
 }
 
 /// The socket of a peer that was accepted.
@@ -94,6 +104,14 @@ impl ParkedStage {
             Self::Flow { .. } => return SocketKind::Udp,
         };
         if kind == StreamKind::Unix { SocketKind::Unix } else { SocketKind::Tcp }
+    }
+
+    /// What a flow has lost, for its end; empty when nothing was.
+    pub fn losses(&self) -> String {
+        match self {
+            Self::Flow { kept, .. } => kept.doubt.losses(),
+            Self::Waiting(_) | Self::SettingUp { .. } | Self::Relaying { .. } => String::new(),
+        }
     }
 
     /// Ends what no process takes up: peers see a reset. A child is killed when it is dropped.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
 };
 
 use tokio::{
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
+    flows::{Flow, Flows},
     info::SessionInfo,
     parked::ParkedSession,
     watch::{Happened, Watchers, Watching},
@@ -34,6 +35,8 @@ pub struct Sessions {
     count: watch::Sender<usize>,
     watchers: Watchers,
     tasks: TaskTracker,
+    /// The flows of each UDP listener.
+    flows: Mutex<Vec<Weak<Flows>>>,
     /// Takes parked sessions to whoever hands them over.
     parked: UnboundedSender<ParkedSession>,
 }
@@ -48,6 +51,7 @@ impl Sessions {
             count: watch::Sender::default(),
             watchers: Watchers::default(),
             tasks: TaskTracker::new(),
+            flows: Mutex::default(),
             parked,
         };
         (Arc::new(sessions), parking)
@@ -83,6 +87,19 @@ impl Sessions {
         let chosen: Vec<_> = lock(&self.live).values().filter(|info| which(info)).cloned().collect();
         chosen.iter().for_each(|info| info.interrupt.request(why));
         chosen.len()
+    }
+
+    /// Notes the flows of a UDP listener, among which one may have to make room for those of another.
+    pub fn know_flows(&self, flows: &Arc<Flows>) {
+        let mut known = lock(&self.flows);
+        known.retain(|flows| flows.strong_count() > 0);
+        known.push(Arc::downgrade(flows));
+    }
+
+    /// The flow with an upstream that was quiet the longest, on whichever listener.
+    pub(super) fn quietest_flow(&self) -> Option<Arc<Flow>> {
+        let all: Vec<_> = lock(&self.flows).iter().filter_map(Weak::upgrade).collect();
+        all.iter().filter_map(|flows| flows.quietest()).max_by_key(|flow| flow.quiet())
     }
 
     /// Subscribes to what happens to sessions from now on.

@@ -93,6 +93,14 @@ impl Story {
         }
     }
 
+    /// Adds to what is to be said of the session's end.
+    pub(super) fn also_noted(&mut self, more: &str) {
+        if let Fate::Over(ending) = &mut self.fate {
+            let between = if ending.note.is_empty() || more.is_empty() { "" } else { "; " };
+            ending.note = format!("{}{between}{more}", ending.note);
+        }
+    }
+
     /// Adds the exit code of the session's child to its end.
     pub(super) fn exited(&mut self, code: Option<u8>) {
         if let Fate::Over(ending) = &mut self.fate {

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// What holds for options that nobody gave, as somebody would write it. (`idle_timeout`, `source`, `bind_device`,
-/// `proxy_protocol`, `buffer_size`, `allow_from` and `allow_uid` are off then.)
+/// `proxy_protocol`, `buffer_size`, `udp_responses`, `allow_from` and `allow_uid` are off then.)
 const BUILT_IN: &str = "mode=0600,dir_mode=0755,backlog=4096,connect_timeout=10,udp_idle_timeout=600,\
                         max_connections=1024,setup_timeout=300,max_setups=4,drain_timeout=5,keepalive=true,on_remove=keep";
 

@@ -10,13 +10,13 @@ use std::{net::IpAddr, net::SocketAddr, ops::Range, sync::Arc};
 
 use super::{
     call::Call,
-    endpoint::{HostPort, Netns, UnixAddr},
+    endpoint::{HostPort, Netns, UnixAddr, local_forward},
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
     value::{
         Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Label, Many, NetnsName, NetnsPath, Network,
-        OnRemove, Owner, Pause, ProxyProtocol, Raw, Timeout, Value,
+        OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
     },
 };
 
@@ -163,6 +163,8 @@ keys! {
     idle_timeout: Idle = IdleTimeout;
     /// After how long without datagrams a flow ends.
     udp_idle_timeout: Timeout = UdpIdleTimeout;
+    /// The answers that are expected for each datagram; a flow ends when all have come.
+    udp_responses: Responses = UdpResponses;
     /// Sessions (for UDP: flows) at once.
     max_connections: Count = MaxConnections;
     /// How long the set-up of a qrexec call may take.
@@ -335,6 +337,17 @@ pub(super) struct Item<'a> {
     pub(super) fix: &'a dyn Fn(&str) -> String,
 }
 
+/// What to write for an argument that has the form of `ssh -L`, or that is a port alone.
+fn as_pairs(source: &Source, text: &str) -> Option<String> {
+    if text != source.text || !matches!(source.origin, Origin::Forward(_)) {
+        return None;
+    }
+    let port = || text.parse::<u16>().ok().filter(|port| *port > 0);
+    local_forward(text)
+        .map(|(local, target)| format!("write: --forward listen={local},target={target}"))
+        .or_else(|| Some(format!("such as --forward listen=127.0.0.1:{},target=HOST:PORT", port()?)))
+}
+
 /// Reads `key=value` items between commas, as a name and an argument hold them, into `keys`.
 pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faults: &mut Vec<SpecFault>) {
     for item in list.split(b',') {
@@ -348,7 +361,8 @@ pub(super) fn read_list(source: &Arc<Source>, list: &Word, keys: &mut Keys, faul
         let Some((name, value)) = item.split_once(b'=') else {
             keys.incomplete = true;
             let fault = SpecFault::at(&place, format!("\"{}\" is not key=value", item.lossy()));
-            faults.push(fault.hint("items are key=value; a comma that is data is written \\x2c, a blank \\x20"));
+            let usual = || "items are key=value; a comma that is data is written \\x2c, a blank \\x20".to_owned();
+            faults.push(fault.hint(as_pairs(source, &item.lossy()).unwrap_or_else(usual)));
             continue;
         };
         let (name, value) = (name.trimmed(), value.trimmed());

@@ -19,6 +19,8 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// A UDP flow without datagrams for this long ends, above zero (default 600 s).
     pub udp_idle_timeout: Duration,
+    /// Answers to each datagram of a UDP flow, after which the flow ends; not counted when `None`.
+    pub udp_responses: Option<u32>,
     /// How long sessions get at a stop; zero ends them at once (default 5 s).
     pub drain_timeout: Duration,
     /// TCP keepalive on accepted and dialled sockets (default on).
@@ -38,6 +40,7 @@ impl Default for Options {
             max_setups: 4,
             idle_timeout: None,
             udp_idle_timeout: Duration::from_secs(600),
+            udp_responses: None,
             drain_timeout: Duration::from_secs(5),
             keepalive: true,
             on_remove: OnRemove::Keep,

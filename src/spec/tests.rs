@@ -29,7 +29,7 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::ConnectTimeout | KeyName::UdpIdleTimeout | KeyName::SetupTimeout => {
             "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
         }
-        KeyName::IdleTimeout | KeyName::DrainTimeout => "[0-9]{1,4}".boxed(),
+        KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::UdpResponses => "[0-9]{1,4}".boxed(),
         KeyName::Keepalive => "true|false|yes|off".boxed(),
         KeyName::OnRemove => "keep|drain".boxed(),
         KeyName::ProxyProtocol => "v1|v2".boxed(),
@@ -121,7 +121,7 @@ proptest! {
 #[test]
 fn every_key_of_the_contract_is_there_and_no_other() {
     let contract = "label qrexec listen udp_listen listen_namespace uds namespace setns_path target udp_target mode owner \
-                    backlog connect_timeout idle_timeout udp_idle_timeout max_connections setup_timeout max_setups \
+                    backlog connect_timeout idle_timeout udp_idle_timeout udp_responses max_connections setup_timeout max_setups \
                     drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
                     dir_mode dir_owner";
     let mut names: Vec<&str> = KeyName::ALL.iter().map(|key| key.name()).collect();

@@ -265,7 +265,7 @@ fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) -> Vec<
 
 /// The kind of socket that a forward without a listening side can only be waiting for.
 fn kind_for(entry: &Keys) -> SocketKind {
-    if entry.udp_target.is_some() || entry.udp_idle_timeout.is_some() {
+    if entry.udp_target.is_some() || entry.udp_idle_timeout.is_some() || entry.udp_responses.is_some() {
         SocketKind::Udp
     } else if entry.allow_uid.is_some() {
         SocketKind::Unix

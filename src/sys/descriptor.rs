@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdRegisterError},
+};
 
 /// Takes ownership of an inherited descriptor.
 ///
@@ -37,8 +40,16 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// What epoll_ctl(2) says: ENOSPC at the limit of watches, ENOMEM.
 pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    register_or_return(fd, interest).map_err(|(_, error)| error)
+}
+
+/// As [`register`]; where that fails, the descriptor comes back with the error.
+///
+/// # Errors
+/// Those of [`register`].
+pub fn register_or_return(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: an OwnedFd names the same open descriptor for as long as it lives, and AsyncFd keeps it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(AsyncFdRegisterError::into_parts)
 }
 
 /// Whether a file of the nsfs is a network namespace (NS_GET_NSTYPE, ioctl_nsfs(2)).

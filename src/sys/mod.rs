@@ -15,7 +15,7 @@ mod socket;
 pub mod socket_file;
 mod terminal;
 
-pub use descriptor::{is_net_namespace, own, place, register};
+pub use descriptor::{is_net_namespace, own, place, register, register_or_return};
 pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
@@ -24,6 +24,6 @@ pub use process::{
     pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
-pub use socket::accept;
+pub use socket::{accept, bound_interface, net_cookie};
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unread};
 pub use terminal::{local_time, set_window_size, window_size};

@@ -119,6 +119,35 @@ pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {
     tcp_info(fd).map(|info| info.tcpi_unacked)
 }
 
+/// The number of the network namespace that a socket is in: another one for each, as long as the machine runs
+/// (SO_NETNS_COOKIE, net/core/sock.c); `None` before Linux 5.14.
+#[cfg(feature = "forward")]
+pub fn net_cookie(fd: BorrowedFd<'_>) -> Option<u64> {
+    // SAFETY: the option's value is an unsigned integer of 64 bits.
+    unsafe { option(fd, libc::SO_NETNS_COOKIE) }
+}
+
+/// The number of the interface that a socket is bound to, 0 without one (SO_BINDTOIFINDEX, net/core/sock.c); `None`
+/// before Linux 5.0.
+#[cfg(feature = "forward")]
+pub fn bound_interface(fd: BorrowedFd<'_>) -> Option<i32> {
+    // SAFETY: the option's value is an int.
+    unsafe { option(fd, libc::SO_BINDTOIFINDEX) }
+}
+
+/// An option of the level SOL_SOCKET; `None` where the kernel does not know it.
+///
+/// # Safety
+/// The option's value is a `T`, of which all bits may have any value.
+#[cfg(feature = "forward")]
+unsafe fn option<T: Default>(fd: BorrowedFd<'_>, name: libc::c_int) -> Option<T> {
+    let mut value = T::default();
+    let mut len = libc::socklen_t::try_from(size_of::<T>()).ok()?;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `value`, and the caller says that they make a `T`.
+    let r = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
+    (r == 0).then_some(value)
+}
+
 /// TCP_INFO (tcp(7)); `None` for other sockets.
 fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();

@@ -5,7 +5,7 @@
 //! no answer, and kill(1) has often ended, and the manager closed the job, before the service gets to say RELOADING=1.
 //! So [`ask`] binds a datagram socket in the unit's runtime directory, which no one else may write to, sends SIGHUP and
 //! waits there. After the reload the service writes to that socket, if it is there ([`answer`]): nothing, or why the new
-//! configuration is not used.
+//! configuration is not used, and what is not served with it.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::unit::runtime_directory;
+use super::{headroom::Headroom, unit::runtime_directory};
 use crate::sys;
 
 /// Where an answer is waited for, in the runtime directory.
@@ -28,7 +28,7 @@ const LONGEST: usize = 16 << 10;
 /// Has the process `pid`, a service of ours, read its configuration again, and waits until it has.
 ///
 /// # Errors
-/// Why the new configuration is not used; or why that is not known.
+/// Why the new configuration is not used, or what is not served with it; or why that is not known.
 pub fn ask(pid: u32) -> Result<(), String> {
     let directory =
         runtime_directory().ok_or("RUNTIME_DIRECTORY is not set: this is for ExecReload= of a unit that has one")?;
@@ -62,6 +62,7 @@ pub fn ask(pid: u32) -> Result<(), String> {
 pub fn answer(result: Result<(), &str>) {
     let Some(directory) = runtime_directory() else { return };
     let text = result.err().unwrap_or_default().as_bytes();
+    let _headroom = Headroom::take(); // whoever waits is to hear of it, even where sessions have every other descriptor
     let sent = UnixDatagram::unbound().and_then(|socket| {
         socket.set_nonblocking(true)?;
         socket.send_to(&text[..text.len().min(LONGEST)], directory.join(ANSWER))

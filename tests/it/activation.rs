@@ -18,7 +18,7 @@ use nix::{
 };
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::support::{Activation, FakeQrexec, Pace, Server, exchange, run, skip};
+use crate::support::{Activation, FakeQrexec, Pace, Server, bare, exchange, run, skip};
 
 #[test]
 fn tcp_and_unix_listeners_of_all_kinds_are_served() {
@@ -183,7 +183,7 @@ fn a_count_that_makes_no_sense_is_a_configuration_error() {
 #[test]
 fn started_by_hand_without_sockets_it_says_what_it_is() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qrexec-connect"));
-    command.env_clear();
+    bare(&mut command);
     let output = run(command);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");

@@ -33,6 +33,7 @@ mod pause;
 mod qrexec;
 mod readme;
 mod records;
+mod reload;
 mod schema;
 mod sessions;
 mod stages;

@@ -5,7 +5,7 @@ use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Comman
 
 use qrexec_connect::spec::{Config, KeyName, Options};
 
-use crate::support::{Activation, FakeQrexec, eventually, example, run};
+use crate::support::{Activation, FakeQrexec, bare, eventually, example, run};
 
 fn packaging() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging"))
@@ -129,7 +129,7 @@ fn completed(home: &Path, line: &str) -> Vec<String> {
     bash.arg(packaging().join("completions/qrexec-connect.bash")).arg(line);
     let bin = home.join("bin");
     let path = format!("{}:/usr/bin:/bin", bin.display());
-    bash.env_clear().env("PATH", path).env("HOME", home).env("XDG_RUNTIME_DIR", home.join("run"));
+    bare(&mut bash).env("PATH", path).env("HOME", home).env("XDG_RUNTIME_DIR", home.join("run"));
     let output = run(bash);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text").split_whitespace().map(str::to_owned).collect()

@@ -71,6 +71,8 @@ const ADDRESSES: &[(&str, &str, &str)] = &[
     (":1235", "looks up no names", "write: ListenStream=127.0.0.1:1235"),
     ("work:1235", "looks up no names", "an address of this machine"),
     ("::1:1235", "brackets are missing", "write: ListenStream=[::1]:1235"),
+    ("127.0.0.1:1234 127.0.0.1:1235", "several addresses", "write a line for each, the first: 127.0.0.1:1234"),
+    ("127.0.0.1:1234, [::1]:1234", "several addresses", "write a line for each, the first: 127.0.0.1:1234"),
     ("127.0.0.1:8000-8010", "range", "one line for each port"),
     ("8000-8010", "range", "one line for each port"),
     ("127.0.0.1:1234 # web", "no comment behind a value", "write: ListenStream=127.0.0.1:1234"),
@@ -183,6 +185,23 @@ fn files_that_are_no_units_and_units_that_nobody_reads_are_named() {
     }
     let desk = Desk::new();
     let good = three("127.0.0.1:1234", CALL);
+    desk.put("units/qrexec-connect-empty.socket", "");
+    desk.put("units/qrexec-connect-x.socket", &good);
+    desk.put("units/qrexec-connect-x.socket.d/a.conf", "[Socket]\nBacklog=7\n");
+    symlink("gone", desk.at("units/qrexec-connect-x.socket.d/b.conf")).expect("ours");
+    fs::create_dir(desk.at("units/qrexec-connect-x.socket.d/c.conf")).expect("ours");
+    let (code, said) = desk.says(CONNECT, &["check"]);
+    assert_eq!(code, Some(78), "{said}");
+    for part in [
+        "qrexec-connect-empty.socket: the file is empty, and systemd takes that for a masked unit",
+        "b.conf: the link leads to gone, which does not exist",
+        "c.conf: this is a directory",
+        "systemd goes on without the file",
+    ] {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
+    assert!(!said.contains("a.conf"), "{said}");
+    let desk = Desk::new();
     let elsewhere = desk.put("elsewhere/qrexec-connect-x.socket", &good);
     let unprefixed = desk.put("units/gitweb.socket", &good);
     symlink("/dev/null", desk.at("units/qrexec-connect-masked.socket")).expect("ours");
@@ -365,6 +384,66 @@ fn add_refuses_what_check_would_and_makes_paths_private() {
     assert_eq!(code, Some(0), "{said}");
     let written = fs::read_to_string(desk.at("config/systemd/user/qrexec-connect-x.socket")).expect("written");
     assert_eq!(written, format!("[Socket]\nListenStream=%t/x.sock\nSocketMode=0600\nFileDescriptorName={CALL}\n"));
+}
+
+/// Values in the form of another program, or several in one: lines of a forward, what `check` says, and what it tells to
+/// write.
+const FORMS: &[(&str, &str, &str)] = &[
+    ("listen = 7001\ntarget = \"127.0.0.1:1\"", "in quotes", "write: listen = \"127.0.0.1:7001\""),
+    ("listen = \"7001\"\ntarget = \"127.0.0.1:1\"", "no address", "write: listen = \"127.0.0.1:7001\""),
+    ("listen = \"127.0.0.1:7001\"\ntarget = 22", "in quotes", "write: target = \"127.0.0.1:22\""),
+    ("listen = \"127.0.0.1:7001\"\ntarget = \"work qubes.ConnectTCP+22\"", "a qrexec call", "qrexec"),
+    ("listen = \"127.0.0.1:7001\"\ntarget = \"7001:work:22\"", "ssh -L", "with the target work:22"),
+    ("listen = \"127.0.0.1:7001,127.0.0.1:7002\"\ntarget = \"127.0.0.1:1\"", "several", "a forward for each"),
+    ("listen = \"127.0.0.1:7001 [::1]:7001\"\ntarget = \"127.0.0.1:1\"", "several", "a forward for each"),
+    ("listen = \"127.0.0.1:7001\"\ntarget = \"127.0.0.1:1,127.0.0.1:2\"", "several", "a forward for each"),
+    ("listen = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\ntarget = \"127.0.0.1:1\"", "not an array", "[[forward]] for each"),
+];
+
+#[test]
+fn a_form_of_another_program_is_answered_with_what_to_write() {
+    let desk = Desk::new();
+    for (lines, what, next) in FORMS {
+        let file = desk.put("pfwd.toml", &format!("[[forward]]\n{lines}\n"));
+        let (code, said) = desk.says(PFWD, &["check", file.to_str().expect("plain")]);
+        assert!(code == Some(78) && said.contains(what) && said.contains(next), "{lines}: {code:?} {said}");
+    }
+    for (argument, next) in [
+        ("8080:host:80", "write: --forward listen=127.0.0.1:8080,target=host:80"),
+        ("0.0.0.0:8080:host:80", "write: --forward listen=0.0.0.0:8080,target=host:80"),
+        ("8080", "such as --forward listen=127.0.0.1:8080,target=HOST:PORT"),
+        ("x", "items are key=value"),
+    ] {
+        let (code, said) = desk.says(PFWD, &["--forward", argument]);
+        assert!(code == Some(78) && said.contains(next), "{argument}: {code:?} {said}");
+    }
+    // A name in quotes is cited as it stands there.
+    desk.put("units/qrexec-connect-x.socket", &three("127.0.0.1:1", "\"work qubes.ConnectTCP+22\""));
+    let (_, said) = desk.says(CONNECT, &["check"]);
+    assert!(said.contains("3 | FileDescriptorName=\"work qubes.ConnectTCP+22\"") && !said.contains("\\x20"), "{said}");
+}
+
+#[test]
+fn what_leads_nowhere_or_is_not_read_is_a_warning() {
+    let desk = Desk::new();
+    for (name, warning) in [
+        ("work qubes.ConnectTPC+22", "no service qubes.ConnectTPC (did you mean qubes.ConnectTCP?)"),
+        ("work ConnectTCP+22", "did you mean qubes.ConnectTCP?"),
+        ("work my.Service", ""),
+    ] {
+        desk.put("units/qrexec-connect-x.socket", &three("127.0.0.1:1234", name));
+        let (code, said) = desk.says(CONNECT, &["check"]);
+        assert!(code == Some(0) && said.contains(warning), "{name}: {code:?} {said}");
+        assert_eq!(said.contains("did you mean"), !warning.is_empty(), "{name}: {said}");
+    }
+    desk.put("config/qrexec-connect.toml.d/x.conf", "");
+    desk.put("config/qrexec-connect.toml.d/old.toml.dpkg-old", "");
+    let (code, said) = desk.says(CONNECT, &["check"]);
+    assert!(code == Some(0) && said.contains("x.conf: it is not read (names of drop-in files end in .toml)"), "{said}");
+    assert!(!said.contains("dpkg-old"), "{said}");
+    let file = desk.put("pfwd.toml", "[[forward]]\nudp_listen = \"127.0.0.1:1\"\nudp_target = \"255.255.255.255:9\"\n");
+    let (code, said) = desk.says(PFWD, &["check", file.to_str().expect("plain")]);
+    assert!(code == Some(0) && said.contains("255.255.255.255 is a broadcast address"), "{code:?} {said}");
 }
 
 /// The lines of a unit that systemd says it ignores, as `systemd-analyze verify` tells.

@@ -9,6 +9,7 @@ extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod sandbox; // first: the macro `sandbox!`
 mod cli;
+mod flows;
 mod life;
 mod proxy;
 mod reload;

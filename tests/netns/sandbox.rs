@@ -54,9 +54,10 @@ pub(crate) fn netns(name: &str) {
     run(&format!("ip -n {name} link set lo up"));
 }
 
-/// A new namespace with a way to it: `inner` there, `outer` here, both with their prefix's length.
+/// A new namespace with a way to it: `inner` there on the device `inside`, `outer` here on the device returned, both with
+/// their prefix's length.
 #[track_caller]
-pub(crate) fn netns_with_link(name: &str, outer: &str, inner: &str) {
+pub(crate) fn netns_with_link(name: &str, outer: &str, inner: &str) -> String {
     netns(name);
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let here = format!("v{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -65,6 +66,7 @@ pub(crate) fn netns_with_link(name: &str, outer: &str, inner: &str) {
     run(&format!("ip -n {name} link set inside up"));
     address(None, &here, outer);
     address(Some(name), "inside", inner);
+    here
 }
 
 /// Gives a device, in a namespace or here, an address with its prefix's length, and waits until it is of use. An IPv6

@@ -163,6 +163,7 @@ fn a_pfwd_without_a_file_says_what_is_missing() {
         shell("systemctl enable --now pfwd.service");
         eventually("it says so", || shell("journalctl -u pfwd.service -o cat").contains("/etc/pfwd.toml"));
         assert!(attempt("systemctl status pfwd.service").1.contains("/etc/pfwd.toml"));
+        eventually("it has ended", || attempt("systemctl is-failed pfwd.service").1 != "deactivating");
         assert_eq!(attempt("systemctl is-failed pfwd.service").1, "inactive");
         assert!(shell("pfwd config").contains("no configuration file"));
     });

@@ -389,6 +389,10 @@ qrexec = \"work test.Echo\"
 [[forward]]
 udp_listen = \"127.0.0.1:2004\"
 udp_target = \"127.0.0.1:7004\"
+
+[[forward]]
+udp_listen = \"127.0.0.1:2005\"
+udp_target = \"127.0.0.1:7005\"
 ";
     tree.boot("upgrade", As::Root, || {
         let fake = installed_fake();
@@ -413,12 +417,13 @@ udp_target = \"127.0.0.1:7004\"
             )
         };
         let connect_all = || [Wire::unix(path), port(2001), in_blue(), port(2003)];
-        let asker = Asker::new(2004);
+        let (asker, refused) = (Asker::new(2004), Asker::new(2005));
+        refused.0.send(b"x").expect("sent");
         let mut wires = connect_all();
         wires.iter_mut().for_each(exchange_some);
         asker.ask();
         // of 2001 both halves are sessions
-        let (text_before, calls) = ("5 forwards, 6 sessions", || fake.started());
+        let (text_before, calls) = ("6 forwards, 7 sessions", || fake.started());
         eventually("all sessions are there", || pfwd_property("StatusText") == text_before);
         assert_eq!(calls(), 1);
         let sockets = || {
@@ -454,16 +459,27 @@ udp_target = \"127.0.0.1:7004\"
             assert_eq!(calls() as u64, n + 2, "each call was made once");
         }
         drop(wires);
-        eventually("the flow is alone", || pfwd_property("StatusText") == "5 forwards, 1 session");
+        eventually("the flows are alone", || pfwd_property("StatusText") == "6 forwards, 2 sessions");
+        // the losses of a flow are counted by the present version alone: a downgrade loses their number
+        install("present");
+        shell("systemctl restart pfwd.service");
+        pfwd_settled();
+        for bytes in 2..=3 {
+            refused.0.send(b"x").expect("sent");
+            let passed = |session: &Value| session["listener"] == "127.0.0.1:2005" && session["up_bytes"] == bytes;
+            let sessions = || json("pfwd sessions")["sessions"].as_array().expect("a list").clone();
+            eventually("it is passed on", || sessions().iter().any(passed));
+        }
         shell("systemctl stop pfwd.service");
         assert!(!path.exists());
         let journal = "journalctl -q -t pfwd";
         // by each of both versions five of the second kind: 2001 has two
-        eventually("the journal has it all", || sessions_told_once(journal).len() == 5 + 1 + 2 * 5);
+        eventually("the journal has it all", || sessions_told_once(journal).len() == 5 + 2 + 2 * 5);
         let ends = sessions_told_once(journal);
         let drained = ends.values().filter(|end| *end == "drained").count();
         let eof = ends.values().filter(|end| *end == "eof").count();
-        assert_eq!((drained, eof), (1, 15), "the flow lived until the stop: {ends:#?}");
+        assert_eq!((drained, eof), (2, 15), "the flows lived until the stop: {ends:#?}");
+        assert_eq!(shell("journalctl -q -o cat -t pfwd | grep -c '; 2 datagrams refused$'"), "1");
         assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");
         assert_eq!(shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true"), "");
     });

@@ -21,8 +21,14 @@ use crate::{
     },
     dial::netns::{self, Trouble},
     log::escape,
-    spec::{Beside, Config, Forward, Listen, Origin, Plan, SocketKind, UnixAddr, Upstream, unit::Consequence},
+    spec::{
+        Beside, Config, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr, Upstream, meant_service,
+        unit::Consequence,
+    },
 };
+
+/// Warnings of files that are not read, at most.
+const NOT_READ: usize = 10;
 
 /// The configuration with its forwards and everything that was found about them.
 #[derive(Debug, Default)]
@@ -38,7 +44,9 @@ pub(super) struct CheckedConfig {
 pub(super) fn read(sources: &Sources, sockets: &[(String, SocketKind)], scope: Scope) -> CheckedConfig {
     let loaded = sources.load(&Beside { sockets, no_namespaces: no_namespaces(scope) });
     let mut findings: Vec<Finding> = loaded.faults.into_iter().map(Finding::configured).collect();
-    findings.extend(sources.file.as_deref().or_else(|| main_file(&sources.places)).and_then(writable));
+    let place = main_file(&sources.places).filter(|_| sources.file.is_none());
+    findings.extend(sources.file.as_deref().or(place).and_then(writable));
+    findings.extend(place.into_iter().flat_map(not_read));
     checked(loaded.config, findings, |_| true, scope)
 }
 
@@ -71,8 +79,34 @@ fn as_drop_in(file: &Path) -> Option<(PathBuf, String)> {
 
 /// The main file of the first place that has one, or a directory of drop-in files.
 fn main_file(places: &[PathBuf]) -> Option<&Path> {
-    let dir = |place: &Path| PathBuf::from(format!("{}.d", place.display()));
-    places.iter().find(|place| place.exists() || dir(place).exists()).map(PathBuf::as_path)
+    places.iter().find(|place| place.exists() || directory(place).exists()).map(PathBuf::as_path)
+}
+
+/// The directory of the drop-in files of a place.
+fn directory(place: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.d", place.display()))
+}
+
+/// Warnings of files in the directory of drop-in files whose names are none of drop-in files. What editors and package
+/// managers leave is meant to be left alone.
+fn not_read(place: &Path) -> Vec<Finding> {
+    let directory = directory(place);
+    let names = fs::read_dir(&directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let left_alone = |name: &String| {
+        name.starts_with(['.', '#'])
+            || name.starts_with("README")
+            || name.ends_with(['~', '#'])
+            || [".toml", ".bak", ".swp"].iter().any(|end| name.ends_with(end))
+            || [".dpkg-", ".rpm", ".ucf-"].iter().any(|part| name.contains(part))
+    };
+    names.retain(|name| !left_alone(name));
+    names.sort_unstable();
+    let warn = |name: &String| {
+        let what = format!("{}: it is not read", directory.join(name).display());
+        Finding::plain(what, "names of drop-in files end in .toml", Consequence::Served)
+    };
+    names.iter().take(NOT_READ).map(warn).collect()
 }
 
 /// A warning where others than root and the user of this process can write to a main file.
@@ -110,7 +144,7 @@ fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -
             Origin::File(_) => format!("{origin}:{line}"),
             _ => origin.to_string(),
         };
-        findings.extend(namespaces(&who, forward));
+        findings.extend(upstreams(&who, forward));
         for leg in forward.legs.iter() {
             findings.extend(obstacle(&who, &leg.listen, scope));
             if let Listen::Unix { addr: addr @ UnixAddr::Abstract(_), .. } = &leg.listen {
@@ -167,8 +201,28 @@ fn obstacle(who: &str, listen: &Listen, scope: Scope) -> Option<Finding> {
     Some(Finding::plain(format!("{who}: {what}"), hint, Consequence::Retried))
 }
 
+/// What its author should know of where a forward leads.
+pub(super) fn upstreams(who: &str, forward: &Forward) -> Vec<Finding> {
+    let mut found = namespaces(who, forward);
+    for leg in forward.legs.iter() {
+        match &leg.upstream {
+            Upstream::Qrexec(call) => found.extend(meant_service(&call.service).map(|meant| {
+                let service = call.service.split('+').next().unwrap_or_default();
+                let what = format!("{who}: Qubes OS has no service {service}");
+                Finding::plain(what, format!("did you mean {meant}?"), Consequence::Served)
+            })),
+            Upstream::Udp { addr: HostPort { host: Host::Ip(ip), .. }, netns: None } if machine::is_broadcast(*ip) => {
+                let what = format!("{who}: {ip} is a broadcast address, and the kernel refuses datagrams to it");
+                found.push(Finding::plain(what, "write the address of one host", Consequence::Served));
+            }
+            Upstream::Udp { .. } | Upstream::Tcp { .. } | Upstream::Unix(_) => {}
+        }
+    }
+    found
+}
+
 /// Namespaces of a forward that do not exist now. They may come later, so that is no fault.
-pub(super) fn namespaces(who: &str, forward: &Forward) -> Vec<Finding> {
+fn namespaces(who: &str, forward: &Forward) -> Vec<Finding> {
     let mut found = Vec::new();
     for leg in forward.legs.iter() {
         let listens = match &leg.listen {
@@ -179,12 +233,16 @@ pub(super) fn namespaces(who: &str, forward: &Forward) -> Vec<Finding> {
             Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
             Upstream::Unix(_) | Upstream::Qrexec(_) => None,
         };
-        for wanted in listens.into_iter().chain(dials) {
+        let wanted = listens.map(|netns| (netns, true)).into_iter().chain(dials.map(|netns| (netns, false)));
+        for (wanted, listens) in wanted {
             if let Err(Trouble::Missing(_)) = netns::find(wanted) {
                 let name = wanted.to_string();
                 let near = netns::nearest(&name).map(|near| format!("did you mean {}?", escape(near.as_bytes())));
-                let hint =
+                let mut hint =
                     near.unwrap_or_else(|| "`ip netns list` shows those that exist; it may come later".to_owned());
+                if listens {
+                    hint += "; until then the listener waits, and `status` exits with 1";
+                }
                 let what = format!("{who}: there is no network namespace {name} now");
                 found.push(Finding::plain(what, hint, Consequence::Served));
             }

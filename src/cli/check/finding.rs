@@ -112,6 +112,7 @@ impl From<UnitFault> for Finding {
 fn effect(consequence: Consequence) -> &'static str {
     match consequence {
         Consequence::LeftOut => "systemd goes on without the line, and tells only the journal",
+        Consequence::DropInLeftOut => "systemd goes on without the file, and tells only the journal",
         Consequence::Refused => "systemd does not load the unit, so nothing listens",
         Consequence::Unknown => "there is no unit that systemd could start",
         Consequence::Deletes => "systemd deletes it, and listens there",

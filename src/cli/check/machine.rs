@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -99,6 +99,14 @@ pub(super) fn has_address(mut addr: SocketAddr) -> bool {
     let local = |addr: &SocketAddrV6| addr.ip().is_unicast_link_local() && addr.scope_id() == 0;
     let vague = addr.ip().is_multicast() || matches!(&addr, SocketAddr::V6(addr) if local(addr));
     vague || !UdpSocket::bind(addr).is_err_and(|e| missing(&e))
+}
+
+/// Whether the kernel refuses datagrams to an address, because they would be broadcast (EACCES of connect(2)); nothing is
+/// sent to find out.
+pub(super) fn is_broadcast(ip: IpAddr) -> bool {
+    let IpAddr::V4(ip) = ip else { return false };
+    let connected = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((ip, 9)));
+    connected.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
 }
 
 /// Whether something answers the kernel's question for a port of this machine; only an address of it can be local.

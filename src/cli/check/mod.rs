@@ -143,7 +143,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
 pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) -> Vec<Finding> {
     let path = scope.home().map(|home| home.join(name)).unwrap_or_default();
     let unit = Unit::parse(&path.to_string_lossy(), text);
-    let found = FoundUnit { name: name.to_owned(), path, unit, has_install: false };
+    let found = FoundUnit { name: name.to_owned(), path, unit, has_install: false, unread: Vec::new() };
     let config = CheckedConfig::default().config;
     let mut all = Vec::new();
     let mut report = unit::look(&found, &config, program, scope);

@@ -51,6 +51,10 @@ pub(super) struct UnitReport {
 pub(super) fn look(found: &FoundUnit, config: &Config, program: Program, scope: Scope) -> UnitReport {
     let mut report = UnitReport::default();
     report.findings.extend(found.unit.judge().into_iter().map(Finding::from));
+    for (file, why) in &found.unread {
+        let what = format!("{}: {why}", file.display());
+        report.findings.push(Finding::plain(what, "correct or remove it", Consequence::DropInLeftOut));
+    }
     belonging(found, program, scope, &mut report);
     let address_of = |text: &str| expanded(text, &found.name, scope);
     let addresses = found.unit.addresses(address_of);
@@ -139,7 +143,7 @@ fn listener(
             let upstreams: Vec<_> = forward.legs.iter().map(|leg| leg.upstream.to_string()).collect();
             report.lines.push(format!("{shown} -> {}", escape(upstreams.join(" -> ").as_bytes())));
             let written = found.unit.fd_name().unwrap_or(setting);
-            let missing = configuration::namespaces(&format!("{}:{}", written.file, written.line), &forward);
+            let missing = configuration::upstreams(&format!("{}:{}", written.file, written.line), &forward);
             // Each listener of the unit has the same name: said once.
             let is_new = |finding: &Finding| !report.findings.iter().any(|old| old.to_string() == finding.to_string());
             let missing: Vec<_> = missing.into_iter().filter(is_new).collect();

@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
     arguments::{self, When},
-    check, complete, control, effective, generator, serve,
+    check, complete, control, effective, generator, reload, serve,
     units::Scope,
 };
 use crate::{
@@ -204,7 +204,7 @@ pub fn main() -> ExitCode {
             let scope = if system { Scope::System } else { Scope::User };
             effective::run(&options, &config::sources(options.config.clone(), scope), CONTROLLED, scope)
         }
-        ConnectCommand::Reload { system } => serve::reload(PROGRAM, if system { Scope::System } else { Scope::User }),
+        ConnectCommand::Reload { system } => reload::run(CONTROLLED, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };

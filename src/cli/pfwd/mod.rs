@@ -15,7 +15,7 @@ use super::{
     arguments::{self, When},
     check, complete,
     config::{self, Sources},
-    control, effective, generator,
+    control, effective, generator, reload,
     serve::{self, ServeOptions},
     units::Scope,
 };
@@ -161,7 +161,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
     if arguments.reload {
-        return serve::reload(PROGRAM, Scope::System);
+        return reload::run(CONTROLLED, Scope::System);
     }
     match &arguments.command {
         Some(PfwdCommand::Check(options)) => {
@@ -170,7 +170,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         Some(PfwdCommand::Config(options)) => {
             return effective::run(options, &sources(options.config.clone(), Scope::System), CONTROLLED, Scope::System);
         }
-        Some(PfwdCommand::Reload) => return serve::reload(PROGRAM, Scope::System),
+        Some(PfwdCommand::Reload) => return reload::run(CONTROLLED, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
         None => {}
     }

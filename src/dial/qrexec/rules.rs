@@ -2,12 +2,14 @@
 //!
 //! # Theory
 //! A call is in **set-up** until dom0 has decided. It is **quick** for [`UNDECIDED`], and **undecided** after that: it waits
-//! for a person or for a qube's start. `max` is `max_setups`, 4 by default, so that `max + 1` is five.
+//! for a person or for a qube's start. It is **passed** when [`OVERTAKEN`] calls that began later were allowed while they
+//! were quick: whatever it waits for, the others do not wait for it. `max` is `max_setups`, 4 by default, so that
+//! `max + 1` is five.
 //!
 //! | state | it holds when | a call enters |
 //! |---|---|---|
-//! | open | nothing is undecided, and the last answer was no refusal | while fewer than `max` are in set-up |
-//! | asking | something is undecided, or the back-off of a refusal is over | while none is quick |
+//! | open | what is undecided is passed, and the last answer was no refusal | while fewer than `max` are quick, and at most `max` in set-up |
+//! | asking | an undecided call is not passed, or the back-off of a refusal is over | while none is quick |
 //! | closed | the back-off of a refusal is not over | never |
 //! | full | `max + 1` are undecided, closed or not | never |
 //!
@@ -15,7 +17,7 @@
 //! |---|---|
 //! | begin | one more is quick |
 //! | [`UNDECIDED`] passes | a quick call is undecided: open becomes asking, asking may become full |
-//! | allowed | the call leaves; the gate is no longer closed |
+//! | allowed | the call leaves; the gate is no longer closed; earlier calls may be passed |
 //! | refused | the call leaves; the gate is closed for 1 s, doubling to 30 s while nothing is allowed; whoever waits is refused with it |
 //! | ended without an answer | the call leaves; nothing else changes |
 //! | restart | calls keep their begin times, a back-off goes on |
@@ -54,7 +56,9 @@ const REDIALS_IN: Duration = Duration::from_secs(60);
 struct InSetUp {
     number: u64,
     began: Instant,
-    /// Calls that began later and were allowed promptly.
+    /// Calls that began later and were allowed while they were quick.
+    passed: u32,
+    /// Those of them that were allowed promptly.
     overtaken: u32,
     /// When that became [`OVERTAKEN`].
     since: Option<Instant>,
@@ -126,11 +130,12 @@ impl GateState {
         }
         // The next quick call that becomes undecided changes the state.
         let next = quick.clone().map(|call| call.began + UNDECIDED).min();
-        let asking = self.in_row > 0 || self.calls.len() > quick.clone().count();
+        let asks = |call: &InSetUp| call.is_undecided(now) && call.passed < OVERTAKEN;
+        let asking = self.in_row > 0 || self.calls.iter().any(asks);
         let most = if asking { 1 } else { max };
         match closed {
             Some(opens) => Admission::Wait(Some(opens)),
-            None if quick.count() < most => Admission::Enter,
+            None if quick.count() < most && self.calls.len() <= max => Admission::Enter,
             None => Admission::Wait(next),
         }
     }
@@ -138,7 +143,7 @@ impl GateState {
     /// A call began then, in this process or in an earlier one; its number.
     pub(super) fn begin(&mut self, began: Instant) -> u64 {
         self.last += 1;
-        self.calls.push(InSetUp { number: self.last, began, overtaken: 0, since: None });
+        self.calls.push(InSetUp { number: self.last, began, passed: 0, overtaken: 0, since: None });
         self.last
     }
 
@@ -151,10 +156,12 @@ impl GateState {
     /// A call was allowed.
     pub(super) fn allowed(&mut self, number: u64, now: Instant) {
         (self.in_row, self.closed_until) = (0, None);
-        let Some(began) = self.leave(number).filter(|began| now <= *began + PROMPT) else { return };
+        let Some(began) = self.leave(number).filter(|began| now < *began + UNDECIDED) else { return };
+        let prompt = now <= began + PROMPT;
         for call in self.calls.iter_mut().filter(|call| call.began < began) {
-            call.overtaken += 1;
-            if call.overtaken == OVERTAKEN {
+            call.passed += 1;
+            call.overtaken += u32::from(prompt);
+            if prompt && call.overtaken == OVERTAKEN {
                 call.since = Some(now);
             }
         }
@@ -222,39 +229,46 @@ mod tests {
         ]
     }
 
+    /// A call in set-up.
+    struct ModelCall {
+        number: u64,
+        began: u64,
+        /// Calls that began later and were allowed while they were quick.
+        passed: u32,
+    }
+
     /// The table in the plainest words: what has happened, with times in milliseconds.
     #[derive(Default)]
     struct Model {
         now: u64,
-        /// Number and begin of each call in set-up.
-        calls: Vec<(u64, u64)>,
+        calls: Vec<ModelCall>,
         in_row: u32,
         closed_until: u64,
     }
 
     impl Model {
         fn state(&self, max: usize) -> &'static str {
-            let undecided = self.calls.iter().filter(|(_, began)| began + 2_000 <= self.now).count();
+            let undecided: Vec<_> = self.calls.iter().filter(|call| call.began + 2_000 <= self.now).collect();
             match () {
-                () if undecided > max => "full",
+                () if undecided.len() > max => "full",
                 () if self.now < self.closed_until => "closed",
-                () if undecided > 0 || self.in_row > 0 => "asking",
+                () if undecided.iter().any(|call| call.passed < 2) || self.in_row > 0 => "asking",
                 () => "open",
             }
         }
 
         fn enters(&self, max: usize) -> bool {
-            let quick = self.calls.iter().filter(|(_, began)| self.now < began + 2_000).count();
+            let quick = self.calls.iter().filter(|call| self.now < call.began + 2_000).count();
             match self.state(max) {
-                "open" => quick < max,
+                "open" => quick < max && self.calls.len() <= max,
                 "asking" => quick == 0,
                 _ => false,
             }
         }
 
-        fn take(&mut self, which: usize) -> Option<u64> {
+        fn take(&mut self, which: usize) -> Option<ModelCall> {
             let at = which.checked_rem(self.calls.len())?;
-            Some(self.calls.remove(at).0)
+            Some(self.calls.remove(at))
         }
     }
 
@@ -272,26 +286,28 @@ mod tests {
                         let said = rules.admission(max, now, now);
                         prop_assert_eq!(said == Admission::Enter, model.enters(max), "{}: {:?}", model.state(max), rules);
                         if said == Admission::Enter {
-                            model.calls.push((rules.begin(now), model.now));
+                            model.calls.push(ModelCall { number: rules.begin(now), began: model.now, passed: 0 });
                         }
                     }
-                    Step::Allow(which) => if let Some(number) = model.take(which) {
-                        rules.allowed(number, now);
+                    Step::Allow(which) => if let Some(allowed) = model.take(which) {
+                        rules.allowed(allowed.number, now);
                         (model.in_row, model.closed_until) = (0, 0);
+                        let earlier = model.calls.iter_mut().filter(|call| call.began < allowed.began);
+                        earlier.for_each(|call| call.passed += u32::from(model.now < allowed.began + 2_000));
                     },
-                    Step::Refuse(which) => if let Some(number) = model.take(which) {
-                        rules.refused(number, now);
+                    Step::Refuse(which) => if let Some(refused) = model.take(which) {
+                        rules.refused(refused.number, now);
                         model.closed_until = model.now + [1, 2, 4, 8, 16].get(model.in_row as usize).unwrap_or(&30) * 1000;
                         model.in_row += 1;
                     },
-                    Step::Lose(which) => if let Some(number) = model.take(which) {
-                        rules.leave(number);
+                    Step::Lose(which) => if let Some(lost) = model.take(which) {
+                        rules.leave(lost.number);
                     },
                     Step::Restart => {
                         let mut next = GateState::default();
                         rules.back_off(now).into_iter().for_each(|left| next.resume_back_off(left, now));
                         for call in &mut model.calls {
-                            call.0 = next.begin(at(call.1));
+                            (call.number, call.passed) = (next.begin(at(call.began)), 0);
                         }
                         rules = next;
                     }
@@ -314,7 +330,7 @@ mod tests {
                         Admission::TurnedAway(calls) => {
                             prop_assert_eq!(calls, max + 1);
                             prop_assert_eq!(now, arrived + TURN_AWAY);
-                            prop_assert!(model.calls.iter().all(|(_, began)| at(began + 60_000) <= arrived));
+                            prop_assert!(model.calls.iter().all(|call| at(call.began + 60_000) <= arrived));
                             break;
                         }
                     }
@@ -323,6 +339,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_call_that_nobody_answers_slows_the_others_down_only_until_they_pass_it() {
+        let (mut rules, start) = (GateState::default(), Instant::now());
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        rules.begin(start); // lost
+        for (begins, allowed) in [(2_000, 3_900), (4_000, 5_900)] {
+            assert_eq!(rules.admission(4, start, at(begins)), Admission::Enter);
+            let number = rules.begin(at(begins));
+            assert!(matches!(rules.admission(4, start, at(begins + 1)), Admission::Wait(_)), "one at a time");
+            rules.allowed(number, at(allowed));
+        }
+        for _ in 0..4 {
+            assert_eq!(rules.admission(4, start, at(6_000)), Admission::Enter);
+            rules.begin(at(6_000));
+        }
+        assert!(matches!(rules.admission(4, start, at(6_000)), Admission::Wait(_)), "five in set-up, not more");
     }
 
     fn ms(ms: u64) -> Duration {

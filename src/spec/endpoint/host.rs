@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::error::Flaw;
+use crate::spec::{call::Call, error::Flaw, meant::several};
 
 /// Longest DNS name in text, in bytes (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 253;
@@ -107,6 +107,19 @@ impl FromStr for HostPort {
             let what = format!("\"{text}\" is a UNIX socket, and target takes a TCP or UDP address");
             return Err(Flaw::new(0..text.len(), what).note("the key for a UNIX socket is uds"));
         }
+        if let Some(flaw) = several(text, "a forward has one target; write a forward for each") {
+            return Err(flaw);
+        }
+        if let Some((local, target)) = local_forward(text) {
+            let flaw = Flaw::new(0..text.len(), format!("\"{text}\" says where to listen, too, as ssh -L has it"));
+            return Err(flaw.example(format!("listen on {local}, with the target "), target.to_string()));
+        }
+        if let [target, service] = text.split(' ').collect::<Vec<_>>()[..] {
+            if Call::new(target, service).is_ok() {
+                let what = format!("\"{text}\" is a qrexec call, and target takes a TCP or UDP address");
+                return Err(Flaw::new(0..text.len(), what).note("the key for a call to a qube is qrexec"));
+            }
+        }
         let (host, port, port_at) = host_and_port(text, "10.0.0.5:22")?;
         if port == 0 {
             return Err(Flaw::new(port_at, "nothing can be dialled at port 0").note("a number from 1 to 65535"));
@@ -152,6 +165,9 @@ pub(in crate::spec) fn listen_addr(text: &str) -> Result<SocketAddr, Flaw> {
         let what = format!("\"{text}\" is a UNIX socket, and listen takes an IP address and a port");
         return Err(Flaw::new(whole, what).note("a UNIX socket is served with uds and target"));
     }
+    if let Some(flaw) = several(text, "write a forward for each") {
+        return Err(flaw);
+    }
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         let what = format!("\"{text}\" has no address to listen on");
         return Err(Flaw::new(whole, what).fix_address(format!("127.0.0.1:{text}")));
@@ -177,6 +193,18 @@ pub(in crate::spec) fn listen_addr(text: &str) -> Result<SocketAddr, Flaw> {
         "localhost" => flaw.fix_address(format!("127.0.0.1:{port}")),
         _ => flaw.note("an IP address of this host, 127.0.0.1, or 0.0.0.0 for all of them"),
     })
+}
+
+/// `[ADDRESS:]PORT:HOST:PORT`, as `ssh -L` and qvm-connect-tcp take it: the address to listen on, and the target.
+pub(in crate::spec) fn local_forward(text: &str) -> Option<(String, HostPort)> {
+    let (address, local, target) = match text.split(':').collect::<Vec<_>>()[..] {
+        [local, host, port] => ("", local, format!("{host}:{port}")),
+        [address, local, host, port] => (address, local, format!("{host}:{port}")),
+        _ => return None,
+    };
+    let local = local.parse::<u16>().ok()?;
+    let address = if address.is_empty() || address == "localhost" { "127.0.0.1" } else { address };
+    Some((format!("{address}:{local}"), target.parse().ok()?))
 }
 
 impl fmt::Display for HostPort {

@@ -18,7 +18,7 @@ use super::{call::Call, error::Flaw};
 mod host;
 
 pub use host::{Host, HostPort};
-pub(super) use host::{listen_addr, plus};
+pub(super) use host::{listen_addr, local_forward, plus};
 
 /// Longest path or abstract name of a UNIX socket, in bytes: `sun_path[108]` of unix(7) with its NUL.
 const MAX_UNIX: usize = 107;

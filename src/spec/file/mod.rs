@@ -194,7 +194,11 @@ fn read_value(
         Err(flaw) => {
             keys.incomplete |= !key.is_option();
             let what = format!("{}: {}", key.name(), flaw.what);
-            faults.push(SpecFault::at(&Place::new(source, value.span()), what));
+            let fault = SpecFault::at(&Place::new(source, value.span()), what);
+            faults.push(match flaw.note {
+                Some(note) => fault.hint(note),
+                None => fault,
+            });
         }
     }
 }
@@ -235,7 +239,7 @@ fn raw<'a>(value: &'a Spanned<DeValue<'_>>) -> Result<(Option<&'a str>, Raw<'a>)
             let number = i64::from_str_radix(number.as_str(), number.radix());
             Ok((None, Raw::Integer(number.map_err(|_| refuse("the number is too large"))?)))
         }
-        DeValue::Array(_) => Err(refuse("it takes one value, not an array")),
+        DeValue::Array(_) => Err(refuse("it takes one value, not an array").note("write a [[forward]] for each")),
         DeValue::Datetime(_) | DeValue::Table(_) => Err(refuse("expected a text, a number or a boolean")),
     }
 }

@@ -7,9 +7,10 @@
 use super::{
     call::{Service, Target},
     config::{Config, ConfigEntry},
-    endpoint::{Host, HostPort, plus},
+    endpoint::{Host, HostPort, local_forward, plus},
     error::{Faults, Origin, Place, Source, SpecFault},
     fdname::{self, Name},
+    nearest::nearest,
     plan::{Forward, SocketKind},
     role::{ListenSide, mean},
     text::escaped,
@@ -37,7 +38,7 @@ impl Name {
                 Some(entry) if entry.refused.is_empty() => mean(&entry.keys, side, &config.defaults),
                 Some(entry) => Err(Faults(entry.refused.clone())),
                 None if !config.refused_files.is_empty() => Err(Faults(config.refused_files.clone())),
-                None => Err(unlabelled(label).into()),
+                None => Err(unlabelled(label, config).into()),
             },
         }
     }
@@ -82,12 +83,16 @@ pub fn unnamed(unit: &str, written: Option<&str>) -> SpecFault {
 }
 
 /// The fault of a label that no forward has.
-fn unlabelled(label: &Label) -> SpecFault {
+fn unlabelled(label: &Label, config: &Config) -> SpecFault {
     let text = label.as_str();
     if text.ends_with(".socket") {
         return unnamed(text, None);
     }
-    let written = escaped(text.as_bytes());
+    // A label with blanks stood in quotes; with them it reads as it was written.
+    let written = match text.contains(' ') && !text.contains(['"', '\\']) && text.is_ascii() {
+        true => format!("\"{text}\""),
+        false => escaped(text.as_bytes()),
+    };
     let source = Source::new(Origin::Name(None), &written);
     let fault =
         SpecFault::at(&Place::new(&source, 0..written.len()), format!("no [[forward]] has the label \"{text}\""));
@@ -96,6 +101,11 @@ fn unlabelled(label: &Label) -> SpecFault {
         None => {
             let qube = text.parse::<Target>().is_ok();
             let label = format!("a [[forward]] with label = \"{text}\" is missing in the configuration");
+            let known = config.entries().iter().filter_map(|entry| Some(entry.label()?.as_str()));
+            let label = match nearest(text, known) {
+                Some(meant) => format!("did you mean the label \"{meant}\"?"),
+                None => label,
+            };
             let call = format!("; for the qube {text} write: {text} qubes.ConnectTCP+PORT");
             fault.hint(if qube { label + &call } else { label })
         }
@@ -118,17 +128,10 @@ fn meant(text: &str, written: &str) -> Option<String> {
         return text.parse::<Service>().ok().map(|service| format!("write: @default {service}"));
     }
     // `work:22`, and `1234:work:22` as qvm-connect-tcp and `ssh -L` have it, the latter with an address before that.
-    let (local, rest) = match text.split(':').collect::<Vec<_>>()[..] {
-        [local, host, port] if local.parse::<u16>().is_ok() => {
-            (Some(format!("127.0.0.1:{local}")), format!("{host}:{port}"))
-        }
-        [address, local, host, port] if local.parse::<u16>().is_ok() => {
-            let address = if address.is_empty() || address == "localhost" { "127.0.0.1" } else { address };
-            (Some(format!("{address}:{local}")), format!("{host}:{port}"))
-        }
-        _ => (None, text.to_owned()),
+    let (local, address) = match local_forward(text) {
+        Some((local, address)) => (Some(local), address),
+        None => (None, text.parse::<HostPort>().ok()?),
     };
-    let address: HostPort = rest.parse().ok()?;
     let target = format!("target={}", escaped(plus(&address).as_bytes()));
     let call = match &address.host {
         Host::Name(name) if name.parse::<Target>().is_ok() => {

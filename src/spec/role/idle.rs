@@ -69,6 +69,9 @@ impl Reading<'_> {
             KeyName::UdpIdleTimeout if !self.datagram => {
                 Some(("streams have sessions, not flows", "write: idle_timeout"))
             }
+            KeyName::UdpResponses if !self.datagram => {
+                Some(("streams end by themselves", "it is for forwards with udp_target"))
+            }
             KeyName::Keepalive | KeyName::ProxyProtocol | KeyName::BufferSize if self.datagram => {
                 Some(("it is for streams", leave))
             }

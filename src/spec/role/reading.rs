@@ -360,6 +360,7 @@ impl Reading<'_> {
             max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
             idle_timeout: pick!(self, idle_timeout).map_or(default.idle_timeout, |Idle(timeout)| *timeout),
             udp_idle_timeout: pick!(self, udp_idle_timeout).map_or(default.udp_idle_timeout, |timeout| timeout.0),
+            udp_responses: pick!(self, udp_responses).map(|responses| responses.0).or(default.udp_responses),
             drain_timeout: pick!(self, drain_timeout).map_or(default.drain_timeout, |pause| pause.0),
             keepalive: pick!(self, keepalive).copied().unwrap_or(default.keepalive),
             on_remove: pick!(self, on_remove).copied().unwrap_or(default.on_remove),

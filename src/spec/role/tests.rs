@@ -80,8 +80,15 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("uds=/a,target=10.0.0.5:1,listen_namespace=x", &["listen_namespace needs listen"]),
         ("listen=127.0.0.1:1,uds=a.sock", &["is relative"]),
         (
-            "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1",
-            &["mode does", "udp_idle_timeout does", "setup_timeout does", "allow_uid does", "different families"],
+            "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1,udp_responses=1",
+            &[
+                "mode does",
+                "udp_idle_timeout does",
+                "udp_responses does",
+                "setup_timeout does",
+                "allow_uid does",
+                "different families",
+            ],
         ),
         ("uds=/a,target=1.1.1.1:1,allow_from=::/0", &["allow_from does nothing"]),
         ("uds=@a,target=1.1.1.1:1,mode=0600,dir_mode=0700", &["mode does", "dir_mode does"]),

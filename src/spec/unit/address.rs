@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::spec::error::Flaw;
+use crate::spec::{error::Flaw, meant::several};
 
 /// Longest path or abstract name of a UNIX socket, in bytes: `sun_path[108]` of unix(7) with its NUL.
 const MAX_UNIX: usize = 107;
@@ -105,6 +105,9 @@ fn flaw(text: &str) -> Flaw {
         let what = "systemd knows no comment behind a value: this one is a part of the address";
         let flaw = Flaw::new(at..text.len(), what);
         return if reads(&text[..at]) { flaw.fix(&text[..at]) } else { flaw.note("put it into a line of its own") };
+    }
+    if let Some(flaw) = several(text, "write a line for each") {
+        return flaw;
     }
     if let Some((_, rest)) = text.split_once("://") {
         let flaw = Flaw::new(whole, format!("\"{text}\" is a URL, and systemd takes an address and a port"));

@@ -33,6 +33,8 @@ const KEYS: [&str; 12] = [
 pub enum Consequence {
     /// systemd reads on without the line.
     LeftOut,
+    /// systemd reads on without a drop-in of the unit.
+    DropInLeftOut,
     /// systemd does not load the unit.
     Refused,
     /// systemd finds no unit of that name.

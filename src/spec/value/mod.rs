@@ -18,7 +18,7 @@ pub use mode::FileMode;
 pub use network::Network;
 pub(super) use place::UdsDir;
 pub use place::{NetnsName, NetnsPath};
-pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Timeout};
+pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Responses, Timeout};
 pub use raw::Many;
 pub(super) use raw::{Raw, Value};
 pub use word::{LogLevel, OnRemove, ProxyProtocol};

@@ -19,10 +19,10 @@ use crate::spec::{
 
 /// A kind that reads and writes one text.
 macro_rules! textual {
-    ($type:ty, $expected:literal, $read:expr, $write:expr) => {
+    ($type:ty, $expected:literal, $text:expr, $read:expr, $write:expr) => {
         impl Value for $type {
             fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
-                $read(raw.text($expected)?)
+                $read($text(raw, $expected)?)
             }
 
             fn texts(&self) -> Vec<Vec<u8>> {
@@ -32,12 +32,20 @@ macro_rules! textual {
     };
 }
 
-textual!(Label, "a label", str::parse, |label: &Label| label.to_string());
-textual!(SocketAddr, "an address and a port", listen_addr, |address: &SocketAddr| plus(address));
-textual!(HostPort, "a host and a port", str::parse, |target: &HostPort| plus(target));
-textual!(Call, "a qrexec call", call, |call: &Call| call.to_string());
-textual!(IpAddr, "an IP address", ip, |ip: &IpAddr| ip.to_string());
-textual!(Device, "an interface's name", str::parse, |device: &Device| device.as_str().to_owned());
+/// The text of an address. Other programs take a port as a number.
+fn address<'a>(raw: Raw<'a>, expected: &str) -> Result<&'a str, Flaw> {
+    raw.text(expected).map_err(|flaw| match raw {
+        Raw::Integer(port @ 1..=0xffff) => flaw.fix_address(format!("127.0.0.1:{port}")),
+        _ => flaw,
+    })
+}
+
+textual!(Label, "a label", Raw::text, str::parse, |label: &Label| label.to_string());
+textual!(SocketAddr, "an address and a port", address, listen_addr, |address: &SocketAddr| plus(address));
+textual!(HostPort, "a host and a port", address, str::parse, |target: &HostPort| plus(target));
+textual!(Call, "a qrexec call", Raw::text, call, |call: &Call| call.to_string());
+textual!(IpAddr, "an IP address", Raw::text, ip, |ip: &IpAddr| ip.to_string());
+textual!(Device, "an interface's name", Raw::text, str::parse, |device: &Device| device.as_str().to_owned());
 
 /// Reads the two words of a call.
 fn call(text: &str) -> Result<Call, Flaw> {

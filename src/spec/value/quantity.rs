@@ -62,6 +62,10 @@ pub struct Idle(pub(in crate::spec) Option<Duration>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Count(pub(in crate::spec) NonZeroU32);
 
+/// A number of answers, 0 to 2^30.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Responses(pub(in crate::spec) u32);
+
 /// The length of a listening socket's queue, 1 to 2^30; the kernel cuts it to net.core.somaxconn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Backlog(pub(in crate::spec) NonZeroU32);
@@ -124,6 +128,19 @@ fn count(raw: Raw<'_>) -> Result<NonZeroU32, Flaw> {
 impl Value for Count {
     fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
         count(raw).map(Self)
+    }
+
+    fn texts(&self) -> Vec<Vec<u8>> {
+        vec![self.0.to_string().into_bytes()]
+    }
+}
+
+impl Value for Responses {
+    fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
+        match raw {
+            Raw::Integer(0) | Raw::Text(b"0") => Ok(Self(0)),
+            raw => count(raw).map(|number| Self(number.get())),
+        }
     }
 
     fn texts(&self) -> Vec<Vec<u8>> {
@@ -225,6 +242,8 @@ mod tests {
         for bad in ["0", "", "-1", "+1", "1.0", "many", "4294967296"] {
             assert!(text::<Count>(bad).is_err(), "{bad}");
         }
+        assert_eq!((text("0"), text("2")), (Ok(Responses(0)), Ok(Responses(2))));
+        assert!(["", "-1", "0.5", "00x", "1073741825"].iter().all(|bad| text::<Responses>(bad).is_err()));
         assert_eq!(text("64K"), Ok(BufferSize(65536)));
         assert_eq!(text("1M"), Ok(BufferSize(1 << 20)));
         assert_eq!(text("4096"), Ok(BufferSize(4096)));

@@ -20,7 +20,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::{FakeQrexec, Notifications, Process, SOURCE, Wire, program};
+use crate::{FakeQrexec, Notifications, Process, SOURCE, Wire, bare, program};
 
 /// Where a listener can be reached.
 #[derive(Clone, Debug)]
@@ -214,7 +214,7 @@ impl Activation {
         );
         command.arg("-c").arg(script).arg("sh").arg(&self.program).args(&self.args).stdin(Stdio::null());
         let path = format!("{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.dir().display());
-        command.env_clear().env("PATH", path).env("LANG", "C.UTF-8");
+        bare(&mut command).env("PATH", path).env("LANG", "C.UTF-8");
         command.env("HOME", self.dir());
         command.env("XDG_CONFIG_HOME", self.dir().join("config")).env("XDG_RUNTIME_DIR", self.dir().join("run"));
         let count = self.count.unwrap_or(descriptors.len());

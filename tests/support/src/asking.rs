@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{Activated, Activation, PATIENCE, Process, program, run};
+use crate::{Activated, Activation, PATIENCE, Process, bare, program, run};
 
 /// The interface's name.
 pub const INTERFACE: &str = "org.qrexec-connect.Control";
@@ -60,7 +60,7 @@ impl Asking {
     /// `qrexec-connect ARGS`, in the service's own environment.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("qrexec-connect"));
-        command.args(args).env_clear().env("LANG", "C.UTF-8");
+        bare(&mut command).args(args).env("LANG", "C.UTF-8");
         command.env("PATH", format!("{}/bin:/usr/bin:/bin", self.dir.display()));
         command.env("HOME", &self.dir).env("XDG_CONFIG_HOME", self.dir.join("config"));
         command.env("XDG_RUNTIME_DIR", self.dir.join("run")).env("SYSTEMD_UNIT_PATH", self.dir.join("units"));

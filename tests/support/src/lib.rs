@@ -25,7 +25,7 @@ pub use asking::{Asking, Said};
 pub use fake_qrexec::{Event, FakeQrexec};
 pub use notify::Notifications;
 pub use pattern::{Mismatch, Pattern, SERVICE_SEED, Sum};
-pub use process::{Lines, Process, Rest, run};
+pub use process::{Lines, Process, Rest, bare, run};
 pub use server::Server;
 pub use skip::{sample, skip, tell};
 pub use store::Handed;

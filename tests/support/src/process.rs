@@ -415,6 +415,12 @@ fn guard() {
     });
 }
 
+/// Takes the environment of the tests away, but for the options of a sanitizer: a program that tests/sanitize built and
+/// that lacks them looks for leaks when it ends, which takes seconds and can change its exit code.
+pub fn bare(command: &mut Command) -> &mut Command {
+    command.env_clear().envs(std::env::var_os("ASAN_OPTIONS").map(|options| ("ASAN_OPTIONS", options)))
+}
+
 /// Runs a short program to its end; its output, within [`PATIENCE`].
 #[track_caller]
 pub fn run(command: Command) -> Output {
