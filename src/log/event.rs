@@ -273,6 +273,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 40);
+        assert_eq!(kinds.len(), 41);
     }
 }

@@ -121,7 +121,7 @@ impl<T: AsRef<str>> From<T> for Cell {
 
 /// What happens to a column where the terminal is too narrow for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
+enum ColumnNeed {
     /// It stays.
     Needed,
     /// It leaves where the least widths do not fit.
@@ -136,28 +136,28 @@ pub(super) struct Column {
     head: &'static str,
     /// The width below which it is not cut; `None`: it is never cut.
     least: Option<usize>,
-    need: Need,
+    need: ColumnNeed,
 }
 
 impl Column {
     /// A column that is never cut.
     pub(super) const fn whole(head: &'static str) -> Self {
-        Self { head, least: None, need: Need::Needed }
+        Self { head, least: None, need: ColumnNeed::Needed }
     }
 
     /// A column whose cells are cut in the middle, down to this width.
     pub(super) const fn long(head: &'static str, least: usize) -> Self {
-        Self { head, least: Some(least), need: Need::Needed }
+        Self { head, least: Some(least), need: ColumnNeed::Needed }
     }
 
     /// The same column, which may leave.
     pub(super) const fn spare(self) -> Self {
-        Self { need: Need::Spare, ..self }
+        Self { need: ColumnNeed::Spare, ..self }
     }
 
     /// The same column, which repeats what others say.
     pub(super) const fn extra(self) -> Self {
-        Self { need: Need::Extra, ..self }
+        Self { need: ColumnNeed::Extra, ..self }
     }
 }
 
@@ -229,7 +229,9 @@ pub(super) fn render<const N: usize>(style: Style, columns: &[Column; N], rows: 
 fn fit(placed: &mut Vec<Placed>, width: usize) -> bool {
     let gaps = |placed: &[Placed]| GAP.len() * placed.len().saturating_sub(1);
     let total = |placed: &[Placed], of: fn(&Placed) -> usize| placed.iter().map(of).sum::<usize>() + gaps(placed);
-    for (need, of) in [(Need::Extra, Placed::comfortable as fn(&Placed) -> usize), (Need::Spare, Placed::floor)] {
+    for (need, of) in
+        [(ColumnNeed::Extra, Placed::comfortable as fn(&Placed) -> usize), (ColumnNeed::Spare, Placed::floor)]
+    {
         while total(placed, of) > width {
             let Some(last) = placed.iter().rposition(|one| one.column.need == need) else { break };
             placed.remove(last);
