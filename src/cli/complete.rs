@@ -21,6 +21,9 @@ fn known(command: &str, value_name: &str, service: (Program, Scope)) -> Option<A
     Some(match (command, value_name) {
         (_, "UNIT" | "UNIT-OR-FILE") => ArgValueCandidates::new(unit_names),
         (_, "LISTENER") => ArgValueCandidates::new(move || listeners(service)),
+        (_, "SESSION|LISTENER") => {
+            ArgValueCandidates::new(move || sessions(service).into_iter().chain(listeners(service)).collect::<Vec<_>>())
+        }
         ("remove", "NAME") => ArgValueCandidates::new(added),
         (_, "ID" | "SESSION") => ArgValueCandidates::new(move || sessions(service)),
         _ => return None,

@@ -1,8 +1,15 @@
 //! The service behind `qrexec-connect serve` and `pfwd`: one and the same, but for where the configuration is.
 
-use std::process::ExitCode;
+use std::{
+    io::IsTerminal as _,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use super::config::{self, Sources};
+use super::{
+    arguments::When,
+    config::{self, Sources},
+};
 use crate::{
     activation,
     control::SOCKET,
@@ -10,6 +17,7 @@ use crate::{
     report::{Code, Fatal},
     service::{self, Ended, Setup, Stay},
     spec::{FaultEffect, Faults, LogLevel},
+    sys,
     systemd::{headroom, signals::Hangup, unit},
 };
 
@@ -37,6 +45,8 @@ pub(super) struct ServeOptions {
     pub(super) control: Option<std::path::PathBuf>,
     /// What is logged, if the arguments say so.
     pub(super) log_level: Option<LogLevel>,
+    /// Whether lines of the log on stderr begin with the time.
+    pub(super) timestamps: When,
     /// What to say when there is nothing to serve and nobody who would pass a socket.
     pub(super) lonely: fn() -> Fatal,
 }
@@ -70,7 +80,9 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     handover::make_room(&inherited.stored);
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
-    let guard = log::start(options.program, log_level(level)).map_err(failed)?;
+    let stamps = options.timestamps.holds(|| std::io::stderr().is_terminal());
+    let stamp = stamps.then_some(time_of_day as fn() -> String);
+    let guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
     options.sources.warn_of_writable();
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
     let runtime =
@@ -102,7 +114,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
 pub(super) fn keep(program: &'static str) -> Result<ExitCode, Fatal> {
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     headroom::keep();
-    let guard = log::start(program, log::Level::Info).map_err(failed)?;
+    let guard = log::start(program, log::Level::Info, None).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let kept = runtime.block_on(service::keep());
     drop(guard);
@@ -110,6 +122,13 @@ pub(super) fn keep(program: &'static str) -> Result<ExitCode, Fatal> {
         Stay::Stopped => ExitCode::SUCCESS,
         Stay::Deserted => ExitCode::from(DESERTED),
     })
+}
+
+/// The time of day here, as a line of the log has it: `12:00:01.250`.
+fn time_of_day() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let [.., hour, minute, second] = sys::local_time(i64::try_from(now.as_secs()).unwrap_or(0));
+    format!("{hour:02}:{minute:02}:{second:02}.{:03}", now.subsec_millis())
 }
 
 fn log_level(level: LogLevel) -> log::Level {

@@ -37,6 +37,13 @@ pub(super) fn listening_sockets(scope: Scope) -> Vec<ShownUnit> {
     shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active")).collect()
 }
 
+/// Whether systemd listens for one of the socket units with this prefix.
+pub(super) fn listens_for(scope: Scope, prefix: &str) -> bool {
+    let pattern = format!("{prefix}*.socket");
+    let text = ask(scope, &["show", "--property=ActiveState", "--", &pattern]).unwrap_or_default();
+    ShownUnit::read_all(&text).iter().any(|unit| unit.last("ActiveState").as_deref() == Some("active"))
+}
+
 /// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`).
 pub(super) fn listens(scope: Scope, unit: &str) -> Vec<(String, String)> {
     let shown = show(scope, &["Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());

@@ -13,6 +13,7 @@ pub(super) use crate::systemd::systemctl::Scope;
 use crate::{
     spec::{PREFIXES, fdname, unit::Unit},
     sys,
+    systemd::systemctl::user_runtime_directory,
 };
 
 /// A unit file above this size is a mistake, in bytes.
@@ -81,7 +82,7 @@ fn is_new(dir: &Path, seen: &mut Vec<PathBuf>) -> bool {
 fn user_search_path() -> Vec<PathBuf> {
     let config = xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("systemd"));
     let data = xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("systemd"));
-    let runtime = env::var_os("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("systemd"));
+    let runtime = Some(user_runtime_directory().join("systemd"));
     let list = |name: &str, default: &str| {
         let dirs = env::var(name).ok().filter(|dirs| !dirs.is_empty()).unwrap_or_else(|| default.to_owned());
         dirs.split(':').map(|dir| Path::new(dir).join("systemd/user")).collect::<Vec<_>>()

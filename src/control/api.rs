@@ -62,6 +62,9 @@ pub struct Listener {
     /// Sessions that wait for a call of the qube, where the listener leads to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<u64>,
+    /// Sessions that wait for dom0's decision about their call or about earlier ones, where the listener leads to a qube.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<u64>,
 }
 
 /// A process of this machine.
@@ -113,9 +116,27 @@ pub struct Session {
     pub up_bytes: u64,
     /// Bytes delivered from the upstream to the peer.
     pub down_bytes: u64,
+    /// What it waits for, when that takes longer than usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<Wait>,
+    /// Calls of its service that dom0 has not decided yet, where it waits for dom0 or for a turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<u64>,
     /// Who connected, when asked for and where the kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
+}
+
+/// What a session waits for before it is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// dom0's decision about its call.
+    Dom0,
+    /// The decision about earlier calls, or the end of the pause after a refusal.
+    Turn,
+    /// A call of the qube.
+    Call,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

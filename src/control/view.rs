@@ -6,7 +6,7 @@ use super::api;
 use crate::{
     listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
-    session::{Figures, Happened, Happening, ListenerIdentity, Route, SessionInfo, Sessions, TallyKey},
+    session::{Figures, Happened, Happening, ListenerIdentity, Route, SessionInfo, Sessions, TallyKey, WaitsFor},
     spec::{ConfigFault, SocketKind},
     sys,
 };
@@ -16,7 +16,18 @@ pub fn session(info: &SessionInfo) -> api::Session {
     session_with(info, Figures::of(info))
 }
 
+fn wait(wait: WaitsFor) -> api::Wait {
+    match wait {
+        WaitsFor::Dom0 => api::Wait::Dom0,
+        WaitsFor::Turn => api::Wait::Turn,
+        WaitsFor::Call => api::Wait::Call,
+    }
+}
+
 fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
+    let waits_for = info.waits_for().filter(|_| figures.dial_ms.is_none());
+    let asks = matches!(waits_for, Some(WaitsFor::Dom0 | WaitsFor::Turn));
+    let behind = info.route.call().filter(|_| asks).map(|limits| limits.gate.undecided());
     api::Session {
         id: info.id.to_string(),
         listener: info.route.listener.to_string(),
@@ -32,6 +43,8 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
         dial_ms: figures.dial_ms,
         up_bytes: figures.up,
         down_bytes: figures.down,
+        waits_for: waits_for.map(wait),
+        behind: behind.map(|n| n as u64),
         process: None,
     }
 }
@@ -58,6 +71,8 @@ pub struct Load {
     sessions: u64,
     /// Of these, those that wait for a call of their qube.
     queued: u64,
+    /// Of these, those that wait for dom0's decision about their call or about earlier ones.
+    undecided: u64,
 }
 
 /// The sessions of each listener.
@@ -66,7 +81,11 @@ pub fn sessions_by_listener(sessions: &Sessions) -> HashMap<TallyKey, Load> {
     sessions.for_each(|info| {
         let load = count.entry(key(&info.route)).or_default();
         load.sessions += 1;
-        load.queued += u64::from(info.is_queued());
+        match info.waits_for() {
+            Some(WaitsFor::Call) => load.queued += 1,
+            Some(WaitsFor::Dom0 | WaitsFor::Turn) => load.undecided += 1,
+            None => {}
+        }
     });
     count
 }
@@ -94,6 +113,7 @@ pub fn listener(listening: &ServedListener, sessions: &HashMap<TallyKey, Load>) 
             SocketKind::Unix | SocketKind::Udp => None,
         },
         queued: route.call().map(|_| load.queued),
+        undecided: route.call().map(|_| load.undecided),
     }
 }
 
@@ -188,5 +208,6 @@ pub fn troubled(address: &str, kind: Option<SocketKind>, name: &str, state: api:
         max_sessions: 0,
         waiting: None,
         queued: None,
+        undecided: None,
     }
 }

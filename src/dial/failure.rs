@@ -100,7 +100,9 @@ impl DialStep {
             (Self::Tcp | Self::Udp, Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 "; no route leads there: see `ip route get`"
             }
-            (Self::Tcp, Some(libc::EADDRNOTAVAIL)) => "; no local port towards this address is free",
+            (Self::Tcp, Some(libc::EADDRNOTAVAIL)) => {
+                "; no local port towards this address is free, or there is no local address of its family"
+            }
             (Self::Device, Some(libc::ENODEV)) => "; there is no such interface: see `ip link`",
             (Self::Device, Some(libc::EPERM)) => "; this takes CAP_NET_RAW",
             (Self::Source, Some(libc::EADDRNOTAVAIL)) => "; this is no address of this machine: see `ip address`",

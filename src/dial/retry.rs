@@ -36,7 +36,8 @@ impl RetryUntil {
             Failure::Io { step: step @ (DialStep::Tcp | DialStep::Unix), error, .. } => match error.raw_os_error()? {
                 libc::ECONNREFUSED | libc::ENOENT => Some(self.absent),
                 libc::EAGAIN if *step == DialStep::Unix => Some(self.busy),
-                libc::EHOSTUNREACH | libc::ENETUNREACH if self.in_namespace => Some(self.absent),
+                // EADDRNOTAVAIL: a route, and no address of that family yet.
+                libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EADDRNOTAVAIL if self.in_namespace => Some(self.absent),
                 _ => None,
             },
             _ => None,
@@ -45,8 +46,8 @@ impl RetryUntil {
 }
 
 /// Dials until it succeeds, fails for a reason that time does not mend, or the time for retries is over. The pause
-/// between tries is 1/32 s, doubling to 1 s; `waiting` is called before a pause, while pauses grow and then about once a
-/// minute. Retries do not shorten a try: each has the time that `dial` gives it.
+/// between tries is 1/32 s, doubling to 1 s; `waiting` is called before a pause, once for each errno in a row and then
+/// about once a minute. Retries do not shorten a try: each has the time that `dial` gives it.
 ///
 /// # Errors
 /// That of the last try.
@@ -60,6 +61,7 @@ pub async fn retrying<T, F: Future<Output = Result<T, Failure>>>(
 ) -> Result<T, Failure> {
     let mut pause = PAUSE.0;
     let mut at_longest = 0;
+    let mut told = None;
     loop {
         let failure = match dial().await {
             Ok(connected) => return Ok(connected),
@@ -68,7 +70,8 @@ pub async fn retrying<T, F: Future<Output = Result<T, Failure>>>(
         let now = Instant::now();
         let Some(end) = until.of(&failure).filter(|end| now < *end) else { return Err(failure) };
         let next = (now + pause).min(end);
-        if at_longest % REPORTED == 0 {
+        let number = errno(&failure);
+        if told.replace(number) != Some(number) || (at_longest > 0 && at_longest % REPORTED == 0) {
             waiting(&failure, next - now);
         }
         sleep_until(next).await;
@@ -76,6 +79,14 @@ pub async fn retrying<T, F: Future<Output = Result<T, Failure>>>(
             at_longest += 1;
         }
         pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// The errno of a failure, where there is one.
+fn errno(failure: &Failure) -> Option<i32> {
+    match failure {
+        Failure::Io { error, .. } => error.raw_os_error(),
+        _ => None,
     }
 }
 
@@ -111,7 +122,7 @@ mod tests {
         let tries = tries.into_inner();
         assert_eq!(tries.len(), 6 + 150, "{tries:?}");
         assert_eq!(*tries.last().unwrap(), Duration::from_secs(150));
-        assert_eq!(pauses.into_inner(), [31, 62, 125, 250, 500, 1000, 1000, 1000], "about one report in a minute");
+        assert_eq!(pauses.into_inner(), [31, 1000, 1000], "the first, then about one in a minute");
     }
 
     #[tokio::test(start_paused = true)]
@@ -127,7 +138,7 @@ mod tests {
             (tcp(libc::ECONNREFUSED), 5, 5),
             (tcp(libc::EHOSTUNREACH), 0, 5),
             (tcp(libc::ENETUNREACH), 0, 5),
-            (tcp(libc::EADDRNOTAVAIL), 0, 0),
+            (tcp(libc::EADDRNOTAVAIL), 0, 5),
             (failure(DialStep::Unix, libc::ENOENT), 5, 5),
             (failure(DialStep::Unix, libc::EAGAIN), 9, 9),
             (failure(DialStep::Unix, libc::EACCES), 0, 0),

@@ -109,6 +109,8 @@ kinds! {
     ListenerAwaited "listener-awaited" Warning "ca2a5fdd64e742829d07d9dc7a00e589",
     /// A limit makes connections wait in the backlog.
     LimitReached "limit-reached" Warning "da15f83b8b474f17b8c83f9173414efa",
+    /// Connections wait for dom0 to decide about a call.
+    CallUndecided "call-undecided" Warning "2324ee814f1043ab9cfb536a4f9087e2",
     /// Somebody had a listener paused.
     ListenerPaused "listener-paused" Info "3682360408bb47ab95c6fc26d2abfb41",
     /// Somebody had a listener resumed.
@@ -271,6 +273,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 40);
+        assert_eq!(kinds.len(), 41);
     }
 }

@@ -43,20 +43,21 @@ pub struct Guard {
 }
 
 /// Starts the log: natively to journald when stderr is the journal (`JOURNAL_STREAM`, systemd.exec(5)), else as
-/// lines on stderr. `identifier` is what `journalctl -t` finds. Events below `level` are left out.
+/// lines on stderr, each behind what `stamp` gives. `identifier` is what `journalctl -t` finds. Events below `level` are
+/// left out.
 ///
 /// # Errors
 /// When no thread can be had.
 ///
 /// # Panics
 /// When it is called twice.
-pub fn start(identifier: &'static str, level: Level) -> io::Result<Guard> {
+pub fn start(identifier: &'static str, level: Level, stamp: Option<fn() -> String>) -> io::Result<Guard> {
     let (sender, queue) = mpsc::sync_channel(QUEUE);
     let (finished, done) = mpsc::channel();
     let _ = LEVEL.set(level);
     assert!(QUEUED.set(sender).is_ok(), "the log is started once");
     std::thread::Builder::new().name("log".into()).spawn(move || {
-        Sink::open(identifier).run(|sink| {
+        Sink::open(identifier, stamp).run(|sink| {
             // After a burst it looks again by itself before it waits to be woken: a wake-up costs a session more than
             // the event does.
             let next = || {

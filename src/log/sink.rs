@@ -12,19 +12,19 @@ pub enum Sink {
     /// Through `tracing-journald`, which encodes the fields.
     #[cfg(feature = "events")]
     Journal(tracing::Dispatch),
-    /// Lines on stderr, for people.
-    Stderr,
+    /// Lines on stderr, for people, each behind the time where one is wanted.
+    Stderr(Option<fn() -> String>),
 }
 
 impl Sink {
     /// The journal when stderr is the journal, else stderr.
-    pub fn open(identifier: &str) -> Self {
+    pub fn open(identifier: &str, stamp: Option<fn() -> String>) -> Self {
         #[cfg(feature = "events")]
         if let Some(dispatch) = journal::open(identifier) {
             return Self::Journal(dispatch);
         }
         let _ = identifier; // lines bear no name
-        Self::Stderr
+        Self::Stderr(stamp)
     }
 
     /// Runs `body` with this sink as the thread's own.
@@ -32,7 +32,7 @@ impl Sink {
         match &self {
             #[cfg(feature = "events")]
             Self::Journal(dispatch) => tracing::dispatcher::with_default(dispatch, || body(&self)),
-            Self::Stderr => body(&self),
+            Self::Stderr(_) => body(&self),
         }
     }
 
@@ -42,13 +42,14 @@ impl Sink {
         match self {
             #[cfg(feature = "events")]
             Self::Journal(_) => journal::write(event),
-            Self::Stderr => {
+            Self::Stderr(stamp) => {
+                let time = stamp.map(|stamp| stamp() + "  ").unwrap_or_default();
                 let prefix = match event.kind.level() {
                     Level::Error => "error: ",
                     Level::Warning => "warning: ",
                     Level::Info | Level::Debug => "",
                 };
-                let _ = writeln!(std::io::stderr(), "{prefix}{}", event.message);
+                let _ = writeln!(std::io::stderr(), "{time}{prefix}{}", event.message);
             }
         }
     }

@@ -57,8 +57,11 @@ impl RunningService {
         let own = self.posts.reconcile((&self.behind.concat(), &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.posts.accept(&self.sessions, &mut self.accepting);
-        let mut text =
-            format!("configuration read again: {} listeners lead elsewhere or otherwise", changed + own.changed);
+        let elsewhere = match changed + own.changed {
+            1 => "1 listener leads".to_owned(),
+            n => format!("{n} listeners lead"),
+        };
+        let mut text = format!("configuration read again: {elsewhere} elsewhere or otherwise");
         if served > 0 {
             text += &format!(", {served} that were refused are served");
         }

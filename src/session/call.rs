@@ -1,12 +1,12 @@
 //! The stages of a session whose upstream is a qrexec call: set-up, relay through the child, the child's end.
 
-use std::time::Duration;
+use std::{future::pending, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     event,
-    info::SessionInfo,
+    info::{AtGate, SessionInfo},
     keepalive,
     parked::ParkedStage,
     stage::{NextStage, SettingUp, Stage},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     dial::{
         self, Failure,
-        qrexec::{Decision, Exit, Helper, LiveCall, Parts, gate::Ticket},
+        qrexec::{Decision, Exit, Helper, LiveCall, Parts, UNDECIDED, gate::Ticket},
     },
     log::{self, Kind},
     proto::qrexec::{LOST, SetUp},
@@ -84,7 +84,15 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
 }
 
 /// The decision, unless the session is interrupted first.
-async fn decided(info: &SessionInfo, peer: &Stream, call: &mut LiveCall, ticket: &Ticket) -> Result<Decision, Why> {
+async fn decided(
+    info: &Arc<SessionInfo>,
+    peer: &Stream,
+    call: &mut LiveCall,
+    ticket: &Ticket,
+) -> Result<Decision, Why> {
+    let taken = call.taken();
+    let _waits = info.waits(AtGate::Decision, taken);
+    let tells = tell_of_wait(info, ticket, taken);
     let allowed = info.route.options.setup_timeout;
     // From accept on: the wait at the gate counts.
     let deadline = info.setup_deadline(allowed);
@@ -93,9 +101,19 @@ async fn decided(info: &SessionInfo, peer: &Stream, call: &mut LiveCall, ticket:
         why = info.interrupt.requested_async() => return Err(why),
         decision = call.decided(peer, (deadline, allowed), |line| event::stderr(info, line)) => return Ok(decision),
         () = ticket.lost(), if !info.redials.has_lost() => {}
+        () = tells => unreachable!("it waits for ever"),
     }
     // Its answer may have come at this very moment.
     Ok(if call.connected() { Decision::Connected } else { Decision::Lost })
+}
+
+/// Tells, once for each gate, that connections wait for dom0; waits for ever after that.
+async fn tell_of_wait(info: &SessionInfo, ticket: &Ticket, taken: Duration) {
+    sleep(UNDECIDED.saturating_sub(taken)).await;
+    if let Some(connections) = ticket.news(taken > UNDECIDED) {
+        log::emit(event::call_undecided(info, connections));
+    }
+    pending().await
 }
 
 /// Whether a call that is connected stays so, unless the session is interrupted first. The peer is not read meanwhile.

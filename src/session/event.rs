@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     doubt::Cause,
     info::SessionInfo,
@@ -81,6 +83,23 @@ pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event
         call.service, call.target
     );
     info.route.event(Kind::LimitReached, text)
+}
+
+/// dom0 has not decided about a call for a while; `connections` wait for that.
+pub fn call_undecided(info: &SessionInfo, connections: usize) -> Event {
+    let route = &info.route;
+    let (target, service) = route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
+    let wait =
+        if connections == 1 { "1 connection waits".to_owned() } else { format!("{connections} connections wait") };
+    let started = if target.starts_with('@') { "the qube".into() } else { target.clone() };
+    let left = info.setup_deadline(route.options.setup_timeout).saturating_duration_since(Instant::now());
+    let text = format!(
+        "{}: {wait} for dom0 to decide about {service} in {target}: answer the prompt there, or wait until {started} has \
+         started; given up in {} s",
+        route.listener,
+        left.as_secs_f32().round()
+    );
+    route.event(Kind::CallUndecided, text)
 }
 
 /// A call that dom0 never answered was ended, and is made again.
@@ -315,5 +334,6 @@ pub fn waiting(info: &SessionInfo, failure: &Failure, pause: Duration) {
         (Lead::Unix(addr), _) => format!("{addr} has a full backlog: its endpoint does not accept"),
         _ => format!("{}: {}", info.route.upstream_text, self::failure(&info.route, failure).1),
     };
-    log::emit(about(info, Kind::DialWaiting, format!("{why}; next try in {} s", seconds(pause))));
+    let less_often = if pause < Duration::from_secs(1) { ", then less often" } else { "" };
+    log::emit(about(info, Kind::DialWaiting, format!("{why}; next try in {} s{less_often}", seconds(pause))));
 }

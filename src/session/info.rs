@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -12,7 +12,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{access::Peer, redial::Redials, route::Route};
-use crate::relay::{Counters, Interrupt};
+use crate::{
+    dial::qrexec::UNDECIDED,
+    relay::{Counters, Interrupt},
+    sys::lock,
+};
 
 /// What every room may know about a session.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct SessionInfo {
     queued_ms: AtomicU64,
     /// Milliseconds from accept to the present wait, plus one; 0 while the session does not wait for a call.
     queued_since: AtomicU64,
+    /// What the session waits for at its gate, and since when.
+    waits: Mutex<Option<(AtGate, Instant)>>,
     /// NETNS: path and inode of the namespace in which the upstream was dialled.
     netns: OnceLock<Arc<str>>,
     /// Calls that were made again.
@@ -52,6 +58,7 @@ impl SessionInfo {
             dial_ms: AtomicU64::new(0),
             queued_ms: AtomicU64::new(0),
             queued_since: AtomicU64::new(0),
+            waits: Mutex::default(),
             netns: OnceLock::new(),
             redials: Redials::default(),
             counters,
@@ -71,6 +78,25 @@ impl SessionInfo {
             let _ = self.netns.set(netns); // a session is connected once
         }
         self.dial_ms.store(ms.saturating_add(1), Relaxed);
+    }
+
+    /// Notes that the session has waited for this for `taken`, until the guard is dropped.
+    pub fn waits(self: &Arc<Self>, what: AtGate, taken: Duration) -> WaitsAtGate {
+        let now = Instant::now();
+        *lock(&self.waits) = Some((what, now.checked_sub(taken).unwrap_or(now)));
+        WaitsAtGate(self.clone())
+    }
+
+    /// What the session waits for before it is connected, as far as that takes longer than usual.
+    pub fn waits_for(&self) -> Option<WaitsFor> {
+        if self.is_queued() {
+            return Some(WaitsFor::Call);
+        }
+        let (what, _) = (*lock(&self.waits)).filter(|(_, since)| since.elapsed() >= UNDECIDED)?;
+        Some(match what {
+            AtGate::Turn => WaitsFor::Turn,
+            AtGate::Decision => WaitsFor::Dom0,
+        })
     }
 
     /// Path and inode of the namespace in which the upstream was dialled, if that is not the service's own.
@@ -109,6 +135,36 @@ impl SessionInfo {
     /// Milliseconds since accept.
     pub fn age_ms(&self) -> u64 {
         u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Where a session stands at the gate of its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtGate {
+    /// It is not its turn to begin a call.
+    Turn,
+    /// dom0 has not decided about its call.
+    Decision,
+}
+
+/// What a session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// dom0 has not decided about its call.
+    Dom0,
+    /// It is not its turn to begin a call: dom0 has not decided about earlier ones, or has refused one just now.
+    Turn,
+    /// Its qube has no call left.
+    Call,
+}
+
+/// A session waits at the gate of its service while this lives.
+#[derive(Debug)]
+pub struct WaitsAtGate(Arc<SessionInfo>);
+
+impl Drop for WaitsAtGate {
+    fn drop(&mut self) {
+        *lock(&self.0.waits) = None;
     }
 }
 

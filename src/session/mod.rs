@@ -50,7 +50,7 @@ pub use doubt::DoubtKept;
 pub use event::{ended as ended_event, seconds};
 pub use flows::Flows;
 pub use identity::ListenerIdentity;
-pub use info::SessionInfo;
+pub use info::{SessionInfo, WaitsFor};
 pub use parked::{FlowKept, ParkedPeer, ParkedSession, ParkedStage, abandon};
 pub use permits::Permits;
 pub use redial::RedialsKept;

@@ -26,6 +26,10 @@ pub(super) fn look(info: &SessionInfo, addr: &HostPort, failure: &Failure) {
     let route = info.route.clone();
     // The kernel's list is long now: a thread that nobody waits for reads it.
     netns::spawn_inside(info.route.netns(), move || {
-        log::emit(event::no_port_left(&route, to, proc::sockets_towards(to), proc::local_ports(), left_out));
+        let used = proc::sockets_towards(to);
+        // Without any, there is no local address of that family.
+        if used > 0 {
+            log::emit(event::no_port_left(&route, to, used, proc::local_ports(), left_out));
+        }
     });
 }

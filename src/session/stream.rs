@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     event,
-    info::SessionInfo,
+    info::{AtGate, SessionInfo},
     keepalive,
     parked::ParkedStage,
     ports,
@@ -127,7 +127,8 @@ async fn begin_call(story: &Story, limits: &CallLimits) -> Result<Dialled, Failu
     };
     let full = |calls| log::emit(event::gate_full(info, limits, calls));
     let (max, arrived) = (options.max_setups, info.accepted);
-    let visitor = Visitor { max, arrived, qube: &limits.qube, no_call, full };
+    let no_turn = || info.waits(AtGate::Turn, Duration::ZERO);
+    let visitor = Visitor { max, arrived, qube: &limits.qube, no_call, no_turn, full };
     let (ticket, permit) = tokio::select! {
         biased;
         entered = limits.gate.clone().enter(visitor) => entered.map_err(|why| match why {

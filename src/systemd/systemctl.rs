@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -44,7 +45,7 @@ impl Scope {
     fn systemctl<S: AsRef<OsStr>>(self, arguments: &[S]) -> Command {
         let mut command = Command::new("systemctl");
         if self == Self::User {
-            command.arg("--user");
+            command.arg("--user").env("XDG_RUNTIME_DIR", user_runtime_directory());
         }
         command.args(["--no-pager", "--no-ask-password"]).args(arguments).stdin(Stdio::null());
         for name in sys::OURS_ALONE {
@@ -87,6 +88,12 @@ impl Scope {
     pub fn order<S: AsRef<OsStr>>(self, arguments: &[S]) -> io::Result<ExitStatus> {
         run(self.systemctl(arguments), ORDER).map(|answer| answer.status)
     }
+}
+
+/// The runtime directory of this process's user: that of XDG_RUNTIME_DIR, else the one that logind makes.
+pub fn user_runtime_directory() -> PathBuf {
+    let given = env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    given.map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into(), PathBuf::from)
 }
 
 /// Exit status and standard output of systemctl.

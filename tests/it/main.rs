@@ -34,6 +34,8 @@ mod qrexec;
 mod readme;
 mod records;
 mod reload;
+mod schema;
 mod sessions;
 mod stages;
+mod tables;
 mod toolbox;

@@ -434,6 +434,53 @@ fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
 }
 
 #[test]
+fn connections_that_wait_for_dom0_are_told_once_and_shown_with_what_they_wait_behind() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake)
+        .tcp("work test.Gate+yes setup_timeout=300")
+        .tcp("work test.Echo")
+        .with_control()
+        .start()
+        .ready();
+    let peers: Vec<Wire> = (0..12).map(|_| service.connect(0)).collect();
+    let line = service.process.stderr.wait_for("for dom0 to decide");
+    assert!(line.contains("12 connections wait for dom0 to decide about test.Gate+yes in work"), "{line}");
+    assert!(line.contains("answer the prompt there, or wait until work has started; given up in 29"), "{line}");
+    let asking = service.asking();
+    let waits = |what: &str| asking.sessions().iter().filter(|session| session["waits_for"] == what).count();
+    eventually("five calls are undecided", || (waits("dom0"), waits("turn")) == (5, 7));
+    assert!(asking.sessions().iter().all(|session| session["behind"] == 5), "{:?}", asking.sessions());
+    let table = asking.ok(&["sessions"]).stdout;
+    assert_eq!(table.matches("waiting for dom0").count(), 12, "{table}");
+    let turn = asking.sessions().into_iter().find(|session| session["waits_for"] == "turn").expect("seven wait");
+    let details = asking.ok(&["sessions", turn["id"].as_str().expect("text")]).stdout;
+    assert!(details.contains("waits for: dom0's decision, behind 5 undecided calls\n"), "{details}");
+    let report = asking.ok(&["status", "--json"]).json();
+    assert_eq!(
+        (&report["listeners"][0]["undecided"], &report["listeners"][0]["state"]),
+        (&12.into(), &"serving".into())
+    );
+    assert_eq!(report["listeners"][1]["undecided"], 0);
+    let status = asking.ok(&["status"]).stdout;
+    assert_eq!(status.matches("waiting for dom0").count(), 1, "{status}");
+    assert!(status.contains("12 connections wait for dom0: answer the prompt there"), "{status}");
+    // what an earlier process has told is not told again
+    service.restart(|process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    });
+    let asking = service.asking();
+    eventually("all are there again", || asking.sessions().len() == 12);
+    fake.open("yes");
+    for (seed, mut peer) in peers.into_iter().enumerate() {
+        exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
+    }
+    assert_eq!(service.process.stderr.count("for dom0 to decide"), 0, "once, by the first process");
+    assert!(!asking.ok(&["status"]).stdout.contains("waiting for dom0"));
+    service.stop();
+}
+
+#[test]
 fn two_hundred_sessions_over_thirty_two_calls_lose_nothing() {
     let fake = FakeQrexec::new();
     let service = leading_to(&fake, "work test.Echo");

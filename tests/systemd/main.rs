@@ -24,6 +24,7 @@ mod readme;
 mod remote;
 mod security;
 mod service;
+mod states;
 mod storm;
 mod system;
 mod upgrade;

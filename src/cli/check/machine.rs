@@ -179,6 +179,34 @@ pub(super) fn obstacle(path: &Path, own: bool) -> Option<PathObstacle> {
     None
 }
 
+/// Why nobody can listen at a place now, with the error of bind(2); `own` when this process's user is to do that.
+/// `unit_at` names the socket unit that listens there.
+pub(in crate::cli) fn hindrance(
+    place: &ListenPlace,
+    own: bool,
+    unit_at: impl Fn(&ListenPlace) -> Option<String>,
+) -> Option<String> {
+    match place {
+        ListenPlace::Port { addr, .. } => {
+            if !has_address(*addr) {
+                return Some(format!("{} is no address of this machine (EADDRNOTAVAIL)", addr.ip()));
+            }
+            if let Some(what) = port_obstacle(addr.port(), own) {
+                return Some(format!("{what} (EACCES)"));
+            }
+        }
+        ListenPlace::Unix(UnixAddr::Path(path)) => {
+            if let Some(found) = obstacle(path, own) {
+                return Some(found.what);
+            }
+        }
+        ListenPlace::Unix(UnixAddr::Abstract(_)) => {}
+    }
+    let taken = taken(std::slice::from_ref(place)).into_iter().next()?;
+    let unit = if taken.is_managed() { unit_at(&taken.place) } else { None };
+    Some(format!("the address is in use (EADDRINUSE) by {}", unit.unwrap_or_else(|| taken.holder())))
+}
+
 /// Whether users other than its owner can connect to a socket at `path`: its own mode lets them, and each directory on
 /// the way does. Directories that do not exist get `dir_mode`.
 pub(super) fn is_open_to_all(path: &Path, mode: u32, dir_mode: u32) -> bool {

@@ -103,7 +103,7 @@ impl ManagerWord {
 }
 
 /// The socket units that listen now, of both managers, as far as they answer.
-pub(super) fn listening() -> Vec<(String, ListenPlace)> {
+pub(in crate::cli) fn listening() -> Vec<(String, ListenPlace)> {
     let units = [Scope::User, Scope::System].into_iter().flat_map(systemctl::listening_sockets);
     let places = units.flat_map(|unit| {
         let name = unit.last("Id").unwrap_or_default();

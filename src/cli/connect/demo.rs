@@ -115,8 +115,11 @@ pub(super) fn run(check: bool) -> Result<ExitCode, Fatal> {
         std::mem::forget(place); // open until the end, for the service to inherit
     }
     let stop = Stop::new().map_err(failed)?;
+    if !check {
+        show(&listeners); // before the log of the service begins
+    }
     let mut service = start(dir.path(), &listeners).map_err(failed)?;
-    let result = if check { check_all(&listeners) } else { show(&listeners, &mut service, stop) };
+    let result = if check { check_all(&listeners) } else { wait(&mut service, stop) };
     if let Ok(pid) = i32::try_from(service.id()) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
@@ -240,13 +243,16 @@ impl Stop {
     }
 }
 
-fn show(listeners: &[DemoListener], service: &mut Child, stop: Stop) -> Result<ExitCode, Fatal> {
-    println!("The service runs, with three sockets as systemd would pass them. Try, in another terminal:\n");
+fn show(listeners: &[DemoListener]) {
+    println!("The service starts, with three sockets as systemd would pass them. Try, in another terminal:\n");
     for listener in listeners {
-        println!("  {:<60} # {}", listener.curl(), listener.what);
-        println!("  {:<60} #   FileDescriptorName={}", "", listener.name);
+        println!("  # {}\n  # FileDescriptorName={}\n  {}\n", listener.what, listener.name, listener.curl());
     }
-    println!("\nIts log follows; Ctrl-C ends the demo.\n");
+    println!("Its log follows; Ctrl-C ends the demo.\n");
+}
+
+/// Waits until the demo is to end.
+fn wait(service: &mut Child, stop: Stop) -> Result<ExitCode, Fatal> {
     stop.wait();
     println!();
     match service.try_wait() {

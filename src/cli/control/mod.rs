@@ -1,8 +1,14 @@
 //! The commands about a running service, the same for `qrexec-connect` and `pfwd`: what it does, for whom, and how to
 //! stop that.
 
+#[cfg(test)]
+mod captures;
+mod kill;
+mod place;
+mod row;
 mod service;
 mod sessions;
+mod socket_unit;
 mod status;
 mod table;
 
@@ -17,13 +23,13 @@ use crate::{
         client::CallFailed,
         select::{self, KnownListener},
     },
-    log::escape,
     report::Fatal,
     spec::SocketKind,
 };
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
 pub(super) use service::{print, print_json};
+use table::LookOptions;
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -55,6 +61,8 @@ pub(super) struct StatusOptions<P: WhichService> {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    look: LookOptions,
     /// Read this configuration instead of the usual one
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
@@ -74,6 +82,8 @@ pub(super) struct SessionsOptions<P: WhichService> {
     /// Print one JSON object instead of a table; with --follow one in each line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    look: LookOptions,
 }
 
 /// Options of `kill`.
@@ -81,9 +91,13 @@ pub(super) struct SessionsOptions<P: WhichService> {
 pub(super) struct KillOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Ids of sessions, or their beginnings: the eight digits that `sessions` and the journal show are enough
-    #[arg(value_name = "ID", required = true)]
+    /// Sessions: an id or its beginning (the eight digits that `sessions` and the journal show are enough), or a listener
+    /// as `pause` takes it, for all its sessions
+    #[arg(value_name = "SESSION|LISTENER", required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
+    /// End all sessions
+    #[arg(long)]
+    all: bool,
 }
 
 /// Options of `pause` and `resume`.
@@ -93,8 +107,11 @@ pub(super) struct PauseOptions<P: WhichService> {
     place: P,
     /// Listeners: a label, a socket unit or its short name, an address or a port; with /tcp or /udp behind it only those
     /// of that transport
-    #[arg(value_name = "LISTENER", required = true)]
+    #[arg(value_name = "LISTENER", required_unless_present = "all", conflicts_with = "all")]
     listeners: Vec<String>,
+    /// All listeners
+    #[arg(long)]
+    all: bool,
 }
 
 /// Options of `metrics`.
@@ -112,46 +129,41 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
     match command {
         ControlCommand::Status(options) => {
             let service = AskedService::new(program, &options.place);
-            status::run(
-                &service,
-                (program.sources)(options.config.clone(), service.scope),
-                options.json,
-                &options.listeners,
-            )
+            let sources = (program.sources)(options.config.clone(), service.scope);
+            status::run(&service, &sources, options.json, options.look, &options.listeners)
         }
         ControlCommand::Sessions(options) => {
             let service = AskedService::new(program, &options.place);
             if options.follow {
-                sessions::follow(&service, options.json)
+                sessions::follow(&service, options.json, options.look)
             } else {
-                sessions::list(&service, options.id.clone(), options.json)
+                sessions::list(&service, options.id.clone(), options.json, options.look)
             }
         }
-        ControlCommand::Kill(options) => kill(&AskedService::new(program, &options.place), &options.ids),
-        ControlCommand::Pause(options) => {
-            pause(&AskedService::new(program, &options.place), "Pause", &options.listeners)
+        ControlCommand::Kill(options) => {
+            let service = AskedService::new(program, &options.place);
+            if options.all { kill::everything(&service) } else { kill::by_words(&service, &options.ids) }
         }
-        ControlCommand::Resume(options) => {
-            pause(&AskedService::new(program, &options.place), "Resume", &options.listeners)
-        }
+        ControlCommand::Pause(options) => pause(&AskedService::new(program, &options.place), "Pause", options),
+        ControlCommand::Resume(options) => pause(&AskedService::new(program, &options.place), "Resume", options),
         ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
             let service = AskedService::new(program, &options.place);
-            let answer: api::Text = service.call("Metrics", &api::As { format: Some(format) })?;
-            print(&answer.text)
+            match service.try_call::<api::Text>("Metrics", &api::As { format: Some(format) }) {
+                Ok(answer) => print(&answer.text),
+                Err(failed) if service.waits_for_connection(&failed) => {
+                    eprintln!("{}", service.no_sessions_yet());
+                    print(if options.openmetrics { "# EOF\n" } else { "" })
+                }
+                Err(failed) => Err(service.failure(failed)),
+            }
         }
     }
 }
 
-fn kill(service: &AskedService, ids: &[String]) -> Result<ExitCode, Fatal> {
-    each(ids, |id| {
-        // A restart that falls into the middle has the session go on, and it is asked for again.
-        let ended: api::Id = service.call("Kill", &api::Id { id: id.to_owned() })?;
-        Ok(vec![format!("session {} is ended", escape(ended.id.as_bytes()))])
-    })
-}
-
-fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<ExitCode, Fatal> {
+fn pause<P: WhichService>(service: &AskedService, method: &str, options: &PauseOptions<P>) -> Result<ExitCode, Fatal> {
+    let all = if options.all { kill::all_listeners(service)? } else { Vec::new() };
+    let listeners = if options.all { &all } else { &options.listeners };
     let done = if method == "Pause" { "paused: connections wait in the backlog" } else { "resumed" };
     let act = |listener: String| service.try_call::<api::Addresses>(method, &api::Named { listener });
     each(listeners, |word| {
@@ -166,7 +178,7 @@ fn pause(service: &AskedService, method: &str, listeners: &[String]) -> Result<E
             }
             answer => answer.map(|answer| vec![answer]),
         };
-        let answers = answers.map_err(|failed| service.failure(failed))?;
+        let answers = answers.map_err(|failed| kill::not_to_be_paused(service, failed))?;
         let called = answers.iter().flat_map(|answer| match &answer.called[..] {
             [] => &answer.listeners,
             _ => &answer.called,

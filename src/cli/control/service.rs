@@ -19,6 +19,7 @@ use crate::{
     },
     log::escape,
     report::{Code, Fatal},
+    systemd::systemctl::user_runtime_directory,
 };
 
 /// How long a service that restarts may take to answer.
@@ -49,8 +50,7 @@ pub(in crate::cli) trait WhichService: Args {
 pub(in crate::cli) fn socket_path(program: Program, scope: Scope) -> PathBuf {
     let runtime = match scope {
         Scope::System => PathBuf::from("/run"),
-        // A user without one has no user manager either; then nobody is found there.
-        Scope::User => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/nonexistent".into(), PathBuf::from),
+        Scope::User => user_runtime_directory(),
     };
     runtime.join(program.name).join(SOCKET)
 }
@@ -79,6 +79,31 @@ impl AskedService {
     /// The unit's name.
     pub(super) fn unit(&self) -> String {
         format!("{}.service", self.program.name)
+    }
+
+    /// systemd's ActiveState of the service; `None` where systemd does not answer, or knows nothing of this service.
+    pub(super) fn active_state(&self) -> Option<String> {
+        let shown = systemctl::show(self.scope, &["ActiveState"], &[self.unit()]).filter(|_| self.usual)?;
+        shown.first()?.last("ActiveState")
+    }
+
+    /// Whether there is no service because nobody has connected yet: systemd listens for it.
+    pub(super) fn waits_for_connection(&self, failed: &CallFailed) -> bool {
+        matches!(failed, CallFailed::Connect(e) if e.kind() == io::ErrorKind::NotFound)
+            && self.active_state().as_deref() == Some("inactive")
+            && systemctl::listens_for(self.scope, self.program.prefix)
+    }
+
+    /// Why there can be no service of this user, where that is so.
+    pub(super) fn no_manager(&self) -> Option<String> {
+        let runtime = user_runtime_directory();
+        let missing = self.usual && self.scope == Scope::User && !runtime.exists();
+        missing.then(|| format!("this user has no service manager: {} does not exist", runtime.display()))
+    }
+
+    /// What there is to say before the first connection.
+    pub(super) fn no_sessions_yet(&self) -> String {
+        format!("no sessions; the first connection starts {}", self.unit())
     }
 
     /// Makes a call, and makes it again while the service restarts.
@@ -141,11 +166,21 @@ impl AskedService {
             failed if failed.is_forbidden() => Fatal::new(Code::Permission, format!("{path}: {failed}"))
                 .hint("only the user whom the service runs as and root may ask it"),
             CallFailed::Connect(e) => {
+                if let Some(what) = self.no_manager() {
+                    let enable = "log in as this user, or run as root: loginctl enable-linger USER";
+                    let hint = format!("{enable}; for the system's service: {program} … --system");
+                    return Fatal::new(Code::Failure, what).hint(hint);
+                }
                 let other = match self.scope {
                     Scope::User => format!("; for the system's service: {program} … --system"),
                     Scope::System => String::new(),
                 };
-                Fatal::new(Code::Failure, format!("{program} does not run, or has no control socket: {path}: {e}"))
+                let why = match e.kind() {
+                    io::ErrorKind::NotFound => format!("there is no control socket at {path}"),
+                    io::ErrorKind::ConnectionRefused => format!("nobody listens on its control socket {path}"),
+                    _ => format!("{path}: {e}"),
+                };
+                Fatal::new(Code::Failure, format!("{program} does not run: {why}"))
                     .hint(format!("see `{program} status` and `systemctl {flag}status {program}`{other}"))
             }
             failed => Fatal::new(Code::Failure, failed),

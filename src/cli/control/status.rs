@@ -3,25 +3,18 @@
 //! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
 //! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    process::ExitCode,
-};
+use std::{collections::BTreeSet, io, process::ExitCode};
 
 use serde::Serialize;
 
 use super::{
+    row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
-    table::{self, Cell, Colour, Style},
+    socket_unit::{self, UnitRows},
+    table::{self, Cell, Colour, Column, LookOptions, Style},
 };
 use crate::{
-    cli::{
-        check,
-        config::Sources,
-        systemctl,
-        units::{self, FoundUnit},
-    },
+    cli::{check, config::Sources, units::FoundUnit},
     control::{
         api,
         client::CallFailed,
@@ -29,154 +22,42 @@ use crate::{
     },
     log::escape,
     report::{Code, Fatal},
-    spec::{Beside, Config, ConfigFault, Forward, Listen, SocketKind, Upstream},
+    spec::{Beside, ConfigFault},
 };
-
-/// What is asked of systemd about a unit.
-const PROPERTIES: [&str; 8] =
-    ["Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NeedDaemonReload", "Listen"];
 
 /// What `status --json` prints: one object. Fields may be added.
 #[derive(Debug, Serialize)]
-struct StatusReport {
+pub(super) struct StatusReport {
     /// `qrexec-connect` or `pfwd`.
-    program: &'static str,
+    pub(super) program: &'static str,
     /// Whether every listener is served, or would be as soon as somebody connects.
-    served: bool,
-    service: ServiceState,
+    pub(super) served: bool,
+    pub(super) service: ServiceState,
     /// Configured listeners, and those that the service has.
-    listeners: Vec<ListenerRow>,
+    pub(super) listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration, and what each fault does.
-    faults: Vec<String>,
+    pub(super) faults: Vec<String>,
 }
 
 /// The service, as systemd and the service itself report it.
 #[derive(Debug, Serialize)]
-struct ServiceState {
+pub(super) struct ServiceState {
     /// Name of the service unit.
-    unit: String,
+    pub(super) unit: String,
     /// Whether the service answers on its control socket.
-    running: bool,
+    pub(super) running: bool,
     /// systemd's ActiveState (`active`, `inactive`, `failed`…); absent where systemd does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    active: Option<String>,
+    pub(super) active: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pid: Option<u32>,
+    pub(super) pid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
+    pub(super) version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sessions: Option<u64>,
+    pub(super) sessions: Option<u64>,
     /// Why it does not answer although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
-}
-
-/// State of a listener, as a client meets it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum RowState {
-    /// Clients are served.
-    Serving,
-    /// Clients are served: the first connection starts the service.
-    Ready,
-    /// Clients wait in the backlog.
-    Paused,
-    /// Clients wait or are refused: the listener cannot be served.
-    Refused,
-    /// Clients are refused until the listener's network namespace exists.
-    Awaited,
-    /// Clients are refused: the listener should be served, and systemd does not listen or the service does not run.
-    Down,
-    /// Clients are refused: nobody enabled the listener.
-    #[default]
-    Off,
-}
-
-impl RowState {
-    fn colour(self) -> Colour {
-        match self {
-            Self::Serving | Self::Ready => Colour::Green,
-            Self::Paused => Colour::Yellow,
-            Self::Refused | Self::Awaited | Self::Down => Colour::Red,
-            Self::Off => Colour::Dim,
-        }
-    }
-
-    /// Whether the state is as it should be.
-    fn fine(self) -> bool {
-        matches!(self, Self::Serving | Self::Ready | Self::Off)
-    }
-}
-
-impl fmt::Display for RowState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Serving => "serving",
-            Self::Ready => "ready",
-            Self::Paused => "paused",
-            Self::Refused => "refused",
-            Self::Awaited => "awaited",
-            Self::Down => "down",
-            Self::Off => "off",
-        })
-    }
-}
-
-impl From<api::State> for RowState {
-    fn from(state: api::State) -> Self {
-        match state {
-            api::State::Serving => Self::Serving,
-            api::State::Paused => Self::Paused,
-            api::State::Refused => Self::Refused,
-            api::State::Awaited => Self::Awaited,
-        }
-    }
-}
-
-/// A listener.
-#[derive(Debug, Default, Serialize)]
-struct ListenerRow {
-    /// Address of the listener.
-    address: String,
-    /// TRANSPORT: `tcp`, `unix` or `udp`; absent where it is no socket that could be served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    transport: Option<&'static str>,
-    /// Fd name or label.
-    name: String,
-    /// LABEL of the forward.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    label: Option<String>,
-    /// The network namespace of the upstream, when that is not the service's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    netns: Option<String>,
-    /// The network namespace of the listener, when that is not the service's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    listen_netns: Option<String>,
-    /// Where it leads, as far as that is known.
-    upstream: String,
-    state: RowState,
-    /// Why, where that is not obvious.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    sessions: u64,
-    /// How many it may have, when it is served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_sessions: Option<u64>,
-    /// Connections in its backlog, where the kernel tells.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waiting: Option<u64>,
-    /// Its sessions that wait for a call of the qube, where it leads to one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queued: Option<u64>,
-    /// Socket unit that holds the listener.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unit: Option<String>,
-    /// systemd's ActiveState of the socket unit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    active: Option<String>,
-    /// systemd's UnitFileState of the socket unit: `enabled`, `disabled`…
-    #[serde(skip_serializing_if = "Option::is_none")]
-    enabled: Option<String>,
+    pub(super) trouble: Option<String>,
 }
 
 impl StatusReport {
@@ -202,32 +83,19 @@ impl StatusReport {
     }
 }
 
-impl<'a> From<&'a ListenerRow> for KnownListener<'a> {
-    fn from(row: &'a ListenerRow) -> Self {
-        Self {
-            address: &row.address,
-            transport: row.transport.and_then(SocketKind::from_word),
-            label: row.label.as_deref().unwrap_or_default(),
-            name: &row.name,
-            unit: row.unit.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
-/// A socket unit, as its files and as systemd say.
-struct KnownUnit {
-    name: String,
-    found: Option<FoundUnit>,
-    shown: systemctl::ShownUnit,
-}
-
 /// Says how things stand.
 ///
 /// # Errors
 /// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
 /// alone.
-pub(super) fn run(service: &AskedService, sources: Sources, json: bool, words: &[String]) -> Result<ExitCode, Fatal> {
-    let mut report = gather(service, &sources)?;
+pub(super) fn run(
+    service: &AskedService,
+    sources: &Sources,
+    json: bool,
+    look: LookOptions,
+    words: &[String],
+) -> Result<ExitCode, Fatal> {
+    let mut report = gather(service, sources)?;
     if !words.is_empty() {
         report.keep(service, words)?;
     }
@@ -235,37 +103,40 @@ pub(super) fn run(service: &AskedService, sources: Sources, json: bool, words: &
     if json {
         print_json(&report)?;
     } else {
-        print(&text(service, &report, Style::stdout()))?;
+        print(&text(service, &report, Style::stdout(look)))?;
     }
     Ok(code)
 }
 
 fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fatal> {
-    let (live, trouble) = match service.try_call::<api::Status>("Status", &serde_json::json!({})) {
+    let answer = service.try_call::<api::Status>("Status", &serde_json::json!({}));
+    let active = service.active_state();
+    let path = service.socket.display();
+    let (live, trouble) = match answer {
         Ok(live) => (Some(live), None),
-        Err(CallFailed::Connect(e)) if e.kind() == std::io::ErrorKind::NotFound => (None, None),
+        Err(CallFailed::Connect(e)) if e.kind() == io::ErrorKind::NotFound => {
+            let runs = active.as_ref().is_some_and(|state| !matches!(state.as_str(), "inactive" | "failed"));
+            let trouble = match service.usual {
+                true if runs => Some(format!("it has no control socket at {path}")),
+                true => service.no_manager(),
+                false => Some(format!("no service has its control socket at {path}")),
+            };
+            (None, trouble)
+        }
         Err(failed @ CallFailed::Connect(_)) if failed.is_forbidden() => return Err(service.failure(failed)),
         Err(failed) => (None, Some(failed.to_string())),
     };
-    let active = systemctl::show(service.scope, &["ActiveState"], &[service.unit()])
-        .and_then(|units| units.into_iter().next())
-        .and_then(|unit| unit.last("ActiveState"))
-        .filter(|_| service.usual);
-    let units = if service.usual { units(service) } else { Vec::new() };
+    let units = if service.usual { socket_unit::all(service) } else { Vec::new() };
     let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
     let sockets = check::sockets(found, service.scope);
     let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) });
     let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
     let faults = faults(live.as_ref(), &loaded.faults);
-    let mut theirs = live.as_ref().map(|live| live.listeners.clone()).unwrap_or_default();
-    let mut listeners = Vec::new();
-    for unit in &units {
-        listeners.extend(of_unit(service, unit, live.is_some(), &mut theirs, config));
-    }
+    let (mut listeners, others) = UnitRows::make(service, &units, config, live.as_ref());
     // What no unit accounts for: forwards of the configuration, and sockets of another supervisor.
-    listeners.extend(theirs.into_iter().map(|listener| of_service(listener, None)));
+    listeners.extend(others.into_iter().map(ListenerRow::of_service));
     if live.is_none() {
-        listeners.extend(plan.iter().filter_map(|forward| of_plan(service, forward)));
+        listeners.extend(plan.iter().filter_map(|forward| ListenerRow::of_plan(service, forward)));
     }
     let stopping = live.as_ref().is_some_and(|live| live.state == api::Life::Stopping);
     let failed = active.as_deref() == Some("failed");
@@ -296,175 +167,8 @@ fn faults(live: Option<&api::Status>, now: &[ConfigFault]) -> Vec<String> {
     all
 }
 
-/// The socket units there are: by their files, and instances of templates that systemd has loaded.
-fn units(service: &AskedService) -> Vec<KnownUnit> {
-    let prefix = service.program.prefix;
-    let found = units::find(&service.scope.search_path(), &[prefix]);
-    let mut all: BTreeMap<String, Option<FoundUnit>> = BTreeMap::new();
-    // A template listens nowhere itself.
-    all.extend(found.into_iter().filter(|f| !f.name.contains("@.")).map(|f| (f.name.clone(), Some(f))));
-    for name in systemctl::loaded(service.scope, prefix) {
-        all.entry(name).or_default();
-    }
-    let names: Vec<String> = all.keys().cloned().collect();
-    let shown = systemctl::show(service.scope, &PROPERTIES, &names).unwrap_or_default();
-    let shown = shown.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    all.into_iter()
-        .zip(shown)
-        .map(|((name, found), shown)| KnownUnit { name, found, shown: shown.unwrap_or_default() })
-        .collect()
-}
-
-/// The rows of a socket unit; what the service says of its addresses is taken out of `theirs`.
-fn of_unit(
-    service: &AskedService,
-    unit: &KnownUnit,
-    running: bool,
-    theirs: &mut Vec<api::Listener>,
-    config: &Config,
-) -> Vec<ListenerRow> {
-    let mut places: Vec<(String, Option<SocketKind>)> = Vec::new();
-    for (address, kind) in unit.shown.listens() {
-        let unix = address.starts_with(['/', '@']);
-        let kind = match kind.as_str() {
-            "Stream" => Some(if unix { SocketKind::Unix } else { SocketKind::Tcp }),
-            "Datagram" if !unix => Some(SocketKind::Udp),
-            _ => None,
-        };
-        places.push((address, kind));
-    }
-    if let Some(found) = unit.found.as_ref().filter(|_| places.is_empty()) {
-        places.extend(found.unit.listens().iter().map(|l| (l.setting.value.clone(), l.socket())));
-    }
-    // One that systemd does not listen for may still name an address that another listens on.
-    let gone = unit.shown.last("ActiveState").is_some_and(|state| matches!(state.as_str(), "inactive" | "failed"));
-    let row = |(address, kind): (String, Option<SocketKind>)| {
-        let here = theirs.iter().position(|l| !gone && l.address == escape(address.as_bytes()));
-        match here {
-            Some(index) => of_service(theirs.remove(index), Some(unit)),
-            None => unserved(service, unit, running, &address, kind, config),
-        }
-    };
-    places.into_iter().map(row).collect()
-}
-
-/// A listener that the service told of.
-fn of_service(listener: api::Listener, unit: Option<&KnownUnit>) -> ListenerRow {
-    let served = matches!(listener.state, api::State::Serving | api::State::Paused);
-    ListenerRow {
-        address: listener.address,
-        transport: listener.kind.map(SocketKind::word),
-        name: listener.name,
-        label: listener.label,
-        netns: listener.netns,
-        listen_netns: listener.listen_netns,
-        upstream: listener.upstream,
-        state: listener.state.into(),
-        reason: listener.reason,
-        sessions: listener.sessions,
-        max_sessions: Some(listener.max_sessions).filter(|_| served),
-        waiting: listener.waiting,
-        queued: listener.queued,
-        unit: unit.map(|unit| unit.name.clone()),
-        active: unit.and_then(|unit| unit.shown.last("ActiveState")),
-        enabled: unit.and_then(|unit| unit.shown.last("UnitFileState")),
-    }
-}
-
-/// A listener of a unit that the service, if it runs, does not know.
-fn unserved(
-    service: &AskedService,
-    unit: &KnownUnit,
-    running: bool,
-    address: &str,
-    kind: Option<SocketKind>,
-    config: &Config,
-) -> ListenerRow {
-    let (flag, name) = (service.scope.flag(), &unit.name);
-    let meant = match (&unit.found, kind) {
-        (Some(found), Some(kind)) => {
-            check::leads_to(found, kind, config, service.scope).map_err(|faults| faults.to_string())
-        }
-        (_, None) => Err("sockets of this kind are not forwarded; use ListenStream=".to_owned()),
-        (None, Some(_)) => Ok(None),
-    };
-    let active = unit.shown.last("ActiveState");
-    let enabled = unit.shown.last("UnitFileState");
-    let wanted = enabled.as_deref().is_some_and(|state| matches!(state, "enabled" | "enabled-runtime"));
-    let (state, reason) = match (active.as_deref(), &meant) {
-        (Some("active" | "activating"), Err(why)) => (RowState::Refused, Some(why.clone())),
-        (Some("active" | "activating"), Ok(_)) if !running => (RowState::Ready, None),
-        (Some("active" | "activating"), Ok(_)) => {
-            let service = service.program.name;
-            (RowState::Down, Some(format!("the service was not passed it; run: systemctl {flag}restart {service}")))
-        }
-        (Some("failed"), _) => {
-            let result = unit.shown.last("Result").unwrap_or_default();
-            (
-                RowState::Down,
-                Some(format!("systemd cannot listen there ({result}); see: systemctl {flag}status {name}")),
-            )
-        }
-        (_, Err(why)) if wanted => (RowState::Down, Some(why.clone())),
-        (Some(_), _) if wanted => {
-            (RowState::Down, Some(format!("enabled, and not started; run: systemctl {flag}start {name}")))
-        }
-        (None, _) => (RowState::Off, Some("systemd does not answer".to_owned())),
-        (Some(_), Err(why)) => (RowState::Off, Some(why.clone())),
-        (Some(_), Ok(_)) => (RowState::Off, None),
-    };
-    let stale = unit.shown.last("NeedDaemonReload").as_deref() == Some("yes");
-    let reason = match reason {
-        None if stale => Some(format!("its file has changed; run: systemctl {flag}daemon-reload")),
-        reason => reason,
-    };
-    let written = unit.found.as_ref().and_then(|found| found.unit.fd_name());
-    let label = written.as_ref().and_then(|name| config.labelled(&name.value)?.label().map(|label| label.to_string()));
-    ListenerRow {
-        address: escape(address.as_bytes()),
-        transport: kind.map(SocketKind::word),
-        label,
-        name: written.map(|name| escape(name.value.as_bytes())).unwrap_or_default(),
-        upstream: meant.ok().flatten().map(|upstream| escape(upstream.as_bytes())).unwrap_or_default(),
-        state,
-        reason,
-        unit: Some(unit.name.clone()),
-        active,
-        enabled,
-        ..ListenerRow::default()
-    }
-}
-
-/// A forward of the configuration whose listening side is the service's to bind, while that does not run.
-fn of_plan(service: &AskedService, forward: &Forward) -> Option<ListenerRow> {
-    let leg = forward.legs.front();
-    let (listen, transport, listen_netns) = match &leg.listen {
-        Listen::Inherited => return None,
-        Listen::Tcp { addr, netns, .. } => (addr.to_string(), SocketKind::Tcp, netns.as_ref()),
-        Listen::Udp { addr, netns } => (addr.to_string(), SocketKind::Udp, netns.as_ref()),
-        Listen::Unix { addr, .. } => (addr.to_string(), SocketKind::Unix, None),
-    };
-    let netns = match &leg.upstream {
-        Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
-        Upstream::Unix(_) | Upstream::Qrexec(_) => None,
-    };
-    let (flag, unit) = (service.scope.flag(), service.unit());
-    Some(ListenerRow {
-        address: listen_netns.map_or_else(|| listen.clone(), |netns| format!("{listen} in {netns}")),
-        transport: Some(transport.word()),
-        name: forward.label.as_ref().map(|label| label.to_string()).unwrap_or_default(),
-        label: forward.label.as_ref().map(|label| label.to_string()),
-        netns: netns.map(ToString::to_string),
-        listen_netns: listen_netns.map(ToString::to_string),
-        upstream: leg.upstream.to_string(),
-        state: RowState::Down,
-        reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
-        ..ListenerRow::default()
-    })
-}
-
 /// The report for people.
-fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
+pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
     let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
@@ -477,7 +181,11 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
             let flag = service.scope.flag();
             ("failed", Colour::Red, format!("; see: systemctl {flag}status {}", state.unit))
         }
-        (false, _, Some(active)) if active == "inactive" => ("not running", Colour::Dim, String::new()),
+        (false, _, Some(active)) if active == "inactive" => {
+            let ready = report.listeners.iter().any(|row| row.state == RowState::Ready);
+            let rest = if ready { "; the first connection starts it" } else { "" };
+            ("not running", Colour::Dim, rest.to_owned())
+        }
         (false, _, Some(active)) => {
             ("not answering", Colour::Red, format!(", which systemd calls {}", table::clean(active)))
         }
@@ -496,32 +204,67 @@ fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     }
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
-    out += &table::render(style, ["LISTENER", "STATE", "SESSIONS", "WAITING", "LEADS TO", "UNIT"], &rows);
-    if report.listeners.iter().any(|row| row.reason.is_some()) {
+    out += &table::render(style, &COLUMNS, &rows);
+    let reasons: Vec<String> = report.listeners.iter().filter_map(|row| reason(style, row)).collect();
+    if !reasons.is_empty() {
         out.push('\n');
     }
-    for row in &report.listeners {
-        let Some(reason) = &row.reason else { continue };
-        let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
-        for (number, line) in reason.lines().enumerate() {
-            let address = if number == 0 { format!("{}: ", row.address) } else { String::new() };
-            out += &format!("  {}{}\n", style.paint(Some(colour), &table::clean(&address)), table::clean(line));
-        }
-    }
-    out
+    out + &reasons.concat()
 }
 
-fn row(row: &ListenerRow) -> [Cell; 6] {
+/// Why a listener is not as it should be, below the table: what to run has a line of its own.
+fn reason(style: Style, row: &ListenerRow) -> Option<String> {
+    let waits = row.waits_for_dom0().map(|n| {
+        let wait = if n == 1 { "1 connection waits".to_owned() } else { format!("{n} connections wait") };
+        format!("{wait} for dom0: answer the prompt there, or wait until the qube has started")
+    });
+    let reason = row.reason.clone().or(waits)?;
+    let colour = if row.state.fine() { Colour::Dim } else { row.state.colour() };
+    let name = if row.called().is_empty() { row.place() } else { row.called().to_owned() };
+    let width = style.width.unwrap_or(usize::MAX).saturating_sub(INDENT.len()).max(1);
+    let mut out = format!("{INDENT}{}\n", style.paint(Some(colour), &table::shortened(&format!("{name}:"), width)));
+    for line in reason.lines() {
+        let (text, run) = match line.split_once("run: ") {
+            Some((text, run)) => (text.trim_end_matches([';', ',', ' ']), Some(run)),
+            None => (line, None),
+        };
+        for line in table::wrapped(&table::clean(text), width.saturating_sub(INDENT.len())) {
+            out += &format!("{INDENT}{INDENT}{line}\n");
+        }
+        out.extend(run.map(|run| format!("{INDENT}{INDENT}run: {}\n", table::clean(run))));
+    }
+    Some(out)
+}
+
+/// The columns of `status`.
+const COLUMNS: [Column; 7] = [
+    Column::long("NAME", 8),
+    Column::long("ADDRESS", 18),
+    Column::whole("STATE"),
+    Column::whole("SESSIONS"),
+    Column::whole("WAITING"),
+    Column::long("LEADS TO", 12),
+    Column::whole("UNIT").extra(),
+];
+/// Before what stands below a table.
+const INDENT: &str = "  ";
+
+fn row(row: &ListenerRow) -> [Cell; 7] {
     let upstream = if row.upstream.is_empty() { &row.name } else { &row.upstream };
     let unit = row.unit.as_ref().map(|unit| match row.enabled.as_deref() {
         Some("enabled") | None => unit.clone(),
         Some(other) => format!("{unit} ({other})"),
     });
-    // In the backlog, or accepted and waiting for a call of the qube: to people both wait.
-    let waiting = row.waiting.into_iter().chain(row.queued).reduce(|a, b| a + b);
+    // In the backlog, or accepted and waiting for dom0 or for a call of the qube: to people all of them wait.
+    let waiting = [row.waiting, row.queued, row.undecided].into_iter().flatten().reduce(|a, b| a + b);
+    let (state, colour) = match row.waits_for_dom0() {
+        Some(_) => ("waiting for dom0".to_owned(), Colour::Yellow),
+        None => (row.state.to_string(), row.state.colour()),
+    };
     [
-        Cell::from(&row.address),
-        Cell::from(row.state.to_string()).painted(row.state.colour()),
+        Cell::from(row.called()),
+        Cell::from(row.place()),
+        Cell::from(state).painted(colour),
         Cell::number(row.max_sessions.map_or_else(|| "-".to_owned(), |most| format!("{}/{most}", row.sessions))),
         Cell::number(waiting.map_or_else(|| "-".to_owned(), |n| n.to_string())),
         Cell::from(upstream),

@@ -80,7 +80,7 @@ fn daemon(paths: Paths, options: &DaemonArguments) -> Result<ExitCode, Fatal> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     crate::sys::inherit_nothing();
     let level = if options.verbose { Level::Debug } else { Level::Info };
-    let _log = log::start(PROGRAM, level).map_err(failed)?;
+    let _log = log::start(PROGRAM, level, None).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let options = dom0::DaemonOptions { vm: options.vm.clone(), once: options.once, dry_run: options.dry_run };
     let result = runtime.block_on(dom0::run(paths, options));

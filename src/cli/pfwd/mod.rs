@@ -12,7 +12,8 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments, check, complete,
+    arguments::{self, When},
+    check, complete,
     config::{self, Sources},
     control, effective, generator, reload,
     serve::{self, ServeOptions},
@@ -77,6 +78,17 @@ struct PfwdArguments {
     /// What is logged: error, warn, info or debug
     #[arg(long, value_name = "LEVEL", value_parser = log_level)]
     log_level: Option<LogLevel>,
+    /// Begin each line of the log on stderr with the time; `auto`: on a terminal
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        default_missing_value = "always",
+        num_args = 0..=1,
+        require_equals = true
+    )]
+    timestamps: When,
     /// The program that makes qrexec calls
     #[arg(long, value_name = "PATH", default_value = CLIENT)]
     qrexec_client: PathBuf,
@@ -193,6 +205,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         strict: arguments.strict,
         control: arguments.control,
         log_level: arguments.log_level,
+        timestamps: arguments.timestamps,
         lonely,
     })
 }

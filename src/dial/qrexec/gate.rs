@@ -101,6 +101,10 @@ struct State {
     rules: GateState,
     /// Says that the gate is full.
     notice: Reminder,
+    /// Connections that wait for their turn.
+    in_line: usize,
+    /// Whether it was told that connections wait for dom0. Forgotten when nothing is undecided any more.
+    told: bool,
 }
 
 /// A place in the line for a call.
@@ -124,7 +128,7 @@ pub enum TurnedAway {
 }
 
 /// A connection at a gate.
-pub struct Visitor<'a, F, S> {
+pub struct Visitor<'a, F, T, S> {
     /// How many calls may be set up at once.
     pub max: u32,
     /// When the connection was accepted.
@@ -132,6 +136,8 @@ pub struct Visitor<'a, F, S> {
     pub qube: &'a Arc<Qube>,
     /// Called when nothing but a call of the qube is missing; what it gives is held meanwhile.
     pub no_call: F,
+    /// Called when it is not the connection's turn; what it gives is held meanwhile.
+    pub no_turn: T,
     /// Called with their number when the gate is full of undecided calls: once a minute.
     pub full: S,
 }
@@ -144,16 +150,18 @@ impl Gate {
     ///
     /// # Cancel safety
     /// Safe: whoever gives up has taken no place.
-    pub async fn enter<G>(
+    pub async fn enter<G, H>(
         self: Arc<Self>,
-        visitor: Visitor<'_, impl Fn() -> G, impl Fn(usize)>,
+        visitor: Visitor<'_, impl Fn() -> G, impl Fn() -> H, impl Fn(usize)>,
     ) -> Result<(Ticket, CallPermit), TurnedAway> {
-        let Visitor { max, arrived, qube, no_call, full } = visitor;
+        let Visitor { max, arrived, qube, no_call, no_turn, full } = visitor;
         let max = usize::try_from(max.max(1)).unwrap_or(usize::MAX - 1);
         let before = lock(&self.state).rules.refusals();
         // The place in the line for a call, kept while the gate would let this one in.
         let mut line: Option<(InLine, G)> = None;
         let mut permit = None;
+        // Held while it is not the turn of this one.
+        let mut turn: Option<(InLineAt<'_>, H)> = None;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -184,12 +192,14 @@ impl Gate {
             match missing {
                 Missing::Turn(until) => {
                     (line, permit) = (None, None);
+                    turn.get_or_insert_with(|| (InLineAt::new(&self), no_turn()));
                     match until {
                         Some(until) => tokio::select! { () = changed => {}, () = sleep_until(until) => {} },
                         None => changed.await,
                     }
                 }
                 Missing::Call => {
+                    turn = None;
                     let new = || (Box::pin(qube.clone().call()) as InLine, no_call());
                     let (acquire, _) = line.get_or_insert_with(new);
                     tokio::select! {
@@ -204,11 +214,32 @@ impl Gate {
         }
     }
 
+    /// How many calls wait for dom0's decision for longer than a policy without a question takes.
+    pub fn undecided(&self) -> usize {
+        lock(&self.state).rules.undecided(Instant::now())
+    }
+
     /// Takes up a set-up that an earlier process began this long ago.
     pub fn resume(self: Arc<Self>, taken: Duration) -> Ticket {
         let now = Instant::now();
         let number = lock(&self.state).rules.begin(now.checked_sub(taken).unwrap_or(now));
         Ticket { gate: self, number }
+    }
+}
+
+/// A connection waits for its turn while this lives.
+struct InLineAt<'a>(&'a Gate);
+
+impl<'a> InLineAt<'a> {
+    fn new(gate: &'a Gate) -> Self {
+        lock(&gate.state).in_line += 1;
+        Self(gate)
+    }
+}
+
+impl Drop for InLineAt<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).in_line -= 1;
     }
 }
 
@@ -229,6 +260,14 @@ impl Ticket {
     /// The call was refused: the gate closes for a while, and all who wait have their answer.
     pub fn refused(self) {
         lock(&self.gate.state).rules.refused(self.number, Instant::now());
+    }
+
+    /// How many connections wait for dom0, this one included, where nobody was told of that yet. `known`: an earlier
+    /// process has told.
+    pub fn news(&self, known: bool) -> Option<usize> {
+        let mut state = lock(&self.gate.state);
+        let told = std::mem::replace(&mut state.told, true) || known;
+        (!told).then(|| state.rules.in_set_up() + state.in_line)
     }
 
     /// Waits until nobody will answer the call, and it may be dialled again; counts that.
@@ -258,7 +297,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        lock(&self.gate.state).rules.leave(self.number);
+        let mut state = lock(&self.gate.state);
+        state.rules.leave(self.number);
+        state.told &= state.rules.undecided(Instant::now()) > 0;
+        drop(state);
         self.gate.changed.notify_waiters();
     }
 }
@@ -275,7 +317,7 @@ mod tests {
     /// Waits at the gate for its turn and a call.
     async fn waits(gate: Arc<Gate>, qube: Arc<Qube>) -> Result<(Ticket, CallPermit), TurnedAway> {
         let arrived = Instant::now();
-        gate.enter(Visitor { max: 4, arrived, qube: &qube, no_call: || (), full: |_| () }).await
+        gate.enter(Visitor { max: 4, arrived, qube: &qube, no_call: || (), no_turn: || (), full: |_| () }).await
     }
 
     /// Whether the gate lets one more in at once, where the qube has `calls`.

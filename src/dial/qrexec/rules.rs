@@ -34,7 +34,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 /// A set-up that takes longer waits for a person or a qube's start.
-pub(super) const UNDECIDED: Duration = Duration::from_secs(2);
+pub const UNDECIDED: Duration = Duration::from_secs(2);
 /// How long the gate stays closed after the first refusal in a row, and at most.
 pub(super) const CLOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How old the calls of a full gate are before newcomers are turned away.
@@ -101,10 +101,19 @@ impl GateState {
         self.refusals
     }
 
+    /// How many calls are undecided.
+    pub(super) fn undecided(&self, now: Instant) -> usize {
+        self.calls.iter().filter(|call| call.is_undecided(now)).count()
+    }
+
+    /// How many calls are in set-up.
+    pub(super) fn in_set_up(&self) -> usize {
+        self.calls.len()
+    }
+
     /// How many calls are undecided, where that makes the gate full.
     pub(super) fn full(&self, max: usize, now: Instant) -> Option<usize> {
-        let undecided = self.calls.iter().filter(|call| call.is_undecided(now)).count();
-        (undecided > max).then_some(undecided)
+        Some(self.undecided(now)).filter(|undecided| *undecided > max)
     }
 
     /// Whether a connection that arrived at this time may begin a call.

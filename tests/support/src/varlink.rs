@@ -1,5 +1,7 @@
 //! Replies held against the description of their interface, which the `varlink` crate itself does not do.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use varlink_parser::{IDL, VStruct, VStructOrEnum, VType, VTypeExt};
 
@@ -16,6 +18,28 @@ impl<'a> Interface<'a> {
         &self.0.method_keys
     }
 
+    /// Everything that the interface has: each field of a type, a method or an error with its kind, each value of an
+    /// enumeration.
+    pub fn facts(&self) -> BTreeSet<String> {
+        let mut facts = BTreeSet::new();
+        for (name, kind) in &self.0.typedefs {
+            match &kind.elt {
+                VStructOrEnum::VStruct(fields) => put(&mut facts, name, fields),
+                VStructOrEnum::VEnum(values) => facts.extend(values.elts.iter().map(|one| format!("{name}: {one}"))),
+            }
+        }
+        for (name, method) in &self.0.methods {
+            facts.insert(format!("method {name}"));
+            put(&mut facts, &format!("{name}()"), &method.input);
+            put(&mut facts, name, &method.output);
+        }
+        for (name, error) in &self.0.errors {
+            facts.insert(format!("error {name}"));
+            put(&mut facts, name, &error.parm);
+        }
+        facts
+    }
+
     /// What is wrong with the parameters of a call.
     pub fn faults_of_call(&self, method: &str, parameters: &Value) -> Vec<String> {
         strange(&self.0, &self.0.methods[method].input, parameters, method)
@@ -29,6 +53,19 @@ impl<'a> Interface<'a> {
     /// What is wrong with the parameters of an error.
     pub fn faults_of_error(&self, error: &str, parameters: &Value) -> Vec<String> {
         strange(&self.0, &self.0.errors[error].parm, parameters, error)
+    }
+}
+
+fn put(facts: &mut BTreeSet<String>, of: &str, fields: &VStruct<'_>) {
+    for field in &fields.elts {
+        match &field.vtype {
+            VTypeExt::Plain(VType::Enum(values)) => {
+                facts.extend(values.elts.iter().map(|one| format!("{of}.{}: {one}", field.name)));
+            }
+            kind => {
+                facts.insert(format!("{of}.{}: {kind}", field.name));
+            }
+        }
     }
 }
 

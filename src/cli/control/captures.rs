@@ -1,0 +1,121 @@
+//! Every table at two widths, for names of every kind, held against what was seen to be right (`tests/captures/tables.txt`).
+//!
+//! `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file anew; the difference is for a person to read.
+
+use std::{fs, path::Path};
+
+use unicode_width::UnicodeWidthStr as _;
+
+use super::{
+    row::ListenerRow,
+    service::{AskedService, Program},
+    sessions,
+    status::{self, ServiceState, StatusReport},
+    table::Style,
+};
+use crate::{cli::units::Scope, control::api, log::escape};
+
+const FILE: &str = "tests/captures/tables.txt";
+
+/// A name of each kind: short, ordinary, of OpenStack's length, of wide characters, escaped.
+fn names() -> [(&'static str, String); 5] {
+    let uuid = "27a7e3a4-9d07-4f1e-8f6c-5b1c2f0e9d11";
+    let mut long = format!("openstack-{}", format!("port-{uuid}-").repeat(5));
+    long.truncate(190);
+    let escaped = escape("a\u{1b}[31m\u{202e}\\b".as_bytes());
+    [
+        ("short", "a".into()),
+        ("ordinary", "gitweb".into()),
+        ("long", long),
+        ("wide", "日本語の名前".into()),
+        ("escaped", escaped),
+    ]
+}
+
+fn service() -> AskedService {
+    let program = Program { name: "pfwd", prefix: "pfwd-", sources: |_, _| unreachable!("no file is read") };
+    AskedService { program, scope: Scope::System, socket: "/run/pfwd/control".into(), usual: true }
+}
+
+fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).expect("it has all fields")
+}
+
+fn report() -> StatusReport {
+    let mut listeners = Vec::new();
+    for (index, (kind, name)) in names().into_iter().enumerate() {
+        let states = ["serving", "paused", "refused", "awaited", "serving"];
+        let address = match kind {
+            "long" => format!("192.168.31.201:22 in qdhcp-{}", &name[10..]),
+            "wide" => format!("/run/{name}.sock"),
+            _ => format!("127.0.0.1:{}", 1234 + index),
+        };
+        let reason = (states[index] == "refused").then(|| {
+            format!("it means nothing: no forward has the label {name}; run: systemctl restart pfwd-{name}.socket")
+        });
+        let mut listener = serde_json::json!({
+            "address": address, "kind": if kind == "wide" { "unix" } else { "tcp" }, "name": name,
+            "upstream": format!("qrexec @default qubes.ConnectTCP+{name}"), "state": states[index], "reason": reason,
+            "sessions": index, "max_sessions": 1024, "waiting": 3, "queued": 0, "undecided": if index == 4 { 2 } else { 0 }
+        });
+        listener.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+        let unit = (index != 3).then(|| format!("pfwd-{name}.socket"));
+        listeners.push(ListenerRow { unit, ..ListenerRow::of_service(json(listener)) });
+    }
+    let state = ServiceState {
+        unit: "pfwd.service".into(),
+        running: true,
+        active: Some("active".into()),
+        pid: Some(4711),
+        version: Some("0.1.0".into()),
+        sessions: Some(10),
+        trouble: None,
+    };
+    StatusReport { program: "pfwd", served: false, service: state, listeners, faults: Vec::new() }
+}
+
+fn all_sessions() -> Vec<api::Session> {
+    let states = [(true, None), (true, None), (false, Some("call")), (false, Some("dom0")), (false, Some("turn"))];
+    let session = |(index, (kind, name)): (usize, (&str, String))| {
+        let listener = match kind {
+            "long" => format!("192.168.31.201:22 in qdhcp-{}", &name[10..]),
+            "wide" => format!("/run/{name}.sock"),
+            _ => "127.0.0.1:1234".to_owned(),
+        };
+        let (connected, waits_for) = states[index];
+        let process = serde_json::json!({ "pid": 4711, "uid": 1000, "unit": "app-firefox.scope", "command": format!("/usr/bin/{name} --new") });
+        json(serde_json::json!({
+            "id": format!("819f8405-9d07-4f1e-8f6c-5b1c2f0e9d1{index}"), "listener": listener, "transport": if kind == "wide" { "unix" } else { "tcp" }, "name": name,
+            "peer": if kind == "wide" { "uid 1000 pid 4711".to_owned() } else { format!("127.0.0.1:6030{index}") },
+            "upstream": format!("qrexec @default qubes.ConnectTCP+{name}"), "connected": connected,
+            "age_ms": 1000_u64 << (4 * index), "up_bytes": 1023_u64 << (10 * index), "down_bytes": 0, "waits_for": waits_for,
+            "behind": waits_for.map(|_| 5), "process": process
+        }))
+    };
+    names().into_iter().enumerate().map(session).collect()
+}
+
+#[test]
+fn every_table_is_as_it_was_seen_to_be_right() {
+    let (service, report, sessions) = (service(), report(), all_sessions());
+    let mut all = String::new();
+    for width in [Some(60), Some(80), Some(200), None] {
+        let style = Style { colour: false, width };
+        let name = width.map_or_else(|| "a pipe".to_owned(), |width| format!("{width} columns"));
+        for (what, text) in
+            [("status", status::text(&service, &report, style)), ("sessions", sessions::table_of(style, &sessions))]
+        {
+            // A command is never cut, so that it can be copied.
+            for line in text.lines().filter(|line| !line.contains("run: ")) {
+                assert!(width.is_none_or(|width| line.width() <= width), "{name}: {line}");
+            }
+            all += &format!("=== {what}, {name}\n{text}\n");
+        }
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE);
+    if std::env::var_os("UPDATE_CAPTURES").is_some() {
+        fs::write(&file, &all).expect("writable");
+    }
+    let known = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(all, known, "see the head of this file");
+}
