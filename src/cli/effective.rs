@@ -13,6 +13,7 @@ use super::{
     config::{Sources, load_beside},
     control::{Program, print, print_json, socket_path},
     units::{self, Scope},
+    wrap::{columns, wrapped},
 };
 use crate::{
     control::{
@@ -141,7 +142,7 @@ pub(super) fn run(
     if options.json {
         print_json(&report)?
     } else {
-        print(&text(&report))?
+        print(&text(&report, columns()))?
     };
     Ok(if faults == 0 { ExitCode::SUCCESS } else { Code::Config.into() })
 }
@@ -269,14 +270,17 @@ fn original(values: Vec<EffectiveValue>, unit: Option<&str>) -> Vec<OriginalValu
     values.into_iter().map(value).collect()
 }
 
-fn text(report: &EffectiveReport) -> String {
+/// For people. A table stays one; the sentences around it are broken where a terminal is narrower.
+fn text(report: &EffectiveReport, columns: Option<usize>) -> String {
     let mut out = String::new();
     match (report.source, &report.untold) {
         (ReportSource::Service, _) => {
-            out += &format!("# in force in the running service: {}\n", report.arguments.join(" "));
+            let line = format!("# in force in the running service: {}\n", report.arguments.join(" "));
+            out += &wrapped(&line, columns);
         }
         (ReportSource::Files, Some(why)) => {
-            out += &format!("# as a start would read it; the running service does not tell its values: {why}\n");
+            let line = format!("# as a start would read it; the running service does not tell its values: {why}\n");
+            out += &wrapped(&line, columns);
         }
         (ReportSource::Files, None) => out += "# as a start would read it\n",
     }
@@ -287,7 +291,7 @@ fn text(report: &EffectiveReport) -> String {
         } else {
             ""
         };
-        out += &format!("# {file}{kept}\n");
+        out += &wrapped(&format!("# {file}{kept}\n"), columns);
     }
     for text in report.texts.iter().filter(|text| text.state == FileState::Unread) {
         out += &format!(
@@ -306,8 +310,8 @@ fn text(report: &EffectiveReport) -> String {
         for one in &listener.values {
             out += &format!("  {:key$}  {:value$}  {}\n", one.key, one.value, one.origin);
         }
-        listener.faults.iter().for_each(|fault| out += &format!("  not served: {fault}\n"));
+        listener.faults.iter().for_each(|fault| out += &wrapped(&format!("  not served: {fault}\n"), columns));
     }
-    report.faults.iter().for_each(|fault| out += &format!("\nfault: {fault}\n"));
+    report.faults.iter().for_each(|fault| out += &wrapped(&format!("\nfault: {fault}\n"), columns));
     out
 }

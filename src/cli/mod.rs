@@ -30,3 +30,5 @@ mod serve;
 mod systemctl;
 #[cfg(feature = "forward")]
 mod units;
+#[cfg(feature = "forward")]
+mod wrap;

@@ -31,6 +31,7 @@ use super::{
     control::Program,
     systemctl,
     units::{self, FoundUnit, Scope},
+    wrap::{columns, wrapped},
 };
 use crate::{
     log::escape,
@@ -56,6 +57,11 @@ pub(super) struct CheckRequest {
     pub(super) sources_named: bool,
 }
 
+/// Prints a line, broken where a terminal is narrower.
+fn say(line: &str) {
+    println!("{}", wrapped(line, columns()));
+}
+
 /// What was found, for the exit code and the last line.
 #[derive(Default)]
 struct CheckTally {
@@ -72,7 +78,7 @@ impl CheckTally {
                 Weight::Warning => self.warnings += 1,
             }
             for line in finding.render().lines() {
-                println!("{}", if line.is_empty() { String::new() } else { format!("{indent}{line}") });
+                say(&if line.is_empty() { String::new() } else { format!("{indent}{line}") });
             }
         }
     }
@@ -118,7 +124,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
             let more = manager.findings(unit, &report.findings, scope);
             report.findings.append(&mut more.into_iter().collect());
         }
-        report.lines.iter().for_each(|line| println!("  {line}"));
+        report.lines.iter().for_each(|line| say(&format!("  {line}")));
         tally.tell(&report.findings, "  ");
         tally.tell(&report.places, "  ");
         // A unit that systemd refuses, or that starts another service, serves nobody.
@@ -132,7 +138,7 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     tally.tell(&together::look(&all, program.name, manager.is_some()), "");
     if everything && found.is_empty() && all.iter().all(|one| !one.what.asked) && tally.faults == 0 {
         let home = scope.home().map(|dir| dir.display().to_string()).unwrap_or_default();
-        println!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix);
+        say(&format!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix));
     }
     summary(&tally, &found)
 }
@@ -223,7 +229,7 @@ fn whole_name(name: &str, prefix: &str) -> String {
 /// A template is no listener; its lines are looked at, as far as they do not depend on the instance.
 fn template(unit: &FoundUnit, tally: &mut CheckTally) {
     let example = unit.name.replace("@.", "@INSTANCE.");
-    println!("  a template: an instance of it, such as {example}, can be enabled and checked");
+    say(&format!("  a template: an instance of it, such as {example}, can be enabled and checked"));
     let findings: Vec<_> = unit.unit.judge().into_iter().map(Finding::from).collect();
     tally.tell(&findings, "  ");
 }
