@@ -403,7 +403,9 @@ mod tests {
             Column::whole("UNIT").extra(),
         ];
         let row = ["n".repeat(30), "l".repeat(30), "w".repeat(30), "u".repeat(30)].map(Cell::from);
-        let head = |width| render(on(width), &columns, &[row.clone()]).lines().next().unwrap_or_default().to_owned();
+        let head = |width| {
+            render(on(width), &columns, std::slice::from_ref(&row)).lines().next().unwrap_or_default().to_owned()
+        };
         assert!(head(126).ends_with("UNIT"));
         let narrower = head(125);
         assert!(narrower.contains("WHO") && !narrower.contains("UNIT"), "{narrower}");
