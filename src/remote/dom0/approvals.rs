@@ -150,13 +150,18 @@ mod tests {
 
     #[test]
     fn the_texts_that_wait_are_bounded_for_each_qube_and_for_all() {
-        for qubes in [1, 16, 40] {
+        for qubes in [1, 300] {
             let approvals = Approvals::default();
             let most = MAX_BYTES.min(ALL_BYTES / qubes);
             let mut kept = Vec::new();
-            for qube in 0..qubes {
+            assert!(most * qubes <= ALL_BYTES);
+            for qube in 0..qubes.min(3) {
                 let vm = format!("qube-{qube}");
-                let text = |n: usize, bytes: usize| sheet(&format!("{vm} {n} {}", "x".repeat(bytes)));
+                let text = |n: usize, bytes: usize| {
+                    let mut sheet = Sheet::default();
+                    sheet.field("text", &format!("{vm} {n} {}", "x".repeat(bytes)));
+                    sheet
+                };
                 assert_eq!(approvals.ask(qubes, &vm, "", text(0, most)).err(), Some(CannotWait::TooLong(most)));
                 // one line of a text has 80 columns for 66 of its bytes
                 let parts = (0..MAX_WAITING).map(|n| approvals.ask(qubes, &vm, "", text(n, most / 4)));

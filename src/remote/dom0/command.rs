@@ -1,7 +1,7 @@
 //! The life of one command: is it authentic, was it there before, is it allowed, is there room; then it runs, and its
 //! result is signed.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
@@ -15,10 +15,10 @@ use super::{
     reject::{Case, Category, Rejected},
     request::{Registration, RequestState},
     state::{Shared, Vm},
-    transfer,
+    transfer::{self, OpenFile},
 };
 use crate::{
-    log::{Kind, escape},
+    log::Kind,
     proto::{
         mac::{self, Digest, Outcome},
         remote::{Ending, Frame, Mode, Refusal},
@@ -82,13 +82,13 @@ async fn carry_out(
 ) -> Result<Done, Rejected> {
     let vm = &case.vm.name;
     let began = Instant::now();
-    let Clearance { judged, place, receipt } = clearance;
+    let Clearance { judged, place, receipt, file } = clearance;
     let mut group = None;
     // the client's own time is how long it waits; what is left in the background is bounded by the policy's
     let deadline = judged.options.timeout.map(|time| began + time);
     let registered = &registration;
-    let result = match judged.task {
-        Task::Run(job) => {
+    let result = match (judged.task, file) {
+        (Task::Run(job), _) => {
             match case.shared.groups.as_ref().map(|groups| groups.make(vm, registration.number)).transpose() {
                 Ok(made) => {
                     group = made;
@@ -97,20 +97,21 @@ async fn carry_out(
                 Err(e) => Err(e),
             }
         }
-        Task::Get(dir, path, most) => {
+        (_, Some(OpenFile::Get(source))) => {
             let moved = Pumped::default();
-            let transfer = transfer::get((dir, path, most), receipt, port, &moved, &case.vm.looks);
+            let transfer = transfer::get(source, receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
             ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
         }
-        Task::Put(dir, path, most) => {
+        (_, Some(OpenFile::Put(target))) => {
             let moved = Pumped::default();
-            let transfer = transfer::put((dir, path, most), receipt, port, &moved, &case.vm.looks);
+            let transfer = transfer::put(target, receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| Done { ending, stdout: nothing, stderr: nothing, bytes: (0, bytes) })
         }
+        (_, None) => Err(io::Error::other("its file is not open")),
     };
     drop(place);
     let left = group.filter(|group| !group.remove());
@@ -120,11 +121,7 @@ async fn carry_out(
         let _ = group.leave(case.id, over.map(|over| SystemTime::now() + over));
         background::watch(case.shared.clone(), vm.clone(), registration, group, deadline);
     }
-    let done = result.map_err(|e| {
-        let text = format!("it could not be started: {}", escape(e.to_string().as_bytes()));
-        case.audit("ERROR", &text);
-        Rejected(Refusal::Failed, text)
-    })?;
+    let done = result.map_err(|e| case.not_started(&e))?;
     let category = match done.ending {
         Ending::Exit(_) | Ending::Signal(_) => "DONE",
         Ending::Timeout => "TIMEOUT",

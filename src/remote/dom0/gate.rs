@@ -16,7 +16,7 @@ use super::{
     access::Access,
     approvals::CannotWait,
     changes, desktop,
-    judge::{Authentic, Judged, Sight, judge, usable, words},
+    judge::{Authentic, Judged, Sight, Task, judge, usable, words},
     ledger::{self, NotBegun},
     looks::{self, NoAnswer},
     places::CommandPlace,
@@ -26,6 +26,7 @@ use super::{
     request::{Registration, RequestState},
     sheet::sheet,
     state::{APPROVAL, Shared},
+    transfer::{self, OpenFile},
 };
 use crate::{
     log::{Kind, escape},
@@ -61,6 +62,8 @@ pub(super) struct Clearance {
     pub(super) judged: Judged,
     pub(super) place: CommandPlace,
     pub(super) receipt: Option<Receipt>,
+    /// The file of a transfer.
+    pub(super) file: Option<OpenFile>,
 }
 
 /// What a request has got so far.
@@ -75,6 +78,8 @@ struct Obtained {
     begun: bool,
     /// The decision that stands in the log, and where.
     recorded: Option<(Judged, Option<Receipt>)>,
+    /// The file that was opened, and what for.
+    file: Option<(Task, OpenFile)>,
 }
 
 /// What a request needs next.
@@ -85,6 +90,7 @@ enum Need {
     Place,
     Ledger,
     Entry,
+    File,
     Nothing,
 }
 
@@ -101,6 +107,10 @@ impl Obtained {
             Need::Ledger
         } else if self.recorded.as_ref().is_none_or(|(recorded, _)| recorded != judged) {
             Need::Entry
+        } else if !matches!(judged.task, Task::Run(_))
+            && self.file.as_ref().is_none_or(|(task, _)| *task != judged.task)
+        {
+            Need::File
         } else {
             Need::Nothing
         }
@@ -131,11 +141,13 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
                 let receipt = candidate.record(&judged).await?;
                 held.recorded = Some((judged, receipt));
             }
+            Need::File => held.file = candidate.open(judged.task).await?,
             Need::Nothing => {
                 let place = held.place.take().expect("it was asked for before");
                 let receipt = held.recorded.take().and_then(|(_, receipt)| receipt);
                 candidate.registration.enter(RequestState::Running);
-                return Ok(Clearance { judged, place, receipt });
+                let file = held.file.take().map(|(_, file)| file);
+                return Ok(Clearance { judged, place, receipt, file });
             }
         }
     }
@@ -145,9 +157,8 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
 pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
     loop {
         let sight = candidate.look().await?;
-        // the look was waited for; by another policy there is more, or other things, to look at
-        let policy = ask(candidate)?;
-        if policy == sight.read {
+        // a look was waited for, where there was one; by another policy there is more, or other things, to look at
+        if sight.words.is_empty() || ask(candidate)? == sight.read {
             return judge(candidate.case, candidate.authentic, candidate.payload, &sight);
         }
     }
@@ -345,6 +356,15 @@ impl Candidate<'_> {
             Some(Receipt { number: point.number, head: point.head, code })
         };
         Ok(point.and_then(receipt))
+    }
+
+    /// Opens the file that the request is about.
+    async fn open(&self, task: Task) -> Result<Option<(Task, OpenFile)>, Rejected> {
+        let open = transfer::open(&task, &self.case.vm.looks);
+        match self.wait_for_disk(RequestState::Looking, open).await? {
+            Ok(file) => Ok(file.map(|file| (task, file))),
+            Err(e) => Err(self.case.not_started(&e)),
+        }
     }
 
     /// Waits for a person in dom0. What is approved is the sheet, whose digest is the id of the approval.

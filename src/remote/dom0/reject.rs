@@ -1,6 +1,6 @@
 //! Why a command does not run: what its client is told, and what is written down.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use super::state::{Shared, Vm};
 use crate::{
@@ -85,6 +85,13 @@ impl Case<'_> {
     pub(super) fn ended(self) -> Rejected {
         self.audit("CANCEL", "ended in dom0 before it began");
         Rejected(Refusal::Denied, "it was ended in dom0 before it began".into())
+    }
+
+    /// The command or the transfer was allowed, and could not be started.
+    pub(super) fn not_started(self, e: &io::Error) -> Rejected {
+        let text = format!("it could not be started: {}", escape(e.to_string().as_bytes()));
+        self.audit("ERROR", &text);
+        Rejected(Refusal::Failed, text)
     }
 
     /// Its client gave up before it began.

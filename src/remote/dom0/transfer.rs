@@ -5,10 +5,11 @@
 //! slow one keeps no other request waiting.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     execute::Pumped,
+    judge::Task,
     looks::{Looks, NoAnswer},
     port::{Port, Receipt},
     request::Registration,
@@ -60,33 +62,88 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send 
     spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-fn no_answer(_: NoAnswer) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "its directory did not answer in time")
+/// The file of a transfer, open: nothing of it was sent or taken yet.
+#[derive(Debug)]
+pub(super) enum OpenFile {
+    Get(OpenSource),
+    Put(OpenTarget),
+}
+
+/// A file that is read.
+#[derive(Debug)]
+pub(super) struct OpenSource {
+    file: File,
+    most: u64,
+}
+
+/// A file that is written, without a name until it is whole.
+#[derive(Debug)]
+pub(super) struct OpenTarget {
+    file: File,
+    directory: OwnedFd,
+    name: OsString,
+    most: u64,
+}
+
+/// Opens the file that a request is about; `None` for a command.
+///
+/// # Errors
+/// When it cannot be opened, is no regular file, is too large, or its directory does not answer.
+pub(super) async fn open(task: &Task, looks: &Looks) -> io::Result<Option<OpenFile>> {
+    let opened = match task {
+        Task::Run(_) => return Ok(None),
+        Task::Get(dir, path, most) => {
+            let (dir, path, most) = (dir.clone(), path.clone(), *most);
+            looks.look(move || source(&dir, &path, most).map(OpenFile::Get)).await
+        }
+        Task::Put(dir, path, most) => {
+            let (dir, path, most) = (dir.clone(), path.clone(), *most);
+            looks.look(move || target(&dir, &path, most).map(OpenFile::Put)).await
+        }
+    };
+    match opened {
+        Ok(opened) => opened.map(Some),
+        Err(NoAnswer) => Err(io::Error::new(io::ErrorKind::TimedOut, "its directory did not answer in time")),
+    }
+}
+
+fn source(dir: &Path, path: &Path, most: u64) -> io::Result<OpenSource> {
+    let file = File::from(files::open_beneath(dir, path, OFlag::O_RDONLY, 0)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if metadata.len() > most {
+        return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
+    }
+    Ok(OpenSource { file, most })
+}
+
+fn target(dir: &Path, path: &Path, most: u64) -> io::Result<OpenTarget> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::other("it names no file"));
+    };
+    let directory = if parent == dir {
+        File::open(dir)?.into()
+    } else {
+        files::open_beneath(dir, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?
+    };
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    let file = File::from(nix::fcntl::openat(&directory, ".", flags, mode)?);
+    Ok(OpenTarget { file, directory, name: name.to_owned(), most })
 }
 
 /// Sends a file as standard output.
 ///
 /// # Errors
-/// When it cannot be opened, is no regular file, or is too large; nothing was sent then.
+/// When it cannot be read.
 pub(super) async fn get(
-    (dir, path, most): (PathBuf, PathBuf, u64),
+    OpenSource { mut file, most }: OpenSource,
     receipt: Option<Receipt>,
     port: &Port,
     moved: &Pumped,
-    looks: &Looks,
 ) -> io::Result<Ending> {
-    let open = move || {
-        let file = File::from(files::open_beneath(&dir, &path, OFlag::O_RDONLY, 0)?);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
-        if metadata.len() > most {
-            return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
-        }
-        Ok(file)
-    };
-    let mut file = looks.look(open).await.map_err(no_answer)??;
     port.accept(receipt).await;
     let mut bytes = 0;
     loop {
@@ -119,30 +176,13 @@ pub(super) async fn get(
 /// Takes standard input into a file: without a name until it is whole, then under its own, which must be free.
 ///
 /// # Errors
-/// When it cannot be made; nothing is left then.
+/// When it cannot be written; nothing is left then.
 pub(super) async fn put(
-    (dir, path, most): (PathBuf, PathBuf, u64),
+    OpenTarget { mut file, directory, name, most }: OpenTarget,
     receipt: Option<Receipt>,
     port: &Port,
     moved: &Pumped,
-    looks: &Looks,
 ) -> io::Result<Ending> {
-    let (Some(parent), Some(name)) = (path.parent().map(Path::to_owned), path.file_name().map(ToOwned::to_owned))
-    else {
-        return Err(io::Error::other("it names no file"));
-    };
-    let open = move || -> io::Result<(OwnedFd, File)> {
-        let parent = if parent == dir {
-            File::open(dir)?.into()
-        } else {
-            files::open_beneath(&dir, &parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?
-        };
-        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
-        let file = File::from(nix::fcntl::openat(&parent, ".", flags, mode)?);
-        Ok((parent, file))
-    };
-    let (parent, mut file) = looks.look(open).await.map_err(no_answer)??;
     port.accept(receipt).await;
     let mut bytes = 0;
     while let Some(data) = port.inbox.data().await {
@@ -160,6 +200,6 @@ pub(super) async fn put(
     // disk was waited for: `within` looks for both before this goes on, so such a file gets no name.
     let proc = File::open("/proc/self/fd")?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
-    linkat(&proc, number.as_str(), &parent, name.as_os_str(), AtFlags::AT_SYMLINK_FOLLOW)?;
+    linkat(&proc, number.as_str(), &directory, name.as_os_str(), AtFlags::AT_SYMLINK_FOLLOW)?;
     Ok(Ending::Exit(0))
 }
