@@ -19,6 +19,8 @@ mod effective;
 #[cfg(feature = "forward")]
 mod generator;
 #[cfg(feature = "forward")]
+mod help;
+#[cfg(feature = "forward")]
 pub mod pfwd;
 #[cfg(feature = "forward")]
 mod reload;
@@ -30,3 +32,6 @@ mod serve;
 mod systemctl;
 #[cfg(feature = "forward")]
 mod units;
+
+#[cfg(feature = "forward")]
+pub use help::EXIT_CODES;

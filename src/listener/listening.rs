@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        session::Routes,
+        session::{ListenerIdentity, Routes},
         spec::{Config, fdname},
     };
 
@@ -137,7 +137,9 @@ mod tests {
         let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
         let was = inode(unix.as_fd());
         let forward = fdname::resolve("target=127.0.0.1+9", SocketKind::Tcp, &Config::default()).unwrap();
-        let route = Routes::new(1).make(String::new(), "x", forward.legs.front().clone(), forward.options).unwrap();
+        let listener = ListenerIdentity::new("x", SocketKind::Tcp, None);
+        let leg = forward.legs.front().clone();
+        let route = Routes::new(1).make(String::new(), listener, leg, forward.options).unwrap();
         // Taken for TCP, it refuses the options of TCP.
         let socket = Socket::new(SocketKind::Tcp, OwnedFd::from(unix));
         let (socket, error) = ServedListener::new(socket, Arc::new(route)).unwrap_err();

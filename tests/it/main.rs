@@ -37,3 +37,4 @@ mod reload;
 mod sessions;
 mod stages;
 mod toolbox;
+mod trial;

@@ -33,6 +33,8 @@ pub(in crate::cli) struct Program {
     pub(in crate::cli) name: &'static str,
     /// How names of its socket units begin.
     pub(in crate::cli) prefix: &'static str,
+    /// Whose service is meant unless an option says otherwise.
+    pub(in crate::cli) usual: Scope,
     /// Where its configuration is, unless an argument says otherwise.
     pub(in crate::cli) sources: fn(Option<PathBuf>, Scope) -> Sources,
 }
@@ -79,6 +81,12 @@ impl AskedService {
     /// The unit's name.
     pub(super) fn unit(&self) -> String {
         format!("{}.service", self.program.name)
+    }
+
+    /// What stands behind a command about this service, where it is not the program's usual one.
+    pub(super) fn place_option(&self) -> &'static str {
+        // A program whose usual service is the system's has no such option.
+        if self.scope == Scope::System && self.program.usual == Scope::User { " --system" } else { "" }
     }
 
     /// Makes a call, and makes it again while the service restarts.
