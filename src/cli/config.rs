@@ -83,7 +83,7 @@ impl Sources {
 
     /// What a first start would make of it `beside` the sockets that there are.
     pub(super) fn load(&self, beside: &Beside<'_>) -> Loaded {
-        load_knowing(&self.texts(), &LastTexts::default(), beside, 0, sys::user_exists)
+        load_beside(&self.texts(), beside)
     }
 
     /// Reads everything for who takes only a configuration without faults.
@@ -111,6 +111,11 @@ impl Sources {
             }
         }
     }
+}
+
+/// What a first start would make of these texts `beside` the sockets that there are.
+pub(super) fn load_beside(texts: &Texts, beside: &Beside<'_>) -> Loaded {
+    load_knowing(texts, &LastTexts::default(), beside, 0, sys::user_exists)
 }
 
 /// What a first start would make of it without any socket.

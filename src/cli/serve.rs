@@ -80,6 +80,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
         nothing: options.sources.nothing(options.program),
+        forwards: options.sources.forwards.clone(),
         read: options.sources.reader(),
         client: options.qrexec_client,
         calls_per_qube: options.calls_per_qube.into(),

@@ -153,6 +153,42 @@ pub struct Status {
     pub faults: Vec<Fault>,
 }
 
+/// A file of the configuration, as it is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationFile {
+    pub path: String,
+    /// Whether it is a drop-in file.
+    pub drop_in: bool,
+    /// Its text, as it is.
+    pub text: String,
+    /// When it came into force, in seconds since 1970.
+    pub since: u64,
+    /// Whether nothing is wrong with it.
+    pub good: bool,
+}
+
+/// A socket that the service was passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationSocket {
+    pub address: String,
+    /// Its fd name.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
+    pub kind: Option<SocketKind>,
+}
+
+/// The reply to `Configuration`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// The command line of the service.
+    pub arguments: Vec<String>,
+    /// The files with the texts in force.
+    pub files: Vec<ConfigurationFile>,
+    /// Values of `--forward`.
+    pub forwards: Vec<String>,
+    pub sockets: Vec<ConfigurationSocket>,
+}
+
 /// The reply to `ListListeners`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listeners {

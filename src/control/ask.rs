@@ -44,6 +44,8 @@ impl ConfigFaults {
 pub enum Ask {
     /// List all listeners, served or not.
     Listeners(oneshot::Sender<Vec<api::Listener>>),
+    /// What the service was made of.
+    Configuration(oneshot::Sender<api::Configuration>),
     /// Accept no more on the listeners that a word means, or accept again.
     Pause {
         /// See [`super::select`].

@@ -193,6 +193,7 @@ impl Server {
     async fn answer(&self, method: &str, parameters: Option<Value>) -> Result<Value, Refusal> {
         let value = match method {
             "Status" => json(self.status().await),
+            "Configuration" => json(self.ask(Ask::Configuration).await?),
             "ListListeners" => json(api::Listeners { listeners: self.ask(Ask::Listeners).await? }),
             "ListSessions" => json(api::Sessions { sessions: self.sessions(arguments(parameters)?).await? }),
             "Kill" => json(self.kill(&arguments::<api::Id>(parameters)?.id).await?),

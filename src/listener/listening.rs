@@ -136,10 +136,10 @@ mod tests {
         let unix = UnixListener::bind(dir.path().join("x.sock")).unwrap();
         let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
         let was = inode(unix.as_fd());
+        let identity = ListenerIdentity::new("x", SocketKind::Tcp, None);
         let forward = fdname::resolve("target=127.0.0.1+9", SocketKind::Tcp, &Config::default()).unwrap();
-        let listener = ListenerIdentity::new("x", SocketKind::Tcp, None);
-        let leg = forward.legs.front().clone();
-        let route = Routes::new(1).make(String::new(), listener, leg, forward.options).unwrap();
+        let route =
+            Routes::new(1).make(String::new(), identity, forward.legs.front().clone(), forward.options).unwrap();
         // Taken for TCP, it refuses the options of TCP.
         let socket = Socket::new(SocketKind::Tcp, OwnedFd::from(unix));
         let (socket, error) = ServedListener::new(socket, Arc::new(route)).unwrap_err();

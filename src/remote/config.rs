@@ -60,9 +60,9 @@ impl RemoteConfig {
     /// Reads the file and the environment, which wins.
     ///
     /// # Errors
-    /// What the file system says; `PermissionDenied` when others may write the file. A missing file is no error.
+    /// What the file system says; `PermissionDenied` when others may write the file or its directory. A missing file is no error.
     pub fn load(path: &Path) -> io::Result<Self> {
-        let text = match files::read_unshared(path, MAX_FILE) {
+        let text = match files::read_closed(path, MAX_FILE) {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e),

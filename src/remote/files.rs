@@ -66,6 +66,24 @@ pub fn read_unshared(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     whole(file, max)
 }
 
+#[cfg(feature = "dom0")]
+/// As [`read_unshared`], in a directory that nobody else can change either: what is missing in it is missing, and no other
+/// directory takes its place.
+///
+/// # Errors
+/// As [`read_unshared`]; `PermissionDenied` also for the directory.
+pub fn read_closed(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    use super::walk::{self, PathFault};
+    match path.parent().map_or(Ok(()), walk::closed) {
+        Ok(()) => read_unshared(path, max),
+        Err(PathFault::Missing) => Err(ErrorKind::NotFound.into()),
+        Err(PathFault::Io(_, e)) => Err(e),
+        Err(fault @ (PathFault::Changeable(_) | PathFault::InProc(_))) => {
+            Err(io::Error::new(ErrorKind::PermissionDenied, format!("it is not used: {fault}")))
+        }
+    }
+}
+
 /// Opens a file for appending, made with `mode` when it is missing.
 ///
 /// # Errors
@@ -112,7 +130,7 @@ pub fn open_beneath(dir: &Path, path: &Path, flags: OFlag, mode: u32) -> io::Res
 
 #[cfg(all(test, feature = "dom0"))]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, path::PathBuf};
 
     use super::*;
 
@@ -150,6 +168,48 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
             std::os::unix::fs::chown(&path, Some(1000), None).expect("root may");
             assert!(read_unshared(&path, 100).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_in_a_directory_that_others_may_write_is_not_read() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("above/remote.d");
+        fs::create_dir_all(&dir).expect("made");
+        fs::write(dir.join("policy"), b"allow shell *").expect("written");
+        symlink(&dir, root.path().join("link")).expect("linked");
+        let ways = [dir.join("policy"), root.path().join("link/policy"), root.path().join("link/../remote.d/policy")];
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+        let read = |path: &PathBuf| read_closed(path, 100).map_err(|e| (e.kind(), e.to_string()));
+        // the directory itself, and one above it; there a sticky one is fine, because nobody else renames what is in it
+        for (at, bits, fine) in [
+            (dir.as_path(), 0o700, true),
+            (&dir, 0o755, true),
+            (&dir, 0o775, false),
+            (&dir, 0o757, false),
+            (&dir, 0o1777, false),
+            (&root.path().join("above"), 0o777, false),
+            (&root.path().join("above"), 0o1777, true),
+        ] {
+            mode(at, bits);
+            for way in &ways {
+                match read(way) {
+                    Ok(text) => assert!(fine && text == b"allow shell *", "{way:?} {at:?} {bits:o}"),
+                    Err((kind, why)) => {
+                        assert!(!fine && kind == ErrorKind::PermissionDenied, "{way:?} {at:?} {bits:o}: {why}");
+                        assert!(
+                            why.contains(&at.display().to_string()) && why.contains("others may write it"),
+                            "{why}"
+                        );
+                    }
+                }
+            }
+            mode(at, 0o700);
+        }
+        assert_eq!(read(&root.path().join("nosuch/policy")).map_err(|(kind, _)| kind), Err(ErrorKind::NotFound));
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(root.path().join("above"), Some(1000), None).expect("root may");
+            assert!(read(&ways[0]).is_err());
         }
     }
 

@@ -95,12 +95,12 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound` when it has none; `InvalidData` when one line of the file is no key; `PermissionDenied` when others
-    /// may write the file.
+    /// may write the file or its directory.
     pub fn read(&self, vm: &str) -> io::Result<Vec<Key>> {
         let path = self.path(vm, "key")?;
-        let text = match (files::read_unshared(&path, MAX_FILE), &self.credentials) {
+        let text = match (files::read_closed(&path, MAX_FILE), &self.credentials) {
             (Err(e), Some(dir)) if e.kind() == ErrorKind::NotFound => {
-                files::read_unshared(&dir.join(format!("{vm}.key")), MAX_FILE)?
+                files::read_closed(&dir.join(format!("{vm}.key")), MAX_FILE)?
             }
             (read, _) => read?,
         };

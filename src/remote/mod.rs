@@ -48,3 +48,5 @@ pub(crate) mod spool;
 pub(crate) mod supervise;
 #[cfg(all(feature = "dom0", feature = "v1"))]
 pub mod v1;
+#[cfg(feature = "dom0")]
+pub(crate) mod walk;

@@ -1,4 +1,4 @@
-//! The file of a policy: read where nobody but root can have written it, parsed, its directories looked up.
+//! The file of a policy: read where nobody but root can have written it, parsed.
 
 use std::{
     fmt, io,
@@ -8,7 +8,6 @@ use std::{
 use super::{
     files,
     policy::{Policy, PolicyFault},
-    program,
 };
 
 /// A policy file at most, in bytes.
@@ -53,25 +52,37 @@ impl PolicyFileError {
     }
 }
 
-/// Reads a policy.
+/// Reads a policy, and the text that it was read from. Its directories are not looked up: [`super::program::look_up`].
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn read(path: &Path) -> Result<Policy, PolicyFileError> {
-    read_with_text(path).map(|(policy, _)| policy)
+pub fn read(path: &Path) -> Result<(Policy, String), PolicyFileError> {
+    let text = as_text(path, files::read_unshared(path, MAX_FILE))?;
+    Ok((parse(path, &text)?, text))
 }
 
-/// Reads a policy, and the text that it was read from.
+/// As [`read`], of a policy in its place: nobody else can change the directory either.
 ///
 /// # Errors
-/// As [`read`].
-pub fn read_with_text(path: &Path) -> Result<(Policy, String), PolicyFileError> {
-    let text = files::read_unshared(path, MAX_FILE).map_err(|e| match e.kind() {
+/// Why it cannot be used.
+pub fn read_installed(path: &Path) -> Result<Policy, PolicyFileError> {
+    parse(path, &installed_text(path)?)
+}
+
+/// Reads the text of a policy in its place.
+pub(super) fn installed_text(path: &Path) -> Result<String, PolicyFileError> {
+    as_text(path, files::read_closed(path, MAX_FILE))
+}
+
+/// Reads a policy from the text of this file.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Policy, PolicyFileError> {
+    Policy::parse(text).map_err(|faults| PolicyFileError::Faults(path.to_owned(), faults))
+}
+
+fn as_text(path: &Path, read: io::Result<Vec<u8>>) -> Result<String, PolicyFileError> {
+    let text = read.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => PolicyFileError::Missing(path.to_owned()),
         _ => PolicyFileError::Io(path.to_owned(), e),
     })?;
-    let text = String::from_utf8(text).map_err(|_| PolicyFileError::NoText(path.to_owned()))?;
-    let mut policy = Policy::parse(&text).map_err(|faults| PolicyFileError::Faults(path.to_owned(), faults))?;
-    program::resolve_directories(&mut policy);
-    Ok((policy, text))
+    String::from_utf8(text).map_err(|_| PolicyFileError::NoText(path.to_owned()))
 }

@@ -292,15 +292,16 @@ fn descendants() -> Vec<Pid> {
     found
 }
 
-/// Kills every process that has this command's id in its environment: for the case that its supervisor was killed, so
-/// that nobody else can tell its tree.
-pub fn kill_marked(id: &[u8]) {
-    let mark = [b"QVM_REMOTE_ID=", id].concat();
-    if id.is_empty() {
+/// Kills every process that has the id of this command and the name of its qube in its environment: for the case that its
+/// supervisor was killed, so that nobody else can tell its tree. Two qubes may have a command with the same id each.
+pub fn kill_marked(vm: &[u8], id: &[u8]) {
+    if vm.is_empty() || id.is_empty() {
         return;
     }
+    let marks = [[b"QVM_REMOTE_VM=", vm].concat(), [b"QVM_REMOTE_ID=", id].concat()];
     for (pid, process) in Process::all() {
-        let marked = process.environment().contains(&mark);
+        let environment = process.environment();
+        let marked = marks.iter().all(|mark| environment.contains(mark));
         if let (true, Ok(pid)) = (marked, i32::try_from(pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -334,6 +335,25 @@ mod tests {
             assert_eq!(printed(shell, children.as_bytes()), "0\nclosed\n", "{shell}");
             let fault = printed(shell, b"#!/bin/sh\n\nnosuch-command\n");
             assert!(fault.contains(": 3: ") || fault.contains("line 3: "), "{shell}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_another_qube_with_the_same_id_lives() {
+        let start = |vm: &str, id: &str| {
+            let mut command = Command::new("/bin/sleep");
+            command.arg("60").env("QVM_REMOTE_VM", vm).env("QVM_REMOTE_ID", id).spawn().expect("started")
+        };
+        let mut others = [start("kill-b", "kill-1"), start("kill-a", "kill-2"), start("kill-a", "kill-11")];
+        let mut own = start("kill-a", "kill-1");
+        kill_marked(b"kill-a", b"");
+        kill_marked(b"", b"kill-1");
+        assert!(own.try_wait().expect("ours").is_none(), "half a mark is none");
+        kill_marked(b"kill-a", b"kill-1");
+        assert!(!own.wait().expect("ours").success());
+        for other in &mut others {
+            assert!(other.try_wait().expect("ours").is_none(), "{other:?}");
+            other.kill().and_then(|()| other.wait()).expect("ours");
         }
     }
 

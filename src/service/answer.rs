@@ -10,7 +10,7 @@ use crate::{
     },
     listener::ServedListener,
     log::{Kind, emit, escape},
-    spec::SocketKind,
+    spec::{LastText, SocketKind},
 };
 
 impl RunningService {
@@ -18,6 +18,7 @@ impl RunningService {
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Listeners(answer) => drop(answer.send(self.view())),
+            Ask::Configuration(answer) => drop(answer.send(self.made_of())),
             Ask::Pause { listener, paused, answer } => drop(answer.send(self.pause(&listener, paused))),
         }
     }
@@ -48,6 +49,34 @@ impl RunningService {
             control::troubled(&escape(entry.address().as_bytes()), None, label, api::State::Refused, &why)
         }));
         all
+    }
+
+    /// What the service was made of.
+    fn made_of(&self) -> api::Configuration {
+        let file = |drop_in: bool| {
+            move |last: &LastText| api::ConfigurationFile {
+                path: last.name.clone(),
+                drop_in,
+                text: last.text.clone(),
+                since: last.since,
+                good: last.good,
+            }
+        };
+        let served = self.listening.iter().map(|listening| {
+            let route = listening.route();
+            (route.listener.to_string(), route.name.clone(), listening.kind())
+        });
+        let refused = self.refused.iter().map(|refused| {
+            let listener = &refused.listener;
+            (listener.local.to_string(), listener.name.clone(), listener.socket.kind())
+        });
+        let socket = |(address, name, kind)| api::ConfigurationSocket { address, name, kind: Some(kind) };
+        api::Configuration {
+            arguments: std::env::args_os().map(|argument| escape(argument.as_encoded_bytes())).collect(),
+            files: self.texts.main.iter().map(file(false)).chain(self.texts.drop_ins.iter().map(file(true))).collect(),
+            forwards: self.forwards.clone(),
+            sockets: served.chain(refused).map(socket).collect(),
+        }
     }
 
     /// The socket unit that has a listener, where the manager has told.

@@ -56,6 +56,7 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
         read: setup.read,
         config: config.clone(),
         texts,
+        forwards: setup.forwards,
         faults,
         told_faults: ConfigFaults::default(),
         sockets,

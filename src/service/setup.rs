@@ -25,6 +25,8 @@ pub struct Setup {
     pub loaded: Loaded,
     /// Reads its files again.
     pub read: ReadTexts,
+    /// The `--forward` arguments.
+    pub forwards: Vec<String>,
     /// The `qrexec-client-vm` to start for each call.
     pub client: PathBuf,
     /// Calls into one qube at a time, 1 or more.

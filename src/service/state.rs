@@ -34,6 +34,8 @@ pub(super) struct RunningService {
     pub(super) config: Arc<Config>,
     /// The texts that it was made of.
     pub(super) texts: LastTexts,
+    /// The `--forward` arguments.
+    pub(super) forwards: Vec<String>,
     /// What is wrong with the configuration that was read last.
     pub(super) faults: Vec<ConfigFault>,
     /// The same, for who tells of it.

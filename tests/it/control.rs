@@ -66,6 +66,7 @@ fn every_reply_is_as_the_committed_description_says() {
     let mut asked = Vec::new();
     let calls = [
         ("Status", json!({})),
+        ("Configuration", json!({})),
         ("ListListeners", json!({})),
         ("ListSessions", json!({"processes": true})),
         ("ListSessions", json!({"id": id})),

@@ -115,6 +115,24 @@ const MISTAKES: &[Mistake] = &[
         (":11:1", "carries no datagrams"), (3, 4, 0)),
     row("a default inside a forward", (At::Main, SSH, "label = \"ssh\"\nuds_dir = \"/x\"\n"),
         (":11:1", "belongs in [defaults]"), (3, 4, 78)),
+    row("a port as a number", (At::Main, ONE, "listen = 7001\n"), (":6:10", "write: listen = \"127.0.0.1:7001\""), (3, 4, 78)),
+    row("several addresses in one", (At::Main, ONE, "listen = \"127.0.0.1:1 127.0.0.1:2\"\n"),
+        (":6:11", "write a forward for each"), (3, 4, 78)),
+    row("several targets in an array", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = [\"a:1\", \"b:1\"]\n"),
+        (":7:10", "write a [[forward]] for each"), (3, 4, 78)),
+    row("a call for a target", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = \"work qubes.ConnectTCP+22\"\n"),
+        (":7:11", "the key for a call to a qube is qrexec"), (3, 4, 78)),
+    row("the form of ssh -L", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = \"8080:host:80\"\n"),
+        (":7:11", "with the target host:80"), (3, 4, 78)),
+    row("a path for a target", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = \"/run/x.sock\"\n"),
+        (":7:11", "the key for a UNIX socket is uds"), (3, 4, 78)),
+    row("a host of numbers", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = \"10.0.0.256:1\"\n"),
+        (":7:11", "neither an address nor a host's name"), (3, 4, 78)),
+    row("neither true nor false", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nkeepalive = \"maybe\"\n"),
+        (":7:", "expected true or false"), (3, 4, 78)),
+    row("a time below nothing", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nconnect_timeout = -1\n"),
+        (":7:", "connect_timeout"), (3, 4, 78)),
+    row("a table of another program", (At::Main, "[defaults]", "[server]"), (":1:2", "there are [defaults] and [[forward]]"), (2, 4, 78)),
     // what only one can have
     row("a label for two", (At::Main, "label = \"one\"", "label = \"ssh\""), (":10:9", "given to two forwards"), (3, 4, 78)),
     row("a path for two", (At::Main, SSH, "label = \"ssh\"\n[[forward]]\nuds = \"/DIR/one.sock\"\n"),
@@ -136,6 +154,8 @@ const MISTAKES: &[Mistake] = &[
     row("a single table", (At::Main, "[[forward]]\nlabel = \"one\"\nuds = \"/DIR/one.sock\"\ntarget = \"127.0.0.1:9\"\n\n[[forward]]", "[forward]"),
         (":4:", "[[forward]]"), (2, 4, 78)),
     row("a key above all tables", (At::Main, "[defaults]", "label = \"x\"\n[defaults]"), (":1:1", "[[forward]]"), (2, 4, 78)),
+    row("an emptied file", (At::Main, MAIN, ""), ("qrexec-connect.toml", "it is empty"), (2, 4, 78)),
+    row("a file of blanks", (At::Main, MAIN, " \n\n"), ("qrexec-connect.toml", "it is empty"), (2, 4, 78)),
     row("a default that is none", (At::Main, "max_connections = 7", "listen = \"127.0.0.1:1\""),
         (":2:1", "it belongs in a [[forward]]"), (2, 4, 78)),
     row("a default that cannot be read", (At::Main, "max_connections = 7", "max_connections = -7"), (":2:", "max_connections"), (2, 4, 78)),
@@ -147,6 +167,7 @@ const MISTAKES: &[Mistake] = &[
     row("a misspelt key in a drop-in file", (At::DropIn, "target", "taget"), (".d/50.toml:4:1", "target"), (3, 4, 78)),
     row("defaults in a drop-in file", (At::DropIn, TWO, "label = \"two\"\n[defaults]\n"), (".d/50.toml:3:2", "only [[forward]]"), (3, 4, 78)),
     row("a syntax error in a drop-in file", (At::DropIn, TWO, "label = \n"), (".d/50.toml:2:", ""), (3, 4, 78)),
+    row("an emptied drop-in file", (At::DropIn, DROP_IN, ""), (".d/50.toml", "it is empty"), (3, 4, 78)),
     row("a faulty drop-in file more", (At::Another, TWO, "lable = \"three\"\n"), (".d/60.toml:2:1", "label"), (4, 4, 78)),
     // the label of a socket: nothing is wrong with the file, and the socket is not served
     row("a misspelt label", (At::Main, "\"ssh\"", "\"shh\""), ("ssh.socket:3:", "no [[forward]] has the label \"ssh\""), (3, 4, 0)),
@@ -154,6 +175,10 @@ const MISTAKES: &[Mistake] = &[
         ("ssh.socket:3:", "no [[forward]] has the label \"ssh\""), (3, 4, 0)),
     // the name of a socket: no reload changes it
     row("a name of nobody", (At::Unit, "ssh", "shh"), ("ssh.socket:3:", "no [[forward]] has the label \"shh\""), (3, 3, 0)),
+    row("a label with a slip", (At::Unit, "ssh", "shs"), ("ssh.socket:3:", "did you mean the label \"ssh\"?"), (3, 3, 0)),
+    row("a name in quotes", (At::Unit, "ssh", "\"work qubes.ConnectTCP+22\""),
+        ("ssh.socket:3:", "without the quotes: work qubes.ConnectTCP+22"), (3, 3, 0)),
+    row("a name with a comment", (At::Unit, "ssh", "work qubes.ConnectTCP+22 # web"), ("ssh.socket:3:", "no comment behind a value"), (3, 3, 0)),
     row("a service without its qube", (At::Unit, "ssh", "qubes.ConnectTCP+22"), ("ssh.socket:3:", "@default qubes.ConnectTCP+22"), (3, 3, 0)),
     row("a path for a name", (At::Unit, "ssh", "/run/x"), ("ssh.socket:3:", "uds=/run/x"), (3, 3, 0)),
     row("a blank for a plus", (At::Unit, "ssh", "work qubes.ConnectTCP 22"), ("ssh.socket:3:", "work qubes.ConnectTCP+22"), (3, 3, 0)),
@@ -286,7 +311,7 @@ fn each_mistake_has_its_place_and_takes_down_no_more_than_it_must() {
         }
     });
     assert_eq!(failed.into_inner(), 0, "rows failed, see above");
-    assert!(MISTAKES.len() >= 40);
+    assert!(MISTAKES.len() >= 60);
 }
 
 /// Parts of a file, good and faulty ones. `PORT1` and `PORT2` stand for free ports, `TAKEN` for one that is not.

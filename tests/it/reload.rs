@@ -141,3 +141,44 @@ fn the_notice_of_a_refused_listener_has_the_reason_of_the_last_reload() {
     assert!(notice.contains("did you mean"), "{notice}");
     it.service.stop();
 }
+
+#[test]
+fn config_shows_what_is_in_force_in_the_running_service_and_says_which_files_are_not() {
+    let activation = Activation::qrexec_connect().tcp("it");
+    let (dir, runtime) = (activation.dir().to_owned(), activation.dir().join("qrexec-connect"));
+    fs::create_dir(&runtime).expect("ours");
+    let file = dir.join("qrexec-connect.toml");
+    let text =
+        |limit: u32| format!("[[forward]]\nlabel = \"it\"\ntarget = \"127.0.0.1:9\"\nmax_connections = {limit}\n");
+    let config = |arguments: &[&str]| {
+        let mut command = Command::new(program("qrexec-connect"));
+        command.arg("config").args(arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &dir);
+        command.envs([("XDG_CONFIG_HOME", &dir), ("XDG_RUNTIME_DIR", &dir)]);
+        let output = run(command);
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let has =
+        |said: &str, value: &str| said.lines().any(|line| line.contains("max_connections") && line.contains(value));
+    fs::write(&file, text(7)).expect("ours");
+    let (code, said) = config(&[]);
+    assert!(code == Some(0) && said.starts_with("# as a start would read it\n") && has(&said, " 7 "), "{said}");
+    let activation = activation.env("XDG_CONFIG_HOME", &dir).env("RUNTIME_DIRECTORY", &runtime);
+    let service = activation.args(["--calls-per-qube", "9"]).start().ready();
+    let (code, said) = config(&[]);
+    assert!(code == Some(0) && said.starts_with("# in force in the running service: "), "{code:?} {said}");
+    assert!(said.lines().next().is_some_and(|line| line.ends_with("qrexec-connect --calls-per-qube 9")), "{said}");
+    assert!(has(&said, " 7 ") && said.contains("on 127.0.0.1:") && !said.contains("an earlier text"), "{said}");
+    // Not loaded: the running service goes on with 7.
+    fs::write(&file, text(8)).expect("ours");
+    fs::create_dir(dir.join("qrexec-connect.toml.d")).expect("ours");
+    fs::write(dir.join("qrexec-connect.toml.d/new.toml"), "# nothing\n").expect("ours");
+    let (_, said) = config(&[]);
+    assert!(has(&said, " 7 ") && said.contains("qrexec-connect.toml: an earlier text is in force"), "{said}");
+    assert!(said.contains("new.toml: nothing of it is in force"), "{said}");
+    let (_, json) = config(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json["source"] == "service" && json["texts"][0]["state"] == "changed", "{json}");
+    let (_, said) = config(&["--config", file.to_str().expect("plain")]);
+    assert!(said.starts_with("# as a start would read it\n") && has(&said, " 8 "), "{said}");
+    service.stop();
+}

@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -27,7 +27,7 @@ fn exchange_some(wire: &mut Wire) {
     wire.expect(b"there and back");
 }
 
-fn echo_server() {
+pub(crate) fn echo_server() {
     let server = std::net::TcpListener::bind("127.0.0.1:7001").expect("a free port");
     std::thread::spawn(move || {
         for stream in server.incoming().flatten() {
@@ -37,22 +37,191 @@ fn echo_server() {
     });
 }
 
-#[track_caller]
-fn pfwd(property: &str) -> String {
-    shell(&format!("systemctl show -p {property} --value pfwd.service"))
+/// One manager, with the service that reads a configuration file there.
+struct Managed {
+    systemctl: &'static str,
+    journalctl: &'static str,
+    program: &'static str,
+    /// The name of the metrics' family.
+    family: &'static str,
+    main: PathBuf,
+    drop_in: PathBuf,
 }
 
-#[track_caller]
-fn pfwd_settled() {
-    eventually("pfwd is ready and no job is left", || {
-        shell("systemctl is-active pfwd.service || true; systemctl list-jobs --no-legend") == "active"
-    });
+impl Managed {
+    /// pfwd under the system's manager.
+    fn system() -> Self {
+        let systemctl = "systemctl";
+        let (main, drop_in) = ("/etc/pfwd.toml".into(), "/etc/pfwd.toml.d/50-more.toml".into());
+        Self { systemctl, journalctl: "journalctl", program: "pfwd", family: "pfwd", main, drop_in }
+    }
+
+    /// qrexec-connect under the user's manager.
+    fn user() -> Self {
+        let home = std::env::var_os("HOME").expect("with-systemd sets it");
+        let config = Path::new(&home).join(".config");
+        Self {
+            systemctl: "systemctl --user",
+            journalctl: "journalctl --user",
+            program: "qrexec-connect",
+            family: "qrexec_connect",
+            main: config.join("qrexec-connect.toml"),
+            drop_in: config.join("qrexec-connect.toml.d/50-more.toml"),
+        }
+    }
+
+    /// Puts the good texts in place, and starts the service with a socket whose name is a label.
+    fn start(&self) {
+        fs::create_dir_all(self.drop_in.parent().expect("in a directory")).expect("ours");
+        self.write(GOOD);
+        fs::write(&self.drop_in, MORE).expect("ours");
+        let (units, program) =
+            (if self.program == "pfwd" { "/etc/systemd/system" } else { "~/.config/systemd/user" }, self.program);
+        // A crash in a test needs no pause.
+        shell(&format!(
+            "mkdir -p {units}/{program}.service.d; cd {units}
+             printf '[Service]\\nRestartSec=100ms\\n' >{program}.service.d/soon.conf
+             printf '[Socket]\\nListenStream=127.0.0.1:2003\\nFileDescriptorName=ssh\\n' >{program}-ssh.socket"
+        ));
+        self.order("daemon-reload; SYSTEMCTL start SERVICE; SYSTEMCTL start PROGRAM-ssh.socket");
+        self.settled();
+        exchange_some(&mut port(2003));
+        self.settled();
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(&self.main, text).expect("ours");
+    }
+
+    #[track_caller]
+    fn command(&self, text: &str) -> String {
+        let text = text.replace("SYSTEMCTL", self.systemctl).replace("SERVICE", &format!("{}.service", self.program));
+        text.replace("PROGRAM", self.program).replace("JOURNALCTL", self.journalctl)
+    }
+
+    #[track_caller]
+    fn order(&self, text: &str) {
+        shell(&self.command(&format!("SYSTEMCTL {text}")));
+    }
+
+    #[track_caller]
+    fn property(&self, name: &str) -> String {
+        shell(&self.command(&format!("SYSTEMCTL show -p {name} --value SERVICE")))
+    }
+
+    /// The service is ready and the manager has nothing left to do.
+    #[track_caller]
+    fn settled(&self) {
+        let asked = self.command("SYSTEMCTL is-active SERVICE || true; SYSTEMCTL list-jobs --no-legend");
+        eventually("the service is ready and no job is left", || shell(&asked) == "active");
+    }
+
+    #[track_caller]
+    fn restart(&self) {
+        self.order("restart SERVICE");
+        self.settled();
+    }
+
+    #[track_caller]
+    fn crash(&self) {
+        let pid = self.property("MainPID");
+        shell(&format!("kill -KILL {pid}"));
+        eventually("another process serves", || ![pid.as_str(), "0"].contains(&&*self.property("MainPID")));
+        self.settled();
+    }
+
+    /// The status line and `status` say that a fault lasts, and name its place.
+    #[track_caller]
+    fn assert_told(&self, place: &str) {
+        let status = self.property("StatusText");
+        assert!(status.starts_with("CONFIG ERROR: "), "{place}: {status}");
+        let (code, json, _) = attempt(&self.command("PROGRAM status --json"));
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let faults = json["faults"].as_array().expect("a list").iter().filter_map(|fault| fault.as_str());
+        assert!(code == Some(1) && faults.clone().any(|fault| fault.contains(place)), "{place}: {json}");
+    }
+
+    /// Every surface says it.
+    #[track_caller]
+    fn assert_told_everywhere(&self, place: &str) {
+        self.assert_told(place);
+        let (code, told, _) = attempt(&self.command("PROGRAM status"));
+        assert!(code == Some(1) && told.contains(place), "{place}: {code:?} {told}");
+        let metrics = shell(&self.command("PROGRAM metrics"));
+        assert!(metrics.contains(&format!("{}_configuration_fault{{place=", self.family)), "{metrics}");
+        if place.contains(':') {
+            assert!(metrics.contains(place), "{place}: {metrics}");
+        }
+        let journal = self.command("JOURNALCTL -q -o cat -p err -t PROGRAM");
+        eventually("the journal names it", || shell(&journal).contains(place));
+    }
+
+    #[track_caller]
+    fn assert_all_is_well(&self) {
+        let status = self.property("StatusText");
+        assert!(!status.contains("CONFIG"), "{status}");
+        shell(&self.command("PROGRAM status >&2"));
+        assert!(!shell(&self.command("PROGRAM metrics")).contains("configuration_fault{"));
+    }
+
+    /// Each kind of broken file: a reload and a restart under 50 live sessions; a restart and a crash without any.
+    fn go_through_all_kinds(&self) {
+        let mut live: Vec<Wire> = (0..51).map(|n| port(PORTS[n % 3])).collect();
+        live.iter_mut().for_each(exchange_some);
+        for (n, (text, place)) in broken().into_iter().enumerate() {
+            self.write(&text);
+            assert_eq!(attempt(&self.command("PROGRAM check")).0, Some(78), "{place}");
+            let (code, _, why) = attempt(&self.command("SYSTEMCTL reload SERVICE"));
+            assert_ne!(code, Some(0), "{place}: {why}");
+            self.assert_told_everywhere(place);
+            serves();
+            self.restart();
+            self.assert_told(place);
+            serves();
+            live.iter_mut().for_each(exchange_some);
+            if n % 3 == 0 {
+                self.write(GOOD); // mended in between
+                self.order("reload SERVICE");
+                self.assert_all_is_well();
+            }
+        }
+        drop(live);
+        eventually("all sessions are over", || self.property("StatusText").ends_with(", 0 sessions"));
+        for (text, place) in broken() {
+            self.write(&text);
+            self.restart();
+            self.assert_told(place);
+            self.crash();
+            self.assert_told(place);
+            serves();
+        }
+        self.write(GOOD);
+        self.order("reload SERVICE");
+        self.assert_all_is_well();
+        self.assert_no_complaints();
+    }
+
+    /// The manager has complained of nothing but the crashes and the reloads that failed.
+    #[track_caller]
+    fn assert_no_complaints(&self) {
+        let grep = self.command("JOURNALCTL -q -o cat -p warning -t systemd | grep -i PROGRAM || true");
+        let known =
+            ["Reload failed", "Control process exited", "Main process exited", "Failed with result", "status=9/KILL"];
+        let warnings = shell(&grep);
+        let others: Vec<_> = warnings.lines().filter(|line| !known.iter().any(|part| line.contains(part))).collect();
+        assert_eq!(others, [""; 0]);
+    }
 }
 
-const MAIN: &str = "/etc/pfwd.toml";
-const DROP_IN: &str = "/etc/pfwd.toml.d/50-more.toml";
+/// The ports of the good texts.
+const PORTS: [u16; 3] = [2001, 2002, 2003];
 
-const GOOD: &str = "\
+#[track_caller]
+fn serves() {
+    PORTS.iter().for_each(|n| exchange_some(&mut port(*n)));
+}
+
+pub(crate) const GOOD: &str = "\
 [defaults]
 max_connections = 200
 
@@ -68,205 +237,137 @@ target = \"127.0.0.1:7001\"
 const MORE: &str = "[[forward]]\nlabel = \"two\"\nlisten = \"127.0.0.1:2002\"\ntarget = \"127.0.0.1:7001\"\n";
 
 /// Ten kinds of broken file: a change of the good text, and the place that every surface names.
-fn broken() -> Vec<(String, &'static str)> {
+pub(crate) fn broken() -> Vec<(String, &'static str)> {
     vec![
-        (GOOD.replace("target = ", "taget = "), "pfwd.toml:7:1"),
-        (GOOD.replace("127.0.0.1:2001", "127.0.0.1:99999"), "pfwd.toml:6:"),
-        (GOOD.replace("[[forward]]", "[[forwards]]"), "pfwd.toml:4:3"),
-        (GOOD.replace("max_connections = 200", "max_connections = \"many\""), "pfwd.toml:2:"),
-        (GOOD.replace("label = \"one\"", "label = \"one"), "pfwd.toml:5:"),
-        (GOOD.replace("target = \"127.0.0.1:7001\"", ""), "pfwd.toml:4:1"),
-        (GOOD.replace("\"one\"", "\"ssh\""), "pfwd.toml:10:9"),
+        (GOOD.replace("target = ", "taget = "), ".toml:7:1"),
+        (GOOD.replace("127.0.0.1:2001", "127.0.0.1:99999"), ".toml:6:"),
+        (GOOD.replace("[[forward]]", "[[forwards]]"), ".toml:4:3"),
+        (GOOD.replace("max_connections = 200", "max_connections = \"many\""), ".toml:2:"),
+        (GOOD.replace("label = \"one\"", "label = \"one"), ".toml:5:"),
+        (GOOD.replace("target = \"127.0.0.1:7001\"", ""), ".toml:4:1"),
+        (GOOD.replace("\"one\"", "\"ssh\""), ".toml:10:9"),
         (GOOD.replace("\"ssh\"", "\"shh\""), "no [[forward]] has the label \"ssh\""),
-        (GOOD.replace("[defaults]", "[other]"), "pfwd.toml:1:2"),
-        ("<<<<<<< HEAD\n".to_owned() + GOOD, "pfwd.toml:1:"),
+        (GOOD.replace("[defaults]", "[other]"), ".toml:1:2"),
+        ("<<<<<<< HEAD\n".to_owned() + GOOD, ".toml:1:"),
+        (String::new(), ".toml"),
     ]
-}
-
-/// Every surface says that a fault lasts, and names its place.
-#[track_caller]
-fn assert_told(place: &str) {
-    let status = pfwd("StatusText");
-    assert!(status.starts_with("CONFIG ERROR: "), "{place}: {status}");
-    let (code, told, _) = attempt("pfwd status");
-    assert!(code == Some(1) && told.contains(place), "{place}: {code:?} {told}");
-    let (code, json, _) = attempt("pfwd status --json");
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-    let faults = json["faults"].as_array().expect("a list").iter().filter_map(|fault| fault.as_str());
-    assert!(code == Some(1) && faults.clone().any(|fault| fault.contains(place)), "{json}");
-    let metrics = shell("pfwd metrics");
-    assert!(metrics.contains("pfwd_configuration_fault{place="), "{metrics}");
-    if place.contains(':') {
-        assert!(metrics.contains(place), "{place}: {metrics}");
-    }
-    eventually("the journal names it", || shell("journalctl -q -o cat -p err -t pfwd").contains(place));
-}
-
-#[track_caller]
-fn assert_all_is_well() {
-    assert!(!pfwd("StatusText").contains("CONFIG"), "{}", pfwd("StatusText"));
-    assert_eq!(shell("pfwd status --json | grep -c forward-refused || true; pfwd status >&2"), "0");
-    assert!(!shell("pfwd metrics").contains("configuration_fault{"));
 }
 
 #[test]
 fn a_broken_file_takes_nothing_down_at_a_reload_a_restart_or_after_a_crash() {
     let Some(tree) = tree!() else { return };
-    tree.boot("broken", As::Root, || {
+    tree.boot("system", As::Root, || {
         echo_server();
-        fs::create_dir_all("/etc/pfwd.toml.d").expect("root's own tree");
-        let write = |path: &str, text: &str| {
-            let _ = fs::remove_dir(path);
-            fs::write(path, text).expect("root's own tree");
-        };
-        write(MAIN, GOOD);
-        write(DROP_IN, MORE);
-        let text = "[Socket]\nListenStream=127.0.0.1:2003\nFileDescriptorName=ssh\n";
-        fs::write("/etc/systemd/system/pfwd-ssh.socket", text).expect("root's own tree");
-        shell("systemctl daemon-reload; systemctl start pfwd.service; systemctl enable --now pfwd-ssh.socket");
-        exchange_some(&mut port(2003));
-        pfwd_settled();
-        let ports = [2001, 2002, 2003];
-        let serves = || ports.iter().for_each(|n| exchange_some(&mut port(*n)));
-        let mut live: Vec<Wire> = (0..51).map(|n| port(ports[n % 3])).collect();
-        live.iter_mut().for_each(exchange_some);
+        let pfwd = Managed::system();
+        pfwd.start();
         let kept = Path::new("/run/pfwd/configuration");
         assert_eq!(fs::metadata(kept).expect("it is there").permissions().mode() & 0o7777, 0o600);
-        for (n, (text, place)) in broken().into_iter().enumerate() {
-            write(MAIN, &text);
-            assert_eq!(attempt("pfwd --check").0, Some(78), "{place}");
-            let (code, _, why) = attempt("systemctl reload pfwd.service");
-            assert_ne!(code, Some(0), "{place}: {why}");
-            assert_told(place);
-            serves();
-            shell("systemctl restart pfwd.service");
-            pfwd_settled();
-            assert_told(place);
-            serves();
-            live.iter_mut().for_each(exchange_some);
-            if n % 3 == 0 {
-                // mended in between
-                write(MAIN, GOOD);
-                shell("systemctl reload pfwd.service");
-                assert_all_is_well();
-            }
-        }
+        pfwd.go_through_all_kinds();
+
         // a faulty drop-in file, and none that can be read
-        write(MAIN, GOOD);
-        write(DROP_IN, "[[forward]]\nlabel = \"two\"\n[defaults]\n");
-        shell("systemctl restart pfwd.service");
-        pfwd_settled();
-        assert_told("50-more.toml:3:2");
+        let mut live: Vec<Wire> = PORTS.iter().map(|n| port(*n)).collect();
+        live.iter_mut().for_each(exchange_some);
+        fs::write(&pfwd.drop_in, "[[forward]]\nlabel = \"two\"\n[defaults]\n").expect("root's own tree");
+        pfwd.restart();
+        pfwd.assert_told("50-more.toml:3:2");
         serves();
-        fs::remove_file(DROP_IN).expect("it is there");
-        fs::create_dir(DROP_IN).expect("a directory");
-        shell("systemctl restart pfwd.service");
-        assert_told("50-more.toml");
+        fs::remove_file(&pfwd.drop_in).expect("it is there");
+        fs::create_dir(&pfwd.drop_in).expect("a directory");
+        pfwd.restart();
+        pfwd.assert_told("50-more.toml");
         serves();
         live.iter_mut().for_each(exchange_some);
-        drop(live);
-        eventually("all sessions are over", || pfwd("StatusText").ends_with(", 0 sessions"));
-
-        // without sessions, and after a crash
-        write(DROP_IN, MORE);
-        write(MAIN, "x = = 1\n");
-        shell("systemctl restart pfwd.service");
-        pfwd_settled();
-        serves();
-        let pid = pfwd("MainPID");
-        shell(&format!("kill -KILL {pid}"));
-        eventually("another process serves", || ![pid.as_str(), "0"].contains(&&*pfwd("MainPID")));
-        pfwd_settled();
-        assert_told("pfwd.toml:1:");
-        serves();
+        fs::remove_dir(&pfwd.drop_in).expect("it is there");
+        fs::write(&pfwd.drop_in, MORE).expect("root's own tree");
 
         // A stop forgets: a first start serves what the good files say, and stays for the reload that mends the rest.
-        shell("systemctl stop pfwd-ssh.socket pfwd.service");
+        pfwd.write("x = = 1\n");
+        pfwd.order("stop pfwd-ssh.socket SERVICE");
         assert!(!kept.exists());
-        shell("systemctl start pfwd.service");
-        assert_told("pfwd.toml:1:");
+        pfwd.order("start SERVICE");
+        pfwd.assert_told("pfwd.toml:1:");
         exchange_some(&mut port(2002));
         assert!(TcpStream::connect(("127.0.0.1", 2001)).is_err());
-        write(MAIN, &GOOD.replace("label = \"one\"", "label = \"one\"\nfoo = 1"));
+        pfwd.write(&GOOD.replace("label = \"one\"", "label = \"one\"\nfoo = 1"));
         attempt("systemctl reload pfwd.service");
-        assert_told("pfwd.toml:6:1");
+        pfwd.assert_told("pfwd.toml:6:1");
         assert!(TcpStream::connect(("127.0.0.1", 2001)).is_err());
-        write(MAIN, GOOD);
-        shell("systemctl reload pfwd.service; systemctl start pfwd-ssh.socket");
-        pfwd_settled();
+        pfwd.write(GOOD);
+        pfwd.order("reload SERVICE; systemctl start pfwd-ssh.socket");
+        pfwd.settled();
         serves();
-        assert_all_is_well();
-        let warnings = shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true");
-        let known =
-            ["Reload failed", "Control process exited", "Main process exited", "Failed with result", "status=9/KILL"];
-        let others: Vec<_> = warnings.lines().filter(|line| !known.iter().any(|part| line.contains(part))).collect();
-        assert_eq!(others, [""; 0]);
+        pfwd.assert_all_is_well();
+        pfwd.assert_no_complaints();
+    });
+    tree.boot("user", As::Tester, || {
+        echo_server();
+        let connect = Managed::user();
+        connect.start();
+        connect.go_through_all_kinds();
+        connect.order("stop PROGRAM-ssh.socket SERVICE");
+        fs::remove_file(&connect.main).expect("it is there");
+        fs::remove_file(&connect.drop_in).expect("it is there");
+        shell("rm ~/.config/systemd/user/qrexec-connect-ssh.socket; systemctl --user daemon-reload");
+        refused_listeners_are_served_by_the_reload_that_gives_their_name_a_meaning(&connect);
     });
 }
 
-#[test]
-fn a_refused_listener_is_served_by_the_reload_that_gives_its_name_a_meaning() {
-    let Some(tree) = tree!() else { return };
-    tree.boot("refused", As::Tester, || {
-        let home = std::env::var_os("HOME").expect("with-systemd sets it");
-        let file = Path::new(&home).join(".config/qrexec-connect.toml");
-        socket("ssh", "127.0.0.1:1234", "ssh");
-        socket("good", "127.0.0.1:1235", "work test.Echo");
-        let udp = "[Socket]\nListenDatagram=127.0.0.1:1236\nFileDescriptorName=dns\n";
-        user_unit("qrexec-connect-dns.socket", udp);
-        user_unit("qrexec-connect-fifo.socket", "[Socket]\nListenFIFO=%t/fifo\nFileDescriptorName=ssh\n");
-        enable_now(&["ssh", "good", "dns", "fifo"]);
-        exchange(&mut port(1235), 1, 1000, Pace::BULK);
-        settled();
-        assert!(property("StatusText").starts_with("1 of 4 listeners"), "{}", property("StatusText"));
-        // held, and served by the reload
-        let mut waits = port(1234);
-        waits.write_all(b"early").expect("the connection stands");
-        let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+fn refused_listeners_are_served_by_the_reload_that_gives_their_name_a_meaning(connect: &Managed) {
+    socket("ssh", "127.0.0.1:1234", "ssh");
+    socket("good", "127.0.0.1:1235", "work test.Echo");
+    let udp = "[Socket]\nListenDatagram=127.0.0.1:1236\nFileDescriptorName=dns\n";
+    user_unit("qrexec-connect-dns.socket", udp);
+    user_unit("qrexec-connect-fifo.socket", "[Socket]\nListenFIFO=%t/fifo\nFileDescriptorName=ssh\n");
+    enable_now(&["ssh", "good", "dns", "fifo"]);
+    exchange(&mut port(1235), 1, 1000, Pace::BULK);
+    settled();
+    assert!(property("StatusText").starts_with("1 of 4 listeners"), "{}", property("StatusText"));
+    // held, and served by the reload
+    let mut waits = port(1234);
+    waits.write_all(b"early").expect("the connection stands");
+    let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    asker.send_to(b"lost", "127.0.0.1:1236").expect("sent");
+    wait_for_message("listener-refused", "dropped a datagram");
+    connect.write("[[forward]]\nlabel = \"ssh\"\nqrexec = \"work test.Echo\"\n");
+    let (code, _, why) = attempt("qrexec-connect reload");
+    assert!(code == Some(1) && why.contains("127.0.0.1:1236 is not served: "), "two stay refused: {why}");
+    assert!(why.contains("ListenFIFO") && !why.contains("127.0.0.1:1234"), "{why}");
+    waits.expect(b"early");
+    exchange(&mut port(1234), 2, 1000, Pace::BULK);
+    wait_for_message("configuration-reloaded", "1 that were refused are served");
+    assert!(property("StatusText").starts_with("2 of 4 listeners"), "{}", property("StatusText"));
+    // a client in a loop costs nothing
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", property("MainPID"))).expect("it runs");
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("comm").split_whitespace().collect();
+        fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
+    };
+    let (before, until) = (ticks(), Instant::now() + Duration::from_secs(1));
+    while Instant::now() < until {
         asker.send_to(b"lost", "127.0.0.1:1236").expect("sent");
-        wait_for_message("listener-refused", "dropped a datagram");
-        fs::write(&file, "[[forward]]\nlabel = \"ssh\"\nqrexec = \"work test.Echo\"\n").expect("one's own home");
-        shell("systemctl --user reload qrexec-connect.service");
-        waits.expect(b"early");
-        exchange(&mut port(1234), 2, 1000, Pace::BULK);
-        wait_for_message("configuration-reloaded", "1 that were refused are served");
-        assert!(property("StatusText").starts_with("2 of 4 listeners"), "{}", property("StatusText"));
-        // a client in a loop costs nothing
-        let ticks = || {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", property("MainPID"))).expect("it runs");
-            let fields: Vec<&str> = stat.rsplit(')').next().expect("comm").split_whitespace().collect();
-            fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
-        };
-        let (before, until) = (ticks(), Instant::now() + Duration::from_secs(1));
-        while Instant::now() < until {
-            asker.send_to(b"lost", "127.0.0.1:1236").expect("sent");
-        }
-        assert!(ticks() - before < 30, "{} ticks in a second", ticks() - before);
-    });
+    }
+    assert!(ticks() - before < 30, "{} ticks in a second", ticks() - before);
 }
 
-#[test]
-fn timing_a_connection_to_a_refused_listener_is_reset_after_ten_seconds() {
-    let Some(tree) = tree!() else { return };
-    tree.boot("held", As::Tester, || {
-        socket("ssh", "127.0.0.1:1234", "ssh");
-        enable_now(&["ssh"]);
-        let began = Instant::now();
-        let mut clients: Vec<Wire> = (0..70).map(|_| port(1234)).collect();
-        eventually("64 are held, the others wait in the backlog", || {
-            shell("ss -Hltn 'sport = 1234'").split_whitespace().nth(1) == Some("6")
-        });
-        let (code, status, _) = attempt("qrexec-connect status --json");
-        assert!(code == Some(1) && status.contains("\"waiting\":70"), "{status}");
-        clients[0].expect_reset();
-        let held = began.elapsed();
-        assert!((9.5..13.0).contains(&held.as_secs_f32()), "{held:?}");
-        eventually("all but the last are reset", || {
-            shell("ss -Hltn 'sport = 1234'").split_whitespace().nth(1) == Some("0")
-        });
-        wait_for_message("listener-refused", "reset a connection");
-        assert_eq!(messages("listener-refused").iter().filter(|text| text.contains("reset a connection")).count(), 1);
+fn a_connection_to_a_refused_listener_is_reset_after_ten_seconds() {
+    socket("held", "127.0.0.1:1233", "held");
+    enable_now(&["held"]);
+    let began = Instant::now();
+    let mut clients: Vec<Wire> = (0..70).map(|_| port(1233)).collect();
+    eventually("64 are held, the others wait in the backlog", || {
+        shell("ss -Hltn 'sport = 1233'").split_whitespace().nth(1) == Some("6")
     });
+    let (code, status, _) = attempt("qrexec-connect status --json");
+    assert!(code == Some(1) && status.contains("\"waiting\":70"), "{status}");
+    clients[0].expect_reset();
+    let held = began.elapsed();
+    assert!((9.5..13.0).contains(&held.as_secs_f32()), "{held:?}");
+    eventually("all but the last are reset", || {
+        shell("ss -Hltn 'sport = 1233'").split_whitespace().nth(1) == Some("0")
+    });
+    wait_for_message("listener-refused", "reset a connection");
+    assert_eq!(messages("listener-refused").iter().filter(|text| text.contains("reset a connection")).count(), 1);
+    shell("systemctl --user disable --now qrexec-connect-held.socket");
 }
 
 /// `status` tells that the file of the unit is gone; and the port is closed soon after a stop of the unit.
@@ -289,9 +390,10 @@ fn assert_closed(port: u16) {
 }
 
 #[test]
-fn timing_a_port_closes_with_its_unit_whose_file_is_gone() {
+fn timing_a_held_connection_is_reset_and_a_port_closes_with_its_unit_whose_file_is_gone() {
     let Some(tree) = tree!() else { return };
     tree.boot("user", As::Tester, || {
+        a_connection_to_a_refused_listener_is_reset_after_ten_seconds();
         socket("stays", "127.0.0.1:1235", "work test.Echo");
         for name in ["removed", "at-once"] {
             socket(name, "127.0.0.1:1234", "work test.Echo");
@@ -336,7 +438,7 @@ fn timing_a_port_closes_with_its_unit_whose_file_is_gone() {
         shell("systemctl daemon-reload; systemctl start pfwd-gone.socket");
         let mut live = port(81);
         exchange_some(&mut live);
-        pfwd_settled();
+        Managed::system().settled();
         fs::remove_file(file).expect("it is there");
         shell("systemctl daemon-reload");
         assert_closes("systemctl", "pfwd", "pfwd-gone.socket", 81);

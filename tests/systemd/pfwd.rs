@@ -1,8 +1,15 @@
 //! `pfwd.service` under the system manager: a file and nothing else, and sockets of its prefix, with namespaces.
 
-use std::{io::Write as _, net::SocketAddr, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    io::Write as _,
+    net::{SocketAddr, UdpSocket},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 use crate::{
+    crowd::{Crowd, Place},
+    service::sessions_told_once,
     support::{Pace, Wire, eventually, exchange},
     tree::{As, attempt, shell},
 };
@@ -167,5 +174,60 @@ target = \"127.0.0.1:7\"
         assert_eq!(said, "hello");
         settled();
         assert!(shell("systemctl show -p StatusText --value pfwd.service").starts_with("4 listeners"));
+    });
+}
+
+#[test]
+fn a_stop_on_the_heels_of_a_restart_of_pfwd_ends_every_session_with_a_reset_and_a_word() {
+    let Some(tree) = tree!() else { return };
+    let config = "\
+[defaults]
+drain_timeout = 1
+
+[[forward]]
+listen = \"127.0.0.1:2001\"
+target = \"127.0.0.1:7001\"
+
+[[forward]]
+udp_listen = \"127.0.0.1:2002\"
+udp_target = \"127.0.0.1:9\"
+";
+    tree.boot("heels-of-pfwd", As::Root, || {
+        std::fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        shell("systemctl daemon-reload; systemctl start pfwd.service");
+        settled();
+        let crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        let started = || shell("journalctl -q -o cat -t pfwd | grep -c 'connected after' || true");
+        let mut wanted = 0;
+        // the stop meets the parking, the old process's end, the next one's start
+        for pause in [4, 8, 12, 16, 20, 30] {
+            let mut wires = [2001, 2001, 2001].map(port);
+            let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+            asker.send_to(b"x", "127.0.0.1:2002").expect("sent");
+            wanted += wires.len() + 1;
+            eventually("all stand", || started() == wanted.to_string());
+            shell(&format!(
+                "systemctl restart --no-block pfwd.service; sleep 0.{pause:03}; systemctl stop pfwd.service"
+            ));
+            for wire in &mut wires {
+                wire.expect_reset();
+            }
+            shell("systemctl reset-failed; systemctl start pfwd.service");
+            settled();
+        }
+        let journal = "journalctl -q -t pfwd";
+        eventually("each has an end", || sessions_told_once(journal).len() == wanted);
+        assert!(sessions_told_once(journal).values().all(|end| end == "drained"));
+        let kept = shell("journalctl -q -o cat -t pfwd | grep -c 'before its next process' || true");
+        println!("{kept} of {wanted} were ended between two processes");
+        assert_ne!(kept, "0", "no stop met a restart");
+        drop(crowd);
+        shell("systemctl stop pfwd.service");
+        eventually("the unit of the calls has gone", || {
+            attempt("systemctl is-active pfwd-calls.service").1 == "inactive"
+        });
+        assert_eq!(shell("systemctl is-failed pfwd.service || true"), "inactive");
+        assert_eq!(shell("journalctl -q -o cat -p warning -t systemd | grep -i pfwd || true"), "");
     });
 }

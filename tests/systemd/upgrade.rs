@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use crate::{
     crowd::{Crowd, Kind, Place, Rate},
+    faults,
     remote::{answer, with_a_qube},
     service::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_stops_clean, calls, enable_now, events,
@@ -397,6 +398,10 @@ udp_target = \"127.0.0.1:7005\"
     tree.boot("upgrade", As::Root, || {
         let fake = installed_fake();
         fs::write("/etc/pfwd.toml", config).expect("root's own tree");
+        // the process of this unit goes on over an upgrade: it is that of the earlier version, which had no keeper
+        fs::create_dir_all("/etc/systemd/system/pfwd-calls.service.d").expect("root's own tree");
+        let unit = "[Service]\nExecStart=\nExecStart=/usr/bin/sleep infinity\n";
+        fs::write("/etc/systemd/system/pfwd-calls.service.d/earlier.conf", unit).expect("root's own tree");
         shell("ip netns add blue; ip -n blue link set lo up; systemctl daemon-reload; systemctl start pfwd.service");
         pfwd_settled();
         let server = std::net::TcpListener::bind("127.0.0.1:7001").expect("a free port");
@@ -558,43 +563,50 @@ udp_target = \"127.0.0.1:7005\"
 /// The earlier version keeps no last good text. So the present one, which comes with a broken file, has none; but no session
 /// is cut, and who connects to a listener of the file waits. A downgrade loses the last good texts alone.
 #[test]
-fn an_upgrade_with_a_broken_file_cuts_nobody_and_the_next_fault_takes_nothing_down() {
+fn an_upgrade_with_each_kind_of_broken_file_cuts_nobody_and_the_next_fault_takes_nothing_down() {
     let Some(tree) = tree!() else { return };
     let Some(tree) = with_both_versions(tree) else { return };
-    let good = "[[forward]]\nlisten = \"127.0.0.1:2001\"\nqrexec = \"work test.Echo\"\n\
-                [[forward]]\nlabel = \"ssh\"\nqrexec = \"work test.Echo\"\n";
     tree.boot("upgrade", As::Root, || {
+        faults::echo_server();
         let write = |text: &str| fs::write("/etc/pfwd.toml", text).expect("root's own tree");
-        write(good);
-        let unit = "[Socket]\nListenStream=127.0.0.1:2002\nFileDescriptorName=ssh\n";
+        let restarted = || {
+            shell("systemctl restart pfwd.service");
+            pfwd_settled();
+        };
+        let serves = || [2001, 2003].into_iter().for_each(|n| exchange_some(&mut port(n)));
+        write(faults::GOOD);
+        let unit = "[Socket]\nListenStream=127.0.0.1:2003\nFileDescriptorName=ssh\n";
         fs::write("/etc/systemd/system/pfwd-ssh.socket", unit).expect("root's own tree");
         shell("systemctl daemon-reload; systemctl start pfwd.service; systemctl start pfwd-ssh.socket");
-        let mut wires: Vec<Wire> = (0..20).map(|n| port(2001 + n % 2)).collect();
+        let mut wires: Vec<Wire> = (0..50).map(|n| port(2001 + n % 2 * 2)).collect();
         wires.iter_mut().for_each(exchange_some);
         pfwd_settled();
-        write("[[forward]\n");
-        install("present");
-        shell("systemctl restart pfwd.service");
-        pfwd_settled();
-        assert_runs(pfwd_property("MainPID").parse().expect("a number"), "present", "pfwd");
-        assert!(pfwd_property("StatusText").starts_with("CONFIG ERROR: /etc/pfwd.toml:1:"));
+        for (text, place) in faults::broken() {
+            write(&text);
+            install_one("present", "pfwd");
+            restarted();
+            assert_runs(pfwd_property("MainPID").parse().expect("a number"), "present", "pfwd");
+            let (code, said, _) = attempt("pfwd status");
+            assert!(code == Some(1) && said.contains(place), "{place}: {code:?} {said}");
+            wires.iter_mut().for_each(exchange_some);
+            let mut waits = [port(2001), port(2003)];
+            waits.iter_mut().for_each(|wire| wire.write_all(b"early").expect("the connection stands"));
+            write(faults::GOOD);
+            shell("systemctl reload pfwd.service");
+            waits.iter_mut().for_each(|wire| wire.expect(b"early"));
+            if place.ends_with(":1:") {
+                // From the reload on there is a last good text.
+                write(&text);
+                restarted();
+                serves();
+                write(faults::GOOD);
+            }
+            install_one("earlier", "pfwd");
+            restarted();
+            serves();
+            waits.iter_mut().for_each(exchange_some);
+        }
         wires.iter_mut().for_each(exchange_some);
-        let mut waits = [port(2001), port(2002)];
-        waits.iter_mut().for_each(|wire| wire.write_all(b"early").expect("the connection stands"));
-        write(good);
-        shell("systemctl reload pfwd.service");
-        waits.iter_mut().for_each(|wire| wire.expect(b"early"));
-        // From here on there is a last good text.
-        write("[[forward]\n");
-        shell("systemctl restart pfwd.service");
-        pfwd_settled();
-        [2001, 2002].into_iter().for_each(|n| exchange_some(&mut port(n)));
-        write(good);
-        install("earlier");
-        shell("systemctl restart pfwd.service");
-        pfwd_settled();
-        [2001, 2002].into_iter().for_each(|n| exchange_some(&mut port(n)));
-        wires.iter_mut().chain(&mut waits).for_each(exchange_some);
         assert_eq!(pfwd_property("StatusText").split(", ").next(), Some("2 forwards"));
     });
 }

@@ -211,7 +211,14 @@ fn a_person_at_the_desktop_hears_of_it_without_a_word_of_the_qube() {
         status.contains(&format!("waits for approval: {id}  work asks for a text for bash of 21 bytes\n")),
         "{status}"
     );
-    refuse(&world, request);
+    // what comes within ten seconds is told at their end, joined
+    let more: Vec<_> = (0..2).map(|n| world.remote_start("work", &[&format!("echo {n}")])).collect();
+    eventually("a notification about all", || notified().contains("[3 requests wait. To see and decide"));
+    drop(more);
+    world.dom0(
+        "for id in $(qvm-remote-dom0 approve | grep -oE '^[0-9a-f]{12}'); do qvm-remote-dom0 approve $id --deny; done",
+    );
+    request.end().expect(126, "").says("denied: not approved");
 }
 
 #[test]

@@ -193,3 +193,30 @@ fn wherever_the_daemon_dies_each_command_runs_at_most_once_and_is_answered() {
     }
     assert!(died > steps.len() / 2 && lost > 2, "of {} daemons {died} died, {lost} commands were lost", steps.len());
 }
+
+#[test]
+fn a_daemon_that_dies_while_the_log_is_written_runs_nothing_unwritten_and_nothing_twice() {
+    let world = world!("work");
+    world.authorize();
+    for n in 1..=3 {
+        // the thread of the log dies, and with it the daemon, where it has an entry to bring to the disk
+        let kill = format!("-e trace=fdatasync -e inject=fdatasync:signal=KILL:when={n}");
+        let durable =
+            world.remote_start("work", &["--queue", "-t", "60", &format!("echo x >>/root/ran-{n}; echo ran")]);
+        let mut first = world
+            .dom0_start(&format!("strace -f -qq -o /dev/null -P /var/log/qubes/qvm-remote.log {kill} qvm-remote-dom0"));
+        for _ in 1..n {
+            world.remote("work", &["--connect-timeout", "60", "true"]);
+        }
+        eventually("it dies", || first.ended());
+        let daemon = world.daemon();
+        let done = durable.end();
+        let ran = world.dom0(&format!("cat /root/ran-{n} 2>/dev/null | wc -l")).text().trim().to_owned();
+        assert!(done.code == 0 && ran == "1" || done.code != 0 && ran != "2", "{n}: {ran} {done:#?}");
+        let log = world.dom0("cat /var/log/qubes/qvm-remote.log").text();
+        assert!(ran == "0" || log.contains(&format!("cmd=echo x >>/root/ran-{n}")), "{n}: {log}");
+        let verified = world.dom0("qvm-remote-dom0 log --verify");
+        assert_eq!(verified.code, 0, "{n}: {verified:#?}");
+        assert_eq!(daemon.stop().code, 0);
+    }
+}

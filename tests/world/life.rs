@@ -254,6 +254,41 @@ fn two_hostile_qubes_at_once_keep_nobody_from_dom0() {
     assert_eq!(stop.code, 0, "{stop:#?}");
 }
 
+#[test]
+fn a_flood_of_cancels_and_signals_keeps_nobody_from_dom0_and_no_daemon_from_its_end() {
+    let world = world!("cancels", "signals", "dev");
+    world.authorize();
+    world.policy("cancels", "audit-quota = 256K\nallow shell *\n");
+    possess(&world, "cancels", "cancels echo x >>/root/ran; sleep 4777");
+    possess(&world, "signals", "signals trap : WINCH; echo up >/root/up; exec sleep 4778");
+    let daemon = world.daemon();
+    eventually("both do harm", || {
+        world.home("signals").join("asked").exists() && answers(&world, "cancels").lines().count() > 100
+    });
+    eventually("a command gets signals", || world.dom0("cat /root/up 2>/dev/null").text() == "up\n");
+    for _ in 0..5 {
+        world.remote("dev", &["echo alive"]).expect(0, "alive\n");
+    }
+    // what ran stands in the log, and has ended
+    let log = world.log();
+    let ran: usize = world.dom0("cat /root/ran 2>/dev/null | wc -l").text().trim().parse().expect("a number");
+    assert!(ran <= world.log().matches("CMD vm=cancels").count(), "{log}");
+    assert!(world.log().len() < 512 << 10, "{} bytes", world.log().len());
+    // a stop in the middle of it: what runs is ended by a second signal, as a second `systemctl stop` is by time
+    let pid = daemon.pid();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| daemon.stop());
+        eventually("it drains", || {
+            let status = world.dom0("qvm-remote-dom0 status --json").text();
+            status.is_empty() || status.contains("\"draining\":true")
+        });
+        world.dom0(&format!("kill -TERM {pid}; true"));
+        assert_eq!(stop.join().expect("stopped").code, 0);
+    });
+    assert_eq!((world.processes("sleep 4777"), world.processes("sleep 4778")), (0, 0));
+    verified(&world, "");
+}
+
 /// dom0's log, as `qvm-remote-dom0 log --verify` sees it.
 #[track_caller]
 fn verified(world: &World, words: &str) -> String {
@@ -376,4 +411,26 @@ fn with_a_full_disk_nothing_runs_unwritten_and_the_owner_is_told() {
     world.dom0("echo 'on_log_failure = \"run\"' >>/etc/qubes/remote.conf; rm -r /var/log/qubes/*; mkdir /var/log/qubes/qvm-remote.log").expect(0, "");
     let _daemon = world.daemon();
     world.remote("work", &["echo unwritten"]).expect(0, "unwritten\n");
+}
+
+#[test]
+fn while_the_disk_of_the_log_hangs_the_owner_is_told_and_what_runs_goes_on() {
+    let world = world!("work", "dev");
+    world.authorize();
+    // the second entry that a command waits for takes 12 s
+    let slow = "strace -f -qq -o /dev/null -P /var/log/qubes/qvm-remote.log -e trace=fdatasync -e inject=fdatasync:delay_enter=12000000:when=2";
+    let mut daemon = world.dom0_start(&format!("{slow} qvm-remote-dom0"));
+    eventually("it serves", || world.remote("dev", &["ping"]).code == 0);
+    let mut running = world.remote_start("work", &["-i", "echo up; read x; echo $x"]);
+    running.wait_for("up\n");
+    let mut late = world.remote_start("dev", &["echo late"]);
+    let status = || world.dom0("qvm-remote-dom0 status").text();
+    eventually("the owner reads it", || status().contains("the disk of the log has not answered for"));
+    assert!(status().contains("waits (recording)") && !late.ended(), "{}", status());
+    running.write(b"meanwhile\n");
+    running.wait_for("meanwhile\n");
+    late.end().expect(0, "late\n");
+    assert!(!status().contains("has not answered"), "{}", status());
+    world.dom0("pkill -TERM -x qvm-remote-dom0").expect(0, "");
+    eventually("it ends", || daemon.ended());
 }

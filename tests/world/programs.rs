@@ -36,9 +36,12 @@ fn a_rule_for_a_directory_is_not_left_by_a_path() {
             "/root/tools/sub/link",
             "/root/tools/sub/own",
             "/proc/self/root/usr/bin/touch",
+            // a directory that no rule names is not looked at, wherever it leads
+            "/proc/self/root/root/tools/own",
+            "/usr/share/../../root/tools/own",
         ],
     );
-    for way in ["/root/tools/own", "//root//tools/./own", "/root/tools/sub/../own", "/proc/self/root/root/tools/own"] {
+    for way in ["/root/tools/own", "//root//tools/./own", "/root/tools/sub/../own"] {
         world.remote("work", &["--argv", way, "x"]).expect(0, "/root/tools/own x\n");
     }
     world.policy("work", "allow /root/tools/** *\n");
@@ -63,6 +66,13 @@ fn a_deny_rule_is_not_passed_by_another_name_of_its_program() {
                 "/root/tools/sub/link",
             ],
         );
+    }
+    // each name on the way: first -> second -> link -> the file; and the file where the rule names a link
+    for deny in ["first", "second", "link"] {
+        with_policy(&world, &format!("deny /root/tools/sub/{deny} *\nallow * *\n"));
+        world.dom0("cd /root/tools/sub; ln -sfn second first; ln -sfn /root/tools/sub/link second").expect(0, "");
+        let ways = ["first", "second", "link"].map(|name| format!("/root/tools/sub/{name}"));
+        every_way_is_denied(&world, &[&ways[0], &ways[1], &ways[2], "touch", "/usr/bin/touch"]);
     }
     with_policy(&world, "deny touch *\nallow * *\n");
     world.remote("work", &["--argv", "echo", "others run"]).expect(0, "others run\n");
@@ -216,6 +226,19 @@ fn files_that_others_may_write_decide_nothing() {
     refused("work.policy");
     world.dom0("chown 0 /etc/qubes/remote.d/work.policy").expect(0, "");
     world.remote("work", &["echo fine"]).expect(0, "fine\n");
+    // nor does anything in a directory that others may write, or below one
+    for directory in ["/etc/qubes/remote.d", "/etc/qubes"] {
+        world.dom0(&format!("stat -c %a {directory} >/root/mode; chmod 777 {directory}")).expect(0, "");
+        refused("work.key");
+        let check = world.dom0("qvm-remote-dom0 check");
+        assert_eq!(check.code, 78, "{check:#?}");
+        let text = check.text().split_whitespace().collect::<Vec<_>>().join(" ");
+        let wanted =
+            format!("no key and no policy in it is used: {directory} does not belong to root, or others may write");
+        assert!(text.contains(&wanted), "{text}");
+        world.dom0(&format!("chmod $(cat /root/mode) {directory}")).expect(0, "");
+    }
+    world.remote("work", &["echo fine"]).expect(0, "fine\n");
     daemon.stop();
     world.dom0("chmod 666 /etc/qubes/remote.conf").expect(0, "");
     world.dom0("qvm-remote-dom0").expect(1, "").says("/etc/qubes/remote.conf: others may write it");
@@ -267,4 +290,48 @@ fn commands_of_one_qube_take_no_descriptors_of_another() {
     let count = running();
     assert!((5..30).contains(&count), "{count} commands at a time");
     drop((many, daemon));
+}
+
+#[test]
+fn a_path_that_never_answers_keeps_nobody_waiting() {
+    let world = world!("work", "dev");
+    world.authorize();
+    world.policy("work", "allow echo *\nallow shell *\n");
+    // an automount whose daemon answers nothing: a look at anything below does not end; each one that begins is noted
+    let automount = "import ctypes, os
+os.setpgid(0, 0)
+asked, theirs = os.pipe()
+options = b'fd=%d,pgrp=%d,minproto=5,maxproto=5,indirect' % (theirs, os.getpgrp())
+os.mkdir('/root/auto')
+assert ctypes.CDLL(None).mount(b'test', b'/root/auto', b'autofs', 0, options) == 0
+print('mounted', flush=True)
+while os.read(asked, 4096):
+    open('/dev/shm/asked', 'a').write('x')";
+    let mut mounted = world.dom0_start(&format!("python3 -c \"{automount}\""));
+    mounted.wait_for("mounted\n");
+    let daemon = world.daemon();
+    let asked = || world.dom0("cat /dev/shm/asked 2>/dev/null").text().len();
+    // no rule can match there, so nothing is mounted for the qube
+    for way in ["/root/auto/host/x", "/root/./auto//host/../host/x", "/proc/self/root/root/auto/host/x"] {
+        world.remote("work", &["--argv", way]).expect(126, "").says("no rule of its policy allows it");
+    }
+    assert_eq!(asked(), 0, "nobody looked");
+    // where a rule matches, the look ends after its time, and others do not notice it
+    world.policy("work", "allow echo *\nallow shell *\nallow /root/auto/** *\nallow get /root/auto\n");
+    let many: Vec<_> =
+        (0..5).map(|n| world.remote_start("work", &["--argv", &format!("/root/auto/host-{n}/x")])).collect();
+    let file = world.remote_start("dev", &["echo up; sleep 2; echo end"]);
+    eventually("somebody looks", || asked() > 0);
+    world.remote("work", &["echo a text needs no look"]).expect(0, "a text needs no look\n");
+    world.remote("dev", &["--argv", "echo", "another qube"]).expect(0, "another qube\n");
+    for running in many {
+        running.end().expect(126, "").says("did not answer within 5 s");
+    }
+    file.end().expect(0, "up\nend\n");
+    // looks that do not end have used up what the qube has of them
+    world.remote("work", &["--argv", "echo", "x"]).expect(126, "").says("did not answer within 5 s");
+    world.remote("work", &["get", "/root/auto/host-7/x", "-"]).expect(126, "");
+    world.remote("dev", &["--argv", "echo", "another qube"]).expect(0, "another qube\n");
+    assert_eq!(daemon.stop().code, 0, "and no daemon waits for them at its end");
+    drop(mounted);
 }

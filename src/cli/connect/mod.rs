@@ -70,7 +70,7 @@ enum ConnectCommand {
     Serve(Serve),
     /// Say what each socket unit leads to, and what is wrong with it
     Check(Check),
-    /// Print the configuration as a start would read the files, each value with its origin
+    /// Print each value of the running service with its origin; where none runs, as a start would read the files
     Config {
         #[command(flatten)]
         options: effective::EffectiveOptions,

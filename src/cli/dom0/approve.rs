@@ -82,12 +82,19 @@ fn confirmed() -> Result<bool, Fatal> {
 /// Prints a text; by a pager where it is longer than the terminal.
 fn show(text: &str) -> io::Result<()> {
     let stdout = io::stdout();
-    let rows = sys::window_size(stdout.as_fd()).map_or(usize::MAX, |(rows, _)| usize::from(rows));
-    let long = stdout.is_terminal() && rows > 0 && text.lines().count() + 1 > rows;
+    let (rows, columns) = sys::window_size(stdout.as_fd()).unwrap_or((0, 0));
+    let long = stdout.is_terminal() && rows > 0 && rows_of(text, columns.into()) + 1 > rows.into();
     if !(long && paged(text).unwrap_or(false)) {
         stdout.lock().write_all(text.as_bytes())?;
     }
     Ok(())
+}
+
+/// Rows that a text takes on a terminal, which goes on with a long line in the next row; 0 columns: nobody knows. The
+/// text is printable ASCII: a byte is a column.
+fn rows_of(text: &str, columns: usize) -> usize {
+    let rows = |line: &str| if columns == 0 { 1 } else { line.len().div_ceil(columns).max(1) };
+    text.lines().map(rows).sum()
 }
 
 /// Shows a text by `$PAGER`, or less; whether that could be done. The pager can start no other program.
@@ -100,4 +107,15 @@ fn paged(text: &str) -> io::Result<bool> {
         let _ = stdin.write_all(text.as_bytes()); // who has read enough leaves
     }
     Ok(child.wait()?.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_wider_than_the_terminal_takes_more_rows() {
+        let text = format!("{}\n\n{}\n", "x".repeat(80), "y".repeat(81));
+        assert_eq!([0, 40, 80, 200].map(|columns| rows_of(&text, columns)), [3, 6, 4, 3]);
+    }
 }

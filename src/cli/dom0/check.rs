@@ -13,9 +13,10 @@ use crate::{
     remote::{
         config::{Paths, RemoteConfig},
         keys::Store,
-        policy::{PolicyFault, remarks},
+        policy::{Policy, PolicyFault, remarks},
         policy_file::{self, PolicyFileError},
-        program::{self, ProgramFault},
+        program::{self, PathFault},
+        walk,
     },
     report::{Code, Fatal},
 };
@@ -59,7 +60,10 @@ pub(super) fn wrapped(text: &str, indent: &str) -> String {
 pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<ExitCode, Fatal> {
     let (mut findings, mut fine) = (Vec::new(), Vec::new());
     match file {
-        Some(path) => policy(path, &mut findings, &mut fine),
+        Some(path) => {
+            let read = policy_file::read(path).map(|(policy, _)| policy);
+            policy(path, read, &mut findings, &mut fine);
+        }
         None => everything(paths, store, &mut findings, &mut fine),
     }
     fine.iter().for_each(|path| println!("{}: fine", escape(path.as_os_str().as_bytes())));
@@ -100,6 +104,17 @@ fn everything(paths: &Paths, store: &Store, findings: &mut Vec<PolicyFinding>, f
             finding(place, true, format!("it cannot be used: {e}"), fix);
         }
     }
+    if let Err(fault @ (PathFault::Changeable(_) | PathFault::InProc(_) | PathFault::Io(..))) =
+        walk::closed(&paths.keys)
+    {
+        findings.push(PolicyFinding {
+            place: paths.keys.display().to_string(),
+            fault: true,
+            what: format!("no key and no policy in it is used: {fault}"),
+            fix: "a directory that root owns and others may not write, and so those above it".into(),
+        });
+        return;
+    }
     let files = fs::read_dir(&paths.keys).into_iter().flatten().flatten();
     let policies = files.filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".policy")?.to_owned()));
     vms.extend(policies.filter(|vm| store.path(vm, "policy").is_ok()));
@@ -115,12 +130,17 @@ fn everything(paths: &Paths, store: &Store, findings: &mut Vec<PolicyFinding>, f
             }),
         }
         if let Ok(path) = store.path(vm, "policy") {
-            policy(&path, findings, fine);
+            policy(&path, policy_file::read_installed(&path), findings, fine);
         }
     }
 }
 
-fn policy(path: &Path, findings: &mut Vec<PolicyFinding>, fine: &mut Vec<PathBuf>) {
+fn policy(
+    path: &Path,
+    read: Result<Policy, PolicyFileError>,
+    findings: &mut Vec<PolicyFinding>,
+    fine: &mut Vec<PathBuf>,
+) {
     let place = path.display().to_string();
     let of_line = |fault: bool, found: PolicyFault| PolicyFinding {
         place: format!("{place}:{}", found.line),
@@ -129,10 +149,12 @@ fn policy(path: &Path, findings: &mut Vec<PolicyFinding>, fine: &mut Vec<PathBuf
         fix: found.fix,
     };
     let whole = |what: String, fix: &str| PolicyFinding { place: place.clone(), fault: true, what, fix: fix.into() };
-    match policy_file::read(path) {
+    match read {
         Ok(policy) => {
             fine.push(path.to_owned());
-            findings.extend(remarks(&policy, trouble).into_iter().map(|remark| of_line(false, remark)));
+            findings.extend(
+                remarks(&policy, trouble, program::behind_link).into_iter().map(|remark| of_line(false, remark)),
+            );
         }
         Err(PolicyFileError::Faults(_, faults)) => {
             findings.extend(faults.into_iter().map(|fault| of_line(true, fault)));
@@ -152,8 +174,8 @@ fn trouble(name: &[u8]) -> Option<String> {
     let fault = program::find(name).path.err()?;
     let name = escape(name);
     Some(match fault {
-        ProgramFault::Missing => format!("{name}: there is no such program"),
-        fault @ (ProgramFault::Changeable(_) | ProgramFault::InProc(_) | ProgramFault::Io(..)) => {
+        PathFault::Missing => format!("{name}: there is no such program"),
+        fault @ (PathFault::Changeable(_) | PathFault::InProc(_) | PathFault::Io(..)) => {
             format!("{name} is refused: {fault}")
         }
     })
@@ -198,7 +220,7 @@ mod tests {
         let found = |text: &str| {
             fs::write(&path, text).expect("written");
             let (mut findings, mut fine) = (Vec::new(), Vec::new());
-            policy(&path, &mut findings, &mut fine);
+            policy(&path, policy_file::read(&path).map(|(policy, _)| policy), &mut findings, &mut fine);
             let place = format!("{}:", path.display());
             let lines = findings.iter().map(|f| (f.place.strip_prefix(&place).map(str::to_owned), f.fault));
             (lines.collect::<Vec<_>>(), fine.len())

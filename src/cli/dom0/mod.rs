@@ -83,7 +83,9 @@ fn daemon(paths: Paths, options: &DaemonArguments) -> Result<ExitCode, Fatal> {
     let _log = log::start(PROGRAM, level).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let options = dom0::DaemonOptions { vm: options.vm.clone(), once: options.once, dry_run: options.dry_run };
-    match runtime.block_on(dom0::run(paths, options)) {
+    let result = runtime.block_on(dom0::run(paths, options));
+    runtime.shutdown_background(); // a thread that waits for a disk without end ends with the process
+    match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(refusal) => Err(explain(refusal)),
     }

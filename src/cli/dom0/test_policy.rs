@@ -59,8 +59,10 @@ pub(super) struct TestArguments {
 pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result<ExitCode, Fatal> {
     let own = store.path(&asked.vm, "policy").map_err(|e| fail(format!("{}: {e}", asked.vm)))?;
     let path = asked.policy.as_ref().unwrap_or(&own);
-    let (policy, text) =
-        policy_file::read_with_text(path).map_err(|e| Fatal::new(Code::Config, escape(e.to_string().as_bytes())))?;
+    let (mut policy, text) =
+        policy_file::read(path).map_err(|e| Fatal::new(Code::Config, escape(e.to_string().as_bytes())))?;
+    program::look_up(&mut policy)
+        .map_err(|fault| fail(format!("what the policy denies cannot be looked up: {fault}")))?;
     let words: Vec<Vec<u8>> = asked.words.iter().map(|word| word.as_bytes().to_vec()).collect();
     let mut found = None;
     let payload = |text: &OsString| text.clone().into_vec();
@@ -68,24 +70,30 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     let (mode, action) = match (&shell, &file) {
         (Some(text), _) => {
             check_text(text).map_err(fail)?;
-            (Mode::Shell, Action::Shell(text))
+            (Mode::Shell, Some(Action::Shell(text)))
         }
-        (None, Some(path)) if asked.get.is_some() => (Mode::Get, Action::Get(path)),
-        (None, Some(path)) => (Mode::Put, Action::Put(path)),
+        (None, Some(path)) if asked.get.is_some() => (Mode::Get, Some(Action::Get(path))),
+        (None, Some(path)) => (Mode::Put, Some(Action::Put(path))),
         (None, None) => {
             let first = words.first().ok_or_else(|| {
                 Fatal::new(Code::Usage, "nothing to test: -- ARGV..., --shell TEXT, --get PATH or --put PATH")
             })?;
-            let found = found.insert(program::find(first));
-            (Mode::Argv, Action::Argv(&found.names, &words[1..]))
+            found = program::find_within(&policy, first);
+            match &found {
+                Some(found) => (Mode::Argv, Some(Action::Argv(&found.names, &words[1..]))),
+                None => (Mode::Argv, None),
+            }
         }
     };
     let lines: Vec<&str> = text.lines().collect();
-    for (line, mismatch) in policy.explain(action) {
+    for (line, mismatch) in action.map(|action| policy.explain(action)).unwrap_or_default() {
         println!("line {line}: {}", escape(lines.get(line - 1).map_or("", |text| text.trim()).as_bytes()));
         println!("{}", mismatch.map_or("  matches".to_owned(), |why| format!("  does not match: {why}")));
     }
-    let ruling = policy.decide(action);
+    if action.is_none() {
+        println!("no rule that allows or asks can match this path, so dom0 does not look at it");
+    }
+    let ruling = action.map_or_else(Ruling::none, |action| policy.decide(action));
     let flags = if asked.stdin { flags::STDIN } else { 0 } | if asked.tty { flags::TTY } else { 0 };
     let refused = objection(&ruling, Manner { mode, flags, user: &asked.user });
     let refused = refused.or_else(|| match &found {

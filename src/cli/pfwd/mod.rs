@@ -98,12 +98,15 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Say what each socket unit and each forward leads to, and what is wrong with it
     Check(check::CheckOptions),
-    /// Print the configuration as a start would read the files, each value with its origin
+    /// Print each value of the running service with its origin; where none runs, as a start would read the files
     Config(effective::EffectiveOptions),
     /// Have the running service read its configuration again, and wait until it has
     Reload,
     #[command(flatten)]
     Control(control::ControlCommand<WhichPfwd>),
+    /// Own calls, and sessions between two processes of the service (started by pfwd-calls.service)
+    #[command(hide = true)]
+    Keep,
 }
 
 /// Which service is asked: there is one.
@@ -179,6 +182,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         }
         Some(PfwdCommand::Reload) => return reload::run(CONTROLLED, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
+        Some(PfwdCommand::Keep) => return serve::keep(PROGRAM),
         None => {}
     }
     let named = arguments.config.is_some() || !arguments.forward.is_empty();

@@ -10,10 +10,10 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{chain::ChainPoint, logfile::LogFile};
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
 const GROUP: usize = 256;
 /// Entries that wait for a disk that takes none, at most.
 const WAITING: usize = 8192;
+/// A disk that has not answered for so long is told of.
+const SLOW: Duration = Duration::from_secs(5);
 /// Between two attempts to write what waits.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -69,8 +71,20 @@ struct WriterState {
     kept: AtomicUsize,
     /// Entries that found no room and are not yet counted in the log.
     lost: AtomicUsize,
+    /// Since when the disk is waited for.
+    busy: Mutex<Option<Instant>>,
+    /// When the owner was told last that the disk does not answer.
+    told: Mutex<Reminder>,
     #[cfg(test)]
     stalled: Mutex<bool>,
+}
+
+impl WriterState {
+    /// That the disk has not answered for this long or longer.
+    fn hangs(&self, most: Duration) -> Option<String> {
+        let waited = lock(&self.busy).map(|since| since.elapsed()).filter(|waited| *waited >= most)?;
+        Some(format!("the disk of the log has not answered for {} s", waited.as_secs()))
+    }
 }
 
 impl Writer {
@@ -97,7 +111,22 @@ impl Writer {
     pub(super) async fn record(&self, text: String) -> Result<ChainPoint, LogFailure> {
         let (answer, written) = oneshot::channel();
         self.send(LogJob::Entry(text, Some(answer)));
-        written.await.unwrap_or_else(|_| Err(LogFailure("its thread has ended".into())))
+        tokio::pin!(written);
+        loop {
+            match timeout(SLOW, &mut written).await {
+                Ok(written) => return written.unwrap_or_else(|_| Err(LogFailure("its thread has ended".into()))),
+                Err(_) => self.tell_of_a_hanging_disk(),
+            }
+        }
+    }
+
+    /// Tells the owner, now and then, where the disk does not answer. Commands wait for their entries meanwhile.
+    fn tell_of_a_hanging_disk(&self) {
+        if let Some(why) = self.shared.hangs(SLOW) {
+            if lock(&self.shared.told).due().is_some() {
+                say(Kind::LogFailed, format!("commands wait for their entries in dom0's log: {why}"));
+            }
+        }
     }
 
     /// Waits until everything so far was written.
@@ -113,7 +142,7 @@ impl Writer {
     }
 
     pub(super) fn failure(&self) -> Option<String> {
-        lock(&self.shared.failure).clone()
+        lock(&self.shared.failure).clone().or_else(|| self.shared.hangs(SLOW))
     }
 
     pub(super) fn keep(&self, files: usize, sure: bool) {
@@ -151,11 +180,13 @@ fn work(queue: &Receiver<LogJob>, shared: &WriterState, path: PathBuf, limit: u6
             jobs.push(job);
         }
         shared.waiting.fetch_sub(jobs.len(), Relaxed);
+        *lock(&shared.busy) = Some(Instant::now());
         #[cfg(test)]
         while *lock(&shared.stalled) {
             thread::sleep(Duration::from_millis(1));
         }
         let result = group(&mut file, jobs, &mut late, shared);
+        *lock(&shared.busy) = None;
         let mut failure = lock(&shared.failure);
         match result {
             Ok(()) => *failure = None,
@@ -220,4 +251,32 @@ fn group(
     };
     flushes.into_iter().for_each(|done| _ = done.send(()));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_told_of_and_the_entry_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let writer = Writer::start(dir.path().join("log"), 1 << 20);
+        writer.stall(true);
+        let entry = writer.record("[t] CMD id=a".into());
+        tokio::pin!(entry);
+        assert!(timeout(Duration::from_secs(600), &mut entry).await.is_err(), "it waits for its entry");
+        while lock(&writer.shared.busy).is_none() {
+            thread::yield_now();
+        }
+        assert_eq!(writer.failure(), None, "not so long, by the clock of the machine");
+        *lock(&writer.shared.busy) = Instant::now().checked_sub(Duration::from_secs(90));
+        assert!(writer.failure().is_some_and(|why| why.ends_with("has not answered for 90 s")));
+        assert!(timeout(Duration::from_secs(6), &mut entry).await.is_err());
+        assert!(lock(&writer.shared.told).due().is_none(), "the owner was told a moment ago");
+        writer.stall(false);
+        tokio::time::resume();
+        assert_eq!(entry.await.map(|point| point.number), Ok(1));
+        writer.flush().await;
+        assert_eq!(writer.failure(), None);
+    }
 }

@@ -5,30 +5,16 @@ use std::{collections::HashSet, io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::state::Shared;
+use super::{access::Access, state::Shared};
 use crate::{
     log::{Event, Kind, emit},
-    proto::mac::{digest, hex},
-    remote::{audit, files, pipe::AsyncPipe, policy::Policy, policy_file::PolicyFileError},
+    remote::{audit, pipe::AsyncPipe, policy::Policy, policy_file::PolicyFileError},
     sys::lock,
 };
 
-/// A policy file at most, in bytes.
-const MAX_POLICY: usize = 1 << 20;
-
-/// Writes down what the key and the policy of a VM are, when that is not what stands in the log already.
-pub(super) fn note(shared: &Shared, vm: &str) {
-    let keys = match shared.keys.read(vm) {
-        Ok(keys) => keys.iter().map(|key| hex(&key.id())).collect::<Vec<_>>().join(","),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
-        Err(_) => "unusable".to_owned(),
-    };
-    let policy = match shared.keys.path(vm, "policy").and_then(|path| files::read(&path, MAX_POLICY)) {
-        Ok(text) => hex(&digest(&text)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => "none".to_owned(),
-        Err(_) => "unusable".to_owned(),
-    };
-    let text = format!("vm={vm} keys={keys} policy={policy}");
+/// Writes down what the key and the policy of a VM are by this reading, when that is not what stands in the log already.
+pub(super) fn note(shared: &Shared, vm: &str, access: &Access) {
+    let text = access.entry(vm);
     {
         let mut noted = lock(&shared.noted);
         if noted.get(vm) == Some(&text) || !shared.audit.write("ACCESS", &text) {
@@ -66,7 +52,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     let mut buffer = vec![0; 4096];
     loop {
         let vms: Vec<String> = lock(&shared.vms).keys().cloned().collect();
-        vms.iter().for_each(|vm| note(&shared, vm));
+        vms.iter().for_each(|vm| note(&shared, vm, &Access::read(&shared, vm)));
         match &events {
             Ok(events) if events.read(&mut buffer).await.is_ok() => {}
             _ => return, // each command looks all the same

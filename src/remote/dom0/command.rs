@@ -64,7 +64,7 @@ async fn attend(
         return Err(case.again());
     }
     let done = if shared.dry_run {
-        let judged = gate::ask(candidate)?;
+        let judged = gate::decide(candidate).await?;
         candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?
     } else {
         let clearance = gate::pass(candidate).await?;
@@ -99,14 +99,14 @@ async fn carry_out(
         }
         Task::Get(dir, path, most) => {
             let moved = Pumped::default();
-            let transfer = transfer::get((&dir, &path, most), receipt, port, &moved);
+            let transfer = transfer::get((dir, path, most), receipt, port, &moved, &case.vm.looks);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
             ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
         }
         Task::Put(dir, path, most) => {
             let moved = Pumped::default();
-            let transfer = transfer::put((&dir, &path, most), receipt, port, &moved);
+            let transfer = transfer::put((dir, path, most), receipt, port, &moved, &case.vm.looks);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| Done { ending, stdout: nothing, stderr: nothing, bytes: (0, bytes) })

@@ -8,13 +8,17 @@ use std::{
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::Path,
     process::Stdio,
-    sync::Mutex,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use nix::unistd::{Uid, User};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
 
+use super::state::{Shared, Vm};
 use crate::{remote::policy::PATH, sys::lock};
 
 /// Where each user who is logged in has a directory of his own (pam_systemd(8)).
@@ -29,27 +33,83 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// The notifications about one qube.
 #[derive(Debug, Default)]
-pub(super) struct Desktop(Mutex<Option<Instant>>);
+pub(super) struct Desktop(Mutex<Notified>);
+
+#[derive(Debug, Default)]
+struct Notified {
+    last: Option<Instant>,
+    /// Another notification comes at the end of the pause.
+    joined: bool,
+}
+
+/// When a notification is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Now,
+    /// At the end of the pause, for all that wait then.
+    After(Duration),
+    /// With the one that comes at the end of the pause.
+    Joined,
+}
 
 impl Desktop {
-    /// Notifies every session, without waiting for it, unless there was a notification of late.
-    pub(super) fn notify(&self, vm: &str, id: &str) {
-        let mut last = lock(&self.0);
-        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
-            *last = Some(Instant::now());
-            send(vm, id);
+    /// A command asks: when its notification is due.
+    fn ask(&self, now: Instant) -> Due {
+        let mut notified = lock(&self.0);
+        let pause = notified.last.map_or(Duration::ZERO, |last| (last + PAUSE).saturating_duration_since(now));
+        if notified.joined {
+            return Due::Joined;
+        }
+        if pause.is_zero() {
+            notified.last = Some(now);
+            return Due::Now;
+        }
+        notified.joined = true;
+        Due::After(pause)
+    }
+
+    /// The pause is over.
+    fn end_of_pause(&self, now: Instant) {
+        *lock(&self.0) = Notified { last: Some(now), joined: false };
+    }
+}
+
+/// Notifies every session about a command of the qube, without waiting for it. What comes within the pause after a
+/// notification is told at its end, in one notification.
+pub(super) fn notify(shared: &Arc<Shared>, vm: &Arc<Vm>, id: &str) {
+    match vm.desktop.ask(Instant::now()) {
+        Due::Now => send(&vm.name, &format!("To see it and decide, as root: qvm-remote-dom0 approve {id}")),
+        Due::Joined => {}
+        Due::After(pause) => {
+            let (shared, vm) = (shared.clone(), vm.clone());
+            tokio::spawn(async move {
+                sleep(pause).await;
+                vm.desktop.end_of_pause(Instant::now());
+                if let Some(body) = joined(shared.approvals.count(&vm.name)) {
+                    send(&vm.name, &body);
+                }
+            });
         }
     }
 }
 
-fn send(vm: &str, id: &str) {
-    let body = format!("To see it and decide, as root: qvm-remote-dom0 approve {id}");
+/// The text about all that wait; none where nothing waits any more.
+fn joined(waiting: usize) -> Option<String> {
+    let text = match waiting {
+        0 => return None,
+        1 => "1 request waits".to_owned(),
+        count => format!("{count} requests wait"),
+    };
+    Some(format!("{text}. To see and decide, as root: qvm-remote-dom0 approve"))
+}
+
+fn send(vm: &str, body: &str) {
     let title = format!("{vm} asks for approval");
     for uid in users() {
         let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { continue };
         let bus = format!("unix:path={USERS}/{uid}/bus");
         let mut command = Command::new("notify-send");
-        command.args(["--app-name=qvm-remote-dom0", "--urgency=critical", "--", &title, &body]);
+        command.args(["--app-name=qvm-remote-dom0", "--urgency=critical", "--", &title, body]);
         command.env_clear().env("PATH", PATH.join(":")).env("DBUS_SESSION_BUS_ADDRESS", bus).env("HOME", &user.dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.uid(uid).gid(user.gid.as_raw()).current_dir("/").kill_on_drop(true);
@@ -70,4 +130,24 @@ fn users() -> Vec<u32> {
     let names = fs::read_dir(USERS).into_iter().flatten().flatten();
     let uids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     uids.filter(|uid| *uid >= FIRST_PERSON && own(*uid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_within_the_pause_is_told_once_at_its_end() {
+        let (desktop, start) = (Desktop::default(), Instant::now());
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!(desktop.ask(start), Due::Now);
+        assert_eq!(desktop.ask(after(1)), Due::After(Duration::from_secs(9)));
+        assert_eq!([2, 9, 12].map(|seconds| desktop.ask(after(seconds))), [Due::Joined; 3]);
+        desktop.end_of_pause(after(13));
+        assert_eq!(desktop.ask(after(14)), Due::After(Duration::from_secs(9)), "the next pause has begun");
+        desktop.end_of_pause(after(23));
+        assert_eq!(desktop.ask(after(33)), Due::Now);
+        let texts = [0, 1, 3].map(joined);
+        assert!(texts[0].is_none() && texts[2].as_ref().is_some_and(|text| text.starts_with("3 requests wait.")));
+    }
 }

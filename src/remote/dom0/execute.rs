@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     future::poll_fn,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -259,8 +262,11 @@ fn kill_tree(job: &Launch, group: Option<&CommandGroup>) {
     if let Some(group) = group {
         group.kill();
     }
-    let id = job.env.iter().find(|(name, _)| name == "QVM_REMOTE_ID");
-    supervise::kill_marked(id.map_or(b"", |(_, id)| id.as_encoded_bytes()));
+    let variable = |wanted: &str| job.env.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_bytes());
+    supervise::kill_marked(
+        variable("QVM_REMOTE_VM").unwrap_or_default(),
+        variable("QVM_REMOTE_ID").unwrap_or_default(),
+    );
 }
 
 /// Waits for a reason to cut the command short: what it ends with. Passes on what the client orders until then.

@@ -13,10 +13,12 @@ use tokio::{
 };
 
 use super::{
+    access::Access,
     approvals::CannotWait,
-    changes,
-    judge::{Authentic, Judged, judge, keys},
+    changes, desktop,
+    judge::{Authentic, Judged, Sight, judge, usable, words},
     ledger::{self, NotBegun},
+    looks::{self, NoAnswer},
     places::CommandPlace,
     port::{Port, Receipt},
     question::SHORT_ID,
@@ -32,6 +34,8 @@ use crate::{
         audit::{self, ChainPoint, LogFailure, OnLogFailure},
         clock::now_ms,
         policy::{Policy, Verdict},
+        policy_file::PolicyFileError,
+        program::{self, PathFault},
     },
     sys::lock,
 };
@@ -104,7 +108,7 @@ impl Obtained {
 pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
     let mut held = Obtained::default();
     loop {
-        let judged = ask(candidate)?;
+        let judged = decide(candidate).await?;
         candidate.registration.show(&judged.shown);
         match held.need(&judged) {
             Need::Room => {
@@ -134,9 +138,21 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
     }
 }
 
-/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's, what
-/// does the policy say now? Waits for nothing.
-pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+/// Decides about a request, by what the owner says at this very moment.
+pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+    loop {
+        let sight = candidate.look().await?;
+        // the look was waited for; by another policy there is more, or other things, to look at
+        let policy = ask(candidate)?;
+        if policy == sight.read {
+            return judge(candidate.case, candidate.authentic, candidate.payload, &sight);
+        }
+    }
+}
+
+/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's, and
+/// what is its policy? Waits for nothing.
+fn ask(candidate: Candidate<'_>) -> Result<Policy, Rejected> {
     let Candidate { case, authentic, registration, .. } = candidate;
     if registration.is_ended() {
         return Err(case.ended());
@@ -145,13 +161,13 @@ pub(super) fn ask(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
         return Err(case.draining());
     }
     listed(case)?;
-    if !keys(case)?.contains(&authentic.key) {
+    let access = Access::read(case.shared, &case.vm.name);
+    changes::note(case.shared, &case.vm.name, &access);
+    if !usable(case, access.keys)?.contains(&authentic.key) {
         let text = "not authorized: its key is not this qube's (any more)";
         return Err(case.refuse(Category::AuthDeny, Refusal::NotAuthorised, text));
     }
-    changes::note(case.shared, &case.vm.name);
-    let policy = policy(case, authentic)?;
-    judge(case, &policy, authentic, candidate.payload)
+    policy(case, authentic, access.policy)
 }
 
 /// Is the qube on the list?
@@ -164,9 +180,9 @@ pub(super) fn listed(case: Case<'_>) -> Result<(), Rejected> {
 }
 
 /// The policy of the VM, which must take such a request at all.
-fn policy(case: Case<'_>, authentic: &Authentic) -> Result<Policy, Rejected> {
+fn policy(case: Case<'_>, authentic: &Authentic, policy: Result<Policy, PolicyFileError>) -> Result<Policy, Rejected> {
     let vm = &case.vm.name;
-    let policy = case.shared.policy(vm).map_err(|e| case.faulty(&e))?;
+    let policy = policy.map_err(|e| case.faulty(&e))?;
     if authentic.code.is_none() && !policy.v1 {
         let text = format!(
             "not authorized: a token of protocol v1 (it covers no command); in dom0: qvm-remote-dom0 v1 {vm} on"
@@ -186,6 +202,34 @@ impl Candidate<'_> {
             _ = self.port.inbox.abandoned() => Err(self.case.abandoned()),
             () = self.case.shared.draining.cancelled() => Err(self.case.draining()),
             got = something => Ok(got),
+        }
+    }
+
+    /// Looks at what the file system says about the request, where that matters.
+    async fn look(&self) -> Result<Sight, Rejected> {
+        let (case, policy) = (self.case, ask(*self)?);
+        let words = words(case, self.authentic, self.payload)?;
+        let Some(asked) = words.first().cloned() else { return Ok(Sight::of(policy)) };
+        let read = policy.clone();
+        let look = case.vm.looks.look(move || {
+            let mut policy = policy;
+            program::look_up(&mut policy)?;
+            let found = program::find_within(&policy, &asked);
+            Ok((policy, found))
+        });
+        let refuse = |text: &str| Err(case.refuse(Category::Policy, Refusal::Failed, text));
+        match self.wait(RequestState::Looking, look).await? {
+            Ok(Ok((policy, found))) => Ok(Sight { read, policy, words, found }),
+            Ok(Err(fault)) => {
+                let fault: PathFault = fault;
+                let why = format!("what the policy of {} denies cannot be looked up: {fault}", case.vm.name);
+                case.event(Kind::CommandRefused, why, None);
+                refuse("what the policy of this qube denies cannot be looked up; dom0's journal says why")
+            }
+            Err(NoAnswer) => refuse(&format!(
+                "a directory on the way to the program, or one that the policy names, did not answer within {} s",
+                looks::TIME.as_secs()
+            )),
         }
     }
 
@@ -287,17 +331,24 @@ impl Candidate<'_> {
     async fn approve(&self, judged: &Judged) -> Result<(), Rejected> {
         let (case, approvals, vm, shown) = (self.case, &self.case.shared.approvals, &self.case.vm.name, &judged.shown);
         let sheet = sheet(case.vm, self.authentic, judged, self.payload);
-        let (id, answer) = approvals.ask(vm, &judged.kind(self.payload), sheet).map_err(|why| match why {
+        let qubes = lock(&case.shared.vms).len();
+        let (id, answer) = approvals.ask(qubes, vm, &judged.kind(self.payload), sheet).map_err(|why| match why {
             CannotWait::Waits => Rejected(Refusal::Busy, "it waits for approval already".into()),
             CannotWait::TooMany => {
                 Rejected(Refusal::Busy, "too many commands of this qube wait for approval in dom0 already".into())
             }
+            CannotWait::TooLong(most) => Rejected(
+                Refusal::Busy,
+                format!(
+                    "the texts of this qube that wait for approval would have more than {most} bytes as dom0 shows them"
+                ),
+            ),
         })?;
         let (_forget, short) = (Forget(case.shared, &id), &id[..SHORT_ID]);
         case.audit("ASK", &format!("approval={id} {}", judged.entry()));
         let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
         case.event(Kind::CommandAsked, text, None);
-        case.vm.desktop.notify(vm, short);
+        desktop::notify(case.shared, case.vm, short);
         let answer = self
             .wait(RequestState::Approval, async {
                 self.port.send(Frame::Wait(WaitReason::Approval(short))).await;

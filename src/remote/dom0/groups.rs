@@ -218,11 +218,12 @@ impl CommandGroup {
 
 /// Removes the groups in one, the deepest first. No process is in them.
 fn remove_below(dir: &Path, depth: usize) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_below(&entry.path(), depth - 1);
-            let _ = fs::remove_dir(entry.path());
-        }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect(); // no descriptor stays open for a level
+    for dir in dirs.iter().filter(|_| depth > 0) {
+        remove_below(dir, depth - 1);
+        let _ = fs::remove_dir(dir);
     }
 }
 

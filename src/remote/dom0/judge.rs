@@ -26,8 +26,8 @@ use crate::{
     },
     remote::{
         clock::now_ms,
-        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Verdict},
-        program::{self, FoundProgram, MAX_PATH, ProgramFault},
+        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Ruling, Verdict},
+        program::{FoundProgram, MAX_PATH, PathFault},
         shown::{logged, quoted, quoted_words, visible},
     },
 };
@@ -123,7 +123,12 @@ fn fail(case: Case<'_>, why: &str) -> Rejected {
 
 /// The keys of the VM.
 pub(super) fn keys(case: Case<'_>) -> Result<Vec<Key>, Rejected> {
-    case.shared.keys.read(&case.vm.name).map_err(|e| {
+    usable(case, case.shared.keys.read(&case.vm.name))
+}
+
+/// The keys of the VM, when they were read.
+pub(super) fn usable(case: Case<'_>, keys: io::Result<Vec<Key>>) -> Result<Vec<Key>, Rejected> {
+    keys.map_err(|e| {
         let text = match e.kind() {
             io::ErrorKind::NotFound => "not authorized: this qube has no key in dom0 (any more)".to_owned(),
             _ => format!("not authorized: its key in dom0 cannot be used: {e}"),
@@ -206,48 +211,75 @@ impl Judged {
     }
 }
 
+/// What a command is held against: the policy, and what the file system says of the program that is asked for.
+pub(super) struct Sight {
+    /// The policy as it was read.
+    pub(super) read: Policy,
+    /// The policy, with what it names looked up.
+    pub(super) policy: Policy,
+    /// The program's name and its arguments, where a program is asked for.
+    pub(super) words: Vec<Vec<u8>>,
+    /// The program; `None` where no rule can match.
+    pub(super) found: Option<FoundProgram>,
+}
+
+impl Sight {
+    /// Of a command for which nothing has to be looked at.
+    pub(super) fn of(policy: Policy) -> Self {
+        Self { read: policy.clone(), policy, words: Vec::new(), found: None }
+    }
+}
+
+fn mode(authentic: &Authentic) -> Mode {
+    authentic.request.as_ref().map_or(Mode::Shell, |request| request.mode)
+}
+
+/// The words of the command, where a program is asked for.
+pub(super) fn words(case: Case<'_>, authentic: &Authentic, payload: &[u8]) -> Result<Vec<Vec<u8>>, Rejected> {
+    let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
+    if mode(authentic) != Mode::Argv {
+        return Ok(Vec::new());
+    }
+    let words = argv(payload).map_err(|e| invalid(e.to_string()))?;
+    if words[0].len() > MAX_PATH {
+        return Err(invalid(format!("a program's name of more than {MAX_PATH} bytes")));
+    }
+    Ok(words)
+}
+
 /// Holds a command against the policy.
-pub(super) fn judge(
-    case: Case<'_>,
-    policy: &Policy,
-    authentic: &Authentic,
-    payload: &[u8],
-) -> Result<Judged, Rejected> {
+pub(super) fn judge(case: Case<'_>, authentic: &Authentic, payload: &[u8], sight: &Sight) -> Result<Judged, Rejected> {
     let request = authentic.request.as_deref();
     let invalid = |why: String| case.refuse(Category::Reject, Refusal::Invalid, &why);
     let failed = |why: String| Rejected(Refusal::Failed, why);
-    let mode = request.map_or(Mode::Shell, |r| r.mode);
+    let (mode, Sight { policy, words, found, .. }) = (mode(authentic), sight);
     let path = || PathBuf::from(OsString::from_vec(payload.to_vec()));
-    let (mut words, mut found) = (Vec::new(), None);
     let decision = match mode {
         Mode::Shell => {
             check_text(payload).map_err(|bad| invalid(bad.to_string()))?;
             policy.decide(Action::Shell(payload))
         }
-        Mode::Argv => {
-            words = argv(payload).map_err(|e| invalid(e.to_string()))?;
-            if words[0].len() > MAX_PATH {
-                return Err(invalid(format!("a program's name of more than {MAX_PATH} bytes")));
-            }
-            let found = found.insert(program::find(&words[0]));
-            policy.decide(Action::Argv(&found.names, &words[1..]))
-        }
+        Mode::Argv => match found {
+            Some(found) => policy.decide(Action::Argv(&found.names, words.get(1..).unwrap_or_default())),
+            None => Ruling::none(),
+        },
         Mode::Get => policy.decide(Action::Get(payload)),
         Mode::Put => policy.decide(Action::Put(payload)),
         Mode::Ping => return Err(invalid("a ping has no policy".into())), // answered before
     };
-    let shown = shown(mode, payload, &words);
+    let shown = shown(mode, payload, words);
     let asked = Manner { mode, flags: request.map_or(0, |r| r.flags), user: request.map_or("", |r| &r.user) };
     if let Some(why) = policy::objection(&decision, asked) {
         let text = format!("denied: {why} (/etc/qubes/remote.d/{}.policy in dom0)", case.vm.name);
         return Err(case.deny(&text, &shown));
     }
     // only who may run the program learns what is wrong with it
-    let (names, executed) = match found {
-        Some(FoundProgram { names, path: Ok(path) }) => (Some(names), Some(path)),
-        Some(FoundProgram { names, path: Err(ProgramFault::Missing) }) => (Some(names), None),
-        Some(FoundProgram { path: Err(_), .. }) if policy.force.is_some() => (None, None),
-        Some(FoundProgram { path: Err(fault), .. }) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
+    let (names, executed) = match found.as_ref().map(|found| (&found.names, &found.path)) {
+        Some((names, Ok(path))) => (Some(names.clone()), Some(path.clone())),
+        Some((names, Err(PathFault::Missing))) => (Some(names.clone()), None),
+        // another command runs, and all names are known
+        Some((_, Err(PathFault::Changeable(_) | PathFault::InProc(_)))) if policy.force.is_some() => (None, None),
+        Some((_, Err(fault))) => return Err(case.deny(&format!("denied: {fault}"), &shown)),
         None => (None, None),
     };
     let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
@@ -257,7 +289,7 @@ pub(super) fn judge(
         _ => {
             let what = match mode {
                 Mode::Shell => What::Script(payload.to_vec()),
-                _ => What::Argv(executed, words),
+                _ => What::Argv(executed, words.clone()),
             };
             Task::Run(Box::new(launch(case.vm, policy, &decision, case.id, request, what).map_err(failed)?))
         }

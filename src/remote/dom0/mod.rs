@@ -13,6 +13,7 @@
 //! clients: so a crash leaves nothing to recover but requests of the durable queue, which the ledger keeps from running
 //! twice.
 
+mod access;
 mod approvals;
 mod background;
 mod call;
@@ -30,6 +31,7 @@ mod keep;
 mod launch;
 mod ledger;
 mod listed;
+mod looks;
 #[cfg(test)]
 mod model;
 mod places;

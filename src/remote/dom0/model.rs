@@ -21,6 +21,7 @@ use super::{
     port::{Inbox, Port},
     reject::Case,
     replay::Replay,
+    request::RequestState,
     state::Shared,
 };
 use crate::{
@@ -350,10 +351,17 @@ impl World {
 
 /// Until every task waits for something that is not there.
 async fn settle(world: &World, stalled: bool) {
-    for _ in 0..3 {
+    let on_the_disk = || {
+        let waits = |state| matches!(state, RequestState::Recording | RequestState::Looking);
+        !stalled && world.shared.requests.list().iter().any(|request| waits(request.state))
+    };
+    let mut quiet = 0;
+    while quiet < 3 {
         for _ in 0..20 {
             tokio::task::yield_now().await;
         }
+        let busy = on_the_disk() || !world.shared.vm("work").looks.idle();
+        quiet = if busy { 0 } else { quiet + 1 };
         if !stalled {
             world.shared.audit.flush().await;
         }

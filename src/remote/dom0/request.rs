@@ -6,6 +6,7 @@
 //! | state | what it waits for | where it goes |
 //! |---|---|---|
 //! | *receiving* | its text, 30 s at most | the gate; refused when the text is late or another than the one signed |
+//! | *looking* | where the path of the program leads, 5 s at most; before each look at the policy | the gate; refused when there is no answer |
 //! | *quota* | room for its entries in the qube's part of the log | the gate |
 //! | *approval* | a person in dom0, 600 s at most | the gate; refused when the person says no, or nobody answers |
 //! | *place* | the end of another command of the qube | the gate |
@@ -36,6 +37,7 @@ use crate::sys::lock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestState {
     Receiving,
+    Looking,
     Quota,
     Approval,
     Place,
@@ -55,6 +57,7 @@ impl RequestState {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Receiving => "receiving",
+            Self::Looking => "looking",
             Self::Quota => "quota",
             Self::Approval => "approval",
             Self::Place => "place",

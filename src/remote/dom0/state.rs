@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,8 +14,8 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, ledger::Ledger, places::Places,
-    replay::Replay, request::Requests,
+    approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, ledger::Ledger, looks::Looks,
+    places::Places, replay::Replay, request::Requests,
 };
 use crate::{
     log::{Event, Kind, Reminder, emit},
@@ -78,6 +79,8 @@ pub struct Vm {
     pub(super) full: Mutex<Reminder>,
     /// Places for commands that run.
     pub(super) places: Places,
+    /// Looks at paths that the qube names.
+    pub(super) looks: Looks,
     /// Notifications about commands that wait for approval.
     pub(super) desktop: Desktop,
     /// Numbers used in the current session.
@@ -113,10 +116,14 @@ impl Shared {
         self.draining.is_cancelled()
     }
 
-    /// Reads a VM's policy anew.
+    /// The file with a VM's policy.
+    pub(super) fn policy_path(&self, vm: &str) -> Result<PathBuf, PolicyFileError> {
+        self.keys.path(vm, "policy").map_err(|e| PolicyFileError::Io(vm.into(), e))
+    }
+
+    /// Reads a VM's policy anew. Nothing is looked up that its rules name.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, PolicyFileError> {
-        let path = self.keys.path(vm, "policy").map_err(|e| PolicyFileError::Io(vm.into(), e))?;
-        policy_file::read(&path)
+        policy_file::read_installed(&self.policy_path(vm)?)
     }
 
     /// Commands of a VM at a time, as its policy has it now.
@@ -143,6 +150,7 @@ impl Shared {
                     name: name.to_owned(),
                     full: Mutex::default(),
                     places: Places::default(),
+                    looks: Looks::default(),
                     desktop: Desktop::default(),
                     replay: Mutex::default(),
                     state: Mutex::new("absent"),

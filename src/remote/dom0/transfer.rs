@@ -7,7 +7,8 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    path::Path,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -19,6 +20,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     execute::Pumped,
+    looks::{Looks, NoAnswer},
     port::{Port, Receipt},
     request::Registration,
 };
@@ -58,24 +60,33 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send 
     spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+fn no_answer(_: NoAnswer) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "its directory did not answer in time")
+}
+
 /// Sends a file as standard output.
 ///
 /// # Errors
 /// When it cannot be opened, is no regular file, or is too large; nothing was sent then.
 pub(super) async fn get(
-    (dir, path, most): (&Path, &Path, u64),
+    (dir, path, most): (PathBuf, PathBuf, u64),
     receipt: Option<Receipt>,
     port: &Port,
     moved: &Pumped,
+    looks: &Looks,
 ) -> io::Result<Ending> {
-    let mut file = File::from(files::open_beneath(dir, path, OFlag::O_RDONLY, 0)?);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    if metadata.len() > most {
-        return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
-    }
+    let open = move || {
+        let file = File::from(files::open_beneath(&dir, &path, OFlag::O_RDONLY, 0)?);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        if metadata.len() > most {
+            return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
+        }
+        Ok(file)
+    };
+    let mut file = looks.look(open).await.map_err(no_answer)??;
     port.accept(receipt).await;
     let mut bytes = 0;
     loop {
@@ -110,22 +121,28 @@ pub(super) async fn get(
 /// # Errors
 /// When it cannot be made; nothing is left then.
 pub(super) async fn put(
-    (dir, path, most): (&Path, &Path, u64),
+    (dir, path, most): (PathBuf, PathBuf, u64),
     receipt: Option<Receipt>,
     port: &Port,
     moved: &Pumped,
+    looks: &Looks,
 ) -> io::Result<Ending> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(parent), Some(name)) = (path.parent().map(Path::to_owned), path.file_name().map(ToOwned::to_owned))
+    else {
         return Err(io::Error::other("it names no file"));
     };
-    let parent_fd = if parent == dir {
-        File::open(dir)?.into()
-    } else {
-        files::open_beneath(dir, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?
+    let open = move || -> io::Result<(OwnedFd, File)> {
+        let parent = if parent == dir {
+            File::open(dir)?.into()
+        } else {
+            files::open_beneath(&dir, &parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?
+        };
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        let file = File::from(nix::fcntl::openat(&parent, ".", flags, mode)?);
+        Ok((parent, file))
     };
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
-    let mut file = File::from(nix::fcntl::openat(&parent_fd, ".", flags, mode)?);
+    let (parent, mut file) = looks.look(open).await.map_err(no_answer)??;
     port.accept(receipt).await;
     let mut bytes = 0;
     while let Some(data) = port.inbox.data().await {
@@ -143,6 +160,6 @@ pub(super) async fn put(
     // disk was waited for: `within` looks for both before this goes on, so such a file gets no name.
     let proc = File::open("/proc/self/fd")?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
-    linkat(&proc, number.as_str(), &parent_fd, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+    linkat(&proc, number.as_str(), &parent, name.as_os_str(), AtFlags::AT_SYMLINK_FOLLOW)?;
     Ok(Ending::Exit(0))
 }

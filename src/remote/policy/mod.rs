@@ -27,10 +27,14 @@
 //! | rule | names that it matches | `*` matches `/` |
 //! |---|---|---|
 //! | `allow` | the path that is executed: its directories resolved, its last name as asked | no; `**` does |
-//! | `deny`, `ask` | that path, the name as it was sent, and the file behind the links | yes |
+//! | `deny`, `ask` | that path, the name as it was sent, the path at each link on the way, and the file behind the links | yes |
 //!
-//! A rule's own directory is resolved too: `/bin/ls` in a rule is `/usr/bin/ls` where `/bin` is a link. A program that
-//! is `*` alone is any program. Everything here is pure; reading the file and the file system is the work of
+//! A rule's own directory is resolved too: `/bin/ls` in a rule is `/usr/bin/ls` where `/bin` is a link. Where a `deny` rule
+//! names one program, and that is a link, the rule matches what is behind the link too, under any name. A program that
+//! is `*` alone is any program.
+//!
+//! The file system is looked at only where a rule that allows or asks can match ([`Policy::reaches`]); anything else is
+//! denied without a look. Everything here is pure; reading the file and the file system is the work of
 //! [`super::policy_file`].
 
 mod fault;

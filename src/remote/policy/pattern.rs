@@ -35,12 +35,14 @@ pub(super) struct ProgramPattern {
     text: Vec<u8>,
     /// With the directory of the pattern resolved, where that is another one.
     resolved: Option<Vec<u8>>,
+    /// Where the pattern names one program that is a link: the names behind the link, for rules that deny.
+    targets: Vec<Vec<u8>>,
     literal: bool,
 }
 
 impl ProgramPattern {
     pub(super) fn new(word: &RuleWord) -> Self {
-        Self { text: word.text.clone().into_bytes(), resolved: None, literal: word.quoted }
+        Self { text: word.text.clone().into_bytes(), resolved: None, targets: Vec::new(), literal: word.quoted }
     }
 
     /// The part before the first wildcard, up to and without its last `/`: a directory that can be looked up.
@@ -58,6 +60,11 @@ impl ProgramPattern {
         self.resolved = find(directory)
             .map(|found| [found.strip_suffix(b"/").unwrap_or(&found), rest].concat())
             .filter(|path| *path != self.text);
+    }
+
+    /// From now on the pattern matches these paths too.
+    pub(super) fn aim(&mut self, targets: Vec<Vec<u8>>) {
+        self.targets = targets;
     }
 
     /// The name of the one program that matches: a pattern without wildcards.
@@ -79,8 +86,36 @@ impl ProgramPattern {
             let last = name.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
             return name.in_path && self.fits(&self.text, &name.path[last..], reach);
         }
-        let patterns = [Some(&self.text), self.resolved.as_ref()];
-        patterns.into_iter().flatten().any(|pattern| self.fits(pattern, &name.path, reach))
+        self.paths().any(|pattern| self.fits(pattern, &name.path, reach))
+    }
+
+    /// Whether this path is one behind the link that the pattern names.
+    pub(super) fn aims_at(&self, path: &[u8]) -> bool {
+        self.targets.iter().any(|target| target == path)
+    }
+
+    /// Whether the pattern can match this absolute path, or a path beneath it. `search` are the directories in which
+    /// bare names are looked for.
+    pub(super) fn reaches(&self, at: &[u8], search: &[Vec<u8>], reach: Reach) -> bool {
+        if self.any() {
+            return true;
+        }
+        if !self.text.contains(&b'/') {
+            let slash = at.iter().rposition(|b| *b == b'/').unwrap_or(0);
+            return search.iter().any(|dir| *dir == at[..slash]) && self.fits(&self.text, &at[slash + 1..], reach);
+        }
+        self.paths().any(|pattern| {
+            if self.literal {
+                pattern.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+            } else {
+                path_begins(pattern, at, reach)
+            }
+        })
+    }
+
+    /// The pattern as written, and with its directory resolved.
+    fn paths(&self) -> impl Iterator<Item = &Vec<u8>> {
+        [Some(&self.text), self.resolved.as_ref()].into_iter().flatten()
     }
 
     fn fits(&self, pattern: &[u8], path: &[u8], reach: Reach) -> bool {
@@ -104,7 +139,7 @@ impl ProgramPattern {
         for token in tokens(&self.text) {
             match token {
                 Token::Star | Token::Stars => text.extend_from_slice(b"**"),
-                Token::One => text.push(b'?'),
+                Token::One | Token::Any => text.push(b'?'),
                 Token::Byte(b) => text.push(b),
             }
         }
@@ -118,6 +153,8 @@ enum Token {
     Byte(u8),
     /// `?`: one byte, no `/`.
     One,
+    /// `?` of a rule that takes a right away: one byte.
+    Any,
     /// `*`: any bytes, no `/`.
     Star,
     /// `**`: any bytes.
@@ -139,35 +176,79 @@ fn tokens(pattern: &[u8]) -> Vec<Token> {
     tokens
 }
 
-/// Whether a path matches. All ways through the pattern are followed at once, so the time is the product of both
-/// lengths and no more.
+/// Whether a path matches.
 fn path_glob(pattern: &[u8], path: &[u8]) -> bool {
-    let tokens = tokens(pattern);
-    // places[i]: what was read so far matches the first i tokens
-    let mut places = vec![false; tokens.len() + 1];
-    places[0] = true;
-    let pass = |places: &mut Vec<bool>| {
-        for (i, token) in tokens.iter().enumerate() {
-            if places[i] && matches!(token, Token::Star | Token::Stars) {
-                places[i + 1] = true;
+    let mut matching = Matching::new(tokens(pattern));
+    path.iter().for_each(|byte| matching.read(*byte));
+    matching.whole()
+}
+
+/// Whether some path matches that is this one, or begins with this one and a `/`.
+fn path_begins(pattern: &[u8], path: &[u8], reach: Reach) -> bool {
+    let mut tokens = tokens(pattern);
+    if reach == Reach::Everything {
+        for token in &mut tokens {
+            *token = match *token {
+                Token::Star => Token::Stars,
+                Token::One => Token::Any,
+                other => other,
+            };
+        }
+    }
+    let mut matching = Matching::new(tokens);
+    path.iter().for_each(|byte| matching.read(*byte));
+    if matching.whole() {
+        return true;
+    }
+    matching.read(b'/');
+    matching.places.contains(&true) // every token matches something, so what is left of the pattern does
+}
+
+/// How much of a pattern matches what was read so far. All ways through the pattern are followed at once, so the time is
+/// the product of both lengths and no more.
+struct Matching {
+    tokens: Vec<Token>,
+    /// `places[i]`: what was read so far matches the first `i` tokens.
+    places: Vec<bool>,
+}
+
+impl Matching {
+    fn new(tokens: Vec<Token>) -> Self {
+        let mut places = vec![false; tokens.len() + 1];
+        places[0] = true;
+        let mut matching = Self { tokens, places };
+        matching.pass();
+        matching
+    }
+
+    /// A star matches nothing, too.
+    fn pass(&mut self) {
+        for (i, token) in self.tokens.iter().enumerate() {
+            if self.places[i] && matches!(token, Token::Star | Token::Stars) {
+                self.places[i + 1] = true;
             }
         }
-    };
-    pass(&mut places);
-    for byte in path {
-        let mut next = vec![false; places.len()];
-        for (i, token) in tokens.iter().enumerate().filter(|(i, _)| places[*i]) {
+    }
+
+    fn read(&mut self, byte: u8) {
+        let mut next = vec![false; self.places.len()];
+        for (i, token) in self.tokens.iter().enumerate().filter(|(i, _)| self.places[*i]) {
             match token {
-                Token::Byte(b) => next[i + 1] |= b == byte,
-                Token::One => next[i + 1] |= *byte != b'/',
-                Token::Star => next[i] |= *byte != b'/',
+                Token::Byte(b) => next[i + 1] |= *b == byte,
+                Token::One => next[i + 1] |= byte != b'/',
+                Token::Any => next[i + 1] = true,
+                Token::Star => next[i] |= byte != b'/',
                 Token::Stars => next[i] = true,
             }
         }
-        pass(&mut next);
-        places = next;
+        self.places = next;
+        self.pass();
     }
-    places[tokens.len()]
+
+    /// Whether the whole pattern matches what was read.
+    fn whole(&self) -> bool {
+        self.places[self.tokens.len()]
+    }
 }
 
 /// Whether a text matches: `*` is any bytes, `?` one. Linear in `text` for each `*`: goes back only to the last one.
@@ -208,6 +289,7 @@ mod tests {
         match first {
             Token::Byte(b) => path.first() == Some(b) && by_trying(rest, &path[1..]),
             Token::One => path.first().is_some_and(|b| *b != b'/') && by_trying(rest, &path[1..]),
+            Token::Any => !path.is_empty() && by_trying(rest, &path[1..]),
             Token::Star => ends(|b| b != b'/'),
             Token::Stars => ends(|_| true),
         }
@@ -240,6 +322,29 @@ mod tests {
             if path_glob(pattern.as_bytes(), path.as_bytes()) {
                 prop_assert!(glob(pattern.as_bytes(), path.as_bytes()));
             }
+        }
+
+        #[test]
+        fn a_pattern_reaches_every_directory_on_the_way_to_what_it_matches(
+            pattern in "[ab/*?]{0,9}", path in "[ab/]{0,9}",
+        ) {
+            let matches = [(Reach::Component, path_glob as fn(&[u8], &[u8]) -> bool), (Reach::Everything, glob)];
+            let slashes = path.match_indices('/').map(|(at, _)| at);
+            for end in slashes.chain([path.len()]) {
+                for (reach, matches) in matches {
+                    if matches(pattern.as_bytes(), path.as_bytes()) {
+                        prop_assert!(path_begins(pattern.as_bytes(), &path.as_bytes()[..end], reach), "{end} {reach:?}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_pattern_reaches_nothing_beside_its_own_way(fixed in "(/[ab]{1,2}){1,3}", at in "(/[ab]{1,2}){1,4}") {
+            let pattern = format!("{fixed}/*");
+            let beneath = at.strip_prefix(fixed.as_str()).is_some_and(|r| r.starts_with('/') && !r[1..].contains('/'));
+            let above = fixed.strip_prefix(at.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            prop_assert_eq!(path_begins(pattern.as_bytes(), at.as_bytes(), Reach::Component), beneath || above);
         }
 
         #[test]

@@ -18,11 +18,16 @@ pub struct AskedProgram {
     /// The path that is executed: directories resolved, the last name as asked. A bare name that no directory of
     /// [`PATH`] has could be in any of them: then there is one path for each.
     pub executed: Vec<ProgramName>,
-    /// The other names: the path as it was sent, and the file behind the links.
+    /// The other names: the path as it was sent, the path at each link on the way, and the file behind the links.
     pub others: Vec<ProgramName>,
 }
 
 impl AskedProgram {
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &ProgramName> {
+        self.executed.iter().chain(&self.others)
+    }
+
     /// A program that has one name only: an absolute path, taken as it stands.
     pub fn plain(path: &[u8]) -> Self {
         let directory = path.iter().rposition(|b| *b == b'/').map_or(&[][..], |at| &path[..at]);

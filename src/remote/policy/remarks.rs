@@ -7,8 +7,12 @@ use super::{
 };
 
 /// The remarks about a policy, in the order of its lines. `trouble` says what is wrong with a program that a rule names
-/// by a path without wildcards, or by a bare name.
-pub fn remarks(policy: &Policy, trouble: impl Fn(&[u8]) -> Option<String>) -> Vec<PolicyFault> {
+/// by a path without wildcards, or by a bare name; `behind` gives the file where that is a link.
+pub fn remarks(
+    policy: &Policy,
+    trouble: impl Fn(&[u8]) -> Option<String>,
+    behind: impl Fn(&[u8]) -> Option<String>,
+) -> Vec<PolicyFault> {
     let mut found = Vec::new();
     for rule in &policy.rules {
         let mut remark = |what: String, fix: String| found.push(Complaint::new(what, fix).at(rule.line));
@@ -23,6 +27,10 @@ pub fn remarks(policy: &Policy, trouble: impl Fn(&[u8]) -> Option<String>) -> Ve
         }
         if let Some(trouble) = program.filter(|_| rule.verdict != Verdict::Deny).and_then(|p| trouble(p.only_name()?)) {
             remark(trouble, "correct the name, or the owner and the mode; until then the program does not run".into());
+        }
+        if let Some(file) = program.filter(|_| rule.verdict == Verdict::Deny).and_then(|p| behind(p.only_name()?)) {
+            let what = format!("the program is a link to {file}, so the rule denies that file under every name");
+            remark(what, "allow rules for its other names in front of this rule, where they are meant".into());
         }
         match rule.verdict {
             Verdict::Ask if !rule.options.stdin && !rule.stdin_stated => {

@@ -96,6 +96,13 @@ pub struct Ruling<'a> {
     pub beneath: Option<&'a str>,
 }
 
+impl Ruling<'_> {
+    /// What is said where no rule matches: no.
+    pub fn none() -> Self {
+        Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::plain(false), beneath: None }
+    }
+}
+
 /// The text that `authorize` writes: everything, as the original's description promises.
 pub const EVERYTHING: &str =
     "# Any command, as root: a VM that is compromised is dom0 compromised.\nallow shell *\nallow * *\n";
@@ -177,7 +184,7 @@ impl Policy {
             Some((rule, beneath)) => {
                 Ruling { verdict: rule.verdict, line: Some(rule.line), options: rule.options.clone(), beneath }
             }
-            None => Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::plain(false), beneath: None },
+            None => Ruling::none(),
         }
     }
 
@@ -202,6 +209,40 @@ impl Policy {
                 program.resolve(|directory| find(rule.verdict, directory));
             }
         }
+    }
+
+    /// Looks up the programs that rules deny by one name: where that is a link, the rules deny what is behind it too.
+    ///
+    /// # Errors
+    /// The first that `find` has.
+    pub fn resolve_links<E>(&mut self, find: impl Fn(&[u8]) -> Result<Vec<Vec<u8>>, E>) -> Result<(), E> {
+        for rule in self.rules.iter_mut().filter(|rule| rule.verdict == Verdict::Deny) {
+            if let RuleSubject::Argv { program, .. } = &mut rule.subject {
+                let targets = program.only_name().map(&find).transpose()?;
+                program.aim(targets.unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a rule can give a right to a program at this path, or at a path beneath it; also the right to be shown to
+    /// a person. What no rule reaches is denied, whatever it is. A rule that asks matches the path as asked too: `as_asked` is
+    /// that path, up to the same component. `search` are the directories in which bare names are
+    /// looked for, as written and resolved: they are system directories, and rules that ask match the file behind a link
+    /// in them.
+    pub fn reaches(&self, at: &[u8], as_asked: Option<&[u8]>, search: &[Vec<u8>]) -> bool {
+        let above = |dir: &Vec<u8>| dir.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+        let slash = at.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        let in_search = search.iter().any(|dir| *dir == at[..slash]);
+        search.iter().any(above)
+            || self.rules.iter().any(|rule| match (&rule.subject, rule.verdict) {
+                (RuleSubject::Argv { program, .. }, Verdict::Allow) => program.reaches(at, search, Reach::Component),
+                (RuleSubject::Argv { program, .. }, Verdict::Ask) => {
+                    let mut paths = [Some(at), as_asked].into_iter().flatten();
+                    in_search || paths.any(|path| program.reaches(path, search, Reach::Everything))
+                }
+                _ => false,
+            })
     }
 }
 
@@ -273,7 +314,10 @@ fn program_matches(verdict: Verdict, pattern: &ProgramPattern, asked: &AskedProg
     let matches = |reach| move |name| pattern.matches(name, reach);
     match verdict {
         Verdict::Allow => asked.executed.iter().any(matches(Reach::Component)),
-        Verdict::Deny | Verdict::Ask => asked.executed.iter().chain(&asked.others).any(matches(Reach::Everything)),
+        Verdict::Ask => asked.names().any(matches(Reach::Everything)),
+        Verdict::Deny => {
+            asked.names().any(|name| pattern.matches(name, Reach::Everything) || pattern.aims_at(&name.path))
+        }
     }
 }
 

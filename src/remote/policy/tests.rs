@@ -216,7 +216,7 @@ fn rules_that_allow_less_than_before_are_named() {
          allow /a*/b?c",
     );
     let missing = |name: &[u8]| (name == b"/usr/bin/ls").then(|| "no such program".to_owned());
-    let named: Vec<_> = remarks(&p, missing).into_iter().map(|remark| (remark.line, remark.fix)).collect();
+    let named: Vec<_> = remarks(&p, missing, |_| None).into_iter().map(|remark| (remark.line, remark.fix)).collect();
     let [first, second, third] = &named[..] else { panic!("{named:#?}") };
     assert_eq!((first.0, first.1.contains("/opt/**")), (1, true));
     assert_eq!(second.0, 6);
@@ -225,7 +225,7 @@ fn rules_that_allow_less_than_before_are_named() {
         "ask x\nask x [stdin=no]\nask x [stdin=yes]\nask shell *\nallow x [stdin=no]\nallow x [stdin=no tty=no]\n\
          ask get /x\ndeny x",
     );
-    assert_eq!(remarks(&p, |_| None).iter().map(|remark| remark.line).collect::<Vec<_>>(), [1, 4, 5]);
+    assert_eq!(remarks(&p, |_| None, |_| None).iter().map(|remark| remark.line).collect::<Vec<_>>(), [1, 4, 5]);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 deaf N TEXT     N requests for the shell text TEXT; then it reads nothing any more
 late TEXT       one request whose text comes when ~/go is there
 flood TEXT      requests for TEXT without end, answers read
+cancels TEXT    the same, each cancelled at once
+signals TEXT    one request for TEXT; then signals and sizes of a terminal for it without end
 """
 import hashlib, hmac, os, struct, sys, time
 
@@ -67,7 +69,15 @@ elif mode == "late":
     while True:
         stream, kind, body = frame()
         print(stream, kind, body[1:] if kind == 5 else b"", file=done, flush=True)
-elif mode == "flood":
+elif mode == "signals":
+    text = " ".join(rest).encode()
+    request(1, text)
+    send(1, 3, text)
+    open("/home/user/asked", "w").close()
+    while True:
+        out.write((struct.pack(">IIBB", 6, 1, 12, 28) + struct.pack(">IIBHH", 9, 1, 13, 24, 80)) * 500)
+        out.flush()
+elif mode in ("flood", "cancels"):
     text = " ".join(rest).encode()
     n, open_streams = 0, 0
     while True:
@@ -75,6 +85,8 @@ elif mode == "flood":
             n += 1
             request(n, text)
             send(n, 3, text)
+            if mode == "cancels":
+                send(n, 14)
             open_streams += 1
         stream, kind, body = frame()
         if kind in (5, 15):
