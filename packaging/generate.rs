@@ -67,9 +67,15 @@ fn fill(page: &str, text: &str, root: &Path) -> String {
         _ => None,
     };
     let command = || command.clone().unwrap_or_else(|| panic!("{page} has no options"));
+    let parts = text.replace("@STATUS@\n", &fs::read_to_string(root.join("status.roff")).expect("a part of pages"));
     let mut filled = format!(".\\\" Made from {page}.in by packaging/generate.rs: edit that.\n");
-    for line in text.lines() {
+    for line in parts.lines() {
         match line {
+            "@INTERFACE@" => {
+                let interface = root.join("../src/control/org.qrexec-connect.Control.varlink");
+                let interface = fs::read_to_string(interface).expect("the description of the interface");
+                filled.extend(interface.lines().map(|line| format!("{}\n", roff(line))));
+            }
             "@OPTIONS@" => filled += &options(&command()),
             "@COMMANDS@" => filled += &commands(&command()),
             "@USAGE-OPTIONS@" => filled += &options(&remote_command()),

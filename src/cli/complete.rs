@@ -4,7 +4,9 @@
 //! Which arguments are units and which are sessions is read from their value names, so a command that is added takes
 //! part without a word here.
 
-use clap_complete::{ArgValueCandidates, CompletionCandidate, env::CompleteEnv};
+use std::{collections::BTreeSet, ffi::OsStr};
+
+use clap_complete::{ArgValueCandidates, ArgValueCompleter, CompletionCandidate, env::CompleteEnv};
 
 use super::{
     control::{Program, socket_path},
@@ -13,8 +15,11 @@ use super::{
 use crate::{
     control::{api, client::ControlConnection},
     log::escape,
-    spec::PREFIXES,
+    spec::{KeyName, PREFIXES},
 };
+
+/// The value name of `--forward`.
+const FORWARD: &str = "KEY=VALUE,…";
 
 /// What an argument of `command` with this value name takes, if it is something that the machine knows.
 fn known(command: &str, value_name: &str, service: (Program, Scope)) -> Option<ArgValueCandidates> {
@@ -36,11 +41,19 @@ pub(super) fn answer(program: Program, scope: Scope, command: fn() -> clap::Comm
     CompleteEnv::with_factory(move || with_candidates(command(), (program, scope))).complete();
 }
 
-/// `command`, whose arguments know what they may be.
+/// `command`, whose arguments know what they may be, without what is hidden.
 fn with_candidates(command: clap::Command, service: (Program, Scope)) -> clap::Command {
     let name = command.get_name().to_owned();
+    // clap offers a hidden command as soon as no other fits. It takes names that live for ever; this process ends soon.
+    let command = clap::Command::new(&*Box::leak(name.clone().into_boxed_str()))
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned())
+        .subcommands(command.get_subcommands().filter(|command| !command.is_hide_set()).cloned());
     let told = command.mut_args(|arg| {
         let value = arg.get_value_names().and_then(<[_]>::first).map_or(arg.get_id().as_str(), |name| name.as_str());
+        if value == FORWARD {
+            return arg.add(ArgValueCompleter::new(keys));
+        }
         match known(&name, &value.to_uppercase(), service) {
             Some(candidates) => arg.add(candidates),
             None => arg,
@@ -90,8 +103,25 @@ fn listeners((program, scope): (Program, Scope)) -> Vec<CompletionCandidate> {
     let answer = ControlConnection::connect(&socket_path(program, scope))
         .and_then(|mut client| client.call::<api::Listeners>("ListListeners", &serde_json::json!({})));
     let listeners = answer.map(|answer| answer.listeners).unwrap_or_default();
-    let known = listeners.iter().filter_map(|listener| candidate(&listener.address, &listener.upstream));
-    known.chain(unit_names()).collect()
+    let words = |listener: &api::Listener| {
+        let upstream = listener.upstream.clone();
+        let words = [listener.label.clone(), Some(listener.address.clone())];
+        words.into_iter().flatten().filter_map(move |word| candidate(&word, &upstream))
+    };
+    let mut labels = BTreeSet::new(); // that of a forward with several listeners once
+    let known = listeners.iter().flat_map(words).filter(|word| labels.insert(word.get_value().to_owned()));
+    let known: Vec<_> = known.collect();
+    known.into_iter().chain(unit_names()).collect()
+}
+
+/// The keys that may follow in `--forward`.
+fn keys(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(text) = current.to_str() else { return Vec::new() };
+    let (before, last) = text.rsplit_once(',').map_or(("", text), |(before, last)| (before, last));
+    let before = if before.is_empty() { String::new() } else { format!("{before},") };
+    let given = |key: &str| before.split(',').any(|item| item.split('=').next() == Some(key));
+    let fits = KeyName::ALL.iter().map(|key| key.name()).filter(|key| key.starts_with(last) && !given(key));
+    fits.map(|key| CompletionCandidate::new(format!("{before}{key}="))).collect()
 }
 
 /// A word with the upstream beside it; `None` where a shell would read the word otherwise.
@@ -104,6 +134,17 @@ fn candidate(word: &str, upstream: &str) -> Option<CompletionCandidate> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_a_forward_are_offered_once() {
+        let offered = |text: &str| -> Vec<_> {
+            keys(OsStr::new(text)).iter().map(|word| word.get_value().to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(offered("listen_n"), ["listen_namespace="]);
+        assert_eq!(offered("uds=/x,udp_t"), ["uds=/x,udp_target="]);
+        assert_eq!(offered("udp_target=a:1,udp_t"), [""; 0]);
+        assert!(offered("").len() == KeyName::ALL.len());
+    }
 
     #[test]
     fn a_word_that_a_shell_would_read_otherwise_is_not_offered() {

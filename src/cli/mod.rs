@@ -19,6 +19,8 @@ mod effective;
 #[cfg(feature = "forward")]
 mod generator;
 #[cfg(feature = "forward")]
+mod help;
+#[cfg(feature = "forward")]
 pub mod pfwd;
 #[cfg(feature = "forward")]
 mod reload;
@@ -32,3 +34,6 @@ mod systemctl;
 mod units;
 #[cfg(feature = "forward")]
 mod wrap;
+
+#[cfg(feature = "forward")]
+pub use help::EXIT_CODES;

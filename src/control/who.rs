@@ -52,6 +52,15 @@ impl PeerQuery {
     }
 }
 
+/// Whether the peer of a session is this process, whose end has the address `local`; over a Unix socket it has none.
+pub fn is_of(session: &api::Session, local: Option<SocketAddr>) -> bool {
+    match (Peer::read(&session.peer), local) {
+        (Some(Peer::Inet(address)), Some(local)) => canonical(address) == canonical(local),
+        (Some(Peer::Unix { pid, .. }), None) => u32::try_from(pid) == Ok(std::process::id()),
+        _ => false,
+    }
+}
+
 /// The process of each, where the kernel tells. Reads /proc: not for a thread that must not wait.
 pub fn look_up(wanted: &[PeerQuery]) -> Vec<Option<Process>> {
     let mut pids: Vec<Option<(u32, Option<u32>)>> = Vec::with_capacity(wanted.len());

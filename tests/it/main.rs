@@ -39,3 +39,4 @@ mod sessions;
 mod stages;
 mod tables;
 mod toolbox;
+mod trial;

@@ -3,7 +3,10 @@
 
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
-use qrexec_connect::spec::{Config, KeyName, Options};
+use qrexec_connect::{
+    cli::{EXIT_CODES, connect, dom0, pfwd},
+    spec::{Config, KeyName, Options},
+};
 
 use crate::support::{Activation, FakeQrexec, bare, eventually, example, run};
 
@@ -111,6 +114,68 @@ fn every_field_of_the_journal_is_in_the_manual() {
     assert!(seen >= 14, "only {seen} fields seen");
 }
 
+/// The words of an enumeration in the source, as serde writes them: in lower case.
+fn variants(source: &str, name: &str) -> Vec<String> {
+    let (_, body) = source.split_once(&format!("enum {name} {{")).unwrap_or_else(|| panic!("no {name}"));
+    let body = body.split_once("\n}").expect("it ends").0;
+    let variant = |line: &str| {
+        let word = line.trim().strip_suffix(',')?;
+        word.chars().all(char::is_alphanumeric).then(|| word.to_lowercase())
+    };
+    body.lines().filter_map(variant).collect()
+}
+
+/// All text of the files of a folder of `src`.
+fn source(folder: &str) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder);
+    let files = fs::read_dir(dir).expect("a folder").flatten().map(|entry| entry.path());
+    files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).expect("a source file")).collect()
+}
+
+#[test]
+fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
+    fn commands(command: &clap::Command, manual: &str, seen: &mut usize) {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            let heading = format!("\n.SS {}", sub.get_name());
+            let ends = |rest: &str| rest.starts_with([' ', '\n']);
+            assert!(manual.split(&heading).skip(1).any(ends), "{} is in no heading", sub.get_name());
+            *seen += 1;
+            commands(sub, manual, seen);
+        }
+    }
+    let control = source("cli/control");
+    let interface =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/org.qrexec-connect.Control.varlink"));
+    let interface = interface.expect("the interface");
+    for (name, command, most) in [("pfwd.1", pfwd::command(), 9), ("qrexec-connect.1", connect::command(), 12)] {
+        let (manual, mut seen) = (page(name), 0);
+        commands(&command, &manual, &mut seen);
+        assert!(seen >= most, "{name}: only {seen} commands seen");
+        for word in variants(&control, "RowState").iter().chain(&variants(&control, "Step")) {
+            let there = [format!(".B {word}\n"), format!(".BR {word} ,")].iter().any(|text| manual.contains(text));
+            assert!(there, "{name}: the state or step {word}");
+        }
+        // types, fields, states, methods and errors of the interface, as they are
+        for line in interface.lines() {
+            assert!(manual.contains(&line.replace('\'', "\\(aq").replace('`', "\\(ga")), "{name}: {line}");
+        }
+        let help = command.clone().render_long_help().to_string();
+        for (code, _) in EXIT_CODES {
+            assert!(manual.contains(&format!("\n.B {code}\n")), "{name}: exit code {code}");
+            assert!(help.contains(&format!("\n  {code:>2}  ")), "--help of {name}: exit code {code}");
+        }
+        for page in ["(1)", "(5)"] {
+            assert!(help.contains(page), "--help of {name} names no manual");
+        }
+    }
+    let help = pfwd::command().render_long_help().to_string();
+    for key in KeyName::ALL {
+        assert!(help.split_whitespace().any(|word| word == key.name()), "pfwd --help: {}", key.name());
+    }
+    let remote = page("qvm-remote-dom0.8");
+    commands(&dom0::command(), &remote, &mut 0);
+}
+
 #[test]
 fn the_example_in_the_manual_is_a_configuration() {
     let manual = page("pfwd.toml.5");
@@ -150,6 +215,8 @@ fn a_shell_completes_commands_options_and_the_units_that_are_there() {
     assert_eq!(completed(home.path(), "qrexec-connect rem"), ["remove"]);
     assert_eq!(completed(home.path(), "qrexec-connect remove g"), ["gitweb"]);
     assert_eq!(completed(home.path(), "qrexec-connect check qrexec-connect-m"), ["qrexec-connect-mail.socket"]);
+    let hidden = completed(home.path(), "qrexec-connect stand");
+    assert!(!hidden.contains(&"stand-in".to_owned()), "{hidden:?}");
     assert!(completed(home.path(), "qrexec-connect serve --q").contains(&"--qrexec-client".to_owned()));
 }
 

@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
     arguments::{self, When},
-    check, complete, control, effective, generator, reload, serve,
+    check, complete, control, effective, generator, help, reload, serve,
     units::Scope,
 };
 use crate::{
@@ -26,10 +26,14 @@ use crate::{
 
 const PROGRAM: &str = "qrexec-connect";
 const CONTROLLED: control::Program =
-    control::Program { name: PROGRAM, prefix: "qrexec-connect-", sources: config::sources };
+    control::Program { name: PROGRAM, prefix: "qrexec-connect-", usual: Scope::User, sources: config::sources };
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "Manuals: qrexec-connect(1), qrexec-connect.socket(5); `qrexec-connect --help` has the exit codes"
+)]
+#[command(after_long_help = more_help())]
 #[command(name = PROGRAM, version, about = "Connects local ports and UNIX sockets to services in other qubes")]
 #[command(long_about = "\
 Connects local ports and UNIX sockets to services in other qubes.
@@ -52,6 +56,16 @@ struct ConnectArguments {
     command: Option<ConnectCommand>,
     #[command(flatten)]
     serve: Serve,
+}
+
+/// What `--help` says at its end: the service, the manuals, the exit codes.
+fn more_help() -> String {
+    format!(
+        "Service: qrexec-connect.service serves the sockets of qrexec-connect-NAME.socket, one of each user and one of \
+         the system\n\n{}\n\nManuals: qrexec-connect(1), qrexec-connect.socket(5) with the options of a name, \
+         qrexec-connect.journal(7)",
+        help::exit_help()
+    )
 }
 
 #[derive(Debug, Subcommand)]

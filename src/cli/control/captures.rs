@@ -33,7 +33,12 @@ fn names() -> [(&'static str, String); 5] {
 }
 
 fn service() -> AskedService {
-    let program = Program { name: "pfwd", prefix: "pfwd-", sources: |_, _| unreachable!("no file is read") };
+    let program = Program {
+        name: "pfwd",
+        prefix: "pfwd-",
+        usual: Scope::System,
+        sources: |_, _| unreachable!("no file is read"),
+    };
     AskedService { program, scope: Scope::System, socket: "/run/pfwd/control".into(), usual: true }
 }
 

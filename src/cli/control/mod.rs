@@ -4,13 +4,16 @@
 #[cfg(test)]
 mod captures;
 mod kill;
+mod knock;
 mod place;
 mod row;
 mod service;
 mod sessions;
 mod socket_unit;
 mod status;
+mod step;
 mod table;
+mod trial;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -45,6 +48,9 @@ pub(super) enum ControlCommand<P: WhichService> {
     Pause(PauseOptions<P>),
     /// Accept on a paused listener again
     Resume(PauseOptions<P>),
+    /// Make one connection through a listener and show each step with its time, or the step that fails, the cause and the
+    /// next command. Nothing is sent, but an empty datagram over UDP. Exits with 1 when a step fails
+    Try(TryOptions<P>),
     /// Print the service's counters as text for Prometheus
     Metrics(MetricsOptions<P>),
 }
@@ -114,6 +120,19 @@ pub(super) struct PauseOptions<P: WhichService> {
     all: bool,
 }
 
+/// Options of `try`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TryOptions<P: WhichService> {
+    #[command(flatten)]
+    place: P,
+    /// The listener: a label, a socket unit or its short name, an address or a port
+    #[arg(value_name = "LISTENER")]
+    listener: String,
+    /// Print one JSON object for each listener that is tried, each in one line
+    #[arg(long)]
+    json: bool,
+}
+
 /// Options of `metrics`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct MetricsOptions<P: WhichService> {
@@ -146,6 +165,9 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
         }
         ControlCommand::Pause(options) => pause(&AskedService::new(program, &options.place), "Pause", options),
         ControlCommand::Resume(options) => pause(&AskedService::new(program, &options.place), "Resume", options),
+        ControlCommand::Try(options) => {
+            trial::run(&AskedService::new(program, &options.place), &options.listener, options.json)
+        }
         ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
             let service = AskedService::new(program, &options.place);

@@ -34,6 +34,8 @@ pub(in crate::cli) struct Program {
     pub(in crate::cli) name: &'static str,
     /// How names of its socket units begin.
     pub(in crate::cli) prefix: &'static str,
+    /// Whose service is meant unless an option says otherwise.
+    pub(in crate::cli) usual: Scope,
     /// Where its configuration is, unless an argument says otherwise.
     pub(in crate::cli) sources: fn(Option<PathBuf>, Scope) -> Sources,
 }
@@ -104,6 +106,12 @@ impl AskedService {
     /// What there is to say before the first connection.
     pub(super) fn no_sessions_yet(&self) -> String {
         format!("no sessions; the first connection starts {}", self.unit())
+    }
+
+    /// What stands behind a command about this service, where it is not the program's usual one.
+    pub(super) fn place_option(&self) -> &'static str {
+        // A program whose usual service is the system's has no such option.
+        if self.scope == Scope::System && self.program.usual == Scope::User { " --system" } else { "" }
     }
 
     /// Makes a call, and makes it again while the service restarts.

@@ -9,30 +9,35 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory as _, Parser, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 
 use super::{
     arguments::{self, When},
     check, complete,
     config::{self, Sources},
-    control, effective, generator, reload,
+    control, effective, generator, help, reload,
     serve::{self, ServeOptions},
     units::Scope,
 };
 use crate::{
     dial::qrexec::CLIENT,
     report::{self, Code, Fatal},
-    spec::LogLevel,
+    spec::{KeyName, LogLevel},
 };
 
 const PROGRAM: &str = "pfwd";
 /// Where the configuration is, unless an argument says otherwise.
 const FILE: &str = "/etc/pfwd.toml";
 
-const CONTROLLED: control::Program = control::Program { name: PROGRAM, prefix: "pfwd-", sources };
+const CONTROLLED: control::Program = control::Program { name: PROGRAM, prefix: "pfwd-", usual: Scope::System, sources };
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, subcommand_help_heading = "Commands")]
+#[command(after_help = "Manuals: pfwd(1), pfwd.toml(5); `pfwd --help` has the keys and the exit codes")]
+#[command(after_long_help = more_help())]
 #[command(name = PROGRAM, version, about = "Forwards TCP, UDP and UNIX sockets, also from and into network namespaces")]
 #[command(long_about = "\
 Forwards TCP, UDP and UNIX sockets, also from and into network namespaces.
@@ -76,7 +81,7 @@ struct PfwdArguments {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// What is logged: error, warn, info or debug
-    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level())]
     log_level: Option<LogLevel>,
     /// Begin each line of the log on stderr with the time; `auto`: on a terminal
     #[arg(
@@ -139,9 +144,23 @@ fn sources(given: Option<PathBuf>, _: Scope) -> Sources {
     Sources { file: given, places: vec![FILE.into()], forwards: Vec::new() }
 }
 
-fn log_level(text: &str) -> Result<LogLevel, String> {
-    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
-    levels.into_iter().find(|level| level.as_str() == text).ok_or_else(|| "error, warn, info or debug".to_owned())
+/// Reads a level; shells and the manual learn all of them.
+fn log_level() -> impl TypedValueParser<Value = LogLevel> {
+    const LEVELS: [LogLevel; 5] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+    let values = LEVELS.map(|level| PossibleValue::new(level.as_str()).hide(level == LogLevel::Trace));
+    let level = |text: String| LEVELS.into_iter().find(|level| level.as_str() == text);
+    PossibleValuesParser::new(values).try_map(move |text| level(text).ok_or("no such level"))
+}
+
+/// What `--help` says at its end: every key, the service, the manuals, the exit codes.
+fn more_help() -> String {
+    let keys = help::listed(KeyName::ALL.iter().map(|key| key.name()));
+    format!(
+        "Keys of --forward and of [[forward]], explained in pfwd.toml(5):\n{keys}\n\nService: pfwd.service serves {FILE}, \
+         the files of {FILE}.d and the sockets of pfwd-NAME.socket\n\n{}\n\nManuals: pfwd(1), pfwd.toml(5), \
+         qrexec-connect.socket(5), qrexec-connect.journal(7)",
+        help::exit_help()
+    )
 }
 
 /// Its arguments, for the manual and for shells.
