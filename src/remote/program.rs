@@ -23,7 +23,7 @@ use std::{
 
 use super::{
     policy::{AskedProgram, PATH, Policy, ProgramName, Verdict},
-    walk::{Route, Trust, Walk},
+    walk::{Trust, Walk, WalkedRoute},
 };
 
 pub use super::walk::PathFault;
@@ -120,7 +120,7 @@ fn absolute(within: &Search, asked: &Path, may_look: impl Fn(&Path, Option<&Path
         return Some(missing(vec![within.name(asked.to_owned())]));
     }
     let mut walk = Walk::new(Trust::Root);
-    let Route { asked: executed, on_the_way, behind, out_of_reach } = walk.follow(asked, may_look);
+    let WalkedRoute { asked: executed, on_the_way, behind, out_of_reach } = walk.follow(asked, may_look);
     if out_of_reach {
         return None;
     }

@@ -71,7 +71,7 @@ impl Trust {
 
 /// Where a path leads.
 #[derive(Debug, Default)]
-pub(super) struct Route {
+pub(super) struct WalkedRoute {
     /// The path with its directories resolved, and its last name as asked.
     pub(super) asked: PathBuf,
     /// The path at each link among the directories.
@@ -82,7 +82,7 @@ pub(super) struct Route {
     pub(super) out_of_reach: bool,
 }
 
-impl Route {
+impl WalkedRoute {
     /// The file: all links followed.
     pub(super) fn file(&self) -> &Path {
         self.behind.last().unwrap_or(&self.asked)
@@ -90,7 +90,7 @@ impl Route {
 }
 
 /// One name of a path that is followed.
-struct Name {
+struct WalkedName {
     text: OsString,
     /// Of the path that was asked for, and not of a link.
     asked: bool,
@@ -115,9 +115,9 @@ impl Walk {
     /// Where an absolute path leads. Behind a component that is missing, names are taken as they stand. A component of
     /// the path itself is looked at where `may_look` says so of its place and of its name as asked (which has none behind
     /// a `..`); the components of a link that was found there are root's words, and are looked at.
-    pub(super) fn follow(&mut self, path: &Path, may_look: impl Fn(&Path, Option<&Path>) -> bool) -> Route {
-        let (mut route, mut at, mut asked) = (Route::default(), PathBuf::from("/"), Some(PathBuf::from("/")));
-        let mut rest: VecDeque<Name> = names(path).map(|text| Name { text, asked: true }).collect();
+    pub(super) fn follow(&mut self, path: &Path, may_look: impl Fn(&Path, Option<&Path>) -> bool) -> WalkedRoute {
+        let (mut route, mut at, mut asked) = (WalkedRoute::default(), PathBuf::from("/"), Some(PathBuf::from("/")));
+        let mut rest: VecDeque<WalkedName> = names(path).map(|text| WalkedName { text, asked: true }).collect();
         let mut left = rest.len();
         self.in_proc = None;
         let mut is_directory = self.look(&at).is_some();
@@ -169,7 +169,7 @@ impl Walk {
                     }
                     is_directory = true;
                     let target: Vec<_> = names(&target).collect();
-                    target.into_iter().rev().for_each(|text| rest.push_front(Name { text, asked: false }));
+                    target.into_iter().rev().for_each(|text| rest.push_front(WalkedName { text, asked: false }));
                 }
                 Err(e) => self.trouble(PathFault::Io(at.clone(), e)),
             }

@@ -35,9 +35,8 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
         KeyName::ConnectTimeout | KeyName::UdpIdleTimeout | KeyName::SetupTimeout => {
             "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
         }
-        KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::RetryTimeout | KeyName::UdpResponses => {
-            "[0-9]{1,4}".boxed()
-        }
+        KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::RetryTimeout => "[0-9]{1,4}".boxed(),
+        KeyName::UdpResponses => (0u32..1000).prop_map(|n| n.to_string()).boxed(),
         KeyName::Keepalive => "true|false|yes|off|60/10/[1-9]".boxed(),
         KeyName::OnRemove => "keep|drain".boxed(),
         KeyName::ProxyProtocol => "v1|v2".boxed(),

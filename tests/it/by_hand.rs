@@ -104,7 +104,7 @@ fn a_closed_terminal_ends_it_and_nohup_keeps_it() {
 fn without_a_terminal_sighup_reads_a_file_again_and_ends_what_has_none() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("other.toml");
-    fs::write(&file, "").expect("ours");
+    fs::write(&file, "# no forward yet\n").expect("ours");
     let detached = ["setsid", "--wait"];
     let (process, _) = forwarding(&detached, &["--config", file.to_str().expect("plain")], Stdio::null());
     signal_child(&process, Signal::SIGHUP);

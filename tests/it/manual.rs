@@ -151,7 +151,7 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
         let (manual, mut seen) = (page(name), 0);
         commands(&command, &manual, &mut seen);
         assert!(seen >= most, "{name}: only {seen} commands seen");
-        for word in variants(&control, "RowState").iter().chain(&variants(&control, "Step")) {
+        for word in variants(&control, "RowState").iter().chain(&variants(&control, "TrialStep")) {
             let there = [format!(".B {word}\n"), format!(".BR {word} ,")].iter().any(|text| manual.contains(text));
             assert!(there, "{name}: the state or step {word}");
         }

@@ -129,7 +129,7 @@ const MISTAKES: &[Mistake] = &[
     row("a host of numbers", (At::Main, TARGET, "uds = \"/DIR/one.sock\"\ntarget = \"10.0.0.256:1\"\n"),
         (":7:11", "neither an address nor a host's name"), (3, 4, 78)),
     row("neither true nor false", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nkeepalive = \"maybe\"\n"),
-        (":7:", "expected true or false"), (3, 4, 78)),
+        (":7:", "expected true, false or IDLE"), (3, 4, 78)),
     row("a time below nothing", (At::Main, ONE, "uds = \"/DIR/one.sock\"\nconnect_timeout = -1\n"),
         (":7:", "connect_timeout"), (3, 4, 78)),
     row("a table of another program", (At::Main, "[defaults]", "[server]"), (":1:2", "there are [defaults] and [[forward]]"), (2, 4, 78)),

@@ -36,7 +36,7 @@ pub(super) struct Trial {
 /// A step of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Step {
+pub(super) enum TrialStep {
     Socket,
     Service,
     Dom0,
@@ -46,7 +46,7 @@ pub(super) enum Step {
     Silent,
 }
 
-impl Step {
+impl TrialStep {
     /// The step when it is over.
     pub(super) fn done(self, call: bool) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ impl Step {
 
 #[derive(Debug, Serialize)]
 pub(super) struct DoneStep {
-    pub(super) step: Step,
+    pub(super) step: TrialStep,
     /// Milliseconds since connect(2); absent where the service did not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ms: Option<u64>,
@@ -83,7 +83,7 @@ pub(super) struct DoneStep {
 
 #[derive(Debug, Serialize)]
 pub(super) struct FailedStep {
-    pub(super) step: Step,
+    pub(super) step: TrialStep,
     pub(super) cause: String,
     /// The next command to run.
     pub(super) next: String,

@@ -1,6 +1,6 @@
 //! `try`: one connection through a listener, each step with its time.
 //!
-//! [`Step`] says what each step is and who tells of it.
+//! [`TrialStep`] says what each step is and who tells of it.
 //!
 //! The times of the middle steps are the service's own. Nothing is sent, but an empty datagram over UDP, where the last
 //! step is `connected`.
@@ -13,7 +13,7 @@ use std::{
 use super::{
     knock::{Knock, News, NewsReceiver, NewsSender, watch},
     service::{AskedService, print, print_json},
-    step::{DoneStep, FailedStep, Step, Trial},
+    step::{DoneStep, FailedStep, Trial, TrialStep},
     table,
 };
 use crate::{
@@ -123,7 +123,7 @@ struct Trying<'a> {
 }
 
 /// What is known after a connection.
-enum Outcome {
+enum TrialOutcome {
     Known,
     /// The connection is over, and the service told nothing of it.
     Missed,
@@ -148,7 +148,7 @@ impl<'a> Trying<'a> {
         let to = self.trial.upstream.as_ref().map(|upstream| format!(" leads to {upstream}")).unwrap_or_default();
         self.say(&format!("{}{to}\n", listed(&KnownListener::from(self.listener))))?;
         if let Some((cause, next)) = self.closed() {
-            self.fail(Step::Service, cause, next)?;
+            self.fail(TrialStep::Service, cause, next)?;
             return Ok(self.trial);
         }
         let (to, news) = watch(self.service.socket.clone());
@@ -158,8 +158,8 @@ impl<'a> Trying<'a> {
             let first = if runs || self.again { news.recv_timeout(WHY).ok() } else { None };
             match self.knock(first, &to, &news)? {
                 // The service was started by the connection, and told nothing of it yet.
-                Outcome::Missed if !runs && !self.again => self.again = true,
-                Outcome::Missed | Outcome::Known => return Ok(self.trial),
+                TrialOutcome::Missed if !runs && !self.again => self.again = true,
+                TrialOutcome::Missed | TrialOutcome::Known => return Ok(self.trial),
             }
         }
     }
@@ -170,21 +170,21 @@ impl<'a> Trying<'a> {
         mut first: Option<(Instant, News)>,
         to: &NewsSender,
         news: &NewsReceiver,
-    ) -> Result<Outcome, Fatal> {
+    ) -> Result<TrialOutcome, Fatal> {
         let knock = match Knock::new(self.listener, to.clone()) {
             Ok(knock) => knock,
             Err(cause) => {
                 let next = self.unit_command("start");
-                self.fail(Step::Socket, cause, next)?;
-                return Ok(Outcome::Known);
+                self.fail(TrialStep::Socket, cause, next)?;
+                return Ok(TrialOutcome::Known);
             }
         };
         if !self.again {
-            self.done(Step::Socket, Some(since(&knock, Instant::now())))?;
+            self.done(TrialStep::Socket, Some(since(&knock, Instant::now())))?;
         }
         if self.listener.upstream == METRICS_UPSTREAM {
             self.trial.works = true; // no session comes of it
-            return Ok(Outcome::Known);
+            return Ok(TrialOutcome::Known);
         }
         let mut deadline = knock.at + ACCEPT;
         let mut asks = Some(knock.at + UNDECIDED);
@@ -195,19 +195,19 @@ impl<'a> Trying<'a> {
             let Ok((at, what)) = first.take().map_or_else(|| news.recv_timeout(left), Ok) else {
                 if until < deadline {
                     asks = None;
-                    if self.call && self.last() == Some(Step::Service) {
+                    if self.call && self.last() == Some(TrialStep::Service) {
                         self.say(
                             "            dom0 has not decided yet: answer the prompt there, or wait for the qube\n",
                         )?;
                     }
                     continue;
                 }
-                let missed = closed.is_some() && self.last() == Some(Step::Socket) && !self.again;
+                let missed = closed.is_some() && self.last() == Some(TrialStep::Socket) && !self.again;
                 if missed && self.listener.upstream.is_empty() {
-                    return Ok(Outcome::Missed);
+                    return Ok(TrialOutcome::Missed);
                 }
                 self.late(&knock, closed)?;
-                return Ok(Outcome::Known);
+                return Ok(TrialOutcome::Known);
             };
             match what {
                 News::Watching => self.catch_up(&knock)?,
@@ -216,26 +216,26 @@ impl<'a> Trying<'a> {
                     self.follow(&knock, at, session)?;
                     if event.event == Happened::Ended {
                         self.ended(&knock, at, &event, session)?;
-                        return Ok(Outcome::Known);
+                        return Ok(TrialOutcome::Known);
                     }
                 }
                 what => closed = Some((at, what)),
             }
             deadline = match (&closed, self.last()) {
-                (Some((at, News::Byte)), Some(Step::Dom0 | Step::Connected)) => {
+                (Some((at, News::Byte)), Some(TrialStep::Dom0 | TrialStep::Connected)) => {
                     let at = since(&knock, *at);
                     self.serves()?;
-                    self.done(Step::Byte, Some(at))?;
+                    self.done(TrialStep::Byte, Some(at))?;
                     self.trial.works = true;
-                    return Ok(Outcome::Known);
+                    return Ok(TrialOutcome::Known);
                 }
                 (Some((at, _)), _) => *at + WHY,
-                (None, Some(Step::Connected)) if self.listener.kind == Some(SocketKind::Udp) => {
+                (None, Some(TrialStep::Connected)) if self.listener.kind == Some(SocketKind::Udp) => {
                     self.trial.works = true;
-                    return Ok(Outcome::Known);
+                    return Ok(TrialOutcome::Known);
                 }
-                (None, Some(Step::Dom0 | Step::Connected)) => Instant::now() + SILENCE,
-                (None, Some(Step::Service)) => knock.at + SET_UP,
+                (None, Some(TrialStep::Dom0 | TrialStep::Connected)) => Instant::now() + SILENCE,
+                (None, Some(TrialStep::Service)) => knock.at + SET_UP,
                 (None, _) => knock.at + ACCEPT,
             };
         }
@@ -243,7 +243,7 @@ impl<'a> Trying<'a> {
 
     /// The other side serves the connection; of a call, nobody tells that but by going on.
     fn serves(&mut self) -> Result<(), Fatal> {
-        if self.has(Step::Connected) { Ok(()) } else { self.done(Step::Connected, None) }
+        if self.has(TrialStep::Connected) { Ok(()) } else { self.done(TrialStep::Connected, None) }
     }
 
     /// Why the listener takes no connections, and what to do about it.
@@ -285,11 +285,11 @@ impl<'a> Trying<'a> {
         let accepted = since(knock, at).saturating_sub(session.age_ms);
         self.trial.session = Some(session.id.clone());
         self.trial.upstream = Some(session.upstream.clone());
-        if !self.has(Step::Service) {
-            self.done(Step::Service, Some(accepted))?;
+        if !self.has(TrialStep::Service) {
+            self.done(TrialStep::Service, Some(accepted))?;
         }
         let Some(dialled) = session.dial_ms.map(|ms| accepted + ms) else { return Ok(()) };
-        let step = if self.call { Step::Dom0 } else { Step::Connected };
+        let step = if self.call { TrialStep::Dom0 } else { TrialStep::Connected };
         if !self.has(step) {
             self.done(step, Some(dialled))?;
         }
@@ -305,25 +305,25 @@ impl<'a> Trying<'a> {
         match end {
             Some(End::Eof) => {
                 self.serves()?;
-                let step = if session.down_bytes > 0 { Step::Byte } else { Step::End };
+                let step = if session.down_bytes > 0 { TrialStep::Byte } else { TrialStep::End };
                 self.done(step, Some(since(knock, at)))?;
                 self.trial.works = true;
                 Ok(())
             }
             _ if set_up.is_some_and(SetUp::never_began) => {
-                if !self.has(Step::Dom0) {
-                    self.done(Step::Dom0, None)?;
+                if !self.has(TrialStep::Dom0) {
+                    self.done(TrialStep::Dom0, None)?;
                 }
-                self.fail(Step::Connected, cause, next)
+                self.fail(TrialStep::Connected, cause, next)
             }
-            Some(End::Refused) => self.fail(Step::Dom0, cause, next),
+            Some(End::Refused) => self.fail(TrialStep::Dom0, cause, next),
             Some(End::DialFailed | End::Timeout) => {
-                let asked = self.call && !self.has(Step::Dom0);
-                self.fail(if asked { Step::Dom0 } else { Step::Connected }, cause, next)
+                let asked = self.call && !self.has(TrialStep::Dom0);
+                self.fail(if asked { TrialStep::Dom0 } else { TrialStep::Connected }, cause, next)
             }
             _ => {
-                let connected = self.has(Step::Connected) || self.has(Step::Dom0);
-                self.fail(if connected { Step::Byte } else { Step::Connected }, cause, next)
+                let connected = self.has(TrialStep::Connected) || self.has(TrialStep::Dom0);
+                self.fail(if connected { TrialStep::Byte } else { TrialStep::Connected }, cause, next)
             }
         }
     }
@@ -332,28 +332,28 @@ impl<'a> Trying<'a> {
     fn late(&mut self, knock: &Knock, closed: Option<(Instant, News)>) -> Result<(), Fatal> {
         let next = self.journal();
         match (closed, self.last()) {
-            (Some((at, News::End)), Some(Step::Dom0 | Step::Connected)) => {
+            (Some((at, News::End)), Some(TrialStep::Dom0 | TrialStep::Connected)) => {
                 self.serves()?;
-                self.done(Step::End, Some(since(knock, at)))?;
+                self.done(TrialStep::End, Some(since(knock, at)))?;
                 self.trial.works = true;
                 Ok(())
             }
-            (Some((_, News::Broken(e))), Some(Step::Dom0 | Step::Connected)) => {
-                self.fail(Step::Byte, e.to_string(), next)
+            (Some((_, News::Broken(e))), Some(TrialStep::Dom0 | TrialStep::Connected)) => {
+                self.fail(TrialStep::Byte, e.to_string(), next)
             }
             (Some(_), _) => {
                 let cause = "the connection was closed before it was a session: the listener may keep this peer out \
                              (allow_from, allow_uid), or is not served";
-                self.fail(Step::Service, cause.to_owned(), next)
+                self.fail(TrialStep::Service, cause.to_owned(), next)
             }
-            (None, Some(Step::Dom0 | Step::Connected)) => {
+            (None, Some(TrialStep::Dom0 | TrialStep::Connected)) => {
                 self.serves()?;
-                self.done(Step::Silent, Some(since(knock, Instant::now())))?;
+                self.done(TrialStep::Silent, Some(since(knock, Instant::now())))?;
                 self.trial.works = true;
                 Ok(())
             }
-            (None, Some(Step::Service)) => {
-                let step = if self.call { Step::Dom0 } else { Step::Connected };
+            (None, Some(TrialStep::Service)) => {
+                let step = if self.call { TrialStep::Dom0 } else { TrialStep::Connected };
                 self.fail(step, format!("no decision within {} s", SET_UP.as_secs()), next)
             }
             (None, _) => {
@@ -362,26 +362,26 @@ impl<'a> Trying<'a> {
                     ACCEPT.as_secs()
                 );
                 let next = format!("{} status{}", self.service.program.name, self.system());
-                self.fail(Step::Service, cause, next)
+                self.fail(TrialStep::Service, cause, next)
             }
         }
     }
 
-    fn has(&self, step: Step) -> bool {
+    fn has(&self, step: TrialStep) -> bool {
         self.trial.steps.iter().any(|done| done.step == step)
     }
 
-    fn last(&self) -> Option<Step> {
+    fn last(&self) -> Option<TrialStep> {
         self.trial.steps.last().map(|done| done.step)
     }
 
-    fn done(&mut self, step: Step, ms: Option<u64>) -> Result<(), Fatal> {
+    fn done(&mut self, step: TrialStep, ms: Option<u64>) -> Result<(), Fatal> {
         self.trial.steps.push(DoneStep { step, ms });
         let time = ms.map_or_else(String::new, |ms| format!("{ms} ms"));
         self.say(&format!("{time:>10}  {}\n", step.done(self.call)))
     }
 
-    fn fail(&mut self, step: Step, cause: String, next: String) -> Result<(), Fatal> {
+    fn fail(&mut self, step: TrialStep, cause: String, next: String) -> Result<(), Fatal> {
         let text = format!("{:>10}  {}: {cause}\n{:>10}  next: {next}\n", "failed", step.failed(), "");
         self.trial.failure = Some(FailedStep { step, cause, next });
         self.say(&text)

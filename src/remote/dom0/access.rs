@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// One reading.
-pub(super) struct Access {
+pub(super) struct QubeAccess {
     pub(super) keys: io::Result<Vec<Key>>,
     pub(super) policy: Result<Policy, PolicyFileError>,
     /// The digest of the policy's text, where the text could be read.
     text: Option<Digest>,
 }
 
-impl Access {
+impl QubeAccess {
     pub(super) fn read(shared: &Shared, vm: &str) -> Self {
         let text = shared.policy_path(vm).and_then(|path| Ok((policy_file::installed_text(&path)?, path)));
         let (policy, text) = match text {

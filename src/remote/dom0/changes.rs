@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::{access::Access, state::Shared};
+use super::{access::QubeAccess, state::Shared};
 use crate::{
     log::{Event, Kind, emit},
     remote::{audit, pipe::AsyncPipe, policy::Policy, policy_file::PolicyFileError},
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Writes down what the key and the policy of a VM are by this reading, when that is not what stands in the log already.
-pub(super) fn note(shared: &Shared, vm: &str, access: &Access) {
+pub(super) fn note(shared: &Shared, vm: &str, access: &QubeAccess) {
     let text = access.entry(vm);
     {
         let mut noted = lock(&shared.noted);
@@ -52,7 +52,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     let mut buffer = vec![0; 4096];
     loop {
         let vms: Vec<String> = lock(&shared.vms).keys().cloned().collect();
-        vms.iter().for_each(|vm| note(&shared, vm, &Access::read(&shared, vm)));
+        vms.iter().for_each(|vm| note(&shared, vm, &QubeAccess::read(&shared, vm)));
         match &events {
             Ok(events) if events.read(&mut buffer).await.is_ok() => {}
             _ => return, // each command looks all the same

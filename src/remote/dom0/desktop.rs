@@ -18,7 +18,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::state::{Shared, Vm};
 use crate::{remote::policy::PATH, sys::lock};
 
 /// Where each user who is logged in has a directory of his own (pam_systemd(8)).
@@ -44,7 +43,7 @@ struct Notified {
 
 /// When a notification is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
+enum NotificationDue {
     Now,
     /// At the end of the pause, for all that wait then.
     After(Duration),
@@ -54,18 +53,18 @@ enum Due {
 
 impl Desktop {
     /// A command asks: when its notification is due.
-    fn ask(&self, now: Instant) -> Due {
+    fn ask(&self, now: Instant) -> NotificationDue {
         let mut notified = lock(&self.0);
         let pause = notified.last.map_or(Duration::ZERO, |last| (last + PAUSE).saturating_duration_since(now));
         if notified.joined {
-            return Due::Joined;
+            return NotificationDue::Joined;
         }
         if pause.is_zero() {
             notified.last = Some(now);
-            return Due::Now;
+            return NotificationDue::Now;
         }
         notified.joined = true;
-        Due::After(pause)
+        NotificationDue::After(pause)
     }
 
     /// The pause is over.
@@ -74,19 +73,19 @@ impl Desktop {
     }
 }
 
-/// Notifies every session about a command of the qube, without waiting for it. What comes within the pause after a
-/// notification is told at its end, in one notification.
-pub(super) fn notify(shared: &Arc<Shared>, vm: &Arc<Vm>, id: &str) {
-    match vm.desktop.ask(Instant::now()) {
-        Due::Now => send(&vm.name, &format!("To see it and decide, as root: qvm-remote-dom0 approve {id}")),
-        Due::Joined => {}
-        Due::After(pause) => {
-            let (shared, vm) = (shared.clone(), vm.clone());
+/// Notifies every session about a command of the qube `vm`, without waiting for it. What comes within the pause after a
+/// notification is told at its end, in one notification, with the number that `waiting` gives then.
+pub(super) fn notify(desktop: &Arc<Desktop>, vm: &str, id: &str, waiting: impl Fn() -> usize + Send + 'static) {
+    match desktop.ask(Instant::now()) {
+        NotificationDue::Now => send(vm, &format!("To see it and decide, as root: qvm-remote-dom0 approve {id}")),
+        NotificationDue::Joined => {}
+        NotificationDue::After(pause) => {
+            let (desktop, vm) = (desktop.clone(), vm.to_owned());
             tokio::spawn(async move {
                 sleep(pause).await;
-                vm.desktop.end_of_pause(Instant::now());
-                if let Some(body) = joined(shared.approvals.count(&vm.name)) {
-                    send(&vm.name, &body);
+                desktop.end_of_pause(Instant::now());
+                if let Some(body) = joined(waiting()) {
+                    send(&vm, &body);
                 }
             });
         }
@@ -140,13 +139,13 @@ mod tests {
     fn what_comes_within_the_pause_is_told_once_at_its_end() {
         let (desktop, start) = (Desktop::default(), Instant::now());
         let after = |seconds: u64| start + Duration::from_secs(seconds);
-        assert_eq!(desktop.ask(start), Due::Now);
-        assert_eq!(desktop.ask(after(1)), Due::After(Duration::from_secs(9)));
-        assert_eq!([2, 9, 12].map(|seconds| desktop.ask(after(seconds))), [Due::Joined; 3]);
+        assert_eq!(desktop.ask(start), NotificationDue::Now);
+        assert_eq!(desktop.ask(after(1)), NotificationDue::After(Duration::from_secs(9)));
+        assert_eq!([2, 9, 12].map(|seconds| desktop.ask(after(seconds))), [NotificationDue::Joined; 3]);
         desktop.end_of_pause(after(13));
-        assert_eq!(desktop.ask(after(14)), Due::After(Duration::from_secs(9)), "the next pause has begun");
+        assert_eq!(desktop.ask(after(14)), NotificationDue::After(Duration::from_secs(9)), "the next pause has begun");
         desktop.end_of_pause(after(23));
-        assert_eq!(desktop.ask(after(33)), Due::Now);
+        assert_eq!(desktop.ask(after(33)), NotificationDue::Now);
         let texts = [0, 1, 3].map(joined);
         assert!(texts[0].is_none() && texts[2].as_ref().is_some_and(|text| text.starts_with("3 requests wait.")));
     }

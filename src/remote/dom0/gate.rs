@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    access::Access,
+    access::QubeAccess,
     approvals::CannotWait,
     changes, desktop,
     judge::{Authentic, Judged, Sight, Task, judge, usable, words},
@@ -175,7 +175,7 @@ fn ask(candidate: Candidate<'_>) -> Result<Policy, Rejected> {
         return Err(case.draining());
     }
     listed(case)?;
-    let access = Access::read(case.shared, &case.vm.name);
+    let access = QubeAccess::read(case.shared, &case.vm.name);
     changes::note(case.shared, &case.vm.name, &access);
     if !usable(case, access.keys)?.contains(&authentic.key) {
         let text = "not authorized: its key is not this qube's (any more)";
@@ -388,7 +388,8 @@ impl Candidate<'_> {
         case.audit("ASK", &format!("approval={id} {}", judged.entry()));
         let text = format!("{vm} asks for {shown}; to see all of it and decide: qvm-remote-dom0 approve {short}");
         case.event(Kind::CommandAsked, text, None);
-        desktop::notify(case.shared, case.vm, short);
+        let (shared, name) = (case.shared.clone(), vm.to_owned());
+        desktop::notify(&case.vm.desktop, vm, short, move || shared.approvals.count(&name));
         let answer = self
             .wait(RequestState::Approval, async {
                 self.port.send(Frame::Wait(WaitReason::Approval(short))).await;

@@ -82,7 +82,7 @@ pub struct Vm {
     /// Looks at paths that the qube names.
     pub(super) looks: Looks,
     /// Notifications about commands that wait for approval.
-    pub(super) desktop: Desktop,
+    pub(super) desktop: Arc<Desktop>,
     /// Numbers used in the current session.
     pub(super) replay: Mutex<Replay>,
     /// What the channel is, for `status`.
@@ -151,7 +151,7 @@ impl Shared {
                     full: Mutex::default(),
                     places: Places::default(),
                     looks: Looks::default(),
-                    desktop: Desktop::default(),
+                    desktop: Arc::default(),
                     replay: Mutex::default(),
                     state: Mutex::new("absent"),
                     listed: true.into(),

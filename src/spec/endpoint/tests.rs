@@ -41,7 +41,7 @@ fn targets_that_cannot_be_dialled_are_refused_each_in_its_own_words() {
         ("10.0.0.5:+22", "neither an address nor a name"),
         (":22", "no host before the port"),
         ("10.0.0.256:22", "neither an address nor a host's name"),
-        ("a b:22", "neither an address nor a host's name"),
+        ("a b:22", "is a qrexec call"),
         ("a..b:22", "neither an address nor a host's name"),
         ("a:b:22", "neither an address nor a name"),
         ("[fd00::1%eth0]:22", "no link-local address"),
