@@ -30,7 +30,7 @@ fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
         let end = service.end();
         assert!(end.note.contains("nobody listens there (retry_timeout=SECONDS retries for that long)"), "{end:?}");
         let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
-        service.process.stderr.wait_for("next try in 0.5 s");
+        service.process.stderr.wait_for("next try in 0.03 s");
         echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
         wire.expect(b"late ");
         service.stop();
@@ -104,7 +104,7 @@ fn a_restart_goes_on_with_retries() {
     let late = unused("127.0.0.1");
     let mut service = pfwd().tcp(&format!("target=127.0.0.1+{},retry_timeout=60", late.port())).start().ready();
     let mut wire = service.connect(0);
-    service.process.stderr.wait_for("next try in 0.25 s");
+    service.process.stderr.wait_for("next try in 0.03 s");
     restart(&mut service);
     service.process.stderr.wait_for("next try in ");
     echo_tcp(TcpListener::bind(late).expect("still free"), "late ");
