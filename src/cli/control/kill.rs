@@ -74,7 +74,7 @@ pub(super) fn all_listeners(service: &AskedService) -> Result<Vec<String>, Fatal
     Ok(status.listeners.iter().filter(can).map(|listener| select::spelling(&KnownListener::from(listener))).collect())
 }
 
-/// Why nothing can be paused.
+/// The error of `pause` and `resume`: before the first connection there is no service that could take it.
 pub(super) fn not_to_be_paused(service: &AskedService, failed: CallFailed) -> Fatal {
     if !service.waits_for_connection(&failed) {
         return service.failure(failed);

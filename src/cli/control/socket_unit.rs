@@ -84,7 +84,7 @@ pub(super) struct UnitRows<'a> {
     pub(super) config: &'a Config,
     /// The listeners of the service, without those that a row has.
     pub(super) theirs: Vec<api::Listener>,
-    /// Whether the service runs.
+    /// The service is active.
     pub(super) running: bool,
     sockets: ListeningSockets,
 }
@@ -294,7 +294,7 @@ impl KnownUnit {
         }
     }
 
-    /// Whether somebody enabled it.
+    /// The unit is enabled: a link in a `.wants` directory starts it.
     fn is_wanted(&self) -> bool {
         self.shown.last("UnitFileState").is_some_and(|state| matches!(state.as_str(), "enabled" | "enabled-runtime"))
     }

@@ -27,7 +27,7 @@ pub(super) struct Trial {
     pub(super) session: Option<String>,
     /// Steps that are over, in their order.
     pub(super) steps: Vec<DoneStep>,
-    /// Whether no step failed.
+    /// Every step of the connection was done.
     pub(super) works: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) failure: Option<FailedStep>,

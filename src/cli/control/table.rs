@@ -59,7 +59,7 @@ impl Colour {
 /// Colours and width that standard output can show.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Style {
-    /// Whether it takes colours.
+    /// Cells are coloured by escape sequences (ECMA-48 SGR).
     pub(super) colour: bool,
     /// Columns of the terminal; `None`: no terminal, or everything is to be shown.
     pub(super) width: Option<usize>,
@@ -122,9 +122,9 @@ impl<T: AsRef<str>> From<T> for Cell {
 /// What happens to a column where the terminal is too narrow for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ColumnNeed {
-    /// It stays.
+    /// The column is shown at every width.
     Needed,
-    /// It leaves where the least widths do not fit.
+    /// The column is left out where the least widths do not fit.
     Spare,
     /// It repeats what other columns say, and leaves where those cannot be shown in comfort.
     Extra,
