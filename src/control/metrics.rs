@@ -15,7 +15,7 @@ use prometheus_client::{
 use super::{api::Format, ask::Subject};
 use crate::{
     log::End,
-    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels},
+    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor},
 };
 
 /// The metrics of this service. Names begin with that of the program.
@@ -60,6 +60,8 @@ struct Row {
     sessions: u64,
     /// Of these, those that wait for a call of their qube.
     queued: u64,
+    /// Of these, those that wait for dom0's decision about their call or about earlier ones.
+    undecided: u64,
     /// Their bytes so far: up, down.
     bytes: (u64, u64),
     paused: bool,
@@ -79,20 +81,24 @@ impl Row {
 
 impl Scrape {
     fn rows(&self) -> Vec<Row> {
-        let mut live: HashMap<TallyKey, (u64, u64, u64, u64)> = HashMap::new();
+        let mut live: HashMap<TallyKey, (u64, u64, u64, u64, u64)> = HashMap::new();
         self.0.sessions.for_each(|info| {
             let listener = &info.route.listener;
             let at = (listener.address.clone(), listener.transport);
-            let (n, queued, up, down) = live.entry(at).or_default();
+            let (n, queued, undecided, up, down) = live.entry(at).or_default();
             *n += 1;
-            *queued += u64::from(info.is_queued());
+            match info.waits_for() {
+                Some(WaitsFor::Call) => *queued += 1,
+                Some(WaitsFor::Dom0 | WaitsFor::Turn) => *undecided += 1,
+                None => {}
+            }
             *up += info.counters.up();
             *down += info.counters.down();
         });
         let row = |(at, tally): (TallyKey, Arc<Tally>)| {
-            let (sessions, queued, up, down) = live.get(&at).copied().unwrap_or_default();
+            let (sessions, queued, undecided, up, down) = live.get(&at).copied().unwrap_or_default();
             let (counted, labels) = (tally.counted(), tally.labels());
-            Row { at, labels, counted, sessions, queued, bytes: (up, down), paused: tally.paused() }
+            Row { at, labels, counted, sessions, queued, undecided, bytes: (up, down), paused: tally.paused() }
         };
         self.0.routes.tallies().all().into_iter().map(row).collect()
     }
@@ -131,6 +137,9 @@ impl Collector for Scrape {
 
         let about = About("sessions_queued", "Sessions that wait for a call of their qube.", None, Gauge);
         each(to, &about, &rows, |row| [(None, row.queued)])?;
+
+        let about = About("sessions_undecided", "Sessions that wait for a decision of dom0.", None, Gauge);
+        each(to, &about, &rows, |row| [(None, row.undecided)])?;
 
         let about = About("sessions_accepted", "Sessions that were accepted.", None, Counter);
         each(to, &about, &rows, |row| [(None, row.counted.began)])?;
