@@ -46,6 +46,9 @@ fn an_option_in_front_of_a_command_is_refused_and_told_where_it_goes() {
     }
 }
 
+/// A program that was started by nohup, and so these tests, ignores SIGHUP: that has to end before the program starts.
+const DEFAULT: [&str; 2] = ["env", "--default-signal=HUP"];
+
 /// `pfwd` with one forward on a port of the kernel's choice, and that port.
 fn forwarding(before: &[&str], more: &[&str], stdin: Stdio) -> (Process, u16) {
     let target = Server::tcp().echo();
@@ -86,7 +89,7 @@ fn a_closed_terminal_ends_it_and_nohup_keeps_it() {
         (pair.master, Stdio::from(pair.slave))
     };
     let (master, slave) = terminal();
-    let (mut process, port) = forwarding(&["setsid", "--ctty", "--wait"], &[], slave);
+    let (mut process, port) = forwarding(&[&DEFAULT[..], &["setsid", "--ctty", "--wait"]].concat(), &[], slave);
     drop(master);
     let status = process.wait();
     assert!(status.success(), "{status}");
@@ -105,7 +108,7 @@ fn without_a_terminal_sighup_reads_a_file_again_and_ends_what_has_none() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("other.toml");
     fs::write(&file, "# no forward yet\n").expect("ours");
-    let detached = ["setsid", "--wait"];
+    let detached = [&DEFAULT[..], &["setsid", "--wait"]].concat();
     let (process, _) = forwarding(&detached, &["--config", file.to_str().expect("plain")], Stdio::null());
     signal_child(&process, Signal::SIGHUP);
     process.stderr.wait_for("configuration read again");
