@@ -548,15 +548,15 @@ fn config_shows_each_value_in_force_with_its_origin() {
 #[test]
 fn check_says_which_max_calls_holds_where_the_listeners_of_a_qube_differ() {
     let desk = Desk::new();
-    desk.put("units/qrexec-connect-a.socket", &three("127.0.0.1:1", "work qubes.ConnectTCP+80 max_calls=8"));
-    desk.put("units/qrexec-connect-b.socket", &three("127.0.0.1:2", "work qubes.ConnectTCP+22"));
-    desk.put("units/qrexec-connect-c.socket", &three("127.0.0.1:3", "mail qubes.ConnectTCP+25 max_calls=2"));
+    desk.put("units/qrexec-connect-a.socket", &three("@calls-a", "work qubes.ConnectTCP+80 max_calls=8"));
+    desk.put("units/qrexec-connect-b.socket", &three("@calls-b", "work qubes.ConnectTCP+22"));
+    desk.put("units/qrexec-connect-c.socket", &three("@calls-c", "mail qubes.ConnectTCP+25 max_calls=2"));
     let (code, said) = desk.says(CONNECT, &["check"]);
     let lines: Vec<_> = said.lines().filter(|line| line.contains("max_calls")).collect();
     assert!(code == Some(0) && lines.len() == 1, "a warning: {code:?} {said}");
     let parts = ["warning", "the qube work", "qrexec-connect-a.socket", "has 8", "-b.socket", "has 32, by default"];
     assert!(parts.iter().all(|part| lines[0].contains(part)), "{said}");
-    desk.put("units/qrexec-connect-b.socket", &three("127.0.0.1:2", "work qubes.ConnectTCP+22 max_calls=8"));
+    desk.put("units/qrexec-connect-b.socket", &three("@calls-b", "work qubes.ConnectTCP+22 max_calls=8"));
     let (code, said) = desk.says(CONNECT, &["check"]);
     assert!(code == Some(0) && !said.contains("max_calls of the qube"), "{said}");
 }

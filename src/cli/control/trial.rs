@@ -375,7 +375,11 @@ impl<'a> Trying<'a> {
         self.trial.steps.last().map(|done| done.step)
     }
 
+    /// A step is over. The service and this process tell the time of a step, each when it is scheduled: the earlier step
+    /// can have the later time, and then the later one gets that time, too.
     fn done(&mut self, step: TrialStep, ms: Option<u64>) -> Result<(), Fatal> {
+        let before = self.trial.steps.iter().filter_map(|done| done.ms).max();
+        let ms = ms.map(|ms| before.map_or(ms, |before| ms.max(before)));
         self.trial.steps.push(DoneStep { step, ms });
         let time = ms.map_or_else(String::new, |ms| format!("{ms} ms"));
         self.say(&format!("{time:>10}  {}\n", step.done(self.call)))
