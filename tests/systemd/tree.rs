@@ -24,7 +24,7 @@ use std::{
 use crate::support::{FakeQrexec, Process, example, run, skip, tell};
 
 /// How long one boot with everything that a test does in it may take.
-const BOOT_PATIENCE: Duration = Duration::from_secs(360);
+const BOOT_PATIENCE: Duration = Duration::from_secs(240);
 
 /// Set inside a boot: `TEST/BOOT`.
 pub(crate) const INSIDE: &str = "FORWARDER_TEST_BOOT";
