@@ -2,9 +2,10 @@
 //!
 //! # Theory
 //! The rights of a socket file are those that umask(2) leaves when it is bound, and on Linux fchmod(2) of the socket
-//! does not change them. So a socket is bound under a umask that leaves none, in a thread with a umask of its own
-//! (unshare(2), CLONE_FS); owner and mode are then set on the very inode (O_PATH, O_NOFOLLOW), and only after that it
-//! listens: at no moment can anybody connect who may not.
+//! does not change them. So a socket is bound in a thread with a umask of its own (unshare(2), CLONE_FS), which leaves
+//! the rights that it is to have, or none where its owner changes; owner and mode are then set on the very inode (O_PATH,
+//! O_NOFOLLOW), and only after that it listens: at no moment can anybody connect who may not, and who may is told
+//! "connection refused" (it does not listen yet), never "permission denied".
 
 use std::{
     fmt, fs, io,
@@ -130,10 +131,12 @@ pub fn bind(path: &Path, rights: Rights) -> Result<BoundSocket, BindFailure> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed(Doing::Make))?;
     let address = UnixAddr::new(path).map_err(failed(Doing::Bind))?;
-    with_umask(0o777, || bind_fd(fd.as_raw_fd(), &address))?.map_err(failed(Doing::Bind))?;
+    let stays = rights.user.is_none() && rights.group.is_none();
+    let born = if stays { rights.mode & 0o777 } else { 0 };
+    with_umask(0o777 & !born, || bind_fd(fd.as_raw_fd(), &address))?.map_err(failed(Doing::Bind))?;
     let file = look(path).map_err(failed(Doing::Look))?;
     let meta = file.metadata().map_err(failed(Doing::Look))?;
-    if !meta.file_type().is_socket() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o777 != 0 {
+    if !meta.file_type().is_socket() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o777 & !born != 0 {
         return Err(failed(Doing::Recognise)(io::Error::other("who else writes to its directory?")));
     }
     let inode = (meta.dev(), meta.ino());
@@ -188,7 +191,11 @@ pub fn grant(file: &fs::File, rights: Rights) -> Result<(), BindFailure> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::{
+        collections::BTreeSet,
+        os::unix::net::UnixStream,
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+    };
 
     use super::*;
 
@@ -202,6 +209,30 @@ mod tests {
         assert_eq!(UnixStream::connect(&path).map_err(|e| e.kind()).err(), Some(io::ErrorKind::ConnectionRefused));
         let _listener = bound.listen(1).expect("it listens");
         UnixStream::connect(&path).expect("it listens");
+    }
+
+    /// The same user asks a service that is starting: "permission denied" would be the wrong answer.
+    #[test]
+    fn who_may_connect_is_never_without_rights_while_it_is_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.sock");
+        let done = AtomicBool::new(false);
+        let modes = std::thread::scope(|scope| {
+            let seen = scope.spawn(|| {
+                let mut seen = BTreeSet::new();
+                while !done.load(Relaxed) {
+                    seen.extend(fs::symlink_metadata(&path).map(|meta| meta.mode() & 0o777));
+                }
+                seen
+            });
+            for _ in 0..500 {
+                drop(bind(&path, Rights { mode: 0o640, ..Rights::PRIVATE }).expect("bound"));
+                fs::remove_file(&path).expect("it is there");
+            }
+            done.store(true, Relaxed);
+            seen.join().expect("it looks")
+        });
+        assert_eq!(modes, BTreeSet::from([0o640]));
     }
 
     #[test]
