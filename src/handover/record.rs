@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{relay::Phase, session::DoubtKept, spec::SocketKind, stream::StreamKind};
+use crate::{dial::qrexec::Passed, relay::Phase, session::DoubtKept, spec::SocketKind, stream::StreamKind};
 
 /// The version of a record; a reader takes its own only.
 pub(super) const VERSION: u32 = 1;
@@ -80,6 +80,9 @@ pub(super) enum StageRecord {
         peer: SocketKind,
         child: ChildRecord,
         taken_ms: u64,
+        /// A process that does not know this field waits until two further calls have passed this one.
+        #[serde(default)]
+        passed: Passed,
     },
     Relaying {
         peer: EndRecord,

@@ -76,11 +76,11 @@ impl RecordWriter {
                 self.fds.push(peer.fd);
                 StageRecord::Waiting { peer: socket_kind(peer.kind) }
             }
-            ParkedStage::SettingUp { peer, helper, call } => {
+            ParkedStage::SettingUp { peer, helper, call, passed } => {
                 self.fds.push(peer.fd);
                 self.fds.extend(call.pipes);
                 let taken_ms = u64::try_from(call.taken.as_millis()).unwrap_or(u64::MAX);
-                StageRecord::SettingUp { peer: socket_kind(peer.kind), child: self.child(helper), taken_ms }
+                StageRecord::SettingUp { peer: socket_kind(peer.kind), child: self.child(helper), taken_ms, passed }
             }
             ParkedStage::Relaying { relay, helper } => StageRecord::Relaying {
                 peer: self.end(relay.peer),

@@ -72,7 +72,8 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
         }
         Err(Why::Park) => {
             let (helper, call) = call.park();
-            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call }, ticket)
+            let passed = ticket.as_ref().map(Ticket::passed).unwrap_or_default();
+            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call, passed }, ticket)
         }
         Err(why) => {
             peer.reset();

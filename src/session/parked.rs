@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{doubt::DoubtKept, info::SessionInfo, permits::Permits};
 use crate::{
-    dial::qrexec::{Helper, ParkedCall, gate::Ticket},
+    dial::qrexec::{Helper, ParkedCall, Passed, gate::Ticket},
     relay::{self, datagram::Asked},
     spec::SocketKind,
     stream::{self, StreamKind},
@@ -40,6 +40,8 @@ pub enum ParkedStage {
         helper: Helper,
         /// The child's pipes.
         call: ParkedCall,
+        /// The calls that have passed this one at its gate.
+        passed: Passed,
     },
     /// Both ends, and the bytes on their way.
     Relaying {

@@ -1,6 +1,9 @@
 //! Calls that are made again, or not yet: lost ones, those whose server starts late, and what dom0 has refused.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
@@ -25,6 +28,32 @@ fn a_call_that_dom0_never_answers_is_made_again_once_later_calls_were_answered()
     lost.write_all(b"and after").expect("connected");
     lost.half_close();
     assert_eq!(lost.read_to_end(), b"sent before and after");
+    assert_eq!(fake.started() as u64, others + 2, "once");
+    service.stop();
+}
+
+#[test]
+fn a_lost_call_is_made_again_by_a_process_that_saw_no_later_call() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake).tcp("work test.LosesOne").start().ready();
+    let mut lost = service.connect(0);
+    lost.write_all(b"sent before ").expect("accepted");
+    fake.wait_for_started(1);
+    let (mut prompt, mut others) = (0, 0);
+    while prompt < 2 {
+        let began = Instant::now();
+        exchange(&mut service.connect(0), others, 1_000, Pace::BULK);
+        // As the service measures it, the answer took less than that.
+        prompt += u32::from(began.elapsed() < Duration::from_millis(500));
+        others += 1;
+    }
+    service.restart(|process| {
+        process.signal(Signal::SIGUSR1);
+        process.signal(Signal::SIGTERM);
+    });
+    service.process.stderr.wait_for("ended, and called again");
+    lost.half_close();
+    assert_eq!(lost.read_to_end(), b"sent before ");
     assert_eq!(fake.started() as u64, others + 2, "once");
     service.stop();
 }

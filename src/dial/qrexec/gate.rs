@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     qube::{CallPermit, Qube, Qubes},
-    rules::{Admission, GateState},
+    rules::{Admission, GateState, Passed},
 };
 use crate::{log::Reminder, spec::Call, sys::lock};
 
@@ -219,10 +219,9 @@ impl Gate {
         lock(&self.state).rules.undecided(Instant::now())
     }
 
-    /// Takes up a set-up that an earlier process began this long ago.
-    pub fn resume(self: Arc<Self>, taken: Duration) -> Ticket {
-        let now = Instant::now();
-        let number = lock(&self.state).rules.begin(now.checked_sub(taken).unwrap_or(now));
+    /// Takes up a set-up that an earlier process began this long ago, and what has passed it since.
+    pub fn resume(self: Arc<Self>, taken: Duration, passed: Passed) -> Ticket {
+        let number = lock(&self.state).rules.resume(taken, passed, Instant::now());
         Ticket { gate: self, number }
     }
 }
@@ -260,6 +259,11 @@ impl Ticket {
     /// The call was refused: the gate closes for a while, and all who wait have their answer.
     pub fn refused(self) {
         lock(&self.gate.state).rules.refused(self.number, Instant::now());
+    }
+
+    /// The calls that have passed this one, for the next process.
+    pub fn passed(&self) -> Passed {
+        lock(&self.gate.state).rules.passed(self.number, Instant::now())
     }
 
     /// How many connections wait for dom0, this one included, where nobody was told of that yet. `known`: an earlier

@@ -40,7 +40,7 @@ use tokio::time::{Instant, sleep_until};
 pub use self::child::{Child, Exit};
 pub use self::group::Group;
 pub use self::qube::{CallPermit, Qube};
-pub use self::rules::UNDECIDED;
+pub use self::rules::{Passed, UNDECIDED};
 pub use self::stderr::Stderr;
 use super::{failure::Failure, peer::abandoned};
 use crate::{

@@ -20,7 +20,7 @@
 //! | allowed | the call leaves; the gate is no longer closed; earlier calls may be passed |
 //! | refused | the call leaves; the gate is closed for 1 s, doubling to 30 s while nothing is allowed; whoever waits is refused with it |
 //! | ended without an answer | the call leaves; nothing else changes |
-//! | restart | calls keep their begin times, a back-off goes on |
+//! | restart | calls keep their begin times and what has passed them, a back-off goes on |
 //!
 //! A connection that arrives when the gate is full of calls older than [`OLD`] is turned away after [`TURN_AWAY`], unless
 //! one of those leaves meanwhile. Connections that arrived earlier go on waiting.
@@ -31,6 +31,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// A set-up that takes longer waits for a person or a qube's start.
@@ -56,12 +57,20 @@ const REDIALS_IN: Duration = Duration::from_secs(60);
 struct InSetUp {
     number: u64,
     began: Instant,
-    /// Calls that began later and were allowed while they were quick.
-    passed: u32,
-    /// Those of them that were allowed promptly.
-    overtaken: u32,
-    /// When that became [`OVERTAKEN`].
+    passed: Passed,
+    /// When `passed.promptly` became [`OVERTAKEN`].
     since: Option<Instant>,
+}
+
+/// The calls that have passed a call in set-up, for the next process as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// Calls that began later and were allowed while they were quick.
+    calls: u32,
+    /// Those of them that were allowed promptly.
+    promptly: u32,
+    /// How long ago that became [`OVERTAKEN`], when the call was handed over.
+    overtaken_ms: Option<u64>,
 }
 
 impl InSetUp {
@@ -130,7 +139,7 @@ impl GateState {
         }
         // The next quick call that becomes undecided changes the state.
         let next = quick.clone().map(|call| call.began + UNDECIDED).min();
-        let asks = |call: &InSetUp| call.is_undecided(now) && call.passed < OVERTAKEN;
+        let asks = |call: &InSetUp| call.is_undecided(now) && call.passed.calls < OVERTAKEN;
         let asking = self.in_row > 0 || self.calls.iter().any(asks);
         let most = if asking { 1 } else { max };
         match closed {
@@ -140,11 +149,25 @@ impl GateState {
         }
     }
 
-    /// A call began then, in this process or in an earlier one; its number.
-    pub(super) fn begin(&mut self, began: Instant) -> u64 {
+    /// A call begins; its number.
+    pub(super) fn begin(&mut self, now: Instant) -> u64 {
+        self.resume(Duration::ZERO, Passed::default(), now)
+    }
+
+    /// A call began this long ago, in an earlier process, and these have passed it since; its number.
+    pub(super) fn resume(&mut self, taken: Duration, passed: Passed, now: Instant) -> u64 {
         self.last += 1;
-        self.calls.push(InSetUp { number: self.last, began, passed: 0, overtaken: 0, since: None });
+        let ago = |time| now.checked_sub(time).unwrap_or(now);
+        let since = passed.overtaken_ms.map(|ms| ago(Duration::from_millis(ms)));
+        self.calls.push(InSetUp { number: self.last, began: ago(taken), passed, since });
         self.last
+    }
+
+    /// What has passed a call, for the next process.
+    pub(super) fn passed(&self, number: u64, now: Instant) -> Passed {
+        let Some(call) = self.calls.iter().find(|call| call.number == number) else { return Passed::default() };
+        let ms = |since| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        Passed { overtaken_ms: call.since.map(ms), ..call.passed }
     }
 
     /// A call is in set-up no longer; when it began.
@@ -159,9 +182,9 @@ impl GateState {
         let Some(began) = self.leave(number).filter(|began| now < *began + UNDECIDED) else { return };
         let prompt = now <= began + PROMPT;
         for call in self.calls.iter_mut().filter(|call| call.began < began) {
-            call.passed += 1;
-            call.overtaken += u32::from(prompt);
-            if prompt && call.overtaken == OVERTAKEN {
+            call.passed.calls += 1;
+            call.passed.promptly += u32::from(prompt);
+            if prompt && call.passed.promptly == OVERTAKEN {
                 call.since = Some(now);
             }
         }
@@ -307,7 +330,9 @@ mod tests {
                         let mut next = GateState::default();
                         rules.back_off(now).into_iter().for_each(|left| next.resume_back_off(left, now));
                         for call in &mut model.calls {
-                            (call.number, call.passed) = (next.begin(at(call.began)), 0);
+                            let passed = rules.passed(call.number, now);
+                            prop_assert_eq!(passed.calls, call.passed);
+                            call.number = next.resume(now - at(call.began), passed, now);
                         }
                         rules = next;
                     }
@@ -411,6 +436,11 @@ mod tests {
         answer(&mut rules, 5_000, 5_010);
         answer(&mut rules, 6_000, 6_010);
         assert_eq!(rules.lost_at(lost), Some(at(7_010)), "two seconds after the second");
+        let (mut next, mut second) = (GateState::default(), GateState::default());
+        let resumed = next.resume(ms(6_390), rules.passed(lost, at(6_400)), at(6_400));
+        assert_eq!(next.lost_at(resumed), Some(at(7_010)), "a restart changes nothing");
+        let resumed = second.resume(ms(6_490), next.passed(resumed, at(6_500)), at(6_500));
+        assert_eq!(second.lost_at(resumed), Some(at(7_010)), "nor does the next one");
         let younger = rules.begin(at(6_500));
         assert_eq!(rules.lost_at(younger), None);
         (0..4).for_each(|n| rules.redialled(at(7_000 + n)));
