@@ -263,6 +263,8 @@ fn a_port_that_is_taken_does_not_keep_the_others_of_its_range_from_serving() {
     fs::write("/run/pfwd.toml", &text).expect("ours");
     let (code, out) = said(&["--check", "--config", "/run/pfwd.toml"]);
     assert!(code == Some(78) && out.contains("127.0.0.1:8001 is taken already"), "{out}");
+    let (_, out) = said(&["status", "--json", "--config", "/run/pfwd.toml", "web:8001"]);
+    assert!(out.matches("\"address\"").count() == 1 && out.contains("127.0.0.1:8001"), "it does not run: {out}");
     let service = pfwd().args(["--config", "/run/pfwd.toml"]).with_control().start().ready();
     let rows = |word: &str| rows(&service, word);
     let states = || rows("web").iter().map(|row| row["state"].clone()).collect::<Vec<_>>();
