@@ -282,8 +282,11 @@ fn a_port_that_is_taken_does_not_keep_the_others_of_its_range_from_serving() {
 fn timing_a_range_of_1024_ports_opens_and_closes_in_one_reload() {
     sandbox!();
     let server = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "");
-    let text = |ports: &str| format!("[[forward]]\nlisten = \"127.0.0.1:{ports}\"\ntarget = \"{server}\"\n");
-    fs::write("/run/pfwd.toml", text("8000")).expect("ours");
+    netns("a");
+    let text =
+        |ports: &str, more: &str| format!("[[forward]]\nlisten = \"127.0.0.1:{ports}\"\ntarget = \"{server}\"\n{more}");
+    let there = "listen_namespace = \"a\"\n";
+    fs::write("/run/pfwd.toml", text("8000", "") + &text("8000", there)).expect("ours");
     let service = pfwd().args(["--config", "/run/pfwd.toml"]).nofile(65_536).start().ready();
     let stat = format!("/proc/{}/stat", service.process.pid());
     let ticks = || -> u64 {
@@ -291,10 +294,15 @@ fn timing_a_range_of_1024_ports_opens_and_closes_in_one_reload() {
         let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
         fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
     };
-    for (n, ports, what) in [(1, "8000-9023", "1023 opened"), (2, "8000", "1023 closed: tcp 127.0.0.1:8001-9023")] {
+    for (n, here, inside, what) in [
+        (1, "8000-9023", "8000", "1023 opened"),
+        (2, "8000", "8000", "1023 closed: tcp 127.0.0.1:8001-9023"),
+        (3, "8000", "8000-9023", "1023 opened"),
+        (4, "8000", "8000", "1023 closed: tcp 127.0.0.1:8001-9023 in a"),
+    ] {
         let (began, before) = (Instant::now(), ticks());
-        let line = reload(&service, &text(ports), n);
-        eprintln!("{what} after {:?}, {} ticks of CPU", began.elapsed(), ticks() - before);
+        let line = reload(&service, &(text(here, "") + &text(inside, there)), n);
+        eprintln!("{here}, {inside} inside: {what} after {:?}, {} ticks of CPU", began.elapsed(), ticks() - before);
         assert!(line.contains(what), "{line}");
         assert!(ticks() - before < 100, "{} ticks of 10 ms", ticks() - before);
         exchange(&mut Wire::tcp(at(8000)), 1, 100, Pace::BULK);
