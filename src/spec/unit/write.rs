@@ -62,6 +62,13 @@ impl Config {
                 }
             }
         }
+        for index in 1..units.len() {
+            let (before, rest) = units.split_at_mut(index);
+            // A label such as `web-8000` beside a range with the label `web`.
+            while let Some(unit) = rest.first_mut().filter(|unit| before.iter().any(|other| other.name == unit.name)) {
+                unit.name = format!("{}-more.socket", unit.name.trim_end_matches(".socket"));
+            }
+        }
         units
     }
 }
@@ -239,10 +246,12 @@ max_connections = 7
         let forwards = [
             "label=web,listen=127.0.0.1:8000-8002,target=[fd00::1]:9000-9002,max_connections=7",
             "udp_listen=[::1]:53-54,udp_target=10.0.0.5:53",
+            "label=web-8001,listen=127.0.0.1:80,target=10.0.0.5:80",
         ];
         let units = Config::gather(None, forwards).unwrap().0.socket_units("pfwd-");
         let shown: Vec<_> = units.iter().map(|unit| (unit.name.as_str(), unit.text.as_str())).collect();
-        assert_eq!(shown.len(), 5);
+        assert_eq!(shown.len(), 6);
+        assert_eq!((shown[1].0, shown[5].0), ("pfwd-web-8001.socket", "pfwd-web-8001-more.socket"));
         assert_eq!(
             shown[2],
             (
