@@ -4,7 +4,7 @@
 //! and its listening side is not ours. Then what only one forward can have is given to the first: within a file, and
 //! over all files that are not refused as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     config::{Config, ConfigEntry},
@@ -323,18 +323,22 @@ impl Clash {
 struct Claims(HashMap<Claim, (Place, Option<usize>)>);
 
 impl Claims {
-    /// Claims it for a forward of file `file`. Where another forward has it: where that is written, and its file.
-    fn claim(&mut self, claim: Claim, place: &Place, file: Option<usize>) -> Option<(String, Option<usize>)> {
-        let first = self.0.get(&claim).map(|(place, file)| (place.brief(), *file));
-        self.0.entry(claim).or_insert_with(|| (place.clone(), file));
-        first
+    /// Claims it for a forward of file `file`; the clash where another forward has it.
+    fn claim(&mut self, claim: Claim, place: &Place, file: Option<usize>) -> Option<Clash> {
+        match self.0.entry(claim) {
+            Entry::Vacant(free) => {
+                free.insert((place.clone(), file));
+                None
+            }
+            Entry::Occupied(taken) => {
+                let (what, (first, other)) = (taken.key().what(), taken.get());
+                Some(Clash { what, place: place.clone(), first: first.brief(), other: *other, more: 0 })
+            }
+        }
     }
 
     fn label(&mut self, label: &At<Label>, file: Option<usize>) -> Option<(SpecFault, Option<usize>)> {
-        let claim = Claim::Label(label.value().clone());
-        let (what, place) = (claim.what(), label.place().clone());
-        let (first, other) = self.claim(claim, &place, file)?;
-        Some(Clash { what, place, first, other, more: 0 }.fault())
+        self.claim(Claim::Label(label.value().clone()), label.place(), file).map(Clash::fault)
     }
 
     fn sockets(&mut self, entry: &Keys, forward: &Forward, file: Option<usize>) -> Vec<(SpecFault, Option<usize>)> {
@@ -349,12 +353,11 @@ impl Claims {
                 Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
             let Some(place) = entry.given(key) else { continue };
-            let what = claim.what();
-            let Some((first, other)) = self.claim(claim, place, file) else { continue };
+            let Some(clash) = self.claim(claim, place, file) else { continue };
             // A range may have many ports of another range: they are one fault.
-            match clashes.iter_mut().find(|clash| clash.first == first) {
-                Some(clash) => clash.more += 1,
-                None => clashes.push(Clash { what, place: place.clone(), first, other, more: 0 }),
+            match clashes.iter_mut().find(|known| known.first == clash.first) {
+                Some(known) => known.more += 1,
+                None => clashes.push(clash),
             }
         }
         clashes.into_iter().map(Clash::fault).collect()
