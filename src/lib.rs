@@ -27,8 +27,8 @@
 //!
 //! *Listening.* *listener*: a bound socket on which the service accepts connections or receives datagrams.
 //! *activation*: receiving listeners from systemd. *fd name*: the `FileDescriptorName=` of a socket. *forward*: what one
-//! name or one `[[forward]]` asks for. *leg*: one listening side with one upstream; a forward has one or two. *front
-//! leg*, *back leg*: in a forward with two, the front leg dials into the back leg. *post*: a leg whose listener is ours
+//! name or one `[[forward]]` asks for. *leg*: one listening side with one upstream; a forward has one or two, or one for
+//! each port of a *range*. *front leg*, *back leg*: in a forward with two, the front leg dials into the back leg. *post*: a leg whose listener is ours
 //! to open, and what became of it. *refused listener*: an inherited socket whose name means nothing now.
 //!
 //! *Configuration.* *main file*, *drop-in file*: `pfwd.toml`, and a file in `pfwd.toml.d`. *text*: what a file holds.

@@ -316,6 +316,30 @@ mod tests {
         assert_eq!(listed(&listeners[4]), "127.0.0.1:53/tcp in qdhcp-27a7");
     }
 
+    #[test]
+    fn a_label_means_all_ports_of_its_range_and_what_means_another_forward_too_is_several() {
+        let web = |address| KnownListener { label: "web", ..tcp(address) };
+        let mut listeners =
+            vec![web("127.0.0.1:8000"), web("127.0.0.1:8001"), web("127.0.0.1:8002"), tcp("[::1]:8001")];
+        use Selection::{Nothing, One, Several};
+        for (word, meant) in [
+            ("web", One(vec![0, 1, 2])),
+            ("web:8001", One(vec![1])),
+            ("web+8001", One(vec![1])),
+            ("web:8001/tcp", One(vec![1])),
+            ("web:8003", Nothing),
+            ("web:8000-8001", Nothing),
+            ("8001", Several(vec![1, 3])),
+            ("127.0.0.1:8001", One(vec![1])),
+        ] {
+            assert_eq!(select(word, &listeners), meant, "{word}");
+        }
+        listeners.push(KnownListener { unit: "pfwd-web.socket", ..tcp("127.0.0.1:9000") });
+        assert_eq!(select("web", &listeners), Several(vec![0, 1, 2, 4]), "a forward and a unit");
+        assert_eq!(select("pfwd-web", &listeners), One(vec![4]));
+        assert_eq!(select("web:8001", &listeners), One(vec![1]));
+    }
+
     fn listener() -> impl Strategy<Value = (String, SocketKind, String, String, String)> {
         let inet = ("127\\.0\\.0\\.[12]", 1_u16..4, "( in [ab])?")
             .prop_map(|(host, port, netns)| format!("{host}:{port}{netns}"));

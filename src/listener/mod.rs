@@ -5,10 +5,10 @@
 //! (`datagram`); [`Accepting`] owns these tasks. Each peer is checked before its session begins; `refuse` says so when
 //! it may not connect.
 //!
-//! Listeners of our own come from the configuration. A forward has one or two *legs*; each leg whose listening side is
-//! ours has a [`Post`], which binds (`bind`), serves, retries, and closes. [`Posts`] is the set of them: it compares the
-//! posts with what the configuration wants, and follows the namespaces that come and go (`namespaces`). [`Handed`] is a
-//! listener of ours between two processes.
+//! Listeners of our own come from the configuration. A forward has one or two *legs*, or one for each port of a range; each
+//! leg whose listening side is ours has a [`Post`], which binds (`bind`), serves, retries, and closes. [`Posts`] is the
+//! set of them: it compares the posts with what the configuration wants, and follows the namespaces that come and go
+//! (`namespaces`). [`Handed`] is a listener of ours between two processes.
 
 mod accept;
 mod accepting;

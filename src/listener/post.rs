@@ -15,7 +15,7 @@ use crate::{
     dial::netns::Id,
     log::{Kind, emit},
     session::{ListenerIdentity, Route, Routes, Sessions, seconds},
-    spec::{Forward, Leg, Listen, Netns, Options, SocketKind, Upstream},
+    spec::{Forward, Leg, Legs, Listen, Netns, Options, SocketKind, Upstream},
 };
 
 /// The pause before the first retry of a listener that cannot be opened, and the longest that it doubles to.
@@ -42,9 +42,10 @@ pub struct Wanted {
 pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     let label = forward.label.as_ref().map(|label| label.as_str().to_owned());
     let legs = forward.legs.iter().enumerate().filter(|(_, leg)| leg.listen != Listen::Inherited);
+    let pipeline = matches!(forward.legs, Legs::Two { .. });
     let wanted = |(index, leg): (usize, &Leg)| {
         let (leg, options, label) = (leg.clone(), forward.options.clone(), label.clone());
-        Wanted { leg, options, label, number, back: index > 0 }
+        Wanted { leg, options, label, number, back: pipeline && index > 0 }
     };
     legs.map(wanted).collect()
 }
@@ -182,11 +183,7 @@ impl Post {
 
     /// Where the leg is to listen, for people.
     pub fn address(&self) -> String {
-        match &self.wanted.leg.listen {
-            Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } => self.wanted.called(&addr.to_string()),
-            Listen::Unix { addr, .. } => addr.to_string(),
-            Listen::Inherited => String::new(),
-        }
+        self.wanted.leg.listen.place(None)
     }
 
     pub fn upstream(&self) -> String {

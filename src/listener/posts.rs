@@ -4,6 +4,19 @@
 //! Each leg of a forward whose listening side is ours has a [`Post`]. A post that cannot serve keeps no other from
 //! serving; it is retried when its namespace appears, when the configuration is read again, and, where something else
 //! than its namespace is missing (its port is taken, say), after a pause.
+//!
+//! # A configuration that is read again
+//! A range of ports has a post for each port, so a reload compares port by port; a place is a transport, an address with
+//! its port, and a namespace.
+//!
+//! | place | before | now | its listener | its sessions | its pause and counters |
+//! |---|---|---|---|---|---|
+//! | in both, same route | serves | serves | stays | stay | stay |
+//! | in both, another target, label or option | serves | serves | stays | stay; new ones take the new route | stay |
+//! | in both, now a part of another range or of none | serves | serves | stays | stay; new ones take the new route | stay |
+//! | in both | not open | serves, or not open | is tried at once | none | stay |
+//! | only in the old one | serves | gone | closes before new ones open | `on_remove`; UDP flows end | a pause stays, counters until the next restart |
+//! | only in the new one | none | serves, or not open | opens; a failure keeps no other port from serving | none | those of an earlier listener there, or none |
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,7 +33,7 @@ use crate::{
     dial::netns,
     log::{Kind, emit, say},
     session::{Routes, Sessions, drain},
-    spec::{Forward, Netns, OnRemove},
+    spec::{Forward, Listen, Netns, OnRemove},
     sys::or_never,
 };
 
@@ -31,7 +44,9 @@ pub struct Reconciled {
     pub changed: usize,
     /// New listeners.
     pub opened: usize,
-    /// The addresses of listeners that no forward wants any more.
+    /// Listeners that no forward wants any more.
+    pub gone: usize,
+    /// Their addresses, consecutive ports as ranges.
     pub closed: Vec<String>,
     /// Listeners that the previous process handed over and no forward wants.
     pub unwanted: Vec<Handed>,
@@ -89,13 +104,24 @@ impl Posts {
 
     /// The posts whose listener cannot be opened, each with the reason.
     pub fn failed(&self) -> impl Iterator<Item = String> {
-        let failed = |post: &Post| match post.standing() {
-            Standing::Failed { why, .. } => {
-                Some(format!("{} is not served: {why}; the service retries", post.address()))
+        // Of the ports of a range the first, and how many more.
+        let mut all: Vec<(&Post, &str, usize)> = Vec::new();
+        for post in &self.posts {
+            let Standing::Failed { why, .. } = post.standing() else { continue };
+            let number = post.wanted.number;
+            match all.iter_mut().find(|(known, ..)| number.is_some() && known.wanted.number == number) {
+                Some((.., more)) => *more += 1,
+                None => all.push((post, why, 0)),
             }
-            Standing::Untried | Standing::Serving(_) | Standing::Awaited { .. } => None,
-        };
-        self.posts.iter().filter_map(failed)
+        }
+        all.into_iter().map(|(post, why, more)| {
+            let more = if more > 0 {
+                format!("; {more} more listeners of this forward are not served either")
+            } else {
+                String::new()
+            };
+            format!("{} is not served: {why}; the service retries{more}", post.address())
+        })
     }
 
     /// The listeners that serve.
@@ -172,13 +198,13 @@ impl Posts {
         sessions: &Sessions,
         routes: &Routes,
     ) -> Reconciled {
-        let mut old = std::mem::take(&mut self.posts);
+        let mut old: Vec<Option<Post>> = std::mem::take(&mut self.posts).into_iter().map(Some).collect();
         let mut changed = 0;
         let (mut posts, mut new) = (Vec::new(), Vec::new());
         for wanted in all_wanted(behind, forwards) {
-            match old.iter().position(|post| post.wanted.same_place(&wanted)) {
-                Some(index) => {
-                    let mut post = old.swap_remove(index);
+            let same = |post: &&mut Option<Post>| post.as_ref().is_some_and(|post| post.wanted.same_place(&wanted));
+            match old.iter_mut().find(same).and_then(Option::take) {
+                Some(mut post) => {
                     changed += usize::from(post.change(wanted, routes));
                     posts.push(post);
                 }
@@ -187,7 +213,9 @@ impl Posts {
         }
         // First away with the old: a new one may want the same port.
         let opened = new.len();
-        let closed = old.iter().map(Post::address).collect();
+        let old: Vec<Post> = old.into_iter().flatten().collect();
+        let closed = Listen::places(old.iter().map(|post| post.wanted.listen()));
+        let gone = old.len();
         for post in old {
             remove(post, sessions).await;
         }
@@ -200,7 +228,7 @@ impl Posts {
         }
         self.posts = posts;
         self.watch = self.in_namespaces().then(|| NamespaceWatch::new(self.in_namespaces_by_path()));
-        Reconciled { changed, opened, closed, unwanted: handed }
+        Reconciled { changed, opened, gone, closed, unwanted: handed }
     }
 
     /// Whether a listener is in a namespace, or is to be.

@@ -4,9 +4,12 @@
 //! which they were accepted: they must not get a call of a qube before all calls that live have theirs, nor begin a call
 //! while the children of no session are ended.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use tokio::{runtime::Handle, task::JoinSet};
@@ -19,8 +22,8 @@ use crate::{
     log::{Kind as Event, say},
     relay::{Counters, Relay},
     session::{
-        CallLimits, ListenerIdentity, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions,
-        SettingUp, Stage, drain, resume,
+        CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
+        drain, resume,
     },
     spec::{Config, OnRemove, SocketKind},
     stream::Stream,
@@ -32,12 +35,15 @@ const WORKERS: usize = 4;
 /// How many sessions one of them takes at a time.
 const BATCH: usize = 64;
 
+/// The listeners at each place, by address and transport; a range has many.
+type ServedPlaces = HashMap<TallyKey, Vec<(Arc<ServedListener>, Arc<Route>)>>;
+
 /// Who takes up sessions.
 struct Adoption {
     sessions: Arc<Sessions>,
     routes: Arc<Routes>,
-    /// What is served, and where it leads.
-    listening: Vec<(Arc<ServedListener>, Arc<Route>)>,
+    /// What is served at each place, and where it leads.
+    listening: Arc<ServedPlaces>,
     config: Arc<Config>,
     records: Records,
     /// The first that nobody has taken.
@@ -68,8 +74,13 @@ impl RunningService {
         let earlier = self.group.as_ref().map(|group| group.members()).unwrap_or_default();
         lost.iter().for_each(Lost::emit);
         let mut all = Summary::default();
-        let listening = self.listening.iter().chain(self.posts.listening());
-        let listening: Vec<_> = listening.map(|l| (l.clone(), l.route())).collect();
+        let mut listening = ServedPlaces::new();
+        for served in self.listening.iter().chain(self.posts.listening()) {
+            let route = served.route();
+            let place = (route.listener.address.clone(), route.listener.transport);
+            listening.entry(place).or_default().push((served.clone(), route));
+        }
+        let listening = Arc::new(listening);
         for records in all_records.into_iter().filter(|records| !records.is_empty()) {
             let workers = Handle::current().metrics().num_workers();
             let tasks = records.len().div_ceil(BATCH).min(workers).min(WORKERS);
@@ -147,9 +158,9 @@ impl Adoption {
     }
 
     fn adopt(&self, session: Adopted<'_>, tally: &mut Summary) {
-        let of = |listener: &ListenerIdentity| (listener.address.clone(), listener.transport);
-        let here = |r: &Route| of(&r.listener) == of(&session.listener) && r.name == session.name;
-        let found = self.listening.iter().find(|(_, route)| here(route));
+        let place = (session.listener.address.clone(), session.listener.transport);
+        let here = self.listening.get(&place).into_iter().flatten();
+        let found = here.into_iter().find(|(_, route)| route.name == session.name);
         let id = session.id;
         tally.children.extend(session.stage.helper().map(|helper| helper.child.pid()));
         let route = found.map_or_else(|| self.orphan(&session), |(_, route)| Ok(route.clone()));

@@ -65,13 +65,13 @@ impl RunningService {
         if served > 0 {
             text += &format!(", {served} that were refused are served");
         }
-        if own.opened + own.closed.len() > 0 {
-            text += &format!(", {} opened, {} closed", own.opened, own.closed.len());
+        if own.opened + own.gone > 0 {
+            text += &format!(", {} opened, {} closed", own.opened, own.gone);
         }
         if !own.closed.is_empty() {
             text += &format!(": {}", own.closed.join(", "));
         }
-        let nothing = changed + own.changed + own.opened + own.closed.len() + served == 0;
+        let nothing = changed + own.changed + own.opened + own.gone + served == 0;
         if !nothing || self.faults.is_empty() {
             say(Kind::ConfigurationReloaded, text);
         }

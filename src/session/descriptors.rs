@@ -4,7 +4,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::route::Route;
 
-/// What the service needs besides sessions: the runtime, the log, the listeners' own.
+/// What the service needs besides listeners and sessions: the runtime, the log.
 const BASE: u64 = 64;
 /// A session between two sockets: both, and the two ends of a pipe while bytes are moved in bulk.
 const SOCKETS: u64 = 4;
@@ -24,18 +24,19 @@ pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Option<String
 }
 
 fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>) -> u64 {
-    let sessions = routes.into_iter().map(|route| {
+    let of_listeners = routes.into_iter().map(|route| {
         let most = u64::from(route.options.max_connections);
-        match route.call() {
+        let sessions = match route.call() {
             // Those above the limit of calls wait, each with its peer's socket alone.
             Some(limits) => {
                 let calls = u64::try_from(limits.qube.limit()).unwrap_or(u64::MAX);
                 most.min(calls).saturating_mul(CALL).saturating_add(most.saturating_sub(calls))
             }
             None => most.saturating_mul(SOCKETS),
-        }
+        };
+        sessions.saturating_add(1) // its own
     });
-    sessions.fold(BASE, u64::saturating_add)
+    of_listeners.fold(BASE, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -55,8 +56,8 @@ mod tests {
     fn calls_are_bounded_by_their_qube_and_sockets_by_their_listener() {
         let (call, socket) = (route("work qubes.ConnectTCP+1 max_connections=50"), route("uds=/x,max_connections=100"));
         let calls = 32 * CALL + 18; // 18 connections wait for a call
-        assert_eq!(needed([&call]), BASE + calls);
-        assert_eq!(needed([&call, &socket]), BASE + calls + 100 * SOCKETS);
+        assert_eq!(needed([&call]), BASE + 1 + calls);
+        assert_eq!(needed([&call, &socket]), BASE + 2 + calls + 100 * SOCKETS);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     fdname::Name,
     forward::forward,
     keys::{KeyName, Keys},
-    plan::{Leg, Legs, SocketKind},
+    plan::{Legs, SocketKind},
     role::{ListenSide, mean},
 };
 
@@ -89,11 +89,11 @@ impl Config {
     /// dials both, has no single value.
     fn built_in_retry(&self, keys: &Keys, side: ListenSide, values: &[EffectiveValue]) -> Option<EffectiveValue> {
         let key = KeyName::RetryTimeout;
-        match &mean(keys, side, &self.defaults).ok()?.legs {
-            Legs::One(Leg { upstream: Upstream::Tcp { .. }, .. }) => {
-                Some(EffectiveValue { key, value: "0".into(), origin: ValueOrigin::BuiltIn })
-            }
-            Legs::One(Leg { upstream: Upstream::Unix(_), .. }) => {
+        let legs = mean(keys, side, &self.defaults).ok()?.legs;
+        match &legs.front().upstream {
+            _ if matches!(legs, Legs::Two { .. }) => None,
+            Upstream::Tcp { .. } => Some(EffectiveValue { key, value: "0".into(), origin: ValueOrigin::BuiltIn }),
+            Upstream::Unix(_) => {
                 let dial = values.iter().find(|value| value.key == KeyName::ConnectTimeout)?;
                 Some(EffectiveValue { key, ..dial.clone() })
             }

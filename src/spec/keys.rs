@@ -10,7 +10,7 @@ use std::{net::IpAddr, ops::Range, sync::Arc};
 
 use super::{
     call::Call,
-    endpoint::{HostPort, ListenAddr, Netns, UnixAddr, local_forward},
+    endpoint::{HostPort, ListenAddr, Netns, Ports, UnixAddr, local_forward},
     error::{Flaw, Origin, Place, Source, SpecFault},
     nearest::nearest,
     text::{Word, escaped, quoted},
@@ -131,10 +131,10 @@ keys! {
     label: Label = Label;
     /// A call into another qube: where streams go.
     qrexec: Call = Qrexec;
-    /// The TCP address to accept on; port 0 lets the kernel choose.
-    listen: ListenAddr = Listen;
-    /// The UDP address to receive on; port 0 lets the kernel choose.
-    udp_listen: ListenAddr = UdpListen;
+    /// The TCP address to accept on, or one for each port of a range; port 0 lets the kernel choose.
+    listen: Ports<ListenAddr> = Listen;
+    /// The UDP address to receive on, or one for each port of a range; port 0 lets the kernel choose.
+    udp_listen: Ports<ListenAddr> = UdpListen;
     /// The network namespace to listen in; the service's own without it.
     listen_namespace: Netns = ListenNamespace;
     /// The UNIX socket between host and namespace: dialled without `target`, served with it.
@@ -143,10 +143,10 @@ keys! {
     namespace: NetnsName = Namespace;
     /// The network namespace to dial from, by path.
     setns_path: NetnsPath = SetnsPath;
-    /// The TCP address where streams go (or, beside an inherited datagram socket, datagrams).
-    target: HostPort = Target;
-    /// The UDP address where datagrams go.
-    udp_target: HostPort = UdpTarget;
+    /// The TCP address where streams go, or one for each port of a range (or, beside an inherited datagram socket, datagrams).
+    target: Ports<HostPort> = Target;
+    /// The UDP address where datagrams go, or one for each port of a range.
+    udp_target: Ports<HostPort> = UdpTarget;
     /// Mode of the served UNIX socket.
     mode: FileMode = Mode;
     /// Owner of the served UNIX socket.

@@ -21,7 +21,13 @@ const SERVICES: [&str; 8] = [
 /// The flaw of a value that holds several addresses, with blanks or commas between them.
 pub(super) fn several(text: &str, next: &str) -> Option<Flaw> {
     let mut parts = text.split([' ', '\t', ',', ';']).filter(|part| !part.is_empty());
-    let is_address = |part: &str| part.parse::<SocketAddr>().is_ok() || part.parse::<u16>().is_ok();
+    let is_address = |part: &str| {
+        let first = match part.rsplit_once('-') {
+            Some((first, last)) if last.parse::<u16>().is_ok() => first,
+            _ => part,
+        };
+        first.parse::<SocketAddr>().is_ok() || first.parse::<u16>().is_ok()
+    };
     let first = parts.next()?;
     let several = parts.clone().next().is_some() && is_address(first) && parts.all(is_address);
     let flaw = || Flaw::new(0..text.len(), "these are several addresses, and one socket has one");
@@ -64,10 +70,16 @@ mod tests {
 
     #[test]
     fn several_addresses_are_known_and_what_is_one_or_none_is_not() {
-        for text in ["127.0.0.1:1 127.0.0.1:2", "127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1, [::1]:1", "80 443"] {
+        for text in [
+            "127.0.0.1:1 127.0.0.1:2",
+            "127.0.0.1:1,127.0.0.1:2",
+            "127.0.0.1:1, [::1]:1",
+            "80 443",
+            "[::1]:1-5,[::1]:7",
+        ] {
             assert!(several(text, "a line for each").is_some(), "{text}");
         }
-        for text in ["127.0.0.1:1", "127.0.0.1:1 # web", "a b", "work qubes.X", "127.0.0.1:1,", ""] {
+        for text in ["127.0.0.1:1", "127.0.0.1:1 # web", "127.0.0.1:1-5", "a b", "work qubes.X", "127.0.0.1:1,", ""] {
             assert!(several(text, "a line for each").is_none(), "{text}");
         }
     }

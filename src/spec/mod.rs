@@ -36,7 +36,7 @@ mod weigh;
 pub use call::{Call, Service, Target, policy_line};
 pub use config::{Config, ConfigEntry};
 pub use effective::{EffectiveValue, ValueOrigin};
-pub use endpoint::{Host, HostPort, ListenAddr, Netns, UnixAddr, Upstream, Zone};
+pub use endpoint::{Host, HostPort, ListenAddr, Netns, Ports, UnixAddr, Upstream, Zone};
 pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};

@@ -1,6 +1,6 @@
 //! What was asked for, as values that cannot be wrong any more: forwards, their legs, and all of them together.
 
-use std::{fmt, num::NonZeroU32};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,66 @@ pub enum Listen {
     },
 }
 
+impl Listen {
+    /// The port of a TCP or UDP address.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { addr, .. } | Self::Udp { addr, .. } => Some(addr.addr().port()),
+            Self::Unix { .. } | Self::Inherited => None,
+        }
+    }
+
+    /// The address for people, up to the port `last` of a range, with the namespace.
+    pub fn place(&self, last: Option<u16>) -> String {
+        let (addr, netns) = match self {
+            Self::Inherited => return String::new(),
+            Self::Unix { addr, .. } => return addr.to_string(),
+            Self::Tcp { addr, netns, .. } | Self::Udp { addr, netns } => (addr, netns),
+        };
+        let last = last.map(|port| format!("-{port}")).unwrap_or_default();
+        let netns = netns.as_ref().map(|netns| format!(" in {netns}")).unwrap_or_default();
+        format!("{addr}{last}{netns}")
+    }
+
+    /// The addresses with their transports, for people; consecutive ports of one address as one range.
+    pub fn places<'a>(all: impl IntoIterator<Item = &'a Self>) -> Vec<String> {
+        let mut of_address: BTreeMap<(String, String), BTreeMap<u16, &Self>> = BTreeMap::new();
+        let mut places = Vec::new();
+        for listen in all {
+            let (Self::Tcp { addr, netns, .. } | Self::Udp { addr, netns }) = listen else {
+                places.push(listen.span(None));
+                continue;
+            };
+            let datagrams = matches!(listen, Self::Udp { .. });
+            let without_port = (addr.addr().ip(), addr.zone().map(ToString::to_string), datagrams);
+            let key = (format!("{without_port:?}"), netns.as_ref().map(ToString::to_string).unwrap_or_default());
+            of_address.entry(key).or_default().insert(addr.addr().port(), listen);
+        }
+        for ports in of_address.into_values() {
+            let mut ports = ports.into_iter().peekable();
+            while let Some((first, listen)) = ports.next() {
+                let mut last = first;
+                while ports.next_if(|(port, _)| Some(*port) == last.checked_add(1)).is_some() {
+                    last += 1;
+                }
+                places.push(listen.span(Some(last).filter(|last| *last > first)));
+            }
+        }
+        places
+    }
+
+    /// The same, with the transport before it.
+    fn span(&self, last: Option<u16>) -> String {
+        let transport = match self {
+            Self::Inherited => return "inherited socket".to_owned(),
+            Self::Unix { .. } => SocketKind::Unix,
+            Self::Tcp { .. } => SocketKind::Tcp,
+            Self::Udp { .. } => SocketKind::Udp,
+        };
+        format!("{} {}", transport.word(), self.place(last))
+    }
+}
+
 /// Rights and owners of a served UNIX socket and of the directories made for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixRights {
@@ -128,22 +188,46 @@ pub enum Legs {
         /// From the UNIX socket to where it all goes.
         back: Leg,
     },
+    /// A range of ports: one leg for each, in ascending order.
+    Range {
+        /// The leg of the lowest port.
+        first: Leg,
+        /// Those of the other ports.
+        more: Vec<Leg>,
+    },
 }
 
 impl Legs {
     /// The legs, the front one first.
     pub fn iter(&self) -> impl Iterator<Item = &Leg> {
-        let (first, second) = match self {
-            Self::One(leg) => (leg, None),
-            Self::Two { front, back } => (front, Some(back)),
+        let (first, more) = match self {
+            Self::One(leg) => (leg, &[][..]),
+            Self::Two { front, back } => (front, std::slice::from_ref(back)),
+            Self::Range { first, more } => (first, &more[..]),
         };
-        std::iter::once(first).chain(second)
+        std::iter::once(first).chain(more)
     }
 
-    /// The leg that accepts from the listening side.
+    /// The legs that differ in more than a port: a range has one, that of its lowest port.
+    pub fn kinds(&self) -> impl Iterator<Item = &Leg> {
+        let back = match self {
+            Self::One(_) | Self::Range { .. } => None,
+            Self::Two { back, .. } => Some(back),
+        };
+        std::iter::once(self.front()).chain(back)
+    }
+
+    /// The legs to which clients connect: one, or one for each port of a range.
+    pub fn fronts(&self) -> impl Iterator<Item = &Leg> {
+        let back = usize::from(matches!(self, Self::Two { .. }));
+        let all = self.iter().count();
+        self.iter().take(all - back)
+    }
+
+    /// The leg that accepts from the listening side; that of the lowest port of a range.
     pub fn front(&self) -> &Leg {
         match self {
-            Self::One(leg) | Self::Two { front: leg, .. } => leg,
+            Self::One(leg) | Self::Two { front: leg, .. } | Self::Range { first: leg, .. } => leg,
         }
     }
 }
@@ -182,14 +266,7 @@ impl fmt::Display for SocketKind {
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, addr, netns) = match self {
-            Self::Inherited => return f.write_str("inherited socket"),
-            Self::Unix { addr, .. } => return write!(f, "unix {addr}"),
-            Self::Tcp { addr, netns, .. } => ("tcp", addr, netns),
-            Self::Udp { addr, netns } => ("udp", addr, netns),
-        };
-        write!(f, "{kind} {addr}")?;
-        netns.as_ref().map_or(Ok(()), |netns| write!(f, " in {netns}"))
+        f.write_str(&self.span(None))
     }
 }
 
@@ -199,14 +276,27 @@ impl fmt::Display for Leg {
     }
 }
 
+/// In a line: `tcp 127.0.0.1:8000-8010 -> tcp 10.0.0.5:9000-9010`.
+impl fmt::Display for Legs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(leg) => leg.fmt(f),
+            Self::Two { front, back } => write!(f, "{front} -> {}", back.upstream),
+            Self::Range { first, more } => {
+                let last = more.last().unwrap_or(first);
+                let to = last.upstream.port().filter(|port| Some(*port) != first.upstream.port());
+                write!(f, "{} -> ", first.listen.span(last.listen.port()))?;
+                first.upstream.fmt_to(f, to)
+            }
+        }
+    }
+}
+
 /// One line: `ssh: tcp 0.0.0.0:2222 -> unix /run/a.sock -> tcp 10.0.0.5:22 in qdhcp-27a7`.
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.label.iter().try_for_each(|label| write!(f, "{label}: "))?;
-        match &self.legs {
-            Legs::One(leg) => leg.fmt(f),
-            Legs::Two { front, back } => write!(f, "{front} -> {}", back.upstream),
-        }
+        self.legs.fmt(f)
     }
 }
 

@@ -6,7 +6,10 @@ use super::{keys::KeyName, *};
 
 /// A value for each key, as a name would have it before escaping.
 fn value(key: KeyName) -> BoxedStrategy<String> {
-    let port = || 1u16..;
+    let ports = || {
+        let range = (1u16..60_000, 1u16..4).prop_map(|(port, more)| format!("{port}-{}", port + more));
+        prop_oneof![2 => (1u16..).prop_map(|port| port.to_string()), 1 => range]
+    };
     match key {
         KeyName::Label => "[a-zA-Zé:, %.-]{1,8}".boxed(),
         KeyName::Qrexec => "(work|@default|@dispvm:x) [a-z.]{1,9}(\\+[0-9]{1,5})?".boxed(),
@@ -18,11 +21,11 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
                 Just("[fe80::1%3]"),
                 Just("[fe80::1%tap0]")
             ];
-            (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
+            (host, ports()).prop_map(|(host, ports)| format!("{host}:{ports}")).boxed()
         }
         KeyName::Target | KeyName::UdpTarget => {
             let host = prop_oneof![Just("10.0.0.5"), Just("[fd00::1]"), Just("[fe80::1%tap0]"), Just("db.example.org")];
-            (host, port()).prop_map(|(host, port)| format!("{host}:{port}")).boxed()
+            (host, ports()).prop_map(|(host, ports)| format!("{host}:{ports}")).boxed()
         }
         KeyName::ListenNamespace | KeyName::Namespace => "[a-z0-9.:, -]{1,12}x".boxed(),
         KeyName::SetnsPath => "/[a-z0-9:, '\"\\\\%é]{1,12}".boxed(),

@@ -136,11 +136,21 @@ pub fn exclusions<T>(all: &[PlacedListener<T>]) -> Vec<(usize, usize)> {
 /// The circles: each as the listeners in their order, from the first that is a part of it. `local` tells whether an
 /// address is one of this machine.
 pub fn circles<T>(all: &[PlacedListener<T>], local: impl Fn(IpAddr) -> bool) -> Vec<Vec<usize>> {
+    let mut at: HashMap<_, Vec<usize>> = HashMap::new();
+    for (index, listener) in all.iter().enumerate() {
+        at.entry(listener.place.key()).or_default().push(index);
+    }
     let leads: Vec<Vec<usize>> = all
         .iter()
         .map(|from| {
             let Some(upstream) = &from.upstream else { return Vec::new() };
-            (0..all.len()).filter(|to| all[*to].place.takes(upstream, &local)).collect()
+            let key = match upstream {
+                Upstream::Tcp { addr, .. } | Upstream::Udp { addr, .. } => (addr.port, None),
+                Upstream::Unix(addr) => (0, Some(addr)),
+                Upstream::Qrexec(_) => return Vec::new(),
+            };
+            let takes = |to: &usize| all[*to].place.takes(upstream, &local);
+            at.get(&key).into_iter().flatten().copied().filter(takes).collect()
         })
         .collect();
     (0..all.len()).filter_map(|start| way_back(start, &leads)).collect()

@@ -4,7 +4,7 @@
 //! and its listening side is not ours. Then what only one forward can have is given to the first: within a file, and
 //! over all files that are not refused as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     config::{Config, ConfigEntry},
@@ -12,7 +12,7 @@ use super::{
     error::{Origin, Place, SpecFault},
     fdname,
     file::FileText,
-    keys::{KeyName, Keys},
+    keys::{At, KeyName, Keys},
     merge::overlay,
     plan::{Forward, Listen, SocketKind},
     role::{Defaults, ListenSide, mean},
@@ -247,7 +247,7 @@ fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) -> Vec<
     for entry in entries {
         let mut faults = Vec::new();
         if let Some(label) = &entry.keys.label {
-            faults.extend(claims.claim(Claim::Label(label.value().clone()), label.place(), entry.file));
+            faults.extend(claims.label(label, entry.file));
         }
         if let Some(forward) = &entry.forward {
             faults.extend(claims.sockets(&entry.keys, forward, entry.file));
@@ -283,26 +283,66 @@ enum Claim {
     Unix(UnixAddr),
 }
 
+impl Claim {
+    /// What is wrong when two forwards have it.
+    fn what(&self) -> String {
+        match self {
+            Self::Label(label) => format!("the label \"{label}\" is given to two forwards"),
+            Self::Tcp(addr, _) => format!("two forwards listen on {addr}"),
+            Self::Udp(addr, _) => format!("two forwards receive on {addr}"),
+            Self::Unix(addr) => format!("two forwards serve {addr}"),
+        }
+    }
+}
+
+/// What a forward claims and another one has.
+struct Clash {
+    what: String,
+    place: Place,
+    /// Where the other one is written.
+    first: String,
+    /// The file of the other one.
+    other: Option<usize>,
+    /// The number of further ports that both claim.
+    more: usize,
+}
+
+impl Clash {
+    fn fault(self) -> (SpecFault, Option<usize>) {
+        let more = match self.more {
+            0 => String::new(),
+            1 => ", and on 1 more port of the range".to_owned(),
+            n => format!(", and on {n} more ports of the range"),
+        };
+        let fault = SpecFault::at(&self.place, self.what + &more).hint(format!("the other is {}", self.first));
+        (fault, self.other)
+    }
+}
+
 #[derive(Default)]
 struct Claims(HashMap<Claim, (Place, Option<usize>)>);
 
 impl Claims {
-    /// Claims it for a forward of file `file`; the fault where another forward has it, and the file of that one.
-    fn claim(&mut self, claim: Claim, place: &Place, file: Option<usize>) -> Option<(SpecFault, Option<usize>)> {
-        let what = match &claim {
-            Claim::Label(label) => format!("the label \"{label}\" is given to two forwards"),
-            Claim::Tcp(addr, _) => format!("two forwards listen on {addr}"),
-            Claim::Udp(addr, _) => format!("two forwards receive on {addr}"),
-            Claim::Unix(addr) => format!("two forwards serve {addr}"),
-        };
-        let first = self.0.get(&claim).map(|(place, file)| (place.brief(), *file));
-        self.0.entry(claim).or_insert_with(|| (place.clone(), file));
-        let (first, other) = first?;
-        Some((SpecFault::at(place, what).hint(format!("the other is {first}")), other))
+    /// Claims it for a forward of file `file`; the clash where another forward has it.
+    fn claim(&mut self, claim: Claim, place: &Place, file: Option<usize>) -> Option<Clash> {
+        match self.0.entry(claim) {
+            Entry::Vacant(free) => {
+                free.insert((place.clone(), file));
+                None
+            }
+            Entry::Occupied(taken) => {
+                let (what, (first, other)) = (taken.key().what(), taken.get());
+                Some(Clash { what, place: place.clone(), first: first.brief(), other: *other, more: 0 })
+            }
+        }
+    }
+
+    fn label(&mut self, label: &At<Label>, file: Option<usize>) -> Option<(SpecFault, Option<usize>)> {
+        self.claim(Claim::Label(label.value().clone()), label.place(), file).map(Clash::fault)
     }
 
     fn sockets(&mut self, entry: &Keys, forward: &Forward, file: Option<usize>) -> Vec<(SpecFault, Option<usize>)> {
-        let mut faults = Vec::new();
+        let mut clashes: Vec<Clash> = Vec::new();
         for leg in forward.legs.iter() {
             let (claim, key) = match &leg.listen {
                 Listen::Inherited => continue,
@@ -312,8 +352,14 @@ impl Claims {
                 Listen::Udp { addr, netns } => (Claim::Udp(addr.clone(), netns.clone()), KeyName::UdpListen),
                 Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
             };
-            faults.extend(entry.given(key).and_then(|place| self.claim(claim, place, file)));
+            let Some(place) = entry.given(key) else { continue };
+            let Some(clash) = self.claim(claim, place, file) else { continue };
+            // A range may have many ports of another range: they are one fault.
+            match clashes.iter_mut().find(|known| known.first == clash.first) {
+                Some(known) => known.more += 1,
+                None => clashes.push(clash),
+            }
         }
-        faults
+        clashes.into_iter().map(Clash::fault).collect()
     }
 }

@@ -177,12 +177,18 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
 }
 
 #[test]
-fn the_example_in_the_manual_is_a_configuration() {
+fn each_example_in_the_manual_is_a_configuration() {
     let manual = page("pfwd.toml.5");
-    let example = manual.split_once(".EX\n").and_then(|(_, rest)| rest.split_once(".EE")).expect("an example").0;
-    let text = example.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\");
-    assert_eq!(text.matches("[[forward]]").count(), 5);
-    Config::gather(Some(("pfwd.toml(5)", &text)), [""; 0]).expect("it has a meaning");
+    let examples = manual.split(".EX\n").skip(1).map(|rest| rest.split_once(".EE").expect("an end").0);
+    let mut forwards = Vec::new();
+    for example in examples.filter(|example| example.contains("[[forward]]")) {
+        let text = example.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\");
+        let (_, plan) = Config::gather(Some(("pfwd.toml(5)", &text)), [""; 0]).expect("it has a meaning");
+        assert_eq!(plan.forwards.len() + plan.waiting.len(), text.matches("[[forward]]").count());
+        forwards.push(text.matches("[[forward]]").count());
+    }
+    forwards.sort_unstable();
+    assert_eq!(forwards, [1, 5]);
 }
 
 /// What bash offers for a line, by the completion that is installed.

@@ -108,7 +108,7 @@ fn a_file_emptied_by_accident_keeps_its_text_and_one_with_a_comment_closes_its_f
     }
     it.write("# nothing\n");
     assert_eq!(it.reload(), (Some(0), String::new()));
-    it.service.process.stderr.wait_for(&format!("0 opened, 1 closed: {one}"));
+    it.service.process.stderr.wait_for(&format!("0 opened, 1 closed: tcp {one}"));
     assert!(TcpStream::connect(&one).is_err());
     it.service.stop();
 }

@@ -392,3 +392,25 @@ fn a_flow_that_was_handed_over_ends_with_its_last_answer() {
     assert_ne!(server.recv_from(&mut buffer).expect("a datagram").1, from);
     service.stop();
 }
+
+/// As nginx does it: `proxy_responses` ends a session early, and `proxy_timeout` ends the others.
+#[test]
+fn a_flow_whose_answer_is_lost_ends_by_its_idle_timeout() {
+    sandbox!();
+    let server = asker("127.0.0.1");
+    let there = server.local_addr().expect("bound");
+    let service =
+        forwarding(&[&format!("udp_listen=127.0.0.1:5300,udp_target={there},udp_responses=1,udp_idle_timeout=1")]);
+    let asker = asker("127.0.0.1");
+    let mut buffer = [0; 9];
+    for _ in 0..2 {
+        asker.send_to(b"x", at("127.0.0.1", 5300)).expect("sent");
+    }
+    let (_, from) = server.recv_from(&mut buffer).expect("a datagram");
+    server.recv_from(&mut buffer).expect("another, which is not answered");
+    server.send_to(b"y", from).expect("sent");
+    asker.recv(&mut buffer).expect("the answer");
+    let end = service.process.stderr.wait_for("2 bytes up, 1 down");
+    assert!(end.contains(": idle after"), "{end}");
+    service.stop();
+}

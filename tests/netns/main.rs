@@ -15,6 +15,7 @@ mod keepalive;
 mod life;
 mod ports;
 mod proxy;
+mod ranges;
 mod reload;
 mod restart;
 mod retry;

@@ -611,6 +611,71 @@ fn an_upgrade_with_each_kind_of_broken_file_cuts_nobody_and_the_next_fault_takes
     });
 }
 
+/// A range takes over the listeners, sessions, pauses and counters of the forwards that an earlier version had for its
+/// ports. The earlier version cannot read a range: there the sessions go on and connections wait until its file says
+/// what it can read.
+#[test]
+fn a_range_takes_over_the_listeners_of_an_earlier_version_and_gives_them_back() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    tree.boot("upgrade", As::Root, || {
+        faults::echo_server();
+        let target = "target = \"127.0.0.1:7001\"";
+        let single = |n: u16| format!("[[forward]]\nlisten = \"127.0.0.1:{n}\"\n{target}\n");
+        let singles = (2001..=2003).map(single).collect::<String>();
+        let range = format!("[[forward]]\nlabel = \"web\"\nlisten = \"127.0.0.1:2001-2004\"\n{target}\n");
+        let write = |text: &str| fs::write("/etc/pfwd.toml", text).expect("root's own tree");
+        let restarted = |version: &str| {
+            install_one(version, "pfwd");
+            shell("systemctl restart pfwd.service");
+            pfwd_settled();
+            assert_runs(pfwd_property("MainPID").parse().expect("a number"), version, "pfwd");
+        };
+        let sockets = || [2001, 2002, 2003].map(|port| listening(None, port));
+        write(&singles);
+        shell("systemctl start pfwd.service");
+        pfwd_settled();
+        let mut wires: Vec<Wire> = (2001..=2003).map(port).collect();
+        wires.iter_mut().for_each(exchange_some);
+        shell("pfwd pause 127.0.0.1:2002");
+        let before = sockets();
+
+        write(&range);
+        restarted("present");
+        assert_eq!(sockets(), before, "the present version has made sockets anew");
+        assert_eq!(pfwd_property("StatusText").split(", ").next(), Some("1 forward"));
+        wires.iter_mut().for_each(exchange_some);
+        let states = |word: &str| -> Vec<String> {
+            let (_, said, _) = attempt(&format!("pfwd status --json {word}"));
+            let report: Value = serde_json::from_str(&said).expect("JSON");
+            let rows = report["listeners"].as_array().expect("a list").iter();
+            rows.map(|row| row["state"].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        assert_eq!(states("web"), ["serving", "paused", "serving", "serving"]);
+        assert_eq!(metric("pfwd", "pfwd_sessions_accepted_total{listener=\"127.0.0.1:2001\",label=\"web\"}"), 1);
+        shell("pfwd resume web");
+        wires.push(port(2004));
+        wires.iter_mut().for_each(exchange_some);
+        assert_eq!(
+            shell("journalctl -q -t pfwd LABEL=web LISTENER=127.0.0.1:2004 -o cat | grep -c 'connected after'"),
+            "1"
+        );
+
+        restarted("earlier");
+        assert_eq!(sockets(), before, "the earlier version has made sockets anew");
+        wires.iter_mut().for_each(exchange_some);
+        let mut waits = port(2001);
+        waits.write_all(b"early").expect("the connection stands");
+        write(&(singles + &single(2004)));
+        // the unit is the present one, whose ExecReload= the earlier program does not know
+        shell("systemctl kill -s HUP --kill-who=main pfwd.service");
+        waits.expect(b"early");
+        assert_eq!(sockets(), before, "the earlier version has made sockets anew");
+        wires.iter_mut().for_each(exchange_some);
+        exchange_some(&mut port(2004));
+    });
+}
+
 /// Without systemd: the service alone, under a manager that a test plays. A session that waits for a call of its qube
 /// has a field in its record that the earlier version does not know: there it begins its call at once, above the limit,
 /// and its wait counts into `setup_timeout`. It is not lost.

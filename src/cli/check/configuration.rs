@@ -145,7 +145,8 @@ fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -
             _ => origin.to_string(),
         };
         findings.extend(upstreams(&who, forward));
-        for leg in forward.legs.iter() {
+        // A lower port than the others of a range has what is in their way, too.
+        for leg in forward.legs.kinds() {
             findings.extend(obstacle(&who, &leg.listen, scope));
             if let Listen::Unix { addr: addr @ UnixAddr::Abstract(_), .. } = &leg.listen {
                 if leg.admit.uids.is_empty() {
@@ -204,7 +205,7 @@ fn obstacle(who: &str, listen: &Listen, scope: Scope) -> Option<Finding> {
 /// What its author should know of where a forward leads.
 pub(super) fn upstreams(who: &str, forward: &Forward) -> Vec<Finding> {
     let mut found = namespaces(who, forward);
-    for leg in forward.legs.iter() {
+    for leg in forward.legs.kinds() {
         match &leg.upstream {
             Upstream::Qrexec(call) => found.extend(meant_service(&call.service).map(|meant| {
                 let service = call.service.split('+').next().unwrap_or_default();
@@ -224,7 +225,7 @@ pub(super) fn upstreams(who: &str, forward: &Forward) -> Vec<Finding> {
 /// Namespaces of a forward that do not exist now. They may come later, so that is no fault.
 fn namespaces(who: &str, forward: &Forward) -> Vec<Finding> {
     let mut found = Vec::new();
-    for leg in forward.legs.iter() {
+    for leg in forward.legs.kinds() {
         let listens = match &leg.listen {
             Listen::Tcp { netns, .. } | Listen::Udp { netns, .. } => netns.as_ref(),
             Listen::Unix { .. } | Listen::Inherited => None,

@@ -178,7 +178,7 @@ fn count(n: usize, what: &str) -> String {
 
 fn show_configuration(checked: &CheckedConfig, tally: &mut CheckTally) {
     print!("{}", checked.plan);
-    tally.served += checked.forwards.len();
+    tally.served += checked.forwards.iter().map(|(_, forward)| forward.legs.fronts().count()).sum::<usize>();
     tally.tell(&checked.findings, "");
 }
 

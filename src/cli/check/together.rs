@@ -1,6 +1,6 @@
 //! Listeners together: who else has their places, and where they lead into each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     finding::Finding,
@@ -32,24 +32,31 @@ pub(super) struct Known {
 /// What excludes each other, leads in circles, or is taken already.
 pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) -> Vec<Finding> {
     let mut found = Vec::new();
+    let mut pairs = Pairs::default();
     for (first, second) in exclusions(all) {
         let (a, b) = (&all[first], &all[second]);
         // Sockets of different interfaces share a port.
         let apart = a.what.device.is_some() && b.what.device.is_some() && a.what.device != b.what.device;
         if (a.what.asked || b.what.asked) && !apart {
             let one = |one: &PlacedListener<Known>| format!("{} on {}", one.what.who, shown(&one.place));
-            let what = format!("{} and {}: only one of them can listen", one(a), one(b));
             let units = a.what.unit.is_some() && b.what.unit.is_some();
             let consequence = if units { Consequence::CannotListen } else { Consequence::NotServed };
-            found.push(Finding::plain(what, "give one of them another port, address or path", consequence));
+            pairs.add((&a.what.who, &b.what.who), format!("{} and {}", one(a), one(b)), consequence);
         }
     }
+    found.extend(pairs.told(|what| {
+        (format!("{what}: only one of them can listen"), "give one of them another port, address or path")
+    }));
+    let mut told = BTreeSet::new();
     for circle in circles(all, machine::is_local) {
         if !circle.iter().any(|index| all[*index].what.asked) {
             continue;
         }
         let mut names: Vec<_> = circle.iter().map(|index| all[*index].what.who.as_str()).collect();
         names.push(names[0]);
+        if !told.insert(names.clone()) {
+            continue; // another port of the same ranges
+        }
         let what = format!("{}: each connection makes another one, without end", names.join(" leads to "));
         found.push(Finding::plain(what, "correct where one of them leads", Consequence::Circle));
     }
@@ -64,6 +71,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
     let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
     let taken = machine::taken(&places);
     let units = if taken.iter().any(TakenPlace::is_managed) { manager::listening() } else { Vec::new() };
+    let mut occupied = Pairs::default();
     for listener in asked.iter().filter(|listener| is_here(&listener.place)) {
         let Some(by) = taken.iter().find(|taken| listener.place.excludes(&taken.place)) else { continue };
         let unit = units.iter().find(|(_, place)| listener.place.excludes(place)).map(|(name, _)| name);
@@ -79,9 +87,43 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         };
         let what = format!("{}: {} is taken already, by {holder}", listener.what.who, shown(&listener.place));
         let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::Retried };
-        found.push(Finding::plain(what, "stop that, or take another port, address or path", consequence));
+        occupied.add((&listener.what.who, &holder), what, consequence);
     }
+    found.extend(occupied.told(|what| (what, "stop that, or take another port, address or path")));
     found
+}
+
+/// What is found for several ports of one range, as one finding: the first, and how many more.
+#[derive(Default)]
+struct Pairs(Vec<PairFinding>);
+
+struct PairFinding {
+    between: (String, String),
+    what: String,
+    more: usize,
+    consequence: Consequence,
+}
+
+impl Pairs {
+    fn add(&mut self, between: (&str, &str), what: String, consequence: Consequence) {
+        let between = (between.0.to_owned(), between.1.to_owned());
+        match self.0.iter_mut().find(|known| known.between == between) {
+            Some(known) => known.more += 1,
+            None => self.0.push(PairFinding { between, what, more: 0, consequence }),
+        }
+    }
+
+    fn told(self, words: impl Fn(String) -> (String, &'static str)) -> impl Iterator<Item = Finding> {
+        self.0.into_iter().map(move |PairFinding { what, more, consequence, .. }| {
+            let (what, hint) = words(what);
+            let more = match more {
+                0 => String::new(),
+                1 => "; the same holds for 1 more port".to_owned(),
+                n => format!("; the same holds for {n} more ports"),
+            };
+            Finding::plain(what + &more, hint, consequence)
+        })
+    }
 }
 
 /// Listeners that lead to one qube and have different limits of its calls.

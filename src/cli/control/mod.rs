@@ -111,8 +111,8 @@ pub(super) struct KillOptions<P: WhichService> {
 pub(super) struct PauseOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Listeners: a label, a socket unit or its short name, an address or a port; with /tcp or /udp behind it only those
-    /// of that transport
+    /// Listeners: a label, a socket unit or its short name, an address or a port; with a port (web:8003), /tcp or /udp
+    /// behind it only those that have it
     #[arg(value_name = "LISTENER", required_unless_present = "all", conflicts_with = "all")]
     listeners: Vec<String>,
     /// All listeners

@@ -10,7 +10,7 @@ use crate::{
         api,
         select::{KnownListener, short_unit},
     },
-    spec::{Forward, Listen, SocketKind, Upstream},
+    spec::{Forward, Leg, Listen, SocketKind, Upstream},
 };
 
 /// State of a listener, as a client meets it.
@@ -173,9 +173,13 @@ impl ListenerRow {
         }
     }
 
-    /// A forward of the configuration whose listening side is the service's to bind, while that does not run.
-    pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> Option<Self> {
-        let leg = forward.legs.front();
+    /// The listeners of a forward of the configuration whose listening side is the service's to bind, while that does not
+    /// run.
+    pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> impl Iterator<Item = Self> {
+        forward.legs.fronts().filter_map(|leg| Self::of_leg(service, forward, leg))
+    }
+
+    fn of_leg(service: &AskedService, forward: &Forward, leg: &Leg) -> Option<Self> {
         let (listen, transport, listen_netns) = match &leg.listen {
             Listen::Inherited => return None,
             Listen::Tcp { addr, netns, .. } => (addr.to_string(), SocketKind::Tcp, netns.as_ref()),

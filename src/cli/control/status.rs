@@ -136,7 +136,7 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
     // What no unit accounts for: forwards of the configuration, and sockets of another supervisor.
     listeners.extend(others.into_iter().map(ListenerRow::of_service));
     if live.is_none() {
-        listeners.extend(plan.iter().filter_map(|forward| ListenerRow::of_plan(service, forward)));
+        listeners.extend(plan.iter().flat_map(|forward| ListenerRow::of_plan(service, forward)));
     }
     let stopping = live.as_ref().is_some_and(|live| live.state == api::Life::Stopping);
     let failed = active.as_deref() == Some("failed");
@@ -205,7 +205,10 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
     out += &table::render(style, &COLUMNS, &rows);
-    let reasons: Vec<String> = report.listeners.iter().filter_map(|row| reason(style, row)).collect();
+    // Ports of one range have one name, and often one reason.
+    let mut told = BTreeSet::new();
+    let reasons = report.listeners.iter().filter_map(|row| reason(style, row));
+    let reasons: Vec<String> = reasons.filter(|reason| told.insert(reason.clone())).collect();
     if !reasons.is_empty() {
         out.push('\n');
     }

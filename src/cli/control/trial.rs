@@ -43,6 +43,8 @@ const UNDECIDED: Duration = Duration::from_secs(2);
 const WHY: Duration = Duration::from_secs(2);
 /// Listeners that one word may have tried.
 const MOST: usize = 8;
+/// Listeners that are shown where a word means too many.
+const LISTED: usize = 20;
 
 /// Tries the listeners that `word` means.
 ///
@@ -58,9 +60,12 @@ pub(super) fn run(service: &AskedService, word: &str, json: bool) -> Result<Exit
         }
         Selection::One(meant) if meant.len() <= MOST => meant,
         Selection::One(all) | Selection::Several(all) => {
-            let list: Vec<_> = all.iter().map(|index| format!("\n  {}", listed(&known[*index]))).collect();
-            let what =
-                format!("{} means several listeners; name one of them:{}", escape(word.as_bytes()), list.concat());
+            let list: String = all.iter().take(LISTED).map(|index| format!("\n  {}", listed(&known[*index]))).collect();
+            let more = match all.len().saturating_sub(LISTED) {
+                0 => String::new(),
+                n => format!("\n  and {n} more"),
+            };
+            let what = format!("{} means several listeners; name one of them:{list}{more}", escape(word.as_bytes()));
             return Err(Fatal::new(Code::Failure, what));
         }
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 use crate::{
     dial::netns,
     report::Code,
-    spec::{Config, Listen, Netns, Plan, Upstream},
+    spec::{Config, Legs, Listen, Netns, Plan, Upstream},
 };
 
 /// `--print-units`: socket units that do the same.
@@ -19,7 +19,8 @@ pub(super) fn units(config: &Config) -> ExitCode {
 /// `--show-netns`: each namespace of the plan with its path and inode, and what it is for. Fails when one is missing.
 pub(super) fn namespaces(plan: &Plan) -> ExitCode {
     let mut uses: BTreeMap<String, (&Netns, Vec<String>)> = BTreeMap::new();
-    for leg in plan.forwards.iter().flat_map(|forward| forward.legs.iter()) {
+    let legs = plan.forwards.iter().flat_map(|forward| forward.legs.kinds().map(move |leg| (forward, leg)));
+    for (forward, leg) in legs {
         let listens = match &leg.listen {
             Listen::Tcp { netns, .. } | Listen::Udp { netns, .. } => netns.as_ref(),
             Listen::Unix { .. } | Listen::Inherited => None,
@@ -28,8 +29,12 @@ pub(super) fn namespaces(plan: &Plan) -> ExitCode {
             Upstream::Tcp { netns, .. } | Upstream::Udp { netns, .. } => netns.as_ref(),
             Upstream::Unix(_) | Upstream::Qrexec(_) => None,
         };
+        let text = match &forward.legs {
+            range @ Legs::Range { .. } => range.to_string(),
+            Legs::One(_) | Legs::Two { .. } => leg.to_string(),
+        };
         for netns in listens.into_iter().chain(dials) {
-            uses.entry(netns.to_string()).or_insert((netns, Vec::new())).1.push(leg.to_string());
+            uses.entry(netns.to_string()).or_insert((netns, Vec::new())).1.push(text.clone());
         }
     }
     let mut missing = false;

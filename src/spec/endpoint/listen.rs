@@ -25,6 +25,13 @@ impl ListenAddr {
         self.addr
     }
 
+    /// The same address with another port.
+    pub(super) fn on_port(&self, port: u16) -> Self {
+        let mut other = self.clone();
+        other.addr.set_port(port);
+        other
+    }
+
     /// The interface of a link-local address, by its name.
     pub fn zone(&self) -> Option<&Zone> {
         self.zone.as_ref()

@@ -17,11 +17,13 @@ use super::{call::Call, error::Flaw};
 
 mod host;
 mod listen;
+mod ports;
 mod zone;
 
 pub use host::{Host, HostPort};
 pub(super) use host::{local_forward, plus};
 pub use listen::ListenAddr;
+pub use ports::{Ports, WithPort};
 pub use zone::Zone;
 pub(super) use zone::needs_zone;
 
@@ -195,6 +197,21 @@ impl FromStr for Netns {
 
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_to(f, None)
+    }
+}
+
+impl Upstream {
+    /// The port of a TCP or UDP address.
+    pub(super) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { addr, .. } | Self::Udp { addr, .. } => Some(addr.port),
+            Self::Qrexec(_) | Self::Unix(_) => None,
+        }
+    }
+
+    /// For people, up to the port `last` of a range.
+    pub(super) fn fmt_to(&self, f: &mut fmt::Formatter<'_>, last: Option<u16>) -> fmt::Result {
         let (kind, addr, netns) = match self {
             Self::Qrexec(call) => return write!(f, "qrexec {call}"),
             Self::Unix(addr) => return write!(f, "unix {addr}"),
@@ -202,6 +219,7 @@ impl fmt::Display for Upstream {
             Self::Udp { addr, netns } => ("udp", addr, netns),
         };
         write!(f, "{kind} {addr}")?;
+        last.map_or(Ok(()), |last| write!(f, "-{last}"))?;
         netns.as_ref().map_or(Ok(()), |netns| write!(f, " in {netns}"))
     }
 }

@@ -79,6 +79,14 @@ fn what_only_one_forward_can_have_is_not_given_to_two() {
         (["uds=/a,target=b:1", "uds=/a,target=c:1"], "two forwards serve /a (the other is --forward #1)"),
         (["listen=[::]:1,target=b:1", "listen=[::]+1,uds=/b"], "two forwards listen on [::]:1"),
         (["udp_listen=[::]:1,udp_target=b:1", "udp_listen=[::]+1,udp_target=c:1"], "two forwards receive on [::]:1"),
+        (
+            ["listen=[::]:1-9,target=b:1", "listen=[::]+9,target=b:1"],
+            "two forwards listen on [::]:9 (the other is --forward #1)",
+        ),
+        (
+            ["listen=[::]:1-9,target=b:1", "listen=[::]+7-12,target=b:1"],
+            "two forwards listen on [::]:7, and on 2 more ports of the range (the other is --forward #1)",
+        ),
         (["label=a,uds=/a,target=b:1", "label=a,uds=/b,target=b:1"], "the label \"a\" is given to two forwards"),
     ] {
         let faults = Config::gather(None, arguments).unwrap_err().to_string();

@@ -11,6 +11,8 @@
 //! `qrexec` stands where `target` stands, for streams. The keys that say *what* decide the role; then every other key
 //! that was given must have something to act on in it, for a limit that limits nothing is believed to protect. A
 //! default is different: it was given for whom it may concern.
+//!
+//! A range of ports is one forward with a leg for each port (`range`).
 
 use super::{
     error::Faults,
@@ -19,6 +21,7 @@ use super::{
 };
 
 mod idle;
+mod range;
 mod reading;
 
 use reading::Reading;
@@ -39,6 +42,7 @@ pub(super) fn mean(keys: &Keys, side: ListenSide, defaults: &Defaults) -> Result
     let mut reading = Reading { keys, side, defaults, datagram, needs_target: false, faults: Vec::new() };
     reading.refuse_listening_keys();
     reading.refuse_contradictions();
+    reading.refuse_ranges();
     let legs = reading.legs();
     if let Some(legs) = &legs {
         reading.refuse_idle_keys(legs);

@@ -8,7 +8,7 @@ use crate::spec::{
     keys::{At, KeyName, Keys},
     options::{Admit, DEFAULT_BACKLOG, Options, Via},
     plan::{Leg, Legs, Listen, SocketKind, UnixRights},
-    value::Idle,
+    value::{Idle, ProxyProtocol},
 };
 
 /// Whose the listening side is.
@@ -65,7 +65,7 @@ impl Reading<'_> {
     }
 
     /// A key with a value, as whoever wrote these keys would write it.
-    fn pair(&self, key: KeyName, value: &str) -> String {
+    pub(super) fn pair(&self, key: KeyName, value: &str) -> String {
         pair(key.name(), value, &self.keys.whole.source.origin)
     }
 
@@ -114,7 +114,7 @@ impl Reading<'_> {
         }
         if given(KeyName::Namespace) || given(KeyName::SetnsPath) {
             for (key, target) in [(KeyName::Target, &keys.target), (KeyName::UdpTarget, &keys.udp_target)] {
-                let name = target.as_ref().and_then(|target| match &target.value().host {
+                let name = target.as_ref().and_then(|target| match &target.value().first().host {
                     Host::Name(name) => Some(name),
                     Host::Ip(_) | Host::LinkLocal(..) => None,
                 });
@@ -199,14 +199,14 @@ impl Reading<'_> {
         let netns = self.netns();
         let (target, udp_target) = (self.keys.target.as_ref(), self.keys.udp_target.as_ref());
         if self.datagram {
-            let addr = udp_target.or(target)?.value().clone();
+            let addr = udp_target.or(target)?.value().first().clone();
             return Some(Upstream::Udp { addr, netns });
         }
         if let Some(call) = &self.keys.qrexec {
             return Some(Upstream::Qrexec(call.value().clone()));
         }
         // An udp_target here is a fault already; what else is wrong can be told as if it were the target.
-        let addr = target.or(udp_target)?.value().clone();
+        let addr = target.or(udp_target)?.value().first().clone();
         Some(Upstream::Tcp { addr, netns })
     }
 
@@ -216,10 +216,10 @@ impl Reading<'_> {
         }
         let netns = self.keys.listen_namespace.as_ref().map(|netns| netns.value().clone());
         if self.datagram {
-            let addr = self.keys.udp_listen.as_ref()?.value().clone();
+            let addr = self.keys.udp_listen.as_ref()?.value().first().clone();
             return Some(Listen::Udp { addr, netns });
         }
-        let addr = self.keys.listen.as_ref()?.value().clone();
+        let addr = self.keys.listen.as_ref()?.value().first().clone();
         Some(Listen::Tcp { addr, netns, backlog: self.backlog() })
     }
 
@@ -252,38 +252,41 @@ impl Reading<'_> {
     /// The legs, or faults that say what is missing for any.
     pub(super) fn legs(&mut self) -> Option<Legs> {
         let (listen, uds, destination) = (self.listening(), self.uds(), self.destination());
-        let mut legs = match (listen, uds, destination) {
-            (Some(listen), None, Some(to)) => Legs::One(Leg::new(listen, to)),
-            (Some(listen), Some(uds), None) => Legs::One(Leg::new(listen, Upstream::Unix(uds))),
-            (None, Some(uds), Some(to)) => Legs::One(Leg::new(self.served(uds), to)),
+        let legs = match (listen, uds, destination) {
+            (Some(listen), None, Some(to)) => self.single(Leg::new(listen, to)),
+            (Some(listen), Some(uds), None) => self.single(Leg::new(listen, Upstream::Unix(uds))),
+            (None, Some(uds), Some(to)) => self.single(Leg::new(self.served(uds), to)),
             (Some(listen), Some(uds), Some(to)) => {
-                let back = Leg::new(self.served(uds.clone()), to);
-                Legs::Two { front: Leg::new(listen, Upstream::Unix(uds)), back }
+                let mut back = Leg::new(self.served(uds.clone()), to);
+                let mut front = Leg::new(listen, Upstream::Unix(uds));
+                self.furnish(&mut front);
+                self.furnish(&mut back);
+                // Each for those who come in there; what the front leg brings has its header already.
+                front.via.proxy_protocol = self.proxy_protocol();
+                back.via.proxy_protocol = self.proxy_protocol();
+                Legs::Two { front, back }
             }
             (listen, uds, destination) => {
                 self.say_what_is_missing(listen.is_some(), uds.is_some(), destination.is_some());
                 return None;
             }
         };
-        let proxy = pick!(self, proxy_protocol).copied().filter(|_| !self.datagram);
-        match &mut legs {
-            Legs::One(leg) => {
-                self.furnish(leg);
-                // As a default it is meant for targets: a host proxy's endpoint, which has the same default, would send
-                // its own header before that of the proxy.
-                let unix = matches!(leg.upstream, Upstream::Unix(_));
-                leg.via.proxy_protocol = proxy.filter(|_| !unix || self.keys.proxy_protocol.is_some());
-            }
-            Legs::Two { front, back } => {
-                self.furnish(front);
-                self.furnish(back);
-                // Each for those who come in there; what the front leg brings has its header already.
-                front.via.proxy_protocol = proxy;
-                back.via.proxy_protocol = proxy;
-            }
-        }
         self.refuse_lost_link_local();
         Some(legs)
+    }
+
+    fn proxy_protocol(&self) -> Option<ProxyProtocol> {
+        pick!(self, proxy_protocol).copied().filter(|_| !self.datagram)
+    }
+
+    /// The legs of a forward without a UNIX socket on the way.
+    fn single(&self, mut leg: Leg) -> Legs {
+        self.furnish(&mut leg);
+        // As a default it is meant for targets: a host proxy's endpoint, which has the same default, would send its own
+        // header before that of the proxy.
+        let unix = matches!(leg.upstream, Upstream::Unix(_));
+        leg.via.proxy_protocol = self.proxy_protocol().filter(|_| !unix || self.keys.proxy_protocol.is_some());
+        self.spread(leg)
     }
 
     /// A link-local target without its interface, which the kernel refuses at each dial (EINVAL).
@@ -292,7 +295,8 @@ impl Reading<'_> {
             return; // it says the interface
         }
         for (key, target) in [(KeyName::Target, &self.keys.target), (KeyName::UdpTarget, &self.keys.udp_target)] {
-            let Some(HostPort { host: Host::Ip(ip), port }) = target.as_ref().map(At::value) else { continue };
+            let first = target.as_ref().map(|target| target.value().first());
+            let Some(HostPort { host: Host::Ip(ip), port }) = first else { continue };
             if needs_zone(*ip) {
                 let what = format!("{ip} is a link-local address, which means nothing without its interface");
                 let example = self.pair(key, &format!("[{ip}%eth0]:{port}"));

@@ -37,6 +37,13 @@ fn every_row_of_the_table_of_roles_means_its_legs() {
         ),
         ("listen=127.0.0.1:22,qrexec=work svc+1", "tcp 127.0.0.1:22 -> qrexec work svc+1"),
         ("uds=/run/a.sock,qrexec=work svc", "unix /run/a.sock -> qrexec work svc"),
+        ("listen=127.0.0.1:1-9,target=10.0.0.5:11-19", "tcp 127.0.0.1:1-9 -> tcp 10.0.0.5:11-19"),
+        ("label=w,listen=[::1]:1-9,target=a:5", "w: tcp [::1]:1-9 -> tcp a:5"),
+        (
+            "udp_listen=0.0.0.0:1-9,listen_namespace=y,udp_target=[::1]:1-9,namespace=x",
+            "udp 0.0.0.0:1-9 in y -> udp [::1]:1-9 in x",
+        ),
+        ("listen=127.0.0.1:1-9,qrexec=work svc", "tcp 127.0.0.1:1-9 -> qrexec work svc"),
     ] {
         assert_eq!(own(text).expect(text).to_string(), shown);
     }
@@ -102,6 +109,13 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
             "udp_listen=127.0.0.1:1,udp_target=a:1,backlog=1,idle_timeout=1,keepalive=on,proxy_protocol=v1,buffer_size=4K",
             &["backlog does", "idle_timeout does", "keepalive does", "proxy_protocol does", "buffer_size does"],
         ),
+        ("listen=127.0.0.1:1-3,target=1.1.1.1:1-2", &["target has 2 ports, and listen has 3"]),
+        ("listen=127.0.0.1:1,target=1.1.1.1:1-2", &["target has 2 ports, and listen has 1"]),
+        ("udp_listen=127.0.0.1:1-3,udp_target=1.1.1.1:1-2", &["udp_target has 2 ports, and udp_listen has 3"]),
+        ("uds=/a,target=1.1.1.1:1-2", &["target has 2 ports, and the socket is one listener"]),
+        ("listen=127.0.0.1:1-2,uds=/a", &["none goes through a UNIX socket"]),
+        ("listen=127.0.0.1:1-2,uds=/a,target=1.1.1.1:1-2", &["none goes through a UNIX socket"]),
+        ("listen=127.0.0.1:1-2,target=1.1.1.1:1-2,source=::1", &["different families"]),
         (
             "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,retry_timeout=1,bind_device=lo",
             &["connect_timeout does", "retry_timeout does", "bind_device does"],
@@ -122,11 +136,44 @@ fn beside_an_inherited_socket_nothing_else_is_the_listening_side() {
     assert_eq!(faults.0.len(), 6, "{faults}");
     assert!(faults.0.iter().all(|fault| fault.what().contains("beside an inherited socket")), "{faults}");
     let refused = |kind, text: &str| inherited(kind, text).unwrap_err().to_string();
+    assert!(refused(SocketKind::Tcp, "target=a:1-2").contains("target has 2 ports, and the socket is one listener"));
+    assert!(refused(SocketKind::Udp, "target=a:1-2").contains("the socket is one listener"));
+    assert!(refused(SocketKind::Udp, "udp_target=a:1-2").contains("the socket is one listener"));
     assert!(refused(SocketKind::Tcp, "udp_target=a:1").contains("TCP stream socket"));
     assert!(refused(SocketKind::Unix, "udp_target=a:1").contains("UNIX stream socket"));
     assert!(refused(SocketKind::Udp, "uds=/a").contains("do not go through a UNIX socket"));
     assert!(refused(SocketKind::Udp, "qrexec=work svc").contains("carries streams"));
     assert!(refused(SocketKind::Unix, "target=a:1,allow_from=::1").contains("peers of a UNIX socket have no address"));
+}
+
+#[test]
+fn a_range_has_a_leg_for_each_port_with_the_options_of_all() {
+    let shown = |text: &str| -> Vec<String> { own(text).unwrap().legs.iter().map(ToString::to_string).collect() };
+    assert_eq!(
+        shown("listen=127.0.0.1:8-10,target=10.0.0.5:1-3"),
+        [
+            "tcp 127.0.0.1:8 -> tcp 10.0.0.5:1",
+            "tcp 127.0.0.1:9 -> tcp 10.0.0.5:2",
+            "tcp 127.0.0.1:10 -> tcp 10.0.0.5:3"
+        ]
+    );
+    assert_eq!(
+        shown("udp_listen=[::1]:8-9,udp_target=[::1]:1,namespace=x"),
+        ["udp [::1]:8 -> udp [::1]:1 in x", "udp [::1]:9 -> udp [::1]:1 in x"]
+    );
+    let text =
+        "listen=0.0.0.0:1-1024,target=10.0.0.5:22,allow_from=10.0.0.0/8,source=10.0.0.1,proxy_protocol=v2,backlog=7";
+    let legs = own(text).unwrap().legs;
+    assert_eq!((legs.iter().count(), legs.fronts().count(), legs.kinds().count()), (1024, 1024, 1));
+    for leg in legs.iter() {
+        assert_eq!((leg.admit.from.len(), leg.via.source.is_some(), leg.via.proxy_protocol.is_some()), (1, true, true));
+        assert!(matches!(leg.listen, Listen::Tcp { backlog, .. } if backlog.get() == 7));
+    }
+    let listens = legs.iter().map(|leg| &leg.listen);
+    let all = own("udp_listen=0.0.0.0:9,udp_target=a:9").unwrap().legs;
+    let some: Vec<&Listen> =
+        listens.filter(|listen| listen.port() != Some(80)).chain(all.iter().map(|leg| &leg.listen)).collect();
+    assert_eq!(Listen::places(some), ["tcp 0.0.0.0:1-79", "tcp 0.0.0.0:81-1024", "udp 0.0.0.0:9"]);
 }
 
 #[test]

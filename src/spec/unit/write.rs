@@ -3,7 +3,7 @@
 use super::name::rejected;
 use crate::spec::{
     config::Config,
-    endpoint::{Netns, Upstream},
+    endpoint::{Netns, Upstream, plus},
     fdname,
     keys::{KeyName, Keys},
     plan::{Forward, Leg, Legs, Listen, SocketKind, UnixRights},
@@ -33,6 +33,9 @@ const SETTINGS: [KeyName; 9] = [
     KeyName::Backlog,
 ];
 
+/// Keys that say where a leg leads.
+const TARGETS: [KeyName; 2] = [KeyName::Target, KeyName::UdpTarget];
+
 impl Config {
     /// Socket units with this prefix that do what the forwards with a listening side of their own do: one for each leg.
     /// What `[defaults]` says is written into their names; entries that mean nothing are left out.
@@ -45,6 +48,10 @@ impl Config {
             let defaults = self.defaults.keys.items();
             match &forward.legs {
                 Legs::One(leg) => units.push(unit(prefix, &stem, entry, leg, &defaults, &[KeyName::Uds])),
+                Legs::Range { .. } => units.extend(forward.legs.iter().map(|leg| {
+                    let stem = leg.listen.port().map_or_else(|| stem.clone(), |port| format!("{stem}-{port}"));
+                    unit(prefix, &stem, entry, leg, &defaults, &[KeyName::Uds])
+                })),
                 Legs::Two { front, back } => {
                     let beyond =
                         [KeyName::Target, KeyName::Qrexec, KeyName::Namespace, KeyName::SetnsPath, KeyName::AllowUid];
@@ -53,6 +60,13 @@ impl Config {
                     let before = [KeyName::Uds, KeyName::AllowFrom, KeyName::ProxyProtocol];
                     units.push(unit(prefix, &format!("{stem}-endpoint"), entry, back, &defaults, &before));
                 }
+            }
+        }
+        for index in 1..units.len() {
+            let (before, rest) = units.split_at_mut(index);
+            // A label such as `web-8000` beside a range with the label `web`.
+            while let Some(unit) = rest.first_mut().filter(|unit| before.iter().any(|other| other.name == unit.name)) {
+                unit.name = format!("{}-more.socket", unit.name.trim_end_matches(".socket"));
             }
         }
         units
@@ -81,6 +95,16 @@ fn unit(prefix: &str, stem: &str, entry: &Keys, leg: &Leg, defaults: &[String], 
         items.retain(|item| !item.starts_with("uds="));
         if let Upstream::Unix(addr) = &leg.upstream {
             items.insert(0, format!("uds={}", escaped(&addr.bytes())));
+        }
+    }
+    if let Upstream::Tcp { addr, .. } | Upstream::Udp { addr, .. } = &leg.upstream {
+        // The one port of this leg, where the forward has a range of them.
+        for item in &mut items {
+            if let Some((key, _)) =
+                item.split_once('=').filter(|(key, _)| TARGETS.iter().any(|name| name.name() == *key))
+            {
+                *item = format!("{key}={}", escaped(plus(addr).as_bytes()));
+            }
         }
     }
     let kind = match &leg.listen {
@@ -215,6 +239,31 @@ max_connections = 7
             }
             assert_eq!(forward.options, options, "{name}");
         }
+    }
+
+    #[test]
+    fn a_range_of_ports_becomes_a_unit_for_each_port() {
+        let forwards = [
+            "label=web,listen=127.0.0.1:8000-8002,target=[fd00::1]:9000-9002,max_connections=7",
+            "udp_listen=[::1]:53-54,udp_target=10.0.0.5:53",
+            "label=web-8001,listen=127.0.0.1:80,target=10.0.0.5:80",
+        ];
+        let units = Config::gather(None, forwards).unwrap().0.socket_units("pfwd-");
+        let shown: Vec<_> = units.iter().map(|unit| (unit.name.as_str(), unit.text.as_str())).collect();
+        assert_eq!(shown.len(), 6);
+        assert_eq!((shown[1].0, shown[5].0), ("pfwd-web-8001.socket", "pfwd-web-8001-more.socket"));
+        assert_eq!(
+            shown[2],
+            (
+                "pfwd-web-8002.socket",
+                "[Socket]\nListenStream=127.0.0.1:8002\nBacklog=4096\n\
+                 FileDescriptorName=target=[fd00\\x3a\\x3a1]+9002,max_connections=7\n"
+            )
+        );
+        assert_eq!(
+            shown[4],
+            ("pfwd-2-54.socket", "[Socket]\nListenDatagram=[::1]:54\nFileDescriptorName=udp_target=10.0.0.5+53\n")
+        );
     }
 
     #[test]

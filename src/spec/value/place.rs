@@ -13,7 +13,7 @@ use super::{
 };
 use crate::spec::{
     call::Call,
-    endpoint::{HostPort, ListenAddr, Netns, UnixAddr, plus},
+    endpoint::{HostPort, ListenAddr, Netns, Ports, UnixAddr, plus},
     error::Flaw,
 };
 
@@ -41,8 +41,8 @@ fn address<'a>(raw: Raw<'a>, expected: &str) -> Result<&'a str, Flaw> {
 }
 
 textual!(Label, "a label", Raw::text, str::parse, |label: &Label| label.to_string());
-textual!(ListenAddr, "an address and a port", address, str::parse, |address: &ListenAddr| plus(address));
-textual!(HostPort, "a host and a port", address, str::parse, |target: &HostPort| plus(target));
+textual!(Ports<ListenAddr>, "an address and a port", address, str::parse, |ports: &Ports<ListenAddr>| plus(ports));
+textual!(Ports<HostPort>, "a host and a port", address, str::parse, |ports: &Ports<HostPort>| plus(ports));
 textual!(Call, "a qrexec call", Raw::text, call, |call: &Call| call.to_string());
 textual!(IpAddr, "an IP address", Raw::text, ip, |ip: &IpAddr| ip.to_string());
 textual!(Device, "an interface's name", Raw::text, str::parse, |device: &Device| device.as_str().to_owned());
