@@ -100,14 +100,9 @@ impl RefusedListener {
         lock(&self.why).clone()
     }
 
-    /// Changes the reason; whether it was another one before.
-    pub fn set_why(&self, why: &str) -> bool {
-        let mut now = lock(&self.why);
-        let changes = **now != *why;
-        if changes {
-            *now = why.into();
-        }
-        changes
+    /// Changes the reason.
+    pub fn set_why(&self, why: &str) {
+        *lock(&self.why) = why.into();
     }
 
     /// The number of connections that are held.
