@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    arguments::When,
     config::{self, Sources},
+    table::When,
 };
 use crate::{
     activation,

@@ -15,9 +15,7 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments::{self, When},
-    check, complete, control, effective, generator, help, reload, serve,
-    units::Scope,
+    arguments, check, complete, control, effective, generator, help, reload, serve, table::When, units::Scope,
 };
 use crate::{
     dial::qrexec::CLIENT,

@@ -11,9 +11,12 @@ use super::{
     service::{AskedService, Program},
     sessions,
     status::{self, ServiceState, StatusReport},
-    table::Style,
 };
-use crate::{cli::units::Scope, control::api, log::escape};
+use crate::{
+    cli::{table::Style, units::Scope},
+    control::api,
+    log::escape,
+};
 
 const FILE: &str = "tests/captures/tables.txt";
 

@@ -12,14 +12,16 @@ mod sessions;
 mod socket_unit;
 mod status;
 mod step;
-mod table;
 mod trial;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::systemctl;
+use super::{
+    systemctl,
+    table::{self, LookOptions},
+};
 use crate::{
     control::{
         api::{self, Format},
@@ -32,7 +34,6 @@ use crate::{
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
 pub(super) use service::{print, print_json};
-use table::LookOptions;
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]

@@ -11,10 +11,14 @@ use super::{
     row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
     socket_unit::{self, UnitRows},
-    table::{self, Cell, Colour, Column, LookOptions, Style},
 };
 use crate::{
-    cli::{check, config::Sources, units::FoundUnit},
+    cli::{
+        check,
+        config::Sources,
+        table::{self, Cell, Colour, Column, LookOptions, Style},
+        units::FoundUnit,
+    },
     control::{
         api,
         client::CallFailed,

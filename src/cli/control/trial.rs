@@ -14,10 +14,9 @@ use super::{
     knock::{Knock, News, NewsReceiver, NewsSender, watch},
     service::{AskedService, print, print_json},
     step::{DoneStep, FailedStep, Trial, TrialStep},
-    table,
 };
 use crate::{
-    cli::systemctl,
+    cli::{systemctl, table},
     control::{
         METRICS_UPSTREAM,
         api::{self, Happened, State},

@@ -15,11 +15,11 @@ use clap::{
 };
 
 use super::{
-    arguments::{self, When},
-    check, complete,
+    arguments, check, complete,
     config::{self, Sources},
     control, effective, generator, help, reload,
     serve::{self, ServeOptions},
+    table::When,
     units::Scope,
 };
 use crate::{
