@@ -19,6 +19,7 @@ mod reload;
 mod restart;
 mod retry;
 mod roles;
+mod trial;
 mod udp;
 mod uds;
 mod walk;

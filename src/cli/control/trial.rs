@@ -109,7 +109,7 @@ fn listeners(service: &AskedService, word: &str) -> Result<Vec<api::Listener>, F
     Ok(listeners)
 }
 
-/// One trial under way.
+/// A trial of one listener, with the steps that it has made.
 struct Trying<'a> {
     service: &'a AskedService,
     listener: &'a api::Listener,
