@@ -117,6 +117,13 @@ fn status_says_what_systemd_and_the_service_make_of_each_unit() {
         let report = json(1, status);
         assert!(report["service"]["running"] == false && report["service"]["active"] == "inactive", "{report:#}");
         assert_eq!(attempt("ls $XDG_RUNTIME_DIR/qrexec-connect").1, "", "the directory goes with a stop");
+        // a connection that is over before the service can be asked about it: the trial makes a second one
+        socket("no", "127.0.0.1:1237", "@default test.Refuse");
+        shell("systemctl --user daemon-reload; systemctl --user start qrexec-connect-no.socket");
+        let report = json(1, "qrexec-connect try no");
+        assert_eq!(report["failure"]["step"], "dom0", "{report}");
+        assert_eq!(report["steps"].as_array().map(Vec::len), Some(2), "{report}");
+        settled();
     });
 }
 
