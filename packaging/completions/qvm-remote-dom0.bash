@@ -155,12 +155,16 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__approve)
-            opts="-h --deny --yes --help"
+            opts="-w -h --deny --yes --wide --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -523,12 +527,16 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__keys)
-            opts="-h --help"
+            opts="-w -h --wide --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -641,12 +649,16 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__status)
-            opts="-h --json --help"
+            opts="-w -h --json --wide --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

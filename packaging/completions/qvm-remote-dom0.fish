@@ -55,14 +55,22 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authoriz
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand authorize" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand revoke" -l kill -d 'End its commands, too, with those that wait and what they left in the background'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand revoke" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand keys" -l color -d 'Use colours; `auto`: on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand keys" -s w -l wide -d 'Show every column in full, however wide the terminal is'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand keys" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand v1" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand enable" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand disable" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -l for -d 'For so long: 30min, 2h (systemd.time(7))' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand start" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l color -d 'Use colours; `auto`: on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l deny -d 'Refuse it'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -l yes -d 'Show it, but do not ask: for the whole id'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -s w -l wide -d 'Show every column in full, however wide the terminal is'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand approve" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand log" -l against -d 'Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log' -r -F
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand log" -l verify -d 'Check that no entry was changed, taken out or put in'
@@ -78,7 +86,11 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -l
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand test" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand kill" -l qube -d 'Its qube, where two qubes have a command with this id' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand kill" -s h -l help -d 'Print help'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -l color -d 'Use colours; `auto`: on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -l json -d 'As JSON'
+complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -s w -l wide -d 'Show every column in full, however wide the terminal is'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand status" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand unit" -l commands -d 'The one for commands'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand unit" -s h -l help -d 'Print help'

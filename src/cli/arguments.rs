@@ -1,29 +1,9 @@
 //! Arguments of a program whose options have a place: behind the command that they are for.
 
 use clap::{
-    Parser, ValueEnum,
+    Parser,
     error::{ContextKind, ErrorKind},
 };
-
-/// When something is done that is for terminals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum When {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl When {
-    /// Whether it is done, where `auto` means this.
-    pub(super) fn holds(self, auto: impl FnOnce() -> bool) -> bool {
-        match self {
-            Self::Auto => auto(),
-            Self::Always => true,
-            Self::Never => false,
-        }
-    }
-}
 
 /// Reads the arguments of this process; ends it with a message where they make no sense.
 ///

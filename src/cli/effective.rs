@@ -99,7 +99,7 @@ struct EffectiveListener {
     /// The address, for a socket of a unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
-    /// Why it is not served; empty when nothing is wrong.
+    /// The faults of the forward; empty when nothing is wrong.
     faults: Vec<String>,
     values: Vec<OriginalValue>,
 }
@@ -150,7 +150,7 @@ pub(super) fn run(
 /// A socket with its name: where it is written, the name, the kind, the address.
 type NamedSocket = (String, String, SocketKind, String);
 
-/// What a start would read.
+/// The report about the files, as a start of the service would read them.
 fn of_files(sources: &Sources, program: Program, scope: Scope) -> EffectiveReport {
     let sockets = sockets_of_units(program, scope);
     let texts = sources.texts();

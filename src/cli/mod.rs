@@ -30,9 +30,13 @@ pub mod remote;
 mod serve;
 #[cfg(feature = "forward")]
 mod systemctl;
+// A program with one feature needs a part of it; with all features the compiler finds what nobody uses.
+#[cfg(any(feature = "forward", feature = "dom0"))]
+#[cfg_attr(not(feature = "forward"), allow(dead_code))]
+mod table;
 #[cfg(feature = "forward")]
 mod units;
-#[cfg(feature = "forward")]
+#[cfg(any(feature = "forward", feature = "dom0"))]
 mod wrap;
 
 #[cfg(feature = "forward")]

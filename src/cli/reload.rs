@@ -13,7 +13,10 @@ use crate::{
         client::ControlConnection,
     },
     report::{Code, Fatal},
-    systemd::reload,
+    systemd::{
+        notify::started_by_the_manager,
+        reload::{self, ReloadFailure},
+    },
 };
 
 /// Has the running service read its configuration again, and waits for how that goes. ExecReload= gives its process id
@@ -23,8 +26,12 @@ use crate::{
 /// The new configuration is not used, or not all of it is served; or that is not known; or the service does not run.
 pub(super) fn run(program: Program, scope: Scope) -> Result<ExitCode, Fatal> {
     if let Some(pid) = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok()) {
-        let asked = reload::ask(pid).map_err(|why| Fatal::new(Code::Failure, why));
-        return asked.map(|()| ExitCode::SUCCESS);
+        return match reload::ask(pid) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            // The log has it from the service; what ExecReload= prints would be there as a second entry.
+            Err(ReloadFailure::Answered(_)) if started_by_the_manager() => Ok(Code::Failure.into()),
+            Err(ReloadFailure::Answered(why) | ReloadFailure::Unknown(why)) => Err(Fatal::new(Code::Failure, why)),
+        };
     }
     let (name, flag) = (program.name, scope.flag());
     let unit = format!("{name}.service");

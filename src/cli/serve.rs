@@ -6,9 +6,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use clap::Args;
+
 use super::{
-    arguments::When,
     config::{self, Sources},
+    table::When,
 };
 use crate::{
     activation,
@@ -49,6 +51,22 @@ pub(super) struct ServeOptions {
     pub(super) timestamps: When,
     /// What to say when there is nothing to serve and nobody who would pass a socket.
     pub(super) lonely: fn() -> Fatal,
+}
+
+/// `--timestamps`, of both services.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct TimestampsOption {
+    /// Begin each line of the log on stderr with the time; `auto`: on a terminal
+    #[arg(
+        long = "timestamps",
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        default_missing_value = "always",
+        num_args = 0..=1,
+        require_equals = true
+    )]
+    pub(super) when: When,
 }
 
 /// Serves what was inherited and what the configuration asks for, until told to stop.

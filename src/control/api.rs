@@ -192,7 +192,7 @@ pub struct ConfigurationFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationSocket {
     pub address: String,
-    /// Its fd name.
+    /// The `FileDescriptorName=` of the socket.
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "lowercase")]
     pub kind: Option<SocketKind>,
@@ -314,6 +314,9 @@ pub struct As {
     /// OpenMetrics where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// Words that mean listeners (see [`super::select`]): the series of these alone. Everything where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listeners: Option<Vec<String>>,
 }
 
 /// The reply to `Metrics`.

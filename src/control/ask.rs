@@ -56,12 +56,12 @@ pub enum Ask {
     },
 }
 
-/// What the listeners of a word are, and whether something was done about them.
+/// The listeners that a word means, and whether they were paused or resumed.
 #[derive(Debug)]
 pub enum WordMeaning {
     Nothing,
-    /// It was done.
+    /// The listeners were paused or resumed.
     One(api::Addresses),
-    /// Nothing was done: each listener as a word that means it alone.
+    /// No listener was changed: each one, as a word that means this one alone.
     Several(Vec<String>),
 }

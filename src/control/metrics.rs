@@ -3,7 +3,11 @@
 //!
 //! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer chooses.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -18,10 +22,10 @@ use crate::{
     session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor},
 };
 
-/// The metrics of this service. Names begin with that of the program.
-pub fn text(subject: &Subject, format: Format) -> String {
+/// The metrics of this service, or the series of some listeners `only`. Names begin with that of the program.
+pub fn text(subject: &Subject, format: Format, only: Option<HashSet<TallyKey>>) -> String {
     let mut registry = Registry::with_prefix(subject.program.replace('-', "_"));
-    registry.register_collector(Box::new(Scrape(subject.clone())));
+    registry.register_collector(Box::new(Scrape { subject: subject.clone(), only }));
     let mut out = String::new();
     let encoded = text::encode(&mut out, &registry);
     debug_assert!(encoded.is_ok(), "a String takes everything");
@@ -49,7 +53,11 @@ fn older(text: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Scrape(Subject);
+struct Scrape {
+    subject: Subject,
+    /// The listeners that are asked for; `None`: all of them, and what is counted for the whole service.
+    only: Option<HashSet<TallyKey>>,
+}
 
 /// A listener and what belongs to it.
 struct Row {
@@ -82,7 +90,7 @@ impl Row {
 impl Scrape {
     fn rows(&self) -> Vec<Row> {
         let mut live: HashMap<TallyKey, (u64, u64, u64, u64, u64)> = HashMap::new();
-        self.0.sessions.for_each(|info| {
+        self.subject.sessions.for_each(|info| {
             let listener = &info.route.listener;
             let at = (listener.address.clone(), listener.transport);
             let (n, queued, undecided, up, down) = live.entry(at).or_default();
@@ -100,7 +108,8 @@ impl Scrape {
             let (counted, labels) = (tally.counted(), tally.labels());
             Row { at, labels, counted, sessions, queued, undecided, bytes: (up, down), paused: tally.paused() }
         };
-        self.0.routes.tallies().all().into_iter().map(row).collect()
+        let all = self.subject.routes.tallies().all().into_iter();
+        all.filter(|(at, _)| self.only.as_ref().is_none_or(|only| only.contains(at))).map(row).collect()
     }
 }
 
@@ -187,20 +196,23 @@ impl Collector for Scrape {
         let about = About("listener_paused", "Whether a listener is paused.", None, Gauge);
         each(to, &about, &rows, |row| [(None, u64::from(row.paused))])?;
 
+        if self.only.is_some() {
+            return Ok(());
+        }
         let help = "Faults of the configuration, by place and by what each does.";
         let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
-        for fault in self.0.faults.all() {
+        for fault in self.subject.faults.all() {
             let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];
             ConstGauge::new(1u64).encode(metric.encode_family(&labels)?)?;
         }
 
         let help = "Restarts of the service that handed over to the process that answers.";
         let metric = to.encode_descriptor("handovers", help, None, Counter)?;
-        ConstCounter::new(self.0.routes.tallies().handovers()).encode(metric)?;
+        ConstCounter::new(self.subject.routes.tallies().handovers()).encode(metric)?;
 
         let help = "When the counting began, since 1970: at the last stop or crash, not at a restart.";
         let metric = to.encode_descriptor("start_time", help, Some(&Unit::Seconds), Gauge)?;
-        ConstGauge::new(self.0.routes.tallies().since_ms() as f64 / 1000.0).encode(metric)
+        ConstGauge::new(self.subject.routes.tallies().since_ms() as f64 / 1000.0).encode(metric)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Varlink on a socket: who may ask, how much, and the answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -23,11 +23,14 @@ use varlink::{
 use super::{
     api::{self, Refusal},
     ask::{Ask, Subject, WordMeaning},
-    metrics, view, who,
+    metrics,
+    select::{KnownListener, Selection, select},
+    view, who,
 };
 use crate::{
     log::{Kind, escape, say},
     relay::Why,
+    session::TallyKey,
     sys::accept,
 };
 
@@ -189,6 +192,23 @@ impl Server {
         }
     }
 
+    /// The listeners that these words mean, each with all that it may mean.
+    async fn series(&self, words: &[String]) -> Result<HashSet<TallyKey>, Refusal> {
+        let listeners = self.ask(Ask::Listeners).await?;
+        let known: Vec<_> = listeners.iter().map(KnownListener::from).collect();
+        let mut meant = HashSet::new();
+        for word in words {
+            match select(word, &known) {
+                Selection::Nothing => return Err(Refusal::NoSuchListener(escape(word.as_bytes()))),
+                found => meant.extend(found.all().iter().filter_map(|index| {
+                    let listener = &listeners[*index];
+                    Some((listener.address.as_str().into(), listener.kind?))
+                })),
+            }
+        }
+        Ok(meant)
+    }
+
     /// The answer to a call that has one.
     async fn answer(&self, method: &str, parameters: Option<Value>) -> Result<Value, Refusal> {
         let value = match method {
@@ -200,8 +220,12 @@ impl Server {
             "Pause" => json(self.pause(arguments(parameters)?, true).await?),
             "Resume" => json(self.pause(arguments(parameters)?, false).await?),
             "Metrics" => {
-                let format = arguments::<api::As>(parameters)?.format.unwrap_or_default();
-                json(api::Text { text: metrics::text(&self.subject, format) })
+                let asked = arguments::<api::As>(parameters)?;
+                let only = match asked.listeners {
+                    Some(words) => Some(self.series(&words).await?),
+                    None => None,
+                };
+                json(api::Text { text: metrics::text(&self.subject, asked.format.unwrap_or_default(), only) })
             }
             _ => return Err(Refusal::MethodNotFound(format!("{}.{}", api::INTERFACE, escape(method.as_bytes())))),
         };

@@ -49,7 +49,7 @@ pub struct Adopted<'a> {
     pub id: Uuid,
     /// The fd name of its listener.
     pub name: Cow<'a, str>,
-    /// What its listener is called.
+    /// Address, transport, label and namespace of the session's listener.
     pub listener: ListenerIdentity,
     /// The upstream, as logs have it.
     pub upstream: Cow<'a, str>,

@@ -58,7 +58,7 @@ const DROPPED: (usize, Duration) = (256, Duration::from_millis(100));
 pub struct RefusedListener {
     /// The listener itself, for the time when it can be served.
     pub listener: Listener,
-    /// Why it is not served; its task tells the same reason.
+    /// The reason why the listener is refused; shared with the task.
     why: Arc<Mutex<Arc<str>>>,
     held: Arc<Mutex<HeldConnections>>,
     task: Option<AcceptTask>,
@@ -95,19 +95,14 @@ impl RefusedListener {
         refused
     }
 
-    /// Why it is not served.
+    /// The reason why the listener is refused.
     pub fn why(&self) -> Arc<str> {
         lock(&self.why).clone()
     }
 
-    /// Changes the reason; whether it was another one before.
-    pub fn set_why(&self, why: &str) -> bool {
-        let mut now = lock(&self.why);
-        let changes = **now != *why;
-        if changes {
-            *now = why.into();
-        }
-        changes
+    /// Changes the reason.
+    pub fn set_why(&self, why: &str) {
+        *lock(&self.why) = why.into();
     }
 
     /// The number of connections that are held.

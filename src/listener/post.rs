@@ -250,11 +250,15 @@ impl Post {
             _ => PAUSE.0,
         };
         if self.trouble() != Some(&why) {
-            let named = format!("{}{}", self.wanted.named(), self.wanted.listen());
-            let text = format!("{named} is not served: {why}; next try in {} s", seconds(pause));
-            emit(self.identity().event(Kind::ListenerRefused, text));
+            self.tell_failed(&why, pause);
         }
         Standing::Failed { why, again: now + pause, pause }
+    }
+
+    fn tell_failed(&self, why: &str, pause: Duration) {
+        let named = format!("{}{}", self.wanted.named(), self.wanted.listen());
+        let text = format!("{named} is not served: {why}; next try in {} s", seconds(pause));
+        emit(self.identity().event(Kind::ListenerRefused, text));
     }
 
     fn serve(&self, bound: Bound, before: Vec<u32>, routes: &Routes) -> Result<Serving, String> {
@@ -275,9 +279,15 @@ impl Post {
     /// Takes over what a new configuration says of the same place; whether that changed anything.
     pub(super) fn change(&mut self, wanted: Wanted, routes: &Routes) -> bool {
         let Some(serving) = self.serving() else {
+            let before = self.trouble().map(str::to_owned);
             self.wanted = wanted;
             self.start(None, routes);
-            return true;
+            if let Standing::Failed { why, pause, .. } = &self.standing {
+                if before.as_ref() == Some(why) {
+                    self.tell_failed(why, *pause); // a reload that fails says why, each time
+                }
+            }
+            return self.serving().is_some();
         };
         let old = serving.listening.route();
         let mut changed = false;

@@ -10,8 +10,9 @@ use super::{
     state::RunningService,
 };
 use crate::{
+    control::api,
     listener::{RefusedListener, refusal, refuse, wanted},
-    log::{Kind, emit, say},
+    log::{Event, Kind, emit, say},
     session::ListenerIdentity,
     spec::{Config, FaultEffect, Forward, Loaded},
     systemd::{headroom::Headroom, notify, reload::answer},
@@ -76,17 +77,16 @@ impl RunningService {
             say(Kind::ConfigurationReloaded, text);
         }
         unchanged.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
+        for listener in &self.strange {
+            emit(Event::on(listener.address.as_str(), Kind::ListenerRefused, not_served(listener)));
+        }
         unchanged.into_iter().chain(self.not_served()).collect()
     }
 
     /// The listeners that a good configuration leaves without service, each with the reason.
     fn not_served(&self) -> Vec<String> {
         let refused = self.refused.iter().map(|refused| refusal(&refused.listener, &refused.why()));
-        let strange = self.strange.iter().map(|listener| {
-            let why = listener.reason.as_deref().unwrap_or_default();
-            format!("{} is not served: {why}", listener.address)
-        });
-        refused.chain(strange).chain(self.posts.failed()).collect()
+        refused.chain(self.strange.iter().map(not_served)).chain(self.posts.failed()).collect()
     }
 
     /// Serves the inherited listeners that were refused and whose name has a meaning now; their number.
@@ -110,9 +110,8 @@ impl RunningService {
                     }
                 }
                 Err(why) => {
-                    if refused.set_why(&why) {
-                        refuse(&identity(&refused.listener, None), Some(&refused.listener.name), &why);
-                    }
+                    refused.set_why(&why);
+                    refuse(&identity(&refused.listener, None), Some(&refused.listener.name), &why);
                     self.refused.push(refused);
                 }
             }
@@ -170,4 +169,9 @@ impl RunningService {
         });
         move |sessions| format!("{}{}", fault.as_deref().unwrap_or_default(), notify::line(count, sessions))
     }
+}
+
+/// The sentence about an inherited descriptor that is no listener.
+fn not_served(listener: &api::Listener) -> String {
+    format!("{} is not served: {}", listener.address, listener.reason.as_deref().unwrap_or_default())
 }

@@ -368,6 +368,30 @@ fn key(address: &str, transport: Option<SocketKind>) -> TallyKey {
 mod tests {
     use super::*;
 
+    /// Those that there were before others were added.
+    #[test]
+    fn no_word_of_the_metrics_goes_away() {
+        let ends: Vec<_> = End::ALL.iter().map(|end| end.as_str()).collect();
+        let reasons: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        for end in ["eof", "reset", "idle", "refused", "dial-failed", "drained", "timeout", "killed", "panicked"] {
+            assert!(ends.contains(&end), "{end} is gone: {ends:?}");
+        }
+        for reason in [
+            "refused",
+            "no-service",
+            "nobody-listens",
+            "not-found",
+            "permission",
+            "timeout",
+            "peer-gone",
+            "no-namespace",
+            "agent",
+            "other",
+        ] {
+            assert!(reasons.contains(&reason), "{reason} is gone: {reasons:?}");
+        }
+    }
+
     #[test]
     fn a_dial_is_counted_where_its_time_belongs() {
         let tally = Tally::default();

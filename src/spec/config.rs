@@ -28,7 +28,7 @@ pub struct ConfigEntry {
     pub(super) keys: Keys,
     /// The index of its file; `None` for an argument.
     pub(super) file: Option<usize>,
-    /// Why it is not served, if it is not.
+    /// The faults because of which the forward is refused.
     pub(super) refused: Vec<SpecFault>,
     /// Its whole file is refused.
     pub(super) file_refused: bool,
@@ -110,7 +110,7 @@ impl ConfigEntry {
         self.forward.as_ref()
     }
 
-    /// Why it is not served; empty when it is.
+    /// The faults because of which the forward is refused; empty for a forward that is served.
     pub fn refused(&self) -> &[SpecFault] {
         &self.refused
     }

@@ -53,6 +53,13 @@ pub fn managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
+/// Whether the service manager started this very process (systemd.exec(5): SYSTEMD_EXEC_PID), and not a person or a
+/// script below a unit.
+pub fn started_by_the_manager() -> bool {
+    let pid = std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse().ok());
+    pid == Some(std::process::id())
+}
+
 /// Sends signs of life twice in each watchdog period (sd_watchdog_enabled(3)), from the runtime that does the work:
 /// when that hangs, they end.
 pub async fn watchdog() {

@@ -25,15 +25,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest answer, in bytes: a datagram of this size fits wherever it is sent.
 const LONGEST: usize = 16 << 10;
 
+/// Why a reload counts as failed.
+#[derive(Debug)]
+pub enum ReloadFailure {
+    /// The service's answer: the new configuration is not used, or not all of it is served. The service has logged it.
+    Answered(String),
+    /// How the reload went is not known, and why.
+    Unknown(String),
+}
+
 /// Has the process `pid`, a service of ours, read its configuration again, and waits until it has.
 ///
 /// # Errors
-/// Why the new configuration is not used, or what is not served with it; or why that is not known.
-pub fn ask(pid: u32) -> Result<(), String> {
-    let directory =
-        runtime_directory().ok_or("RUNTIME_DIRECTORY is not set: this is for ExecReload= of a unit that has one")?;
+/// The answer of the service, where something is not served; or why there is no answer.
+pub fn ask(pid: u32) -> Result<(), ReloadFailure> {
+    let directory = runtime_directory().ok_or_else(|| {
+        let why = "RUNTIME_DIRECTORY is not set: this is for ExecReload= of a unit that has one";
+        ReloadFailure::Unknown(why.to_owned())
+    })?;
     let path = directory.join(ANSWER);
-    let failed = |doing: &str, e: io::Error| format!("cannot {doing}: {e}");
+    let failed = |doing: &str, e: io::Error| ReloadFailure::Unknown(format!("cannot {doing}: {e}"));
     let process = sys::pidfd_open(pid).map_err(|e| failed(&format!("find process {pid}"), e))?;
     let _ = fs::remove_file(&path); // of one that was killed
     let answer = UnixDatagram::bind(&path).map_err(|e| failed(&format!("wait at {}", path.display()), e))?;
@@ -45,13 +56,14 @@ pub fn ask(pid: u32) -> Result<(), String> {
         poll(&mut fds, timeout).map_err(|e| failed("wait for the answer", e.into()))?;
         if fds[0].any() != Some(true) {
             let ended = fds[1].any() == Some(true);
-            return Err(if ended { "the service has ended meanwhile".to_owned() } else { "no answer".to_owned() });
+            let why = if ended { "the service has ended meanwhile" } else { "the service does not answer" };
+            return Err(ReloadFailure::Unknown(why.to_owned()));
         }
         let mut bytes = vec![0; LONGEST];
         let len = answer.recv(&mut bytes).map_err(|e| failed("read the answer", e))?;
         match String::from_utf8_lossy(&bytes[..len]) {
             why if why.is_empty() => Ok(()),
-            why => Err(why.into_owned()),
+            why => Err(ReloadFailure::Answered(why.into_owned())),
         }
     });
     let _ = fs::remove_file(&path);

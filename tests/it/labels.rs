@@ -125,6 +125,29 @@ fn tcp_and_udp_on_one_address_are_two_listeners_in_every_answer() {
         assert!(metrics.lines().any(|one| one == line), "{line} is missing in\n{metrics}");
     }
 
+    // of one listener, by each word that means it; of all that a word means
+    let tcp = "listener=\"PLACE\",transport=\"tcp\",label=\"dns\"".replace("PLACE", &place);
+    let udp = "listener=\"PLACE\",transport=\"udp\",label=\"dns-udp\"".replace("PLACE", &place);
+    let tcp_port = format!("{port}/tcp");
+    for (words, labels) in [
+        (&["dns"][..], &[&tcp][..]),
+        (&["dns-udp", "--openmetrics"], &[&udp]),
+        (&[&tcp_port], &[&tcp]),
+        (&[&port], &[&tcp, &udp]),
+        (&[&place], &[&tcp, &udp]),
+        (&["dns", "dns-udp"], &[&tcp, &udp]),
+    ] {
+        let (code, some, err) = dns.say(&[&["metrics"], words].concat());
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{words:?}");
+        let series =
+            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        let of_these = |line: &String| labels.iter().any(|labels| line.contains(labels.as_str()));
+        let expected: Vec<_> = series(&metrics).into_iter().filter(of_these).collect();
+        assert!(series(&some) == expected && !expected.is_empty(), "{words:?}:\n{some}");
+    }
+    let (code, out, err) = dns.say(&["metrics", "nobody"]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("name or label nobody"), "{out}{err}");
+
     let (code, _, err) = dns.say(&["status", "nobody"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("no listener has the address, port, name or label nobody"), "{err}");

@@ -467,6 +467,7 @@ fn connections_that_wait_for_dom0_are_told_once_and_shown_with_what_they_wait_be
     let metrics = asking.ok(&["metrics"]).stdout;
     let mut gauges = metrics.lines().filter(|line| line.contains("sessions_undecided{"));
     assert!(gauges.any(|gauge| gauge.ends_with(" 12")), "{metrics}");
+    assert_eq!(service.process.stderr.count("for dom0 to decide"), 1, "once for the gate, not for each call");
     // what an earlier process has told is not told again
     service.restart(|process| {
         process.signal(Signal::SIGUSR1);

@@ -20,6 +20,7 @@ mod reload;
 mod restart;
 mod retry;
 mod roles;
+mod trial;
 mod udp;
 mod uds;
 mod walk;

@@ -65,13 +65,21 @@ fn status_says_what_systemd_and_the_service_make_of_each_unit() {
         assert_eq!((report["service"]["running"].as_bool(), main_pid()), (Some(false), 0), "asking starts nothing");
         assert_eq!(report["listeners"][0]["upstream"], "qrexec @default test.Echo");
 
-        socket("late", "127.0.0.1:1235", "@default test.Echo");
+        socket("late", "127.0.0.1:1235", "@default test.SpeaksFirst");
         shell("systemctl --user daemon-reload; systemctl --user enable qrexec-connect-late.socket");
         let report = json(1, status);
         assert_eq!(states(&report), expected(&[("good", "ready"), ("late", "down")]));
         assert!(report["listeners"][1]["reason"].as_str().is_some_and(|why| why.contains("--user start ")), "{report}");
         shell("systemctl --user start qrexec-connect-late.socket");
         assert_eq!(states(&json(0, status)), expected(&[("good", "ready"), ("late", "ready")]));
+
+        // a trial is a first connection like any other: systemd listens, and the service is started by it
+        let report = json(0, "qrexec-connect try late");
+        let steps: Vec<_> = report["steps"].as_array().expect("a list").iter().map(|step| &step["step"]).collect();
+        assert_eq!(steps, ["socket", "service", "dom0", "connected", "byte"], "{report}");
+        assert_eq!(report["upstream"], "qrexec @default test.SpeaksFirst", "{report}");
+        assert_ne!(main_pid(), 0);
+        settled();
 
         exchange(&mut port(1234), 1, 1000, Pace::BULK);
         let report = json(0, status);
@@ -80,6 +88,11 @@ fn status_says_what_systemd_and_the_service_make_of_each_unit() {
         assert_eq!(
             (&report["listeners"][0]["active"], &report["listeners"][0]["enabled"]),
             (&"active".into(), &"enabled".into())
+        );
+        let of_one = shell("qrexec-connect metrics late");
+        assert!(of_one.contains("sessions_accepted_total{listener=\"127.0.0.1:1235\""), "{of_one}");
+        assert!(
+            !of_one.contains("127.0.0.1:1234") && of_one == shell("qrexec-connect metrics qrexec-connect-late.socket")
         );
         // a name that means nothing, beside those that are served; and one whose port is taken
         socket("bad", "127.0.0.1:1236", "@default");
@@ -104,6 +117,13 @@ fn status_says_what_systemd_and_the_service_make_of_each_unit() {
         let report = json(1, status);
         assert!(report["service"]["running"] == false && report["service"]["active"] == "inactive", "{report:#}");
         assert_eq!(attempt("ls $XDG_RUNTIME_DIR/qrexec-connect").1, "", "the directory goes with a stop");
+        // a connection that is over before the service can be asked about it: the trial makes a second one
+        socket("no", "127.0.0.1:1237", "@default test.Refuse");
+        shell("systemctl --user daemon-reload; systemctl --user start qrexec-connect-no.socket");
+        let report = json(1, "qrexec-connect try no");
+        assert_eq!(report["failure"]["step"], "dom0", "{report}");
+        assert_eq!(report["steps"].as_array().map(Vec::len), Some(2), "{report}");
+        settled();
     });
 }
 

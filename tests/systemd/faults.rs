@@ -38,26 +38,32 @@ pub(crate) fn echo_server() {
 }
 
 /// One manager, with the service that reads a configuration file there.
-struct Managed {
-    systemctl: &'static str,
+pub(crate) struct Managed {
+    pub(crate) systemctl: &'static str,
     journalctl: &'static str,
-    program: &'static str,
+    pub(crate) program: &'static str,
     /// The name of the metrics' family.
     family: &'static str,
-    main: PathBuf,
-    drop_in: PathBuf,
+    pub(crate) main: PathBuf,
+    pub(crate) drop_in: PathBuf,
 }
 
 impl Managed {
     /// pfwd under the system's manager.
-    fn system() -> Self {
+    pub(crate) fn system() -> Self {
         let systemctl = "systemctl";
         let (main, drop_in) = ("/etc/pfwd.toml".into(), "/etc/pfwd.toml.d/50-more.toml".into());
         Self { systemctl, journalctl: "journalctl", program: "pfwd", family: "pfwd", main, drop_in }
     }
 
+    /// qrexec-connect under the system's manager.
+    pub(crate) fn connect_of_the_system() -> Self {
+        let (main, drop_in) = ("/etc/qrexec-connect.toml".into(), "/etc/qrexec-connect.toml.d/50-more.toml".into());
+        Self { program: "qrexec-connect", family: "qrexec_connect", main, drop_in, ..Self::system() }
+    }
+
     /// qrexec-connect under the user's manager.
-    fn user() -> Self {
+    pub(crate) fn user() -> Self {
         let home = std::env::var_os("HOME").expect("with-systemd sets it");
         let config = Path::new(&home).join(".config");
         Self {
@@ -71,12 +77,11 @@ impl Managed {
     }
 
     /// Puts the good texts in place, and starts the service with a socket whose name is a label.
-    fn start(&self) {
+    pub(crate) fn start(&self) {
         fs::create_dir_all(self.drop_in.parent().expect("in a directory")).expect("ours");
         self.write(GOOD);
         fs::write(&self.drop_in, MORE).expect("ours");
-        let (units, program) =
-            (if self.program == "pfwd" { "/etc/systemd/system" } else { "~/.config/systemd/user" }, self.program);
+        let (units, program) = (self.units(), self.program);
         // A crash in a test needs no pause.
         shell(&format!(
             "mkdir -p {units}/{program}.service.d; cd {units}
@@ -89,18 +94,23 @@ impl Managed {
         self.settled();
     }
 
-    fn write(&self, text: &str) {
+    /// The directory of the manager's units.
+    pub(crate) fn units(&self) -> &'static str {
+        if self.systemctl == "systemctl" { "/etc/systemd/system" } else { "~/.config/systemd/user" }
+    }
+
+    pub(crate) fn write(&self, text: &str) {
         fs::write(&self.main, text).expect("ours");
     }
 
     #[track_caller]
-    fn command(&self, text: &str) -> String {
+    pub(crate) fn command(&self, text: &str) -> String {
         let text = text.replace("SYSTEMCTL", self.systemctl).replace("SERVICE", &format!("{}.service", self.program));
         text.replace("PROGRAM", self.program).replace("JOURNALCTL", self.journalctl)
     }
 
     #[track_caller]
-    fn order(&self, text: &str) {
+    pub(crate) fn order(&self, text: &str) {
         shell(&self.command(&format!("SYSTEMCTL {text}")));
     }
 
@@ -111,7 +121,7 @@ impl Managed {
 
     /// The service is ready and the manager has nothing left to do.
     #[track_caller]
-    fn settled(&self) {
+    pub(crate) fn settled(&self) {
         let asked = self.command("SYSTEMCTL is-active SERVICE || true; SYSTEMCTL list-jobs --no-legend");
         eventually("the service is ready and no job is left", || shell(&asked) == "active");
     }

@@ -21,6 +21,7 @@ mod life;
 mod mistakes;
 mod pfwd;
 mod readme;
+mod reload;
 mod remote;
 mod security;
 mod service;

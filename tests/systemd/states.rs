@@ -55,6 +55,9 @@ fn echoes(port: u16) {
     exchange(&mut Wire::tcp(([127, 0, 0, 1], port).into()), 1, 1000, Pace::BULK);
 }
 
+/// Gives the unit's file a later time than systemd has read: two writes can fall into one tick of the clock.
+const TOUCH: &str = "touch -d '1 minute' ~/.config/systemd/user/qrexec-connect-x.socket";
+
 #[test]
 fn status_tells_each_state_of_a_unit_and_how_it_ends() {
     let Some(tree) = tree!() else { return };
@@ -87,7 +90,7 @@ fn status_tells_each_state_of_a_unit_and_how_it_ends() {
 
         // its file has changed, and systemd has not read it; then it has
         write(&format!("ListenStream=127.0.0.1:1301\n{NAME}"));
-        shell("sleep 0.01; touch ~/.config/systemd/user/qrexec-connect-x.socket");
+        shell(TOUCH);
         told("ready", &["the file of the unit has changed"]);
         shell("systemctl --user daemon-reload");
         let advice = told("down", &["nobody listens there"]);
@@ -124,7 +127,7 @@ fn status_tells_each_state_of_a_unit_and_how_it_ends() {
         echoes(1301);
         told("serving", &[""]);
         write("ListenStream=127.0.0.1:1301\nFileDescriptorName=@default test.Other\n");
-        shell("sleep 0.01; touch ~/.config/systemd/user/qrexec-connect-x.socket");
+        shell(TOUCH);
         let advice = told("serving", &["the file of the unit has changed"]);
         helps(&advice, "serving");
         write(&format!("ListenStream=127.0.0.1:1301\n{NAME}"));

@@ -37,10 +37,8 @@ fn waiting(world: &World, state: &str) -> usize {
 
 fn approval(world: &World) -> Option<String> {
     let list = world.dom0("qvm-remote-dom0 approve").text();
-    list.split_whitespace()
-        .next()
-        .filter(|word| word.len() >= 12 && word.bytes().all(|b| b.is_ascii_hexdigit()))
-        .map(str::to_owned)
+    let is_id = |word: &&str| word.len() >= 12 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    list.split_whitespace().find(is_id).map(str::to_owned)
 }
 
 /// Starts a command of the qube that stays, once it runs.

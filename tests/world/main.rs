@@ -18,5 +18,6 @@ mod owner;
 mod policies;
 mod programs;
 mod readme;
+mod schema;
 mod shells;
 mod v1;

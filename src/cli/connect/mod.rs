@@ -15,8 +15,8 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments::{self, When},
-    check, complete, control, effective, generator, help, reload, serve,
+    arguments, check, complete, control, effective, generator, help, reload,
+    serve::{self, TimestampsOption},
     units::Scope,
 };
 use crate::{
@@ -164,17 +164,8 @@ struct Serve {
     /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Begin each line of the log on stderr with the time; `auto`: on a terminal
-    #[arg(
-        long,
-        value_name = "WHEN",
-        value_enum,
-        default_value_t,
-        default_missing_value = "always",
-        num_args = 0..=1,
-        require_equals = true
-    )]
-    timestamps: When,
+    #[command(flatten)]
+    timestamps: TimestampsOption,
     /// End after this many seconds without a session; the next connection starts the service again
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     exit_idle_time: Option<Duration>,
@@ -237,7 +228,7 @@ fn serve(options: Serve) -> Result<ExitCode, Fatal> {
         strict: false,
         control: options.control,
         log_level: None,
-        timestamps: options.timestamps,
+        timestamps: options.timestamps.when,
         lonely,
     })
 }

@@ -2,18 +2,21 @@
 //!
 //! `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file anew; the difference is for a person to read.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use unicode_width::UnicodeWidthStr as _;
 
 use super::{
-    row::ListenerRow,
+    row::{ListenerRow, RowState},
     service::{AskedService, Program},
     sessions,
     status::{self, ServiceState, StatusReport},
-    table::Style,
 };
-use crate::{cli::units::Scope, control::api, log::escape};
+use crate::{
+    cli::{table::Style, units::Scope},
+    control::api,
+    log::escape,
+};
 
 const FILE: &str = "tests/captures/tables.txt";
 
@@ -98,6 +101,61 @@ fn all_sessions() -> Vec<api::Session> {
         }))
     };
     names().into_iter().enumerate().map(session).collect()
+}
+
+/// What `--json` prints is filled in every field, and each state is printed.
+#[test]
+fn no_field_that_json_printed_goes_away() {
+    let full = |fields: &serde_json::Value| {
+        let listener = ListenerRow {
+            reason: Some("why".into()),
+            max_sessions: Some(1),
+            waiting: Some(1),
+            active: Some("active".into()),
+            enabled: Some("enabled".into()),
+            unit: Some("x.socket".into()),
+            ..ListenerRow::of_service(json(fields.clone()))
+        };
+        let service = ServiceState {
+            unit: "pfwd.service".into(),
+            running: true,
+            active: Some("active".into()),
+            pid: Some(1),
+            version: Some("0".into()),
+            sessions: Some(1),
+            trouble: Some("it does not answer".into()),
+        };
+        StatusReport { program: "pfwd", served: true, service, listeners: vec![listener], faults: vec!["x".into()] }
+    };
+    let listener = serde_json::json!({
+        "address": "a", "kind": "tcp", "name": "n", "upstream": "u", "state": "serving", "sessions": 1, "max_sessions": 1
+    });
+    let mut session = serde_json::to_value(&all_sessions()[0]).expect("JSON");
+    session["dial_ms"] = 1.into();
+    let session: api::Session = json(session);
+    let event: api::Event = json(serde_json::json!({
+        "event": "ended", "session": session, "end": "eof", "exit_code": 1, "note": "n", "dropped": 1
+    }));
+    let mut found = BTreeSet::new();
+    let mut shape = |at: &str, value: serde_json::Value| support::shape(&value, at, &[], &mut found);
+    shape("status", serde_json::to_value(full(&listener)).expect("JSON"));
+    shape("sessions", serde_json::to_value(api::Sessions { sessions: vec![session] }).expect("JSON"));
+    shape("follow", serde_json::to_value(event).expect("JSON"));
+    let earlier = include_str!("../../../tests/captures/earlier/json.txt");
+    let gone = support::gone(earlier, &found);
+    assert!(gone.is_empty() && earlier.lines().count() > 55, "gone: {gone:#?}\nthere is: {found:#?}");
+
+    let states = [
+        RowState::Serving,
+        RowState::Ready,
+        RowState::Paused,
+        RowState::Refused,
+        RowState::Awaited,
+        RowState::Down,
+        RowState::Off,
+    ];
+    let states = states.map(|state| serde_json::to_value(state).expect("JSON"));
+    assert_eq!(states, ["serving", "ready", "paused", "refused", "awaited", "down", "off"]);
 }
 
 #[test]

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use super::{
     service::{AskedService, each, print},
-    sessions, table,
+    sessions,
 };
 use crate::{
+    cli::table,
     control::{
         api,
         client::CallFailed,

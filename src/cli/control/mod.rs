@@ -12,14 +12,16 @@ mod sessions;
 mod socket_unit;
 mod status;
 mod step;
-mod table;
 mod trial;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::systemctl;
+use super::{
+    systemctl,
+    table::{self, LookOptions},
+};
 use crate::{
     control::{
         api::{self, Format},
@@ -32,7 +34,6 @@ use crate::{
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
 pub(super) use service::{print, print_json};
-use table::LookOptions;
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -138,6 +139,10 @@ pub(super) struct TryOptions<P: WhichService> {
 pub(super) struct MetricsOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
+    /// Only the series of these listeners: a label, a socket unit or its short name, an address or a port; a word that
+    /// means several shows all of them
+    #[arg(value_name = "LISTENER")]
+    listeners: Vec<String>,
     /// OpenMetrics 1.0 instead of Prometheus' older format, which promtool reads
     #[arg(long)]
     openmetrics: bool,
@@ -171,7 +176,7 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
         ControlCommand::Metrics(options) => {
             let format = if options.openmetrics { Format::OpenMetrics } else { Format::Prometheus };
             let service = AskedService::new(program, &options.place);
-            match service.try_call::<api::Text>("Metrics", &api::As { format: Some(format) }) {
+            match metrics(&service, format, &options.listeners) {
                 Ok(answer) => print(&answer.text),
                 Err(failed) if service.waits_for_connection(&failed) => {
                     eprintln!("{}", service.no_sessions_yet());
@@ -180,6 +185,26 @@ pub(super) fn run<P: WhichService>(program: Program, command: &ControlCommand<P>
                 Err(failed) => Err(service.failure(failed)),
             }
         }
+    }
+}
+
+/// Asks for the series of listeners; for everything where no word is given.
+fn metrics(service: &AskedService, format: Format, words: &[String]) -> Result<api::Text, CallFailed> {
+    let ask = |words: Vec<String>| {
+        let listeners = Some(words).filter(|words| !words.is_empty());
+        service.try_call("Metrics", &api::As { format: Some(format), listeners })
+    };
+    match ask(words.to_vec()) {
+        // The service asks its manager for its units a moment after it has started.
+        Err(CallFailed::Refused(name, parameters)) if name == "NoSuchListener" => {
+            let of_unit = |word: &String| match listeners_of_unit(service, word) {
+                found if found.is_empty() => vec![word.clone()],
+                found => found,
+            };
+            let again: Vec<String> = words.iter().flat_map(of_unit).collect();
+            if again == words { Err(CallFailed::Refused(name, parameters)) } else { ask(again) }
+        }
+        answer => answer,
     }
 }
 

@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{service::AskedService, table::Colour};
+use super::service::AskedService;
 use crate::{
+    cli::table::Colour,
     control::{
         api,
         select::{KnownListener, short_unit},

@@ -7,11 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    service::{AskedService, PAUSE, print, print_json},
-    table::{self, Cell, Colour, Column, LookOptions, Style, bytes, duration},
-};
+use super::service::{AskedService, PAUSE, print, print_json};
 use crate::{
+    cli::table::{self, Cell, Colour, Column, LookOptions, Style, bytes, duration},
     control::{
         api::{self, Happened},
         client::{CallFailed, ControlConnection},

@@ -1,7 +1,8 @@
-//! `status`: what is configured, what systemd says of it, what the service makes of it, side by side.
+//! `status`: every listener, with its state from the configuration, from systemd and from the service.
 //!
-//! A row is a listener. Where the service runs, it is the service's word that counts; where it does not, systemd's: a
-//! socket that systemd listens on is served as soon as somebody connects, provided that its name means something.
+//! A row is a listener. While the service runs, the state is the one that the service reports. While it does not run, the
+//! state comes from systemd: a socket on which systemd listens is `ready`, if its name has a meaning, because the first
+//! connection starts the service.
 
 use std::{collections::BTreeSet, io, process::ExitCode};
 
@@ -11,10 +12,14 @@ use super::{
     row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
     socket_unit::{self, UnitRows},
-    table::{self, Cell, Colour, Column, LookOptions, Style},
 };
 use crate::{
-    cli::{check, config::Sources, units::FoundUnit},
+    cli::{
+        check,
+        config::Sources,
+        table::{self, Cell, Colour, Column, LookOptions, Style},
+        units::FoundUnit,
+    },
     control::{
         api,
         client::CallFailed,
@@ -83,11 +88,10 @@ impl StatusReport {
     }
 }
 
-/// Says how things stand.
+/// Prints the report; exit code 1 where a listener is not served.
 ///
 /// # Errors
-/// A service that we may not ask, output that cannot be written. That something is not served is told by the exit code
-/// alone.
+/// A service that we may not ask, or output that cannot be written.
 pub(super) fn run(
     service: &AskedService,
     sources: &Sources,
@@ -249,7 +253,7 @@ const COLUMNS: [Column; 7] = [
     Column::long("LEADS TO", 12),
     Column::whole("UNIT").extra(),
 ];
-/// Before what stands below a table.
+/// The indent of the lines below a table.
 const INDENT: &str = "  ";
 
 fn row(row: &ListenerRow) -> [Cell; 7] {

@@ -14,10 +14,9 @@ use super::{
     knock::{Knock, News, NewsReceiver, NewsSender, watch},
     service::{AskedService, print, print_json},
     step::{DoneStep, FailedStep, Trial, TrialStep},
-    table,
 };
 use crate::{
-    cli::systemctl,
+    cli::{systemctl, table},
     control::{
         METRICS_UPSTREAM,
         api::{self, Happened, State},
@@ -115,7 +114,7 @@ fn listeners(service: &AskedService, word: &str) -> Result<Vec<api::Listener>, F
     Ok(listeners)
 }
 
-/// One trial under way.
+/// A trial of one listener, with the steps that it has made.
 struct Trying<'a> {
     service: &'a AskedService,
     listener: &'a api::Listener,

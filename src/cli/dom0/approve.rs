@@ -7,8 +7,12 @@ use std::{
     process::{Command as Process, ExitCode, Stdio},
 };
 
-use super::failure::{answered, fail};
+use super::{
+    failure::{answered, fail},
+    tables,
+};
 use crate::{
+    cli::table::{LookOptions, Style},
     log::escape,
     remote::dom0::question::{self, SHORT_ID},
     report::Fatal,
@@ -16,10 +20,14 @@ use crate::{
 };
 
 /// Runs the command. Without an id it lists what waits.
-pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool) -> Result<ExitCode, Fatal> {
+pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool, look: LookOptions) -> Result<ExitCode, Fatal> {
     let waiting = answered(question::approvals(run))?;
     let Some(prefix) = id else {
-        list(&waiting);
+        let none = "Nothing waits for approval.\n";
+        print!(
+            "{}",
+            if waiting.is_empty() { none.to_owned() } else { tables::approvals(Style::stdout(look), &waiting) }
+        );
         return Ok(ExitCode::SUCCESS);
     };
     let id = whole(prefix, &waiting)?;
@@ -40,17 +48,6 @@ pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool) -> Result
     }
     println!("{}", if deny { "Refused." } else { "Allowed." });
     Ok(ExitCode::SUCCESS)
-}
-
-fn list(waiting: &[(String, String)]) {
-    if waiting.is_empty() {
-        println!("Nothing waits for approval.");
-        return;
-    }
-    for (id, summary) in waiting {
-        println!("{}  {summary}", &id[..SHORT_ID.min(id.len())]);
-    }
-    println!("To see all of one and decide: qvm-remote-dom0 approve ID");
 }
 
 /// The id that begins with these digits.

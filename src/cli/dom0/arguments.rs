@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::{test_policy::TestArguments, text};
-use crate::sys::Identity;
+use crate::{cli::table::LookOptions, sys::Identity};
 
 /// The program's name.
 pub(super) const PROGRAM: &str = "qvm-remote-dom0";
@@ -63,7 +63,10 @@ pub(super) enum Dom0Command {
         kill: bool,
     },
     /// List the authorised qubes
-    Keys,
+    Keys {
+        #[command(flatten)]
+        look: LookOptions,
+    },
     /// Take the tokens of the Python client from a qube, or no longer
     #[cfg(feature = "v1")]
     V1 {
@@ -93,6 +96,8 @@ pub(super) enum Dom0Command {
         /// Show it, but do not ask: for the whole id
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        look: LookOptions,
     },
     /// Show dom0's log, or check its chain
     Log {
@@ -126,6 +131,8 @@ pub(super) enum Dom0Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        look: LookOptions,
     },
     /// What programs call
     #[command(flatten)]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    cli::wrap,
     log::escape,
     remote::{
         config::{Paths, RemoteConfig},
@@ -35,25 +36,9 @@ struct PolicyFinding {
 impl fmt::Display for PolicyFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.fault { "fault" } else { "remark" };
-        let what = format!("{kind}: {}", escape(self.what.as_bytes()));
-        let (place, fix) = (escape(self.place.as_bytes()), format!("write: {}", escape(self.fix.as_bytes())));
-        write!(f, "{place}:\n{}\n{}", wrapped(&what, "  "), wrapped(&fix, "  "))
+        let [place, what, fix] = [&self.place, &self.what, &self.fix].map(|text| escape(text.as_bytes()));
+        write!(f, "{place}:\n  {kind}: {what}\n  write: {fix}")
     }
-}
-
-/// A text in lines of at most 80 columns, broken at blanks.
-pub(super) fn wrapped(text: &str, indent: &str) -> String {
-    let mut lines = vec![indent.to_owned()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("one at least");
-        if line.len() > indent.len() && line.len() + 1 + word.len() > 80 {
-            lines.push(format!("{indent}  {word}"));
-        } else {
-            let blank = if line.len() > indent.len() { " " } else { "" };
-            line.push_str(&format!("{blank}{word}"));
-        }
-    }
-    lines.join("\n")
 }
 
 /// Runs the command: one policy, or everything in its place.
@@ -67,7 +52,8 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
         None => everything(paths, store, &mut findings, &mut fine),
     }
     fine.iter().for_each(|path| println!("{}: fine", escape(path.as_os_str().as_bytes())));
-    findings.iter().for_each(|finding| println!("{finding}"));
+    let columns = wrap::columns();
+    findings.iter().for_each(|finding| println!("{}", wrap::wrapped(&finding.to_string(), columns)));
     let faults = findings.iter().filter(|finding| finding.fault).count();
     if faults == 0 {
         return Ok(ExitCode::SUCCESS);
@@ -186,19 +172,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_has_eighty_columns() {
+    fn a_terminal_gets_lines_of_eighty_columns_and_a_pipe_each_message_in_one_line() {
         let finding = PolicyFinding {
             place: "/etc/qubes/remote.d/work.policy:3".into(),
             fault: false,
             what: "word ".repeat(40),
             fix: "allow /opt/** *".into(),
         };
-        let text = finding.to_string();
+        let text = wrap::wrapped(&finding.to_string(), Some(80));
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(
             text.starts_with("/etc/qubes/remote.d/work.policy:3:\n  remark: word")
                 && text.ends_with("\n  write: allow /opt/** *")
         );
+        assert_eq!(wrap::wrapped(&finding.to_string(), None).lines().count(), 3);
     }
 
     #[test]

@@ -16,9 +16,12 @@ use super::{
     failure::{fail, write},
     logs,
     record::{append, record},
-    status, test_policy, text,
+    status,
+    tables::{self, KeyRow},
+    test_policy, text,
 };
 use crate::{
+    cli::table::{LookOptions, Style},
     log::escape,
     proto::mac::{Key, hex},
     remote::{
@@ -52,7 +55,7 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
             authorize(paths, &store, &vm, key, policy, keep_old)
         }
         Dom0Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
-        Dom0Command::Keys => keys(&store),
+        Dom0Command::Keys { look } => keys(&store, look),
         #[cfg(feature = "v1")]
         Dom0Command::V1 { vm, state } => super::v1::set(paths, &store, &vm, state == "on"),
         Dom0Command::Enable => enable(),
@@ -63,8 +66,8 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
             Ok(ExitCode::SUCCESS)
         }
         Dom0Command::Start { r#for } => start(&r#for),
-        Dom0Command::Approve { id, deny, yes } => approve::run(&paths.run, id.as_deref(), deny, yes),
-        Dom0Command::Status { json } => status::show(&paths.run, json),
+        Dom0Command::Approve { id, deny, yes, look } => approve::run(&paths.run, id.as_deref(), deny, yes, look),
+        Dom0Command::Status { json, look } => status::show(&paths.run, json, look),
         Dom0Command::Check { file } => check::run(paths, &store, file.as_deref()),
         Dom0Command::Test(asked) => test_policy::run(paths, &store, &asked),
         Dom0Command::Kill { id, qube } => status::kill(&paths.run, &id, qube.as_deref()),
@@ -170,22 +173,20 @@ fn end_commands(paths: &Paths, vm: &str) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn keys(store: &Store) -> Result<ExitCode, Fatal> {
+fn keys(store: &Store, look: LookOptions) -> Result<ExitCode, Fatal> {
     let vms = store.list();
     if vms.is_empty() {
         println!("No VMs authorized.");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:<20} {:<20} V1", "VM", "KEY ID");
-    for vm in vms {
-        let v1 = store.path(&vm, "policy").ok().and_then(|p| fs::read_to_string(p).ok());
-        let v1 = v1.is_some_and(|text| Policy::parse(&text).is_ok_and(|p| p.v1));
-        let ids = match store.read(&vm) {
-            Ok(keys) => keys.iter().map(|key| hex(&key.id())).collect::<Vec<_>>().join(" "),
-            Err(e) => format!("unusable: {e}"),
-        };
-        println!("{vm:<20} {ids:<20} {}", if v1 { "on" } else { "off" });
-    }
+    let row = |vm: String| {
+        let policy = store.path(&vm, "policy").ok().and_then(|p| fs::read_to_string(p).ok());
+        let v1 = policy.is_some_and(|text| Policy::parse(&text).is_ok_and(|p| p.v1));
+        let keys = store.read(&vm).map_err(|e| e.to_string());
+        KeyRow { keys: keys.map(|keys| keys.iter().map(|key| hex(&key.id())).collect()), v1, vm }
+    };
+    let rows: Vec<_> = vms.into_iter().map(row).collect();
+    print!("{}", tables::keys(Style::stdout(look), &rows));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,12 +2,15 @@
 
 mod approve;
 mod arguments;
+#[cfg(test)]
+mod captures;
 mod check;
 mod failure;
 mod logs;
 mod manage;
 mod record;
 mod status;
+mod tables;
 mod test_policy;
 mod text;
 #[cfg(feature = "v1")]

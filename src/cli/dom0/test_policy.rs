@@ -9,8 +9,9 @@ use std::{
 
 use clap::Args;
 
-use super::{check::wrapped, failure::fail};
+use super::failure::fail;
 use crate::{
+    cli::wrap,
     log::escape,
     proto::remote::{Mode, check_text, flags},
     remote::{
@@ -102,7 +103,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     });
     remind(paths, store, &asked.vm);
     if let Some(why) = refused {
-        println!("{}", wrapped(&format!("refused: {why}"), ""));
+        println!("{}", wrap::wrapped(&format!("refused: {why}"), wrap::columns()));
         return Ok(ExitCode::FAILURE);
     }
     println!("{}", if ruling.verdict == Verdict::Ask { "asked: a person in dom0 decides" } else { "allowed" });

@@ -15,11 +15,10 @@ use clap::{
 };
 
 use super::{
-    arguments::{self, When},
-    check, complete,
+    arguments, check, complete,
     config::{self, Sources},
     control, effective, generator, help, reload,
-    serve::{self, ServeOptions},
+    serve::{self, ServeOptions, TimestampsOption},
     units::Scope,
 };
 use crate::{
@@ -83,17 +82,8 @@ struct PfwdArguments {
     /// What is logged: error, warn, info or debug
     #[arg(long, value_name = "LEVEL", value_parser = log_level())]
     log_level: Option<LogLevel>,
-    /// Begin each line of the log on stderr with the time; `auto`: on a terminal
-    #[arg(
-        long,
-        value_name = "WHEN",
-        value_enum,
-        default_value_t,
-        default_missing_value = "always",
-        num_args = 0..=1,
-        require_equals = true
-    )]
-    timestamps: When,
+    #[command(flatten)]
+    timestamps: TimestampsOption,
     /// The program that makes qrexec calls
     #[arg(long, value_name = "PATH", default_value = CLIENT)]
     qrexec_client: PathBuf,
@@ -224,7 +214,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         strict: arguments.strict,
         control: arguments.control,
         log_level: arguments.log_level,
-        timestamps: arguments.timestamps,
+        timestamps: arguments.timestamps.when,
         lonely,
     })
 }

@@ -6,10 +6,10 @@
 
 use std::io::{self, IsTerminal as _};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::{cli::arguments::When, log::escape, sys};
+use crate::{log::escape, sys};
 
 /// The blanks between two columns.
 const GAP: &str = "  ";
@@ -20,6 +20,26 @@ const NARROW: usize = 70;
 const LEAST: usize = 40;
 /// A long column is as good as whole with this width.
 const COMFORTABLE: usize = 32;
+
+/// When something is done that is for terminals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum When {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl When {
+    /// Whether it is done, where `auto` means this.
+    pub(super) fn holds(self, auto: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::Auto => auto(),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
 
 /// How tables look.
 #[derive(Clone, Copy, Debug, Default, Args)]

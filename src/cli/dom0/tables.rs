@@ -1,0 +1,102 @@
+//! The tables of `qvm-remote-dom0`: authorised qubes, what the daemon does, what waits for approval.
+
+use crate::{
+    cli::table::{self, Cell, Colour, Column, Style, duration},
+    remote::{
+        clock,
+        dom0::question::{CommandStatus, DaemonStatus, QubeStatus, SHORT_ID},
+    },
+};
+
+/// What `keys` knows of a qube.
+#[derive(Debug)]
+pub(super) struct KeyRow {
+    pub(super) vm: String,
+    /// The ids of its keys, or why none is usable.
+    pub(super) keys: Result<Vec<String>, String>,
+    /// Tokens of protocol v1 are taken.
+    pub(super) v1: bool,
+}
+
+/// What `keys` prints.
+pub(super) fn keys(style: Style, rows: &[KeyRow]) -> String {
+    const COLUMNS: [Column; 3] = [Column::long("QUBE", 8), Column::whole("V1"), Column::long("KEY ID", 16)];
+    let row = |row: &KeyRow| {
+        let keys = match &row.keys {
+            Ok(ids) => Cell::from(ids.join(" ")),
+            Err(why) => Cell::from(format!("unusable: {why}")).painted(Colour::Red),
+        };
+        [Cell::from(&row.vm), Cell::from(if row.v1 { "on" } else { "off" }), keys]
+    };
+    table::render(style, &COLUMNS, &rows.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What `status` prints.
+pub(super) fn status(style: Style, status: &DaemonStatus) -> String {
+    let mut out = format!("qvm-remote-dom0 runs (pid {}), {}\n", status.pid, clock::now());
+    if status.draining {
+        out += "It is being stopped and takes no new commands.\n";
+    }
+    if let Some(why) = &status.log_failure {
+        let text = format!("THE LOG CANNOT BE WRITTEN: {}", table::clean(why));
+        for line in table::wrapped(&text, style.width.unwrap_or(usize::MAX)) {
+            out += &format!("{}\n", style.paint(Some(Colour::Red), &line));
+        }
+    }
+    out += &format!("\n{}", qubes(style, status));
+    let requests = requests(style, status);
+    if !requests.is_empty() {
+        out += &format!("\n{requests}To end one: qvm-remote-dom0 kill ID\n");
+    }
+    let waiting: Vec<_> = status.approvals.iter().map(|(id, summary)| (id.clone(), summary.clone())).collect();
+    if !waiting.is_empty() {
+        out += &format!("\n{}", approvals(style, &waiting));
+    }
+    out
+}
+
+/// The qubes that are served, with the state of their channels.
+fn qubes(style: Style, status: &DaemonStatus) -> String {
+    const COLUMNS: [Column; 3] = [Column::long("QUBE", 8), Column::long("CHANNEL", 8), Column::whole("NOTE")];
+    let row = |(vm, qube): (&String, &QubeStatus)| {
+        let notes = [(!qube.keyed, "NO KEY"), (qube.v1, "takes v1 tokens")];
+        let notes: Vec<_> = notes.iter().filter(|(holds, _)| *holds).map(|(_, note)| *note).collect();
+        let notes = Cell::from(notes.join(", "));
+        let notes = if qube.keyed { notes } else { notes.painted(Colour::Red) };
+        [Cell::from(vm), Cell::from(&qube.channel), notes]
+    };
+    table::render(style, &COLUMNS, &status.qubes.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What runs, what is left of commands that have ended, and what has not started; empty where there is nothing.
+fn requests(style: Style, status: &DaemonStatus) -> String {
+    // An id is never cut, so that it can be copied.
+    const COLUMNS: [Column; 5] = [
+        Column::whole("ID"),
+        Column::long("QUBE", 8),
+        Column::whole("STATE"),
+        Column::whole("FOR"),
+        Column::long("COMMAND", 24),
+    ];
+    let age = |seconds: u64| Cell::number(duration(seconds.saturating_mul(1000)));
+    let command = |state: &'static str| {
+        move |c: &CommandStatus| {
+            [Cell::from(&c.id), Cell::from(&c.vm), Cell::from(state), age(c.seconds), Cell::from(&c.shown)]
+        }
+    };
+    let waiting = status.waiting.iter().map(|r| {
+        let state = Cell::from(format!("waits ({})", r.state)).painted(Colour::Yellow);
+        [Cell::from(&r.id), Cell::from(&r.vm), state, age(r.seconds), Cell::from("")]
+    });
+    let commands = status.commands.iter().map(command("runs"));
+    let rows: Vec<_> = commands.chain(status.background.iter().map(command("background"))).chain(waiting).collect();
+    if rows.is_empty() { String::new() } else { table::render(style, &COLUMNS, &rows) }
+}
+
+/// What waits for approval: the beginning of each id, and a summary.
+pub(super) fn approvals(style: Style, waiting: &[(String, String)]) -> String {
+    const COLUMNS: [Column; 2] = [Column::whole("APPROVAL"), Column::long("WHAT", 20)];
+    let row = |(id, summary): &(String, String)| [Cell::from(&id[..SHORT_ID.min(id.len())]), Cell::from(summary)];
+    let table = table::render(style, &COLUMNS, &waiting.iter().map(row).collect::<Vec<_>>());
+    format!("{table}To see all of one and decide: qvm-remote-dom0 approve ID\n")
+}
