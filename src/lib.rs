@@ -39,7 +39,9 @@
 //! for datagrams, known by the peer's address. *route*: where the sessions of a listener lead, with their limits and
 //! counters. *endpoint*: an address. *upstream*: the endpoint that is dialled for a session. *call*: a qrexec call, made
 //! by one `qrexec-client-vm` process, the *helper*. *look-up*: the question for the addresses of a host name. *zone*: the
-//! interface of a link-local address. *retry*: another try of a dial whose upstream is not there yet. *set-up*: the part of a call in which dom0 and the other qube decide.
+//! interface of a link-local address. *circle*: forwards that lead back to the first of them. *hop*: a listener of this
+//! service through which the bytes of an outgoing socket came; *passage*: the last hop of a session, and the socket before
+//! it; *entrance*: the side of a listener that finds the passage. *retry*: another try of a dial whose upstream is not there yet. *set-up*: the part of a call in which dom0 and the other qube decide.
 //! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
 //! stays closed after a refusal. *target*: in a qrexec call, the
 //! qube; in the key `target=`, a TCP or UDP address. The code uses the word for the qube only.

@@ -190,7 +190,8 @@ impl Collector for Scrape {
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
         }
 
-        let about = About("peers_denied", "Peers that allow_from or allow_uid kept out.", None, Counter);
+        let help = "Peers that were kept out: by allow_from or allow_uid, or because the forward leads back to itself.";
+        let about = About("peers_denied", help, None, Counter);
         each(to, &about, &rows, |row| [(None, row.counted.denied)])?;
 
         let about = About("listener_paused", "Whether a listener is paused.", None, Gauge);

@@ -49,19 +49,26 @@
 //!    what to do when it fails. Where the upstream is more than one descriptor, `handover` has to carry it, too.
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
+mod entrance;
 mod failure;
 mod lookup;
 pub(crate) mod netns;
+mod outgoing;
+mod passage;
 mod peer;
 pub(crate) mod proxy;
 pub(crate) mod qrexec;
 mod retry;
+mod served;
 mod tcp;
 mod udp;
 mod unix;
 mod way;
 
+pub(crate) use entrance::Entrance;
 pub use failure::{DialStep, Failure};
+pub(crate) use outgoing::{NotedSocket, is_served_port, is_served_unix, note_again, note_flow};
+pub(crate) use passage::{Circle, Passage};
 pub use peer::abandoned;
 pub use retry::{RetryUntil, retrying};
 pub use tcp::{Connected, connect as tcp, keep_alive};

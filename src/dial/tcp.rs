@@ -1,12 +1,20 @@
 //! TCP endpoints.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, pin::Pin, task::Poll, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    pin::Pin,
+    task::Poll,
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     failure::{DialStep, Failure, io_failure},
+    outgoing::{NotedSocket, connect_noted},
     way::{TimeLimit, Way, with_zone},
 };
 use crate::{
@@ -34,6 +42,8 @@ pub fn keep_alive(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
 pub struct Connected {
     /// The connected socket.
     pub stream: Stream,
+    /// The note of the socket, where it can lead back to this service.
+    pub noted: Option<NotedSocket>,
     /// The address that was connected to, where the endpoint has a name.
     pub address: Option<SocketAddr>,
 }
@@ -58,7 +68,7 @@ pub async fn connect(
     let &[address] = &addresses[..] else { return race(addr, addresses, way, limit, keepalive).await };
     let connected = timeout_at(limit.deadline, connect_one(addr, address, way, keepalive, AttemptClose::Plain)).await;
     match connected {
-        Ok(Ok(stream)) => Ok(Connected { stream, address: is_name.then_some(address) }),
+        Ok(Ok((stream, noted))) => Ok(Connected { stream, noted, address: is_name.then_some(address) }),
         Ok(Err(failure)) if is_name => {
             Err(Failure::Addresses { name: addr.to_string(), tried: vec![(address, Some(failure))], timed_out: None })
         }
@@ -73,7 +83,9 @@ pub async fn connect(
 }
 
 /// An attempt to connect to one of several addresses.
-type ConnectAttempt<'a> = Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send + 'a>>;
+type ConnectAttempt<'a> = Pin<Box<dyn Future<Output = Result<AttemptSocket, Failure>> + Send + 'a>>;
+/// The socket of an attempt, and its note where it can lead back to this service.
+type AttemptSocket = (Stream, Option<NotedSocket>);
 
 async fn race(
     addr: &HostPort,
@@ -97,11 +109,11 @@ async fn race(
         tokio::select! {
             biased;
             (index, result) = first_done(&mut running) => match result {
-                Ok(stream) => {
+                Ok((stream, noted)) => {
                     let plain = SockRef::from(&stream).set_linger(None);
                     let doing = format!("connect to {}", tried[index].0);
                     plain.map_err(|error| io_failure(DialStep::Other, &doing, error))?;
-                    return Ok(Connected { stream, address: Some(tried[index].0) });
+                    return Ok(Connected { stream, noted, address: Some(tried[index].0) });
                 }
                 Err(failure) => tried[index].1 = Some(failure),
             },
@@ -118,7 +130,7 @@ async fn race(
 ///
 /// # Cancel safety
 /// Safe: an attempt that is not done stays.
-async fn first_done(running: &mut Vec<(usize, ConnectAttempt<'_>)>) -> (usize, Result<Stream, Failure>) {
+async fn first_done(running: &mut Vec<(usize, ConnectAttempt<'_>)>) -> (usize, Result<AttemptSocket, Failure>) {
     std::future::poll_fn(|cx| {
         let done = running.iter_mut().enumerate().find_map(|(at, (_, attempt))| match attempt.as_mut().poll(cx) {
             Poll::Ready(result) => Some((at, result)),
@@ -160,7 +172,7 @@ async fn connect_one(
     way: Way<'_>,
     keepalive: Keepalive,
     ending: AttemptClose,
-) -> Result<Stream, Failure> {
+) -> Result<AttemptSocket, Failure> {
     let socket = way.socket(Domain::for_address(address), Type::STREAM, Protocol::TCP).await?;
     let address = with_zone(&socket, addr, address)?;
     let connected = async {
@@ -176,12 +188,15 @@ async fn connect_one(
         };
         let to = address.into();
         // Asked again: over loopback it is connected by now, and to wait for the event costs more.
-        let pending = under_way(socket.connect(&to))? && under_way(socket.connect(&to))?;
-        let stream = Stream::new(OwnedFd::from(socket), StreamKind::Tcp)?;
+        let connect = || Ok(under_way(socket.connect(&to))? && under_way(socket.connect(&to))?);
+        let elsewhere = way.netns.is_some();
+        let (pending, noted) = connect_noted(socket.as_fd(), address, elsewhere, way.passage, connect)?;
+        // The note is declared last, so that it is dropped first: see `outgoing`.
+        let (stream, noted) = (Stream::new(OwnedFd::from(socket), StreamKind::Tcp)?, noted);
         if pending {
             stream.connected().await?;
         }
-        Ok(stream)
+        Ok((stream, noted))
     };
     let to = || if let Host::Name(_) = addr.host { address.to_string() } else { addr.to_string() };
     connected.await.map_err(|error| io_failure(DialStep::Tcp, &format!("connect to {}", to()), error))

@@ -91,25 +91,27 @@ pub struct UdpEnds {
     /// The address that datagrams go to.
     pub target: SocketAddr,
     /// The network namespace (SO_NETNS_COOKIE); `None` before Linux 5.14.
-    namespace: Option<u64>,
+    pub(super) namespace: Option<u64>,
     /// The number of the interface that the socket is bound to; 0 without one.
     interface: Option<i32>,
 }
 
 impl UdpEnds {
-    /// The ends of a connected socket.
+    /// The ends of a connected socket, and its own address with the port.
     ///
     /// # Errors
     /// What getsockname(2) and getpeername(2) say: ENOTCONN.
-    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
+    pub fn of(socket: &impl AsFd) -> io::Result<(Self, SocketAddr)> {
         let inet = |address: socket2::SockAddr| address.as_socket().ok_or(io::ErrorKind::Unsupported);
         let shown = SockRef::from(socket);
-        Ok(Self {
-            source: inet(shown.local_addr()?)?.ip(),
+        let own = inet(shown.local_addr()?)?;
+        let ends = Self {
+            source: own.ip(),
             target: inet(shown.peer_addr()?)?,
             namespace: sys::net_cookie(socket.as_fd()),
             interface: sys::bound_interface(socket.as_fd()),
-        })
+        };
+        Ok((ends, own))
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     failure::{DialStep, Failure, io_failure},
     lookup, netns,
+    passage::Passage,
 };
 use crate::{
     spec::{Host, HostPort, Netns, Via},
@@ -42,6 +43,8 @@ pub struct Way<'a> {
     pub netns: Option<&'a Netns>,
     /// The address and the interface to dial from.
     pub via: Option<&'a Via>,
+    /// How the bytes of the session came: a TCP socket is noted with it where it can lead back to this service.
+    pub passage: Option<&'a Passage>,
     /// Hears which namespace it was.
     pub entered: Option<&'a (dyn Fn(netns::Namespace) + Sync)>,
 }

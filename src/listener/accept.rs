@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{
     datagram,
     listening::{Io, ServedListener, Streams},
-    refuse::deny,
+    refuse::Refusals,
 };
 use crate::{
     log::{Kind, Reminder, emit, say},
@@ -46,16 +46,57 @@ impl ServedListener {
         let Io::Streams(streams) = &self.io else { return };
         let route = self.route();
         match route.room.clone().try_acquire_owned() {
-            Ok(permit) => streams.begin(sessions, route, (fd, address.clone()), permit, &mut Reminder::default()),
+            Ok(permit) => {
+                self.begin(streams, sessions, route, (fd, address.clone()), permit, &mut Refusals::default());
+            }
             Err(_) => drop(Stream::new(fd, streams.kind).map(Stream::reset)),
         }
+    }
+
+    /// Begins a session, if the peer may have one.
+    fn begin(
+        &self,
+        streams: &Streams,
+        sessions: &Arc<Sessions>,
+        route: Arc<Route>,
+        (fd, address): (OwnedFd, SockAddr),
+        permit: OwnedSemaphorePermit,
+        refusals: &mut Refusals,
+    ) {
+        let peer = Peer::of(&fd, &address);
+        let stream = match Stream::new(fd, streams.kind) {
+            Ok(stream) => stream,
+            Err(e) => {
+                let text = format!("lost a connection from {peer} on {}: {e}", route.listener);
+                return say(Kind::DescriptorPressure, text);
+            }
+        };
+        if let Err(list) = route.access.check(&peer) {
+            stream.reset();
+            return refusals.deny(&route, &peer, list);
+        }
+        let ours = matches!(peer, Peer::Unix { pid, .. } if u32::try_from(pid) == Ok(std::process::id()));
+        let passage = match self.entrance().accepted(stream.as_fd(), &address, ours) {
+            Ok(passage) => passage,
+            Err(circle) => {
+                stream.reset();
+                return refusals.leads_back(&route, &peer, &circle);
+            }
+        };
+        let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default()).through(passage);
+        session::begin(
+            sessions,
+            Arc::new(info),
+            Stage::Waiting(stream),
+            Permits { _session: Some(permit), ..Permits::default() },
+        );
     }
 }
 
 async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Sessions>, stop: &CancellationToken) {
     let mut limits = Reminder::default();
     let mut exhausted = Reminder::default();
-    let mut denied = Reminder::default();
+    let mut refusals = Refusals::default();
     let mut backoff = Backoff::default();
     loop {
         let tally = listening.route().tally.clone();
@@ -73,7 +114,7 @@ async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Se
         match sys::accept(streams.fd.get_ref().as_fd()) {
             Ok(accepted) => {
                 backoff.reset();
-                streams.begin(sessions, route, accepted, permit, &mut denied);
+                listening.begin(streams, sessions, route, accepted, permit, &mut refusals);
             }
             Err(e) => match backoff.after(&e) {
                 Next::Empty => ready.clear_ready(),
@@ -92,36 +133,6 @@ async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Se
 }
 
 impl Streams {
-    /// Begins a session, if the peer may have one.
-    fn begin(
-        &self,
-        sessions: &Arc<Sessions>,
-        route: Arc<Route>,
-        (fd, address): (OwnedFd, SockAddr),
-        permit: OwnedSemaphorePermit,
-        denied: &mut Reminder,
-    ) {
-        let peer = Peer::of(&fd, &address);
-        let stream = match Stream::new(fd, self.kind) {
-            Ok(stream) => stream,
-            Err(e) => {
-                let text = format!("lost a connection from {peer} on {}: {e}", route.listener);
-                return say(Kind::DescriptorPressure, text);
-            }
-        };
-        if let Err(list) = route.access.check(&peer) {
-            stream.reset();
-            return deny(&route, &peer, list, denied);
-        }
-        let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
-        session::begin(
-            sessions,
-            Arc::new(info),
-            Stage::Waiting(stream),
-            Permits { _session: Some(permit), _call: None },
-        );
-    }
-
     /// Waits until the listener has room; `None` when no connection waits for it after all.
     async fn permit(&self, route: &Route, reminder: &mut Reminder) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = route.room.clone().try_acquire_owned() {

@@ -6,9 +6,8 @@ use tokio::{task::yield_now, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{listening::ServedListener, refuse::deny};
+use super::{listening::ServedListener, refuse::Refusals};
 use crate::{
-    log::Reminder,
     relay::{
         Counters,
         datagram::{self, Asked},
@@ -28,14 +27,14 @@ pub(super) async fn receive(
     sessions: &Arc<Sessions>,
     stop: &CancellationToken,
 ) {
-    let mut denied = Reminder::default();
+    let mut refusals = Refusals::default();
     sessions.know_flows(flows);
     loop {
         let Some(Ok(mut ready)) = stop.run_until_cancelled(flows.io().readable()).await else { return };
         let mut more = true;
         for _ in 0..BATCH {
             let received = datagram::receive(flows.as_fd(), |bytes, peer, at| {
-                take(listening, flows, sessions, bytes, Asked { peer, at }, &mut denied);
+                take(listening, flows, sessions, bytes, Asked { peer, at }, &mut refusals);
             });
             match received {
                 Ok(()) => {}
@@ -64,7 +63,7 @@ fn take(
     sessions: &Arc<Sessions>,
     bytes: &[u8],
     asked: Asked,
-    denied: &mut Reminder,
+    refusals: &mut Refusals,
 ) {
     if flows.get(&asked).is_some_and(|flow| flow.up(bytes)) {
         return;
@@ -75,11 +74,15 @@ fn take(
     }
     let peer = Peer::Inet(asked.peer);
     if let Err(list) = route.access.check(&peer) {
-        return deny(&route, &peer, list, denied);
+        return refusals.deny(&route, &peer, list);
     }
+    let passage = match listening.entrance().received(asked.peer, asked.at.map(|at| at.ip)) {
+        Ok(passage) => passage,
+        Err(circle) => return refusals.leads_back(&route, &peer, &circle),
+    };
     let most = route.options.max_connections;
     let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());
-    let info = Arc::new(info);
+    let info = Arc::new(info.through(passage));
     let flow = flows.begin(asked, info.clone(), most);
     let _taken = flow.up(bytes); // its task has not begun, so it is not over
     session::begin(sessions, info, Stage::Flow(flow), Permits::default());

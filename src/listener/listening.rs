@@ -10,7 +10,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     activation::Socket,
-    dial,
+    dial::{self, Entrance},
     relay::datagram,
     session::{Flows, Route},
     spec::SocketKind,
@@ -22,6 +22,8 @@ use crate::{
 #[derive(Debug)]
 pub struct ServedListener {
     pub(super) io: Io,
+    /// Says where the bytes of a session come from.
+    entrance: Entrance,
     route: Mutex<Arc<Route>>,
 }
 
@@ -54,12 +56,13 @@ impl ServedListener {
             Err(e) => return Err((socket, e)),
         };
         let fd = fd.map_err(|(fd, e)| (Socket::new(kind, fd), e))?;
+        let entrance = Entrance::new(fd.get_ref().as_fd(), route.listener.address.clone(), kind);
         let io = match kind {
             SocketKind::Tcp => Io::Streams(Streams { fd, kind: stream::StreamKind::Tcp }),
             SocketKind::Unix => Io::Streams(Streams { fd, kind: stream::StreamKind::Unix }),
             SocketKind::Udp => Io::Datagrams(Flows::new(fd)),
         };
-        Ok(Self { io, route: Mutex::new(route) })
+        Ok(Self { io, entrance, route: Mutex::new(route) })
     }
 
     /// TCP, UNIX or UDP.
@@ -77,6 +80,10 @@ impl ServedListener {
             Io::Streams(_) => None,
             Io::Datagrams(flows) => Some(flows),
         }
+    }
+
+    pub fn entrance(&self) -> &Entrance {
+        &self.entrance
     }
 
     /// Another descriptor of the socket, as what it is.

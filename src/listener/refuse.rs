@@ -2,6 +2,7 @@
 
 use crate::{
     activation::Listener,
+    dial::Circle,
     log::{End, Kind, Reminder, emit, escape},
     session::{ListenerIdentity, Peer, Route},
 };
@@ -21,13 +22,32 @@ fn not_served(listener: &str, name: Option<&str>, why: &str) -> String {
     format!("{listener}{named} is not served: {why}")
 }
 
-/// Tells that a peer may not connect; in a flood, one event a minute, with the number of those left out.
-pub(super) fn deny(route: &Route, peer: &Peer, list: &str, reminder: &mut Reminder) {
+/// When the peers of a listener that may not connect were told of last. In a flood there is one event a minute for each
+/// reason, with the number of those left out.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    denied: Reminder,
+    circles: Reminder,
+}
+
+impl Refusals {
+    /// A peer is not in `list`.
+    pub(super) fn deny(&mut self, route: &Route, peer: &Peer, list: &str) {
+        refused(route, peer, Kind::AccessDenied, &format!("not in {list}"), &mut self.denied);
+    }
+
+    /// A connection or a datagram of this service has come back to the listener.
+    pub(super) fn leads_back(&mut self, route: &Route, peer: &Peer, circle: &Circle) {
+        let why = format!("this forward leads back to this service: {circle}; correct where one of them leads");
+        refused(route, peer, Kind::CircleRefused, &why, &mut self.circles);
+    }
+}
+
+fn refused(route: &Route, peer: &Peer, kind: Kind, why: &str, reminder: &mut Reminder) {
     route.tally.peer_denied();
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
-    let message = format!("refused {peer} on {}: not in {list}{more}", route.listener);
-    let mut event = route.event(Kind::AccessDenied, message);
+    let mut event = route.event(kind, format!("refused {peer} on {}: {why}{more}", route.listener));
     event.peer = Some(peer.to_string().into());
     event.end = Some(End::Refused);
     emit(event);

@@ -137,6 +137,8 @@ kinds! {
     DialWaiting "dial-waiting" Warning "3b7c104b455e4168ab9d4a739ff349f7",
     /// A peer is not on the list of those allowed.
     AccessDenied "access-denied" Warning "e3c3a90ed2344388b2f583bb03a51133",
+    /// A connection or a datagram of this service came back to one of its listeners.
+    CircleRefused "circle-refused" Warning "5d0c4f6e8a3b4c1f9be2d70f46a1c983",
     /// What a call wrote on its standard error.
     CallStderr "call-stderr" Warning "3e1c43228a6242a794722ff84ebb9bd0",
     /// Events were dropped because the journal is slow.
@@ -273,6 +275,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 41);
+        assert_eq!(kinds.len(), 42);
     }
 }

@@ -251,7 +251,8 @@ impl Adoption {
         tally: &mut Summary,
     ) -> Result<Arc<SessionInfo>, String> {
         let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
-        let info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
+        let mut info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
+        info.passage = listening.and_then(|listening| session.stage.passage(&route, listening.entrance()));
         if let Some(ms) = session.dial_ms {
             info.connected(ms, session.netns);
         }
@@ -259,11 +260,12 @@ impl Adoption {
         info.was_queued(session.queued_ms);
         info.redials.resume(session.redials);
         let has_call = session.stage.helper().is_some();
+        let noted = info.passage.as_ref().and_then(|passage| session.stage.note_upstream(passage)).map(Box::new);
         let stage = self.stage(session.stage, &info, listening)?;
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call().filter(|_| has_call).map(|limits| limits.qube.resume());
-        let permits = Permits { _session: room, _call: calls };
+        let permits = Permits { _session: room, _call: calls, noted };
         if matches!(stage, Stage::Waiting(_)) {
             tally.waiting.push(WaitingSession { info: info.clone(), stage, permits });
         } else {

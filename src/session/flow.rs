@@ -135,7 +135,7 @@ async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &FlowUpstrea
         let Some(cause) = flow.doubt().cause() else { continue }; // an answer came meanwhile
         let failed = matches!(cause, Cause::Error(_));
         let dialled = dial_upstream(info, Some(Present { target: present.ends.target, failed })).await;
-        match dialled.map(|(fd, _)| FlowUpstream::new(fd)) {
+        match dialled.map(|(fd, _)| FlowUpstream::new(fd, info)) {
             Ok(Ok(other)) if other.ends != present.ends => {
                 log::emit(event::flow_moved(info, &present.ends, &other.ends, cause));
                 flow.doubt().changed(flow.now());
@@ -152,7 +152,7 @@ async fn connect(info: &SessionInfo, flow: &Flow, sessions: &Sessions) -> Result
         Err(failure) if lacks_descriptors(&failure, flow) => dial_with_room(info, sessions, failure).await?,
         dialled => dialled?,
     };
-    let upstream = FlowUpstream::new(upstream).map_err(|error| {
+    let upstream = FlowUpstream::new(upstream, info).map_err(|error| {
         let doing = format!("watch the socket to {}", info.route.upstream_text);
         Failure::Io { step: DialStep::Other, doing, error }
     })?;
@@ -197,7 +197,8 @@ async fn dial_upstream(info: &SessionInfo, present: Option<Present>) -> Result<(
     };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
-    let way = Way { netns: netns.as_ref(), via: Some(&route.via), entered: Some(&entered) };
+    // The flow notes its socket.
+    let way = Way { netns: netns.as_ref(), via: Some(&route.via), passage: None, entered: Some(&entered) };
     let limit = TimeLimit::from_now(route.options.connect_timeout);
     let upstream = dial::udp(addr, way, limit, present).await?;
     Ok((upstream, at.into_inner().unwrap_or_else(PoisonError::into_inner)))

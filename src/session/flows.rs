@@ -29,7 +29,7 @@ use super::{
     parked::{FlowKept, ParkedStage},
 };
 use crate::{
-    dial::UdpEnds,
+    dial::{NotedSocket, UdpEnds, note_flow},
     relay::{
         Why,
         datagram::{self, Asked},
@@ -88,16 +88,21 @@ enum FlowWay {
 /// The upstream socket of a flow, and where it leads.
 #[derive(Debug)]
 pub(super) struct FlowUpstream {
+    /// Dropped before the socket is closed.
+    _noted: Option<NotedSocket>,
     io: AsyncFd<OwnedFd>,
     pub(super) ends: UdpEnds,
 }
 
 impl FlowUpstream {
+    /// The socket of a flow of this session; it is noted.
+    ///
     /// # Errors
     /// What getpeername(2) and epoll_ctl(2) say.
-    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let ends = UdpEnds::of(&fd)?;
-        Ok(Self { io: sys::register(fd, NEWS)?, ends })
+    pub(super) fn new(fd: OwnedFd, info: &SessionInfo) -> io::Result<Self> {
+        let (ends, own) = UdpEnds::of(&fd)?;
+        let noted = note_flow(&ends, own, info.passage.as_ref());
+        Ok(Self { _noted: noted, io: sys::register(fd, NEWS)?, ends })
     }
 }
 
@@ -145,7 +150,8 @@ impl Flows {
         upstream: OwnedFd,
     ) -> io::Result<Arc<Flow>> {
         let flow = Arc::new(Flow::new(asked, info, self, kept));
-        flow.open(FlowUpstream::new(upstream)?);
+        let upstream = FlowUpstream::new(upstream, &flow.info)?;
+        flow.open(upstream);
         self.enter(&flow, u32::MAX);
         Ok(flow)
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{access::Peer, redial::Redials, route::Route};
 use crate::{
-    dial::qrexec::UNDECIDED,
+    dial::{Passage, qrexec::UNDECIDED},
     relay::{Counters, Interrupt},
     sys::lock,
 };
@@ -26,6 +26,8 @@ pub struct SessionInfo {
     /// The route that the session took.
     pub route: Arc<Route>,
     pub peer: Peer,
+    /// How the session's bytes came here; `None` where that is not needed, or the listener is gone.
+    pub passage: Option<Passage>,
     /// When the peer's connection was accepted.
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
@@ -54,6 +56,7 @@ impl SessionInfo {
             id,
             route,
             peer,
+            passage: None,
             accepted: now.checked_sub(age).unwrap_or(now),
             dial_ms: AtomicU64::new(0),
             queued_ms: AtomicU64::new(0),
@@ -64,6 +67,12 @@ impl SessionInfo {
             counters,
             interrupt: Interrupt::default(),
         }
+    }
+
+    /// Notes how the session's bytes came here.
+    #[must_use]
+    pub fn through(self, passage: Passage) -> Self {
+        Self { passage: Some(passage), ..self }
     }
 
     /// Milliseconds from accept to connected, once the session is connected.

@@ -8,9 +8,12 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{doubt::DoubtKept, info::SessionInfo, permits::Permits};
+use super::{doubt::DoubtKept, info::SessionInfo, permits::Permits, route::Route};
 use crate::{
-    dial::qrexec::{Helper, ParkedCall, Passed, gate::Ticket},
+    dial::{
+        self, Entrance, NotedSocket, Passage,
+        qrexec::{Helper, ParkedCall, Passed, gate::Ticket},
+    },
     relay::{self, datagram::Asked},
     spec::SocketKind,
     stream::{self, StreamKind},
@@ -92,6 +95,32 @@ impl ParkedStage {
         match self {
             Self::SettingUp { helper, .. } | Self::Relaying { helper: Some(helper), .. } => Some(helper),
             Self::Waiting(_) | Self::Relaying { helper: None, .. } | Self::Flow { .. } => None,
+        }
+    }
+
+    /// How the bytes of the session came to it by `entrance`, where its upstream can lead back to this service.
+    pub fn passage(&self, route: &Route, entrance: &Entrance) -> Option<Passage> {
+        let peer = match self {
+            // It dials later, and then there may be other listeners.
+            Self::Waiting(peer) => return Some(entrance.resumed(peer.fd.as_fd())),
+            Self::Relaying { relay, helper: None } => match &relay.peer {
+                relay::ParkedEnd::Socket(_, fd) => fd,
+                relay::ParkedEnd::Pipes { .. } => return None,
+            },
+            // Each flow is noted, and what it was asked says where it came from.
+            Self::Flow { asked, .. } => return Some(entrance.resumed_flow(asked.peer, asked.at.map(|at| at.ip))),
+            Self::SettingUp { .. } | Self::Relaying { helper: Some(_), .. } => return None,
+        };
+        route.may_lead_back().then(|| entrance.resumed(peer.as_fd()))
+    }
+
+    /// Notes the upstream socket of a relay, where it can lead back to this service. (A flow notes its own.)
+    pub fn note_upstream(&self, passage: &Passage) -> Option<NotedSocket> {
+        match self {
+            Self::Relaying { relay: relay::Parked { upstream: relay::ParkedEnd::Socket(_, fd), .. }, helper: None } => {
+                dial::note_again(fd.as_fd(), passage)
+            }
+            _ => None,
         }
     }
 

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     dial::{
+        self,
         netns::{self, Namespace},
         qrexec::{
             Qube,
@@ -237,6 +238,16 @@ impl Route {
         if self.entered.swap(id.inode, Relaxed) != id.inode {
             let text = format!("{} leads to {}, which is {id} now", self.listener, self.upstream_text);
             emit(self.event(Kind::ListenerServing, text));
+        }
+    }
+
+    /// Whether a dial of this route can reach a listener of this service, as far as that is known before it.
+    pub fn may_lead_back(&self) -> bool {
+        match &self.lead {
+            Lead::Tcp { addr, .. } => dial::is_served_port(addr.port),
+            Lead::Unix(addr) => dial::is_served_unix(addr),
+            Lead::Udp { .. } => true,
+            Lead::Call(_) | Lead::Unknown => false,
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     dial::{
-        Failure,
+        Failure, NotedSocket,
         netns::Namespace,
         qrexec::{CallPermit, gate::Ticket},
     },
@@ -69,6 +69,16 @@ impl Story {
     /// Holds a place among the calls of the qube until the session ends.
     pub(super) fn hold(&mut self, call: CallPermit) {
         self.permits._call = Some(call);
+    }
+
+    /// Keeps the note of the upstream socket until the socket is closed.
+    pub(super) fn hold_note(&mut self, noted: Option<NotedSocket>) {
+        self.permits.noted = noted.map(Box::new);
+    }
+
+    /// The upstream socket is closed next.
+    pub(super) fn release_note(&mut self) {
+        self.permits.noted = None;
     }
 
     /// Gives that place back: the call is over, and the session makes another.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     dial::{
-        self, Connected, DialStep, Failure, RetryUntil, TimeLimit, Way,
+        self, Connected, DialStep, Failure, NotedSocket, RetryUntil, TimeLimit, Way,
         qrexec::{
             CallPermit, LiveCall,
             gate::{Ticket, TurnedAway, Visitor},
@@ -37,7 +37,7 @@ const DELIVERY: Duration = Duration::from_secs(10);
 /// Result of a successful dial.
 enum Dialled {
     /// A connected stream.
-    Stream(Stream, DialledAt),
+    Stream(Stream, DialledAt, Option<NotedSocket>),
     /// A call that is not decided yet.
     Call(LiveCall, Ticket, CallPermit),
 }
@@ -52,7 +52,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
         dialled = dial(story) => Ok(dialled),
     };
     match dialled {
-        Ok(Ok(Dialled::Stream(upstream, at))) => {
+        Ok(Ok(Dialled::Stream(upstream, at, noted))) => {
             // What comes from our own front half has its header already.
             let version = info.route.via.proxy_protocol.filter(|_| !info.route.access.is_own(&peer));
             if let Some(version) = version {
@@ -61,6 +61,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
                     return story.failed(&failure);
                 }
             }
+            story.hold_note(noted);
             story.connected(&at);
             let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
@@ -87,9 +88,9 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     match &info.route.lead {
         Lead::Call(limits) => begin_call(story, limits).await,
         Lead::Unix(addr) => {
-            let dial = || std::future::ready(dial::unix(addr));
-            let upstream = dial::retrying(retry_until(info, true, false), waiting, dial).await?;
-            Ok(Dialled::Stream(upstream, DialledAt::default()))
+            let dial = || std::future::ready(dial::unix(addr, info.passage.as_ref()));
+            let (upstream, noted) = dial::retrying(retry_until(info, true, false), waiting, dial).await?;
+            Ok(Dialled::Stream(upstream, DialledAt::default(), noted))
         }
         Lead::Tcp { addr, netns } => {
             let until = retry_until(info, false, netns.is_some());
@@ -160,11 +161,11 @@ async fn dial_tcp(info: &SessionInfo, addr: &HostPort, netns: Option<&Netns>, ag
     let limit = TimeLimit { allowed, deadline: began + allowed };
     let at = Mutex::new(None);
     let entered = |place| route.entered(place, &at);
-    let way = Way { netns, via: Some(&route.via), entered: Some(&entered) };
+    let way = Way { netns, via: Some(&route.via), passage: info.passage.as_ref(), entered: Some(&entered) };
     let dialled = dial::tcp(addr, way, limit, options.keepalive).await;
-    let Connected { stream, address } = dialled.inspect_err(|failure| ports::look(info, addr, failure))?;
+    let Connected { stream, noted, address } = dialled.inspect_err(|failure| ports::look(info, addr, failure))?;
     let at = at.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Dialled::Stream(stream, DialledAt { address, namespace: at }))
+    Ok(Dialled::Stream(stream, DialledAt { address, namespace: at }, noted))
 }
 
 /// Relays between two sockets.
@@ -183,6 +184,7 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage
 
 /// Closes both ends as the outcome asks.
 pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> NextStage {
+    story.release_note();
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.

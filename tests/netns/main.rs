@@ -8,6 +8,7 @@
 extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod sandbox; // first: the macro `sandbox!`
+mod circles;
 mod cli;
 mod dial;
 mod flows;
