@@ -34,7 +34,7 @@ fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>) -> u64 {
             }
             None => most.saturating_mul(SOCKETS),
         };
-        sessions.saturating_add(1) // its own
+        sessions.saturating_add(1) // the listening socket
     });
     of_listeners.fold(BASE, u64::saturating_add)
 }

@@ -117,7 +117,7 @@ impl Listen {
         places
     }
 
-    /// The same, with the transport before it.
+    /// The transport and the address for people, up to the port `last` of a range.
     fn span(&self, last: Option<u16>) -> String {
         let transport = match self {
             Self::Inherited => return "inherited socket".to_owned(),
@@ -192,7 +192,7 @@ pub enum Legs {
     Range {
         /// The leg of the lowest port.
         first: Leg,
-        /// Those of the other ports.
+        /// The legs of the other ports.
         more: Vec<Leg>,
     },
 }

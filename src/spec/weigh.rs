@@ -295,7 +295,7 @@ impl Claim {
     }
 }
 
-/// What a forward claims and another one has.
+/// A label or an address that two forwards claim.
 struct Clash {
     what: String,
     place: Place,

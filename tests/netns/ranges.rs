@@ -326,8 +326,8 @@ fn a_range_becomes_units_and_what_cannot_be_one_says_why() {
     for (forward, says, next) in [
         ("listen=127.0.0.1:1-3,target=10.0.0.5:1-2", "target has 2 ports, and listen has 3", "one port for all"),
         ("listen=127.0.0.1:9,target=10.0.0.5:1-2", "target has 2 ports, and listen has 1", "one port for all"),
-        ("listen=127.0.0.1:1-2,uds=/run/a.sock", "none goes through a UNIX socket", "a forward for each port"),
-        ("uds=/run/a.sock,target=10.0.0.5:1-2", "the socket is one listener", "write one port"),
+        ("listen=127.0.0.1:1-2,uds=/run/a.sock", "cannot go through a UNIX socket", "a forward for each port"),
+        ("uds=/run/a.sock,target=10.0.0.5:1-2", "there is one listening socket", "write one port"),
         ("listen=127.0.0.1:9-5,target=10.0.0.5:1", "ends before it begins", "listen=127.0.0.1:5-9"),
         ("listen=127.0.0.1:0-5,target=10.0.0.5:1", "port 0", "from 1 to 65535"),
         ("listen=127.0.0.1:1-2000,target=10.0.0.5:1", "has 2000 ports, and at most 1024", "127.0.0.1:1-1024"),
@@ -356,6 +356,6 @@ fn a_range_becomes_units_and_what_cannot_be_one_says_why() {
     let unit = dir.path().join("pfwd-a.socket");
     fs::write(&unit, "[Socket]\nListenStream=127.0.0.1:2001\nFileDescriptorName=target=10.0.0.5+1-2\n").expect("ours");
     let (code, text) = said(&["check", &unit.to_string_lossy()]);
-    assert!(code == Some(78) && text.contains("target has 2 ports, and the socket is one listener"), "{text}");
+    assert!(code == Some(78) && text.contains("target has 2 ports, and there is one listening socket"), "{text}");
     assert!(Path::new(&unit).exists());
 }

@@ -6,8 +6,8 @@
 //! | N ports | one port, or one qrexec call | all lead there |
 //! | one port | several | a fault |
 //! | N ports | another number of ports above 1 | a fault |
-//! | N ports | a UNIX socket, alone or on the way | a fault: a UNIX socket is one, and a range has a way for each port |
-//! | a socket of systemd, or a UNIX socket | several ports | a fault: such a socket is one listener |
+//! | N ports | a UNIX socket, with or without a target behind it | a fault |
+//! | a socket of systemd, or a UNIX socket | several ports | a fault: there is one listening socket |
 
 use super::reading::{ListenSide, Reading};
 use crate::spec::{
@@ -32,7 +32,7 @@ impl Reading<'_> {
         let keys = self.keys;
         let listens = self.listening_ports().map(|(key, ports)| (key, ports.count()));
         if let Some((key, _)) = listens.filter(|(_, count)| *count > 1 && keys.uds.is_some()) {
-            let what = format!("{} has a range of ports, and none goes through a UNIX socket", key.name());
+            let what = format!("{} has a range of ports, which cannot go through a UNIX socket", key.name());
             self.fault(key, what, "leave uds out, or write a forward for each port");
         }
         for (key, target) in [(KeyName::Target, &keys.target), (KeyName::UdpTarget, &keys.udp_target)] {
@@ -41,7 +41,7 @@ impl Reading<'_> {
             let first = self.pair(key, &target.first().to_string());
             match listens {
                 None => {
-                    let what = format!("{name} has {count} ports, and the socket is one listener");
+                    let what = format!("{name} has {count} ports, and there is one listening socket");
                     self.fault(key, what, &format!("write one port, such as {first}"));
                 }
                 Some((_, ports)) if ports == count => {}
@@ -53,7 +53,7 @@ impl Reading<'_> {
         }
     }
 
-    /// A forward with this leg: where its listening side is a range of ports, one leg for each.
+    /// The legs for each port of a range, made from the leg of the first port.
     pub(super) fn spread(&self, leg: Leg) -> Legs {
         let Some((_, ports)) = self.listening_ports().filter(|(_, ports)| ports.is_range()) else {
             return Legs::One(leg);
@@ -66,7 +66,7 @@ impl Reading<'_> {
     }
 }
 
-/// The leg with other addresses.
+/// The same leg from another address to another target.
 fn on_port(mut leg: Leg, listen: ListenAddr, target: Option<HostPort>) -> Leg {
     if let Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } = &mut leg.listen {
         *addr = listen;

@@ -112,9 +112,9 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("listen=127.0.0.1:1-3,target=1.1.1.1:1-2", &["target has 2 ports, and listen has 3"]),
         ("listen=127.0.0.1:1,target=1.1.1.1:1-2", &["target has 2 ports, and listen has 1"]),
         ("udp_listen=127.0.0.1:1-3,udp_target=1.1.1.1:1-2", &["udp_target has 2 ports, and udp_listen has 3"]),
-        ("uds=/a,target=1.1.1.1:1-2", &["target has 2 ports, and the socket is one listener"]),
-        ("listen=127.0.0.1:1-2,uds=/a", &["none goes through a UNIX socket"]),
-        ("listen=127.0.0.1:1-2,uds=/a,target=1.1.1.1:1-2", &["none goes through a UNIX socket"]),
+        ("uds=/a,target=1.1.1.1:1-2", &["target has 2 ports, and there is one listening socket"]),
+        ("listen=127.0.0.1:1-2,uds=/a", &["cannot go through a UNIX socket"]),
+        ("listen=127.0.0.1:1-2,uds=/a,target=1.1.1.1:1-2", &["cannot go through a UNIX socket"]),
         ("listen=127.0.0.1:1-2,target=1.1.1.1:1-2,source=::1", &["different families"]),
         (
             "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,retry_timeout=1,bind_device=lo",
@@ -136,9 +136,9 @@ fn beside_an_inherited_socket_nothing_else_is_the_listening_side() {
     assert_eq!(faults.0.len(), 6, "{faults}");
     assert!(faults.0.iter().all(|fault| fault.what().contains("beside an inherited socket")), "{faults}");
     let refused = |kind, text: &str| inherited(kind, text).unwrap_err().to_string();
-    assert!(refused(SocketKind::Tcp, "target=a:1-2").contains("target has 2 ports, and the socket is one listener"));
-    assert!(refused(SocketKind::Udp, "target=a:1-2").contains("the socket is one listener"));
-    assert!(refused(SocketKind::Udp, "udp_target=a:1-2").contains("the socket is one listener"));
+    assert!(refused(SocketKind::Tcp, "target=a:1-2").contains("target has 2 ports, and there is one listening socket"));
+    assert!(refused(SocketKind::Udp, "target=a:1-2").contains("there is one listening socket"));
+    assert!(refused(SocketKind::Udp, "udp_target=a:1-2").contains("there is one listening socket"));
     assert!(refused(SocketKind::Tcp, "udp_target=a:1").contains("TCP stream socket"));
     assert!(refused(SocketKind::Unix, "udp_target=a:1").contains("UNIX stream socket"));
     assert!(refused(SocketKind::Udp, "uds=/a").contains("do not go through a UNIX socket"));
