@@ -36,14 +36,14 @@ const WORKERS: usize = 4;
 const BATCH: usize = 64;
 
 /// The listeners at each place, by address and transport; a range has many.
-type ServedPlaces = HashMap<TallyKey, Vec<(Arc<ServedListener>, Arc<Route>)>>;
+type ServedByKey = HashMap<TallyKey, Vec<(Arc<ServedListener>, Arc<Route>)>>;
 
 /// Who takes up sessions.
 struct Adoption {
     sessions: Arc<Sessions>,
     routes: Arc<Routes>,
     /// What is served at each place, and where it leads.
-    listening: Arc<ServedPlaces>,
+    listening: Arc<ServedByKey>,
     config: Arc<Config>,
     records: Records,
     /// The first that nobody has taken.
@@ -74,7 +74,7 @@ impl RunningService {
         let earlier = self.group.as_ref().map(|group| group.members()).unwrap_or_default();
         lost.iter().for_each(Lost::emit);
         let mut all = Summary::default();
-        let mut listening = ServedPlaces::new();
+        let mut listening = ServedByKey::new();
         for served in self.listening.iter().chain(self.posts.listening()) {
             let route = served.route();
             let place = (route.listener.address.clone(), route.listener.transport);

@@ -146,7 +146,11 @@ impl SocketUnits {
             let ours =
                 shown.last("Triggers").is_some_and(|units| units.split_ascii_whitespace().any(|unit| unit == own));
             if ours && !off {
-                self.active.insert(name.clone(), shown.listens());
+                // An edited unit has other addresses for the manager; the sockets that are open stay as they were.
+                let listens = self.active.entry(name.clone()).or_default();
+                if listens.is_empty() {
+                    *listens = shown.listens();
+                }
             }
             if off && self.active.contains_key(&name) {
                 stopped.push(name);

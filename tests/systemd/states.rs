@@ -143,6 +143,14 @@ fn status_tells_each_state_of_a_unit_and_how_it_ends() {
         assert!(rows.iter().all(|row| row["unit"] == UNIT), "{rows:#?}");
         let reason = rows[0]["reason"].as_str().expect("text");
         assert!(reason.contains("127.0.0.1:1301 is still open"), "{reason}");
+        // the listener that is open is still called by its unit
+        assert_eq!(shell("qrexec-connect pause x"), "127.0.0.1:1301/tcp (x) is paused: connections wait in the backlog");
+        shell("qrexec-connect resume x");
+        assert!(shell("qrexec-connect metrics x").contains("listener=\"127.0.0.1:1301\""));
+        let (code, _, why) = attempt("qrexec-connect pause y");
+        assert!(code == Some(1) && why.contains("name or label y"), "{why}");
+        let (code, _, why) = attempt("qrexec-connect kill y");
+        assert!(code == Some(1) && why.contains("y means no listener, and the beginning of an id"), "{why}");
         helps(reason.rsplit_once("run: ").expect("advice").1, "serving");
         settled();
         echoes(1302);

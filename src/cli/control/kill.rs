@@ -119,6 +119,10 @@ fn meant(service: &AskedService, word: &str) -> Result<Meant, Unclear> {
         Err(Unclear::Word(Fatal::new(Code::Failure, format!("{word} means {what}")).hint(hint.to_owned())))
     };
     match select(word, &known) {
+        Selection::Nothing if word.len() < SHORTEST => refused(
+            "no listener, and the beginning of an id has at least four digits".to_owned(),
+            "the listeners: `status`; the ids: `sessions`",
+        ),
         Selection::Nothing => Ok(Meant::Id),
         selection if begins => {
             refused(format!("a session and {}", listed(selection.all())), "write the whole id, or ADDRESS:PORT")

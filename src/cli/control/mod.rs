@@ -202,7 +202,7 @@ fn metrics(service: &AskedService, format: Format, words: &[String]) -> Result<a
                 found => found,
             };
             let again: Vec<String> = words.iter().flat_map(of_unit).collect();
-            if again == words { Err(CallFailed::Refused(name, parameters)) } else { ask(again) }
+            ask(again).map_err(|_| CallFailed::Refused(name, parameters))
         }
         answer => answer,
     }
@@ -218,10 +218,8 @@ fn pause<P: WhichService>(service: &AskedService, method: &str, options: &PauseO
             // The service asks its manager for its units a moment after it has started.
             Err(CallFailed::Refused(name, parameters)) if name == "NoSuchListener" => {
                 let listeners = listeners_of_unit(service, word);
-                if listeners.is_empty() {
-                    return Err(service.failure(CallFailed::Refused(name, parameters)));
-                }
-                listeners.into_iter().map(act).collect::<Result<Vec<_>, _>>()
+                let answers = listeners.into_iter().map(act).collect::<Result<Vec<_>, _>>();
+                answers.ok().filter(|all| !all.is_empty()).ok_or(CallFailed::Refused(name, parameters))
             }
             answer => answer.map(|answer| vec![answer]),
         };
