@@ -58,7 +58,7 @@ use uuid::Uuid;
 
 use super::{
     passage::{Hop, InetEnds, InetPlace, Passage, Sender, place},
-    served::{DialReach, ServedPlaces, reached},
+    served::{DialReach, ReachableListeners, reached},
     udp::UdpEnds,
 };
 use crate::{
@@ -89,7 +89,7 @@ pub(super) struct Outgoing {
     tcp: InetNotes,
     udp: InetNotes,
     unix: Mutex<HashMap<Uuid, Passage>>,
-    pub(super) served: ServedPlaces,
+    pub(super) served: ReachableListeners,
 }
 
 /// An outgoing socket that is noted while this lives.

@@ -28,7 +28,7 @@ const KEPT: Duration = Duration::from_secs(10);
 
 /// The listeners that this service has now.
 #[derive(Debug)]
-pub(super) struct ServedPlaces {
+pub(super) struct ReachableListeners {
     /// The network namespace of the service (SO_NETNS_COOKIE).
     own: Option<u64>,
     /// TCP listeners by port: address and network namespace of each.
@@ -44,7 +44,7 @@ pub(super) struct ServedPlaces {
 /// Address and network namespace of a TCP listener.
 type TcpPlace = (IpAddr, Option<u64>);
 
-/// Where a listener is, for [`ServedPlaces`].
+/// Where a listener is, for [`ReachableListeners`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ServedPlace {
     Tcp(InetPlace, Option<u64>),
@@ -62,7 +62,7 @@ pub(super) enum DialReach {
     Listener,
 }
 
-impl Default for ServedPlaces {
+impl Default for ReachableListeners {
     fn default() -> Self {
         Self {
             own: UnixDatagram::unbound().ok().and_then(|socket| sys::net_cookie(socket.as_fd())),
@@ -74,7 +74,7 @@ impl Default for ServedPlaces {
     }
 }
 
-impl ServedPlaces {
+impl ReachableListeners {
     /// The network namespace of the service.
     pub(super) fn own_netns(&self) -> Option<u64> {
         self.own
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_dial_can_reach_listeners_of_its_port_on_its_address() {
-        let places = ServedPlaces::default();
+        let places = ReachableListeners::default();
         let (here, there) = (places.own, Some(u64::MAX));
         let listen = |at: &str, netns| ServedPlace::Tcp(place(at.parse().unwrap()), netns);
         let all = [
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_unix_listener_is_reached_by_its_address_or_once_another_path_was_seen_by_any() {
-        let places = ServedPlaces::default();
+        let places = ReachableListeners::default();
         let addr = |path: &str| UnixAddr::Path(path.into());
         let listener = ServedPlace::Unix(addr("/run/a"));
         assert!(!places.reaches_unix(&addr("/run/a")));
