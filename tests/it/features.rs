@@ -23,8 +23,16 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 #[test]
 fn in_dom0_and_in_a_client_nothing_is_compiled_that_only_the_forwarder_needs() {
     let secrets = ["getrandom", "hmac", "libc", "nix", "serde_json", "sha2", "subtle", "tokio", "zeroize"];
-    let daemon =
-        ["clap", "sd_notify", "seccompiler", "tokio_util", "tracing", "tracing_journald", "tracing_subscriber"];
+    let daemon = [
+        "clap",
+        "sd_notify",
+        "seccompiler",
+        "tokio_util",
+        "tracing",
+        "tracing_journald",
+        "tracing_subscriber",
+        "unicode_width",
+    ];
     assert_eq!(crates("remote", "1"), set(&secrets));
     assert_eq!(crates("dom0", "1"), set(&[&secrets[..], &daemon].concat()));
     let forwarder = ["annotate_snippets", "listenfd", "ppp", "tempfile", "toml", "uuid"];

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use super::{
     service::{AskedService, each, print},
     sessions,
+    words::select_or_ask,
 };
 use crate::{
     cli::table,
     control::{
         api,
         client::CallFailed,
-        select::{self, KnownListener, Selection, select},
+        select::{self, KnownListener, Selection},
     },
     log::escape,
     report::{Code, Fatal},
@@ -118,7 +119,7 @@ fn meant(service: &AskedService, word: &str) -> Result<Meant, Unclear> {
         let word = escape(word.as_bytes());
         Err(Unclear::Word(Fatal::new(Code::Failure, format!("{word} means {what}")).hint(hint.to_owned())))
     };
-    match select(word, &known) {
+    match select_or_ask(service, word, &known) {
         Selection::Nothing if word.len() < SHORTEST => refused(
             "no listener, and the beginning of an id has at least four digits".to_owned(),
             "the listeners: `status`; the ids: `sessions`",

@@ -13,27 +13,24 @@ mod socket_unit;
 mod status;
 mod step;
 mod trial;
+mod words;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::{
-    systemctl,
-    table::{self, LookOptions},
-};
+use super::table::{self, LookOptions};
 use crate::{
     control::{
         api::{self, Format},
         client::CallFailed,
-        select::{self, KnownListener},
     },
     report::Fatal,
-    spec::SocketKind,
 };
 use service::{AskedService, each};
 pub(super) use service::{Program, WhichService, socket_path};
 pub(super) use service::{print, print_json};
+use words::listeners_of_unit;
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -230,16 +227,4 @@ fn pause<P: WhichService>(service: &AskedService, method: &str, options: &PauseO
         });
         Ok(called.map(|listener| format!("{} is {done}", table::clean(listener))).collect())
     })
-}
-
-/// The listeners of the socket unit that is called so, as words that mean each alone.
-fn listeners_of_unit(service: &AskedService, word: &str) -> Vec<String> {
-    let unit =
-        if word.ends_with(".socket") { word.to_owned() } else { format!("{}{word}.socket", service.program.prefix) };
-    let spelled = |(address, kind): (String, String)| {
-        let transport = if kind == "Datagram" { SocketKind::Udp } else { SocketKind::Tcp };
-        let transport = Some(transport).filter(|_| !address.starts_with(['/', '@']));
-        select::spelling(&KnownListener { address: &address, transport, ..KnownListener::default() })
-    };
-    systemctl::listens(service.scope, &unit).into_iter().map(spelled).collect()
 }

@@ -14,6 +14,7 @@ use super::{
     knock::{Knock, News, NewsReceiver, NewsSender, watch},
     service::{AskedService, print, print_json},
     step::{DoneStep, FailedStep, Trial, TrialStep},
+    words::select_or_ask,
 };
 use crate::{
     cli::{systemctl, table},
@@ -21,7 +22,7 @@ use crate::{
         METRICS_UPSTREAM,
         api::{self, Happened, State},
         client::{CallFailed, ControlConnection},
-        select::{KnownListener, Selection, listed, select, spelling},
+        select::{KnownListener, Selection, listed, spelling},
     },
     log::{End, escape},
     proto::qrexec::SetUp,
@@ -52,7 +53,7 @@ const LISTED: usize = 20;
 pub(super) fn run(service: &AskedService, word: &str, json: bool) -> Result<ExitCode, Fatal> {
     let listeners = listeners(service, word)?;
     let known: Vec<_> = listeners.iter().map(KnownListener::from).collect();
-    let meant = match select(word, &known) {
+    let meant = match select_or_ask(service, word, &known) {
         Selection::Nothing => {
             let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
             return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
