@@ -28,8 +28,9 @@
 //! *Listening.* *listener*: a bound socket on which the service accepts connections or receives datagrams.
 //! *activation*: receiving listeners from systemd. *fd name*: the `FileDescriptorName=` of a socket. *forward*: what one
 //! name or one `[[forward]]` asks for. *leg*: one listening side with one upstream; a forward has one or two, or one for
-//! each port of a *range*. *front leg*, *back leg*: in a forward with two, the front leg dials into the back leg. *post*: a leg whose listener is ours
-//! to open, and what became of it. *refused listener*: an inherited socket whose name means nothing now.
+//! each port of a range. *range*: consecutive ports of one address in one forward. *front leg*, *back leg*: in a forward
+//! with two, the front leg dials into the back leg. *post*: a leg whose listener is ours to open, and what became of it.
+//! *refused listener*: an inherited socket whose name means nothing now.
 //!
 //! *Configuration.* *main file*, *drop-in file*: `pfwd.toml`, and a file in `pfwd.toml.d`. *text*: what a file holds.
 //! *fault*: what is wrong with a text, and where. *in force*: used now. *last good text*: the text of a file that was in
@@ -41,8 +42,9 @@
 //! by one `qrexec-client-vm` process, the *helper*. *look-up*: the question for the addresses of a host name. *zone*: the
 //! interface of a link-local address. *circle*: forwards that lead back to the first of them. *hop*: a listener of this
 //! service through which the bytes of an outgoing socket came; *passage*: the last hop of a session, and the socket before
-//! it; *entrance*: the side of a listener that finds the passage. *retry*: another try of a dial whose upstream is not there yet. *set-up*: the part of a call in which dom0 and the other qube decide.
-//! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
+//! it; *note*: the record of an outgoing socket with its passage; *entrance*: the part of a listener that finds out, for
+//! each connection and datagram, whether it comes from a noted socket. *retry*: another try of a dial whose upstream is
+//! not there yet. *set-up*: the part of a call in which dom0 and the other qube decide. *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
 //! stays closed after a refusal. *target*: in a qrexec call, the
 //! qube; in the key `target=`, a TCP or UDP address. The code uses the word for the qube only.
 //!

@@ -28,7 +28,7 @@ pub(super) fn run(program: Program, scope: Scope) -> Result<ExitCode, Fatal> {
     if let Some(pid) = std::env::var("MAINPID").ok().and_then(|text| text.parse().ok()) {
         return match reload::ask(pid) {
             Ok(()) => Ok(ExitCode::SUCCESS),
-            // The log has it from the service; what ExecReload= prints would be there as a second entry.
+            // The service has logged the answer. The journal also takes what ExecReload= prints: a second entry.
             Err(ReloadFailure::Answered(_)) if started_by_the_manager() => Ok(Code::Failure.into()),
             Err(ReloadFailure::Answered(why) | ReloadFailure::Unknown(why)) => Err(Fatal::new(Code::Failure, why)),
         };

@@ -190,7 +190,7 @@ impl Collector for Scrape {
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, dials, &buckets, None)?;
         }
 
-        let help = "Peers that were kept out: by allow_from or allow_uid, or because the forward leads back to itself.";
+        let help = "Connections and datagrams that were refused: by allow_from or allow_uid, or because they came back to the listener.";
         let about = About("peers_denied", help, None, Counter);
         each(to, &about, &rows, |row| [(None, row.counted.denied)])?;
 

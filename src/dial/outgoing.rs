@@ -14,15 +14,16 @@
 //! | a noted socket | without this listener | begins, behind these hops |
 //! | a noted socket | with this listener | is refused |
 //!
-//! A circle has no listener that is not passed again, so it ends with the first connection or datagram that comes back.
+//! In a circle the bytes come through each listener again, so the circle ends with the first connection or datagram that
+//! comes back.
 //!
 //! # How a noted socket is known at its other end
 //! * TCP: by both addresses. Other programs may have the same local address and port towards another address. Where the
-//!   listener is in another network namespace (SO_NETNS_COOKIE), the addresses must be none of loopback, which every
-//!   namespace has.
+//!   listener is in another network namespace (SO_NETNS_COOKIE), loopback addresses do not identify a socket, because each
+//!   namespace has its own.
 //! * UDP: by its own address and port, which no other socket of its namespace has; in another namespace by both
 //!   addresses. So a broadcast that comes back is known.
-//! * Unix: the kernel tells no name of a client that was not bound. A dial of a Unix listener of this service binds its
+//! * Unix: the kernel gives no name for a client socket that is not bound. A dial of a Unix listener of this service binds its
 //!   socket to an abstract name first (one bind(2)). A listener that is reached by another path (a link) sees a peer with
 //!   the number of this process and without such a name; from then on every dial of a Unix socket gets a name.
 //!
@@ -30,12 +31,12 @@
 //! machine that changes addresses (DNAT, REDIRECT).
 //!
 //! # When a socket is noted
-//! Only a dial that can reach a listener of this service is noted ([`super::served`]); others cost no system call. Each
-//! flow is noted, because a reload may open a listener where it sends to; that costs no system call either.
+//! Only a dial that can reach a listener of this service is noted ([`super::served`]); other dials cost no system
+//! call, except one bind(2) in 10 s for each address that is dialled at a port of a listener on every address. Each flow is noted, because a reload may open a listener where it sends to; that costs no system call either.
 //!
 //! No connection can be accepted before it is noted. The port of a TCP socket is known after connect(2), so connect(2)
 //! is called under the lock under which peers are compared. A Unix socket is noted before connect(2), a flow before its
-//! first datagram. The note goes before the socket is closed, so that the next owner of the port is somebody else.
+//! first datagram. The note is removed before the socket is closed, so that it never matches the next socket with that port.
 //!
 //! After a restart the notes are made again, from the addresses of the sockets that were handed over, before the first
 //! connection is accepted. A socket of an earlier version that dialled a Unix listener has no name: its session counts
@@ -66,7 +67,7 @@ use crate::{
     sys::{self, lock},
 };
 
-/// The most hops that are followed: more than a service has listeners in one row.
+/// The most hops that are followed, so that the search ends. A longer chain of forwards is not searched to its end.
 const MOST_HOPS: usize = 1024;
 /// The beginning of the abstract names of outgoing Unix sockets.
 const NAME: &str = "forwarded/";
@@ -329,7 +330,7 @@ mod tests {
             let through = accept(&second, &two).unwrap();
             let (back, noted_back) = connect(&OUTGOING, first.local_addr().unwrap(), &through);
             let text = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
-            let expected = [text(&first), text(&second), text(&first)].join(" leads to ");
+            let expected = [text(&first), text(&second), text(&first)].join(" -> ");
             assert_eq!(accept(&first, &one).unwrap_err(), expected);
             // once it is gone, the port is somebody else's
             let own = back.local_addr().unwrap();

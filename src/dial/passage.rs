@@ -67,6 +67,6 @@ pub struct Circle(pub(super) Vec<Arc<str>>);
 
 impl fmt::Display for Circle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" leads to "))
+        f.write_str(&self.0.join(" -> "))
     }
 }

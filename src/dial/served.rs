@@ -1,6 +1,6 @@
 //! The listeners of this service, as far as a dial of this service can reach them.
 //!
-//! A dial is compared with them before it connects, without a system call: most dials can reach none, and they are not
+//! A dial is compared with them before it connects, mostly without a system call: most dials can reach none, and they are not
 //! noted ([`super::outgoing`]). A listener on every address of this machine is reached where the dialled address is one of
 //! this machine. The kernel tells that by a bind(2) of a UDP socket, which also knows routes of the type `local`; its
 //! answer is kept for [`KEPT`].

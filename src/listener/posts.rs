@@ -6,10 +6,10 @@
 //! than its namespace is missing (its port is taken, say), after a pause.
 //!
 //! # A configuration that is read again
-//! A range of ports has a post for each port, so a reload compares port by port; a place is a transport, an address with
-//! its port, and a namespace.
+//! A range of ports has a post for each port, so a reload compares port by port. Two listeners are the same where transport,
+//! address with port, and namespace are the same.
 //!
-//! | place | before | now | its listener | its sessions | its pause and counters |
+//! | listener of | before | now | its socket | its sessions | its pause and counters |
 //! |---|---|---|---|---|---|
 //! | in both, same route | serves | serves | stays | stay | stay |
 //! | in both, another target, label or option | serves | serves | stays | stay; new ones take the new route | stay |
@@ -115,10 +115,10 @@ impl Posts {
             }
         }
         all.into_iter().map(|(post, why, more)| {
-            let more = if more > 0 {
-                format!("; {more} more listeners of this forward are not served either")
-            } else {
-                String::new()
+            let more = match more {
+                0 => String::new(),
+                1 => "; 1 more listener of this forward is not served".to_owned(),
+                n => format!("; {n} more listeners of this forward are not served"),
             };
             format!("{} is not served: {why}; the service retries{more}", post.address())
         })

@@ -22,8 +22,8 @@ fn not_served(listener: &str, name: Option<&str>, why: &str) -> String {
     format!("{listener}{named} is not served: {why}")
 }
 
-/// When the peers of a listener that may not connect were told of last. In a flood there is one event a minute for each
-/// reason, with the number of those left out.
+/// When refused peers of a listener were last logged, for each reason. In a flood there is one event a minute for each
+/// reason, with the number of events left out.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     denied: Reminder,
@@ -38,7 +38,8 @@ impl Refusals {
 
     /// A connection or a datagram of this service has come back to the listener.
     pub(super) fn leads_back(&mut self, route: &Route, peer: &Peer, circle: &Circle) {
-        let why = format!("this forward leads back to this service: {circle}; correct where one of them leads");
+        let why =
+            format!("the forward leads back to this listener ({circle}); change the target of one of these listeners");
         refused(route, peer, Kind::CircleRefused, &why, &mut self.circles);
     }
 }

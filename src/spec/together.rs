@@ -1,7 +1,8 @@
 //! What listeners mean together: two that exclude each other, and circles of listeners that lead into each other.
 //!
 //! Each listener may be right by itself. The kernel gives a port to one socket only, where `0.0.0.0` and `[::]` stand
-//! for every address; and a connection that comes back to where it was accepted makes connections without end.
+//! for every address; and a connection that comes back to its first listener makes another connection: one service stops
+//! that (`dial/outgoing.rs`), two services do not.
 
 use std::{
     collections::HashMap,

@@ -4,8 +4,8 @@
 //! The rights of a socket file are those that umask(2) leaves when it is bound, and on Linux fchmod(2) of the socket
 //! does not change them. So a socket is bound in a thread with a umask of its own (unshare(2), CLONE_FS), which leaves
 //! the rights that it is to have, or none where its owner changes; owner and mode are then set on the very inode (O_PATH,
-//! O_NOFOLLOW), and only after that it listens: at no moment can anybody connect who may not, and who may is told
-//! "connection refused" (it does not listen yet), never "permission denied".
+//! O_NOFOLLOW), and only after that it listens: a user without the right can never connect. A user with the right who
+//! comes before listen(2) gets "connection refused"; where the owner does not change, never "permission denied".
 
 use std::{
     fmt, fs, io,

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The reason in the log.
-const BACK: &str = "this forward leads back to this service: ";
+const BACK: &str = "the forward leads back to this listener (";
 
 fn at(address: &str) -> SocketAddr {
     address.parse().expect("an address")
@@ -37,7 +37,7 @@ fn refused_on(service: &Activated, listener: &str) -> String {
     let line = service.process.stderr.wait(&format!("a refusal on {listener}"), |lines| {
         lines.iter().find(|line| line.contains(&format!(" on {listener}: {BACK}"))).cloned()
     });
-    line.split(BACK).nth(1).and_then(|rest| rest.split(';').next()).expect("the circle").to_owned()
+    line.split(BACK).nth(1).and_then(|rest| rest.split(')').next()).expect("the circle").to_owned()
 }
 
 /// How many sessions and flows got their upstream so far.
@@ -134,13 +134,13 @@ fn a_connection_that_comes_back_is_reset_and_makes_one_session_for_each_forward_
             over(client)
         }
         let circle = refused_on(&service, listener);
-        assert_eq!(circle.matches(" leads to ").count(), sessions, "{circle}");
+        assert_eq!(circle.matches(" -> ").count(), sessions, "{circle}");
         eventually("no session is left", || service.asking().sessions().is_empty());
         assert_eq!(begun(&service), before + sessions, "{to}");
         before += sessions;
     }
     assert_eq!(refused_on(&service, "127.0.0.1:4021"), {
-        "127.0.0.1:4021 leads to [::1]:4022 leads to 127.0.0.1:4020 leads to 127.0.0.1:4021"
+        "127.0.0.1:4021 -> [::1]:4022 -> 127.0.0.1:4020 -> 127.0.0.1:4021"
     });
     // each further one is refused, and told about once a minute
     Wire::tcp(at("127.0.0.1:4000")).expect_reset();
@@ -296,7 +296,7 @@ fn a_datagram_that_comes_back_is_dropped_and_makes_one_flow_for_each_forward_of_
         let asker = asker(if to.starts_with('[') { "[::1]" } else { "127.0.0.1" });
         asker.send_to(b"round", at(to)).expect("sent");
         let circle = refused_on(&service, listener);
-        assert_eq!(circle.matches(" leads to ").count(), more, "{circle}");
+        assert_eq!(circle.matches(" -> ").count(), more, "{circle}");
         flows += more;
     }
     let sessions = service.asking().sessions();
@@ -351,8 +351,7 @@ fn what_came_through_which_listener_is_known_after_a_restart() {
     fs::write(config, format!("{open}{circle}")).expect("ours");
     service.process.signal(Signal::SIGHUP);
     over(client);
-    let expected =
-        "127.0.0.1:4000 leads to /run/way.sock leads to 127.0.0.1:4001 leads to 127.0.0.1:4002 leads to 127.0.0.1:4000";
+    let expected = "127.0.0.1:4000 -> /run/way.sock -> 127.0.0.1:4001 -> 127.0.0.1:4002 -> 127.0.0.1:4000";
     assert_eq!(refused_on(&service, "127.0.0.1:4000"), expected);
     service.process.stderr.wait_for("configuration read again");
     eventually("the datagram comes back", || {

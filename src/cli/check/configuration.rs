@@ -145,7 +145,7 @@ fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -
             _ => origin.to_string(),
         };
         findings.extend(upstreams(&who, forward));
-        // A lower port than the others of a range has what is in their way, too.
+        // The lowest port stands for the range: a foreign address or a privileged port is an obstacle for it, too.
         for leg in forward.legs.kinds() {
             findings.extend(obstacle(&who, &leg.listen, scope));
             if let Listen::Unix { addr: addr @ UnixAddr::Abstract(_), .. } = &leg.listen {

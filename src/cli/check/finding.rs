@@ -118,7 +118,9 @@ fn effect(consequence: Consequence) -> &'static str {
         Consequence::Deletes => "systemd deletes it, and listens there",
         Consequence::Retried => "not served until that is mended; the service retries",
         Consequence::LabelGone => "not served; a reload: a socket that was served keeps its last label",
-        Consequence::Circle => "it is served, but a connection would go round without end",
+        Consequence::Circle => {
+            "it is served, and the service resets a connection that comes back; through two services a connection would go round without end"
+        }
         Consequence::CannotListen => "systemd cannot listen there, and the socket unit fails",
         Consequence::NotServed => "the listener is not served, nor after a reload",
         Consequence::Misled => "it is served, and connections go to another place than is written",

@@ -57,8 +57,9 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         if !told.insert(names.clone()) {
             continue; // another port of the same ranges
         }
-        let what = format!("{}: each connection makes another one, without end", names.join(" leads to "));
-        found.push(Finding::plain(what, "correct where one of them leads", Consequence::Circle));
+        let what =
+            format!("{}: each connection makes another one, until the service resets it", names.join(" leads to "));
+        found.push(Finding::plain(what, "change the target of one of these listeners", Consequence::Circle));
     }
     found.extend(differing_limits(all));
     let asked: Vec<&PlacedListener<Known>> = all

@@ -121,8 +121,8 @@ fn meant(service: &AskedService, word: &str) -> Result<Meant, Unclear> {
     };
     match select_or_ask(service, word, &known) {
         Selection::Nothing if word.len() < SHORTEST => refused(
-            "no listener, and the beginning of an id has at least four digits".to_owned(),
-            "the listeners: `status`; the ids: `sessions`",
+            "no listener, and is too short for the beginning of a session id (at least four digits)".to_owned(),
+            "`status` lists the listeners, `sessions` the ids",
         ),
         Selection::Nothing => Ok(Meant::Id),
         selection if begins => {

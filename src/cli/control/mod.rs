@@ -109,8 +109,8 @@ pub(super) struct KillOptions<P: WhichService> {
 pub(super) struct PauseOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Listeners: a label, a socket unit or its short name, an address or a port; with a port (web:8003), /tcp or /udp
-    /// behind it only those that have it
+    /// Listeners: a label, a socket unit or its short name, an address or a port; web:8003 means only the port 8003 of web, and
+    /// /tcp or /udp behind a word only that transport
     #[arg(value_name = "LISTENER", required_unless_present = "all", conflicts_with = "all")]
     listeners: Vec<String>,
     /// All listeners

@@ -59,13 +59,19 @@ pub(super) fn run(service: &AskedService, word: &str, json: bool) -> Result<Exit
             return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
         }
         Selection::One(meant) if meant.len() <= MOST => meant,
-        Selection::One(all) | Selection::Several(all) => {
+        several => {
+            let (all, of) = match &several {
+                Selection::One(all) => {
+                    (all, format!("{} listeners of one forward, and try takes at most {MOST}", all.len()))
+                }
+                other => (&other.all().to_vec(), "several listeners".to_owned()),
+            };
             let list: String = all.iter().take(LISTED).map(|index| format!("\n  {}", listed(&known[*index]))).collect();
             let more = match all.len().saturating_sub(LISTED) {
                 0 => String::new(),
                 n => format!("\n  and {n} more"),
             };
-            let what = format!("{} means several listeners; name one of them:{list}{more}", escape(word.as_bytes()));
+            let what = format!("{} means {of}; name one of them:{list}{more}", escape(word.as_bytes()));
             return Err(Fatal::new(Code::Failure, what));
         }
     };

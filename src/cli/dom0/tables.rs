@@ -35,7 +35,7 @@ pub(super) fn keys(style: Style, rows: &[KeyRow]) -> String {
 pub(super) fn status(style: Style, status: &DaemonStatus) -> String {
     let mut out = format!("qvm-remote-dom0 runs (pid {}), {}\n", status.pid, clock::now());
     if status.draining {
-        out += "It is being stopped and takes no new commands.\n";
+        out += "The daemon is stopping and takes no new commands.\n";
     }
     if let Some(why) = &status.log_failure {
         let text = format!("THE LOG CANNOT BE WRITTEN: {}", table::clean(why));
@@ -46,7 +46,7 @@ pub(super) fn status(style: Style, status: &DaemonStatus) -> String {
     out += &format!("\n{}", qubes(style, status));
     let requests = requests(style, status);
     if !requests.is_empty() {
-        out += &format!("\n{requests}To end one: qvm-remote-dom0 kill ID\n");
+        out += &format!("\n{requests}To end a command: qvm-remote-dom0 kill ID\n");
     }
     let waiting: Vec<_> = status.approvals.iter().map(|(id, summary)| (id.clone(), summary.clone())).collect();
     if !waiting.is_empty() {
@@ -75,7 +75,7 @@ fn requests(style: Style, status: &DaemonStatus) -> String {
         Column::whole("ID"),
         Column::long("QUBE", 8),
         Column::whole("STATE"),
-        Column::whole("FOR"),
+        Column::whole("AGE"),
         Column::long("COMMAND", 24),
     ];
     let age = |seconds: u64| Cell::number(duration(seconds.saturating_mul(1000)));
@@ -98,5 +98,5 @@ pub(super) fn approvals(style: Style, waiting: &[(String, String)]) -> String {
     const COLUMNS: [Column; 2] = [Column::whole("APPROVAL"), Column::long("WHAT", 20)];
     let row = |(id, summary): &(String, String)| [Cell::from(&id[..SHORT_ID.min(id.len())]), Cell::from(summary)];
     let table = table::render(style, &COLUMNS, &waiting.iter().map(row).collect::<Vec<_>>());
-    format!("{table}To see all of one and decide: qvm-remote-dom0 approve ID\n")
+    format!("{table}To see a request and decide: qvm-remote-dom0 approve ID\n")
 }

@@ -81,15 +81,17 @@ impl<A: WithPort> FromStr for Ports<A> {
         let range = &text[at..];
         let flaw = |what: String| Flaw::new(at..text.len(), what);
         let (Ok(low), Ok(high)) = (first.parse::<u16>(), last.parse::<u16>()) else {
-            return Err(flaw(format!("\"{last}\" is not a port")).note("a range has numbers from 1 to 65535"));
+            return Err(
+                flaw(format!("\"{last}\" is not a port")).note("the ports of a range are numbers from 1 to 65535")
+            );
         };
         let fix = |low: u16, high: u16| Self { first: address.with_port(low), more: high - low }.to_string();
         if low == 0 || high == 0 {
-            let what = format!("the range {range} has port 0, which is no port");
-            return Err(flaw(what).note("a range has numbers from 1 to 65535"));
+            let what = format!("the range {range} has port 0, which is only allowed as a single port to listen on");
+            return Err(flaw(what).note("the ports of a range are numbers from 1 to 65535"));
         }
         if low.abs_diff(high) >= MAX_PORTS {
-            let what = format!("the range {range} has {} ports, and at most {MAX_PORTS} make a forward", {
+            let what = format!("the range {range} has {} ports; a forward has at most {MAX_PORTS}", {
                 u32::from(low.abs_diff(high)) + 1
             });
             let (low, high) = (low.min(high), low.max(high).min(low.min(high) + (MAX_PORTS - 1)));
@@ -175,7 +177,7 @@ mod tests {
     fn a_range_that_is_none_says_what_to_write() {
         for (text, what, next) in [
             ("127.0.0.1:8010-8000", "ends before", "write: 127.0.0.1:8000-8010"),
-            ("[::1]:1-1025", "has 1025 ports, and at most 1024", "the first with [::1]:1-1024"),
+            ("[::1]:1-1025", "has 1025 ports; a forward has at most 1024", "the first with [::1]:1-1024"),
             ("127.0.0.1:65535-1", "has 65535 ports", "the first with 127.0.0.1:1-1024"),
             ("127.0.0.1:0-5", "port 0", "from 1 to 65535"),
             ("127.0.0.1:0-0", "port 0", "from 1 to 65535"),
