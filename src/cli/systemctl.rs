@@ -44,10 +44,12 @@ pub(super) fn listens_for(scope: Scope, prefix: &str) -> bool {
     ShownUnit::read_all(&text).iter().any(|unit| unit.last("ActiveState").as_deref() == Some("active"))
 }
 
-/// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`).
+/// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`). None of a unit that systemd does not listen
+/// for: another listener may have its address.
 pub(super) fn listens(scope: Scope, unit: &str) -> Vec<(String, String)> {
-    let shown = show(scope, &["Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());
-    shown.map_or_else(Vec::new, |unit| unit.listens())
+    let shown = show(scope, &["ActiveState", "Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());
+    let active = shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active"));
+    active.map_or_else(Vec::new, |unit| unit.listens())
 }
 
 /// Has systemctl do something; what it says goes to the terminal.

@@ -67,6 +67,6 @@ pub struct Circle(pub(super) Vec<Arc<str>>);
 
 impl fmt::Display for Circle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" -> "))
+        self.0.iter().enumerate().try_for_each(|(at, hop)| write!(f, "{}{hop}", if at > 0 { " -> " } else { "" }))
     }
 }

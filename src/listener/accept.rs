@@ -24,7 +24,7 @@ use crate::{
     log::{Kind, Reminder, emit, say},
     relay::Counters,
     session::{self, Peer, Permits, Route, SessionInfo, Sessions, Stage},
-    stream::Stream,
+    stream::{Stream, StreamKind},
     sys::{
         self,
         accept::{Backoff, Next},
@@ -75,6 +75,10 @@ impl ServedListener {
             stream.reset();
             return refusals.deny(&route, &peer, list);
         }
+        // A session whose own connection waited here, in a circle, has ended with it. Its note is gone.
+        if streams.kind == StreamKind::Tcp && route.may_lead_back() && is_reset(&stream) {
+            return;
+        }
         let ours = matches!(peer, Peer::Unix { pid, .. } if u32::try_from(pid) == Ok(std::process::id()));
         let passage = match self.entrance().accepted(stream.as_fd(), &address, ours) {
             Ok(passage) => passage,
@@ -91,6 +95,13 @@ impl ServedListener {
             Permits { _session: Some(permit), ..Permits::default() },
         );
     }
+}
+
+/// Whether the peer has reset the connection already (poll(2): POLLHUP, both directions of a TCP socket are closed).
+fn is_reset(stream: &Stream) -> bool {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO).is_ok();
+    polled && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
 async fn accept(listening: &ServedListener, streams: &Streams, sessions: &Arc<Sessions>, stop: &CancellationToken) {

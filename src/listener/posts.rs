@@ -18,7 +18,7 @@
 //! | only in the old one | serves | gone | closes before new ones open | `on_remove`; UDP flows end | a pause stays, counters until the next restart |
 //! | only in the new one | none | serves, or not open | opens; a failure keeps no other port from serving | none | those of an earlier listener there, or none |
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, mem::discriminant, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -104,12 +104,16 @@ impl Posts {
 
     /// The posts whose listener cannot be opened, each with the reason.
     pub fn failed(&self) -> impl Iterator<Item = String> {
-        // Of the ports of a range the first, and how many more.
+        // Of the ports of a range the first, and how many more; the two legs of one forward are listeners of two kinds.
+        let alike = |one: &Post, other: &Post| discriminant(one.wanted.listen()) == discriminant(other.wanted.listen());
         let mut all: Vec<(&Post, &str, usize)> = Vec::new();
         for post in &self.posts {
             let Standing::Failed { why, .. } = post.standing() else { continue };
             let number = post.wanted.number;
-            match all.iter_mut().find(|(known, ..)| number.is_some() && known.wanted.number == number) {
+            match all
+                .iter_mut()
+                .find(|(known, ..)| number.is_some() && known.wanted.number == number && alike(known, post))
+            {
                 Some((.., more)) => *more += 1,
                 None => all.push((post, why, 0)),
             }

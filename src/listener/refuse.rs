@@ -1,5 +1,7 @@
 //! What the log says of listeners that are not served, and of peers that may not connect.
 
+use std::fmt;
+
 use crate::{
     activation::Listener,
     dial::Circle,
@@ -33,18 +35,19 @@ pub(super) struct Refusals {
 impl Refusals {
     /// A peer is not in `list`.
     pub(super) fn deny(&mut self, route: &Route, peer: &Peer, list: &str) {
-        refused(route, peer, Kind::AccessDenied, &format!("not in {list}"), &mut self.denied);
+        refused(route, peer, Kind::AccessDenied, format_args!("not in {list}"), &mut self.denied);
     }
 
     /// A connection or a datagram of this service has come back to the listener.
     pub(super) fn leads_back(&mut self, route: &Route, peer: &Peer, circle: &Circle) {
-        let why =
-            format!("the forward leads back to this listener ({circle}); change the target of one of these listeners");
-        refused(route, peer, Kind::CircleRefused, &why, &mut self.circles);
+        let why = format_args!(
+            "the forward leads back to this listener ({circle}); change the target of one of these listeners"
+        );
+        refused(route, peer, Kind::CircleRefused, why, &mut self.circles);
     }
 }
 
-fn refused(route: &Route, peer: &Peer, kind: Kind, why: &str, reminder: &mut Reminder) {
+fn refused(route: &Route, peer: &Peer, kind: Kind, why: fmt::Arguments<'_>, reminder: &mut Reminder) {
     route.tally.peer_denied();
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };

@@ -76,6 +76,9 @@ impl RunningService {
         if !nothing || self.faults.is_empty() {
             say(Kind::ConfigurationReloaded, text);
         }
+        if own.opened > 0 {
+            self.warn_of_descriptors();
+        }
         unchanged.iter().for_each(|why| say(Kind::ListenerRefused, why.as_str()));
         for listener in &self.strange {
             emit(Event::on(listener.address.as_str(), Kind::ListenerRefused, not_served(listener)));

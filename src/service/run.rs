@@ -191,7 +191,7 @@ impl RunningService {
         self.routes.limit_calls(self.all_routes().iter().map(|route| &**route));
     }
 
-    fn warn_of_descriptors(&self) {
+    pub(super) fn warn_of_descriptors(&self) {
         let routes = self.all_routes();
         if let Some(warning) = descriptor_warning(routes.iter().map(|r| &**r)) {
             say(Kind::DescriptorPressure, warning);

@@ -342,7 +342,7 @@ impl Claims {
     }
 
     fn sockets(&mut self, entry: &Keys, forward: &Forward, file: Option<usize>) -> Vec<(SpecFault, Option<usize>)> {
-        let mut clashes: Vec<Clash> = Vec::new();
+        let mut clashes: Vec<(KeyName, Clash)> = Vec::new();
         for leg in forward.legs.iter() {
             let (claim, key) = match &leg.listen {
                 Listen::Inherited => continue,
@@ -355,11 +355,11 @@ impl Claims {
             let Some(place) = entry.given(key) else { continue };
             let Some(clash) = self.claim(claim, place, file) else { continue };
             // A range may have many ports of another range: they are one fault.
-            match clashes.iter_mut().find(|known| known.first == clash.first) {
-                Some(known) => known.more += 1,
-                None => clashes.push(clash),
+            match clashes.iter_mut().find(|(of, known)| *of == key && known.first == clash.first) {
+                Some((_, known)) => known.more += 1,
+                None => clashes.push((key, clash)),
             }
         }
-        clashes.into_iter().map(Clash::fault).collect()
+        clashes.into_iter().map(|(_, clash)| clash.fault()).collect()
     }
 }

@@ -363,3 +363,21 @@ fn what_came_through_which_listener_is_known_after_a_restart() {
     assert_eq!((listeners.len(), all.len()), (2, 2), "a flow of each listener, and no session: {listeners:?}");
     service.stop();
 }
+
+#[test]
+fn a_circle_whose_connection_waits_in_the_backlog_ends_with_its_session() {
+    sandbox!();
+    let service = serve(&["listen=127.0.0.1:4050,target=127.0.0.1:4050,max_connections=1"]);
+    let client = Wire::tcp(at("127.0.0.1:4050"));
+    service.process.stderr.wait_for("connected after");
+    service.asking().ok(&["kill", "127.0.0.1:4050"]);
+    over(client);
+    eventually("no session is left", || service.asking().sessions().is_empty());
+    // The backlog is empty, and the listener is as it was.
+    let client = Wire::tcp(at("127.0.0.1:4050"));
+    eventually("a second session begins", || begun(&service) == 2);
+    service.asking().ok(&["kill", "127.0.0.1:4050"]);
+    over(client);
+    assert_eq!(begun(&service), 2);
+    service.stop();
+}

@@ -330,7 +330,7 @@ fn a_range_becomes_units_and_what_cannot_be_one_says_why() {
         ("uds=/run/a.sock,target=10.0.0.5:1-2", "there is one listening socket", "write one port"),
         ("listen=127.0.0.1:9-5,target=10.0.0.5:1", "ends before it begins", "listen=127.0.0.1:5-9"),
         ("listen=127.0.0.1:0-5,target=10.0.0.5:1", "port 0", "from 1 to 65535"),
-        ("listen=127.0.0.1:1-2000,target=10.0.0.5:1", "has 2000 ports, and at most 1024", "127.0.0.1:1-1024"),
+        ("listen=127.0.0.1:1-2000,target=10.0.0.5:1", "has 2000 ports; a forward has at most 1024", "127.0.0.1:1-1024"),
         ("listen=127.0.0.1:1-2,target=10.0.0.5:1,source=10.0.0.9:1-2", "is not an IP address", "without a port"),
         ("udp_listen=[::1]:1-3,udp_target=[::1]:1-2", "udp_target has 2 ports, and udp_listen has 3", "one port"),
     ] {

@@ -41,7 +41,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
             let one = |one: &PlacedListener<Known>| format!("{} on {}", one.what.who, shown(&one.place));
             let units = a.what.unit.is_some() && b.what.unit.is_some();
             let consequence = if units { Consequence::CannotListen } else { Consequence::NotServed };
-            pairs.add((&a.what.who, &b.what.who), format!("{} and {}", one(a), one(b)), consequence);
+            pairs.add((&a.what.who, &b.what.who), &a.place, format!("{} and {}", one(a), one(b)), consequence);
         }
     }
     found.extend(pairs.told(|what| {
@@ -88,7 +88,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         };
         let what = format!("{}: {} is taken already, by {holder}", listener.what.who, shown(&listener.place));
         let consequence = if listener.what.unit.is_some() { Consequence::CannotListen } else { Consequence::Retried };
-        occupied.add((&listener.what.who, &holder), what, consequence);
+        occupied.add((&listener.what.who, &holder), &listener.place, what, consequence);
     }
     found.extend(occupied.told(|what| (what, "stop that, or take another port, address or path")));
     found
@@ -100,17 +100,20 @@ struct Pairs(Vec<PairFinding>);
 
 struct PairFinding {
     between: (String, String),
+    /// Whether they meet at a port: a forward may have a path, too.
+    at_port: bool,
     what: String,
     more: usize,
     consequence: Consequence,
 }
 
 impl Pairs {
-    fn add(&mut self, between: (&str, &str), what: String, consequence: Consequence) {
+    fn add(&mut self, between: (&str, &str), place: &ListenPlace, what: String, consequence: Consequence) {
+        let at_port = matches!(place, ListenPlace::Port { .. });
         let between = (between.0.to_owned(), between.1.to_owned());
-        match self.0.iter_mut().find(|known| known.between == between) {
+        match self.0.iter_mut().find(|known| at_port && known.at_port && known.between == between) {
             Some(known) => known.more += 1,
-            None => self.0.push(PairFinding { between, what, more: 0, consequence }),
+            None => self.0.push(PairFinding { between, at_port, what, more: 0, consequence }),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     control::{
         api,
         client::CallFailed,
-        select::{self, KnownListener, Selection},
+        select::{self, KnownListener, Selection, select},
     },
     log::escape,
     report::{Code, Fatal},
@@ -119,7 +119,9 @@ fn meant(service: &AskedService, word: &str) -> Result<Meant, Unclear> {
         let word = escape(word.as_bytes());
         Err(Unclear::Word(Fatal::new(Code::Failure, format!("{word} means {what}")).hint(hint.to_owned())))
     };
-    match select_or_ask(service, word, &known) {
+    // The manager is not asked about an id.
+    let selection = if begins { select(word, &known) } else { select_or_ask(service, word, &known) };
+    match selection {
         Selection::Nothing if word.len() < SHORTEST => refused(
             "no listener, and is too short for the beginning of a session id (at least four digits)".to_owned(),
             "`status` lists the listeners, `sessions` the ids",

@@ -199,7 +199,7 @@ fn metrics(service: &AskedService, format: Format, words: &[String]) -> Result<a
                 found => found,
             };
             let again: Vec<String> = words.iter().flat_map(of_unit).collect();
-            ask(again).map_err(|_| CallFailed::Refused(name, parameters))
+            if again == words { Err(CallFailed::Refused(name, parameters)) } else { ask(again) }
         }
         answer => answer,
     }
@@ -215,8 +215,11 @@ fn pause<P: WhichService>(service: &AskedService, method: &str, options: &PauseO
             // The service asks its manager for its units a moment after it has started.
             Err(CallFailed::Refused(name, parameters)) if name == "NoSuchListener" => {
                 let listeners = listeners_of_unit(service, word);
-                let answers = listeners.into_iter().map(act).collect::<Result<Vec<_>, _>>();
-                answers.ok().filter(|all| !all.is_empty()).ok_or(CallFailed::Refused(name, parameters))
+                if listeners.is_empty() {
+                    Err(CallFailed::Refused(name, parameters))
+                } else {
+                    listeners.into_iter().map(act).collect()
+                }
             }
             answer => answer.map(|answer| vec![answer]),
         };

@@ -14,6 +14,7 @@ pub(super) fn select_or_ask(service: &AskedService, word: &str, known: &[KnownLi
     let Selection::Nothing = select(word, known) else { return select(word, known) };
     let of_unit = listeners_of_unit(service, word);
     let mut all: Vec<usize> = of_unit.iter().flat_map(|listener| select(listener, known).all().to_vec()).collect();
+    all.retain(|index| known[*index].unit.is_empty()); // the service knows that it belongs to another unit
     all.sort_unstable();
     all.dedup();
     if all.is_empty() { Selection::Nothing } else { Selection::One(all) }
@@ -21,6 +22,9 @@ pub(super) fn select_or_ask(service: &AskedService, word: &str, known: &[KnownLi
 
 /// The listeners of the socket unit that is called so, as words that mean each alone.
 pub(super) fn listeners_of_unit(service: &AskedService, word: &str) -> Vec<String> {
+    if word.contains(['*', '?', '[']) {
+        return Vec::new(); // systemctl(1) takes patterns
+    }
     let unit =
         if word.ends_with(".socket") { word.to_owned() } else { format!("{}{word}.socket", service.program.prefix) };
     let spelled = |(address, kind): (String, String)| {
