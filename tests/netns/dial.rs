@@ -44,6 +44,14 @@ fn far_echo(at: &str) {
     echo_tcp(listener, "far ");
 }
 
+/// TCP connections of this sandbox that nobody has answered (state 02, SYN-SENT, of proc_net_tcp in the kernel's
+/// documentation). With the kernel's retries each lasts for two minutes, unless its socket is closed.
+fn attempts() -> usize {
+    let tables =
+        ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).expect("a table"));
+    tables.iter().flat_map(|table| table.lines()).filter(|line| line.split_whitespace().nth(3) == Some("02")).count()
+}
+
 fn dial(service: &Activated, leads_to: &str) -> Wire {
     Wire::tcp(told_address(service, leads_to))
 }
@@ -71,6 +79,7 @@ fn a_name_is_reached_although_its_first_address_is_a_black_hole() {
         assert!(line.ends_with(&format!(" ms to {winner}")), "{line}");
         let ms = line.rsplit("after ").next().and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
         assert!(ms.is_some_and(|ms| ms >= 240), "a black hole was tried first: {line}");
+        eventually("the attempts that lost are closed", || attempts() == 0);
         drop(wire);
         // The winner is closed as any other connection: an end, not a reset.
         service.process.stderr.wait_for(&format!("to tcp {name}:70: eof "));
