@@ -130,6 +130,11 @@ fn test_says_which_rule_decides_and_why_and_runs_nothing() {
         assert_eq!(done.code, code, "{words}: {done:#?}");
         assert!(told.iter().all(|told| done.text().contains(told)), "{words}: {}", done.text());
     }
+    // a terminal gets lines of its width
+    let words = "stty cols 80; qvm-remote-dom0 test work -i -- qvm-shutdown --wait x";
+    let told = world.dom0(&format!("script -qec '{words}' /dev/null </dev/null")).text();
+    assert!(told.contains("refused: its rule allows no standard input"), "{told:?}");
+    assert!(told.lines().all(|line| line.trim_end().len() <= 80), "{told:?}");
     // another policy, before it is put in place
     let done = test("--policy /etc/qubes/remote.d/nosuch.policy -- true");
     done.expect(78, "").says("nosuch.policy is missing");

@@ -57,7 +57,7 @@ impl<A: WithPort> Ports<A> {
         usize::from(self.more) + 1
     }
 
-    /// Whether there are several ports.
+    /// Whether the address has more than one port.
     pub fn is_range(&self) -> bool {
         self.more > 0
     }
