@@ -65,6 +65,12 @@ pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
     }
 }
 
+/// Queues a restart of this unit where it runs. A stop that waits in the queue stays, and this does nothing.
+pub(super) fn restart_if_it_runs(scope: Scope, unit: &str) {
+    // What systemd refuses is seen by the next look at the unit; there is nothing to say here.
+    let _ = scope.try_restart(unit, PATIENCE);
+}
+
 fn ask<S: AsRef<OsStr>>(scope: Scope, arguments: &[S]) -> Option<String> {
     let answer = scope.ask(arguments, PATIENCE).ok()?;
     answer.status.success().then_some(answer.text)

@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments, check, complete, control, effective, generator, help, reload,
+    arguments, check, complete, control, effective, generator, help, refresh, reload,
     serve::{self, TimestampsOption},
     units::Scope,
 };
@@ -103,6 +103,16 @@ enum ConnectCommand {
     /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
     #[command(hide = true)]
     Keep,
+    /// Restart the service for a socket that starts or stops (started by qrexec-connect-refresh.service)
+    #[command(hide = true)]
+    Refresh {
+        /// The system's service instead of the user's
+        #[arg(long)]
+        system: bool,
+        /// Not until a service that ends has ended
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -211,6 +221,9 @@ pub fn main() -> ExitCode {
         }
         ConnectCommand::Reload { system } => reload::run(CONTROLLED, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
+        ConnectCommand::Refresh { system, no_wait } => {
+            refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User }, !no_wait)
+        }
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)
