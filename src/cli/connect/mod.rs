@@ -103,15 +103,12 @@ enum ConnectCommand {
     /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
     #[command(hide = true)]
     Keep,
-    /// Restart the service for a socket that starts or stops (started by qrexec-connect-refresh.service)
+    /// Restart the service for a socket that starts (started by qrexec-connect-refresh.service)
     #[command(hide = true)]
     Refresh {
         /// The system's service instead of the user's
         #[arg(long)]
         system: bool,
-        /// Not until a service that ends has ended
-        #[arg(long)]
-        no_wait: bool,
     },
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
@@ -221,8 +218,8 @@ pub fn main() -> ExitCode {
         }
         ConnectCommand::Reload { system } => reload::run(CONTROLLED, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
-        ConnectCommand::Refresh { system, no_wait } => {
-            refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User }, !no_wait)
+        ConnectCommand::Refresh { system } => {
+            refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
         }
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };

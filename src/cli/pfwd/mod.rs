@@ -109,13 +109,9 @@ enum PfwdCommand {
     /// Own calls, and sessions between two processes of the service (started by pfwd-calls.service)
     #[command(hide = true)]
     Keep,
-    /// Restart the service for a socket that starts or stops (started by pfwd-refresh.service)
+    /// Restart the service for a socket that starts (started by pfwd-refresh.service)
     #[command(hide = true)]
-    Refresh {
-        /// Not until a service that ends has ended
-        #[arg(long)]
-        no_wait: bool,
-    },
+    Refresh,
 }
 
 /// Which service is asked: there is one.
@@ -192,7 +188,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         Some(PfwdCommand::Reload) => return reload::run(CONTROLLED, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
         Some(PfwdCommand::Keep) => return serve::keep(PROGRAM),
-        Some(PfwdCommand::Refresh { no_wait }) => return refresh::run(CONTROLLED, Scope::System, !no_wait),
+        Some(PfwdCommand::Refresh) => return refresh::run(CONTROLLED, Scope::System),
         None => {}
     }
     let named = arguments.config.is_some() || !arguments.forward.is_empty();
