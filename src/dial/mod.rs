@@ -52,6 +52,7 @@
 mod entrance;
 mod failure;
 mod lookup;
+mod named;
 pub(crate) mod netns;
 mod outgoing;
 mod passage;

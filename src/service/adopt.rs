@@ -225,12 +225,12 @@ impl Adoption {
                 Stage::Flow(flows.resume(asked, info.clone(), kept, upstream).map_err(failed)?)
             }
             ParkedStage::Waiting(peer) => Stage::Waiting(connected(peer)?),
-            ParkedStage::SettingUp { peer, helper, call, passed } => {
+            ParkedStage::SettingUp { peer, helper, call, passed, told } => {
                 let Some(CallLimits { gate, .. }) = info.route.call() else {
-                    ParkedStage::SettingUp { peer, helper, call, passed }.abandon();
+                    ParkedStage::SettingUp { peer, helper, call, passed, told }.abandon();
                     return Err("its name no longer means a qrexec call".to_owned());
                 };
-                let ticket = gate.clone().resume(call.taken, passed);
+                let ticket = gate.clone().resume(call.taken, passed, told);
                 let peer = connected(peer)?;
                 let call = LiveCall::resume(helper, call).map_err(failed)?;
                 Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))

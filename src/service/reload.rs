@@ -55,7 +55,7 @@ impl RunningService {
         }
         let served = self.serve_refused(&config).await;
         let held = self.posts.let_go();
-        let own = self.posts.reconcile((&self.behind.concat(), &forwards), held, &self.sessions, &self.routes).await;
+        let own = self.posts.reconcile((&self.behind, &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.posts.accept(&self.sessions, &mut self.accepting);
         let elsewhere = match changed + own.changed {

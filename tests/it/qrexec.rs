@@ -434,6 +434,19 @@ fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
 }
 
 #[test]
+fn max_setups_is_how_many_calls_of_a_service_may_wait_for_dom0_at_once() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+yes max_setups=7");
+    let peers: Vec<Wire> = (0..7).map(|i| service.connect(i % 2)).collect();
+    fake.wait_for_started(7);
+    fake.open("yes");
+    for (seed, mut peer) in peers.into_iter().enumerate() {
+        exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
+    }
+    service.stop();
+}
+
+#[test]
 fn connections_that_wait_for_dom0_are_told_once_and_shown_with_what_they_wait_behind() {
     let fake = FakeQrexec::new();
     let mut service = Activation::calling(&fake)

@@ -161,6 +161,84 @@ fn what_something_else_becomes_is_understood() {
     assert_eq!((forwards, names, adds), (4, 2, 1));
 }
 
+/// The parts of a message between what differs each time: `…`, numbers, paths, keys, `N`. A parenthesis begins another
+/// part.
+fn fixed_parts(message: &str) -> Vec<String> {
+    let differs = |word: &&str| *word == "N" || word.contains(|c: char| c.is_ascii_digit() || ['/', '_'].contains(&c));
+    let mut parts = Vec::new();
+    for text in message.split(['…', '(']) {
+        let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+        parts.extend(
+            words.split(|word| differs(&word)).map(|words| words.join(" ").trim_start_matches(": ").to_owned()),
+        );
+    }
+    parts.retain(|part| part.len() > 3);
+    parts
+}
+
+#[test]
+fn each_message_that_the_readme_explains_is_one_of_the_programs() {
+    const OF_SYSTEMD: &str = "The unit files have no installation config";
+    let mut source = String::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of ours").flatten() {
+            match entry.path() {
+                path if path.is_dir() => folders.push(path),
+                path if path.extension().is_some_and(|e| e == "rs") => {
+                    // A text goes on in the next line behind a backslash.
+                    let text = fs::read_to_string(path).expect("text");
+                    source.extend(text.split("\\\n").map(str::trim_start));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut seen = 0;
+    for row in table("When it does not work") {
+        for message in row[0].split('`').skip(1).step_by(2).filter(|message| !message.contains("systemctl")) {
+            for part in fixed_parts(message).iter().filter(|part| *part != OF_SYSTEMD) {
+                assert!(source.contains(part.as_str()), "`{message}`: no program says `{part}`");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 17, "only {seen} parts of messages");
+}
+
+/// The files below a folder.
+fn files(folder: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.arg(folder).args(["!", "-type", "d"]);
+    let output = run(find);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_uninstall_takes_away_what_an_install_has_put() {
+    if Command::new("make").arg("--version").output().is_err() {
+        return skip("make is missing");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (binaries, root) = (dir.path().join("binaries"), dir.path().join("root"));
+    fs::create_dir(&binaries).expect("a new directory");
+    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+        fs::write(binaries.join(program), "").expect("a new directory");
+    }
+    let make = |target: &str| {
+        let mut make = Command::new("make");
+        make.args(["--silent", "-C"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")).arg(target);
+        make.arg(format!("DESTDIR={}", root.display())).arg(format!("BINARIES={}", binaries.display()));
+        let output = run(make);
+        assert!(output.status.success(), "{target}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("install");
+    assert!(files(&root).len() > 40, "{:#?}", files(&root));
+    make("uninstall");
+    assert_eq!(files(&root), Vec::<String>::new());
+}
+
 #[test]
 fn the_picture_is_the_one_that_the_script_draws() {
     let mut picture = Command::new("python3");
