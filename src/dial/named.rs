@@ -22,14 +22,14 @@ const MOST_CLOSED: usize = 4096;
 /// The named sockets.
 #[derive(Debug, Default)]
 pub(super) struct NamedSockets {
-    noted: HashMap<Uuid, NamedSocket>,
+    noted: HashMap<Uuid, SocketNote>,
     /// Names of sockets that were closed before their connections were accepted, the oldest first. Some of the
     /// connections may be accepted by now.
     closed: VecDeque<Uuid>,
 }
 
 #[derive(Debug)]
-struct NamedSocket {
+struct SocketNote {
     passage: Passage,
     state: SocketState,
 }
@@ -46,7 +46,7 @@ enum SocketState {
 
 impl NamedSockets {
     pub(super) fn add(&mut self, name: Uuid, passage: Passage) {
-        self.noted.insert(name, NamedSocket { passage, state: SocketState::Open });
+        self.noted.insert(name, SocketNote { passage, state: SocketState::Open });
     }
 
     pub(super) fn passage(&self, name: &Uuid) -> Option<Passage> {

@@ -185,7 +185,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         }
         Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
-        Failure::Netns(trouble @ netns::Trouble::Missing(_)) if !route.is_datagram() => {
+        Failure::Netns(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) if !route.is_datagram() => {
             (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
         }
         Failure::Netns(trouble) => (End::DialFailed, trouble.to_string()),

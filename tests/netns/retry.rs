@@ -56,7 +56,9 @@ fn timing_retries_end_that_long_after_accept_also_over_a_restart() {
     eventually("the session is older", || service.asking().sessions().iter().any(old));
     restart(&mut service);
     wire.expect_reset();
-    let line = service.process.stderr.wait_for("dial-failed after ");
+    let failed = || service.log().into_iter().find(|line| line.contains("dial-failed after "));
+    eventually("its end is logged", || failed().is_some());
+    let line = failed().expect("just seen");
     let ms = line.split("dial-failed after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
     assert!(ms.is_some_and(|ms| (3_000..5_000).contains(&ms)), "{line}");
     service.stop();
