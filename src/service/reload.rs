@@ -34,7 +34,9 @@ impl RunningService {
         let not_served = self.put_in_force(loaded).await;
         last::write(&self.texts);
         let told: Vec<String> = self.tell_faults().into_iter().chain(not_served).collect();
-        notify::tell(&[NotifyState::Ready]);
+        // Before the answer, which ends the reload for the manager: then nobody reads a status of before.
+        let status = self.status_line()(self.sessions.count());
+        notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
         let why = told.join("\n");
         answer(if why.is_empty() { Ok(()) } else { Err(&why) });
     }

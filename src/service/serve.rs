@@ -41,6 +41,7 @@ pub(super) async fn until_stopped(
         let changed = tokio::select! {
             order = signals.next() => match order {
                 Order::Reload => {
+                    status.abort(); // it would tell the line of before
                     service.reload().await;
                     true
                 }
