@@ -60,6 +60,7 @@ impl RunningService {
         let own = self.posts.reconcile((&self.behind, &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.posts.accept(&self.sessions, &mut self.accepting);
+        self.limit_calls(); // in force, too, when the log and the answer say so
         let elsewhere = match changed + own.changed {
             1 => "1 listener leads".to_owned(),
             n => format!("{n} listeners lead"),

@@ -168,9 +168,7 @@ fn fixed_parts(message: &str) -> Vec<String> {
     let mut parts = Vec::new();
     for text in message.split(['…', '(']) {
         let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
-        parts.extend(
-            words.split(|word| differs(&word)).map(|words| words.join(" ").trim_start_matches(": ").to_owned()),
-        );
+        parts.extend(words.split(differs).map(|words| words.join(" ").trim_start_matches(": ").to_owned()));
     }
     parts.retain(|part| part.len() > 3);
     parts

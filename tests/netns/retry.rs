@@ -36,7 +36,7 @@ fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
         assert_eq!(service.process.stderr.count("next try in"), 0, "it was dialled once");
         let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
         service.process.stderr.wait_for("next try in 0.03 s");
-        // Each try has the whole connect_timeout.
+        // Retries go on after connect_timeout.
         let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 1_100);
         eventually("the session is older", || service.asking().sessions().iter().any(old));
         echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
