@@ -73,6 +73,9 @@ impl NamedSockets {
         }
         self.closed.push_back(*name);
         if self.closed.len() > MOST_CLOSED {
+            self.closed.retain(|name| self.noted.contains_key(name)); // others were accepted meanwhile
+        }
+        if self.closed.len() > MOST_CLOSED {
             if let Some(oldest) = self.closed.pop_front() {
                 self.noted.remove(&oldest);
             }
