@@ -16,7 +16,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    sandbox::{address, echo_tcp, forwarding, netns_with_link, run, told_address},
+    sandbox::{address, asker, echo_tcp, forwarding, netns_with_link, run, told_address},
     support::{Activated, Process, Wire, eventually, skip},
 };
 
@@ -207,6 +207,7 @@ fn a_dead_name_server_stops_neither_other_names_nor_the_end_of_the_service() {
         "listen=127.0.0.1+0,target=dead.test+80,connect_timeout=60,drain_timeout=0",
         &format!("listen=127.0.0.1+0,target=localhost+{},connect_timeout=2", here.port()),
         "listen=127.0.0.1+0,target=late.test+80,connect_timeout=1",
+        "udp_listen=127.0.0.1:5300,udp_target=flow.test+53,connect_timeout=1",
     ]);
     let dead = told_address(&service, "tcp dead.test:80");
     let crowd: Vec<TcpStream> = (0..700).map(|_| TcpStream::connect(dead).expect("a backlog")).collect();
@@ -217,6 +218,8 @@ fn a_dead_name_server_stops_neither_other_names_nor_the_end_of_the_service() {
     assert!(asked.load(Ordering::SeqCst) <= 8, "{} questions for one name", asked.load(Ordering::SeqCst));
     dial(&service, "tcp late.test:80").expect_reset();
     service.process.stderr.wait_for("the name late.test was not resolved within 1 s");
+    asker("127.0.0.1").send_to(b"x", "127.0.0.1:5300").expect("sent");
+    service.process.stderr.wait_for("the name flow.test was not resolved within 1 s");
     // The look-up still goes on, and nobody waits for it.
     service.stop();
     drop(crowd);
