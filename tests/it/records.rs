@@ -1,6 +1,9 @@
 //! What a handover says and carries, damaged on its way: it costs the session that it is about.
 
-use std::io::{Read, Write};
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
 
 use crate::support::{Activated, Activation, FakeQrexec, Handed, Pace, Server, Wire, exchange};
 
@@ -38,11 +41,7 @@ impl Four {
         assert_eq!(handed.lines().len(), 4);
         damage(&mut handed);
         handed.put_back();
-        let ready = self.service.notifications.count("READY", "1");
-        self.service.start_again();
-        self.service
-            .notifications
-            .wait("READY", |m| (m.iter().filter(|m| m.get("READY") == Some("1")).count() > ready).then_some(()));
+        start_again(&mut self.service);
     }
 
     /// How many of the peers still have their session; the others' connections broke, and not with a plain end.
@@ -67,6 +66,15 @@ impl Four {
         }
         alive
     }
+}
+
+/// Starts a service that was parked, until it is ready.
+fn start_again(service: &mut Activated) {
+    let ready = service.notifications.count("READY", "1");
+    service.start_again();
+    service
+        .notifications
+        .wait("READY", |m| (m.iter().filter(|m| m.get("READY") == Some("1")).count() > ready).then_some(()));
 }
 
 /// The lines about the end of the session `id` in the whole log.
@@ -174,4 +182,38 @@ fn a_handover_that_says_what_nobody_sends_is_survived() {
         drop((four.peers, four.fars));
         four.service.stop();
     }
+}
+
+/// A record of a call in set-up, as if the call had begun 70 s ago.
+fn begun_70_seconds_ago(line: &str) -> String {
+    let (before, rest) = line.split_once("\"taken_ms\":").expect("a call in set-up");
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{before}\"taken_ms\":70000{after}")
+}
+
+#[test]
+fn a_connection_behind_five_calls_that_are_undecided_for_a_minute_is_reset_after_ten_seconds_with_the_reason() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake).tcp("work test.Gate+open").start().ready();
+    let waiting: Vec<Wire> = (0..5).map(|_| service.connect(0)).collect();
+    fake.wait_for_started(5);
+    service.park();
+    let mut handed = Handed::take(&service.notifications);
+    let lines: Vec<String> = handed.lines().iter().map(|line| begun_70_seconds_ago(line)).collect();
+    handed.set_lines(&lines);
+    handed.put_back();
+    start_again(&mut service);
+    let began = Instant::now();
+    service.connect(0).expect_reset();
+    assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
+    let end = service.end();
+    assert_eq!(end.brief(), "timeout up 0 down 0");
+    let why = "not begun: 5 calls of test.Gate+open to work have been undecided for more than a minute: ";
+    assert!(end.note.contains(why), "{end:?}");
+    assert_eq!(fake.started(), 5);
+    // The earlier ones lose nothing.
+    fake.open("open");
+    waiting.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
+    service.ends(6);
+    service.stop();
 }
