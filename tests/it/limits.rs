@@ -159,5 +159,13 @@ fn check_knows_the_limit_of_descriptors_that_the_manager_gives_the_service() {
         let said = check(limit);
         assert!(!said.stdout.contains("descriptors"), "{limit}: {said:?}");
     }
+    // A drop-in file that is checked alone is served beside the others.
+    check("1024");
+    let directory = service.dir().join("config/qrexec-connect.toml.d");
+    std::fs::create_dir(&directory).expect("ours");
+    let more = directory.join("more.toml");
+    std::fs::write(&more, forward.replace("18000-18599", "19000-19299")).expect("ours");
+    let said = service.asking().say(&["check", more.to_str().expect("plain")]);
+    assert!(said.code == Some(78) && said.stdout.contains("more.toml:1: 300 listeners beside 6"), "{said:?}");
     service.stop();
 }

@@ -39,7 +39,7 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{
-        ListenPlace, PREFIXES, PlacedListener,
+        ListenPlace, PREFIXES, PlacedListener, SocketKind,
         unit::{Consequence, Unit},
     },
     sys::hard_limit,
@@ -104,13 +104,13 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
         let mut checked = configuration::read_file(Path::new(file), program, &sockets, scope);
-        look_at_descriptors(&mut checked, request, sockets.len());
+        look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
         let mut checked = configuration::read(&request.sources, &sockets, scope);
-        look_at_descriptors(&mut checked, request, sockets.len());
+        look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
         checked.config
@@ -180,11 +180,11 @@ fn count(n: usize, what: &str) -> String {
 }
 
 /// Adds the faults of the forwards that would leave no descriptors for sessions.
-fn look_at_descriptors(checked: &mut CheckedConfig, request: &CheckRequest, passed: usize) {
+fn look_at_descriptors(checked: &mut CheckedConfig, request: &CheckRequest, sockets: &[(String, SocketKind)]) {
     let by_hand = request.sources_named;
     let limit =
         || if by_hand { Some(hard_limit()) } else { manager::descriptor_limit(request.scope, request.program.name) };
-    let more = configuration::without_descriptors(checked, passed, limit);
+    let more = configuration::without_descriptors(checked, sockets, limit);
     checked.findings.extend(more);
 }
 
