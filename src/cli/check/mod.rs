@@ -140,7 +140,8 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     for (unit, scope) in others {
         place_unit(unit::look(&unit, &config, program, scope), false, false, &mut all);
     }
-    tally.tell(&together::look(&all, program.name, manager.is_some()), "");
+    let calls_per_qube = || manager::calls_per_qube(scope, program.name);
+    tally.tell(&together::look(&all, program.name, manager.is_some(), calls_per_qube), "");
     if everything && found.is_empty() && all.iter().all(|one| !one.what.asked) && tally.faults == 0 {
         let home = scope.home().map(|dir| dir.display().to_string()).unwrap_or_default();
         say(&format!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix));
@@ -161,7 +162,8 @@ pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) 
     for (other, of) in others(std::slice::from_ref(&found), scope) {
         place_unit(unit::look(&other, &config, program, of), false, false, &mut all);
     }
-    places.into_iter().chain(together::look(&all, program.name, false)).collect()
+    let calls_per_qube = || manager::calls_per_qube(scope, program.name);
+    places.into_iter().chain(together::look(&all, program.name, false, calls_per_qube)).collect()
 }
 
 fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {
