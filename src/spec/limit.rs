@@ -6,8 +6,9 @@ use super::plan::{Forward, Listen};
 const RESERVED: u64 = 144;
 
 /// The forwards, by their index, whose listeners would leave no descriptors for sessions, each with the reason.
-/// `others`: listeners beside those of the forwards ([`beside_forwards`]); `open`: how many listeners of a forward are open already, and stay
-/// open. A forward counts whole; one that is refused leaves its room to the next ones, but for what it has open.
+/// `others`: listeners beside those of the forwards ([`beside_forwards`]); `open`: how many listeners of a forward are open
+/// already, and stay open. A forward counts whole; one that is refused leaves its room to the next ones, but for what it
+/// has open.
 pub fn without_descriptors<'a>(
     forwards: impl IntoIterator<Item = &'a Forward>,
     others: usize,

@@ -78,7 +78,7 @@ impl Listen {
         }
     }
 
-    /// Whether it is the same socket address, whatever its rights and its queue.
+    /// Whether `other` has the same address, transport and namespace, whatever its rights and its queue are.
     pub fn same_place(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp { addr: a, netns: m, .. }, Self::Tcp { addr: b, netns: n, .. })
