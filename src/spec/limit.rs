@@ -69,12 +69,9 @@ mod tests {
     fn sockets_of_one_name_count_each_and_what_lies_behind_them_once() {
         let name = "namespace=x,target=10.0.0.5+22,uds=/run/a.sock";
         let (behind, other) = (pipeline(name), pipeline(&name.replace("a.sock", "b.sock")));
-        for (sockets, forwards, expected) in [
-            (0, &[][..], 0),
-            (3, &[], 3),
-            (2, &[&behind, &behind], 3),
-            (2, &[&behind, &other], 4),
-        ] {
+        for (sockets, forwards, expected) in
+            [(0, &[][..], 0), (3, &[], 3), (2, &[&behind, &behind], 3), (2, &[&behind, &other], 4)]
+        {
             let legs = forwards.iter().flat_map(|forward| forward.legs.iter());
             assert_eq!(beside_forwards(sockets, legs.map(|leg| &leg.listen)), expected);
         }

@@ -179,7 +179,8 @@ fn check_knows_the_limit_of_calls_that_the_unit_of_the_service_gives() {
         std::fs::write(service.dir().join(format!("units/qrexec-connect-{unit}.socket")), text).expect("ours");
     }
     let check = |option: &str| {
-        let start = format!("{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect serve{option} ; pid=0 }}");
+        let start =
+            format!("{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect serve{option} ; pid=0 }}");
         let unit = service.dir().join("bin/show.qrexec-connect.service");
         std::fs::write(unit, format!("LoadState=loaded\nExecStart={start}\n")).expect("ours");
         service.asking().say(&["check"]).stdout

@@ -428,7 +428,8 @@ fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
     // so long that the fifth is undecided too
     eventually("the fifth prompt is old", || uptime() > fifth + Duration::from_millis(2600));
     assert_eq!(fake.started(), 5);
-    let line = service.process.stderr.wait_for("5 calls of test.Gate+yes to work are undecided: unanswered prompts in dom0");
+    let line =
+        service.process.stderr.wait_for("5 calls of test.Gate+yes to work are undecided: unanswered prompts in dom0");
     assert!(line.ends_with("or a qube that starts slowly; further connections wait until one is decided"), "{line}");
     assert_eq!(service.process.stderr.count("to work are undecided"), 1, "once for the gate");
     fake.open("yes");

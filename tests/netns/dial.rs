@@ -151,7 +151,8 @@ fn calls_of_a_dial(service: &Activated, leads_to: &str) -> DialCalls {
         None => (*line).to_owned(),
     };
     let accepted = calls_on(&threads, |line| line.starts_with("accept4(") && !line.contains("= -1 "));
-    let uses = ["recvfrom(", "recvmsg(", "read(", "readv(", "splice(", "ioctl(", "sendto(", "write(", "shutdown(", "close("];
+    let uses =
+        ["recvfrom(", "recvmsg(", "read(", "readv(", "splice(", "ioctl(", "sendto(", "write(", "shutdown(", "close("];
     let unused = accepted.iter().take_while(|line| !uses.iter().any(|call| line.starts_with(call)));
     let dialled = calls_on(&threads, |line| line.starts_with("socket(AF_INET, SOCK_STREAM"));
     // The second call says how the first one ended: mostly that the socket is connected.

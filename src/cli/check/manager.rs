@@ -151,7 +151,9 @@ mod tests {
     #[test]
     fn the_limit_of_calls_stands_in_the_command_of_the_unit() {
         let shown = |words: &str| {
-            format!("{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect {words} ; ignore_errors=no ; pid=0 }}")
+            format!(
+                "{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect {words} ; ignore_errors=no ; pid=0 }}"
+            )
         };
         for (words, expected) in [
             ("serve", None),
