@@ -1,9 +1,6 @@
 //! What a handover says and carries, damaged on its way: it costs the session that it is about.
 
-use std::{
-    io::{Read, Write},
-    time::{Duration, Instant},
-};
+use std::io::{Read, Write};
 
 use crate::support::{Activated, Activation, FakeQrexec, Handed, Pace, Server, Wire, exchange};
 
@@ -184,36 +181,51 @@ fn a_handover_that_says_what_nobody_sends_is_survived() {
     }
 }
 
-/// A record of a call in set-up, as if the call had begun 70 s ago.
-fn begun_70_seconds_ago(line: &str) -> String {
-    let (before, rest) = line.split_once("\"taken_ms\":").expect("a call in set-up");
-    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-    format!("{before}\"taken_ms\":70000{after}")
+/// A record with another number in this field.
+fn with(line: &str, field: &str, number: u64) -> String {
+    let (before, rest) = line.split_once(&format!("\"{field}\":")).expect("it has the field");
+    format!("{before}\"{field}\":{number}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
 #[test]
 fn a_connection_behind_five_calls_that_are_undecided_for_a_minute_is_reset_after_ten_seconds_with_the_reason() {
     let fake = FakeQrexec::new();
     let mut service = Activation::calling(&fake).tcp("work test.Gate+open").start().ready();
-    let waiting: Vec<Wire> = (0..5).map(|_| service.connect(0)).collect();
+    let mut peers: Vec<Wire> = (0..7).map(|_| service.connect(0)).collect();
     fake.wait_for_started(5);
     service.park();
     let mut handed = Handed::take(&service.notifications);
-    let lines: Vec<String> = handed.lines().iter().map(|line| begun_70_seconds_ago(line)).collect();
+    // As if time had passed: five calls are 80 s old, and of the others one came 55 s after them and one 71 s.
+    let mut ages = [25_000, 9_000].into_iter();
+    let mut late = String::new();
+    let aged = |line: String| {
+        if line.contains("\"taken_ms\"") {
+            return with(&with(&line, "age_ms", 80_000), "taken_ms", 80_000);
+        }
+        let line = with(&line, "age_ms", ages.next().expect("two wait"));
+        late.clone_from(&line);
+        line
+    };
+    let lines: Vec<String> = handed.lines().into_iter().map(aged).collect();
+    assert_eq!((lines.len(), ages.next()), (7, None));
     handed.set_lines(&lines);
     handed.put_back();
     start_again(&mut service);
-    let began = Instant::now();
-    service.connect(0).expect_reset();
-    assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
+    let late = peers.iter().position(|peer| late.contains(&peer.local())).expect("one of them");
+    let mut late = peers.remove(late);
+    let address = late.local();
+    late.expect_reset();
     let end = service.end();
-    assert_eq!(end.brief(), "timeout up 0 down 0");
+    assert_eq!((end.brief(), end.peer), ("timeout up 0 down 0".to_owned(), address));
     let why = "not begun: 5 calls of test.Gate+open to work have been undecided for more than a minute: ";
-    assert!(end.note.contains(why), "{end:?}");
+    assert!(end.note.contains(why), "{}", end.note);
+    let ended = service.process.stderr.wait_for(": timeout after ");
+    let ms = ended.split(": timeout after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(ms.is_some_and(|ms| ms >= 10_000), "{ended}");
     assert_eq!(fake.started(), 5);
     // The earlier ones lose nothing.
     fake.open("open");
-    waiting.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
-    service.ends(6);
+    peers.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
+    service.ends(7);
     service.stop();
 }

@@ -81,7 +81,7 @@ fn timing_retries_end_that_long_after_accept_also_over_a_restart() {
     let forward = format!("target=127.0.0.1+{},retry_timeout=5", target.port());
     let mut service = pfwd().tcp(&forward).with_control().start().ready();
     let mut wire = service.connect(0);
-    let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 1_000);
+    let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 3_000);
     eventually("the session is older", || service.asking().sessions().iter().any(old));
     restart(&mut service);
     wire.expect_reset();
