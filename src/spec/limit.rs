@@ -1,6 +1,8 @@
 //! The listeners of a configuration against the limit of descriptors (`RLIMIT_NOFILE`, getrlimit(2)).
 
-use super::plan::{Forward, Listen};
+use std::collections::HashSet;
+
+use super::plan::{Forward, Listen, ListenKey};
 
 /// Descriptors that listeners leave to the service itself and to a few sessions. Of a small limit it is half.
 const RESERVED: u64 = 144;
@@ -33,12 +35,7 @@ pub fn without_descriptors<'a>(
 /// The listeners of a service beside those of its forwards: the `sockets` that systemd passes, served or not, and what the
 /// service opens `behind` them. Sockets of one name share what lies behind them.
 pub fn beside_forwards<'a>(sockets: usize, behind: impl IntoIterator<Item = &'a Listen>) -> usize {
-    let mut places: Vec<&Listen> = Vec::new();
-    for listen in behind.into_iter().filter(|listen| **listen != Listen::Inherited) {
-        if !places.iter().any(|place| place.same_place(listen)) {
-            places.push(listen);
-        }
-    }
+    let places: HashSet<ListenKey> = behind.into_iter().filter_map(Listen::key).collect();
     sockets + places.len()
 }
 

@@ -69,22 +69,34 @@ pub enum Listen {
     },
 }
 
+/// The transport, the address with its port, and the namespace of a listener: two listeners with the same key are the
+/// same listener, before and after a reload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenKey {
+    /// A TCP listener.
+    Tcp(ListenAddr, Option<Netns>),
+    /// A UDP listener.
+    Udp(ListenAddr, Option<Netns>),
+    /// A UNIX listener.
+    Unix(UnixAddr),
+}
+
 impl Listen {
+    /// The key of a listening side that is ours to bind.
+    pub fn key(&self) -> Option<ListenKey> {
+        match self {
+            Self::Inherited => None,
+            Self::Tcp { addr, netns, .. } => Some(ListenKey::Tcp(addr.clone(), netns.clone())),
+            Self::Udp { addr, netns } => Some(ListenKey::Udp(addr.clone(), netns.clone())),
+            Self::Unix { addr, .. } => Some(ListenKey::Unix(addr.clone())),
+        }
+    }
+
     /// The port of a TCP or UDP address.
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Tcp { addr, .. } | Self::Udp { addr, .. } => Some(addr.addr().port()),
             Self::Unix { .. } | Self::Inherited => None,
-        }
-    }
-
-    /// Whether `other` has the same address, transport and namespace, whatever its rights and its queue are.
-    pub fn same_place(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Tcp { addr: a, netns: m, .. }, Self::Tcp { addr: b, netns: n, .. })
-            | (Self::Udp { addr: a, netns: m }, Self::Udp { addr: b, netns: n }) => a == b && m == n,
-            (Self::Unix { addr: a, .. }, Self::Unix { addr: b, .. }) => a == b,
-            _ => false,
         }
     }
 

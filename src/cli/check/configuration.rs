@@ -127,12 +127,7 @@ fn writable(file: &Path) -> Option<Finding> {
 
 /// Looks at the forwards of the files that are `asked` about.
 fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -> bool, scope: Scope) -> CheckedConfig {
-    let mut plan = config.plan();
-    let foreign = |forward: &Forward| {
-        config.entries().iter().any(|entry| entry.forward() == Some(forward) && !asked(&entry.place().0))
-    };
-    plan.forwards.retain(|forward| !foreign(forward));
-    plan.waiting.retain(|label| config.labelled(label.as_str()).is_some_and(|entry| asked(&entry.place().0)));
+    let plan = config.plan_of(|entry| asked(&entry.place().0));
     let mut forwards = Vec::new();
     for entry in config.entries() {
         let Some(forward) = entry.forward() else { continue };

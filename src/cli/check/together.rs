@@ -1,13 +1,13 @@
 //! Listeners together: who else has their places, and where they lead into each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use super::{
     finding::Finding,
     machine::{self, TakenPlace},
     manager,
 };
-use crate::spec::{ListenPlace, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
+use crate::spec::{ListenPlace, PlaceIndex, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
 
 /// Calls into one qube where nothing is written, in the unit of the service neither: the default of `--calls-per-qube`.
 const MAX_CALLS: u32 = 32;
@@ -77,11 +77,16 @@ pub(super) fn look(
         .collect();
     let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
     let taken = machine::taken(&places);
+    let holders = PlaceIndex::new(taken.iter().map(|taken| &taken.place));
     let units = if taken.iter().any(TakenPlace::is_managed) { manager::listening() } else { Vec::new() };
+    let by_units = PlaceIndex::new(units.iter().map(|(_, place)| place));
     let mut occupied = Pairs::default();
     for listener in asked.iter().filter(|listener| is_here(&listener.place)) {
-        let Some(by) = taken.iter().find(|taken| listener.place.excludes(&taken.place)) else { continue };
-        let unit = units.iter().find(|(_, place)| listener.place.excludes(place)).map(|(name, _)| name);
+        let excluded_by = |place: &ListenPlace| listener.place.excludes(place);
+        let mut by = holders.near(&listener.place).into_iter().map(|number| &taken[number]);
+        let Some(by) = by.find(|taken| excluded_by(&taken.place)) else { continue };
+        let mut unit = by_units.near(&listener.place).into_iter().map(|number| &units[number]);
+        let unit = unit.find(|(_, place)| excluded_by(place)).map(|(name, _)| name);
         let holder = match (unit, &listener.what.unit) {
             // It is its own.
             (Some(unit), Some(own)) if unit == own => continue,
@@ -102,12 +107,13 @@ pub(super) fn look(
 
 /// What is found for several ports of one range, as one finding: the first, and how many more.
 #[derive(Default)]
-struct Pairs(Vec<PairFinding>);
+struct Pairs {
+    found: Vec<PairFinding>,
+    /// Those that meet at a port, by who they are between: a forward may have a path, too.
+    at_ports: HashMap<(String, String), usize>,
+}
 
 struct PairFinding {
-    between: (String, String),
-    /// Whether they meet at a port: a forward may have a path, too.
-    at_port: bool,
     what: String,
     more: usize,
     consequence: Consequence,
@@ -115,16 +121,21 @@ struct PairFinding {
 
 impl Pairs {
     fn add(&mut self, between: (&str, &str), place: &ListenPlace, what: String, consequence: Consequence) {
-        let at_port = matches!(place, ListenPlace::Port { .. });
-        let between = (between.0.to_owned(), between.1.to_owned());
-        match self.0.iter_mut().find(|known| at_port && known.at_port && known.between == between) {
-            Some(known) => known.more += 1,
-            None => self.0.push(PairFinding { between, at_port, what, more: 0, consequence }),
+        if matches!(place, ListenPlace::Port { .. }) {
+            let between = (between.0.to_owned(), between.1.to_owned());
+            match self.at_ports.entry(between) {
+                Entry::Occupied(known) => {
+                    self.found[*known.get()].more += 1;
+                    return;
+                }
+                Entry::Vacant(free) => _ = free.insert(self.found.len()),
+            }
         }
+        self.found.push(PairFinding { what, more: 0, consequence });
     }
 
     fn told(self, words: impl Fn(String) -> (String, &'static str)) -> impl Iterator<Item = Finding> {
-        self.0.into_iter().map(move |PairFinding { what, more, consequence, .. }| {
+        self.found.into_iter().map(move |PairFinding { what, more, consequence }| {
             let (what, hint) = words(what);
             let more = match more {
                 0 => String::new(),
