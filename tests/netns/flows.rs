@@ -318,9 +318,9 @@ fn resolve_by(ip: &str) {
 }
 
 /// getaddrinfo(3) of glibc, in another process: both families are asked from one socket.
-fn getaddrinfo() -> Command {
+fn getaddrinfo(name: &str) -> Command {
     let mut command = Command::new("getent");
-    command.args(["ahosts", "both.example"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["ahosts", name]).stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }
 
@@ -335,7 +335,7 @@ fn a_resolver_that_asks_twice_from_one_port_gets_both_answers_and_its_flow_ends(
     let seen = name_server(UdpSocket::bind("127.0.0.1:5353").expect("free"), &[], Duration::ZERO);
     let service = forwarding(&["udp_listen=127.0.0.53:53,udp_target=127.0.0.1:5353,udp_responses=1"]);
     resolve_by("127.0.0.53");
-    assert_both(&getaddrinfo().output().expect("getent").stdout);
+    assert_both(&getaddrinfo("both.example").output().expect("getent").stdout);
     let queries = seen.try_iter().count();
     assert_eq!(queries, 2, "A and AAAA");
     // one flow, or one for each query where the first answer came before the second query
@@ -356,19 +356,21 @@ fn names_are_resolved_through_a_forward_to_dnsmasq_also_after_a_restart() {
     let mut dnsmasq = Command::new("dnsmasq");
     dnsmasq.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user=root"]);
     dnsmasq.args(["--pid-file", "--conf-file=/dev/null", "--listen-address=127.0.0.1,::1", "--port=5353"]);
-    dnsmasq.arg("--host-record=both.example,192.0.2.7,2001:db8::7").stdin(Stdio::null());
-    let _dnsmasq = Process::start(dnsmasq);
+    dnsmasq.arg("--host-record=both.example,once.example,again.example,192.0.2.7,2001:db8::7");
+    dnsmasq.args(["--log-queries", "--log-facility=-"]).stdin(Stdio::null());
+    let dnsmasq = Process::start(dnsmasq);
     let mut service = forwarding(&[
         "udp_listen=127.0.0.53:53,udp_target=127.0.0.1:5353,udp_responses=1",
         "udp_listen=[::1]:53,udp_target=[::1]:5353,udp_responses=1",
     ]);
-    for ip in ["127.0.0.53", "::1"] {
+    for (ip, name) in [("127.0.0.53", "once.example"), ("::1", "again.example")] {
         resolve_by(ip);
-        let resolved = || getaddrinfo().output().is_ok_and(|output| output.status.success());
+        let resolved = || getaddrinfo("both.example").output().is_ok_and(|output| output.status.success());
         eventually("dnsmasq answers", resolved); // it may still be starting
-        assert_both(&getaddrinfo().output().expect("getent").stdout);
         restart(&mut service);
-        assert_both(&getaddrinfo().output().expect("getent").stdout);
+        assert_both(&getaddrinfo(name).output().expect("getent").stdout);
+        let asked = || ["A", "AAAA"].map(|kind| dnsmasq.stderr.count(&format!("query[{kind}] {name}")));
+        eventually("each question was sent once", || asked() == [1, 1]);
     }
     service.stop();
 }
@@ -381,7 +383,7 @@ fn a_retransmission_and_a_restart_lose_no_answer_and_end_no_flow_early() {
     let seen = name_server(server, &[0], Duration::from_millis(300));
     let mut service = forwarding(&["udp_listen=[::1]:53,udp_target=[::1]:5353,udp_responses=1"]);
     resolve_by("::1");
-    let child = getaddrinfo().spawn().expect("getent");
+    let child = getaddrinfo("both.example").spawn().expect("getent");
     assert_eq!((seen.recv_timeout(PATIENCE).expect("a query"), seen.recv_timeout(PATIENCE).expect("another")), (0, 1));
     restart(&mut service); // with an answer on its way
     assert_both(&child.wait_with_output().expect("getent").stdout);
