@@ -667,7 +667,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__supervise)
-            opts="-h --program --script --tty --identity --descriptors --cwd --cgroup --help"
+            opts="-h --program --script --tty --identity --descriptors --cwd --cwd-optional --umask --cgroup --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -686,6 +686,10 @@ _qvm__remote__dom0() {
                     return 0
                     ;;
                 --cwd)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --umask)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -20,8 +20,8 @@ pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
 pub use process::{
-    Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,
-    pidfd_send_signal, trim, unset_env, user_exists,
+    Identity, Missing, OURS_ALONE, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session, pass,
+    pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
 pub use socket::{accept, bound_interface, interface_index, net_cookie};

@@ -225,7 +225,7 @@ fn files_go_both_ways_where_the_policy_says_so() {
         assert!(done.code != 0 && done.out.is_empty(), "{bad}: {done:#?}");
     }
     world.shell("work", "echo hello >f; qvm-remote put f /root/in/f").expect(0, "");
-    world.dom0("cat /root/in/f; stat -c %a /root/in/f").expect(0, "hello\n600\n");
+    world.dom0("cat /root/in/f; stat -c %a /root/in/f").expect(0, "hello\n644\n");
     assert_ne!(world.shell("work", "qvm-remote put f /root/in/f").code, 0, "what is there is not overwritten");
     assert_ne!(world.shell("work", "qvm-remote put f /root/other").code, 0);
     assert_eq!(world.shell("work", "head -c 2000000 /dev/zero | qvm-remote put - /root/in/big").code, 125);

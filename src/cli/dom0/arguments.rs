@@ -188,6 +188,12 @@ pub(super) enum Internal {
         /// The directory to run in
         #[arg(long)]
         cwd: PathBuf,
+        /// Run in / where that directory cannot be entered
+        #[arg(long)]
+        cwd_optional: bool,
+        /// The umask, as a decimal number
+        #[arg(long)]
+        umask: u32,
         /// A control group of its own
         #[arg(long)]
         cgroup: Option<PathBuf>,

@@ -69,9 +69,13 @@ fn reach(home: &Home, within: Duration, delivery: Delivery) -> Result<Duration, 
         Delivery::V1 => (Delivery::V1, Mode::Shell, b"true\n".to_vec()),
         _ => (Delivery::Live, Mode::Ping, Vec::new()),
     };
-    let options = ClientOptions { timeout: 10, quiet: true, delivery, ..ClientOptions::default() };
-    let ask =
-        Submission { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
+    let options = ClientOptions { timeout: Some(10), quiet: true, delivery, ..ClientOptions::default() };
+    let ask = Submission {
+        connect_timeout: within,
+        timeout: Some(within),
+        recorded: false,
+        ..plain(&options, mode, payload)
+    };
     let began = Instant::now();
     client::ask(home, ask).map(|_| began.elapsed())
 }

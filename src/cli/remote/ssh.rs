@@ -61,7 +61,7 @@ fn ssh_words(words: Vec<OsString>, options: &mut ClientOptions) -> (Option<OsStr
 /// `qvm-remote-ssh [ssh's options] HOST COMMAND…`: for rsync, Git and Ansible, which call `ssh` so.
 pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let mut options = ClientOptions { stdin: true, quiet: true, timeout: 4_000_000, ..ClientOptions::default() };
+    let mut options = ClientOptions { stdin: true, quiet: true, bounded: false, ..ClientOptions::default() };
     let (host, command) = ssh_words(words, &mut options);
     match host {
         None => Err(local_error("qvm-remote-ssh wants: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),

@@ -38,7 +38,7 @@ pub(super) fn plain(options: &ClientOptions, mode: Mode, payload: Vec<u8>) -> Su
         mode,
         shown: payload.clone(),
         payload,
-        timeout: Duration::from_secs(options.timeout.into()),
+        timeout: options.time(),
         connect_timeout: Duration::from_secs(options.connect_timeout.into()),
         stdin: options.stdin,
         tty: options.tty,

@@ -48,6 +48,10 @@ pub mod flags {
     pub const QUEUED: u8 = 4;
 }
 
+/// In the variables of a `put`: the client wants the code of the result to cover the bytes that dom0 got. An older dom0
+/// reads no variables of a `put`, and its code covers none of the bytes.
+pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
+
 /// Bytes of the environment at most, names and values.
 const MAX_ENV: usize = 32 << 10;
 /// What the encoding begins with, so that no other use of the key makes the same bytes.
@@ -172,6 +176,12 @@ impl Request {
             return Ok(());
         };
         Err(Fault(bad))
+    }
+
+    /// Whether the code of the result covers what dom0 got from the client.
+    pub fn covers_input(&self) -> bool {
+        let (name, value) = COVERED_INPUT;
+        self.mode == Mode::Put && self.env.iter().any(|(n, v)| n == name && v == value)
     }
 
     /// Whether a bit of [`flags`] is set.

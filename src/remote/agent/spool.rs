@@ -161,6 +161,8 @@ struct CommandResult {
     mac: String,
     /// The sixth line of `.meta`.
     receipt: String,
+    /// The limit of the policy that ended the command, as a line of `.meta`.
+    limit: String,
 }
 
 impl QueuedCommand {
@@ -210,6 +212,7 @@ impl QueuedCommand {
         let mut meta = spool::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         meta.push_str(&result.receipt);
+        meta.push_str(&result.limit);
         let results = self.queue.join("results");
         let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
         let written = put("out", &result.out)
@@ -282,6 +285,7 @@ impl QueuedCommand {
                 Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                     result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
                 }
+                Frame::Wait(WaitReason::Spent(seconds)) => result.limit = format!("limit={seconds}\n"),
                 Frame::Reject(refusal, why) => {
                     result.status = spool::refused(refusal);
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     proto::{
         mac::{self, Key},
-        remote::{Hello, Mode, Request, flags},
+        remote::{COVERED_INPUT, Hello, Mode, Request, flags},
     },
     remote::clock::now_ms,
 };
@@ -48,6 +48,10 @@ pub async fn ask(
 fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
     let stdin = ask.stdin || ask.tty || ask.mode == Mode::Put;
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    if ask.mode == Mode::Put {
+        let (name, value) = COVERED_INPUT;
+        env.push((name.to_vec(), value.to_vec()));
+    }
     if matches!(ask.mode, Mode::Shell | Mode::Argv) {
         let mut size = 0;
         for (name, value) in std::env::vars_os() {
@@ -70,7 +74,7 @@ fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
         seq: hello.seq,
         id: id.to_owned(),
         created_ms: now_ms(),
-        timeout_ms: u32::try_from(ask.timeout.as_millis()).unwrap_or(u32::MAX),
+        timeout_ms: ask.timeout_ms(),
         flags: if stdin { flags::STDIN } else { 0 } | if ask.tty { flags::TTY } else { 0 },
         user: ask.user.clone(),
         cwd: cwd.into_vec(),
@@ -127,6 +131,67 @@ mod tests {
         }
     }
 
+    fn submission(mode: Mode, path: &[u8]) -> Submission {
+        Submission {
+            mode,
+            payload: path.to_vec(),
+            shown: Vec::new(),
+            timeout: Some(Duration::from_secs(20)),
+            connect_timeout: Duration::from_secs(20),
+            stdin: false,
+            tty: false,
+            user: String::new(),
+            way: Delivery::Live,
+            quiet: true,
+            output: None,
+            input: None,
+            recorded: false,
+        }
+    }
+
+    /// How a `put` of `file` ends when dom0 signs these bytes for those that it got; `None`: as an older dom0, nothing.
+    async fn put_signed_for(got: Option<&'static [u8]>) -> Result<u8, ClientError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home(dir.path().join(".qvm-remote"));
+        let socket = home.at(agent::SOCKET);
+        fs::create_dir_all(socket.parent().expect("it has one")).expect("made");
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let key = Key::new([1; 32]);
+        let theirs = key.clone();
+        let agent = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("the client comes");
+            let (request, code) = greet(&mut client, 1);
+            assert!(request.covers_input());
+            let (covered, nothing) = (mac::digest(got.unwrap_or_default()), mac::digest(b""));
+            let ending = Ending::Exit(0);
+            let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &covered, stderr: &nothing };
+            client.write_all(&Frame::Accept.to_vec(1)).expect("the client reads");
+            let (mut bytes, mut all) = ([0; 4096], Vec::new());
+            while !all.ends_with(&Frame::Eof.to_vec(1)) {
+                let n = client.read(&mut bytes).expect("the client writes");
+                all.extend_from_slice(&bytes[..n]);
+            }
+            client.write_all(&Frame::Exit(ending, theirs.result(&outcome)).to_vec(1)).expect("the client reads");
+            let _ = client.read_to_end(&mut Vec::new());
+        });
+        let input = dir.path().join("input");
+        fs::write(&input, b"the file").expect("written");
+        let mut put = submission(Mode::Put, b"/root/x");
+        put.input = Some(fs::File::open(&input).expect("there"));
+        let status = ask(&home, &key, "id-1", &put, &mut HistoryEntry::none()).await;
+        agent.join().expect("the agent saw what it wanted");
+        status
+    }
+
+    #[tokio::test]
+    async fn the_code_of_a_put_covers_the_bytes_that_dom0_got() {
+        assert!(matches!(put_signed_for(Some(b"the file")).await, Ok(0)));
+        assert!(matches!(put_signed_for(None).await, Ok(0)), "an older dom0 covers no input");
+        let status = put_signed_for(Some(b"the fi1e")).await;
+        let Err(ClientError::Transport(why)) = status else { panic!("{status:?}") };
+        assert!(why.starts_with("the result is not authentic"), "{why}");
+    }
+
     #[tokio::test]
     async fn a_second_attempt_after_a_stale_number_writes_to_the_same_file() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -152,21 +217,8 @@ mod tests {
             let _ = client.read_to_end(&mut Vec::new()); // credit, until the client is done
         });
         let output = dir.path().join("output");
-        let get = Submission {
-            mode: Mode::Get,
-            payload: b"/var/log/x".to_vec(),
-            shown: Vec::new(),
-            timeout: Duration::from_secs(20),
-            connect_timeout: Duration::from_secs(20),
-            stdin: false,
-            tty: false,
-            user: String::new(),
-            way: Delivery::Live,
-            quiet: true,
-            output: Some(fs::File::create(&output).expect("created")),
-            input: None,
-            recorded: false,
-        };
+        let mut get = submission(Mode::Get, b"/var/log/x");
+        get.output = Some(fs::File::create(&output).expect("created"));
         let status = ask(&home, &key, "id-1", &get, &mut HistoryEntry::none()).await;
         assert!(matches!(status, Ok(0)), "{status:?}");
         assert_eq!(fs::read(&output).expect("there"), b"the file");

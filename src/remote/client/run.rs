@@ -36,7 +36,6 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     let mut record =
         if ask.recorded { HistoryEntry::begin(home, &id, &ask.shown).map_err(own)? } else { HistoryEntry::none() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
-    let seconds = ask.timeout.as_secs();
     let result = runtime.block_on(async {
         match ask.way {
             Delivery::Live => live::ask(home, &key, &id, &ask, &mut record).await,
@@ -46,13 +45,16 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants
     match &result {
         Ok(status) => record.done(*status),
-        Err(ClientError::Timeout) => record.timed_out(seconds),
+        Err(ClientError::Timeout(limit)) => record.timed_out(limit.seconds()),
         Err(ClientError::Refused(status, _)) => record.done(*status),
         Err(ClientError::Signal(signal)) => record.done(signal.saturating_add(128)),
         Err(ClientError::Transport(_) | ClientError::Local(_)) => record.done(255),
     }
     result.map_err(|trouble| match trouble {
-        ClientError::Timeout => ClientError::Refused(124, format!("timed out after {seconds}s (id={id})")),
+        ClientError::Timeout(limit) => {
+            let (seconds, whose) = (limit.seconds(), limit.whose());
+            ClientError::Refused(124, format!("timed out after {seconds}s (id={id}): {whose}"))
+        }
         other => other,
     })
 }

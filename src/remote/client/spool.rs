@@ -20,7 +20,7 @@ use super::{
     history::HistoryEntry,
     home::Home,
     stdio,
-    submission::{ClientError, Delivery, Submission},
+    submission::{ClientError, Delivery, Submission, TimeLimit, waiting},
 };
 use crate::{
     log::escape,
@@ -162,15 +162,16 @@ impl Submitted {
                     read.map_err(&own)?;
                 }
                 () = sleep(TICK) => {}
-                () = sleep_until(began + ask.timeout) => return Err(ClientError::Timeout),
+                () = sleep_until(began + ask.timeout.unwrap_or_default()), if ask.timeout.is_some() => {
+                    return Err(ClientError::Timeout(TimeLimit::Client(ask.timeout.unwrap_or_default())));
+                }
                 _ = int.recv() => return Err(ClientError::Signal(2)),
                 _ = term.recv() => return Err(ClientError::Signal(15)),
             }
             if Instant::now() >= progress {
                 progress += PROGRESS;
                 if !ask.quiet {
-                    let seconds = began.elapsed().as_secs() / 30 * 30;
-                    eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
+                    eprintln!("{}", waiting(began, ask.timeout));
                 }
             }
             if self.signed.is_some() && Instant::now() >= renew && self.at("pending", "").exists() {
@@ -217,6 +218,7 @@ pub async fn ask(
     let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
     let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
+    let timeout = ask.timeout;
     match ask.way {
         #[cfg(feature = "v1")]
         Delivery::V1 => submitted.put(".auth", key.v1_token(id).as_bytes()),
@@ -237,7 +239,9 @@ pub async fn ask(
                 }
                 record.logged(number, &head);
             }
-            verify(key, id, code, status, &out, &err, &meta)?
+            let own = TimeLimit::Client(timeout.unwrap_or_default());
+            let limit = read_limit(&meta).map_or(own, TimeLimit::Policy);
+            verify(key, id, code, status, (&out, &err), &meta, limit)?
         }
         None => {
             submitted.wait_for_meta().await;
@@ -261,7 +265,7 @@ fn sign(ask: &Submission, key: &Key, id: &str, vm: &str) -> (Request, mac::Diges
         seq: 0,
         id: id.to_owned(),
         created_ms: now_ms(),
-        timeout_ms: u32::try_from(ask.timeout.as_millis()).unwrap_or(u32::MAX),
+        timeout_ms: ask.timeout_ms(),
         flags: flags::QUEUED,
         user: ask.user.clone(),
         cwd: Vec::new(),
@@ -285,15 +289,21 @@ fn exit_status(request: &Submitted) -> Option<u8> {
     })
 }
 
+/// The limit of the policy that ended the command.
+fn read_limit(meta: &str) -> Option<Duration> {
+    let seconds = meta.lines().find_map(|line| line.strip_prefix("limit="))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
 /// A result counts when dom0 signed it. What says that nothing was run carries no code, and can do no harm.
 fn verify(
     key: &Key,
     id: &str,
     request: &mac::Digest,
     status: u8,
-    out: &[u8],
-    err: &[u8],
+    (out, err): (&[u8], &[u8]),
     meta: &str,
+    limit: TimeLimit,
 ) -> Result<u8, ClientError> {
     let Some((code, ending)) = read_mac(meta) else {
         if matches!(status, 125 | 126 | 130) && out.is_empty() {
@@ -315,5 +325,5 @@ fn verify(
     if !key.verify_result(&outcome, &code) || ending.status() != status {
         return Err(ClientError::Transport(format!("the result is not authentic: dom0 did not write it (id={id})")));
     }
-    if ending == Ending::Timeout { Err(ClientError::Timeout) } else { Ok(status) }
+    if ending == Ending::Timeout { Err(ClientError::Timeout(limit)) } else { Ok(status) }
 }

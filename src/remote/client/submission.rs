@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::proto::remote::Mode;
 
 /// What is asked, and how its answer is wanted.
@@ -13,8 +15,8 @@ pub struct Submission {
     pub payload: Vec<u8>,
     /// The command as the logs show it.
     pub shown: Vec<u8>,
-    /// How long the command may take.
-    pub timeout: Duration,
+    /// How long the command may take; `None`: as long as dom0's policy has it.
+    pub timeout: Option<Duration>,
     /// How long dom0 may take to answer at all.
     pub connect_timeout: Duration,
     /// Standard input goes to the command.
@@ -35,6 +37,13 @@ pub struct Submission {
     pub recorded: bool,
 }
 
+impl Submission {
+    /// The limit of time as a request has it: 0 for none.
+    pub(super) fn timeout_ms(&self) -> u32 {
+        self.timeout.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
 /// How dom0 is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -47,6 +56,38 @@ pub enum Delivery {
     V1,
 }
 
+/// The line of progress of a command that began then and has this limit.
+pub(super) fn waiting(began: Instant, limit: Option<Duration>) -> String {
+    let seconds = began.elapsed().as_secs() / 30 * 30;
+    let limit = limit.map_or_else(String::new, |limit| format!("/{}s", limit.as_secs()));
+    format!("[qvm-remote] waiting... {seconds}s{limit}")
+}
+
+/// Whose limit of time ended a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// Of the client: an option, or its default where no terminal is attached.
+    Client(Duration),
+    /// Of dom0's policy.
+    Policy(Duration),
+}
+
+impl TimeLimit {
+    /// The time in whole seconds.
+    pub fn seconds(self) -> u64 {
+        let (Self::Client(time) | Self::Policy(time)) = self;
+        time.as_secs()
+    }
+
+    /// Whose limit it is, and how to change it.
+    pub fn whose(self) -> &'static str {
+        match self {
+            Self::Client(_) => "the limit of this side (qvm-remote -t SECONDS; none at a terminal without -t)",
+            Self::Policy(_) => "the limit of dom0's policy (timeout= of the rule that allows it)",
+        }
+    }
+}
+
 /// Why there is no answer of a command.
 #[derive(Debug)]
 pub enum ClientError {
@@ -54,8 +95,8 @@ pub enum ClientError {
     Refused(u8, String),
     /// dom0 cannot be reached, or what came is not from dom0.
     Transport(String),
-    /// No answer in time.
-    Timeout,
+    /// The time of the command was over, by this limit.
+    Timeout(TimeLimit),
     /// Ended by this signal.
     Signal(u8),
     /// An error of this side: no key, no directory.

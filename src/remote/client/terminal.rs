@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, IsTerminal as _},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -21,14 +21,15 @@ pub(super) struct OutputThread {
 }
 
 impl OutputThread {
-    /// `done` hears how many bytes were written; 0: nobody reads any more.
-    pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<u32>) -> Self {
+    /// `done` hears how many bytes were written, or why they were not.
+    pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
         let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
         std::thread::spawn(move || {
             while let Ok(bytes) = line.recv() {
                 let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let written = stdio::write_all(&mut file, &bytes).is_ok();
-                if done.send(if written { n } else { 0 }).is_err() || !written {
+                let written = stdio::write_all(&mut file, &bytes).map(|()| n);
+                let failed = written.is_err();
+                if done.send(written).is_err() || failed {
                     return;
                 }
             }
@@ -84,19 +85,25 @@ impl ClientSignals {
     }
 }
 
-/// Reads in a thread of its own: a terminal, a pipe, a file alike.
-pub(super) fn read_input(mut from: File) -> mpsc::Receiver<Vec<u8>> {
+/// Reads in a thread of its own: a terminal, a pipe, a file alike. What cannot be read is an error, and no end.
+pub(super) fn read_input(mut from: File) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (to, line) = mpsc::channel(2);
     std::thread::spawn(move || {
         let mut bytes = vec![0; SLICE];
         loop {
             match stdio::read(&mut from, &mut bytes) {
-                Ok(n) if n > 0 => {
-                    if to.blocking_send(bytes[..n].to_vec()).is_err() {
+                Ok(0) => return,
+                Ok(n) => {
+                    if to.blocking_send(Ok(bytes[..n].to_vec())).is_err() {
                         return;
                     }
                 }
-                _ => return,
+                // the other end of a pseudo-terminal was closed: that is the end of its input
+                Err(e) if e.raw_os_error() == Some(libc::EIO) && from.is_terminal() => return,
+                Err(e) => {
+                    let _ = to.blocking_send(Err(e));
+                    return;
+                }
             }
         }
     });

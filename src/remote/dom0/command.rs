@@ -1,7 +1,11 @@
 //! The life of one command: is it authentic, was it there before, is it allowed, is there room; then it runs, and its
 //! result is signed.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
@@ -21,7 +25,7 @@ use crate::{
     log::Kind,
     proto::{
         mac::{self, Digest, Outcome},
-        remote::{Ending, Frame, Mode, Refusal},
+        remote::{Ending, Frame, Mode, Refusal, WaitReason},
     },
 };
 
@@ -29,8 +33,28 @@ use crate::{
 pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, port: Port, opening: Opening) {
     // The request is out of the list, and its place is free, before its answer waits for the qube to read.
     match attend(&shared, &vm, nonce.as_ref(), &port, opening).await {
-        Ok((ending, code)) => port.send(Frame::Exit(ending, code)).await,
+        Ok(Answer { ending, code, spent }) => {
+            if let Some(time) = spent {
+                port.send(Frame::Wait(WaitReason::Spent(time.as_secs()))).await;
+            }
+            port.send(Frame::Exit(ending, code)).await;
+        }
         Err(Rejected(refusal, text)) => port.send(Frame::Reject(refusal, &text)).await,
+    }
+}
+
+/// What the client of a request gets that was carried out.
+struct Answer {
+    ending: Ending,
+    /// The code of the result.
+    code: Digest,
+    /// The limit of the policy that ended the command.
+    spent: Option<Duration>,
+}
+
+impl Answer {
+    fn of(authentic: &Authentic, done: &Done) -> Self {
+        Self { ending: done.ending, code: sign(authentic, done), spent: None }
     }
 }
 
@@ -40,7 +64,7 @@ async fn attend(
     nonce: Option<&[u8; 32]>,
     port: &Port,
     opening: Opening,
-) -> Result<(Ending, Digest), Rejected> {
+) -> Result<Answer, Rejected> {
     let authentic = authenticate(shared, vm, nonce, opening)?;
     let case = Case { shared, vm, id: &authentic.id };
     let registration = shared.requests.register(&vm.name, &authentic.id);
@@ -58,19 +82,24 @@ async fn attend(
         let nothing = mac::digest(b"");
         let done = Done { ending: Ending::Exit(0), stdout: nothing, stderr: nothing, bytes: (0, 0) };
         candidate.wait(RequestState::Receiving, port.send(Frame::Accept)).await?;
-        return Ok((done.ending, sign(&authentic, &done)));
+        return Ok(Answer::of(&authentic, &done));
     }
     if gate::mark(case, &authentic).is_some_and(|mark| shared.ledger().knows(&mark)) {
         return Err(case.again());
     }
-    let done = if shared.dry_run {
+    if shared.dry_run {
         let judged = gate::decide(candidate).await?;
-        candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?
-    } else {
-        let clearance = gate::pass(candidate).await?;
-        carry_out(case, clearance, port, registration).await?
-    };
-    Ok((done.ending, sign(&authentic, &done)))
+        let done = candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?;
+        return Ok(Answer::of(&authentic, &done));
+    }
+    let clearance = gate::pass(candidate).await?;
+    let (job, policy) = (clearance.judged.launch(), clearance.judged.options.timeout);
+    // the time of a transfer has no other bound in dom0
+    let by_policy = policy.filter(|_| job.is_none_or(|job| job.timeout_by_policy));
+    let covered = authentic.request.as_ref().is_some_and(|request| request.covers_input());
+    let done = carry_out(case, clearance, port, registration, covered).await?;
+    let spent = by_policy.filter(|_| done.ending == Ending::Timeout);
+    Ok(Answer { spent, ..Answer::of(&authentic, &done) })
 }
 
 /// Does what was asked, with an entry at its end.
@@ -79,10 +108,13 @@ async fn carry_out(
     clearance: Clearance,
     port: &Port,
     registration: Registration,
+    covered: bool,
 ) -> Result<Done, Rejected> {
     let vm = &case.vm.name;
     let began = Instant::now();
     let Clearance { judged, place, receipt, file } = clearance;
+    let limit = if judged.launch().is_none_or(|job| job.timeout_by_policy) { "policy" } else { "client" };
+    let transferred = judged.launch().is_none().then(|| judged.task.clone());
     let mut group = None;
     // the client's own time is how long it waits; what is left in the background is bounded by the policy's
     let deadline = judged.options.timeout.map(|time| began + time);
@@ -108,8 +140,9 @@ async fn carry_out(
             let moved = Pumped::default();
             let transfer = transfer::put(target, receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
-            let ((_, bytes), nothing) = (moved.finish(), mac::digest(b""));
-            ending.map(|ending| Done { ending, stdout: nothing, stderr: nothing, bytes: (0, bytes) })
+            let ((digest, bytes), nothing) = (moved.finish(), mac::digest(b""));
+            let stdout = if covered { digest } else { nothing };
+            ending.map(|ending| Done { ending, stdout, stderr: nothing, bytes: (0, bytes) })
         }
         (_, None) => Err(io::Error::other("its file is not open")),
     };
@@ -121,7 +154,10 @@ async fn carry_out(
         let _ = group.leave(case.id, over.map(|over| SystemTime::now() + over));
         background::watch(case.shared.clone(), vm.clone(), registration, group, deadline);
     }
-    let done = result.map_err(|e| case.not_started(&e))?;
+    let done = result.map_err(|e| match transferred.and_then(|task| task.not_copied(&e)) {
+        Some(text) => case.not_copied(text),
+        None => case.not_started(&e),
+    })?;
     let category = match done.ending {
         Ending::Exit(_) | Ending::Signal(_) => "DONE",
         Ending::Timeout => "TIMEOUT",
@@ -130,6 +166,9 @@ async fn carry_out(
     };
     let (ms, status) = (began.elapsed().as_millis(), done.ending.status());
     let mut text = format!("exit={status} duration={ms}ms out={} err={}", done.bytes.0, done.bytes.1);
+    if done.ending == Ending::Timeout {
+        text += &format!(" limit={limit}");
+    }
     if in_background {
         text += " background=yes";
     }

@@ -59,6 +59,10 @@ pub struct Launch {
     pub env: Vec<(OsString, OsString)>,
     /// The directory to run in.
     pub cwd: PathBuf,
+    /// The command runs in `/` where that directory is missing: nobody asked for it.
+    pub cwd_optional: bool,
+    /// The command's umask.
+    pub umask: u32,
     /// The user to run as; `None`: the daemon's own.
     pub identity: Option<Identity>,
     /// Whether standard input is the client's.
@@ -67,6 +71,8 @@ pub struct Launch {
     pub tty: bool,
     /// How long the command may run.
     pub timeout: Option<Duration>,
+    /// Whether that limit is the policy's.
+    pub timeout_by_policy: bool,
     /// How many bytes the command may write.
     pub max_output: Option<u64>,
 }
@@ -104,7 +110,11 @@ fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
-    command.arg("--cwd").arg(&job.cwd).arg(format!("--descriptors={}", descriptors::inherited()));
+    command.arg("--cwd").arg(&job.cwd).arg(format!("--umask={}", job.umask));
+    command.arg(format!("--descriptors={}", descriptors::inherited()));
+    if job.cwd_optional {
+        command.arg("--cwd-optional");
+    }
     let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");

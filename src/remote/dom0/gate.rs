@@ -363,7 +363,10 @@ impl Candidate<'_> {
         let open = transfer::open(&task, &self.case.vm.looks);
         match self.wait_for_disk(RequestState::Looking, open).await? {
             Ok(file) => Ok(file.map(|file| (task, file))),
-            Err(e) => Err(self.case.not_started(&e)),
+            Err(e) => Err(match task.not_copied(&e) {
+                Some(text) => self.case.not_copied(text),
+                None => self.case.not_started(&e),
+            }),
         }
     }
 

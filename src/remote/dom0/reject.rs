@@ -94,6 +94,12 @@ impl Case<'_> {
         Rejected(Refusal::Failed, text)
     }
 
+    /// The file of a transfer could not be copied.
+    pub(super) fn not_copied(self, text: String) -> Rejected {
+        self.audit("ERROR", &text);
+        Rejected(Refusal::Failed, text)
+    }
+
     /// Its client gave up before it began.
     pub(super) fn abandoned(self) -> Rejected {
         self.cancel("before it began");
