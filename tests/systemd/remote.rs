@@ -239,9 +239,41 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         assert_eq!((sleepers("4753"), property("Result")), (0, "success".into()));
         assert_eq!(shell("ls /run/qvm-remote 2>/dev/null || true"), "");
         // for a while, and then no more
-        assert_eq!(shell("qvm-remote-dom0 start --for 2s"), "Started for 2s.");
+        let timer = || attempt("systemctl is-active qvm-remote-dom0-stop.timer").1;
+        let start = |time: &str| shell(&format!("qvm-remote-dom0 start --for {time}"));
+        let started =
+            |time: &str| format!("Started for {time}; then it is stopped. Another 'start --for' sets another time.");
+        assert_eq!(start("1h"), started("1h"));
         assert_eq!(answer("echo for a while"), "for a while");
+        // another time takes the place of the first one
+        assert_eq!(start("2s"), started("2s"));
         eventually("the while is over", || property("ActiveState") == "inactive");
+        // a restart keeps the time; a stop ends it, so that it ends nothing that is started later
+        start("1h");
+        shell(&format!("systemctl restart {UNIT}"));
+        assert_eq!(timer(), "active");
+        shell(&format!("systemctl stop {UNIT}"));
+        eventually("its time is forgotten", || timer() == "inactive");
+        // what somebody started by hand goes on
+        shell(&format!("systemctl start {UNIT}"));
+        assert!(start("1s").starts_with("It runs already, and was not started by 'start'"));
+        assert_eq!((timer(), property("ActiveState")), ("inactive".into(), "active".into()));
+        // an upgrade by a command of a qube: what runs ends first, everybody is served, what is in the background stays
+        shell("mkfifo /root/go");
+        let before = property("MainPID");
+        answer("'setsid sleep 4766 >/dev/null 2>&1 </dev/null &'");
+        let mut upgrade = remote("'qvm-remote-dom0 restart --when-idle; echo up; read x </root/go; echo end'");
+        upgrade.stdout.wait_for("up");
+        assert!(shell("qvm-remote-dom0 status").contains("A restart is pending since "));
+        assert_eq!((answer("echo served"), property("MainPID")), ("served".into(), before.clone()));
+        shell("echo >/root/go");
+        assert!(upgrade.wait().success());
+        assert_eq!(upgrade.stdout.to_the_end().last().map(String::as_str), Some("end"));
+        eventually("another process", || !["0", before.as_str()].contains(&property("MainPID").as_str()));
+        assert_eq!((answer("echo restarted"), sleepers("4766")), ("restarted".into(), 1));
+        assert_eq!(property("Result"), "success");
+        shell("qvm-remote-dom0 revoke --kill work; qvm-remote-dom0 authorize work $(cat /root/work.key)");
+        eventually("nothing is left", || sleepers("4766") == 0);
         shell(&format!("systemctl start {UNIT}"));
     });
     tree.boot("after a reboot", As::Root, || {

@@ -1,6 +1,10 @@
 //! Daily work: files, times, directories and restarts behave as people know them from ssh.
 
-use crate::{support::eventually, world::World};
+use std::{fs, time::Duration, time::Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::{approve::whole_id, support::eventually, world::World};
 
 /// Nothing is left in a directory of dom0.
 #[track_caller]
@@ -66,7 +70,7 @@ fn a_command_has_no_limit_at_a_terminal_and_one_elsewhere() {
     // the sheet has the limit; a terminal that is standard error alone will do
     let limit = |text: &str| {
         let asked = world.vm_start("work", &["bash", "-c", &format!("cd; {text}")]);
-        let id = crate::approve::whole_id(&world);
+        let id = whole_id(&world);
         let seen = world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", &id[..12])).text();
         world.dom0(&format!("qvm-remote-dom0 approve {id} --deny")).expect(0, "Refused.\n");
         asked.end();
@@ -112,13 +116,190 @@ fn commands_run_at_home_with_the_umask_of_ssh_and_no_signal_blocked() {
     }
 }
 
+/// The list of qubes.
+fn list(world: &World, names: &str) {
+    world.dom0(&format!("echo 'QVM_REMOTE_VMS=\"{names}\"' >/etc/qubes/remote.conf")).expect(0, "");
+}
+
+/// What `status --json` says.
+fn status(world: &World) -> serde_json::Value {
+    serde_json::from_str(&world.dom0("qvm-remote-dom0 status --json").text()).expect("JSON")
+}
+
+/// Waits until so many requests are in this state.
+#[track_caller]
+fn requests_wait(world: &World, state: &str, count: usize) {
+    let waiting = || status(world)["waiting"].as_array().cloned().unwrap_or_default();
+    eventually(state, || waiting().iter().filter(|request| request["state"] == state).count() == count);
+}
+
 #[test]
-fn the_code_of_a_put_covers_what_dom0_got() {
+fn whoever_waits_is_answered_at_once_when_key_or_policy_say_no_and_begins_when_more_may_run() {
     let world = world!("work");
     let _daemon = world.ready();
-    world.policy("work", "allow put /root/in\n");
-    world.dom0("mkdir /root/in").expect(0, "");
-    world.shell("work", "head -c 3000000 /dev/urandom >f; qvm-remote put f /root/in/f").expect(0, "");
-    let sum = world.dom0("sha256sum </root/in/f").text();
-    world.shell("work", "sha256sum <f").expect(0, &sum);
+    let key = world.remote("work", &["key", "show"]).text();
+    // for a person: an unrelated change asks nobody again
+    world.policy("work", "ask shell *\n");
+    let asked = world.remote_start("work", &["true"]);
+    let id = whole_id(&world);
+    world.policy("work", "# a comment\nask shell *\n");
+    world.policy("work", "ask shell *\nallow qvm-ls\n");
+    assert_eq!(whole_id(&world), id);
+    world.policy("work", "deny shell *\n");
+    asked.end().expect(126, "").says("line 1 of its policy says deny");
+    world.policy("work", "ask * *\n");
+    let asked = world.remote_start("work", &["--argv", "true"]);
+    whole_id(&world);
+    world.dom0("qvm-remote-dom0 revoke work").expect(0, "Revoked VM 'work'.\n");
+    asked.end().expect(126, "").says("this qube has no key in dom0 (any more)");
+    world.dom0("qvm-remote-dom0 approve").expect(0, "Nothing waits for approval.\n");
+    // for a place
+    world.dom0(&format!("qvm-remote-dom0 authorize work {}", key.trim()));
+    world.policy("work", "max-running = 1\nallow shell *\nallow true\n");
+    let mut runs = world.remote_start("work", &["-i", "echo up; read x; echo $x"]);
+    runs.wait_for("up\n");
+    let words = world.remote_start("work", &["--argv", "true"]);
+    let text = world.remote_start("work", &["echo begun"]);
+    requests_wait(&world, "place", 2);
+    world.policy("work", "max-running = 1\nallow shell *\n");
+    words.end().expect(126, "").says("no rule of its policy allows it");
+    world.policy("work", "max-running = 2\nallow shell *\n");
+    text.end().expect(0, "begun\n");
+    runs.write(b"still here\n");
+    runs.end().expect(0, "up\nstill here\n");
+}
+
+#[test]
+fn whoever_waits_for_approval_hears_of_it_by_whatever_way_he_asks() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "ask shell *\n");
+    for words in
+        [&["qvm-remote", "true"][..], &["qvm-remote", "--queue", "true"], &["qvm-remote-ssh", "-n", "dom0", "true"]]
+    {
+        let asked = world.vm_start("work", words);
+        let id = whole_id(&world);
+        let text =
+            format!("waiting for approval in dom0: qvm-remote-dom0 approve {} (dom0 waits 10 min at most)", &id[..12]);
+        eventually("it says so", || asked.said(&text));
+        let approved = world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
+        assert_eq!(approved.code, 0, "{approved:#?}");
+        asked.end().expect(0, "");
+    }
+    let results = world.home("work").join(".qvm-remote/queue/results");
+    assert_eq!(fs::read_dir(results).expect("there").count(), 0);
+}
+
+#[test]
+fn a_name_that_no_qube_has_keeps_nobody_from_being_served_and_checks_run_side_by_side() {
+    let world = world!("work");
+    world.authorize();
+    let names: Vec<String> = (0..30).map(|n| format!("gone-{n}")).collect();
+    list(&world, &format!("{} work", names.join(" ")));
+    // each check ends when all have begun
+    let barrier = r#"#!/bin/bash
+echo >>/run/checks
+for _ in $(seq 2000); do [[ $(wc -l </run/checks) -ge 31 ]] && break; sleep .01; done
+[[ $(wc -l </run/checks) -ge 31 && $1 == work ]]
+"#;
+    fs::write(world.path().join("qvm-check"), barrier).expect("written");
+    world.dom0("install -m 755 $WORLD/qvm-check /usr/local/sbin/qvm-check").expect(0, "");
+    let daemon = world.daemon();
+    world.remote("work", &["echo served"]).expect(0, "served\n");
+    assert_eq!(status(&world)["vms"]["gone-7"]["channel"], "no such qube");
+    let said = daemon.stop();
+    said.says("gone-29 is not served: no qube has this name; the others of the list are served");
+    // none at all is a fault
+    list(&world, "gone-1");
+    world.dom0("cp /etc/qubes/remote.d/work.key /etc/qubes/remote.d/gone-1.key");
+    world.dom0("qvm-remote-dom0").expect(1, "").says("VM 'gone-1' does not exist");
+}
+
+#[test]
+fn timing_a_qube_that_is_authorised_is_served_within_a_second() {
+    let world = world!("work", "dev");
+    world.authorize();
+    let key = world.remote("dev", &["key", "show"]).text();
+    world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
+    let daemon = world.dom0_start("qvm-remote-dom0");
+    eventually("work is served", || world.remote("work", &["ping"]).code == 0);
+    eventually("dev is not", || status(&world)["vms"]["dev"]["channel"] == "no key");
+    let began = Instant::now();
+    world.dom0(&format!("qvm-remote-dom0 authorize dev {}", key.trim()));
+    world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
+    // a machine with other work takes longer than a second; it was up to 37 s before
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    drop(daemon);
+}
+
+#[test]
+fn a_qube_without_an_agent_is_one_line() {
+    let world = world!("work");
+    world.authorize();
+    let none = "nsenter -t $(cat $WORLD/vms/work/pid) -m -- mount --bind /dev/null /mnt/bin/qvm-remote";
+    world.dom0(none).expect(0, "");
+    let mut daemon = world.dom0_start("qvm-remote-dom0");
+    eventually("it was looked for twice", || {
+        world.calls() >= 2 && status(&world)["vms"]["work"]["channel"] == "no agent"
+    });
+    world.dom0(&format!("kill -TERM {}", status(&world)["pid"])).expect(0, "");
+    eventually("it has stopped", || daemon.ended());
+    let said = daemon.end();
+    assert_eq!(
+        said.err.matches("work runs and has no agent of qvm-remote: install qvm-remote").count(),
+        1,
+        "{said:#?}"
+    );
+}
+
+#[test]
+fn a_queued_request_is_taken_back_when_the_terminal_is_closed() {
+    let world = world!("work");
+    world.authorize();
+    let queued = world.remote_start("work", &["--queue", "touch /root/ran"]);
+    let pending = world.home("work").join(".qvm-remote/queue/pending");
+    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+    queued.signal(Signal::SIGHUP);
+    queued.end().expect(129, "");
+    assert_eq!(pending.read_dir().expect("there").count(), 0);
+}
+
+#[test]
+fn once_answers_clients_that_wait() {
+    let world = world!("work");
+    world.authorize();
+    let words = ["--connect-timeout", "60", "echo answered"];
+    let waiting = [(); 3].map(|()| world.remote_start("work", &words));
+    let log = world.home("work").join(".qvm-remote/audit.log");
+    eventually("they wait", || fs::read_to_string(&log).is_ok_and(|log| log.matches("] SUBMIT ").count() == 3));
+    assert_eq!(world.dom0("qvm-remote-dom0 --once").code, 0);
+    for client in waiting {
+        client.end().expect(0, "answered\n");
+    }
+}
+
+#[test]
+fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let ordered = || fs::read_to_string(world.path().join("systemctl")).unwrap_or_default();
+    let mut upgrade = world.remote_start("work", &["-i", "qvm-remote-dom0 restart --when-idle; read x; echo upgraded"]);
+    upgrade.wait_for("The service is restarted when no command runs or waits: qvm-remote-dom0 status\n");
+    assert!(status(&world)["restart_pending_since"].as_u64().is_some_and(|since| since > 1_700_000_000));
+    let text = world.dom0("qvm-remote-dom0 status").text();
+    assert!(text.contains("A restart is pending since 20"), "{text}");
+    world.remote("work", &["echo served"]).expect(0, "served\n");
+    assert!(!ordered().contains("restart"), "{}", ordered());
+    // what it would cut is shown, and asked
+    let shown = world.dom0("qvm-remote-dom0 restart </dev/null");
+    shown.says("it is asked on a terminal; elsewhere: --yes").says("qvm-remote-dom0 restart --when-idle");
+    assert!(shown.code == 1 && shown.text().contains("cmd=qvm-remote-dom0 restart --when-idle"), "{shown:#?}");
+    world.remote("work", &["qvm-remote-dom0 restart --yes"]).expect(1, "").says("a command of a qube would cut itself");
+    assert!(!ordered().contains("restart"), "{}", ordered());
+    upgrade.write(b"go on\n");
+    let done = upgrade.end();
+    assert!(done.code == 0 && done.text().ends_with("upgraded\n"), "{done:#?}");
+    eventually("the restart", || ordered().contains("--no-block restart qvm-remote-dom0.service\n"));
+    world.dom0("qvm-remote-dom0 restart").expect(0, "Restarted.\n");
+    assert!(ordered().ends_with("restart qvm-remote-dom0\n"), "{}", ordered());
 }

@@ -102,6 +102,11 @@ impl Running {
         done(run(command)).expect(0, "");
     }
 
+    /// Whether it has said this on standard error.
+    pub(crate) fn said(&self, text: &str) -> bool {
+        self.process.stderr.count(text) > 0
+    }
+
     /// Whether it has ended.
     pub(crate) fn ended(&mut self) -> bool {
         !self.process.running()

@@ -9,6 +9,7 @@ mod failure;
 mod logs;
 mod manage;
 mod record;
+mod service;
 mod status;
 mod tables;
 mod test_policy;

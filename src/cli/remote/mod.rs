@@ -53,6 +53,7 @@ pub fn main() -> ExitCode {
 fn tell(trouble: &ClientError) -> ExitCode {
     let (status, text) = match trouble {
         ClientError::Refused(status, text) => (*status, text.as_str()),
+        ClientError::Unauthorised(text) => (126, text.as_str()),
         ClientError::Transport(text) => (255, text.as_str()),
         ClientError::Local(text) => (1, text.as_str()),
         ClientError::Timeout(limit) => (124, limit.whose()),

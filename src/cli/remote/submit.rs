@@ -45,6 +45,7 @@ pub(super) fn plain(options: &ClientOptions, mode: Mode, payload: Vec<u8>) -> Su
         user: options.user.clone(),
         way: options.delivery,
         quiet: options.quiet,
+        progress: options.progress,
         output: None,
         input: None,
         recorded: true,

@@ -33,7 +33,7 @@ pub enum WaitReason<'a> {
 
 impl<'a> WaitReason<'a> {
     /// Reads the text on the wire.
-    pub(super) fn parse(text: &'a str) -> Self {
+    pub fn parse(text: &'a str) -> Self {
         if let Some(id) = text.strip_prefix(APPROVAL) {
             return Self::Approval(id);
         }

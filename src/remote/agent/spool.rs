@@ -170,6 +170,10 @@ impl QueuedCommand {
         self.queue.join("pending").join(format!("{}{end}", self.id))
     }
 
+    fn result(&self, end: &str) -> PathBuf {
+        self.queue.join("results").join(format!("{}.{end}", self.id))
+    }
+
     /// `begun` is told when dom0 has been sent the request.
     async fn serve(&self, agent: &Arc<Agent>, signed: bool, begun: tokio::sync::oneshot::Sender<()>) {
         let (started, began) = (clock::now(), Instant::now());
@@ -213,8 +217,8 @@ impl QueuedCommand {
         meta.push_str(&result.mac);
         meta.push_str(&result.receipt);
         meta.push_str(&result.limit);
-        let results = self.queue.join("results");
-        let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
+        let put = |end: &str, bytes: &[u8]| files::replace(&self.result(end), 0o600, bytes);
+        let _ = fs::remove_file(self.result("wait"));
         let written = put("out", &result.out)
             .and_then(|()| put("err", &result.err))
             .and_then(|()| put("meta", meta.as_bytes()))
@@ -284,6 +288,12 @@ impl QueuedCommand {
                 Frame::Credit(n) => credit += n as usize,
                 Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                     result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
+                }
+                // what a person has to end; the queue of the original has no such file
+                Frame::Wait(reason @ (WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk))
+                    if self.pending(".auth2").exists() =>
+                {
+                    let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
                 }
                 Frame::Wait(WaitReason::Spent(seconds)) => result.limit = format!("limit={seconds}\n"),
                 Frame::Reject(refusal, why) => {

@@ -19,7 +19,7 @@ use super::{
     connection::Connection,
     history::HistoryEntry,
     stdio,
-    submission::{ClientError, Submission, TimeLimit, waiting},
+    submission::{APPROVAL, ClientError, Submission, TimeLimit, waiting, waits},
     terminal::{ClientSignals, OutputThread, RawMode, read_input},
 };
 use crate::{
@@ -38,8 +38,6 @@ const CANCEL: Duration = Duration::from_secs(8);
 const MARGIN: Duration = Duration::from_secs(10);
 /// A command that ran for our limit less this was ended by our limit: dom0 began to count a moment before we did.
 const SLACK: Duration = Duration::from_millis(500);
-/// How long dom0 waits for a person.
-const APPROVAL: Duration = Duration::from_secs(600);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How long dom0 may take to take a request up, once the agent has it.
@@ -216,11 +214,7 @@ impl<'a> Exchange<'a> {
                 // a busy moment is no news; what a person has to end is
                 if !self.ask.quiet && matches!(reason, WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk)
                 {
-                    let most = match reason {
-                        WaitReason::Approval(_) => format!(" (dom0 waits {} min at most)", APPROVAL.as_secs() / 60),
-                        _ => String::new(),
-                    };
-                    eprintln!("[qvm-remote] waiting {}{most}", escape(reason.to_string().as_bytes()));
+                    eprintln!("{}", waits(reason));
                 }
             }
             Frame::Reject(refusal, why) => return Err(self.rejected(refusal, why)),
@@ -234,6 +228,7 @@ impl<'a> Exchange<'a> {
         match self.give_up.take() {
             Some((_, trouble)) => trouble.into(),
             None if refusal == Refusal::Stale && self.accepted_at.is_none() => ExchangeError::Stale,
+            None if refusal == Refusal::NotAuthorised => ClientError::Unauthorised(escape(why.as_bytes())).into(),
             // a fault of a file is a fault of the copy, and no trouble with dom0
             None if refusal == Refusal::Failed && matches!(self.ask.mode, Mode::Get | Mode::Put) => {
                 ClientError::Local(escape(why.as_bytes())).into()
@@ -397,7 +392,7 @@ impl<'a> Exchange<'a> {
 
     fn show_progress(&mut self) {
         self.progress += PROGRESS;
-        if !self.ask.quiet && self.pending == 0 && !self.ask.tty {
+        if !self.ask.quiet && self.ask.progress && self.pending == 0 && !self.ask.tty {
             eprintln!("{}", waiting(self.began, self.ask.timeout));
         }
     }

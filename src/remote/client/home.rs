@@ -36,6 +36,21 @@ impl Home {
         self.0.join(name)
     }
 
+    /// Where a new key waits until dom0 has accepted it.
+    pub fn new_key_path(&self) -> PathBuf {
+        self.at("auth.key.new")
+    }
+
+    /// The key that waits until dom0 has accepted it.
+    pub(crate) fn new_key(&self) -> Option<Key> {
+        keys::read_own(&self.new_key_path(), None).ok()
+    }
+
+    /// dom0 has accepted the new key: it takes the place of the old one.
+    pub(super) fn take_new_key(&self) -> io::Result<()> {
+        std::fs::rename(self.new_key_path(), self.at("auth.key"))
+    }
+
     /// This VM's key.
     ///
     /// # Errors

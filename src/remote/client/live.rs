@@ -143,6 +143,7 @@ mod tests {
             user: String::new(),
             way: Delivery::Live,
             quiet: true,
+            progress: false,
             output: None,
             input: None,
             recorded: false,

@@ -10,7 +10,14 @@ use super::{
     live, spool,
     submission::{ClientError, Delivery, Submission},
 };
-use crate::{proto::mac::hex, remote::clock, sys};
+use crate::{
+    proto::{
+        mac::{Key, hex},
+        remote::Mode,
+    },
+    remote::clock,
+    sys,
+};
 
 /// A new id: local time, process, eight random digits, as the original has it.
 ///
@@ -23,6 +30,30 @@ pub fn new_id() -> io::Result<String> {
     let [year, month, day, hour, minute, second] = sys::local_time(seconds);
     let time = format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}");
     Ok(format!("{time}-{}-{}", getpid(), hex(&random)))
+}
+
+/// Asks with the key in use, and with the new one where dom0 does not take that (any more); a ping tries the new one first.
+/// Once dom0 has answered to the new one, it is the key in use.
+async fn with_either_key(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: &Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
+    let Some(new) = home.new_key() else { return live::ask(home, key, id, ask, record).await };
+    let (first, second) = if ask.mode == Mode::Ping { (&new, key) } else { (key, &new) };
+    let (mut used, mut result) = (first, live::ask(home, first, id, ask, record).await);
+    if let Err(ClientError::Unauthorised(why)) = result {
+        (used, result) = (second, live::ask(home, second, id, ask, record).await);
+        if matches!(result, Err(ClientError::Unauthorised(_))) {
+            return Err(ClientError::Unauthorised(why));
+        }
+    }
+    if *used == new && result.is_ok() {
+        home.take_new_key().map_err(|e| ClientError::Local(format!("{}: {e}", home.path().display())))?;
+    }
+    result
 }
 
 /// Asks; the command's status.
@@ -38,7 +69,7 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
     let result = runtime.block_on(async {
         match ask.way {
-            Delivery::Live => live::ask(home, &key, &id, &ask, &mut record).await,
+            Delivery::Live => with_either_key(home, &key, &id, &ask, &mut record).await,
             _ => spool::ask(home, &key, &id, ask, &mut record).await,
         }
     });
@@ -47,6 +78,7 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
         Ok(status) => record.done(*status),
         Err(ClientError::Timeout(limit)) => record.timed_out(limit.seconds()),
         Err(ClientError::Refused(status, _)) => record.done(*status),
+        Err(ClientError::Unauthorised(_)) => record.done(126),
         Err(ClientError::Signal(signal)) => record.done(signal.saturating_add(128)),
         Err(ClientError::Transport(_) | ClientError::Local(_)) => record.done(255),
     }

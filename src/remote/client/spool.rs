@@ -20,13 +20,13 @@ use super::{
     history::HistoryEntry,
     home::Home,
     stdio,
-    submission::{ClientError, Delivery, Submission, TimeLimit, waiting},
+    submission::{APPROVAL, ClientError, Delivery, Submission, TimeLimit, waiting, waits},
 };
 use crate::{
     log::escape,
     proto::{
         mac::{self, Key, Outcome},
-        remote::{Ending, Mode, Request, flags},
+        remote::{Ending, Mode, Request, WaitReason, flags},
     },
     remote::{
         agent::{self, directories, read_mac, read_receipt, write_signed},
@@ -150,7 +150,9 @@ impl Submitted {
         let events = self.events().map_err(&own)?;
         let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
         let mut term = signal(SignalKind::terminate()).map_err(&own)?;
-        let began = Instant::now();
+        let mut hup = signal(SignalKind::hangup()).map_err(&own)?;
+        let (began, mut told) = (Instant::now(), String::new());
+        let mut by = ask.timeout.map(|time| began + time);
         let (mut progress, mut renew) = (began + PROGRESS, began + RENEW);
         let mut buffer = vec![0; 4096];
         loop {
@@ -162,15 +164,28 @@ impl Submitted {
                     read.map_err(&own)?;
                 }
                 () = sleep(TICK) => {}
-                () = sleep_until(began + ask.timeout.unwrap_or_default()), if ask.timeout.is_some() => {
+                () = sleep_until(by.unwrap_or(began)), if by.is_some() => {
                     return Err(ClientError::Timeout(TimeLimit::Client(ask.timeout.unwrap_or_default())));
                 }
                 _ = int.recv() => return Err(ClientError::Signal(2)),
                 _ = term.recv() => return Err(ClientError::Signal(15)),
+                _ = hup.recv() => return Err(ClientError::Signal(1)), // taken back, as by every other signal
+            }
+            let waits_for = String::from_utf8(self.read(".wait")).unwrap_or_default();
+            if waits_for != told {
+                told = waits_for;
+                let reason = WaitReason::parse(&told);
+                if matches!(reason, WaitReason::Approval(_)) {
+                    // a person has that long, and then the command has its time
+                    by = ask.timeout.map(|time| Instant::now() + APPROVAL + time);
+                }
+                if !ask.quiet && !told.is_empty() {
+                    eprintln!("{}", waits(reason));
+                }
             }
             if Instant::now() >= progress {
                 progress += PROGRESS;
-                if !ask.quiet {
+                if !ask.quiet && ask.progress {
                     eprintln!("{}", waiting(began, ask.timeout));
                 }
             }
@@ -196,7 +211,7 @@ impl Drop for Submitted {
             let _ = fs::remove_file(self.at("pending", end));
         }
         let _ = fs::remove_file(self.at("running", ""));
-        for end in [".out", ".err", ".exit", ".meta", ".command"] {
+        for end in [".out", ".err", ".exit", ".meta", ".command", ".wait"] {
             let _ = fs::remove_file(self.at("results", end));
         }
     }

@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::proto::remote::Mode;
+use crate::{
+    log::escape,
+    proto::remote::{Mode, WaitReason},
+};
+
+/// How long dom0 waits for a person.
+pub(super) const APPROVAL: Duration = Duration::from_secs(600);
 
 /// What is asked, and how its answer is wanted.
 #[derive(Debug)]
@@ -27,8 +33,10 @@ pub struct Submission {
     pub user: String,
     /// How dom0 is reached.
     pub way: Delivery,
-    /// Progress is not shown.
+    /// Neither progress nor what a command waits for is shown.
     pub quiet: bool,
+    /// Progress is shown, unless quiet.
+    pub progress: bool,
     /// Where output goes instead of standard output.
     pub output: Option<std::fs::File>,
     /// Where input comes from instead of standard input.
@@ -63,6 +71,15 @@ pub(super) fn waiting(began: Instant, limit: Option<Duration>) -> String {
     format!("[qvm-remote] waiting... {seconds}s{limit}")
 }
 
+/// The line about what a command waits for.
+pub(super) fn waits(reason: WaitReason<'_>) -> String {
+    let most = match reason {
+        WaitReason::Approval(_) => format!(" (dom0 waits {} min at most)", APPROVAL.as_secs() / 60),
+        _ => String::new(),
+    };
+    format!("[qvm-remote] waiting {}{most}", escape(reason.to_string().as_bytes()))
+}
+
 /// Whose limit of time ended a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeLimit {
@@ -93,6 +110,8 @@ impl TimeLimit {
 pub enum ClientError {
     /// dom0 said no: the status, and why.
     Refused(u8, String),
+    /// dom0 does not know the key, or not any more: why.
+    Unauthorised(String),
     /// dom0 cannot be reached, or what came is not from dom0.
     Transport(String),
     /// The time of the command was over, by this limit.

@@ -40,7 +40,7 @@ fn keep_enough(shared: &Shared) {
     shared.audit.keep(audit::kept(quotas, shared.config.log_size), sure);
 }
 
-/// Notes every change, until the daemon ends.
+/// Notes every change and tells whoever waits, until the daemon ends.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let events = || -> io::Result<AsyncPipe> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
@@ -53,6 +53,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     loop {
         let vms: Vec<String> = lock(&shared.vms).keys().cloned().collect();
         vms.iter().for_each(|vm| note(&shared, vm, &QubeAccess::read(&shared, vm)));
+        lock(&shared.vms).values().for_each(|vm| vm.look_again());
         match &events {
             Ok(events) if events.read(&mut buffer).await.is_ok() => {}
             _ => return, // each command looks all the same

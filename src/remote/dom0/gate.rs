@@ -5,7 +5,7 @@
 //! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
 //! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -219,6 +219,36 @@ impl Candidate<'_> {
         }
     }
 
+    /// As [`wait`](Self::wait), for what may take long: also until the key, the list or the policy refuses the request.
+    async fn wait_while_allowed<T>(
+        &self,
+        state: RequestState,
+        something: impl Future<Output = T>,
+    ) -> Result<T, Rejected> {
+        let refused = async {
+            let changed = &self.case.vm.changed;
+            let mut next = pin!(changed.notified());
+            loop {
+                next.as_mut().await;
+                next.set(changed.notified());
+                next.as_mut().enable(); // no change is missed while this one is looked at
+                let standing = self.registration.standing();
+                if let Err(refused) = decide(*self).await {
+                    return refused;
+                }
+                self.registration.resume(standing);
+            }
+        };
+        self.wait(state, async {
+            tokio::select! {
+                biased;
+                refused = refused => Err(refused),
+                got = something => Ok(got),
+            }
+        })
+        .await?
+    }
+
     /// Waits for a disk; a client that waits for more than a moment hears why.
     async fn wait_for_disk<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
         self.wait(state, async {
@@ -278,7 +308,7 @@ impl Candidate<'_> {
         if lock(&self.case.vm.full).due().is_some() {
             self.case.event(Kind::LogQuota, text, None);
         }
-        self.wait(RequestState::Quota, async {
+        self.wait_while_allowed(RequestState::Quota, async {
             self.port.send(Frame::Wait(WaitReason::LogRoom)).await;
             while let Err(time) = take() {
                 sleep(time.clamp(LOOK.0, LOOK.1)).await; // the owner may give more meanwhile
@@ -294,7 +324,7 @@ impl Candidate<'_> {
         if let Some(place) = vm.places.take(most()) {
             return Ok(place);
         }
-        self.wait(RequestState::Place, async {
+        self.wait_while_allowed(RequestState::Place, async {
             self.port.send(Frame::Wait(WaitReason::Commands)).await;
             vm.places.wait(most).await
         })
@@ -394,7 +424,7 @@ impl Candidate<'_> {
         let (shared, name) = (case.shared.clone(), vm.to_owned());
         desktop::notify(&case.vm.desktop, vm, short, move || shared.approvals.count(&name));
         let answer = self
-            .wait(RequestState::Approval, async {
+            .wait_while_allowed(RequestState::Approval, async {
                 self.port.send(Frame::Wait(WaitReason::Approval(short))).await;
                 timeout(APPROVAL, answer).await
             })

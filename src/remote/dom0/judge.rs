@@ -79,12 +79,20 @@ pub(super) fn authenticate(
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
             let key = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.clone();
+            shared.key_uses.note(key.id());
             Ok(Authentic { id, key, code: None, request: None, length })
         }
         Opening::Open(request, mac) => {
             let case = Case { shared, vm, id: &request.id };
             let key = keys(case)?.into_iter().find(|key| key.id() == request.kid);
-            let key = key.ok_or_else(|| fail(case, "not authorized: its key is not this qube's (any more)"))?;
+            let key = key.ok_or_else(|| {
+                let retired = shared.key_uses.retired(&vm.name, request.kid);
+                let text = retired.map_or_else(
+                    || "not authorized: its key is not this qube's (any more)".to_owned(),
+                    |time| format!("not authorized: it was signed with a key that was retired in dom0, {time}"),
+                );
+                fail(case, &text)
+            })?;
             if !key.verify_request(&request, &mac) {
                 return Err(fail(case, "not authorized: its code is wrong"));
             }
@@ -93,6 +101,7 @@ pub(super) fn authenticate(
                 return Err(fail(case, "not authorized: it was made for another qube"));
             }
             current(case, &request, nonce)?;
+            shared.key_uses.note(key.id());
             let (id, length) = (request.id.clone(), request.length);
             Ok(Authentic { id, key, code: Some(mac), request: Some(request), length })
         }

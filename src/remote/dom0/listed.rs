@@ -27,6 +27,15 @@ pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
     }
 }
 
+/// Tells of names that no qube has: the others are served.
+pub(super) fn missing(shared: &Shared, names: Vec<String>) {
+    for name in &names {
+        let text = format!("{name} is not served: no qube has this name; the others of the list are served");
+        emit(Event::new(Kind::ConfigurationRejected, text));
+    }
+    *lock(&shared.missing) = names.into_iter().collect();
+}
+
 /// Begins to serve a VM.
 pub(super) fn open(shared: &Arc<Shared>, name: &str, channels: &TaskTracker) {
     if let Err(e) = shared.keys.read(name) {
@@ -70,16 +79,16 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
             vm.stop.cancel();
         });
     }
-    for name in &wanted {
-        if lock(&shared.vms).contains_key(name) {
-            continue;
-        }
-        match call::exists(name).await {
-            Ok(()) => open(shared, name, channels),
-            Err(e) => emit(Event::new(Kind::ConfigurationRejected, format!("{name} is not served: {e}"))),
-        }
+    let new: Vec<_> = wanted.iter().filter(|name| !lock(&shared.vms).contains_key(*name)).cloned().collect();
+    let checked = call::check(&new).await;
+    if let (true, Some(fault)) = (checked.served.is_empty() && checked.missing.is_empty(), &checked.fault) {
+        let text = format!("{} cannot be looked for ({fault}); they are not served", new.join(" "));
+        emit(Event::new(Kind::ConfigurationRejected, text));
     }
-    let text = format!("serving {}", wanted.join(" "));
+    checked.served.iter().for_each(|name| open(shared, name, channels));
+    missing(shared, checked.missing);
+    let served: Vec<_> = wanted.iter().filter(|name| lock(&shared.vms).contains_key(*name)).cloned().collect();
+    let text = format!("serving {}", served.join(" "));
     shared.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));
     let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
     emit(Event::new(Kind::ConfigurationReloaded, format!("the list of qubes was read again; {text}")));
