@@ -123,7 +123,7 @@ mod tests {
         assert!(record.vm == "work" && record.added.is_some() && record.used.is_some(), "{record:?}");
         records.changed("work", std::slice::from_ref(&old), &[new.clone(), old.clone()]).expect("written");
         assert_eq!((records.read(old.id()).retired, records.read(new.id()).retired), (None, None));
-        records.changed("work", &[new.clone(), old.clone()], &[new.clone()]).expect("written");
+        records.changed("work", &[new.clone(), old.clone()], std::slice::from_ref(&new)).expect("written");
         let retired = records.read(old.id());
         assert!(
             retired.retired.is_some() && retired.added == record.added && retired.used == record.used,
@@ -131,7 +131,7 @@ mod tests {
         );
         assert_eq!(records.read(new.id()).used, None);
         // authorised again, it is a new one
-        records.changed("work", &[], &[old.clone()]).expect("written");
+        records.changed("work", &[], std::slice::from_ref(&old)).expect("written");
         assert_eq!(records.read(old.id()).retired, None);
     }
 

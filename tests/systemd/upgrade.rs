@@ -739,8 +739,8 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
             assert_eq!(answer(&format!("--queue -t 20 'echo {text} queued'")), format!("{text} queued"));
             // a file, whose result the present versions sign with its bytes, and an ending that they explain
             let path = format!("/root/in/{}", text.replace(' ', "-"));
-            answer(&format!("put /etc/hostname {path}"));
-            assert_eq!(answer(&format!("get {path} -")), shell("cat /etc/hostname"));
+            answer(&format!("put /usr/lib/os-release {path}"));
+            assert_eq!(answer(&format!("get {path} -")), shell("cat /usr/lib/os-release"));
             let ended = attempt("runuser -u tester -- env HOME=/home/tester qvm-remote --argv sleep 4767");
             assert_eq!(ended.0, Some(124), "{ended:?}");
         };

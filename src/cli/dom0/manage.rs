@@ -24,7 +24,10 @@ use super::{
 use crate::{
     cli::table::{LookOptions, Style},
     log::escape,
-    proto::mac::{Key, hex},
+    proto::{
+        mac::{Key, hex},
+        remote::valid_vm,
+    },
     remote::{
         config::{Paths, RemoteConfig},
         dom0::{end_without_daemon, question},
@@ -160,6 +163,8 @@ fn network(vm: &str) -> Option<String> {
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
     let before = store.read(vm).unwrap_or_default();
+    // first, so that what waits is ended and counted; a request without a key is refused at once
+    let ended = if kill && valid_vm(vm) { question::kill(&paths.run, vm).unwrap_or(0) } else { 0 };
     let removed = store.remove(vm).map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     if removed {
         remember(paths, store, vm, &before);
@@ -171,7 +176,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
         println!("VM '{vm}' has no key.");
     }
     if kill {
-        end_commands(paths, vm)?;
+        end_commands(paths, vm, ended)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -184,10 +189,11 @@ fn remember(paths: &Paths, store: &Store, vm: &str, before: &[Key]) {
     }
 }
 
-/// Ends every command of a qube, by the daemon; where no daemon runs, what commands have left in the background.
-fn end_commands(paths: &Paths, vm: &str) -> Result<(), Fatal> {
+/// Ends every command of a qube that is left or has come after `ended` were ended, by the daemon; where no daemon runs,
+/// what commands have left in the background.
+fn end_commands(paths: &Paths, vm: &str, ended: usize) -> Result<(), Fatal> {
     match question::kill(&paths.run, vm) {
-        Ok(count) => println!("Ended {count} command(s), those that waited included."),
+        Ok(count) => println!("Ended {} command(s), those that waited included.", ended + count),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             let count = end_without_daemon(vm).map_err(|e| {
                 fail(format!("no daemon is running, and what {vm} has left in the background could not be ended: {e}"))
