@@ -49,7 +49,7 @@ use crate::{
     log::escape,
     proto::remote::Ending,
     sys::{
-        self, Identity, Missing, WorkingDirectory,
+        self, Identity, Unenterable, WorkingDirectory,
         proc::{self, Process},
     },
 };
@@ -150,7 +150,7 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
     let mut words = plan.words.iter();
     words.next().into_iter().for_each(|name| _ = command.arg0(name));
     command.args(words);
-    let missing = if plan.cwd_optional { Missing::Root } else { Missing::Fault };
+    let missing = if plan.cwd_optional { Unenterable::Root } else { Unenterable::Fault };
     sys::lead_session(
         &mut command,
         plan.tty,

@@ -20,7 +20,7 @@ pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
 pub use process::{
-    Identity, Missing, OURS_ALONE, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session, pass,
+    Identity, OURS_ALONE, Unenterable, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session, pass,
     pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]

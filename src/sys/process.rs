@@ -181,7 +181,7 @@ pub fn lead_session(
                         || libc::setuid(id.uid) < 0
                 })
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
-                || libc::chdir(path.as_ptr()) < 0 && (missing == Missing::Fault || libc::chdir(c"/".as_ptr()) < 0)
+                || libc::chdir(path.as_ptr()) < 0 && (missing == Unenterable::Fault || libc::chdir(c"/".as_ptr()) < 0)
         };
         if failed {
             return Err(io::Error::last_os_error());
@@ -200,12 +200,12 @@ pub fn lead_session(
 pub struct WorkingDirectory {
     pub path: CString,
     /// What becomes of a command whose user cannot enter the directory.
-    pub missing: Missing,
+    pub missing: Unenterable,
 }
 
 /// What becomes of a command whose user cannot enter its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
+pub enum Unenterable {
     /// The command does not start.
     Fault,
     /// The command runs in `/`.

@@ -19,7 +19,7 @@ use super::{
     connection::Connection,
     history::HistoryEntry,
     stdio,
-    submission::{APPROVAL, ClientError, Submission, TimeLimit, waiting, waits},
+    submission::{APPROVAL, ClientError, Submission, TimeOver, waiting, waits},
     terminal::{ClientSignals, OutputThread, RawMode, read_input},
 };
 use crate::{
@@ -384,9 +384,9 @@ impl<'a> Exchange<'a> {
         let ran = self.accepted_at.unwrap_or(self.began).elapsed();
         let policy = self.spent.map(Duration::from_secs);
         ClientError::Timeout(match (policy, self.ask.timeout) {
-            (Some(time), _) => TimeLimit::Policy(time),
-            (None, Some(own)) if ran + SLACK >= own => TimeLimit::Client(own),
-            (None, _) => TimeLimit::Policy(ran),
+            (Some(time), _) => TimeOver::Policy(time),
+            (None, Some(own)) if ran + SLACK >= own => TimeOver::Client(own),
+            (None, _) => TimeOver::Policy(ran),
         })
     }
 

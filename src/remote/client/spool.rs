@@ -20,7 +20,7 @@ use super::{
     history::HistoryEntry,
     home::Home,
     stdio,
-    submission::{APPROVAL, ClientError, Delivery, Submission, TimeLimit, waiting, waits},
+    submission::{APPROVAL, ClientError, Delivery, Submission, TimeOver, waiting, waits},
 };
 use crate::{
     log::escape,
@@ -165,7 +165,7 @@ impl Submitted {
                 }
                 () = sleep(TICK) => {}
                 () = sleep_until(by.unwrap_or(began)), if by.is_some() => {
-                    return Err(ClientError::Timeout(TimeLimit::Client(ask.timeout.unwrap_or_default())));
+                    return Err(ClientError::Timeout(TimeOver::Client(ask.timeout.unwrap_or_default())));
                 }
                 _ = int.recv() => return Err(ClientError::Signal(2)),
                 _ = term.recv() => return Err(ClientError::Signal(15)),
@@ -254,8 +254,8 @@ pub async fn ask(
                 }
                 record.logged(number, &head);
             }
-            let own = TimeLimit::Client(timeout.unwrap_or_default());
-            let limit = read_limit(&meta).map_or(own, TimeLimit::Policy);
+            let own = TimeOver::Client(timeout.unwrap_or_default());
+            let limit = read_limit(&meta).map_or(own, TimeOver::Policy);
             verify(key, id, code, status, (&out, &err), &meta, limit)?
         }
         None => {
@@ -318,7 +318,7 @@ fn verify(
     status: u8,
     (out, err): (&[u8], &[u8]),
     meta: &str,
-    limit: TimeLimit,
+    limit: TimeOver,
 ) -> Result<u8, ClientError> {
     let Some((code, ending)) = read_mac(meta) else {
         if matches!(status, 125 | 126 | 130) && out.is_empty() {

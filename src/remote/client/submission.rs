@@ -82,14 +82,14 @@ pub(super) fn waits(reason: WaitReason<'_>) -> String {
 
 /// Whose limit of time ended a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimeLimit {
+pub enum TimeOver {
     /// Of the client: an option, or its default where no terminal is attached.
     Client(Duration),
     /// Of dom0's policy.
     Policy(Duration),
 }
 
-impl TimeLimit {
+impl TimeOver {
     /// The time in whole seconds.
     pub fn seconds(self) -> u64 {
         let (Self::Client(time) | Self::Policy(time)) = self;
@@ -115,7 +115,7 @@ pub enum ClientError {
     /// dom0 cannot be reached, or what came is not from dom0.
     Transport(String),
     /// The time of the command was over, by this limit.
-    Timeout(TimeLimit),
+    Timeout(TimeOver),
     /// Ended by this signal.
     Signal(u8),
     /// An error of this side: no key, no directory.

@@ -33,7 +33,7 @@ use crate::{
 pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, port: Port, opening: Opening) {
     // The request is out of the list, and its place is free, before its answer waits for the qube to read.
     match attend(&shared, &vm, nonce.as_ref(), &port, opening).await {
-        Ok(Answer { ending, code, spent }) => {
+        Ok(CommandAnswer { ending, code, spent }) => {
             if let Some(time) = spent {
                 port.send(Frame::Wait(WaitReason::Spent(time.as_secs()))).await;
             }
@@ -44,7 +44,7 @@ pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, po
 }
 
 /// What the client of a request gets that was carried out.
-struct Answer {
+struct CommandAnswer {
     ending: Ending,
     /// The code of the result.
     code: Digest,
@@ -52,7 +52,7 @@ struct Answer {
     spent: Option<Duration>,
 }
 
-impl Answer {
+impl CommandAnswer {
     fn of(authentic: &Authentic, done: &Done) -> Self {
         Self { ending: done.ending, code: sign(authentic, done), spent: None }
     }
@@ -64,7 +64,7 @@ async fn attend(
     nonce: Option<&[u8; 32]>,
     port: &Port,
     opening: Opening,
-) -> Result<Answer, Rejected> {
+) -> Result<CommandAnswer, Rejected> {
     let authentic = authenticate(shared, vm, nonce, opening)?;
     let case = Case { shared, vm, id: &authentic.id };
     let registration = shared.requests.register(&vm.name, &authentic.id);
@@ -82,7 +82,7 @@ async fn attend(
         let nothing = mac::digest(b"");
         let done = Done { ending: Ending::Exit(0), stdout: nothing, stderr: nothing, bytes: (0, 0) };
         candidate.wait(RequestState::Receiving, port.send(Frame::Accept)).await?;
-        return Ok(Answer::of(&authentic, &done));
+        return Ok(CommandAnswer::of(&authentic, &done));
     }
     if gate::mark(case, &authentic).is_some_and(|mark| shared.ledger().knows(&mark)) {
         return Err(case.again());
@@ -90,7 +90,7 @@ async fn attend(
     if shared.dry_run {
         let judged = gate::decide(candidate).await?;
         let done = candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?;
-        return Ok(Answer::of(&authentic, &done));
+        return Ok(CommandAnswer::of(&authentic, &done));
     }
     let clearance = gate::pass(candidate).await?;
     let (job, policy) = (clearance.judged.launch(), clearance.judged.options.timeout);
@@ -99,7 +99,7 @@ async fn attend(
     let covered = authentic.request.as_ref().is_some_and(|request| request.covers_input());
     let done = carry_out(case, clearance, port, registration, covered).await?;
     let spent = by_policy.filter(|_| done.ending == Ending::Timeout);
-    Ok(Answer { spent, ..Answer::of(&authentic, &done) })
+    Ok(CommandAnswer { spent, ..CommandAnswer::of(&authentic, &done) })
 }
 
 /// Does what was asked, with an entry at its end.
