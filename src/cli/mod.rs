@@ -23,6 +23,8 @@ mod help;
 #[cfg(feature = "forward")]
 pub mod pfwd;
 #[cfg(feature = "forward")]
+mod refresh;
+#[cfg(feature = "forward")]
 mod reload;
 #[cfg(feature = "remote")]
 pub mod remote;

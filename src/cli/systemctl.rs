@@ -65,6 +65,11 @@ pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
     }
 }
 
+/// Queues a restart of this unit where it runs; whether systemd took the order. A stop that waits in the queue stays.
+pub(super) fn restart_if_it_runs(scope: Scope, unit: &str) -> bool {
+    scope.try_restart(unit, PATIENCE).is_ok_and(|taken| taken)
+}
+
 fn ask<S: AsRef<OsStr>>(scope: Scope, arguments: &[S]) -> Option<String> {
     let answer = scope.ask(arguments, PATIENCE).ok()?;
     answer.status.success().then_some(answer.text)

@@ -124,7 +124,9 @@ pub fn post(post: &Post, sessions: &HashMap<TallyKey, Load>) -> api::Listener {
     }
     let state = match post.standing() {
         Standing::Awaited { .. } => api::State::Awaited,
-        Standing::Untried | Standing::Serving(_) | Standing::Failed { .. } => api::State::Refused,
+        Standing::Untried | Standing::Serving(_) | Standing::NoRoom { .. } | Standing::Failed { .. } => {
+            api::State::Refused
+        }
     };
     let why = post.trouble().unwrap_or_default();
     let (upstream, identity) = (post.upstream(), post.identity());

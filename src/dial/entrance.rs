@@ -79,7 +79,11 @@ impl Entrance {
                 name.map(Sender::Unix)
             }
         };
-        self.pass(sender)
+        let passage = self.pass(sender);
+        if let Some(Sender::Unix(name)) = sender {
+            self.outgoing.accepted(&name);
+        }
+        passage
     }
 
     /// The passage of a datagram of `peer` that came to the address `at`, where the listener has several.
@@ -87,12 +91,20 @@ impl Entrance {
     /// # Errors
     /// The circle, where the datagram has come through this listener before.
     pub fn received(&self, peer: SocketAddr, at: Option<IpAddr>) -> Result<Passage, Circle> {
-        self.pass(self.asked(peer, at))
+        // Another socket may have the peer's address later, so what lies before the peer is looked up at each datagram.
+        self.pass(self.asked(peer, at)).map(|passage| Passage { before: Box::default(), ..passage })
+    }
+
+    /// A connection of `peer` was accepted, and is refused for another reason than a circle.
+    pub fn refused(&self, peer: &SockAddr) {
+        if let Some(name) = name_of(peer) {
+            self.outgoing.accepted(&name);
+        }
     }
 
     /// The passage of a flow of an earlier process.
     pub fn resumed_flow(&self, peer: SocketAddr, at: Option<IpAddr>) -> Passage {
-        Passage { hop: self.hop.clone(), from: self.asked(peer, at).map(Arc::new) }
+        Passage { hop: self.hop.clone(), from: self.asked(peer, at).map(Arc::new), before: Box::default() }
     }
 
     fn asked(&self, peer: SocketAddr, at: Option<IpAddr>) -> Option<Sender> {
@@ -111,7 +123,7 @@ impl Entrance {
             }
             None => name_of(&peer).map(Sender::Unix),
         });
-        Passage { hop: self.hop.clone(), from: sender.map(Arc::new) }
+        Passage { hop: self.hop.clone(), from: sender.map(Arc::new), before: Box::default() }
     }
 
     fn pass(&self, sender: Option<Sender>) -> Result<Passage, Circle> {
@@ -120,7 +132,7 @@ impl Entrance {
             let way = hops[..=at].iter().rev().chain([&self.hop]);
             return Err(Circle(way.map(|hop| hop.address.clone()).collect()));
         }
-        Ok(Passage { hop: self.hop.clone(), from: sender.map(Arc::new) })
+        Ok(Passage { hop: self.hop.clone(), from: sender.map(Arc::new), before: hops.into() })
     }
 
     /// The address at which an accepted socket was reached.

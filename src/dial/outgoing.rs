@@ -38,6 +38,11 @@
 //! is called under the lock under which peers are compared. A Unix socket is noted before connect(2), a flow before its
 //! first datagram. The note is removed before the socket is closed, so that it never matches the next socket with that port.
 //!
+//! A connection may be accepted after its socket was closed: until then it waits in the backlog of a listener at its
+//! `max_connections`. A TCP connection is reset by then, and no session begins. The kernel keeps the bytes of a Unix
+//! connection, which may be meant for the target, so its note stays until it is accepted ([`super::named`]). The hops
+//! of a passage are those known at accept, where the sockets behind it have been closed since.
+//!
 //! After a restart the notes are made again, from the addresses of the sockets that were handed over, before the first
 //! connection is accepted. A socket of an earlier version that dialled a Unix listener has no name: its session counts
 //! as somebody else's.
@@ -58,6 +63,7 @@ use socket2::{SockAddr, SockRef};
 use uuid::Uuid;
 
 use super::{
+    named::NamedSockets,
     passage::{Hop, InetEnds, InetPlace, Passage, Sender, place},
     served::{DialReach, ReachableListeners, reached},
     udp::UdpEnds,
@@ -89,7 +95,7 @@ struct InetNotes {
 pub(super) struct Outgoing {
     tcp: InetNotes,
     udp: InetNotes,
-    unix: Mutex<HashMap<Uuid, Passage>>,
+    unix: Mutex<NamedSockets>,
     pub(super) served: ReachableListeners,
 }
 
@@ -98,6 +104,17 @@ pub(super) struct Outgoing {
 pub struct NotedSocket {
     outgoing: &'static Outgoing,
     sender: Sender,
+    /// Whether the connection of a Unix socket may wait in a backlog.
+    connected: bool,
+}
+
+impl NotedSocket {
+    /// Notes that the socket is connected.
+    #[must_use]
+    pub(super) fn connected(mut self) -> Self {
+        self.connected = true;
+        self
+    }
 }
 
 impl Drop for NotedSocket {
@@ -106,7 +123,7 @@ impl Drop for NotedSocket {
             Sender::Tcp(ends) => (ends, &self.outgoing.tcp),
             Sender::Udp(ends) => (ends, &self.outgoing.udp),
             Sender::Unix(name) => {
-                lock(&self.outgoing.unix).remove(name);
+                lock(&self.outgoing.unix).closed(name, self.connected);
                 return;
             }
         };
@@ -149,7 +166,7 @@ impl Outgoing {
             let notes = if matches!(sender, Sender::Tcp(_)) { &self.tcp } else { &self.udp };
             notes.count.fetch_add(1, SeqCst);
         }
-        NotedSocket { outgoing: self, sender }
+        NotedSocket { outgoing: self, sender, connected: true }
     }
 
     fn connect(
@@ -187,8 +204,13 @@ impl Outgoing {
     }
 
     fn note_unix(&'static self, name: Uuid, passage: &Passage) -> NotedSocket {
-        lock(&self.unix).insert(name, passage.clone());
-        NotedSocket { outgoing: self, sender: Sender::Unix(name) }
+        lock(&self.unix).add(name, passage.clone());
+        NotedSocket { outgoing: self, sender: Sender::Unix(name), connected: false }
+    }
+
+    /// A listener has accepted the connection of a named socket.
+    pub(super) fn accepted(&self, name: &Uuid) {
+        lock(&self.unix).accepted(name);
     }
 
     /// The passage of a socket, if it is a noted one.
@@ -196,7 +218,7 @@ impl Outgoing {
         let (seen, notes, transport) = match sender {
             Sender::Tcp(seen) => (seen, &self.tcp, SocketKind::Tcp),
             Sender::Udp(seen) => (seen, &self.udp, SocketKind::Udp),
-            Sender::Unix(name) => return lock(&self.unix).get(name).cloned(),
+            Sender::Unix(name) => return lock(&self.unix).passage(name),
         };
         let noted = lock(&notes.noted);
         let found = noted.get(&seen.from)?.iter().find(|(ends, _)| ends.is(seen, transport));
@@ -206,11 +228,16 @@ impl Outgoing {
     /// The hops of a socket, the last one first.
     pub(super) fn hops(&self, sender: &Sender) -> Vec<Arc<Hop>> {
         let mut hops = Vec::new();
-        let mut next = self.passage(sender);
-        while let Some(Passage { hop, from }) = next.filter(|_| hops.len() < MOST_HOPS) {
+        let Some(last) = self.passage(sender) else { return hops };
+        let before = last.before.clone();
+        let mut next = Some(last);
+        while let Some(Passage { hop, from, .. }) = next.filter(|_| hops.len() < MOST_HOPS) {
             hops.push(hop);
             next = from.and_then(|from| self.passage(&from));
         }
+        // Sockets on the way may have closed since.
+        let closed: Vec<_> = before.into_iter().filter(|hop| !hops.contains(hop)).collect();
+        hops.extend(closed);
         hops
     }
 
@@ -254,7 +281,7 @@ pub fn note_again(socket: BorrowedFd<'_>, passage: &Passage) -> Option<NotedSock
     let to = SockRef::from(&socket).peer_addr().ok()?;
     let Some(to) = to.as_socket() else {
         let name = SockRef::from(&socket).local_addr().ok().as_ref().and_then(name_of)?;
-        return Some(outgoing.note_unix(name, passage));
+        return Some(outgoing.note_unix(name, passage).connected());
     };
     let netns = || sys::net_cookie(socket);
     if outgoing.served.reach(to, netns) != DialReach::Listener {
@@ -262,6 +289,14 @@ pub fn note_again(socket: BorrowedFd<'_>, passage: &Passage) -> Option<NotedSock
     }
     let ends = InetEnds { from: place(own_address(socket).ok()?), to: place(to), netns: netns() };
     Some(outgoing.noted(&mut lock(&outgoing.tcp.noted), Sender::Tcp(ends), passage))
+}
+
+/// The connection of a session that was handed over came from a Unix socket of this service, perhaps: an earlier process
+/// has accepted it. After [`note_again`] for all sessions.
+pub fn accepted_earlier(passage: &Passage) {
+    if let Some(Sender::Unix(name)) = passage.from.as_deref() {
+        OUTGOING.accepted(name);
+    }
 }
 
 /// Whether a TCP dial of this port can reach a listener of this service.
@@ -347,7 +382,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         SockRef::from(&listener).listen(1000).unwrap(); // beyond its backlog, connections would wait for data
         let here = entrance(&OUTGOING, &listener);
-        let begin = Passage { hop: here.resumed(listener.as_fd()).hop, from: None };
+        let begin = Passage { hop: here.resumed(listener.as_fd()).hop, from: None, before: Box::default() };
         let to = listener.local_addr().unwrap();
         thread::scope(|scope| {
             let connect_all = || (0..200).map(|_| connect(&OUTGOING, to, &begin)).collect::<Vec<_>>();
@@ -385,7 +420,7 @@ mod tests {
         let hop = Arc::new(Hop { address: "x".into(), transport: SocketKind::Udp, netns: None });
         let at = |port| (IpAddr::from([127, 0, 0, 1]), port);
         let sender = |from, to| Sender::Udp(InetEnds { from: at(from), to: at(to), netns: None });
-        let passage = |from| Passage { hop: hop.clone(), from: Some(Arc::new(from)) };
+        let passage = |from| Passage { hop: hop.clone(), from: Some(Arc::new(from)), before: Box::default() };
         let mut udp = lock(&OUTGOING.udp.noted);
         let one = OUTGOING.noted(&mut udp, sender(1, 2), &passage(sender(3, 4)));
         let two = OUTGOING.noted(&mut udp, sender(3, 4), &passage(sender(1, 2)));

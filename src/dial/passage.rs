@@ -34,6 +34,9 @@ pub struct Passage {
     pub(super) hop: Arc<Hop>,
     /// The peer, where it may be a socket of this service.
     pub(super) from: Option<Arc<Sender>>,
+    /// The hops before this listener that were known at accept, the last one first. The sockets behind them may close
+    /// before this session dials.
+    pub(super) before: Box<[Arc<Hop>]>,
 }
 
 /// An outgoing socket, as a listener sees it: its peer.

@@ -29,7 +29,8 @@ impl RetryUntil {
     /// When retries of this failure end; `None` where it is not retried.
     fn of(self, failure: &Failure) -> Option<Instant> {
         match failure {
-            Failure::Netns(netns::Trouble::Missing(_)) => Some(self.absent),
+            // `ip netns add` makes a file, and then puts the namespace in its place.
+            Failure::Netns(netns::Trouble::Missing(_) | netns::Trouble::Strange(_)) => Some(self.absent),
             Failure::Addresses { tried, .. } => {
                 tried.iter().filter_map(|(_, failure)| self.of(failure.as_ref()?)).max()
             }
@@ -128,6 +129,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_what_time_mends_is_retried() {
         let missing = || Failure::Netns(netns::Trouble::Missing(PathBuf::from("/run/netns/x")));
+        let half_made = || Failure::Netns(netns::Trouble::Strange(PathBuf::from("/run/netns/x")));
         let tcp = |number| failure(DialStep::Tcp, number);
         let several = |number| Failure::Addresses {
             name: "x:1".into(),
@@ -144,6 +146,7 @@ mod tests {
             (failure(DialStep::Unix, libc::EACCES), 0, 0),
             (failure(DialStep::Name, libc::ENOENT), 0, 0),
             (missing(), 5, 5),
+            (half_made(), 5, 5),
             (several(libc::ECONNREFUSED), 5, 5),
             (several(libc::EACCES), 0, 0),
             (Failure::TimedOut(Duration::from_secs(1)), 0, 0),

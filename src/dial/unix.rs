@@ -37,5 +37,5 @@ fn connect_once(addr: &UnixAddr, passage: Option<&Passage>) -> io::Result<(Strea
     };
     let noted = note_unix(fd.as_fd(), addr, passage);
     connect_fd(fd.as_raw_fd(), &sockaddr)?;
-    Ok((Stream::new(fd, StreamKind::Unix)?, noted))
+    Ok((Stream::new(fd, StreamKind::Unix)?, noted.map(NotedSocket::connected)))
 }

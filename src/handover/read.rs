@@ -252,12 +252,12 @@ impl RecordReader<'_> {
     fn stage(&mut self, stage: StageRecord) -> Result<ParkedStage, String> {
         Ok(match stage {
             StageRecord::Waiting { peer } => ParkedStage::Waiting(self.peer(peer)?),
-            StageRecord::SettingUp { peer, child, taken_ms, passed } => {
+            StageRecord::SettingUp { peer, child, taken_ms, passed, told } => {
                 let peer = self.peer(peer)?;
                 let pipes = [self.fd()?, self.fd()?, self.fd()?];
                 let helper = self.helper(&child)?;
                 let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
-                ParkedStage::SettingUp { peer, helper, call, passed }
+                ParkedStage::SettingUp { peer, helper, call, passed, told }
             }
             StageRecord::Flow { peer, at, quiet_ms, doubt, passed } => {
                 let at = at.map(|(ip, interface)| Destination { ip, interface });

@@ -83,6 +83,10 @@ pub(super) enum StageRecord {
         /// A process that does not know this field waits until two further calls have passed this one.
         #[serde(default)]
         passed: Passed,
+        /// It was logged that connections wait for dom0 at the gate of the call. A process that does not know this
+        /// field logs it for no call that is older than two seconds.
+        #[serde(default)]
+        told: bool,
     },
     Relaying {
         peer: EndRecord,

@@ -76,11 +76,12 @@ impl RecordWriter {
                 self.fds.push(peer.fd);
                 StageRecord::Waiting { peer: socket_kind(peer.kind) }
             }
-            ParkedStage::SettingUp { peer, helper, call, passed } => {
+            ParkedStage::SettingUp { peer, helper, call, passed, told } => {
                 self.fds.push(peer.fd);
                 self.fds.extend(call.pipes);
                 let taken_ms = u64::try_from(call.taken.as_millis()).unwrap_or(u64::MAX);
-                StageRecord::SettingUp { peer: socket_kind(peer.kind), child: self.child(helper), taken_ms, passed }
+                let (peer, child) = (socket_kind(peer.kind), self.child(helper));
+                StageRecord::SettingUp { peer, child, taken_ms, passed, told }
             }
             ParkedStage::Relaying { relay, helper } => StageRecord::Relaying {
                 peer: self.end(relay.peer),

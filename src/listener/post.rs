@@ -35,6 +35,8 @@ pub struct Wanted {
     pub(super) number: Option<usize>,
     /// Whether it is the back leg of a forward, into which the front leg dials.
     back: bool,
+    /// Why no socket may be opened for it, where its forward would leave no descriptors for sessions.
+    pub(super) no_room: Option<Arc<str>>,
 }
 
 /// The legs of a forward whose listening side is ours; `number` is the index of the forward in the configuration, and
@@ -45,7 +47,7 @@ pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     let pipeline = matches!(forward.legs, Legs::Two { .. });
     let wanted = |(index, leg): (usize, &Leg)| {
         let (leg, options, label) = (leg.clone(), forward.options.clone(), label.clone());
-        Wanted { leg, options, label, number, back: pipeline && index > 0 }
+        Wanted { leg, options, label, number, back: pipeline && index > 0, no_room: None }
     };
     legs.map(wanted).collect()
 }
@@ -68,6 +70,11 @@ pub enum Standing {
     Awaited {
         /// What the namespace's lookup said.
         why: String,
+    },
+    /// No socket is opened, because the forward would leave no descriptors for sessions. A reload decides anew.
+    NoRoom {
+        /// The figures.
+        why: Arc<str>,
     },
     /// The listener cannot be opened.
     Failed {
@@ -113,7 +120,7 @@ impl Wanted {
     }
 
     /// The beginning of a message about the forward.
-    fn named(&self) -> String {
+    pub(super) fn named(&self) -> String {
         self.label.as_ref().map(|label| format!("{label}: ")).unwrap_or_default()
     }
 
@@ -198,7 +205,7 @@ impl Post {
     pub(super) fn serving(&self) -> Option<&Serving> {
         match &self.standing {
             Standing::Serving(serving) => Some(serving),
-            Standing::Untried | Standing::Awaited { .. } | Standing::Failed { .. } => None,
+            Standing::Untried | Standing::Awaited { .. } | Standing::NoRoom { .. } | Standing::Failed { .. } => None,
         }
     }
 
@@ -207,6 +214,7 @@ impl Post {
         match &self.standing {
             Standing::Untried | Standing::Serving(_) => None,
             Standing::Awaited { why } | Standing::Failed { why, .. } => Some(why),
+            Standing::NoRoom { why } => Some(why),
         }
     }
 
@@ -214,12 +222,16 @@ impl Post {
     pub(super) fn again(&self) -> Option<Instant> {
         match &self.standing {
             Standing::Failed { again, .. } => Some(*again),
-            Standing::Untried | Standing::Serving(_) | Standing::Awaited { .. } => None,
+            Standing::Untried | Standing::Serving(_) | Standing::Awaited { .. } | Standing::NoRoom { .. } => None,
         }
     }
 
     /// Tries to serve, on the socket given or on a new one.
     pub(super) fn start(&mut self, handed: Option<Handed>, routes: &Routes) {
+        if let (None, Some(why)) = (&handed, &self.wanted.no_room) {
+            self.standing = Standing::NoRoom { why: why.clone() };
+            return;
+        }
         let bound = match handed {
             Some(handed) => Ok((handed.bound, handed.before)),
             None => bind::bind(&self.wanted.leg.listen).map(|bound| (bound, Vec::new())),

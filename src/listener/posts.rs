@@ -16,6 +16,7 @@
 //! | in both, now a part of another range or of none | serves | serves | stays | stay; new ones take the new route | stay |
 //! | in both | not open | serves, or not open | is tried at once | none | stay |
 //! | only in the old one | serves | gone | closes before new ones open | `on_remove`; UDP flows end | a pause stays, counters until the next restart |
+//! | only in the new one, of a forward that would leave no descriptors for sessions | none | not open, until a reload | is not made | none | none |
 //! | only in the new one | none | serves, or not open | opens; a failure keeps no other port from serving | none | those of an earlier listener there, or none |
 
 use std::{collections::HashMap, mem::discriminant, sync::Arc};
@@ -33,8 +34,8 @@ use crate::{
     dial::netns,
     log::{Kind, emit, say},
     session::{Routes, Sessions, drain},
-    spec::{Forward, Listen, Netns, OnRemove},
-    sys::or_never,
+    spec::{Forward, Listen, Netns, OnRemove, without_descriptors},
+    sys::{self, or_never},
 };
 
 /// What became of the listeners of ours.
@@ -108,7 +109,10 @@ impl Posts {
         let alike = |one: &Post, other: &Post| discriminant(one.wanted.listen()) == discriminant(other.wanted.listen());
         let mut all: Vec<(&Post, &str, usize)> = Vec::new();
         for post in &self.posts {
-            let Standing::Failed { why, .. } = post.standing() else { continue };
+            let (Standing::Failed { .. } | Standing::NoRoom { .. }, Some(why)) = (post.standing(), post.trouble())
+            else {
+                continue;
+            };
             let number = post.wanted.number;
             match all
                 .iter_mut()
@@ -124,7 +128,8 @@ impl Posts {
                 1 => "; 1 more listener of this forward is not served".to_owned(),
                 n => format!("; {n} more listeners of this forward are not served"),
             };
-            format!("{} is not served: {why}; the service retries{more}", post.address())
+            let retries = if post.again().is_some() { "; the service retries" } else { "" };
+            format!("{} is not served: {why}{retries}{more}", post.address())
         })
     }
 
@@ -194,18 +199,26 @@ impl Posts {
 
     /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
     /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
-    /// to be started with [`Self::accept`].
+    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener.
     pub async fn reconcile(
         &mut self,
-        (behind, forwards): (&[Wanted], &[Forward]),
+        (behind, forwards): (&[Vec<Wanted>], &[Forward]),
         mut handed: Vec<Handed>,
         sessions: &Sessions,
         routes: &Routes,
     ) -> Reconciled {
+        let inherited = behind.len() + behind.iter().map(Vec::len).sum::<usize>();
         let mut old: Vec<Option<Post>> = std::mem::take(&mut self.posts).into_iter().map(Some).collect();
+        let is_open = |leg: &Wanted| {
+            let served = |post: &Post| post.serving().is_some() && post.wanted.same_place(leg);
+            let listen = leg.listen().to_string();
+            old.iter().flatten().any(served) || handed.iter().any(|handed| handed.listen == listen)
+        };
+        let open = |number: usize| wanted(&forwards[number], Some(number)).iter().filter(|leg| is_open(leg)).count();
+        let no_room = without_descriptors(forwards, inherited, open, sys::hard_limit());
         let mut changed = 0;
         let (mut posts, mut new) = (Vec::new(), Vec::new());
-        for wanted in all_wanted(behind, forwards) {
+        for wanted in all_wanted(behind, forwards, &no_room) {
             let same = |post: &&mut Option<Post>| post.as_ref().is_some_and(|post| post.wanted.same_place(&wanted));
             match old.iter_mut().find(same).and_then(Option::take) {
                 Some(mut post) => {
@@ -231,8 +244,20 @@ impl Posts {
             posts.push(post);
         }
         self.posts = posts;
+        no_room.iter().for_each(|(number, why)| self.tell_no_room(*number, why));
         self.watch = self.in_namespaces().then(|| NamespaceWatch::new(self.in_namespaces_by_path()));
         Reconciled { changed, opened, gone, closed, unwanted: handed }
+    }
+
+    /// Logs that listeners of a forward are not opened.
+    fn tell_no_room(&self, number: usize, why: &str) {
+        let no_room =
+            |post: &&Post| post.wanted.number == Some(number) && matches!(post.standing(), Standing::NoRoom { .. });
+        let posts: Vec<&Post> = self.posts.iter().filter(no_room).collect();
+        let Some(first) = posts.first() else { return };
+        let places = Listen::places(posts.iter().map(|post| post.wanted.listen())).join(", ");
+        let text = format!("{}{places} is not served: {why}", first.wanted.named());
+        emit(first.identity().event(Kind::ListenerRefused, text));
     }
 
     /// Whether a listener is in a namespace, or is to be.
@@ -275,11 +300,12 @@ impl Posts {
             if was == Some(now) || (was.is_none() && now.is_none()) {
                 continue;
             }
-            changed = true;
             if post.serving().is_some() {
                 close_without_namespace(post).await;
+                changed = true;
             }
             post.start(None, routes);
+            changed |= post.serving().is_some();
         }
         changed
     }
@@ -294,14 +320,22 @@ async fn close_without_namespace(post: &mut Post) {
 }
 
 /// What is wanted. Several sockets of one name share what lies behind them.
-fn all_wanted(behind: &[Wanted], forwards: &[Forward]) -> Vec<Wanted> {
+fn all_wanted(behind: &[Vec<Wanted>], forwards: &[Forward], no_room: &[(usize, String)]) -> Vec<Wanted> {
     let mut all: Vec<Wanted> = Vec::new();
-    for leg in behind {
+    for leg in behind.iter().flatten() {
         if !all.iter().any(|other| other.same_place(leg)) {
             all.push(leg.clone());
         }
     }
-    all.extend(forwards.iter().enumerate().flat_map(|(number, forward)| wanted(forward, Some(number))));
+    let why = |number| no_room.iter().find(|(refused, _)| *refused == number).map(|(_, why)| Arc::from(why.as_str()));
+    all.extend(forwards.iter().enumerate().flat_map(|(number, forward)| {
+        let no_room: Option<Arc<str>> = why(number);
+        let refuse = move |mut leg: Wanted| {
+            leg.no_room.clone_from(&no_room);
+            leg
+        };
+        wanted(forward, Some(number)).into_iter().map(refuse)
+    }));
     all
 }
 

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{setup::resolve, state::RunningService};
 use crate::{
-    dial::qrexec::LiveCall,
+    dial::{accepted_earlier, qrexec::LiveCall},
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
     log::{Kind as Event, say},
@@ -105,6 +105,7 @@ impl RunningService {
                 all.waiting.extend(tally.waiting);
             }
         }
+        self.sessions.for_each(|info| info.passage.iter().for_each(accepted_earlier));
         let Summary { taken_up, kept, drained, children, mut waiting } = all;
         if taken_up > 0 {
             say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions_text(taken_up)));
@@ -225,12 +226,12 @@ impl Adoption {
                 Stage::Flow(flows.resume(asked, info.clone(), kept, upstream).map_err(failed)?)
             }
             ParkedStage::Waiting(peer) => Stage::Waiting(connected(peer)?),
-            ParkedStage::SettingUp { peer, helper, call, passed } => {
+            ParkedStage::SettingUp { peer, helper, call, passed, told } => {
                 let Some(CallLimits { gate, .. }) = info.route.call() else {
-                    ParkedStage::SettingUp { peer, helper, call, passed }.abandon();
+                    ParkedStage::SettingUp { peer, helper, call, passed, told }.abandon();
                     return Err("its name no longer means a qrexec call".to_owned());
                 };
-                let ticket = gate.clone().resume(call.taken, passed);
+                let ticket = gate.clone().resume(call.taken, passed, told);
                 let peer = connected(peer)?;
                 let call = LiveCall::resume(helper, call).map_err(failed)?;
                 Stage::SettingUp(Box::new(SettingUp { peer, call, ticket }))

@@ -34,7 +34,9 @@ impl RunningService {
         let not_served = self.put_in_force(loaded).await;
         last::write(&self.texts);
         let told: Vec<String> = self.tell_faults().into_iter().chain(not_served).collect();
-        notify::tell(&[NotifyState::Ready]);
+        // Before the answer, which ends the reload for the manager: then nobody reads a status of before.
+        let status = self.status_line()(self.sessions.count());
+        notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
         let why = told.join("\n");
         answer(if why.is_empty() { Ok(()) } else { Err(&why) });
     }
@@ -55,8 +57,9 @@ impl RunningService {
         }
         let served = self.serve_refused(&config).await;
         let held = self.posts.let_go();
-        let own = self.posts.reconcile((&self.behind.concat(), &forwards), held, &self.sessions, &self.routes).await;
+        let own = self.posts.reconcile((&self.behind, &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
+        self.limit_calls(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
         let elsewhere = match changed + own.changed {
             1 => "1 listener leads".to_owned(),
@@ -105,6 +108,7 @@ impl RunningService {
                     match self.serve(listener, route, behind) {
                         Ok(listening) => {
                             emit(event);
+                            self.limit_calls();
                             self.accepting.start(&listening, &self.sessions);
                             held.serve(&listening, &self.sessions);
                             served += 1;

@@ -73,7 +73,8 @@ pub(super) async fn set_up(story: &mut Story, setting_up: Box<SettingUp>) -> Nex
         Err(Why::Park) => {
             let (helper, call) = call.park();
             let passed = ticket.as_ref().map(Ticket::passed).unwrap_or_default();
-            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call, passed }, ticket)
+            let told = ticket.as_ref().is_some_and(Ticket::told);
+            story.park_with(ParkedStage::SettingUp { peer: peer.into(), helper, call, passed, told }, ticket)
         }
         Err(why) => {
             peer.reset();
@@ -108,10 +109,10 @@ async fn decided(
     Ok(if call.connected() { Decision::Connected } else { Decision::Lost })
 }
 
-/// Tells, once for each gate, that connections wait for dom0; waits for ever after that.
+/// Logs, once for each time of waiting at a gate, that connections wait for dom0; waits for ever after that.
 async fn tell_of_wait(info: &SessionInfo, ticket: &Ticket, taken: Duration) {
     sleep(UNDECIDED.saturating_sub(taken)).await;
-    if let Some(connections) = ticket.news(taken > UNDECIDED) {
+    if let Some(connections) = ticket.news() {
         log::emit(event::call_undecided(info, connections));
     }
     pending().await

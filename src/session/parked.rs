@@ -45,6 +45,8 @@ pub enum ParkedStage {
         call: ParkedCall,
         /// The calls that have passed this one at its gate.
         passed: Passed,
+        /// It was logged that connections wait for dom0 at the gate.
+        told: bool,
     },
     /// Both ends, and the bytes on their way.
     Relaying {

@@ -5,7 +5,8 @@
 //! Read in this order: `text` (words and `\xNN`), `value` and `endpoint` and `call` (what single values may be), `keys`
 //! (the one set of keys that all sources share), `fdname`, `forward` and `file` (the three sources), `merge` (arguments
 //! over a file), `role` (what a set of keys means) and `resolve` (what the name on a socket means). Beside them stands
-//! `unit`, which reads unit files for the generator and for `check`, and `together`, which compares listeners.
+//! `unit`, which reads unit files for the generator and for `check`, `together`, which compares listeners, and `limit`,
+//! which counts them.
 //!
 //! Two layers: [`Keys`] is what was written, each value with its place; [`Forward`] is what it means, with nothing left
 //! that "must be there". All faults of a text are found at once and cited where they stand ([`Faults`]).
@@ -19,6 +20,7 @@ pub mod fdname;
 mod file;
 mod forward;
 mod keys;
+mod limit;
 mod load;
 mod meant;
 mod merge;
@@ -41,6 +43,7 @@ pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
+pub use limit::without_descriptors;
 pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load, load_knowing};
 pub use meant::meant_service;
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};

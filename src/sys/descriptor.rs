@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{
     Interest,
     unix::{AsyncFd, AsyncFdRegisterError},
@@ -33,6 +34,11 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(own(number))
+}
+
+/// The most descriptors that this process may have: the hard limit, up to which the soft one is raised.
+pub fn hard_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard)
 }
 
 /// Registers a descriptor with the runtime.

@@ -15,7 +15,7 @@ mod socket;
 pub mod socket_file;
 mod terminal;
 
-pub use descriptor::{is_net_namespace, own, place, register, register_or_return};
+pub use descriptor::{hard_limit, is_net_namespace, own, place, register, register_or_return};
 pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;

@@ -31,7 +31,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{notify, shown::ShownUnit, systemctl::Scope, unit};
+use super::{
+    jobs::{Job, own_job},
+    notify,
+    shown::ShownUnit,
+    systemctl::Scope,
+    unit,
+};
 use crate::{
     log::{Kind, escape, say},
     sys,
@@ -43,6 +49,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const WATCH: Duration = Duration::from_millis(500);
 /// How long the manager may take to answer, and how long a question without an answer is put off.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the order to restart may take; systemctl waits 25 s for a reply (sd_bus_set_method_call_timeout(3)).
+const ORDER: Duration = Duration::from_secs(30);
 /// How often a question without an answer is repeated.
 const ATTEMPTS: u32 = 5;
 
@@ -176,12 +184,13 @@ impl SocketUnits {
     }
 }
 
-/// Has the manager restart this process's unit.
+/// Has the manager restart this process's unit, if no stop of the unit waits.
 pub fn restart() {
-    spawn_blocking(|| {
-        let unit = unit::name();
-        let ordered = Scope::own().order(&["--no-block", "--quiet", "try-restart", &unit]);
-        if !ordered.is_ok_and(|status| status.success()) {
+    tokio::spawn(async {
+        let ordered = spawn_blocking(|| Scope::own().try_restart(&unit::name(), ORDER)).await;
+        let taken = ordered.is_ok_and(|answer| answer.is_ok_and(|taken| taken));
+        if !taken && !matches!(own_job().await, Job::Stop { .. } | Job::Restart) {
+            let unit = unit::name();
             let text = format!("a socket was stopped and stays open: {unit} may not restart itself; restart it");
             say(Kind::ControlTrouble, text);
         }

@@ -64,6 +64,16 @@ impl Scope {
         run(command, patience)
     }
 
+    /// Queues a restart of this unit where it runs. Whether systemd took the order: a stop that waits in the queue stays,
+    /// and refuses it (systemctl(1), `--job-mode=fail`).
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn try_restart(self, unit: &str, patience: Duration) -> io::Result<bool> {
+        let order = ["--no-block", "--job-mode=fail", "--quiet", "try-restart", "--", unit];
+        Ok(self.ask(&order, patience)?.status.success())
+    }
+
     /// What systemd finds wrong in unit files (systemd-analyze(1) `verify`), a fault in each line.
     ///
     /// # Errors

@@ -140,3 +140,24 @@ fn timing_a_thousand_sessions_are_no_burden() {
     service.process.wait_for_rest(&rest);
     service.stop();
 }
+
+#[test]
+fn check_knows_the_limit_of_descriptors_that_the_manager_gives_the_service() {
+    let service = Activation::qrexec_connect().tcp("work test.Echo").with_control().start().ready();
+    let forward = "[[forward]]\nlisten = \"127.0.0.1:18000-18599\"\ntarget = \"127.0.0.1:9\"\n";
+    std::fs::write(service.dir().join("config/qrexec-connect.toml"), forward).expect("ours");
+    let check = |limit: &str| {
+        let unit = service.dir().join("bin/show.qrexec-connect.service");
+        std::fs::write(unit, format!("LoadState=loaded\nLimitNOFILE={limit}\n")).expect("ours");
+        service.asking().say(&["check"])
+    };
+    let said = check("512");
+    let why =
+        "600 listeners would leave no descriptors for sessions: the limit is 512, of which listeners may have 368";
+    assert!(said.code == Some(78) && said.stdout.contains(why), "{said:?}");
+    for limit in ["1024", "infinity"] {
+        let said = check(limit);
+        assert!(!said.stdout.contains("descriptors"), "{limit}: {said:?}");
+    }
+    service.stop();
+}

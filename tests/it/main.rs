@@ -40,3 +40,4 @@ mod stages;
 mod tables;
 mod toolbox;
 mod trial;
+mod units_unknown;

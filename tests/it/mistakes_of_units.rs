@@ -250,6 +250,18 @@ fn an_instance_is_checked_from_its_template_and_its_policy_line_is_right() {
 }
 
 #[test]
+fn add_and_check_print_the_policy_line_of_the_readme() {
+    const LINE: &str = "qubes.ConnectTCP  +1234  THIS-QUBE  @default  allow target=OTHER-QUBE";
+    assert!(include_str!("../../README.md").contains(&format!("\n```\n{LINE}\n```\n")));
+    let line = LINE.replace("THIS-QUBE", "SOURCE").replace("OTHER-QUBE", "TARGET");
+    let desk = Desk::new();
+    let (code, said) = desk.says(CONNECT, &["add", "gitweb", "1234", "@default qubes.ConnectTCP+1234"]);
+    assert!(code == Some(0) && said.contains(&format!("    {line}\n")), "{said}");
+    let (code, said) = desk.says(CONNECT, &["check"]);
+    assert!(code == Some(0) && said.contains(&line), "{said}");
+}
+
+#[test]
 fn listeners_that_exclude_each_other_are_named_both_over_units_and_forwards() {
     for (one, another) in
         [("127.0.0.1:1234", "127.0.0.1:1234"), ("0.0.0.0:1234", "127.0.0.1:1234"), ("1234", "127.0.0.1:1234")]
@@ -610,6 +622,25 @@ fn a_file_in_a_directory_of_drop_in_files_is_judged_as_one() {
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o646)).expect("ours");
     let (code, said) = desk.says(PFWD, &["check", path]);
     assert!(code == Some(78) && said.contains("chmod go-w"), "{code:?} {said}");
+}
+
+#[test]
+fn a_link_local_address_has_an_interface_behind_a_double_percent_sign() {
+    let desk = Desk::new();
+    let units =
+        [("a", three("[fe80::1]:8080", CALL)), ("b", three("127.0.0.1:8081", "target=[fe80\\x3a\\x3a1%tap0]+22"))];
+    for (name, text) in units {
+        let unit = desk.put(&format!("units/qrexec-connect-{name}.socket"), &text);
+        let (code, said) = desk.says(CONNECT, &["check", unit.to_str().expect("plain")]);
+        let says = ["means nothing without its interface", "systemd expands what follows a single %"];
+        let write = ["write: ListenStream=[fe80::1]:8080%%eth0", "%%tap0]+22"];
+        let n = usize::from(name == "b");
+        assert!(code == Some(78) && said.contains(says[n]) && said.contains(write[n]), "{code:?} {said}");
+    }
+    let add = ["add", "lan", "[fe80::1%lo]:8082", "target=[fe80\\x3a\\x3a1%tap0]+22", "--dry-run"];
+    let (code, said) = desk.says(CONNECT, &add);
+    assert!(code == Some(0) && said.contains("ListenStream=[fe80::1]:8082%%lo\n"), "{code:?} {said}");
+    assert!(said.contains("FileDescriptorName=target=[fe80\\x3a\\x3a1%%tap0]+22\n"), "{said}");
 }
 
 #[test]

@@ -172,7 +172,10 @@ fn a_service_that_was_never_there_is_a_failure_and_no_empty_reply() {
     for (index, (brief, why)) in [
         ("dial-failed up 0 down 0 exit 127", "work has no service test.Missing"),
         ("dial-failed up 0 down 0 exit 127", "work has no service test.Exit+127"),
-        ("dial-failed up 0 down 0 exit 125", "nothing listens on the port or socket of test.Broken"),
+        (
+            "dial-failed up 0 down 0 exit 125",
+            "the other end failed: nothing listens on the port or socket of test.Broken",
+        ),
         ("reset up 0 down 0 exit 137", "killed by signal 9"),
     ]
     .into_iter()
@@ -430,6 +433,19 @@ fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
         exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
     }
     assert_eq!(service.ends(8).iter().filter(|e| e.brief() == "eof up 1000 down 1000 exit 0").count(), 8);
+    service.stop();
+}
+
+#[test]
+fn max_setups_is_how_many_calls_of_a_service_may_wait_for_dom0_at_once() {
+    let fake = FakeQrexec::new();
+    let service = leading_to(&fake, "work test.Gate+yes max_setups=7");
+    let peers: Vec<Wire> = (0..7).map(|i| service.connect(i % 2)).collect();
+    fake.wait_for_started(7);
+    fake.open("yes");
+    for (seed, mut peer) in peers.into_iter().enumerate() {
+        exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
+    }
     service.stop();
 }
 

@@ -161,6 +161,89 @@ fn what_something_else_becomes_is_understood() {
     assert_eq!((forwards, names, adds), (4, 2, 1));
 }
 
+/// The parts of a message between what differs each time: `…`, numbers, paths, keys, `N`. A parenthesis begins another
+/// part.
+fn fixed_parts(message: &str) -> Vec<String> {
+    let differs = |word: &&str| *word == "N" || word.contains(|c: char| c.is_ascii_digit() || ['/', '_'].contains(&c));
+    let mut parts = Vec::new();
+    for text in message.split(['…', '(']) {
+        let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+        parts.extend(words.split(differs).map(|words| words.join(" ").trim_start_matches(": ").to_owned()));
+    }
+    parts.retain(|part| part.len() > 3);
+    parts
+}
+
+/// The code below these folders, without this file: that of the programs, and that of tests. A text that goes on in the
+/// next line behind a backslash is one text.
+fn code(folders: &[&str]) -> (String, String) {
+    let (mut programs, mut tests) = (String::new(), String::new());
+    for path in folders.iter().flat_map(|folder| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))) {
+        if !path.ends_with(".rs") || path.ends_with(file!()) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("text");
+        let text: String = text.split("\\\n").map(str::trim_start).collect();
+        let all_tests = path.ends_with("tests.rs") || !path.contains("/src/");
+        let (program, test) =
+            if all_tests { ("", &*text) } else { text.split_once("#[cfg(test)]").unwrap_or((&text, "")) };
+        programs += program;
+        tests += test;
+    }
+    (programs, tests)
+}
+
+#[test]
+fn each_message_that_the_readme_explains_is_one_of_the_programs_and_of_a_test() {
+    const OF_SYSTEMD: &str = "The unit files have no installation config";
+    let (source, tests) = code(&["src", "tests"]);
+    let mut seen = 0;
+    for row in table("When it does not work") {
+        for message in row[0].split('`').skip(1).step_by(2).filter(|message| !message.contains("systemctl")) {
+            for part in fixed_parts(message).iter().filter(|part| *part != OF_SYSTEMD) {
+                assert!(source.contains(part.as_str()), "`{message}`: no program says `{part}`");
+                let words = part.trim_end_matches([':', ';']);
+                assert!(tests.contains(words), "`{message}`: no test sees `{words}`");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 17, "only {seen} parts of messages");
+}
+
+/// The files below a folder.
+fn files(folder: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.arg(folder).args(["-name", "target", "-prune", "-o", "!", "-type", "d", "-print"]); // what cargo makes is not ours
+    let output = run(find);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_uninstall_takes_away_what_an_install_has_put() {
+    if Command::new("make").arg("--version").output().is_err() {
+        return skip("make is missing");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (binaries, root) = (dir.path().join("binaries"), dir.path().join("root"));
+    fs::create_dir(&binaries).expect("a new directory");
+    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+        fs::write(binaries.join(program), "").expect("a new directory");
+    }
+    let make = |target: &str| {
+        let mut make = Command::new("make");
+        make.args(["--silent", "-C"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")).arg(target);
+        make.arg(format!("DESTDIR={}", root.display())).arg(format!("BINARIES={}", binaries.display()));
+        let output = run(make);
+        assert!(output.status.success(), "{target}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("install");
+    assert!(files(&root).len() > 40, "{:#?}", files(&root));
+    make("uninstall");
+    assert_eq!(files(&root), Vec::<String>::new());
+}
+
 #[test]
 fn the_picture_is_the_one_that_the_script_draws() {
     let mut picture = Command::new("python3");

@@ -381,3 +381,53 @@ fn a_circle_whose_connection_waits_in_the_backlog_ends_with_its_session() {
     assert_eq!(begun(&service), 2);
     service.stop();
 }
+
+/// The kernel keeps a Unix connection whose socket is closed, with its bytes, until it is accepted.
+#[test]
+fn a_circle_whose_unix_connection_waits_in_the_backlog_ends_with_its_session() {
+    sandbox!();
+    let echo = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "");
+    let service = serve(&[
+        "uds=/run/wait.sock,target=127.0.0.1:4060,max_connections=1",
+        "listen=127.0.0.1:4060,uds=/run/wait.sock",
+        // no circle: what waits is served, to the last byte
+        "listen=127.0.0.1:4070,uds=/run/line.sock",
+        &format!("uds=/run/line.sock,target={echo},max_connections=1"),
+    ]);
+    // In the first case its socket is closed before it is accepted, in the second case perhaps not yet.
+    for (round, killed) in [(1, "127.0.0.1:4060"), (2, "/run/wait.sock")] {
+        let sessions = 2 * round;
+        let mut client = Wire::unix(Path::new("/run/wait.sock"));
+        client.write_all(b"round").expect("it listens");
+        eventually("the second connection waits", || begun(&service) == sessions);
+        service.asking().ok(&["kill", killed]);
+        over(client);
+        assert_eq!(refused_on(&service, "/run/wait.sock"), "/run/wait.sock -> 127.0.0.1:4060 -> /run/wait.sock");
+        let denied = |line: &&str| {
+            line.starts_with("pfwd_peers_denied_total{listener=\"/run/wait.sock\"")
+                && line.ends_with(&format!(" {round}"))
+        };
+        eventually("what waited is refused", || {
+            service.asking().ok(&["metrics"]).stdout.lines().any(|line| denied(&line))
+        });
+        eventually("no session is left", || service.asking().sessions().is_empty());
+        assert_eq!(begun(&service), sessions);
+    }
+
+    let mut first = Wire::tcp(at("127.0.0.1:4070"));
+    talk(&mut first);
+    let mut second = Wire::tcp(at("127.0.0.1:4070"));
+    second.write_all(b"to the last byte").expect("it listens");
+    let bytes = |session: &serde_json::Value| session["up_bytes"].as_u64();
+    eventually("its bytes wait", || service.asking().sessions().iter().any(|session| bytes(session) == Some(16)));
+    second.reset();
+    eventually("only the first is there", || service.asking().sessions().len() == 2);
+    drop(first);
+    let line = service.process.stderr.wait_for("on /run/line.sock to tcp");
+    assert!(line.contains("connected"), "{line}");
+    eventually("both were served", || {
+        let lines = service.process.stderr.so_far();
+        lines.iter().any(|line| line.contains("on /run/line.sock") && line.contains("16 bytes up"))
+    });
+    service.stop();
+}

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Read as _,
     net::{TcpListener, TcpStream, UdpSocket},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,9 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
+
 use crate::{
     sandbox::{address, echo_tcp, forwarding, netns_with_link, run, told_address},
-    support::{Activated, Wire, eventually},
+    support::{Activated, Process, Wire, eventually, skip},
 };
 
 /// Replaces `/etc/NAME` in this sandbox.
@@ -27,8 +30,7 @@ fn etc(name: &str, text: &str) {
 /// names a station that nobody is.
 fn host_beside_black_holes() {
     netns_with_link("far", "10.7.0.1/24", "10.7.0.200/24");
-    let links =
-        std::process::Command::new("ip").args(["-o", "route", "show", "10.7.0.0/24"]).output().expect("iproute2");
+    let links = Command::new("ip").args(["-o", "route", "show", "10.7.0.0/24"]).output().expect("iproute2");
     let links = String::from_utf8(links.stdout).expect("text");
     let device = links.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a route of the link");
     address(None, device, "2001:db8:7::1/64");
@@ -119,6 +121,61 @@ fn timing_a_refusal_begins_the_next_address_at_once() {
     let began = Instant::now();
     dial(&service, "tcp next.test:72").expect(b"far ");
     assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    service.stop();
+}
+
+/// The system calls on the socket of the service's next dial, in order, up to the connection; of setsockopt(2) the
+/// option.
+fn calls_of_a_dial(service: &Activated, leads_to: &str) -> Vec<String> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut strace = Command::new("strace");
+    strace.args(["-ff", "-e", "trace=network,desc", "-p", &service.process.pid().to_string(), "-o"]);
+    strace.arg(dir.path().join("trace")); // a file for each thread, so that no line is interrupted
+    let mut strace = Process::start(strace);
+    strace.stderr.wait_for(" attached"); // with all threads
+    dial(service, leads_to).expect(b"here ");
+    strace.signal(Signal::SIGINT);
+    strace.wait();
+    let threads = fs::read_dir(dir.path()).expect("ours").map(|file| fs::read_to_string(file.expect("ours").path()));
+    let threads: Vec<String> = threads.map(|text| text.expect("text")).collect();
+    let dialled = threads.iter().find_map(|text| text.split_once("socket(AF_INET, SOCK_STREAM"));
+    let (_, calls) = dialled.unwrap_or_else(|| panic!("no dial: {threads:#?}"));
+    let (socket, calls) = calls.split_once('\n').expect("a line");
+    let number = socket.rsplit("= ").next().expect("a result");
+    let on_it = |line: &&str| {
+        let arguments = line.split_once('(').map_or("", |(_, arguments)| arguments);
+        arguments.split([',', ')']).any(|argument| argument.trim() == number)
+    };
+    let all: Vec<&str> = calls.lines().filter(on_it).collect();
+    // The second call says how the first one ended: mostly that the socket is connected.
+    let connects = all.iter().enumerate().filter(|(_, line)| line.starts_with("connect("));
+    let (end, _) = connects.take(2).last().expect("it connects");
+    let words = |line: &&str| match line.split_once('(') {
+        Some(("setsockopt", arguments)) => arguments.split(", ").nth(2).unwrap_or_default().to_owned(),
+        Some((name, _)) => name.to_owned(),
+        None => (*line).to_owned(),
+    };
+    all[..=end].iter().map(words).collect()
+}
+
+#[test]
+fn one_address_is_dialled_with_no_more_system_calls_than_before_names_had_several() {
+    sandbox!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("strace is missing");
+    }
+    let here = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "here ");
+    etc("hosts", "127.0.0.1 one.test\n");
+    let names = [format!("127.0.0.1:{}", here.port()), format!("one.test:{}", here.port())];
+    let forwards = names.each_ref().map(|name| format!("listen=127.0.0.1+0,target={name}"));
+    let service = forwarding(&forwards.each_ref().map(String::as_str));
+    for name in names {
+        let leads_to = format!("tcp {name}");
+        dial(&service, &leads_to).expect(b"here "); // threads for look-ups are there
+        let expected =
+            ["TCP_NODELAY", "SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "connect", "connect"];
+        assert_eq!(calls_of_a_dial(&service, &leads_to), expected, "{name}");
+    }
     service.stop();
 }
 

@@ -359,3 +359,67 @@ fn a_range_becomes_units_and_what_cannot_be_one_says_why() {
     assert!(code == Some(78) && text.contains("target has 2 ports, and there is one listening socket"), "{text}");
     assert!(Path::new(&unit).exists());
 }
+
+/// Ports of one range are one finding; the port and the path of one forward are two.
+#[test]
+fn what_one_process_has_of_a_forward_is_one_finding_for_its_ports_and_one_for_its_path() {
+    sandbox!();
+    let _path = std::os::unix::net::UnixListener::bind("/run/taken.sock").expect("a new directory");
+    let _ports = [8000, 8001, 8002].map(|port| TcpListener::bind(at(port)).expect("free"));
+    let (code, out) = said(&["--check", "--forward", "listen=127.0.0.1:8000-8002,target=10.0.0.5:80"]);
+    assert_eq!((code, out.matches("is taken already").count()), (Some(78), 1), "{out}");
+    assert!(
+        out.contains("127.0.0.1:8000 is taken already") && out.contains("the same holds for 2 more ports"),
+        "{out}"
+    );
+    let pipeline = "listen=127.0.0.1:8000,uds=/run/taken.sock,target=10.0.0.5:22";
+    let (code, out) = said(&["--check", "--forward", pipeline]);
+    assert_eq!((code, out.matches("is taken already").count()), (Some(78), 2), "{out}");
+    assert!(out.contains("/run/taken.sock is taken already") && !out.contains("the same holds"), "{out}");
+}
+
+#[test]
+fn a_range_that_would_leave_no_descriptors_is_refused_and_the_others_are_served() {
+    sandbox!();
+    let server = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "");
+    let text = |last: u16| {
+        let range =
+            format!("[[forward]]\nlabel = \"wide\"\nlisten = \"127.0.0.1:8000-{last}\"\ntarget = \"{server}\"\n");
+        range + &format!("[[forward]]\nlisten = \"127.0.0.1:7000\"\ntarget = \"{server}\"\n")
+    };
+    fs::write("/run/pfwd.toml", text(8599)).expect("ours");
+    let service = pfwd().args(["--config", "/run/pfwd.toml"]).with_control().nofile(512).start().ready();
+    let why = "600 listeners would leave no descriptors for sessions: the limit is 512, of which listeners may have 368; \
+               forward fewer ports, or raise LimitNOFILE= of the service";
+    let line = service.process.stderr.wait_for("wide: tcp 127.0.0.1:8000-8599 is not served: ");
+    assert!(line.contains(why), "{line}");
+    echo(&mut Wire::tcp(at(7000)));
+    assert!(TcpStream::connect(at(8000)).is_err());
+    let row = &rows(&service, "wide:8599")[0];
+    assert!(row["state"] == "refused" && row["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{row}");
+    assert_eq!(service.process.stderr.count("is not served"), 1, "one entry for the range");
+    // `check` as a start by hand with that limit
+    let check = |limit: u32| {
+        let mut command = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_pfwd");
+        command.args(["-c", &format!("ulimit -n {limit}; exec {program} --check --config /run/pfwd.toml")]);
+        let output = run(command);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = check(512);
+    assert!(code == Some(78) && said.contains(&format!("/run/pfwd.toml:1: {why}")), "{said}");
+    let (_, said) = check(1024);
+    assert!(!said.contains("descriptors"), "{said}");
+
+    // What fits is served by a reload; a reload that would open too many leaves what is open.
+    reload(&service, &text(8299), 1);
+    echo(&mut Wire::tcp(at(8299)));
+    let mut kept = Wire::tcp(at(8000));
+    echo(&mut kept);
+    reload(&service, &text(8599), 2);
+    service.process.stderr.wait_for("wide: tcp 127.0.0.1:8300-8599 is not served: 600 listeners would leave");
+    echo(&mut kept);
+    echo(&mut Wire::tcp(at(8299)));
+    assert!(TcpStream::connect(at(8300)).is_err());
+    service.stop();
+}

@@ -1,11 +1,14 @@
 //! Dials of targets that come late: `retry_timeout`.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+};
 
 use crate::{
     restart::restart,
     sandbox::{echo_tcp, forwarding, inside, netns, pfwd, run, told_address},
-    support::Wire,
+    support::{Wire, eventually},
 };
 
 /// An address that nobody listens on yet.
@@ -20,8 +23,9 @@ fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
         let target = unused(ip);
         let text = target.to_string();
         let service = pfwd()
-            .args(["--forward", &format!("listen=127.0.0.1:0,target={text},retry_timeout=60")])
+            .args(["--forward", &format!("listen=127.0.0.1:0,target={text},retry_timeout=60,connect_timeout=1")])
             .args(["--forward", &format!("label=plain,listen=127.0.0.1:0,target={text}")])
+            .with_control()
             .start()
             .ready();
         let line = service.process.stderr.wait_for("plain: 127.0.0.1:");
@@ -29,12 +33,64 @@ fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
         Wire::tcp(plain).expect_reset();
         let end = service.end();
         assert!(end.note.contains("nobody listens there (retry_timeout=SECONDS retries for that long)"), "{end:?}");
+        assert_eq!(service.process.stderr.count("next try in"), 0, "it was dialled once");
         let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
         service.process.stderr.wait_for("next try in 0.03 s");
+        // Retries go on after connect_timeout.
+        let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 1_100);
+        eventually("the session is older", || service.asking().sessions().iter().any(old));
         echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
         wire.expect(b"late ");
         service.stop();
     }
+}
+
+#[test]
+fn a_try_that_begins_late_has_the_whole_connect_timeout_and_no_more() {
+    sandbox!();
+    // The address is of this host and refuses; without the address, what is sent there goes nowhere.
+    run("ip link add hole type veth peer name nowhere");
+    run("ip link set hole up arp off");
+    run("ip link set nowhere up");
+    run("ip addr add 10.9.9.1/32 dev hole");
+    run("ip route add 10.9.9.9/32 dev hole");
+    run("ip addr add 10.9.9.9/32 dev lo");
+    let service = pfwd()
+        .args(["--forward", "listen=127.0.0.1:0,target=10.9.9.9:70,retry_timeout=300,connect_timeout=2"])
+        .with_control()
+        .start()
+        .ready();
+    let mut wire = Wire::tcp(told_address(&service, "tcp 10.9.9.9:70"));
+    service.process.stderr.wait_for("next try in 0.03 s");
+    let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 2_100);
+    eventually("the session is older than connect_timeout", || service.asking().sessions().iter().any(old));
+    run("ip addr del 10.9.9.9/32 dev lo");
+    wire.expect_reset();
+    let end = service.end();
+    assert!(end.end == "timeout" && end.note.contains("not connected within 2 s: nobody answers"), "{end:?}");
+    let after = |line: String| line.split(": timeout after ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let ms = service.log().into_iter().find_map(after).expect("the end is logged");
+    assert!(ms >= 2_100 + 2_000, "a try has 2 s, however late it begins: {ms} ms");
+    service.stop();
+}
+
+#[test]
+fn timing_retries_end_that_long_after_accept_also_over_a_restart() {
+    sandbox!();
+    let target = unused("127.0.0.1");
+    let forward = format!("target=127.0.0.1+{},retry_timeout=3", target.port());
+    let mut service = pfwd().tcp(&forward).with_control().start().ready();
+    let mut wire = service.connect(0);
+    let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 2_000);
+    eventually("the session is older", || service.asking().sessions().iter().any(old));
+    restart(&mut service);
+    wire.expect_reset();
+    let failed = || service.log().into_iter().find(|line| line.contains("dial-failed after "));
+    eventually("its end is logged", || failed().is_some());
+    let line = failed().expect("just seen");
+    let ms = line.split("dial-failed after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(ms.is_some_and(|ms| (3_000..5_000).contains(&ms)), "{line}");
+    service.stop();
 }
 
 #[test]
@@ -81,7 +137,8 @@ fn a_namespace_and_its_routes_may_come_late_too() {
         (Wire::tcp(told_address(&service, "tcp 10.9.0.1:70 in late")), "two "),
         (Wire::tcp(told_address(&service, "tcp [2001:db8:9::1]:70 in late")), "six "),
     ];
-    service.process.stderr.wait_for("there is no network namespace at /run/netns/late");
+    let missing = "there is no network namespace at /run/netns/late: see `ip netns list` (retries end after 60 s";
+    service.process.stderr.wait_for_nth(missing, 3); // each was dialled
     netns("late");
     // no route yet (ENETUNREACH), then nobody who listens, then a server
     service.process.stderr.wait_for("Network is unreachable");
@@ -95,6 +152,24 @@ fn a_namespace_and_its_routes_may_come_late_too() {
     for (wire, says) in &mut wires {
         wire.expect(says.as_bytes());
     }
+    service.stop();
+}
+
+/// As between the two steps of `ip netns add`.
+#[test]
+fn a_file_in_the_place_of_a_namespace_is_one_that_comes_late() {
+    sandbox!();
+    netns("other");
+    echo_tcp(inside("other", || TcpListener::bind("127.0.0.1:70").expect("free")), "there ");
+    fs::write("/run/netns/half", "").expect("ours");
+    let service = forwarding(&["listen=127.0.0.1:0,target=127.0.0.1:70,namespace=half,retry_timeout=60"]);
+    let mut wire = Wire::tcp(told_address(&service, "tcp 127.0.0.1:70 in half"));
+    service
+        .process
+        .stderr
+        .wait_for("/run/netns/half is not a network namespace: `ip netns add` makes one (retries end");
+    run("mount --bind /run/netns/other /run/netns/half");
+    wire.expect(b"there ");
     service.stop();
 }
 

@@ -8,6 +8,7 @@
 extern crate support; // `crate::support`: what every suite stands on
 #[macro_use]
 mod tree; // first: the macro `tree!`
+mod arrival;
 mod control;
 mod crowd;
 mod enable;

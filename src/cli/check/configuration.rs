@@ -22,8 +22,8 @@ use crate::{
     dial::netns::{self, Trouble},
     log::escape,
     spec::{
-        Beside, Config, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr, Upstream, meant_service,
-        unit::Consequence,
+        self, Beside, Config, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr, Upstream,
+        meant_service, unit::Consequence,
     },
 };
 
@@ -158,6 +158,24 @@ fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -
         forwards.push((who, forward.clone()));
     }
     CheckedConfig { config, forwards, plan, findings }
+}
+
+/// Faults of the forwards whose listeners would leave no descriptors for sessions, beside `others` that the service is
+/// passed. `limit` gives the limit of the service, where it is known.
+pub(super) fn without_descriptors(
+    checked: &CheckedConfig,
+    others: usize,
+    limit: impl FnOnce() -> Option<u64>,
+) -> Vec<Finding> {
+    if checked.plan.forwards.is_empty() {
+        return Vec::new(); // so that no manager is asked
+    }
+    let forwards = checked.forwards.iter().map(|(_, forward)| forward);
+    let refused = limit().map(|limit| spec::without_descriptors(forwards, others, |_| 0, limit)).unwrap_or_default();
+    let fault = |(index, why): (usize, String)| {
+        Finding::plain(format!("{}: {why}", checked.forwards[index].0), "", Consequence::NotServed)
+    };
+    refused.into_iter().map(fault).collect()
 }
 
 /// Why a service of this scope may enter no network namespace: that of a user runs as whoever asks.

@@ -102,6 +102,14 @@ impl ManagerWord {
     }
 }
 
+/// The limit of descriptors that a manager gives the service; `None` where it does not answer, or sets none.
+pub(super) fn descriptor_limit(scope: Scope, program: &str) -> Option<u64> {
+    let unit = format!("{program}.service");
+    let shown = systemctl::show(scope, &["LoadState", "LimitNOFILE"], &[unit])?.into_iter().next()?;
+    let loaded = shown.last("LoadState").as_deref() == Some("loaded");
+    shown.last("LimitNOFILE").filter(|_| loaded)?.parse().ok()
+}
+
 /// The socket units that listen now, of both managers, as far as they answer.
 pub(in crate::cli) fn listening() -> Vec<(String, ListenPlace)> {
     let units = [Scope::User, Scope::System].into_iter().flat_map(systemctl::listening_sockets);

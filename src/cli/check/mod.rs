@@ -42,6 +42,7 @@ use crate::{
         ListenPlace, PREFIXES, PlacedListener,
         unit::{Consequence, Unit},
     },
+    sys::hard_limit,
 };
 
 /// The units and the configuration that a check is about.
@@ -102,12 +103,14 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
-        let checked = configuration::read_file(Path::new(file), program, &sockets, scope);
+        let mut checked = configuration::read_file(Path::new(file), program, &sockets, scope);
+        look_at_descriptors(&mut checked, request, sockets.len());
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
-        let checked = configuration::read(&request.sources, &sockets, scope);
+        let mut checked = configuration::read(&request.sources, &sockets, scope);
+        look_at_descriptors(&mut checked, request, sockets.len());
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
         checked.config
@@ -174,6 +177,15 @@ fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {
 
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Adds the faults of the forwards that would leave no descriptors for sessions.
+fn look_at_descriptors(checked: &mut CheckedConfig, request: &CheckRequest, passed: usize) {
+    let by_hand = request.sources_named;
+    let limit =
+        || if by_hand { Some(hard_limit()) } else { manager::descriptor_limit(request.scope, request.program.name) };
+    let more = configuration::without_descriptors(checked, passed, limit);
+    checked.findings.extend(more);
 }
 
 fn show_configuration(checked: &CheckedConfig, tally: &mut CheckTally) {

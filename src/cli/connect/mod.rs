@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use super::{
-    arguments, check, complete, control, effective, generator, help, reload,
+    arguments, check, complete, control, effective, generator, help, refresh, reload,
     serve::{self, TimestampsOption},
     units::Scope,
 };
@@ -103,6 +103,13 @@ enum ConnectCommand {
     /// Own calls, and sessions between two processes of the service (started by qrexec-connect-calls.service)
     #[command(hide = true)]
     Keep,
+    /// Restart the service for a socket that starts (started by qrexec-connect-refresh.service)
+    #[command(hide = true)]
+    Refresh {
+        /// The system's service instead of the user's
+        #[arg(long)]
+        system: bool,
+    },
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -211,6 +218,9 @@ pub fn main() -> ExitCode {
         }
         ConnectCommand::Reload { system } => reload::run(CONTROLLED, if system { Scope::System } else { Scope::User }),
         ConnectCommand::Keep => serve::keep(PROGRAM),
+        ConnectCommand::Refresh { system } => {
+            refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
+        }
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)

@@ -17,7 +17,7 @@ use clap::{
 use super::{
     arguments, check, complete,
     config::{self, Sources},
-    control, effective, generator, help, reload,
+    control, effective, generator, help, refresh, reload,
     serve::{self, ServeOptions, TimestampsOption},
     units::Scope,
 };
@@ -109,6 +109,9 @@ enum PfwdCommand {
     /// Own calls, and sessions between two processes of the service (started by pfwd-calls.service)
     #[command(hide = true)]
     Keep,
+    /// Restart the service for a socket that starts (started by pfwd-refresh.service)
+    #[command(hide = true)]
+    Refresh,
 }
 
 /// Which service is asked: there is one.
@@ -185,6 +188,7 @@ fn run(arguments: PfwdArguments) -> Result<ExitCode, Fatal> {
         Some(PfwdCommand::Reload) => return reload::run(CONTROLLED, Scope::System),
         Some(PfwdCommand::Control(command)) => return control::run(CONTROLLED, command),
         Some(PfwdCommand::Keep) => return serve::keep(PROGRAM),
+        Some(PfwdCommand::Refresh) => return refresh::run(CONTROLLED, Scope::System),
         None => {}
     }
     let named = arguments.config.is_some() || !arguments.forward.is_empty();

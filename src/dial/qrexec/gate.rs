@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     qube::{CallPermit, Qube, Qubes},
-    rules::{Admission, GateState, Passed},
+    rules::{Admission, GateState, Passed, UNDECIDED},
 };
 use crate::{log::Reminder, spec::Call, sys::lock};
 
@@ -103,7 +103,7 @@ struct State {
     notice: Reminder,
     /// Connections that wait for their turn.
     in_line: usize,
-    /// Whether it was told that connections wait for dom0. Forgotten when nothing is undecided any more.
+    /// Whether it was logged that connections wait for dom0. Forgotten when nothing is undecided any more.
     told: bool,
 }
 
@@ -219,9 +219,14 @@ impl Gate {
         lock(&self.state).rules.undecided(Instant::now())
     }
 
-    /// Takes up a set-up that an earlier process began this long ago, and what has passed it since.
-    pub fn resume(self: Arc<Self>, taken: Duration, passed: Passed) -> Ticket {
-        let number = lock(&self.state).rules.resume(taken, passed, Instant::now());
+    /// Takes up a set-up that an earlier process began this long ago, and what has passed it since. `told`: that
+    /// process has logged that connections wait for dom0.
+    pub fn resume(self: Arc<Self>, taken: Duration, passed: Passed, told: bool) -> Ticket {
+        let number = {
+            let mut state = lock(&self.state);
+            state.told |= told && taken > UNDECIDED; // of the others, none was logged
+            state.rules.resume(taken, passed, Instant::now())
+        };
         Ticket { gate: self, number }
     }
 }
@@ -266,12 +271,16 @@ impl Ticket {
         lock(&self.gate.state).rules.passed(self.number, Instant::now())
     }
 
-    /// How many connections wait for dom0, this one included, where nobody was told of that yet. `known`: an earlier
-    /// process has told.
-    pub fn news(&self, known: bool) -> Option<usize> {
+    /// How many connections wait for dom0, this one included, where that was not logged yet.
+    pub fn news(&self) -> Option<usize> {
         let mut state = lock(&self.gate.state);
-        let told = std::mem::replace(&mut state.told, true) || known;
+        let told = std::mem::replace(&mut state.told, true);
         (!told).then(|| state.rules.in_set_up() + state.in_line)
+    }
+
+    /// Whether it was logged that connections wait for dom0, for the next process.
+    pub fn told(&self) -> bool {
+        lock(&self.gate.state).told
     }
 
     /// Waits until nobody will answer the call, and it may be dialled again; counts that.
@@ -313,10 +322,7 @@ impl Drop for Ticket {
 mod tests {
     use tokio::time::advance;
 
-    use super::{
-        super::rules::{CLOSED, UNDECIDED},
-        *,
-    };
+    use super::{super::rules::CLOSED, *};
 
     /// Waits at the gate for its turn and a call.
     async fn waits(gate: Arc<Gate>, qube: Arc<Qube>) -> Result<(Ticket, CallPermit), TurnedAway> {
