@@ -51,6 +51,9 @@ pub mod flags {
 /// In the variables of a `put`: the client wants the code of the result to cover the bytes that dom0 got. An older dom0
 /// reads no variables of a `put`, and its code covers none of the bytes.
 pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
+/// What stands for standard error in a code that covers the input: no file, however short, has the code of a dom0 that
+/// covers nothing.
+pub const COVERED: &[u8] = b"input covered";
 
 /// Bytes of the environment at most, names and values.
 const MAX_ENV: usize = 32 << 10;

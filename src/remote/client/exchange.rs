@@ -25,8 +25,8 @@ use super::{
 use crate::{
     log::escape,
     proto::{
-        mac::{Digest, Key, Outcome},
-        remote::{CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
+        mac::{self, Digest, Key, Outcome},
+        remote::{COVERED, CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
     },
     remote::{frames::Frames, pipe::AsyncPipe},
     sys,
@@ -426,13 +426,14 @@ impl<'a> Exchange<'a> {
         }
         let timed_out = self.timed_out();
         let [stdout, stderr] = self.digests.map(|digest| digest.finalize().into());
-        let authentic = |stdout: &Digest| {
-            let outcome = Outcome { id: &self.id, request, ending, stdout, stderr: &stderr };
+        let authentic = |stdout: &Digest, stderr: &Digest| {
+            let outcome = Outcome { id: &self.id, request, ending, stdout, stderr };
             key.verify_result(&outcome, code)
         };
-        // a dom0 of an earlier version covers no input
-        let covered = self.covered.is_some_and(|digest| authentic(&digest.finalize().into()));
-        if !covered && !authentic(&stdout) {
+        // a dom0 of an earlier version covers no input; one that covers it signs nothing else for a whole file
+        let covered =
+            self.covered.is_some_and(|digest| authentic(&digest.finalize().into(), &mac::digest(COVERED)));
+        if !covered && !authentic(&stdout, &stderr) {
             let text = format!("the result is not authentic: dom0 did not write it (id={})", self.id);
             return Err(ClientError::Transport(text));
         }

@@ -109,7 +109,7 @@ mod tests {
     use crate::{
         proto::{
             mac::Outcome,
-            remote::{Buffer, Ending, Frame, Refusal, VERSION},
+            remote::{Buffer, COVERED, Ending, Frame, Refusal, VERSION},
         },
         remote::{agent, client::submission::Delivery},
     };
@@ -163,9 +163,9 @@ mod tests {
             let (mut client, _) = listener.accept().expect("the client comes");
             let (request, code) = greet(&mut client, 1);
             assert!(request.covers_input());
-            let (covered, nothing) = (mac::digest(got.unwrap_or_default()), mac::digest(b""));
+            let [stdout, stderr] = got.map_or([&b""[..]; 2], |got| [got, COVERED]).map(mac::digest);
             let ending = Ending::Exit(0);
-            let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &covered, stderr: &nothing };
+            let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &stdout, stderr: &stderr };
             client.write_all(&Frame::Accept.to_vec(1)).expect("the client reads");
             let (mut bytes, mut all) = ([0; 4096], Vec::new());
             while !all.ends_with(&Frame::Eof.to_vec(1)) {
@@ -188,9 +188,12 @@ mod tests {
     async fn the_code_of_a_put_covers_the_bytes_that_dom0_got() {
         assert!(matches!(put_signed_for(Some(b"the file")).await, Ok(0)));
         assert!(matches!(put_signed_for(None).await, Ok(0)), "an older dom0 covers no input");
-        let status = put_signed_for(Some(b"the fi1e")).await;
-        let Err(ClientError::Transport(why)) = status else { panic!("{status:?}") };
-        assert!(why.starts_with("the result is not authentic"), "{why}");
+        // other bytes, a part of them, and none at all
+        for got in [&b"the fi1e"[..], b"the", b""] {
+            let status = put_signed_for(Some(got)).await;
+            let Err(ClientError::Transport(why)) = status else { panic!("{got:?}: {status:?}") };
+            assert!(why.starts_with("the result is not authentic"), "{why}");
+        }
     }
 
     #[tokio::test]

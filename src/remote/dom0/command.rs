@@ -25,7 +25,7 @@ use crate::{
     log::Kind,
     proto::{
         mac::{self, Digest, Outcome},
-        remote::{Ending, Frame, Mode, Refusal, WaitReason},
+        remote::{COVERED, Ending, Frame, Mode, Refusal, WaitReason},
     },
 };
 
@@ -143,8 +143,9 @@ async fn carry_out(
             let ((digest, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| {
                 // of a file that is not whole both sides know another part
-                let stdout = if covered && ending == Ending::Exit(0) { digest } else { nothing };
-                Done { ending, stdout, stderr: nothing, bytes: (0, bytes) }
+                let whole = covered && ending == Ending::Exit(0);
+                let (stdout, stderr) = if whole { (digest, mac::digest(COVERED)) } else { (nothing, nothing) };
+                Done { ending, stdout, stderr, bytes: (0, bytes) }
             })
         }
         (_, None) => Err(io::Error::other("its file is not open")),
