@@ -155,11 +155,31 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
 
 /// Decides about a request, by what the owner says at this very moment.
 pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+    try_to_decide(candidate, DiskNews::Told).await?.map_err(|NoAnswer| candidate.unanswered())
+}
+
+/// Whether a request that waits is still allowed, as far as that can be told: a directory that does not answer now is
+/// looked at again before the request runs.
+async fn still_allowed(candidate: Candidate<'_>) -> Result<(), Rejected> {
+    try_to_decide(candidate, DiskNews::Kept).await.map(drop)
+}
+
+/// Whether a client hears that a disk does not answer; one that waits for something else has heard of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DiskNews {
+    Told,
+    Kept,
+}
+
+async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<Judged, NoAnswer>, Rejected> {
     loop {
-        let sight = candidate.look().await?;
+        let sight = match candidate.look(news).await? {
+            Ok(sight) => sight,
+            Err(no_answer) => return Ok(Err(no_answer)),
+        };
         // a look was waited for, where there was one; by another policy there is more, or other things, to look at
         if sight.words.is_empty() || ask(candidate)? == sight.read {
-            return judge(candidate.case, candidate.authentic, candidate.payload, &sight);
+            return judge(candidate.case, candidate.authentic, candidate.payload, &sight).map(Ok);
         }
     }
 }
@@ -233,7 +253,7 @@ impl Candidate<'_> {
                 next.set(changed.notified());
                 next.as_mut().enable(); // no change is missed while this one is looked at
                 let standing = self.registration.standing();
-                if let Err(refused) = decide(*self).await {
+                if let Err(refused) = still_allowed(*self).await {
                     return refused;
                 }
                 self.registration.resume(standing);
@@ -266,10 +286,10 @@ impl Candidate<'_> {
     }
 
     /// Looks at what the file system says about the request, where that matters.
-    async fn look(&self) -> Result<Sight, Rejected> {
+    async fn look(&self, news: DiskNews) -> Result<Result<Sight, NoAnswer>, Rejected> {
         let (case, policy) = (self.case, ask(*self)?);
         let words = words(case, self.authentic, self.payload)?;
-        let Some(asked) = words.first().cloned() else { return Ok(Sight::of(policy)) };
+        let Some(asked) = words.first().cloned() else { return Ok(Ok(Sight::of(policy))) };
         let read = policy.clone();
         let look = case.vm.looks.look(move || {
             let mut policy = policy;
@@ -277,20 +297,30 @@ impl Candidate<'_> {
             let found = program::find_within(&policy, &asked);
             Ok((policy, found))
         });
-        let refuse = |text: &str| Err(case.refuse(Category::Policy, Refusal::Denied, &format!("denied: {text}")));
-        match self.wait_for_disk(RequestState::Looking, look).await? {
-            Ok(Ok((policy, found))) => Ok(Sight { read, policy, words, found }),
+        let looked = match news {
+            DiskNews::Told => self.wait_for_disk(RequestState::Looking, look).await?,
+            DiskNews::Kept => self.wait(RequestState::Looking, look).await?,
+        };
+        match looked {
+            Ok(Ok((policy, found))) => Ok(Ok(Sight { read, policy, words, found })),
             Ok(Err(fault)) => {
                 let fault: PathFault = fault;
                 let why = format!("what the policy of {} denies cannot be looked up: {fault}", case.vm.name);
                 case.event(Kind::CommandRefused, why, None);
-                refuse("what the policy of this qube denies cannot be looked up; dom0's journal says why")
+                let text = "denied: what the policy of this qube denies cannot be looked up; dom0's journal says why";
+                Err(case.refuse(Category::Policy, Refusal::Denied, text))
             }
-            Err(NoAnswer) => refuse(&format!(
-                "a directory on the way to the program, or one that the policy names, did not answer within {} s",
-                looks::TIME.as_secs()
-            )),
+            Err(no_answer) => Ok(Err(no_answer)),
         }
+    }
+
+    /// Refuses the request: a path of it did not answer.
+    fn unanswered(&self) -> Rejected {
+        let text = format!(
+            "denied: a directory on the way to the program, or one that the policy names, did not answer within {} s",
+            looks::TIME.as_secs()
+        );
+        self.case.refuse(Category::Policy, Refusal::Denied, &text)
     }
 
     /// Waits until the qube's part of the log has room for the entries of the command.
