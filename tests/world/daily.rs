@@ -290,7 +290,7 @@ fn once_answers_clients_that_wait() {
 #[test]
 fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     let world = world!("work");
-    let _daemon = world.ready();
+    let daemon = world.ready();
     let ordered = || fs::read_to_string(world.path().join("systemctl")).unwrap_or_default();
     let mut upgrade = world.remote_start("work", &["-i", "qvm-remote-dom0 restart --when-idle; read x; echo upgraded"]);
     upgrade.wait_for("The service is restarted when no command runs or waits: qvm-remote-dom0 status\n");
@@ -308,7 +308,19 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     upgrade.write(b"go on\n");
     let done = upgrade.end();
     assert!(done.code == 0 && done.text().ends_with("upgraded\n"), "{done:#?}");
-    eventually("the restart", || ordered().contains("--no-block restart qvm-remote-dom0.service\n"));
+    eventually("the restart", || ordered().contains(" try-restart -- qvm-remote-dom0.service\n"));
+    // from then on nothing begins: the next daemon does what comes before the stop
+    let late = [&["--connect-timeout", "60", "echo next; echo >>/root/ran"][..], &["--queue", "echo next; echo >>/root/ran"]];
+    let late = late.map(|words| world.remote_start("work", words));
+    requests_wait(&world, "place", 2);
+    let said = daemon.stop();
+    said.says("a restart waits for the commands of: work (").says("no command runs: the restart that was asked for begins");
+    world.dom0("ls /root/ran 2>/dev/null").expect(2, "");
+    let _next = world.daemon();
+    for client in late {
+        client.end().expect(0, "next\n");
+    }
+    world.dom0("wc -l </root/ran").expect(0, "2\n");
     world.dom0("qvm-remote-dom0 restart").expect(0, "Restarted.\n");
     assert!(ordered().ends_with("restart qvm-remote-dom0\n"), "{}", ordered());
 }

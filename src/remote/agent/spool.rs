@@ -19,7 +19,7 @@ use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Request, SLICE, WaitReason, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, WaitReason, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
     sys::lock,
@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a text without a token is left alone: the client writes the token after it.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a daemon that is restarted may take to end the channel, before it is asked again.
+const RESTART: Duration = Duration::from_secs(1);
 /// A file of a durable request at most: a request and its code, in hexadecimal digits.
 const MAX_SIGNED: usize = 128 << 10;
 /// Requests that are handed over at a time.
@@ -260,7 +262,7 @@ impl QueuedCommand {
     async fn attend(&self, mut stream: AgentStream, text: &[u8]) -> Option<CommandResult> {
         let mut result = CommandResult::default();
         let began = Instant::now();
-        let (mut sent, mut credit) = (0, crate::proto::remote::CREDIT as usize);
+        let (mut sent, mut credit, mut restarts) = (0, crate::proto::remote::CREDIT as usize, false);
         loop {
             while sent < text.len() && credit > 0 {
                 let n = (text.len() - sent).min(SLICE).min(credit);
@@ -296,6 +298,13 @@ impl QueuedCommand {
                     let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
                 }
                 Frame::Wait(WaitReason::Spent(seconds)) => result.limit = format!("limit={seconds}\n"),
+                Frame::Wait(WaitReason::Restart) => restarts = true,
+                // nothing was begun: it waits for the next daemon, by the next agent
+                Frame::Reject(Refusal::Draining, _) if restarts => {
+                    let _ = fs::rename(self.queue.join("running").join(&self.id), self.pending(""));
+                    sleep(RESTART).await;
+                    return None;
+                }
                 Frame::Reject(refusal, why) => {
                     result.status = spool::refused(refusal);
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());

@@ -48,6 +48,8 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 pub(super) enum ExchangeError {
     /// Another request took our number's place: nothing was run, and asking anew may help.
     Stale,
+    /// The daemon is restarted, as it says: nothing was run, and the next daemon will take the request.
+    Restart(String),
     /// Any other error.
     Client(ClientError),
 }
@@ -97,8 +99,10 @@ pub(super) struct Exchange<'a> {
     guard: Option<Instant>,
     /// When dom0 began the command.
     accepted_at: Option<Instant>,
-    /// The limit of dom0's policy that ended the command, in seconds.
-    spent: Option<u64>,
+    /// The limit that ended the command, as dom0 says.
+    spent: Option<TimeOver>,
+    /// The daemon is being restarted.
+    restarts: bool,
     /// What dom0's log says of the request: the number of the entry, the head behind it, their code.
     receipt: Option<(u64, Digest, Digest)>,
 }
@@ -131,6 +135,7 @@ impl<'a> Exchange<'a> {
             guard: ask.timeout.map(|time| began + time + MARGIN),
             accepted_at: None,
             spent: None,
+            restarts: false,
             ask,
             record,
             to,
@@ -204,7 +209,11 @@ impl<'a> Exchange<'a> {
             Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                 (self.dom0_by, self.receipt) = (None, Some((number, head, code)));
             }
-            Frame::Wait(WaitReason::Spent(seconds)) => self.spent = Some(seconds),
+            Frame::Wait(WaitReason::Spent(seconds)) => {
+                self.spent = Some(TimeOver::Policy(Duration::from_secs(seconds)));
+            }
+            Frame::Wait(WaitReason::SpentByClient) => self.spent = self.ask.timeout.map(TimeOver::Client),
+            Frame::Wait(WaitReason::Restart) => self.restarts = true,
             Frame::Wait(reason) => {
                 self.dom0_by = None;
                 if matches!(reason, WaitReason::Approval(_)) {
@@ -228,6 +237,9 @@ impl<'a> Exchange<'a> {
         match self.give_up.take() {
             Some((_, trouble)) => trouble.into(),
             None if refusal == Refusal::Stale && self.accepted_at.is_none() => ExchangeError::Stale,
+            None if refusal == Refusal::Draining && self.restarts && self.accepted_at.is_none() => {
+                ExchangeError::Restart(escape(why.as_bytes()))
+            }
             None if refusal == Refusal::NotAuthorised => ClientError::Unauthorised(escape(why.as_bytes())).into(),
             // a fault of a file is a fault of the copy, and no trouble with dom0
             None if refusal == Refusal::Failed && matches!(self.ask.mode, Mode::Get | Mode::Put) => {
@@ -378,16 +390,15 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The time of the command was over: by the limit that dom0 names, else by ours. A dom0 of an earlier version names
-    /// none: a command that had less time than we gave it was ended by the policy.
+    /// The time of the command was over, by the limit that dom0 names. A dom0 of an earlier version names none: a command
+    /// that had less time than we gave it was ended by the policy.
     fn timed_out(&self) -> ClientError {
         let ran = self.accepted_at.unwrap_or(self.began).elapsed();
-        let policy = self.spent.map(Duration::from_secs);
-        ClientError::Timeout(match (policy, self.ask.timeout) {
-            (Some(time), _) => TimeOver::Policy(time),
-            (None, Some(own)) if ran + SLACK >= own => TimeOver::Client(own),
-            (None, _) => TimeOver::Policy(ran),
-        })
+        let guessed = || match self.ask.timeout {
+            Some(own) if ran + SLACK >= own => TimeOver::Client(own),
+            _ => TimeOver::Policy(ran),
+        };
+        ClientError::Timeout(self.spent.unwrap_or_else(guessed))
     }
 
     fn show_progress(&mut self) {

@@ -1,8 +1,8 @@
 //! A command through the agent: the request, and the exchange that answers it.
 
-use std::os::unix::ffi::OsStringExt as _;
+use std::{os::unix::ffi::OsStringExt as _, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     connection::Connection,
@@ -15,12 +15,17 @@ use super::{
 use crate::{
     proto::{
         mac::{self, Key},
-        remote::{COVERED_INPUT, Hello, Mode, Request, flags},
+        remote::{COVERED_INPUT, Hello, Mode, Refusal, Request, flags},
     },
     remote::clock::now_ms,
 };
 
-/// Asks, again when another request took our number's place.
+/// How often a request is made while dom0 says that it is not current.
+const ATTEMPTS: u32 = 3;
+/// How long the daemon may take to stop when it restarts, before it is asked again.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// Asks, again when another request took our number's place or dom0's part is being restarted.
 pub async fn ask(
     home: &Home,
     key: &Key,
@@ -28,8 +33,9 @@ pub async fn ask(
     ask: &Submission,
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
-    let connect_by = Instant::now() + ask.connect_timeout;
-    for _ in 0..3 {
+    let mut connect_by = Instant::now() + ask.connect_timeout;
+    let (mut stale, mut restarted) = (0, false);
+    loop {
         let mut signals = ClientSignals::new().map_err(|e| ClientError::Local(e.to_string()))?;
         let connection = tokio::select! {
             found = Connection::open(home, connect_by) => found?,
@@ -38,11 +44,28 @@ pub async fn ask(
         let request = request(ask, key, id, &connection.hello);
         match Exchange::run(connection, request, key, ask, record, signals, connect_by).await {
             Ok(status) => return Ok(status),
-            Err(ExchangeError::Stale) => {}
+            Err(ExchangeError::Stale) => {
+                stale += 1;
+                if stale == ATTEMPTS {
+                    return Err(ClientError::Transport("dom0 keeps saying that the request is not current".into()));
+                }
+            }
+            Err(ExchangeError::Restart(why)) => {
+                let now = Instant::now();
+                if !std::mem::replace(&mut restarted, true) {
+                    connect_by = now + ask.connect_timeout; // it may have waited in dom0 for long
+                } else if now >= connect_by {
+                    return Err(ClientError::Refused(Refusal::Draining.status(), why));
+                }
+                let mut signals = ClientSignals::new().map_err(|e| ClientError::Local(e.to_string()))?;
+                tokio::select! {
+                    () = sleep(RESTART) => {}
+                    n = signals.next() => return Err(ClientError::Signal(n)),
+                }
+            }
             Err(ExchangeError::Client(trouble)) => return Err(trouble),
         }
     }
-    Err(ClientError::Transport("dom0 keeps saying that the request is not current".into()))
 }
 
 fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
@@ -102,14 +125,13 @@ mod tests {
         fs,
         io::{Read as _, Write as _},
         os::unix::net::{UnixListener, UnixStream},
-        time::Duration,
     };
 
     use super::*;
     use crate::{
         proto::{
             mac::Outcome,
-            remote::{Buffer, COVERED, Ending, Frame, Refusal, VERSION},
+            remote::{Buffer, COVERED, Ending, Frame, VERSION},
         },
         remote::{agent, client::submission::Delivery},
     };

@@ -1,11 +1,7 @@
 //! The life of one command: is it authentic, was it there before, is it allowed, is there room; then it runs, and its
 //! result is signed.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
@@ -34,12 +30,17 @@ pub async fn serve(shared: Arc<Shared>, vm: Arc<Vm>, nonce: Option<[u8; 32]>, po
     // The request is out of the list, and its place is free, before its answer waits for the qube to read.
     match attend(&shared, &vm, nonce.as_ref(), &port, opening).await {
         Ok(CommandAnswer { ending, code, spent }) => {
-            if let Some(time) = spent {
-                port.send(Frame::Wait(WaitReason::Spent(time.as_secs()))).await;
+            if let Some(spent) = spent {
+                port.send(Frame::Wait(spent)).await;
             }
             port.send(Frame::Exit(ending, code)).await;
         }
-        Err(Rejected(refusal, text)) => port.send(Frame::Reject(refusal, &text)).await,
+        Err(Rejected(refusal, text)) => {
+            if refusal == Refusal::Draining && shared.restart.holds() {
+                port.send(Frame::Wait(WaitReason::Restart)).await;
+            }
+            port.send(Frame::Reject(refusal, &text)).await;
+        }
     }
 }
 
@@ -48,8 +49,8 @@ struct CommandAnswer {
     ending: Ending,
     /// The code of the result.
     code: Digest,
-    /// The limit of the policy that ended the command.
-    spent: Option<Duration>,
+    /// The limit that ended the command.
+    spent: Option<WaitReason<'static>>,
 }
 
 impl CommandAnswer {
@@ -98,7 +99,8 @@ async fn attend(
     let by_policy = policy.filter(|_| job.is_none_or(|job| job.timeout_by_policy));
     let covered = authentic.request.as_ref().is_some_and(|request| request.covers_input());
     let done = carry_out(case, clearance, port, registration, covered).await?;
-    let spent = by_policy.filter(|_| done.ending == Ending::Timeout);
+    let limit = by_policy.map_or(WaitReason::SpentByClient, |time| WaitReason::Spent(time.as_secs()));
+    let spent = (done.ending == Ending::Timeout).then_some(limit);
     Ok(CommandAnswer { spent, ..CommandAnswer::of(&authentic, &done) })
 }
 

@@ -72,7 +72,7 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         Some(Question::Deny(id)) => Answered::Heard(shared.approvals.answer(id, false)),
         Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
         Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
-        Some(Question::RestartWhenIdle) => Answered::Heard(shared.restart.ask()),
+        Some(Question::RestartWhenIdle) => Answered::Heard(shared.restart.ask(&shared.requests)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await

@@ -108,6 +108,10 @@ impl Case<'_> {
 
     /// The daemon stops before the command began.
     pub(super) fn draining(self) -> Rejected {
+        if self.shared.restart.holds() {
+            self.cancel("before it began: the daemon is being restarted");
+            return Rejected(Refusal::Draining, "qvm-remote-dom0 is being restarted; ask again".into());
+        }
         self.cancel("before it began: the daemon is being stopped");
         Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
     }

@@ -9,7 +9,7 @@
 //! | *looking* | where the path of the program leads, 5 s at most; before each look at the policy | the gate; refused when there is no answer |
 //! | *quota* | room for its entries in the qube's part of the log | the gate |
 //! | *approval* | a person in dom0, 600 s at most | the gate; refused when the person says no, or nobody answers |
-//! | *place* | the end of another command of the qube | the gate |
+//! | *place* | the end of another command of the qube, or of a restart that does not come | the gate |
 //! | *recording* | its entry in the log, on the disk | the gate; refused when the log cannot be written |
 //! | *running* | the end of the command, or of the file | answered |
 //! | *ending* | its processes, which get TERM and then KILL | answered |
@@ -122,12 +122,12 @@ impl Requests {
         lock(&self.open).values().filter(|request| request.state != RequestState::Background).count()
     }
 
-    /// Waits until none is open.
-    pub(super) async fn none(&self) {
+    /// Waits until there is none of those that `count` counts.
+    pub(super) async fn none(&self, count: fn(&Self) -> usize) {
         loop {
             let mut fewer = pin!(self.fewer.notified());
             fewer.as_mut().enable();
-            if self.open() == 0 {
+            if count(self) == 0 {
                 return;
             }
             fewer.await;
