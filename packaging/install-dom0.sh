@@ -79,5 +79,10 @@ mkdir -p /etc/qubes
 grep -qE "^[^#]*VMS?[[:space:]]*=([^#]*[^A-Za-z0-9_-])?$vm([^A-Za-z0-9_-]|\$)" /etc/qubes/remote.conf || echo "install-dom0.sh: add $vm to QVM_REMOTE_VMS in /etc/qubes/remote.conf" >&2
 printf '%s\n' "$key" | /usr/bin/qvm-remote-dom0 authorize "$vm"
 systemctl daemon-reload
-systemctl start qvm-remote-dom0
+if [[ $(systemctl show --property=ActiveState --value qvm-remote-dom0) =~ ^(active|activating|reloading)$ ]]; then
+  # it runs the program of before
+  /usr/bin/qvm-remote-dom0 restart --when-idle || systemctl --no-block try-restart qvm-remote-dom0
+else
+  systemctl start qvm-remote-dom0
+fi
 echo "Installed. In $vm: qvm-remote ping. At every boot: qvm-remote-dom0 enable"

@@ -252,11 +252,20 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         start("1h");
         shell(&format!("systemctl restart {UNIT}"));
         assert_eq!(timer(), "active");
+        // what is no time changes nothing
+        assert_eq!(attempt("qvm-remote-dom0 start --for 30mim").0, Some(2));
+        assert_eq!((timer(), property("ActiveState")), ("active".into(), "active".into()));
         shell(&format!("systemctl stop {UNIT}"));
         eventually("its time is forgotten", || timer() == "inactive");
+        // who enables it wants no end
+        start("1h");
+        shell("echo yes | qvm-remote-dom0 enable");
+        assert_eq!((timer(), property("ActiveState")), ("inactive".into(), "active".into()));
+        shell("qvm-remote-dom0 disable");
         // what somebody started by hand goes on
         shell(&format!("systemctl start {UNIT}"));
-        assert!(start("1s").starts_with("It runs already, and was not started by 'start'"));
+        let (code, _, said) = attempt("qvm-remote-dom0 start --for 1s");
+        assert!(code == Some(1) && said.contains("runs already, and 'start --for' did not start it"), "{said}");
         assert_eq!((timer(), property("ActiveState")), ("inactive".into(), "active".into()));
         // an upgrade by a command of a qube: what runs ends first, everybody is served, what is in the background stays
         shell("mkfifo /root/go");

@@ -303,7 +303,7 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     let shown = world.dom0("qvm-remote-dom0 restart </dev/null");
     shown.says("it is asked on a terminal; elsewhere: --yes").says("qvm-remote-dom0 restart --when-idle");
     assert!(shown.code == 1 && shown.text().contains("cmd=qvm-remote-dom0 restart --when-idle"), "{shown:#?}");
-    world.remote("work", &["qvm-remote-dom0 restart --yes"]).expect(1, "").says("a command of a qube would cut itself");
+    world.remote("work", &["qvm-remote-dom0 restart --yes"]).expect(1, "").says("this is a command of a qube");
     assert!(!ordered().contains("restart"), "{}", ordered());
     upgrade.write(b"go on\n");
     let done = upgrade.end();
