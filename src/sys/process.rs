@@ -37,6 +37,16 @@ pub fn unset_env<S: AsRef<OsStr>>(names: &[S]) {
     }
 }
 
+#[cfg(feature = "remote")]
+/// Whether this process ignores a signal.
+pub fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call writes the one in force, into memory of ours of that size.
+    let known = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } == 0;
+    // SAFETY: a `sigaction` of zeros is valid, and so is what the call has written.
+    known && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// Threads of this process, from /proc/self/task; 1 where /proc cannot tell.
 fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)

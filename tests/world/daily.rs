@@ -107,6 +107,18 @@ fn commands_run_at_home_with_the_umask_of_ssh_and_no_signal_blocked() {
     world.dom0("stat -c %a /root/in/y").expect(0, "600\n");
     // a user whose home does not exist, or is closed to him, is at /
     world.remote("work", &["--argv", "pwd"]).expect(0, "/\n");
+    assert!(world.log().contains("user=nobody cwd='/nonexistent'|'/' stdin="), "{}", world.log());
+    world.policy("work", "ask * * [user=nobody]\n");
+    let asked = world.remote_start("work", &["--argv", "pwd"]);
+    let id = whole_id(&world);
+    let seen = world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", &id[..12])).text();
+    assert!(seen.contains("directory     '/nonexistent', or '/' where it cannot be entered\n"), "{seen}");
+    world.dom0(&format!("qvm-remote-dom0 approve {id} --deny")).expect(0, "Refused.\n");
+    asked.end();
+    // a program that is not there is no fault of a home that is not there
+    world.policy("work", "allow * * [user=nobody]\n");
+    world.dom0("printf '#!/nosuch\\n' >/usr/local/sbin/odd; chmod 755 /usr/local/sbin/odd").expect(0, "");
+    world.remote("work", &["--argv", "odd"]).expect(127, "").says("No such file");
     world.policy("work", "allow * * [user=nobody cwd=/root/closed]\n");
     world.dom0("mkdir -m 700 /root/closed").expect(0, "");
     world.remote("work", &["--argv", "pwd"]).expect(126, "").says("in /root/closed: Permission denied");
@@ -271,6 +283,16 @@ fn a_queued_request_is_taken_back_when_the_terminal_is_closed() {
     queued.signal(Signal::SIGHUP);
     queued.end().expect(129, "");
     assert_eq!(pending.read_dir().expect("there").count(), 0);
+    // not so for who has said that it goes on
+    let text = "cd; trap '' HUP; echo $$ >pid; exec qvm-remote --queue echo ran";
+    let queued = world.vm_start("work", &["bash", "-c", text]);
+    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+    world.shell("work", "kill -HUP $(cat pid)").expect(0, "");
+    let _daemon = world.daemon();
+    queued.end().expect(0, "ran\n");
+    // nohup(1) gives an input that cannot be read
+    world.shell("work", "qvm-remote-ssh dom0 cat 0>/dev/null").expect(0, "");
+    world.shell("work", "qvm-remote -i cat 0>/dev/null").expect(1, "").says("standard input cannot be read");
 }
 
 #[test]

@@ -113,16 +113,36 @@ fn keys_are_changed_without_a_gap() {
     world.remote("work", &["key", "import", new.trim()]);
     let newer = world.remote("work", &["key", "gen"]).text();
     assert_eq!(run(newer.trim(), ""), 0);
-    world.remote("work", &["echo newer"]).expect(0, "newer\n");
+    // also while another one runs that began with it, and of several at a time
+    world.policy("work", "allow shell *\n");
+    let mut long = world.remote_start("work", &["-i", "echo up; read x; echo newer"]);
+    long.wait_for("up\n");
+    for command in [(); 3].map(|()| world.remote_start("work", &["echo newer"])) {
+        command.end().expect(0, "newer\n");
+    }
     assert_eq!(shown(), newer);
+    long.write(b"go on\n");
+    long.end().expect(0, "up\nnewer\n");
+    assert_eq!(shown(), newer);
+    // and so does the queue
+    let newest = world.remote("work", &["key", "gen"]).text();
+    let again = world.remote("work", &["key", "gen"]);
+    again.expect(1, "").says("a new key waits already").says("qvm-remote ping");
+    assert_eq!(run(newest.trim(), ""), 0);
+    world.remote("work", &["--queue", "echo newest"]).expect(0, "newest\n");
+    assert_eq!(shown(), newest);
     // at a terminal it is asked first
     let asked =
         world.shell("work", "mkfifo typed; exec 8<>typed; echo n >&8; script -qec 'qvm-remote key gen' /dev/null <&8");
     assert!(
-        asked.text().contains("This qube has a key. Make a new one") && asked.text().contains("No key was made."),
+        asked.text().contains("this qube has a key; a new one takes its place")  && asked.text().contains("No key was made."),
         "{asked:#?}"
     );
     world.shell("work", "ls .qvm-remote/auth.key.new").expect(2, "");
+    // a file that cannot be read as a key is not replaced unasked
+    world.shell("work", "echo damaged >.qvm-remote/auth.key").expect(0, "");
+    world.remote("work", &["key", "gen"]).expect(1, "").says("auth.key cannot be read");
+    world.shell("work", "cat .qvm-remote/auth.key").expect(0, "damaged\n");
 }
 
 #[test]

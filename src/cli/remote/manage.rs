@@ -29,13 +29,11 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     let path = home.at("auth.key");
     match words {
         ["gen"] => {
-            let old = match home.key() {
-                Ok(_) if !wanted()? => {
-                    println!("No key was made.");
-                    return Ok(ExitCode::FAILURE);
-                }
-                key => key.is_ok(),
-            };
+            let old = home.key().is_ok();
+            if !replaceable(home, old)? {
+                println!("No key was made.");
+                return Ok(ExitCode::FAILURE);
+            }
             let path = if old { home.new_key_path() } else { path };
             let key = keys::generate().and_then(|key| keys::write_own(&path, &key).map(|()| key));
             let key = key.map_err(|e| local_error(format!("failed to write key: {e}")))?;
@@ -79,12 +77,31 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     }
 }
 
-/// Whether a new key is wanted where there is one: it is asked at a terminal.
-fn wanted() -> Result<bool, ClientError> {
-    if !io::stdin().is_terminal() {
+/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose key
+/// dom0 may accept, nothing is done without a terminal.
+fn replaceable(home: &Home, old: bool) -> Result<bool, ClientError> {
+    let waits = home.new_key_path().exists();
+    let unread = !old && home.at("auth.key").exists();
+    let lost = if waits {
+        format!(
+            "a new key waits already in {}, and dom0 may have accepted it: qvm-remote ping takes it into use then",
+            home.new_key_path().display()
+        )
+    } else if unread {
+        format!("{} cannot be read, and would be replaced", home.at("auth.key").display())
+    } else if old {
+        "this qube has a key; a new one takes its place when dom0 has accepted it".to_owned()
+    } else {
         return Ok(true);
+    };
+    if !io::stdin().is_terminal() {
+        return if waits || unread {
+            Err(local_error(format!("{lost}; to make another one: qvm-remote key gen at a terminal")))
+        } else {
+            Ok(true)
+        };
     }
-    eprint!("This qube has a key. Make a new one, which takes its place when dom0 has accepted it? [y/N] ");
+    eprint!("{}. Make a new one? [y/N] ", lost);
     let mut line = String::new();
     io::stdin().lock().take(64).read_line(&mut line).map_err(|e| local_error(e.to_string()))?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

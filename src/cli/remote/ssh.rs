@@ -7,6 +7,8 @@ use std::{
     process::ExitCode,
 };
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::{
     options::{ClientOptions, local_error},
     submit::submit,
@@ -72,6 +74,7 @@ pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let mut options = ClientOptions { stdin: true, progress: false, bounded: false, ..ClientOptions::default() };
     let SshWords { host, command, subsystem } = ssh_words(words, &mut options);
+    options.stdin &= !write_only();
     match host {
         None => Err(local_error("qvm-remote-ssh wants: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),
         Some(host) if host != "dom0" && !host.as_bytes().ends_with(b"@dom0") => {
@@ -87,6 +90,12 @@ pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
             submit(&home, &options, Mode::Shell, text.clone(), text)
         }),
     }
+}
+
+/// Whether standard input can only be written to, as nohup(1) has it: ssh(1) takes that for an end of input.
+fn write_only() -> bool {
+    let flags = fcntl(std::io::stdin(), FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_WRONLY)
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const RESTART: Duration = Duration::from_secs(1);
 /// A file of a durable request at most: a request and its code, in hexadecimal digits.
 const MAX_SIGNED: usize = 128 << 10;
+/// The line of `.meta` when dom0 refused a request because of its key.
+pub(crate) const UNKNOWN_KEY: &str = "refused=key";
 /// Requests that are handed over at a time.
 const MOST: usize = 32;
 
@@ -163,8 +165,8 @@ struct CommandResult {
     mac: String,
     /// The sixth line of `.meta`.
     receipt: String,
-    /// The limit of the policy that ended the command, as a line of `.meta`.
-    limit: String,
+    /// The limit of the policy that ended the command, or that dom0 does not know its key, as a line of `.meta`.
+    reason: String,
 }
 
 impl QueuedCommand {
@@ -218,7 +220,7 @@ impl QueuedCommand {
         let mut meta = spool::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         meta.push_str(&result.receipt);
-        meta.push_str(&result.limit);
+        meta.push_str(&result.reason);
         let put = |end: &str, bytes: &[u8]| files::replace(&self.result(end), 0o600, bytes);
         let _ = fs::remove_file(self.result("wait"));
         let written = put("out", &result.out)
@@ -297,7 +299,7 @@ impl QueuedCommand {
                 {
                     let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
                 }
-                Frame::Wait(WaitReason::Spent(seconds)) => result.limit = format!("limit={seconds}\n"),
+                Frame::Wait(WaitReason::Spent(seconds)) => result.reason = format!("limit={seconds}\n"),
                 Frame::Wait(WaitReason::Restart) => restarts = true,
                 // nothing was begun: it waits for the next daemon, by the next agent
                 Frame::Reject(Refusal::Draining, _) if restarts => {
@@ -307,6 +309,9 @@ impl QueuedCommand {
                 }
                 Frame::Reject(refusal, why) => {
                     result.status = spool::refused(refusal);
+                    if refusal == Refusal::NotAuthorised {
+                        result.reason = format!("{UNKNOWN_KEY}\n");
+                    }
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());
                     return Some(result);
                 }

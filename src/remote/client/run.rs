@@ -32,6 +32,20 @@ pub fn new_id() -> io::Result<String> {
     Ok(format!("{time}-{}-{}", getpid(), hex(&random)))
 }
 
+/// Asks with this key, by the way that is wanted.
+async fn with_key(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: &Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
+    match ask.way {
+        Delivery::Live => live::ask(home, key, id, ask, record).await,
+        _ => spool::ask(home, key, id, ask, record).await,
+    }
+}
+
 /// Asks with the key in use, and with the new one where dom0 does not take that (any more); a ping tries the new one first.
 /// Once dom0 has answered to the new one, it is the key in use.
 async fn with_either_key(
@@ -41,17 +55,21 @@ async fn with_either_key(
     ask: &Submission,
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
-    let Some(new) = home.new_key() else { return live::ask(home, key, id, ask, record).await };
+    let Some(new) = home.new_key() else { return with_key(home, key, id, ask, record).await };
     let (first, second) = if ask.mode == Mode::Ping { (&new, key) } else { (key, &new) };
-    let (mut used, mut result) = (first, live::ask(home, first, id, ask, record).await);
+    let (mut used, mut result) = (first, with_key(home, first, id, ask, record).await);
     if let Err(ClientError::Unauthorised(why)) = result {
-        (used, result) = (second, live::ask(home, second, id, ask, record).await);
+        (used, result) = (second, with_key(home, second, id, ask, record).await);
         if matches!(result, Err(ClientError::Unauthorised(_))) {
             return Err(ClientError::Unauthorised(why));
         }
     }
     if *used == new && result.is_ok() {
-        home.take_new_key().map_err(|e| ClientError::Local(format!("{}: {e}", home.path().display())))?;
+        if let Err(e) = home.take_new_key(&new) {
+            let path = home.new_key_path();
+            let text = "dom0 has accepted the new key, which cannot take the place of auth.key beside it";
+            eprintln!("[qvm-remote] {text}: {}: {e}", path.display());
+        }
     }
     result
 }
@@ -67,12 +85,7 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     let mut record =
         if ask.recorded { HistoryEntry::begin(home, &id, &ask.shown).map_err(own)? } else { HistoryEntry::none() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
-    let result = runtime.block_on(async {
-        match ask.way {
-            Delivery::Live => with_either_key(home, &key, &id, &ask, &mut record).await,
-            _ => spool::ask(home, &key, &id, ask, &mut record).await,
-        }
-    });
+    let result = runtime.block_on(with_either_key(home, &key, &id, &ask, &mut record));
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants
     match &result {
         Ok(status) => record.done(*status),
@@ -80,7 +93,8 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
         Err(ClientError::Refused(status, _)) => record.done(*status),
         Err(ClientError::Unauthorised(_)) => record.done(126),
         Err(ClientError::Signal(signal)) => record.done(signal.saturating_add(128)),
-        Err(ClientError::Transport(_) | ClientError::Local(_)) => record.done(255),
+        Err(ClientError::Transport(_)) => record.done(255),
+        Err(ClientError::Local(_)) => record.done(1),
     }
     result.map_err(|trouble| match trouble {
         ClientError::Timeout(limit) => {

@@ -21,6 +21,7 @@ use super::{
     home::Home,
     stdio,
     submission::{APPROVAL, ClientError, Delivery, Submission, TimeOver, waiting, waits},
+    terminal::{hangup, received},
 };
 use crate::{
     log::escape,
@@ -150,7 +151,7 @@ impl Submitted {
         let events = self.events().map_err(&own)?;
         let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
         let mut term = signal(SignalKind::terminate()).map_err(&own)?;
-        let mut hup = signal(SignalKind::hangup()).map_err(&own)?;
+        let mut hup = hangup().map_err(&own)?;
         let (began, mut told) = (Instant::now(), String::new());
         let mut by = ask.timeout.map(|time| began + time);
         let (mut progress, mut renew) = (began + PROGRESS, began + RENEW);
@@ -169,7 +170,7 @@ impl Submitted {
                 }
                 _ = int.recv() => return Err(ClientError::Signal(2)),
                 _ = term.recv() => return Err(ClientError::Signal(15)),
-                _ = hup.recv() => return Err(ClientError::Signal(1)), // taken back, as by every other signal
+                () = received(&mut hup) => return Err(ClientError::Signal(1)), // taken back, as by every other signal
             }
             let waits_for = String::from_utf8(self.read(".wait")).unwrap_or_default();
             if waits_for != told {
@@ -222,7 +223,7 @@ pub async fn ask(
     home: &Home,
     key: &Key,
     id: &str,
-    ask: Submission,
+    ask: &Submission,
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
     let own = |e: io::Error| ClientError::Local(format!("{}: {e}", home.path().display()));
@@ -237,11 +238,11 @@ pub async fn ask(
     match ask.way {
         #[cfg(feature = "v1")]
         Delivery::V1 => submitted.put(".auth", key.v1_token(id).as_bytes()),
-        _ => submitted.put_signed(&ask, key, &vm),
+        _ => submitted.put_signed(ask, key, &vm),
     }
     .map_err(own)?;
     submitted.put("", &ask.payload).map_err(own)?;
-    let status = submitted.wait(&ask, key, &vm, own).await?;
+    let status = submitted.wait(ask, key, &vm, own).await?;
     let (out, err) = (submitted.read(".out"), submitted.read(".err"));
     let status = match &submitted.signed {
         Some(code) => {
@@ -323,8 +324,12 @@ fn verify(
     let Some((code, ending)) = read_mac(meta) else {
         if matches!(status, 125 | 126 | 130) && out.is_empty() {
             let why = String::from_utf8_lossy(err);
-            let why = why.trim().trim_start_matches("qvm-remote-dom0: ");
-            return Err(ClientError::Refused(status, escape(why.as_bytes())));
+            let why = escape(why.trim().trim_start_matches("qvm-remote-dom0: ").as_bytes());
+            return Err(if meta.lines().any(|line| line == agent::UNKNOWN_KEY) {
+                ClientError::Unauthorised(why)
+            } else {
+                ClientError::Refused(status, why)
+            });
         }
         return Err(ClientError::Transport(format!(
             "the result is not authenticated, so it may not be dom0's (id={id}); for the Python qvm-remote-dom0: \

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::stdio;
-use crate::proto::remote::SLICE;
+use crate::{proto::remote::SLICE, sys};
 
 /// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
 pub(super) struct OutputThread {
@@ -58,10 +58,26 @@ impl Drop for RawMode {
     }
 }
 
+/// SIGHUP, unless whoever started this process has it ignored, as nohup(1) does.
+pub(super) fn hangup() -> io::Result<Option<Signal>> {
+    if sys::is_ignored(libc::SIGHUP) { Ok(None) } else { signal(SignalKind::hangup()).map(Some) }
+}
+
+/// Waits for this signal; without end where there is none to wait for.
+///
+/// # Cancel safety
+/// Safe: no signal is lost.
+pub(super) async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 pub(super) struct ClientSignals {
     int: Signal,
     term: Signal,
-    hup: Signal,
+    hup: Option<Signal>,
     winch: Signal,
 }
 
@@ -70,7 +86,7 @@ impl ClientSignals {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
             term: signal(SignalKind::terminate())?,
-            hup: signal(SignalKind::hangup())?,
+            hup: hangup()?,
             winch: signal(SignalKind::window_change())?,
         })
     }
@@ -79,7 +95,7 @@ impl ClientSignals {
         tokio::select! {
             _ = self.int.recv() => 2,
             _ = self.term.recv() => 15,
-            _ = self.hup.recv() => 1,
+            () = received(&mut self.hup) => 1,
             _ = self.winch.recv() => 28,
         }
     }

@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -75,6 +75,13 @@ pub struct Launch {
     pub timeout_by_policy: bool,
     /// How many bytes the command may write.
     pub max_output: Option<u64>,
+}
+
+impl Launch {
+    /// Whether the command may run in `/` instead of its directory.
+    pub(super) fn at_root_otherwise(&self) -> bool {
+        self.cwd_optional && self.cwd != Path::new("/")
+    }
 }
 
 /// The result of a command.

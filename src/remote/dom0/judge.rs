@@ -231,7 +231,8 @@ impl Judged {
         let user = visible(self.options.user.as_deref().unwrap_or("root").as_bytes());
         let yes = |yes| if yes { "yes" } else { "no" };
         let (directory, stdin, tty) = (launch.cwd.as_os_str().as_bytes(), yes(launch.stdin), yes(launch.tty));
-        let cwd = logged(&quoted(directory), directory);
+        let otherwise = if launch.at_root_otherwise() { "|'/'" } else { "" };
+        let cwd = logged(&quoted(directory), directory) + otherwise;
         let umask = match launch.umask {
             UMASK => String::new(),
             umask => format!(" umask={umask:03o}"),

@@ -59,7 +59,8 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
 fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
     let user = judged.options.user.as_deref().unwrap_or("root");
     sheet.field("user", &visible(user.as_bytes()));
-    sheet.field("directory", &quoted(launch.cwd.as_os_str().as_bytes()));
+    let otherwise = if launch.at_root_otherwise() { ", or '/' where it cannot be entered" } else { "" };
+    sheet.field("directory", &format!("{}{otherwise}", quoted(launch.cwd.as_os_str().as_bytes())));
     sheet.field("umask", &format!("{:03o}", launch.umask));
     sheet.field("input", if launch.stdin { "comes from the qube while it runs" } else { "none" });
     sheet.field("terminal", if launch.tty { "yes" } else { "no" });
