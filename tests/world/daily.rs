@@ -36,7 +36,7 @@ fn what_cannot_be_read_is_an_error_on_both_sides_and_leaves_no_file() {
     world.remote("work", &["get", "/var/log/x/none", "-"]).expect(1, "").says("cannot be read in dom0: No such file");
     world.dom0("head -c 300000 /dev/zero >/var/log/x/file").expect(0, "");
     let done = world.shell("work", "qvm-remote get /var/log/x/file - >/dev/full");
-    done.expect(1, "").says("the output cannot be written: No space left on device");
+    done.expect(1, "").says("standard output cannot be written: No space left on device");
     // what is there stays, in words that say so
     world.shell("work", "echo one >one; qvm-remote put one /root/in/one").expect(0, "");
     let done = world.shell("work", "echo two >one; qvm-remote put one /root/in/one");
@@ -229,11 +229,29 @@ for _ in $(seq 2000); do [[ $(wc -l </run/checks) -ge 31 ]] && break; sleep .01;
     world.remote("work", &["echo served"]).expect(0, "served\n");
     assert_eq!(status(&world)["vms"]["gone-7"]["channel"], "no such qube");
     let said = daemon.stop();
-    said.says("gone-29 is not served: no qube has this name; the others of the list are served");
+    said.says("gone-29 is not served: no qube has this name. dom0 looks for it again, every 10 min at the latest");
     // none at all is a fault
     list(&world, "gone-1");
     world.dom0("cp /etc/qubes/remote.d/work.key /etc/qubes/remote.d/gone-1.key");
     world.dom0("qvm-remote-dom0").expect(1, "").says("VM 'gone-1' does not exist");
+}
+
+#[test]
+fn a_qube_that_was_not_found_is_looked_for_again() {
+    let world = world!("work", "dev");
+    world.authorize();
+    let check = "printf '#!/bin/bash\n[[ $1 != dev || -e /run/found ]]\n' >/usr/local/sbin/qvm-check";
+    world.dom0(check).expect(0, "");
+    let daemon = world.dom0_start("qvm-remote-dom0");
+    eventually("dev is not found", || {
+        let status = world.dom0("qvm-remote-dom0 status --json").text();
+        serde_json::from_str::<serde_json::Value>(&status)
+            .is_ok_and(|status| status["vms"]["dev"]["channel"] == "no such qube")
+    });
+    world.dom0("touch /run/found").expect(0, "");
+    world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
+    world.remote("work", &["echo served"]).expect(0, "served\n");
+    drop(daemon);
 }
 
 #[test]

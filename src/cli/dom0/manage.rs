@@ -140,7 +140,7 @@ fn listing(paths: &Paths, vm: &str) -> String {
     let conf = paths.conf.display();
     match RemoteConfig::load(&paths.conf) {
         Ok(config) if config.vms.iter().any(|listed| listed == vm) => {
-            format!("{vm} is listed in {conf}: a service that runs serves it now; one that has not read that: {RELOAD}")
+            format!("{vm} is in the list of {conf}. If the list was changed after the service started: {RELOAD}")
         }
         Ok(config) => {
             let vms = config.vms.iter().map(String::as_str).chain([vm]).collect::<Vec<_>>().join(" ");

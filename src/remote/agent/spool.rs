@@ -174,6 +174,10 @@ impl QueuedCommand {
         self.queue.join("pending").join(format!("{}{end}", self.id))
     }
 
+    fn running(&self) -> PathBuf {
+        self.queue.join("running").join(&self.id)
+    }
+
     fn result(&self, end: &str) -> PathBuf {
         self.queue.join("results").join(format!("{}.{end}", self.id))
     }
@@ -194,7 +198,7 @@ impl QueuedCommand {
         let result = match first {
             Ok(first) => {
                 // nobody is waiting twice for it: it leaves the queue before it may run
-                let _ = fs::rename(self.pending(""), self.queue.join("running").join(&self.id));
+                let _ = fs::rename(self.pending(""), self.running());
                 let Some(stream) = agent.open(first).await else { return };
                 let _ = begun.send(());
                 match self.attend(stream, &text).await {
@@ -227,7 +231,7 @@ impl QueuedCommand {
             .and_then(|()| put("err", &result.err))
             .and_then(|()| put("meta", meta.as_bytes()))
             .and_then(|()| put("exit", result.status.to_string().as_bytes()));
-        let _ = fs::remove_file(self.queue.join("running").join(&self.id));
+        let _ = fs::remove_file(self.running());
         let line = spool::audit_line(&self.id, started, ms, result.status, text);
         let line = if written.is_ok() { line } else { format!("{line} (its result could not be written)") };
         let _ = spool::append(&self.home.join("audit.log"), &line);
@@ -275,6 +279,7 @@ impl QueuedCommand {
                 bytes = stream.frames.recv() => bytes?,
                 () = self.taken_back() => {
                     stream.abandon().await;
+                    let _ = fs::remove_file(self.result("wait"));
                     return None;
                 }
             };
@@ -295,7 +300,7 @@ impl QueuedCommand {
                 }
                 // what a person has to end; the queue of the original has no such file
                 Frame::Wait(reason @ (WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk))
-                    if self.pending(".auth2").exists() =>
+                    if self.pending(".auth2").exists() && self.running().exists() =>
                 {
                     let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
                 }
@@ -303,7 +308,7 @@ impl QueuedCommand {
                 Frame::Wait(WaitReason::Restart) => restarts = true,
                 // nothing was begun: it waits for the next daemon, by the next agent
                 Frame::Reject(Refusal::Draining, _) if restarts => {
-                    let _ = fs::rename(self.queue.join("running").join(&self.id), self.pending(""));
+                    let _ = fs::rename(self.running(), self.pending(""));
                     sleep(RESTART).await;
                     return None;
                 }
@@ -337,10 +342,9 @@ impl QueuedCommand {
 
     /// Returns when the client has taken its request back: a client that gives up removes its files.
     async fn taken_back(&self) {
-        let marker = self.queue.join("running").join(&self.id);
         loop {
             sleep(Duration::from_millis(500)).await;
-            if !marker.exists() {
+            if !self.running().exists() {
                 return;
             }
         }

@@ -64,6 +64,11 @@ fn own(e: io::Error) -> ClientError {
     ClientError::Local(e.to_string())
 }
 
+/// Nobody reads the output any more, or it cannot be written.
+fn not_written(e: &io::Error) -> ClientError {
+    if e.kind() == io::ErrorKind::BrokenPipe { ClientError::Signal(13) } else { ClientError::Local(e.to_string()) }
+}
+
 /// One exchange.
 pub(super) struct Exchange<'a> {
     ask: &'a Submission,
@@ -103,6 +108,8 @@ pub(super) struct Exchange<'a> {
     spent: Option<TimeOver>,
     /// The daemon is being restarted.
     restarts: bool,
+    /// What the command waited for last.
+    waits_for: Option<String>,
     /// What dom0's log says of the request: the number of the entry, the head behind it, their code.
     receipt: Option<(u64, Digest, Digest)>,
 }
@@ -127,6 +134,12 @@ impl<'a> Exchange<'a> {
         };
         let stdout = stdout.map_err(own)?;
         let stderr = stdio::file(io::stderr()).map_err(own)?;
+        let copy = || format!("the copy of {}", escape(&ask.payload));
+        let stdout_name = ask.output.as_ref().map_or_else(|| "standard output".to_owned(), |_| copy());
+        let writers = [
+            OutputThread::start(stdout, stdout_name, done.clone()),
+            OutputThread::start(stderr, "standard error".to_owned(), done),
+        ];
         let began = Instant::now();
         let mut exchange = Self {
             id: request.id.clone(),
@@ -136,12 +149,13 @@ impl<'a> Exchange<'a> {
             accepted_at: None,
             spent: None,
             restarts: false,
+            waits_for: None,
             ask,
             record,
             to,
             sent: 0,
             credit: CREDIT as usize,
-            writers: Some([OutputThread::start(stdout, done.clone()), OutputThread::start(stderr, done)]),
+            writers: Some(writers),
             digests: [Sha256::new(), Sha256::new()],
             pending: 0,
             owed: 0,
@@ -192,7 +206,7 @@ impl<'a> Exchange<'a> {
                 }
                 () = sleep_until(self.guard.unwrap_or(self.began)), if late.is_none() && self.guard.is_some() => {
                     self.send(Frame::Cancel).await;
-                    return Err(self.timed_out().into());
+                    return Err(self.never_began().unwrap_or_else(|| self.timed_out()).into());
                 }
                 () = sleep_until(self.progress) => self.show_progress(),
             }
@@ -216,6 +230,7 @@ impl<'a> Exchange<'a> {
             Frame::Wait(WaitReason::Restart) => self.restarts = true,
             Frame::Wait(reason) => {
                 self.dom0_by = None;
+                self.waits_for = Some(escape(reason.to_string().as_bytes()));
                 if matches!(reason, WaitReason::Approval(_)) {
                     // a person has that long, and then the command has its time
                     self.guard = self.ask.timeout.map(|time| Instant::now() + APPROVAL + time + MARGIN);
@@ -253,7 +268,9 @@ impl<'a> Exchange<'a> {
     async fn begin_input(&mut self) -> Result<(), ClientError> {
         let now = Instant::now();
         (self.accepted_at, self.dom0_by) = (Some(now), None);
-        self.guard = self.ask.timeout.map(|time| now + time + MARGIN);
+        // of a transfer dom0 watches no limit but its own
+        let margin = if matches!(self.ask.mode, Mode::Get | Mode::Put) { Duration::ZERO } else { MARGIN };
+        self.guard = self.ask.timeout.map(|time| now + time + margin);
         if !self.takes_input {
             return Ok(());
         }
@@ -285,7 +302,7 @@ impl<'a> Exchange<'a> {
             Ok(n) => n,
             Err(e) => {
                 if self.give_up.is_none() {
-                    self.cancel(self.not_written(&e)).await;
+                    self.cancel(not_written(&e)).await;
                 }
                 return;
             }
@@ -296,15 +313,6 @@ impl<'a> Exchange<'a> {
             let owed = std::mem::take(&mut self.owed);
             self.send(Frame::Credit(owed)).await;
         }
-    }
-
-    /// Nobody reads the output any more, or it cannot be written.
-    fn not_written(&self, e: &io::Error) -> ClientError {
-        if e.kind() == io::ErrorKind::BrokenPipe {
-            return ClientError::Signal(13);
-        }
-        let what = if self.ask.output.is_some() { "the file that dom0's is copied to" } else { "the output" };
-        ClientError::Local(format!("{what} cannot be written: {e}"))
     }
 
     async fn send_input(&mut self, data: Option<io::Result<Vec<u8>>>) {
@@ -390,6 +398,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// The time of the command was over while it waited in dom0.
+    fn never_began(&self) -> Option<ClientError> {
+        let (None, Some(reason)) = (self.accepted_at, &self.waits_for) else { return None };
+        let (seconds, whose) = (self.began.elapsed().as_secs(), TimeOver::Client(self.ask.timeout?).whose());
+        let text = format!("it never began: it waited {reason}, given up after {seconds}s (id={}): {whose}", self.id);
+        Some(ClientError::Refused(124, text))
+    }
+
     /// The time of the command was over, by the limit that dom0 names. A dom0 of an earlier version names none: a command
     /// that had less time than we gave it was ended by the policy.
     fn timed_out(&self) -> ClientError {
@@ -421,7 +437,7 @@ impl<'a> Exchange<'a> {
         self.writers = None;
         while let Some(result) = written.recv().await {
             if let Err(e) = result {
-                return Err(self.give_up.take().map_or_else(|| self.not_written(&e), |(_, trouble)| trouble));
+                return Err(self.give_up.take().map_or_else(|| not_written(&e), |(_, trouble)| trouble));
             }
         }
         self.raw = None; // the last output was meant for a raw terminal, too

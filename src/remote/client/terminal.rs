@@ -21,13 +21,14 @@ pub(super) struct OutputThread {
 }
 
 impl OutputThread {
-    /// `done` hears how many bytes were written, or why they were not.
-    pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
+    /// `done` hears how many bytes were written, or why they were not; that names `what`.
+    pub(super) fn start(mut file: File, what: String, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
         let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
         std::thread::spawn(move || {
             while let Ok(bytes) = line.recv() {
                 let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let written = stdio::write_all(&mut file, &bytes).map(|()| n);
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{what} cannot be written: {e}"));
+                let written = stdio::write_all(&mut file, &bytes).map(|()| n).map_err(named);
                 let failed = written.is_err();
                 if done.send(written).is_err() || failed {
                     return;

@@ -40,7 +40,8 @@ pub(super) async fn exists(vm: &str) -> Result<(), StartError> {
     let status = timeout(Duration::from_secs(30), command.status()).await;
     match status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(StartError::NoSuchVm(vm.to_owned())),
+        Ok(status) if status.code().is_some() => Err(StartError::NoSuchVm(vm.to_owned())),
+        Ok(status) => Err(StartError::Io("qvm-check".into(), io::Error::other(status.to_string()))),
         Err(e) => Err(StartError::Io("qvm-check".into(), e)),
     }
 }

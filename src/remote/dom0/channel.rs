@@ -135,8 +135,8 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
                 vm.set("no agent");
                 if !std::mem::replace(&mut told, true) {
                     let text = format!(
-                        "{} runs and has no agent of qvm-remote: install qvm-remote in its template; it is looked for again, \
-                         at last every {} min",
+                        "{} runs and has no agent of qvm-remote: install qvm-remote in its template; dom0 looks \
+                         for it again, every {} min at the latest",
                         vm.name,
                         PROBE.1.as_secs() / 60
                     );

@@ -89,7 +89,12 @@ pub(super) fn authenticate(
                 let retired = shared.key_uses.retired(&vm.name, request.kid);
                 let text = retired.map_or_else(
                     || "not authorized: its key is not this qube's (any more)".to_owned(),
-                    |time| format!("not authorized: it was signed with a key that was retired in dom0, {time}"),
+                    |time| {
+                        format!(
+                            "not authorized: it was signed with a key that was retired in dom0, {time}; qvm-remote ping \
+                             takes a new key into use, qvm-remote key gen makes one"
+                        )
+                    },
                 );
                 fail(case, &text)
             })?;

@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
+    io,
     path::Path,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
 
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
 use crate::{
     proto::remote::KeyId,
@@ -24,7 +28,8 @@ pub(super) struct KeyUses {
     records: KeyRecords,
     /// Nothing is written.
     silent: bool,
-    noted: Mutex<HashMap<KeyId, Instant>>,
+    /// When each was noted last, and by what task.
+    noted: Mutex<HashMap<KeyId, (Instant, JoinHandle<io::Result<()>>)>>,
 }
 
 impl KeyUses {
@@ -32,15 +37,16 @@ impl KeyUses {
         Self { records: KeyRecords::new(state), silent, noted: Mutex::default() }
     }
 
-    /// A request was signed with this key of a qube. Waits for nothing.
+    /// A request was signed with this key of a qube. Waits for nothing: a disk that does not answer holds one task for each
+    /// key.
     pub(super) fn note(&self, key: KeyId) {
         let mut noted = lock(&self.noted);
-        if self.silent || noted.get(&key).is_some_and(|last| last.elapsed() < AGAIN) {
+        let fresh = |(last, writing): &(Instant, JoinHandle<_>)| last.elapsed() < AGAIN || !writing.is_finished();
+        if self.silent || noted.get(&key).is_some_and(fresh) {
             return;
         }
-        noted.insert(key, Instant::now());
         let records = self.records.clone();
-        drop(spawn_blocking(move || records.used(key)));
+        noted.insert(key, (Instant::now(), spawn_blocking(move || records.used(key))));
     }
 
     /// When this key, which the qube had, was retired.

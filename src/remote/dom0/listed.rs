@@ -1,6 +1,7 @@
 //! Which VMs are served: those of the configuration, read at the start and at SIGHUP.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -27,13 +28,54 @@ pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
     }
 }
 
+/// Between two looks for names of the list that no qube had, doubled from the first to the last: qvm-check may have failed,
+/// or the qube comes later.
+const SOUGHT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
 /// Tells of names that no qube has: the others are served.
 pub(super) fn missing(shared: &Shared, names: Vec<String>) {
     for name in &names {
-        let text = format!("{name} is not served: no qube has this name; the others of the list are served");
+        let text = format!(
+            "{name} is not served: no qube has this name. dom0 looks for it again, every {} min at the latest; if it is \
+             not to come, take it off QVM_REMOTE_VMS in {}",
+            SOUGHT.1.as_secs() / 60,
+            shared.paths.conf.display()
+        );
         emit(Event::new(Kind::ConfigurationRejected, text));
     }
     *lock(&shared.missing) = names.into_iter().collect();
+    shared.sought.notify_waiters();
+}
+
+/// Looks again and again for names that no qube had, and serves the qubes that are found.
+pub(super) async fn seek(shared: Arc<Shared>, channels: TaskTracker) {
+    let mut wait = SOUGHT.0;
+    loop {
+        let mut others = pin!(shared.sought.notified());
+        others.as_mut().enable(); // before the look, so that nothing comes between
+        let names: Vec<String> = lock(&shared.missing).iter().cloned().collect();
+        if names.is_empty() {
+            others.await;
+            wait = SOUGHT.0;
+            continue;
+        }
+        if timeout(wait, others).await.is_ok() {
+            wait = SOUGHT.0;
+            continue;
+        }
+        wait = (wait * 2).min(SOUGHT.1);
+        for name in call::check(&names).await.served {
+            // the list may have been read again meanwhile
+            if lock(&shared.missing).remove(&name) && !served(&shared, &name) {
+                emit(Event::new(Kind::ConfigurationReloaded, format!("{name} was found and is served")));
+                open(&shared, &name, &channels);
+            }
+        }
+    }
+}
+
+fn served(shared: &Shared, name: &str) -> bool {
+    lock(&shared.vms).contains_key(name)
 }
 
 /// Begins to serve a VM.
@@ -79,15 +121,18 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
             vm.stop.cancel();
         });
     }
-    let new: Vec<_> = wanted.iter().filter(|name| !lock(&shared.vms).contains_key(*name)).cloned().collect();
-    let checked = call::check(&new).await;
+    let new: Vec<_> = wanted.iter().filter(|name| !served(shared, name)).cloned().collect();
+    let mut checked = call::check(&new).await;
+    // some may have been found meanwhile
+    checked.served.retain(|name| !served(shared, name));
+    checked.missing.retain(|name| !served(shared, name));
     if let (true, Some(fault)) = (checked.served.is_empty() && checked.missing.is_empty(), &checked.fault) {
         let text = format!("{} cannot be looked for ({fault}); they are not served", new.join(" "));
         emit(Event::new(Kind::ConfigurationRejected, text));
     }
     checked.served.iter().for_each(|name| open(shared, name, channels));
     missing(shared, checked.missing);
-    let served: Vec<_> = wanted.iter().filter(|name| lock(&shared.vms).contains_key(*name)).cloned().collect();
+    let served: Vec<_> = wanted.iter().filter(|name| served(shared, name)).cloned().collect();
     let text = format!("serving {}", served.join(" "));
     shared.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));
     let _ = sd_notify::notify(&[NotifyState::Status(&text)]);

@@ -10,6 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::Notify,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -107,6 +108,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         groups: if options.dry_run { None } else { CommandGroups::of_daemon() },
         vms: Mutex::default(),
         missing: Mutex::default(),
+        sought: Notify::new(),
         restart: PendingRestart::default(),
         key_uses: KeyUses::new(&paths.state, options.dry_run),
         paths,
@@ -129,6 +131,7 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions, names: &[String]) 
     names.iter().for_each(|name| listed::open(shared, name, &channels));
     channels.close();
     let changes = tokio::spawn(changes::watch(shared.clone()));
+    let seeking = (!shared.once).then(|| tokio::spawn(listed::seek(shared.clone(), channels.clone())));
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
     let watchdog = tokio::spawn(notify::watchdog());
@@ -149,6 +152,9 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions, names: &[String]) 
         }
     }
     shared.draining.cancel(); // whatever has not started is refused
+    if let Some(seeking) = seeking {
+        seeking.abort();
+    }
     let count = shared.requests.started();
     let _ =
         sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {count} commands left"))]);

@@ -71,6 +71,8 @@ pub struct Shared {
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
     /// Names of the list that no qube has.
     pub(super) missing: Mutex<BTreeSet<String>>,
+    /// Those are others now.
+    pub(super) sought: Notify,
     pub(super) restart: PendingRestart,
     pub(super) key_uses: KeyUses,
 }
