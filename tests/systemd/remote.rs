@@ -235,6 +235,8 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         assert!(sleepers("4753") > 0);
         shell(&format!("systemctl kill --kill-who=main -s TERM {UNIT}"));
         assert_eq!(deaf.wait().code(), Some(130));
+        let cut = format!("journalctl -q -o cat -u {UNIT}");
+        eventually("the journal names what was cut", || shell(&cut).contains("stopping: a command of work is cut ("));
         eventually("it has stopped", || property("ActiveState") == "inactive");
         assert_eq!((sleepers("4753"), property("Result")), (0, "success".into()));
         assert_eq!(shell("ls /run/qvm-remote 2>/dev/null || true"), "");

@@ -315,8 +315,10 @@ fn a_queued_request_is_taken_back_when_the_terminal_is_closed() {
 
 #[test]
 fn once_answers_clients_that_wait() {
-    let world = world!("work");
+    let world = world!("work", "dev");
     world.authorize();
+    // a qube that has no key keeps nobody waiting
+    world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
     let words = ["--connect-timeout", "60", "echo answered"];
     let waiting = [(); 3].map(|()| world.remote_start("work", &words));
     let log = world.home("work").join(".qvm-remote/audit.log");
@@ -337,12 +339,18 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     assert!(status(&world)["restart_pending_since"].as_u64().is_some_and(|since| since > 1_700_000_000));
     let text = world.dom0("qvm-remote-dom0 status").text();
     assert!(text.contains("A restart is pending since 20"), "{text}");
+    let checked = world.dom0("qvm-remote-dom0 check").text();
+    assert!(checked.contains("A restart is pending: the daemon that runs is of an earlier version"), "{checked}");
     world.remote("work", &["echo served"]).expect(0, "served\n");
     assert!(!ordered().contains("restart"), "{}", ordered());
     // what it would cut is shown, and asked
     let shown = world.dom0("qvm-remote-dom0 restart </dev/null");
     shown.says("it is asked on a terminal; elsewhere: --yes").says("qvm-remote-dom0 restart --when-idle");
     assert!(shown.code == 1 && shown.text().contains("cmd=qvm-remote-dom0 restart --when-idle"), "{shown:#?}");
+    let typed = "mkfifo /root/typed; exec 8<>/root/typed; echo n >&8; \
+        script -qec 'qvm-remote-dom0 restart' /dev/null <&8";
+    let asked = world.dom0(typed).text();
+    assert!(asked.contains("Restart now? [y/N]") && asked.contains("Not restarted; when none runs"), "{asked}");
     world.remote("work", &["qvm-remote-dom0 restart --yes"]).expect(1, "").says("this is a command of a qube");
     assert!(!ordered().contains("restart"), "{}", ordered());
     upgrade.write(b"go on\n");

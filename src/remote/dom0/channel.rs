@@ -114,6 +114,9 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
         changed.as_mut().enable(); // before the look, so that nothing comes between
         if shared.keys.read(&vm.name).is_err() {
             vm.set("no key");
+            if shared.once {
+                return;
+            }
             let _ = timeout(RETRY.1, changed).await;
             continue;
         }
@@ -157,7 +160,10 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
         if shared.once {
             return;
         }
-        schedule.pause().await;
+        tokio::select! {
+            () = schedule.pause() => {}
+            () = vm.changed.notified() => schedule = Schedule::new(), // another key or policy: a look is worth it
+        }
     }
 }
 

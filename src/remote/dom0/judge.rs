@@ -88,7 +88,7 @@ pub(super) fn authenticate(
             let key = key.ok_or_else(|| {
                 let retired = shared.key_uses.retired(&vm.name, request.kid);
                 let text = retired.map_or_else(
-                    || "not authorized: its key is not this qube's (any more)".to_owned(),
+                    || "not authorized: its key is not this qube's (not yet, or not any more)".to_owned(),
                     |time| {
                         format!(
                             "not authorized: it was signed with a key that was retired in dom0, {time}; qvm-remote ping \
