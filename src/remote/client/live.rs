@@ -131,9 +131,12 @@ mod tests {
     use crate::{
         proto::{
             mac::Outcome,
-            remote::{Buffer, COVERED, Ending, Frame, VERSION},
+            remote::{Buffer, COVERED, Ending, Frame, VERSION, WaitReason},
         },
-        remote::{agent, client::submission::Delivery},
+        remote::{
+            agent,
+            client::submission::{Delivery, TimeOver},
+        },
     };
 
     /// Greets a client as an agent does; the request that it sends, and its code.
@@ -170,6 +173,70 @@ mod tests {
             input: None,
             recorded: false,
         }
+    }
+
+    /// How a command ends whose agent does this.
+    async fn asked_of(agent: impl FnOnce(&UnixListener, &Key) + Send + 'static) -> Result<u8, ClientError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home(dir.path().join(".qvm-remote"));
+        let socket = home.at(agent::SOCKET);
+        fs::create_dir_all(socket.parent().expect("it has one")).expect("made");
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let key = Key::new([1; 32]);
+        let theirs = key.clone();
+        let agent = std::thread::spawn(move || agent(&listener, &theirs));
+        let command = submission(Mode::Shell, b"true\n");
+        let status = ask(&home, &key, "id-1", &command, &mut HistoryEntry::none()).await;
+        agent.join().expect("the agent saw what it wanted");
+        status
+    }
+
+    /// Answers a request so, without a word of output.
+    fn end(client: &mut UnixStream, key: &Key, news: Option<WaitReason<'_>>, ending: Ending) {
+        let (request, code) = greet(client, 1);
+        let nothing = mac::digest(b"");
+        let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &nothing, stderr: &nothing };
+        let exit = Frame::Exit(ending, key.result(&outcome));
+        for frame in [Some(Frame::Accept), news.map(Frame::Wait), Some(exit)].into_iter().flatten() {
+            client.write_all(&frame.to_vec(1)).expect("the client reads");
+        }
+        let _ = client.read_to_end(&mut Vec::new());
+    }
+
+    #[tokio::test]
+    async fn the_limit_that_dom0_names_ended_the_command_however_long_it_ran() {
+        for (news, limit) in [
+            (WaitReason::SpentByClient, TimeOver::Client(Duration::from_secs(20))),
+            (WaitReason::Spent(3), TimeOver::Policy(Duration::from_secs(3))),
+        ] {
+            let status = asked_of(move |listener, key| {
+                end(&mut listener.accept().expect("the client comes").0, key, Some(news), Ending::Timeout);
+            })
+            .await;
+            assert!(matches!(&status, Err(ClientError::Timeout(found)) if *found == limit), "{status:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_meets_a_restart_is_made_again() {
+        let status = asked_of(|listener, key| {
+            let mut client = listener.accept().expect("the client comes").0;
+            greet(&mut client, 1);
+            let refusal = [Frame::Wait(WaitReason::Restart), Frame::Reject(Refusal::Draining, "it is being restarted")];
+            client.write_all(&refusal.map(|frame| frame.to_vec(1)).concat()).expect("the client reads");
+            drop(client);
+            end(&mut listener.accept().expect("the client comes again").0, key, None, Ending::Exit(7));
+        })
+        .await;
+        assert!(matches!(status, Ok(7)), "{status:?}");
+        // a stop is none
+        let status = asked_of(|listener, _| {
+            let mut client = listener.accept().expect("the client comes").0;
+            greet(&mut client, 1);
+            client.write_all(&Frame::Reject(Refusal::Draining, "it is being stopped").to_vec(1)).expect("it reads");
+        })
+        .await;
+        assert!(matches!(status, Err(ClientError::Refused(255, _))), "{status:?}");
     }
 
     /// How a `put` of `file` ends when dom0 signs these bytes for those that it got; `None`: as an older dom0, nothing.

@@ -140,3 +140,45 @@ fn tell(requests: &Requests) {
     };
     emit(Event::new(Kind::ServiceDraining, text));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{super::request::RequestState, *};
+
+    #[tokio::test]
+    async fn a_restart_is_due_when_the_last_command_has_ended_and_holds_what_comes_then() {
+        let (restart, requests) = (Arc::<PendingRestart>::default(), Arc::<Requests>::default());
+        let runs = requests.register("work", "a");
+        runs.enter(RequestState::Running);
+        restart.ask(&requests);
+        let due = {
+            let (restart, requests) = (restart.clone(), requests.clone());
+            tokio::spawn(async move { restart.due(&requests).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!due.is_finished() && !restart.holds(), "a command runs");
+        drop(runs);
+        due.await.expect("it is due");
+        assert!(restart.holds());
+        let held = {
+            let restart = restart.clone();
+            tokio::spawn(async move { restart.released().await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!held.is_finished());
+        restart.held.send_replace(false);
+        held.await.expect("no restart came");
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_delay_a_restart_for_some_time_only() {
+        let (restart, requests) = (PendingRestart::default(), Arc::<Requests>::default());
+        let waits = requests.register("work", "a");
+        waits.enter(RequestState::Approval);
+        *lock(&restart.since) = Some(SystemTime::now() - WAITERS);
+        restart.due(&requests).await;
+        assert!(restart.holds() && requests.open() == 1);
+    }
+}
