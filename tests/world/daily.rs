@@ -207,6 +207,13 @@ fn whoever_waits_for_approval_hears_of_it_by_whatever_way_he_asks() {
         assert_eq!(approved.code, 0, "{approved:#?}");
         asked.end().expect(0, "");
     }
+    // a time that is shorter than the approval takes counts for the command alone
+    let asked = world.remote_start("work", &["--queue", "-t", "3", "true"]);
+    let id = whole_id(&world);
+    let waited = || status(&world)["waiting"][0]["seconds"].as_u64().is_some_and(|seconds| seconds > 3);
+    eventually("it has waited for longer", waited);
+    assert_eq!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).code, 0);
+    asked.end().expect(0, "");
     let results = world.home("work").join(".qvm-remote/queue/results");
     assert_eq!(fs::read_dir(results).expect("there").count(), 0);
 }
@@ -323,10 +330,28 @@ fn once_answers_clients_that_wait() {
     let waiting = [(); 3].map(|()| world.remote_start("work", &words));
     let log = world.home("work").join(".qvm-remote/audit.log");
     eventually("they wait", || fs::read_to_string(&log).is_ok_and(|log| log.matches("] SUBMIT ").count() == 3));
-    assert_eq!(world.dom0("qvm-remote-dom0 --once").code, 0);
+    let mut waiting = waiting;
+    // a client that finds no time to look for the agent within a second is one for the next
+    eventually("all are answered", || {
+        assert_eq!(world.dom0("qvm-remote-dom0 --once").code, 0);
+        waiting.iter_mut().all(crate::world::Running::ended)
+    });
     for client in waiting {
         client.end().expect(0, "answered\n");
     }
+}
+
+#[test]
+fn a_service_whose_daemon_does_not_answer_can_be_restarted() {
+    let world = world!("work");
+    world.dom0("qvm-remote-dom0 restart --when-idle").expect(0, "No daemon is running, so there is nothing to restart.\n");
+    world.dom0("qvm-remote-dom0 restart --yes").expect(1, "").says("no daemon is running");
+    fs::write(world.path().join("state"), "activating\n").expect("written");
+    world.dom0("qvm-remote-dom0 restart --when-idle").expect(1, "").says("its daemon does not listen yet");
+    let asked = world.dom0("qvm-remote-dom0 restart </dev/null");
+    asked.says("it is asked on a terminal; elsewhere: --yes");
+    assert!(asked.code == 1 && asked.text().starts_with("The daemon does not answer ("), "{asked:#?}");
+    world.dom0("qvm-remote-dom0 restart --yes").expect(0, "Restarted.\n");
 }
 
 #[test]
