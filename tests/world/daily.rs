@@ -327,10 +327,9 @@ fn once_answers_clients_that_wait() {
     // a qube that has no key keeps nobody waiting
     world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
     let words = ["--connect-timeout", "60", "echo answered"];
-    let waiting = [(); 3].map(|()| world.remote_start("work", &words));
+    let mut waiting = [(); 3].map(|()| world.remote_start("work", &words));
     let log = world.home("work").join(".qvm-remote/audit.log");
     eventually("they wait", || fs::read_to_string(&log).is_ok_and(|log| log.matches("] SUBMIT ").count() == 3));
-    let mut waiting = waiting;
     // a client that finds no time to look for the agent within a second is one for the next
     eventually("all are answered", || {
         assert_eq!(world.dom0("qvm-remote-dom0 --once").code, 0);
@@ -344,7 +343,8 @@ fn once_answers_clients_that_wait() {
 #[test]
 fn a_service_whose_daemon_does_not_answer_can_be_restarted() {
     let world = world!("work");
-    world.dom0("qvm-remote-dom0 restart --when-idle").expect(0, "No daemon is running, so there is nothing to restart.\n");
+    let nothing = "No daemon is running, so there is nothing to restart.\n";
+    world.dom0("qvm-remote-dom0 restart --when-idle").expect(0, nothing);
     world.dom0("qvm-remote-dom0 restart --yes").expect(1, "").says("no daemon is running");
     fs::write(world.path().join("state"), "activating\n").expect("written");
     world.dom0("qvm-remote-dom0 restart --when-idle").expect(1, "").says("its daemon does not listen yet");
