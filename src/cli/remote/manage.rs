@@ -101,7 +101,7 @@ fn replaceable(home: &Home, old: bool) -> Result<bool, ClientError> {
             Ok(true)
         };
     }
-    eprint!("{}. Make a new one? [y/N] ", lost);
+    eprint!("{lost}. Make a new one? [y/N] ");
     let mut line = String::new();
     io::stdin().lock().take(64).read_line(&mut line).map_err(|e| local_error(e.to_string()))?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

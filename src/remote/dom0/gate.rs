@@ -124,6 +124,10 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
         let judged = decide(candidate).await?;
         candidate.registration.show(&judged.shown);
         match held.need(&judged) {
+            // the restart of the service begins: the next daemon takes the request, or this one when none comes
+            Need::Ledger | Need::Nothing if candidate.case.shared.restart.holds() => {
+                candidate.wait(RequestState::Place, candidate.case.shared.restart.released()).await?;
+            }
             Need::Room => {
                 candidate.room(&judged).await?;
                 held.room = true;
@@ -142,10 +146,6 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
                 held.recorded = Some((judged, receipt));
             }
             Need::File => held.file = candidate.open(judged.task).await?,
-            // the restart of the service begins: the next daemon takes the request, or this one when none comes
-            Need::Ledger | Need::Nothing if candidate.case.shared.restart.holds() => {
-                candidate.wait(RequestState::Place, candidate.case.shared.restart.released()).await?;
-            }
             Need::Nothing => {
                 let place = held.place.take().expect("it was asked for before");
                 let receipt = held.recorded.take().and_then(|(_, receipt)| receipt);
