@@ -138,7 +138,9 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
         // the kernel does not say which of the two was missing
         let directory = escape(plan.cwd.as_os_str().as_bytes());
         match e.kind() {
-            io::ErrorKind::NotFound if plan.cwd_optional || plan.cwd.is_dir() => NotStarted { status: 127, text: format!("{name}: {e}") },
+            io::ErrorKind::NotFound if plan.cwd_optional || plan.cwd.is_dir() => {
+                NotStarted { status: 127, text: format!("{name}: {e}") }
+            }
             _ => NotStarted { status: 126, text: format!("{name}, in {directory}: {e}") },
         }
     };

@@ -383,11 +383,13 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     assert!(done.code == 0 && done.text().ends_with("upgraded\n"), "{done:#?}");
     eventually("the restart", || ordered().contains(" try-restart -- qvm-remote-dom0.service\n"));
     // from then on nothing begins: the next daemon does what comes before the stop
-    let late = [&["--connect-timeout", "60", "echo next; echo >>/root/ran"][..], &["--queue", "echo next; echo >>/root/ran"]];
+    let late =
+        [&["--connect-timeout", "60", "echo next; echo >>/root/ran"][..], &["--queue", "echo next; echo >>/root/ran"]];
     let late = late.map(|words| world.remote_start("work", words));
     requests_wait(&world, "place", 2);
     let said = daemon.stop();
-    said.says("a restart waits for the commands of: work (").says("no command runs: the restart that was asked for begins");
+    said.says("a restart waits for the commands of: work (")
+        .says("no command runs: the restart that was asked for begins");
     world.dom0("ls /root/ran 2>/dev/null").expect(2, "");
     let _next = world.daemon();
     for client in late {

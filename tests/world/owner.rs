@@ -135,7 +135,8 @@ fn keys_are_changed_without_a_gap() {
     let asked =
         world.shell("work", "mkfifo typed; exec 8<>typed; echo n >&8; script -qec 'qvm-remote key gen' /dev/null <&8");
     assert!(
-        asked.text().contains("this qube has a key; a new one takes its place") && asked.text().contains("No key was made."),
+        asked.text().contains("this qube has a key; a new one takes its place")
+            && asked.text().contains("No key was made."),
         "{asked:#?}"
     );
     world.shell("work", "ls .qvm-remote/auth.key.new").expect(2, "");

@@ -246,7 +246,8 @@ impl World {
     pub(crate) fn policy(&self, vm: &str, text: &str) {
         // by way of dom0: a file put under a mounted overlay may not be seen; and whole, so that the daemon reads no part
         let place = format!("/etc/qubes/remote.d/{vm}.policy");
-        let mut write = self.dom0_start(&format!("bash -c 'cat >/etc/qubes/{vm}.new && mv /etc/qubes/{vm}.new {place}'"));
+        let mut write =
+            self.dom0_start(&format!("bash -c 'cat >/etc/qubes/{vm}.new && mv /etc/qubes/{vm}.new {place}'"));
         write.write(text.as_bytes());
         write.end().expect(0, "");
     }

@@ -458,8 +458,7 @@ impl<'a> Exchange<'a> {
             key.verify_result(&outcome, code)
         };
         // a dom0 of an earlier version covers no input; one that covers it signs nothing else for a whole file
-        let covered =
-            self.covered.is_some_and(|digest| authentic(&digest.finalize().into(), &mac::digest(COVERED)));
+        let covered = self.covered.is_some_and(|digest| authentic(&digest.finalize().into(), &mac::digest(COVERED)));
         if !covered && !authentic(&stdout, &stderr) {
             let text = format!("the result is not authentic: dom0 did not write it (id={})", self.id);
             return Err(ClientError::Transport(text));
