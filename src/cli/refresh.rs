@@ -14,7 +14,7 @@
 //!
 //! A service deactivates without a job when it ends by itself (idle, or without listeners), and when somebody kills it.
 //! The service drains then for as long as `drain_timeout` says, and so does the wait here. Where systemd refuses the order
-//! for another reason (the unit is masked, or its file is gone), the wait ends after [`REFUSED`] orders.
+//! for another reason (`RefuseManualStop=` of a drop-in), the wait ends after [`REFUSED`] orders.
 
 use std::{process::ExitCode, thread, time::Duration};
 
