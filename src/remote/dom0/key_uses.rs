@@ -28,8 +28,15 @@ pub(super) struct KeyUses {
     records: KeyRecords,
     /// Nothing is written.
     silent: bool,
-    /// When each was noted last, and by what task.
-    noted: Mutex<HashMap<KeyId, (Instant, JoinHandle<io::Result<()>>)>>,
+    /// The last one of each.
+    noted: Mutex<HashMap<KeyId, NotedUse>>,
+}
+
+/// A use of a key that was noted, or is being noted.
+#[derive(Debug)]
+struct NotedUse {
+    at: Instant,
+    writing: JoinHandle<io::Result<()>>,
 }
 
 impl KeyUses {
@@ -41,12 +48,13 @@ impl KeyUses {
     /// key.
     pub(super) fn note(&self, key: KeyId) {
         let mut noted = lock(&self.noted);
-        let fresh = |(last, writing): &(Instant, JoinHandle<_>)| last.elapsed() < AGAIN || !writing.is_finished();
+        let fresh = |last: &NotedUse| last.at.elapsed() < AGAIN || !last.writing.is_finished();
         if self.silent || noted.get(&key).is_some_and(fresh) {
             return;
         }
         let records = self.records.clone();
-        noted.insert(key, (Instant::now(), spawn_blocking(move || records.used(key))));
+        let writing = spawn_blocking(move || records.used(key));
+        noted.insert(key, NotedUse { at: Instant::now(), writing });
     }
 
     /// When this key, which the qube had, was retired.

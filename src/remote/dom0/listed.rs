@@ -101,6 +101,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     };
     bad_names(shared, &config);
     let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
+    lock(&shared.missing).retain(|name| wanted.contains(name)); // so that `seek` serves none that went
     let gone: Vec<_> = {
         let mut vms = lock(&shared.vms);
         let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
