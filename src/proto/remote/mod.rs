@@ -21,6 +21,6 @@ mod wire;
 pub use check::{BadText, check_text, valid_id, valid_vm};
 pub use ending::Ending;
 pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal};
-pub use request::{COVERED, COVERED_INPUT, Mode, Request, argv, argv_payload, flags};
+pub use request::{COVERED_INPUT, Mode, Request, argv, argv_payload, flags};
 pub use wait::WaitReason;
 pub use wire::{CREDIT, Fault, KeyId, MAGIC, MAX_COMMAND, MAX_STREAMS, SLICE, VERSION};

@@ -48,12 +48,9 @@ pub mod flags {
     pub const QUEUED: u8 = 4;
 }
 
-/// In the variables of a `put`: the client wants the code of the result to cover the bytes that dom0 got. An older dom0
-/// reads no variables of a `put`, and its code covers none of the bytes.
+/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0 got.
+/// An older dom0 drops this variable, and its code covers none of them.
 pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
-/// What stands for standard error in a code that covers the input: no file, however short, has the code of a dom0 that
-/// covers nothing.
-pub const COVERED: &[u8] = b"input covered";
 
 /// Bytes of the environment at most, names and values.
 const MAX_ENV: usize = 32 << 10;
@@ -181,10 +178,10 @@ impl Request {
         Err(Fault(bad))
     }
 
-    /// Whether the code of the result covers what dom0 got from the client.
+    /// Whether the code of the result covers the input that dom0 got, where that has an end.
     pub fn covers_input(&self) -> bool {
         let (name, value) = COVERED_INPUT;
-        self.mode == Mode::Put && self.env.iter().any(|(n, v)| n == name && v == value)
+        self.env.iter().any(|(n, v)| n == name && v == value)
     }
 
     /// Whether a bit of [`flags`] is set.

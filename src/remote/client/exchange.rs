@@ -26,7 +26,7 @@ use crate::{
     log::escape,
     proto::{
         mac::{self, Digest, Key, Outcome},
-        remote::{COVERED, CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
+        remote::{CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
     },
     remote::{frames::Frames, pipe::AsyncPipe},
     sys,
@@ -88,8 +88,10 @@ pub(super) struct Exchange<'a> {
     /// Bytes that were written and dom0 has no credit for yet.
     owed: u32,
     input: Option<mpsc::Receiver<io::Result<Vec<u8>>>>,
-    /// The digest of the input, where the code of the result covers it.
+    /// The digest of the input, where the code of the result shall cover it.
     covered: Option<Sha256>,
+    /// The same of all of the input, when its end was sent.
+    whole: Option<Digest>,
     /// The terminal's mode, put back at the end.
     raw: Option<RawMode>,
     /// The command got one interrupt already.
@@ -145,6 +147,7 @@ impl<'a> Exchange<'a> {
             id: request.id.clone(),
             takes_input: request.has(flags::STDIN),
             covered: request.covers_input().then(Sha256::new),
+            whole: None,
             guard: ask.timeout.map(|time| began + time + MARGIN),
             accepted_at: None,
             spent: None,
@@ -334,6 +337,7 @@ impl<'a> Exchange<'a> {
             }
             None => {
                 self.input = None;
+                self.whole = self.covered.take().map(|digest| digest.finalize().into());
                 self.send(Frame::Eof).await;
             }
         }
@@ -453,14 +457,15 @@ impl<'a> Exchange<'a> {
         }
         let timed_out = self.timed_out();
         let [stdout, stderr] = self.digests.map(|digest| digest.finalize().into());
-        let authentic = |stdout: &Digest, stderr: &Digest| {
-            let outcome = Outcome { id: &self.id, request, ending, stdout, stderr };
+        let authentic = |stderr: &Digest| {
+            let outcome = Outcome { id: &self.id, request, ending, stdout: &stdout, stderr };
             key.verify_result(&outcome, code)
         };
-        // a dom0 of an earlier version covers no input; one that covers it signs nothing else for a whole file
-        let covered = self.covered.is_some_and(|digest| authentic(&digest.finalize().into(), &mac::digest(COVERED)));
-        if !covered && !authentic(&stdout, &stderr) {
-            let text = format!("the result is not authentic: dom0 did not write it (id={})", self.id);
+        // a dom0 of an earlier version covers no input; one that covers it signs nothing else when it has seen the end
+        let covered = self.whole.is_some_and(|input| authentic(&mac::with_input(&stderr, &input)));
+        if !covered && !authentic(&stderr) {
+            let or = if self.takes_input { ", or did not get the input as it was sent" } else { "" };
+            let text = format!("the result is not authentic: dom0 did not write it{or} (id={})", self.id);
             return Err(ClientError::Transport(text));
         }
         match ending {

@@ -71,7 +71,8 @@ pub async fn ask(
 fn request(ask: &Submission, key: &Key, id: &str, hello: &Hello) -> Request {
     let stdin = ask.stdin || ask.tty || ask.mode == Mode::Put;
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    if ask.mode == Mode::Put {
+    // a terminal has no end of input
+    if stdin && !ask.tty {
         let (name, value) = COVERED_INPUT;
         env.push((name.to_vec(), value.to_vec()));
     }
@@ -123,15 +124,18 @@ const OFFERED: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ", "NO_COLOR", "EDITO
 mod tests {
     use std::{
         fs,
-        io::{Read as _, Write as _},
-        os::unix::net::{UnixListener, UnixStream},
+        io::{Read as _, Seek as _, Write as _},
+        os::{
+            fd::OwnedFd,
+            unix::net::{UnixListener, UnixStream},
+        },
     };
 
     use super::*;
     use crate::{
         proto::{
             mac::Outcome,
-            remote::{Buffer, COVERED, Ending, Frame, VERSION, WaitReason},
+            remote::{Buffer, Ending, Frame, VERSION, WaitReason},
         },
         remote::{
             agent,
@@ -175,8 +179,11 @@ mod tests {
         }
     }
 
-    /// How a command ends whose agent does this.
-    async fn asked_of(agent: impl FnOnce(&UnixListener, &Key) + Send + 'static) -> Result<u8, ClientError> {
+    /// How a request ends whose agent does this.
+    async fn asked_of(
+        request: &Submission,
+        agent: impl FnOnce(&UnixListener, &Key) + Send + 'static,
+    ) -> Result<u8, ClientError> {
         let dir = tempfile::tempdir().expect("a directory");
         let home = Home(dir.path().join(".qvm-remote"));
         let socket = home.at(agent::SOCKET);
@@ -185,8 +192,7 @@ mod tests {
         let key = Key::new([1; 32]);
         let theirs = key.clone();
         let agent = std::thread::spawn(move || agent(&listener, &theirs));
-        let command = submission(Mode::Shell, b"true\n");
-        let status = ask(&home, &key, "id-1", &command, &mut HistoryEntry::none()).await;
+        let status = ask(&home, &key, "id-1", request, &mut HistoryEntry::none()).await;
         agent.join().expect("the agent saw what it wanted");
         status
     }
@@ -209,7 +215,7 @@ mod tests {
             (WaitReason::SpentByClient, TimeOver::Client(Duration::from_secs(20))),
             (WaitReason::Spent(3), TimeOver::Policy(Duration::from_secs(3))),
         ] {
-            let status = asked_of(move |listener, key| {
+            let status = asked_of(&submission(Mode::Shell, b"true\n"), move |listener, key| {
                 end(&mut listener.accept().expect("the client comes").0, key, Some(news), Ending::Timeout);
             })
             .await;
@@ -219,7 +225,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_meets_a_restart_is_made_again() {
-        let status = asked_of(|listener, key| {
+        let command = submission(Mode::Shell, b"true\n");
+        let status = asked_of(&command, |listener, key| {
             let mut client = listener.accept().expect("the client comes").0;
             greet(&mut client, 1);
             let refusal = [Frame::Wait(WaitReason::Restart), Frame::Reject(Refusal::Draining, "it is being restarted")];
@@ -230,7 +237,7 @@ mod tests {
         .await;
         assert!(matches!(status, Ok(7)), "{status:?}");
         // a stop is none
-        let status = asked_of(|listener, _| {
+        let status = asked_of(&command, |listener, _| {
             let mut client = listener.accept().expect("the client comes").0;
             greet(&mut client, 1);
             client.write_all(&Frame::Reject(Refusal::Draining, "it is being stopped").to_vec(1)).expect("it reads");
@@ -239,49 +246,64 @@ mod tests {
         assert!(matches!(status, Err(ClientError::Refused(255, _))), "{status:?}");
     }
 
-    /// How a `put` of `file` ends when dom0 signs these bytes for those that it got; `None`: as an older dom0, nothing.
-    async fn put_signed_for(got: Option<&'static [u8]>) -> Result<u8, ClientError> {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home(dir.path().join(".qvm-remote"));
-        let socket = home.at(agent::SOCKET);
-        fs::create_dir_all(socket.parent().expect("it has one")).expect("made");
-        let listener = UnixListener::bind(&socket).expect("bound");
-        let key = Key::new([1; 32]);
-        let theirs = key.clone();
-        let agent = std::thread::spawn(move || {
+    /// How a request with the input `the file` ends when dom0 signs these bytes for those that it got; `None`: as an older
+    /// dom0, or as one whose command ends before the input, nothing.
+    async fn signed_for(mode: Mode, got: Option<&'static [u8]>) -> Result<u8, ClientError> {
+        let mut input = tempfile::tempfile().expect("a file");
+        input.write_all(b"the file").and_then(|()| input.rewind()).expect("written");
+        let mut request = submission(mode, b"/root/x");
+        (request.stdin, request.input) = (true, Some(input));
+        asked_of(&request, move |listener, key| {
             let (mut client, _) = listener.accept().expect("the client comes");
             let (request, code) = greet(&mut client, 1);
-            assert!(request.covers_input());
-            let [stdout, stderr] = got.map_or([&b""[..]; 2], |got| [got, COVERED]).map(mac::digest);
-            let ending = Ending::Exit(0);
-            let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &stdout, stderr: &stderr };
             client.write_all(&Frame::Accept.to_vec(1)).expect("the client reads");
             let (mut bytes, mut all) = ([0; 4096], Vec::new());
             while !all.ends_with(&Frame::Eof.to_vec(1)) {
                 let n = client.read(&mut bytes).expect("the client writes");
                 all.extend_from_slice(&bytes[..n]);
             }
-            client.write_all(&Frame::Exit(ending, theirs.result(&outcome)).to_vec(1)).expect("the client reads");
-            let _ = client.read_to_end(&mut Vec::new());
-        });
-        let input = dir.path().join("input");
-        fs::write(&input, b"the file").expect("written");
-        let mut put = submission(Mode::Put, b"/root/x");
-        put.input = Some(fs::File::open(&input).expect("there"));
-        let status = ask(&home, &key, "id-1", &put, &mut HistoryEntry::none()).await;
-        agent.join().expect("the agent saw what it wanted");
-        status
+            exit(&mut client, key, &request, &code, got);
+        })
+        .await
+    }
+
+    /// Ends a request with a code that covers these bytes as its input.
+    fn exit(client: &mut UnixStream, key: &Key, request: &Request, code: &mac::Digest, got: Option<&[u8]>) {
+        let (ending, stdout) = (Ending::Exit(0), mac::digest(b""));
+        let stderr = got.map_or(stdout, |got| mac::with_input(&stdout, &mac::digest(got)));
+        let outcome = Outcome { id: &request.id, request: code, ending, stdout: &stdout, stderr: &stderr };
+        client.write_all(&Frame::Exit(ending, key.result(&outcome)).to_vec(1)).expect("the client reads");
+        let _ = client.read_to_end(&mut Vec::new());
     }
 
     #[tokio::test]
-    async fn the_code_of_a_put_covers_the_bytes_that_dom0_got() {
-        assert!(matches!(put_signed_for(Some(b"the file")).await, Ok(0)));
-        assert!(matches!(put_signed_for(None).await, Ok(0)), "an older dom0 covers no input");
-        // other bytes, a part of them, and none at all
-        for got in [&b"the fi1e"[..], b"the", b""] {
-            let status = put_signed_for(Some(got)).await;
-            let Err(ClientError::Transport(why)) = status else { panic!("{got:?}: {status:?}") };
-            assert!(why.starts_with("the result is not authentic"), "{why}");
+    async fn the_code_of_a_result_covers_the_input_that_dom0_got() {
+        for mode in [Mode::Put, Mode::Shell] {
+            assert!(matches!(signed_for(mode, Some(b"the file")).await, Ok(0)));
+            assert!(matches!(signed_for(mode, None).await, Ok(0)), "an older dom0 covers no input");
+            // other bytes, a part of them, and none at all
+            for got in [&b"the fi1e"[..], b"the", b""] {
+                let status = signed_for(mode, Some(got)).await;
+                let Err(ClientError::Transport(why)) = status else { panic!("{got:?}: {status:?}") };
+                assert!(why.starts_with("the result is not authentic"), "{why}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_code_that_covers_an_end_of_input_which_was_not_sent_is_not_authentic() {
+        let (_silent, input) = UnixStream::pair().expect("a pair");
+        let mut request = submission(Mode::Shell, b"cat\n");
+        (request.stdin, request.input) = (true, Some(fs::File::from(OwnedFd::from(input))));
+        for (covered, authentic) in [(Some(&b""[..]), false), (None, true)] {
+            let status = asked_of(&request, move |listener, key| {
+                let (mut client, _) = listener.accept().expect("the client comes");
+                let (request, code) = greet(&mut client, 1);
+                client.write_all(&Frame::Accept.to_vec(1)).expect("the client reads");
+                exit(&mut client, key, &request, &code, covered);
+            })
+            .await;
+            assert_eq!(matches!(status, Ok(0)), authentic, "{status:?}");
         }
     }
 

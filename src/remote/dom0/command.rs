@@ -21,7 +21,7 @@ use crate::{
     log::Kind,
     proto::{
         mac::{self, Digest, Outcome},
-        remote::{COVERED, Ending, Frame, Mode, Refusal, WaitReason},
+        remote::{Ending, Frame, Mode, Refusal, WaitReason},
     },
 };
 
@@ -81,7 +81,7 @@ async fn attend(
     let candidate = Candidate { case, authentic: &authentic, payload: &payload, port, registration: &registration };
     if authentic.request.as_ref().is_some_and(|r| r.mode == Mode::Ping) {
         let nothing = mac::digest(b"");
-        let done = Done { ending: Ending::Exit(0), stdout: nothing, stderr: nothing, bytes: (0, 0) };
+        let done = Done { ending: Ending::Exit(0), stdout: nothing, stderr: nothing, input: None, bytes: (0, 0) };
         candidate.wait(RequestState::Receiving, port.send(Frame::Accept)).await?;
         return Ok(CommandAnswer::of(&authentic, &done));
     }
@@ -97,8 +97,7 @@ async fn attend(
     let (job, policy) = (clearance.judged.launch(), clearance.judged.options.timeout);
     // the time of a transfer has no other bound in dom0
     let by_policy = policy.filter(|_| job.is_none_or(|job| job.timeout_by_policy));
-    let covered = authentic.request.as_ref().is_some_and(|request| request.covers_input());
-    let done = carry_out(case, clearance, port, registration, covered).await?;
+    let done = carry_out(case, clearance, port, registration).await?;
     let limit = by_policy.map_or(WaitReason::SpentByClient, |time| WaitReason::Spent(time.as_secs()));
     let spent = (done.ending == Ending::Timeout).then_some(limit);
     Ok(CommandAnswer { spent, ..CommandAnswer::of(&authentic, &done) })
@@ -110,7 +109,6 @@ async fn carry_out(
     clearance: Clearance,
     port: &Port,
     registration: Registration,
-    covered: bool,
 ) -> Result<Done, Rejected> {
     let vm = &case.vm.name;
     let began = Instant::now();
@@ -136,7 +134,7 @@ async fn carry_out(
             let transfer = transfer::get(source, receipt, port, &moved);
             let ending = transfer::within(judged.options.timeout, registered, port, transfer).await;
             let (stdout, bytes) = moved.finish();
-            ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), bytes: (bytes, 0) })
+            ending.map(|ending| Done { ending, stdout, stderr: mac::digest(b""), input: None, bytes: (bytes, 0) })
         }
         (_, Some(OpenFile::Put(target))) => {
             let moved = Pumped::default();
@@ -145,9 +143,8 @@ async fn carry_out(
             let ((digest, bytes), nothing) = (moved.finish(), mac::digest(b""));
             ending.map(|ending| {
                 // of a file that is not whole both sides know another part
-                let whole = covered && ending == Ending::Exit(0);
-                let (stdout, stderr) = if whole { (digest, mac::digest(COVERED)) } else { (nothing, nothing) };
-                Done { ending, stdout, stderr, bytes: (0, bytes) }
+                let input = (ending == Ending::Exit(0)).then_some(digest);
+                Done { ending, stdout: nothing, stderr: nothing, input, bytes: (0, bytes) }
             })
         }
         (_, None) => Err(io::Error::other("its file is not open")),
@@ -195,11 +192,15 @@ async fn dry_run(case: Case<'_>, port: &Port, judged: &Judged) -> Done {
         ending: Ending::Exit(0),
         stdout: mac::digest(text.as_bytes()),
         stderr: mac::digest(b""),
+        input: None,
         bytes: (text.len() as u64, 0),
     }
 }
 
 fn sign(authentic: &Authentic, done: &Done) -> Digest {
     let (Some(request), key) = (&authentic.code, &authentic.key) else { return [0; 32] };
-    key.result(&Outcome { id: &authentic.id, request, ending: done.ending, stdout: &done.stdout, stderr: &done.stderr })
+    let covers = authentic.request.as_ref().is_some_and(|request| request.covers_input());
+    let input = done.input.filter(|_| covers);
+    let stderr = input.map_or(done.stderr, |input| mac::with_input(&done.stderr, &input));
+    key.result(&Outcome { id: &authentic.id, request, ending: done.ending, stdout: &done.stdout, stderr: &stderr })
 }
