@@ -37,6 +37,9 @@ fn what_cannot_be_read_is_an_error_on_both_sides_and_leaves_no_file() {
     world.dom0("head -c 300000 /dev/zero >/var/log/x/file").expect(0, "");
     let done = world.shell("work", "qvm-remote get /var/log/x/file - >/dev/full");
     done.expect(1, "").says("standard output cannot be written: No space left on device");
+    // the qube's own records have the code that the command line got
+    let last = world.remote("work", &["history", "-n", "1"]).text();
+    assert!(last.lines().any(|line| line.split_whitespace().nth(1) == Some("1")), "{last}");
     // what is there stays, in words that say so
     world.shell("work", "echo one >one; qvm-remote put one /root/in/one").expect(0, "");
     let done = world.shell("work", "echo two >one; qvm-remote put one /root/in/one");
@@ -214,8 +217,14 @@ fn whoever_waits_for_approval_hears_of_it_by_whatever_way_he_asks() {
     eventually("it has waited for longer", waited);
     assert_eq!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).code, 0);
     asked.end().expect(0, "");
+    // nor does one that gives up leave anything in the queue
+    let asked = world.remote_start("work", &["--queue", "true"]);
+    whole_id(&world);
+    asked.signal(Signal::SIGTERM);
+    asked.end().expect(143, "");
+    eventually("dom0 hears of it", || status(&world)["waiting"].as_array().is_some_and(Vec::is_empty));
     let results = world.home("work").join(".qvm-remote/queue/results");
-    assert_eq!(fs::read_dir(results).expect("there").count(), 0);
+    eventually("the agent has cleared away", || fs::read_dir(&results).is_ok_and(|files| files.count() == 0));
 }
 
 #[test]
@@ -269,12 +278,19 @@ fn timing_a_qube_that_is_authorised_is_served_within_a_second() {
     world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
     let daemon = world.dom0_start("qvm-remote-dom0");
     eventually("work is served", || world.remote("work", &["ping"]).code == 0);
-    eventually("dev is not", || status(&world)["vms"]["dev"]["channel"] == "no key");
-    let began = Instant::now();
-    world.dom0(&format!("qvm-remote-dom0 authorize dev {}", key.trim()));
-    world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
-    // a machine with other work takes longer than a second; it was up to 37 s before
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let authorised = || {
+        eventually("dev is not", || status(&world)["vms"]["dev"]["channel"] == "no key");
+        let began = Instant::now();
+        world.dom0(&format!("qvm-remote-dom0 authorize dev {}", key.trim()));
+        world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
+        let time = began.elapsed();
+        world.dom0("qvm-remote-dom0 revoke dev").expect(0, "Revoked VM 'dev'.\n");
+        time
+    };
+    // it was up to 37 s before; other work of the machine may meet one of them
+    let times = [(); 3].map(|()| authorised());
+    assert!(times.iter().min() < Some(&Duration::from_secs(1)), "{times:?}");
+    assert!(times.iter().max() < Some(&Duration::from_secs(8)), "{times:?}");
     drop(daemon);
 }
 
@@ -302,12 +318,14 @@ fn a_qube_without_an_agent_is_one_line() {
 fn a_queued_request_is_taken_back_when_the_terminal_is_closed() {
     let world = world!("work");
     world.authorize();
-    let queued = world.remote_start("work", &["--queue", "touch /root/ran"]);
     let pending = world.home("work").join(".qvm-remote/queue/pending");
-    eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
-    queued.signal(Signal::SIGHUP);
-    queued.end().expect(129, "");
-    assert_eq!(pending.read_dir().expect("there").count(), 0);
+    for way in ["--queue", "--v1"] {
+        let queued = world.remote_start("work", &[way, "touch /root/ran"]);
+        eventually("a request", || pending.read_dir().is_ok_and(|d| d.count() == 2));
+        queued.signal(Signal::SIGHUP);
+        queued.end().expect(129, "");
+        assert_eq!(pending.read_dir().expect("there").count(), 0);
+    }
     // not so for who has said that it goes on
     let text = "cd; trap '' HUP; echo $$ >pid; exec qvm-remote --queue echo ran";
     let queued = world.vm_start("work", &["bash", "-c", text]);

@@ -270,6 +270,19 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     world.dom0("cat /etc/systemd/system/qvm-remote-dom0-commands.service").expect(0, &unit);
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
+    // where a daemon runs, that is of the program before: it restarts when no command runs
+    let calls = || std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
+    let starts = || calls().matches("start qvm-remote-dom0\n").count();
+    let before = starts();
+    std::fs::write(world.path().join("state"), "active\n").expect("written");
+    let mut runs = world.remote_start("work", &["-i", "echo up; read x; echo end"]);
+    runs.wait_for("up\n");
+    let done = install_work();
+    assert!(done.code == 0 && done.text().contains("when no command runs or waits"), "{done:#?}");
+    assert!(starts() == before && !calls().contains("try-restart"), "{}", calls());
+    runs.write(b"\n");
+    runs.end().expect(0, "up\nend\n");
+    eventually("the restart", || calls().contains(" try-restart -- qvm-remote-dom0.service\n"));
 }
 
 #[test]

@@ -298,11 +298,8 @@ impl QueuedCommand {
                 Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                     result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
                 }
-                // what a person has to end; the queue of the original has no such file
-                Frame::Wait(reason @ (WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk))
-                    if self.pending(".auth2").exists() && self.running().exists() =>
-                {
-                    let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
+                Frame::Wait(reason @ (WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk)) => {
+                    self.tell(reason);
                 }
                 Frame::Wait(WaitReason::Spent(seconds)) => result.reason = format!("limit={seconds}\n"),
                 Frame::Wait(WaitReason::Restart) => restarts = true,
@@ -337,6 +334,13 @@ impl QueuedCommand {
             if taken > 0 {
                 stream.send(Frame::Credit(u32::try_from(taken).unwrap_or(0)).to_vec(1)).await;
             }
+        }
+    }
+
+    /// Tells the client what a person has to end, while it waits. The queue of the original has no such file.
+    fn tell(&self, reason: WaitReason<'_>) {
+        if self.pending(".auth2").exists() && self.running().exists() {
+            let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
         }
     }
 
@@ -381,4 +385,30 @@ pub fn read_receipt(meta: &str) -> Option<(u64, [u8; 32], [u8; 32])> {
 /// When a file was last written, for what is shown of the queue.
 pub fn age(path: &Path) -> Option<Duration> {
     SystemTime::now().duration_since(fs::symlink_metadata(path).ok()?.modified().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_what_its_request_waits_for_while_it_waits_and_nothing_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = dir.path().join(".qvm-remote");
+        let queue = directories(&home).expect("made");
+        let job = QueuedCommand { home, queue, id: "id-1".into() };
+        let reason = WaitReason::Approval("00ff");
+        let told = || fs::read_to_string(job.result("wait")).ok();
+        fs::write(job.pending(".auth2"), "").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), None, "the client has taken it back");
+        fs::write(job.running(), "true").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), Some(reason.to_string()));
+        job.store(&CommandResult::default(), b"true", "now", Instant::now());
+        assert!(told().is_none() && job.result("exit").exists());
+        fs::write(job.running(), "true").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), None, "one of the original has no such file");
+    }
 }

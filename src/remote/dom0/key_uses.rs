@@ -64,3 +64,36 @@ impl KeyUses {
         Some(clock::local(SystemTime::UNIX_EPOCH + Duration::from_secs(retired)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_holds_one_task_for_each_key() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let uses = KeyUses::new(dir.path(), false);
+        let key = [1; 8];
+        let (release, held) = channel::<()>();
+        let writing = spawn_blocking(move || {
+            let _ = held.recv();
+            Ok(())
+        });
+        let began = Instant::now();
+        lock(&uses.noted).insert(key, NotedUse { at: began, writing });
+        let noted = || lock(&uses.noted)[&key].at;
+        tokio::time::advance(AGAIN * 2).await;
+        uses.note(key);
+        assert_eq!(noted(), began, "the first one is not written yet");
+        uses.note([2; 8]);
+        assert!(lock(&uses.noted).contains_key(&[2; 8]), "another key does not wait for it");
+        drop(release);
+        while !lock(&uses.noted)[&key].writing.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        uses.note(key);
+        assert!(noted() > began);
+    }
+}
