@@ -159,9 +159,14 @@ fn whoever_waits_is_answered_at_once_when_key_or_policy_say_no_and_begins_when_m
     let id = whole_id(&world);
     // an editor that moves the old file away before it writes the new one, again and again: no text is looked at that is
     // not whole
-    let edits = "cd /etc/qubes/remote.d; text=$(<work.policy); for _ in {1..20}; do \
-        mv work.policy work.policy~; printf '%s\\n' \"$text\" >work.policy; done; rm work.policy~";
-    world.dom0(edits).expect(0, "");
+    let edits = "import os
+os.chdir('/etc/qubes/remote.d')
+text = open('work.policy').read()
+for _ in range(20):
+    os.rename('work.policy', 'work.policy~')
+    open('work.policy', 'w').write(text)
+os.remove('work.policy~')";
+    world.dom0(&format!("python3 -c \"{edits}\"")).expect(0, "");
     let noted = || world.log().matches("ACCESS vm=work keys=").count();
     for text in ["# a comment\nask shell *\n", "ask shell *\nallow qvm-ls\n"] {
         let before = noted();
@@ -211,9 +216,9 @@ fn whoever_waits_for_approval_hears_of_it_by_whatever_way_he_asks() {
         asked.end().expect(0, "");
     }
     // a time that is shorter than the approval takes counts for the command alone
-    let asked = world.remote_start("work", &["--queue", "-t", "3", "true"]);
+    let asked = world.remote_start("work", &["--queue", "-t", "4", "true"]);
     let id = whole_id(&world);
-    let waited = || status(&world)["waiting"][0]["seconds"].as_u64().is_some_and(|seconds| seconds > 3);
+    let waited = || status(&world)["waiting"][0]["seconds"].as_u64().is_some_and(|seconds| seconds > 4);
     eventually("it has waited for longer", waited);
     assert_eq!(world.dom0(&format!("qvm-remote-dom0 approve {id} --yes")).code, 0);
     asked.end().expect(0, "");

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -101,6 +101,32 @@ pub fn clean(home: &Home) -> usize {
     removed
 }
 
+/// Signals by which a client takes its request back.
+struct GiveUp {
+    int: Signal,
+    term: Signal,
+    hup: Option<Signal>,
+}
+
+impl GiveUp {
+    /// Made before the request is in the queue, so that none of them leaves it there.
+    fn new() -> io::Result<Self> {
+        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())?, hup: hangup()? })
+    }
+
+    /// Waits for one of them.
+    ///
+    /// # Cancel safety
+    /// Safe: no signal is lost.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.int.recv() => 2,
+            _ = self.term.recv() => 15,
+            () = received(&mut self.hup) => 1,
+        }
+    }
+}
+
 /// A request in the queue; dropped before its answer, it takes itself back.
 struct Submitted {
     queue: PathBuf,
@@ -146,12 +172,10 @@ impl Submitted {
         ask: &Submission,
         key: &Key,
         vm: &str,
+        mut signals: GiveUp,
         own: impl Fn(io::Error) -> ClientError,
     ) -> Result<u8, ClientError> {
         let events = self.events().map_err(&own)?;
-        let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
-        let mut term = signal(SignalKind::terminate()).map_err(&own)?;
-        let mut hup = hangup().map_err(&own)?;
         let (began, mut told) = (Instant::now(), String::new());
         let mut by = ask.timeout.map(|time| began + time);
         let (mut progress, mut renew) = (began + PROGRESS, began + RENEW);
@@ -168,9 +192,7 @@ impl Submitted {
                 () = sleep_until(by.unwrap_or(began)), if by.is_some() => {
                     return Err(ClientError::Timeout(TimeOver::Client(ask.timeout.unwrap_or_default())));
                 }
-                _ = int.recv() => return Err(ClientError::Signal(2)),
-                _ = term.recv() => return Err(ClientError::Signal(15)),
-                () = received(&mut hup) => return Err(ClientError::Signal(1)), // taken back, as by every other signal
+                n = signals.next() => return Err(ClientError::Signal(n)),
             }
             let waits_for = String::from_utf8(self.read(".wait")).unwrap_or_default();
             if waits_for != told {
@@ -212,6 +234,7 @@ impl Drop for Submitted {
             let _ = fs::remove_file(self.at("pending", end));
         }
         let _ = fs::remove_file(self.at("running", ""));
+        let _ = fs::remove_file(self.at("pending", "")); // an agent may have put it back there just now
         for end in [".out", ".err", ".exit", ".meta", ".command", ".wait"] {
             let _ = fs::remove_file(self.at("results", end));
         }
@@ -233,6 +256,7 @@ pub async fn ask(
     let queue = directories(home.path()).map_err(own)?;
     let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
+    let signals = GiveUp::new().map_err(own)?;
     let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
     let timeout = ask.timeout;
     match ask.way {
@@ -242,7 +266,7 @@ pub async fn ask(
     }
     .map_err(own)?;
     submitted.put("", &ask.payload).map_err(own)?;
-    let status = submitted.wait(ask, key, &vm, own).await?;
+    let status = submitted.wait(ask, key, &vm, signals, own).await?;
     let (out, err) = (submitted.read(".out"), submitted.read(".err"));
     let status = match &submitted.signed {
         Some(code) => {

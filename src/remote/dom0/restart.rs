@@ -26,7 +26,7 @@ use crate::{
 /// The service.
 const UNIT: &str = "qvm-remote-dom0.service";
 /// How long systemd may take to begin the restart.
-const BEGINS: Duration = Duration::from_secs(10);
+const BEGINS: Duration = Duration::from_secs(30);
 /// How long requests that wait delay a restart.
 const WAITERS: Duration = Duration::from_secs(600);
 /// Between two lines of the journal about a restart that waits.
