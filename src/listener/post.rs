@@ -157,12 +157,7 @@ impl Wanted {
 
     /// Whether a listener of `other` can go on as that of this leg.
     pub(super) fn same_place(&self, other: &Self) -> bool {
-        match (self.listen(), other.listen()) {
-            (Listen::Tcp { addr: a, netns: m, .. }, Listen::Tcp { addr: b, netns: n, .. })
-            | (Listen::Udp { addr: a, netns: m }, Listen::Udp { addr: b, netns: n }) => a == b && m == n,
-            (Listen::Unix { addr: a, .. }, Listen::Unix { addr: b, .. }) => a == b,
-            _ => false,
-        }
+        self.listen().same_place(other.listen())
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
     dial::netns,
     log::{Kind, emit, say},
     session::{Routes, Sessions, drain},
-    spec::{Forward, Listen, Netns, OnRemove, without_descriptors},
+    spec::{Forward, Listen, Netns, OnRemove, beside_forwards, without_descriptors},
     sys::{self, or_never},
 };
 
@@ -199,15 +199,16 @@ impl Posts {
 
     /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
     /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
-    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener.
+    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served; `sockets`
+    /// is the number of all of them.
     pub async fn reconcile(
         &mut self,
-        (behind, forwards): (&[Vec<Wanted>], &[Forward]),
+        (sockets, behind, forwards): (usize, &[Vec<Wanted>], &[Forward]),
         mut handed: Vec<Handed>,
         sessions: &Sessions,
         routes: &Routes,
     ) -> Reconciled {
-        let inherited = behind.len() + behind.iter().map(Vec::len).sum::<usize>();
+        let others = beside_forwards(sockets, behind.iter().flatten().map(Wanted::listen));
         let mut old: Vec<Option<Post>> = std::mem::take(&mut self.posts).into_iter().map(Some).collect();
         let is_open = |leg: &Wanted| {
             let served = |post: &Post| post.serving().is_some() && post.wanted.same_place(leg);
@@ -215,7 +216,7 @@ impl Posts {
             old.iter().flatten().any(served) || handed.iter().any(|handed| handed.listen == listen)
         };
         let open = |number: usize| wanted(&forwards[number], Some(number)).iter().filter(|leg| is_open(leg)).count();
-        let no_room = without_descriptors(forwards, inherited, open, sys::hard_limit());
+        let no_room = without_descriptors(forwards, others, open, sys::hard_limit());
         let mut changed = 0;
         let (mut posts, mut new) = (Vec::new(), Vec::new());
         for wanted in all_wanted(behind, forwards, &no_room) {

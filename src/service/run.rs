@@ -172,7 +172,8 @@ impl RunningService {
     /// Takes what the previous process left: listeners of our own, sessions, children.
     async fn take_over(&mut self, stored: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
         let taken = handover::take(stored);
-        let own = self.posts.reconcile((&self.behind, forwards), taken.listeners, &self.sessions, &self.routes).await;
+        let wanted = (self.sockets.len(), &*self.behind, forwards);
+        let own = self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;

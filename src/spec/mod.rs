@@ -43,7 +43,7 @@ pub use error::{Cite, Faults, Flaw, Origin, Place, SpecFault};
 pub use fdname::Name;
 pub use forward::{forward, forwards};
 pub use keys::{At, KeyName, Keys};
-pub use limit::without_descriptors;
+pub use limit::{beside_forwards, without_descriptors};
 pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load, load_knowing};
 pub use meant::meant_service;
 pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};

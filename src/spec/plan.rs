@@ -78,6 +78,16 @@ impl Listen {
         }
     }
 
+    /// Whether `other` has the same address, transport and namespace, whatever its rights and its queue are.
+    pub fn same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp { addr: a, netns: m, .. }, Self::Tcp { addr: b, netns: n, .. })
+            | (Self::Udp { addr: a, netns: m }, Self::Udp { addr: b, netns: n }) => a == b && m == n,
+            (Self::Unix { addr: a, .. }, Self::Unix { addr: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
     /// The address for people, up to the port `last` of a range, with the namespace.
     pub fn place(&self, last: Option<u16>) -> String {
         let (addr, netns) = match self {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::spec::{ListenPlace, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
 
-/// Calls into one qube where nothing is written: the default of `--calls-per-qube`.
+/// Calls into one qube where nothing is written, in the unit of the service neither: the default of `--calls-per-qube`.
 const MAX_CALLS: u32 = 32;
 
 /// A listener of a unit or of the configuration.
@@ -29,8 +29,14 @@ pub(super) struct Known {
     pub(super) active: bool,
 }
 
-/// What excludes each other, leads in circles, or is taken already.
-pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) -> Vec<Finding> {
+/// What excludes each other, leads in circles, or is taken already. `calls_per_qube` gives the option of that name in the
+/// unit of the service.
+pub(super) fn look(
+    all: &[PlacedListener<Known>],
+    program: &str,
+    managed: bool,
+    calls_per_qube: impl FnOnce() -> Option<u32>,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut pairs = Pairs::default();
     for (first, second) in exclusions(all) {
@@ -61,7 +67,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
             format!("{}: each connection makes another one, until the service resets it", names.join(" leads to "));
         found.push(Finding::plain(what, "change the target of one of these listeners", Consequence::Circle));
     }
-    found.extend(differing_limits(all));
+    found.extend(differing_limits(all, calls_per_qube));
     let asked: Vec<&PlacedListener<Known>> = all
         .iter()
         .filter(|one| {
@@ -131,14 +137,20 @@ impl Pairs {
 }
 
 /// Listeners that lead to one qube and have different limits of its calls.
-fn differing_limits(all: &[PlacedListener<Known>]) -> Vec<Finding> {
+fn differing_limits(all: &[PlacedListener<Known>], calls_per_qube: impl FnOnce() -> Option<u32>) -> Vec<Finding> {
     let mut of_qube: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
     for listener in all {
         if let Some(Upstream::Qrexec(call)) = &listener.upstream {
             of_qube.entry(&call.target).or_default().push(&listener.what);
         }
     }
-    let limit = |known: &&Known| known.max_calls.unwrap_or(MAX_CALLS);
+    // The manager is asked only where that can make a difference.
+    let mixed = |listeners: &Vec<&Known>| {
+        let written = listeners.iter().filter(|known| known.max_calls.is_some()).count();
+        written > 0 && written < listeners.len()
+    };
+    let of_service = if of_qube.values().any(mixed) { calls_per_qube() } else { None };
+    let limit = |known: &&Known| known.max_calls.or(of_service).unwrap_or(MAX_CALLS);
     let mut found = Vec::new();
     for (qube, listeners) in of_qube {
         let (Some(least), Some(most)) =
@@ -148,8 +160,12 @@ fn differing_limits(all: &[PlacedListener<Known>]) -> Vec<Finding> {
         };
         if limit(&least) != limit(&most) && listeners.iter().any(|known| known.asked) {
             let says = |known: &Known| {
-                let unwritten = if known.max_calls.is_none() { ", by default" } else { "" };
-                format!("{} has {}{unwritten}", known.who, limit(&known))
+                let whence = match (known.max_calls, of_service) {
+                    (Some(_), _) => "",
+                    (None, Some(_)) => " (--calls-per-qube of the service)",
+                    (None, None) => ", by default",
+                };
+                format!("{} has {}{whence}", known.who, limit(&known))
             };
             let what = format!(
                 "max_calls of the qube {qube}: {}, {}; the smaller one holds for both",
