@@ -48,6 +48,25 @@ fn what_cannot_be_read_is_an_error_on_both_sides_and_leaves_no_file() {
 }
 
 #[test]
+fn input_that_is_lost_on_its_way_is_no_success() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "allow put /root/in\nallow shell *\nallow cat\n");
+    world.dom0("mkdir /root/in").expect(0, "");
+    fs::write(world.home("work").join("lossy.py"), include_str!("peers/lossy.py")).expect("written");
+    let mut lossy = world.vm_start("work", &["python3", "/home/user/lossy.py"]);
+    lossy.wait_for("up\n");
+    world.remote("work", &["echo no input"]).expect(0, "no input\n");
+    for words in ["-i 'cat >/root/got'", "-i --argv cat", "put - /root/in/f"] {
+        let done = world.shell("work", &format!("echo lost | qvm-remote {words}"));
+        done.expect(255, "")
+            .says("the result is not authentic: dom0 did not write it, or did not get the input as it was");
+    }
+    // what has no bytes loses none
+    world.shell("work", "qvm-remote -i wc </dev/null").expect(0, "      0       0       0\n");
+}
+
+#[test]
 fn a_command_is_ended_by_a_limit_that_its_message_names() {
     let world = world!("work");
     let _daemon = world.ready();
