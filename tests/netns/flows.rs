@@ -64,8 +64,13 @@ fn restart(service: &mut Activated) {
     assert!(status.success(), "{status}");
 }
 
+fn reload(service: &Activated) {
+    service.process.signal(Signal::SIGHUP);
+    service.process.stderr.wait_for("configuration read again");
+}
+
 #[test]
-fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_restart() {
+fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_restart_and_a_reload() {
     sandbox!();
     let here = netns_with_link("a", "10.3.0.1/24", "10.3.0.2/24");
     address(None, &here, "fd03::1/64");
@@ -81,7 +86,7 @@ fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_rest
     let (v4, v6) = (at("127.0.0.1", 5300), at("[::1]", 5300));
     answered_as(&old, v4, "10.3.0.1");
     answered_as(&new, v6, "fd03::1");
-    for (round, (gone, come)) in [(1, 3), (3, 4)].into_iter().enumerate() {
+    for (round, (gone, come)) in [(1, 3), (3, 4), (4, 5)].into_iter().enumerate() {
         run(&format!("ip addr del 10.3.0.{gone}/24 dev {here}"));
         run(&format!("ip addr del fd03::{gone}/64 dev {here}"));
         address(None, &here, &format!("10.3.0.{come}/24"));
@@ -90,8 +95,10 @@ fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_rest
         answered_as(&new, v6, &format!("fd03::{come}"));
         service.process.stderr.wait_for(&format!("datagrams go to 10.3.0.2:53 from 10.3.0.{come} now, and no longer"));
         service.process.stderr.wait_for(&format!("datagrams go to [fd03::2]:53 from fd03::{come} now, and no longer"));
-        if round == 0 {
-            restart(&mut service);
+        match round {
+            0 => restart(&mut service),
+            1 => reload(&service),
+            _ => {}
         }
     }
     assert_eq!(service.log().iter().filter(|line| line.contains("connected after")).count(), 2, "two flows in all");
@@ -176,7 +183,7 @@ fn a_refused_flow_goes_to_the_next_address_of_the_name() {
 }
 
 #[test]
-fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after_a_restart() {
+fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after_a_restart_and_a_reload() {
     sandbox!();
     address(None, "lo", "10.5.0.1/32");
     let mut service = pfwd()
@@ -205,6 +212,7 @@ fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after
     refused(&service, 4); // which one task passes on after the other
     restart(&mut service);
     asker.send_to(b"x", at("127.0.0.1", 5301)).expect("sent");
+    reload(&service);
     refused(&service, 5);
     let rest = service.stop();
     rest.stderr.wait("the losses of the first flow", |lines| {
