@@ -27,8 +27,9 @@ use crate::{
 
 /// How long a text without a token is left alone: the client writes the token after it.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long a daemon that is restarted may take to end the channel, before it is asked again.
-const RESTART: Duration = Duration::from_secs(1);
+/// A daemon that is restarted ends the channel, and this agent, within this time. It is not asked again before: of a request
+/// that is on its way when the channel ends nobody knows whether it was begun.
+const RESTART: Duration = Duration::from_secs(90);
 /// A file of a durable request at most: a request and its code, in hexadecimal digits.
 const MAX_SIGNED: usize = 128 << 10;
 /// The line of `.meta` when dom0 refused a request because of its key.
@@ -306,6 +307,7 @@ impl QueuedCommand {
                 // nothing was begun: it waits for the next daemon, by the next agent
                 Frame::Reject(Refusal::Draining, _) if restarts => {
                     let _ = fs::rename(self.running(), self.pending(""));
+                    drop(stream); // the agent ends when all have
                     sleep(RESTART).await;
                     return None;
                 }

@@ -22,8 +22,8 @@ use crate::{
 
 /// How often a request is made while dom0 says that it is not current.
 const ATTEMPTS: u32 = 3;
-/// How long the daemon may take to stop when it restarts, before it is asked again.
-const RESTART: Duration = Duration::from_secs(1);
+/// Between two looks whether a daemon that is restarted has ended its channel.
+const RESTART: Duration = Duration::from_millis(200);
 
 /// Asks, again when another request took our number's place or dom0's part is being restarted.
 pub async fn ask(
@@ -34,13 +34,27 @@ pub async fn ask(
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
     let mut connect_by = Instant::now() + ask.connect_timeout;
-    let (mut stale, mut restarted) = (0, false);
+    let mut stale = 0;
+    // the channel of a daemon that is restarted, and its words: a request on its way is lost when the channel ends
+    let mut restarts: Option<([u8; 32], String)> = None;
     loop {
         let mut signals = ClientSignals::new().map_err(|e| ClientError::Local(e.to_string()))?;
         let connection = tokio::select! {
             found = Connection::open(home, connect_by) => found?,
             n = signals.next() => return Err(ClientError::Signal(n)),
         };
+        let nonce = connection.hello.nonce;
+        if let Some((_, why)) = restarts.as_ref().filter(|(ends, _)| *ends == nonce) {
+            if Instant::now() >= connect_by {
+                return Err(ClientError::Refused(Refusal::Draining.status(), why.clone()));
+            }
+            drop(connection);
+            tokio::select! {
+                () = sleep(RESTART) => {}
+                n = signals.next() => return Err(ClientError::Signal(n)),
+            }
+            continue;
+        }
         let request = request(ask, key, id, &connection.hello);
         match Exchange::run(connection, request, key, ask, record, signals, connect_by).await {
             Ok(status) => return Ok(status),
@@ -51,16 +65,8 @@ pub async fn ask(
                 }
             }
             Err(ExchangeError::Restart(why)) => {
-                let now = Instant::now();
-                if !std::mem::replace(&mut restarted, true) {
-                    connect_by = now + ask.connect_timeout; // it may have waited in dom0 for long
-                } else if now >= connect_by {
-                    return Err(ClientError::Refused(Refusal::Draining.status(), why));
-                }
-                let mut signals = ClientSignals::new().map_err(|e| ClientError::Local(e.to_string()))?;
-                tokio::select! {
-                    () = sleep(RESTART) => {}
-                    n = signals.next() => return Err(ClientError::Signal(n)),
+                if restarts.replace((nonce, why)).is_none() {
+                    connect_by = Instant::now() + ask.connect_timeout; // it may have waited in dom0 for long
                 }
             }
             Err(ExchangeError::Client(trouble)) => return Err(trouble),
@@ -143,10 +149,15 @@ mod tests {
         },
     };
 
-    /// Greets a client as an agent does; the request that it sends, and its code.
-    fn greet(client: &mut UnixStream, seq: u64) -> (Request, mac::Digest) {
-        let hello = Hello { version: VERSION, nonce: [7; 32], vm: "work".into(), streams: 1, seq };
+    /// Greets a client as an agent does.
+    fn hello(client: &mut UnixStream, seq: u64) {
+        let hello = Hello { version: VERSION, nonce: [seq.to_be_bytes()[7]; 32], vm: "work".into(), streams: 1, seq };
         client.write_all(&Frame::Hello(hello).to_vec(0)).expect("the client reads");
+    }
+
+    /// Greets a client; the request that it sends, and its code.
+    fn greet(client: &mut UnixStream, seq: u64) -> (Request, mac::Digest) {
+        hello(client, seq);
         let (mut buffer, mut bytes) = (Buffer::default(), [0; 4096]);
         loop {
             let n = client.read(&mut bytes).expect("the client writes");
@@ -199,7 +210,12 @@ mod tests {
 
     /// Answers a request so, without a word of output.
     fn end(client: &mut UnixStream, key: &Key, news: Option<WaitReason<'_>>, ending: Ending) {
-        let (request, code) = greet(client, 1);
+        end_of(client, 1, key, news, ending);
+    }
+
+    /// The same, in a channel of this number.
+    fn end_of(client: &mut UnixStream, seq: u64, key: &Key, news: Option<WaitReason<'_>>, ending: Ending) {
+        let (request, code) = greet(client, seq);
         let nothing = mac::digest(b"");
         let outcome = Outcome { id: &request.id, request: &code, ending, stdout: &nothing, stderr: &nothing };
         let exit = Frame::Exit(ending, key.result(&outcome));
@@ -232,7 +248,12 @@ mod tests {
             let refusal = [Frame::Wait(WaitReason::Restart), Frame::Reject(Refusal::Draining, "it is being restarted")];
             client.write_all(&refusal.map(|frame| frame.to_vec(1)).concat()).expect("the client reads");
             drop(client);
-            end(&mut listener.accept().expect("the client comes again").0, key, None, Ending::Exit(7));
+            // the same channel has not ended yet: no request goes there
+            let mut client = listener.accept().expect("the client looks").0;
+            hello(&mut client, 1);
+            assert_eq!(client.read(&mut [0; 64]).expect("its end"), 0);
+            let mut client = listener.accept().expect("the client comes again").0;
+            end_of(&mut client, 2, key, None, Ending::Exit(7));
         })
         .await;
         assert!(matches!(status, Ok(7)), "{status:?}");
