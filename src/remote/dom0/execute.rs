@@ -390,7 +390,8 @@ struct Input {
     whole: AtomicBool,
 }
 
-/// Passes input on until its end. What a command does not want is taken too, so that its client ends.
+/// Passes input on until its end. What a command does not want is taken too, so that its client ends. Where the channel
+/// ends first, the input stays open until the command has been ended: a part of the input never looks like all of it.
 async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port, input: &Input) {
     let inbox: &Inbox = &port.inbox;
     let mut stdin = stdin;
@@ -402,6 +403,9 @@ async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port, input: &Input) {
             }
         }
         port.taken(data.len()).await;
+    }
+    if !inbox.has_ended() {
+        std::future::pending::<()>().await; // `run` ends the command, because the channel has ended
     }
     input.whole.store(true, Relaxed);
     if let (Some(pipe), true) = (&stdin, tty) {
