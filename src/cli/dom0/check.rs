@@ -56,8 +56,8 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
     let columns = wrap::columns();
     findings.iter().for_each(|finding| println!("{}", wrap::wrapped(&finding.to_string(), columns)));
     if file.is_none() && question::status(&paths.run).is_ok_and(|status| status.restart_pending_since.is_some()) {
-        let text = "A restart is pending: the daemon that runs is of an earlier version, and a policy with words that it \
-                    does not know allows nothing until then (qvm-remote-dom0 restart).";
+        let text = "A restart is pending: the daemon that runs may be of an earlier version, and a policy with words that \
+                    it does not know allows nothing until then (qvm-remote-dom0 restart).";
         println!("{}", wrap::wrapped(text, columns));
     }
     let faults = findings.iter().filter(|finding| finding.fault).count();
