@@ -29,7 +29,7 @@ X
 chmod 755 /usr/local/bin/qvm-*
 [ -e /home/tester/.qvm-remote ] || runuser -u tester -- env HOME=/home/tester qvm-remote key gen >/root/work.key 2>/dev/null
 echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf
-printf '[Service]\nRestartSec=100ms\nWatchdogSec=2\n' >/etc/systemd/system/qvm-remote-dom0.service.d/test.conf
+printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=100ms\nWatchdogSec=2\n' >/etc/systemd/system/qvm-remote-dom0.service.d/test.conf
 "#,
     )
 }
