@@ -6,11 +6,15 @@
 //! wait for nothing else.
 
 use std::io;
+#[cfg(feature = "dom0")]
+use std::os::fd::AsFd;
 
 use super::pipe::AsyncPipe;
-use crate::proto::remote::{Buffer, Fault, RawFrame};
+use crate::proto::remote::{Buffer, Fault, WholeFrame};
+#[cfg(feature = "dom0")]
+use crate::sys;
 
-/// Bytes of one read at most.
+/// Room for one read, at least.
 const READ: usize = 64 << 10;
 
 /// Frames that come from `R`.
@@ -18,20 +22,19 @@ const READ: usize = 64 << 10;
 pub struct Frames<R> {
     from: R,
     buffer: Buffer,
-    bytes: Vec<u8>,
 }
 
 impl<R> Frames<R> {
     /// Nothing was read yet.
     pub fn new(from: R) -> Self {
-        Self { from, buffer: Buffer::default(), bytes: vec![0; READ] }
+        Self { from, buffer: Buffer::default() }
     }
 
-    /// The next whole frame of those that have come, with its bytes.
+    /// The next whole frame of those that have come.
     ///
     /// # Errors
     /// What is no frame; nothing more can be read then.
-    pub fn ready(&mut self) -> Result<Option<(RawFrame<'_>, &[u8])>, Fault> {
+    pub fn ready(&mut self) -> Result<Option<WholeFrame>, Fault> {
         self.buffer.frame()
     }
 
@@ -51,9 +54,7 @@ impl Frames<AsyncPipe> {
     /// # Cancel safety
     /// Safe: nothing was read when it is dropped.
     pub async fn fill(&mut self) -> io::Result<bool> {
-        let n = self.from.read(&mut self.bytes).await?;
-        self.buffer.add(&self.bytes[..n]);
-        Ok(n > 0)
+        Ok(self.from.read_into(self.buffer.room(READ), usize::MAX).await? > 0)
     }
 
     #[cfg(any(feature = "remote", feature = "v1"))]
@@ -64,7 +65,7 @@ impl Frames<AsyncPipe> {
     ///
     /// # Cancel safety
     /// Safe: what was read stays.
-    pub async fn next(&mut self) -> io::Result<Option<(RawFrame<'_>, &[u8])>> {
+    pub async fn next(&mut self) -> io::Result<Option<WholeFrame>> {
         while !self.buffer.has_frame().map_err(io::Error::other)? {
             if !self.fill().await? {
                 return Ok(None);
@@ -83,8 +84,8 @@ impl Frames<AsyncPipe> {
     /// Safe.
     pub async fn hello(&mut self) -> io::Result<crate::proto::remote::Hello> {
         use crate::proto::remote::Frame;
-        let Some((raw, _)) = self.next().await? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
-        match raw.parse().map_err(io::Error::other)? {
+        let Some(whole) = self.next().await? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+        match whole.raw().parse().map_err(io::Error::other)? {
             Frame::Hello(hello) => Ok(hello),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
@@ -92,18 +93,15 @@ impl Frames<AsyncPipe> {
 }
 
 #[cfg(feature = "dom0")]
-impl<R: io::Read> Frames<R> {
+impl<R: AsFd> Frames<R> {
     /// As [`fill`](Self::fill), where a thread may wait.
     ///
     /// # Errors
     /// What read(2) says.
     pub fn fill_blocking(&mut self) -> io::Result<bool> {
         loop {
-            match self.from.read(&mut self.bytes) {
-                Ok(n) => {
-                    self.buffer.add(&self.bytes[..n]);
-                    return Ok(n > 0);
-                }
+            match sys::read_into(self.from.as_fd(), self.buffer.room(READ), usize::MAX) {
+                Ok(n) => return Ok(n > 0),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -136,8 +134,9 @@ mod tests {
             }
         });
         let mut kinds = Vec::new();
-        while let Some((raw, bytes)) = frames.next().await.expect("frames") {
-            assert_eq!(raw.parse().expect("a frame").to_vec(raw.stream), bytes);
+        while let Some(whole) = frames.next().await.expect("frames") {
+            let raw = whole.raw();
+            assert_eq!(raw.parse().expect("a frame").to_vec(raw.stream), whole.as_bytes());
             kinds.push(raw.kind);
         }
         assert_eq!(kinds, [Type::Ping, Type::Stdout, Type::Eof]);
@@ -155,10 +154,12 @@ mod tests {
 
     #[test]
     fn a_thread_reads_the_same_frames() {
-        let wire = three();
-        let mut frames = Frames::new(&wire[..]);
+        let (from, to): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+        nix::unistd::write(&to, &three()).expect("somebody reads");
+        drop(to);
+        let mut frames = Frames::new(from);
         let mut count = 0;
-        while frames.fill_blocking().expect("memory can be read") {
+        while frames.fill_blocking().expect("a pipe can be read") {
             while frames.ready().expect("frames").is_some() {
                 count += 1;
             }

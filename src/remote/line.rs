@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::pipe::AsyncPipe;
@@ -14,17 +15,22 @@ pub const SILENCE: Duration = Duration::from_secs(15);
 /// (CLOCK_MONOTONIC), so a suspend ends none.
 pub const DEAD: Duration = Duration::from_secs(45);
 /// Frames that wait are written together up to so many bytes.
-const TOGETHER: usize = 4096;
+pub(super) const TOGETHER: usize = 4096;
 
 /// Writes frames in the order in which they came, until nobody sends any more or nobody reads ([`DEAD`] without progress):
 /// the streams wait in line for each. Small ones go together: ACCEPT, output and EXIT of a short command are one write.
-pub async fn write(to: AsyncPipe, mut line: mpsc::Receiver<Vec<u8>>) {
-    while let Some(mut bytes) = line.recv().await {
-        while bytes.len() < TOGETHER {
+pub async fn write(to: AsyncPipe, mut line: mpsc::Receiver<Bytes>) {
+    let mut together = Vec::new();
+    while let Some(first) = line.recv().await {
+        together.clear();
+        while first.len() + together.len() < TOGETHER {
             let Ok(more) = line.try_recv() else { break };
-            bytes.extend_from_slice(&more);
+            if together.is_empty() {
+                together.extend_from_slice(&first);
+            }
+            together.extend_from_slice(&more);
         }
-        let mut rest = &bytes[..];
+        let mut rest = if together.is_empty() { &first[..] } else { &together[..] };
         while !rest.is_empty() {
             match timeout(DEAD, to.write(rest)).await {
                 Ok(Ok(n)) if n > 0 => rest = &rest[n..],

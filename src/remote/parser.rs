@@ -10,6 +10,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     mem::ManuallyDrop,
+    os::fd::AsFd as _,
     process::ExitCode,
 };
 
@@ -97,7 +98,7 @@ pub(super) fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
 /// Passes frames on, each read whole and written anew.
 fn frames() -> Result<(), u8> {
     let (from, mut to) = ends();
-    let mut frames = Frames::new(&*from);
+    let mut frames = Frames::new(from.as_fd());
     let mut out = Vec::new();
     let mut greeted = false;
     let mut last_stream = 0;
@@ -115,7 +116,8 @@ fn frames() -> Result<(), u8> {
             }
             out.extend_from_slice(MAGIC);
         }
-        while let Some((raw, _)) = frames.ready().map_err(|_| FAULT)? {
+        while let Some(whole) = frames.ready().map_err(|_| FAULT)? {
+            let raw = whole.raw();
             let stream = raw.stream;
             let frame = if raw.from_vm() { raw.parse().map_err(|_| FAULT)? } else { return Err(FAULT) };
             if matches!(frame, Frame::Open(..) | Frame::V1(..)) {

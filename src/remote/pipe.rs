@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use bytes::BytesMut;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -65,6 +66,26 @@ impl AsyncPipe {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EIO) => return Ok(0),
                 Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// As [`read`](Self::read), behind what `buffer` holds: `most` bytes, or as much as it has room for.
+    ///
+    /// # Errors
+    /// What read(2) says.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was read when it is dropped.
+    pub async fn read_into(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            match sys::read_into(self.fd(), buffer, most) {
+                Ok(n) => return Ok(n),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.raw_os_error() == Some(libc::EIO) => return Ok(0),
+                Err(e) => return Err(e),
             }
         }
     }

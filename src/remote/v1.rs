@@ -136,9 +136,10 @@ mod tests {
         let mut out = Vec::new();
         parse(&mut &listing[..], &mut out)?;
         let mut buffer = Buffer::default();
-        buffer.add(&out);
+        buffer.room(0).extend_from_slice(&out);
         let mut all = Vec::new();
-        while let Some((raw, _)) = buffer.frame().expect("our own frames") {
+        while let Some(whole) = buffer.frame().expect("our own frames") {
+            let raw = whole.raw();
             all.push((raw.stream, format!("{:?}", raw.parse().expect("our own frames"))));
         }
         Ok(all)

@@ -58,6 +58,22 @@ pub fn register_or_return(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<Own
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(AsyncFdRegisterError::into_parts)
 }
 
+/// Reads behind what `buffer` holds, `most` bytes or as much as it has room for (read(2)): 0 at the end.
+///
+/// # Errors
+/// What read(2) says.
+#[cfg(any(feature = "remote", feature = "dom0"))]
+pub fn read_into(fd: BorrowedFd<'_>, buffer: &mut bytes::BytesMut, most: usize) -> io::Result<usize> {
+    let room = buffer.spare_capacity_mut();
+    let most = room.len().min(most);
+    // SAFETY: the kernel writes at most `most` bytes there, which is no more than there is room for.
+    let n = unsafe { libc::read(fd.as_raw_fd(), room.as_mut_ptr().cast(), most) };
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the first `n` bytes of the room, which follow the bytes of the buffer, were written by the kernel.
+    unsafe { buffer.set_len(buffer.len() + n) };
+    Ok(n)
+}
+
 /// Whether a file of the nsfs is a network namespace (NS_GET_NSTYPE, ioctl_nsfs(2)).
 pub fn is_net_namespace(nsfs: BorrowedFd<'_>) -> bool {
     /// `_IO(0xb7, 3)` of linux/nsfs.h.

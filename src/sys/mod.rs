@@ -15,6 +15,8 @@ mod socket;
 pub mod socket_file;
 mod terminal;
 
+#[cfg(any(feature = "remote", feature = "dom0"))]
+pub use descriptor::read_into;
 pub use descriptor::{hard_limit, is_net_namespace, own, place, register, register_or_return};
 pub use lock::lock;
 #[cfg(feature = "forward")]

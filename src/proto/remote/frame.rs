@@ -2,9 +2,12 @@
 
 use std::str;
 
+use bytes::{Buf as _, Bytes, BytesMut};
+
 use super::{
     check::{valid_id, valid_vm},
     ending::Ending,
+    memory::ReadMemory,
     request::Request,
     wait::WaitReason,
     wire::{Fault, MAGIC, MAX_COMMAND, Reader, VERSION},
@@ -342,6 +345,43 @@ pub fn restream(frame: &mut [u8], stream: u32) {
     frame[4..8].copy_from_slice(&stream.to_be_bytes());
 }
 
+/// A frame that came whole: its bytes, which lie where they were read to. Only [`Buffer::frame`] makes one.
+#[derive(Debug)]
+pub struct WholeFrame {
+    bytes: BytesMut,
+    kind: Type,
+}
+
+impl WholeFrame {
+    /// The frame, its body still to be parsed.
+    pub fn raw(&self) -> RawFrame<'_> {
+        let stream = u32::from_be_bytes([self.bytes[4], self.bytes[5], self.bytes[6], self.bytes[7]]);
+        RawFrame { stream, kind: self.kind, body: &self.bytes[HEADER..] }
+    }
+
+    /// The header and the body.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Gives it another stream's number.
+    pub fn restream(&mut self, stream: u32) {
+        restream(&mut self.bytes, stream);
+    }
+
+    /// The header and the body, without a copy.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes.freeze()
+    }
+
+    /// The body, without a copy.
+    pub fn into_body(self) -> Bytes {
+        let mut bytes = self.bytes.freeze();
+        bytes.advance(HEADER);
+        bytes
+    }
+}
+
 fn finish(frame: &mut [u8]) {
     let length = u32::try_from(frame.len() - 4).unwrap_or(u32::MAX);
     frame[..4].copy_from_slice(&length.to_be_bytes());
@@ -349,49 +389,39 @@ fn finish(frame: &mut [u8]) {
 
 /// Bytes as they come, frames as they are whole. Keeps at most one frame beyond what was added at once.
 #[derive(Debug, Default)]
-pub struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
+pub struct Buffer(ReadMemory);
 
 impl Buffer {
-    /// Adds bytes.
-    pub fn add(&mut self, bytes: &[u8]) {
-        if self.start == self.bytes.len() {
-            self.bytes.clear();
-            self.start = 0;
-        } else if self.start > MAX_LENGTH {
-            self.bytes.drain(..self.start);
-            self.start = 0;
-        }
-        self.bytes.extend_from_slice(bytes);
+    /// Where bytes are appended, with room for at least so many.
+    pub fn room(&mut self, least: usize) -> &mut BytesMut {
+        self.0.room(least)
     }
 
-    /// The next whole frame, with the bytes it was read from.
+    /// The next whole frame.
     ///
     /// # Errors
     /// As [`RawFrame::split`]; after a fault nothing more can be read.
-    pub fn frame(&mut self) -> Result<Option<(RawFrame<'_>, &[u8])>, Fault> {
-        let bytes = &self.bytes[self.start..];
+    pub fn frame(&mut self) -> Result<Option<WholeFrame>, Fault> {
+        let bytes = self.0.bytes();
         let Some((raw, size)) = RawFrame::split(bytes)? else { return Ok(None) };
-        self.start += size;
-        Ok(Some((raw, &bytes[..size])))
+        let kind = raw.kind;
+        Ok(Some(WholeFrame { bytes: bytes.split_to(size), kind }))
     }
 
     /// Whether the buffer holds a whole frame.
-    pub fn has_frame(&self) -> Result<bool, Fault> {
-        RawFrame::split(&self.bytes[self.start..]).map(|frame| frame.is_some())
+    pub fn has_frame(&mut self) -> Result<bool, Fault> {
+        RawFrame::split(self.0.bytes()).map(|frame| frame.is_some())
     }
 
     /// Takes [`MAGIC`] away when it is what comes first; `None` when more bytes are needed.
     pub fn magic(&mut self) -> Option<bool> {
-        let bytes = &self.bytes[self.start..];
+        let bytes = self.0.bytes();
         let n = bytes.len().min(MAGIC.len());
         if bytes[..n] != MAGIC[..n] {
             return Some(false);
         }
         (n == MAGIC.len()).then(|| {
-            self.start += n;
+            bytes.advance(n);
             true
         })
     }
@@ -428,11 +458,16 @@ mod tests {
             frames.iter().for_each(|f| f.write(stream(f), &mut wire));
             let (mut buffer, mut read) = (Buffer::default(), 0);
             for part in wire.chunks(cut) {
-                buffer.add(part);
-                while let Some((raw, bytes)) = buffer.frame()? {
+                buffer.room(0).extend_from_slice(part);
+                while let Some(mut whole) = buffer.frame()? {
+                    let raw = whole.raw();
                     let frame = raw.parse()?;
                     prop_assert_eq!(&frame, &frames[read]);
-                    prop_assert_eq!(frame.to_vec(raw.stream), bytes);
+                    prop_assert_eq!(frame.to_vec(raw.stream), whole.as_bytes());
+                    let other = frame.to_vec(7);
+                    whole.restream(7);
+                    prop_assert_eq!(whole.as_bytes(), &other);
+                    prop_assert_eq!(whole.into_body(), &other[HEADER..]);
                     read += 1;
                 }
             }
@@ -442,10 +477,11 @@ mod tests {
         #[test]
         fn any_bytes_are_frames_or_a_fault(bytes in vec(any::<u8>(), 0..400)) {
             let mut buffer = Buffer::default();
-            buffer.add(&bytes);
-            while let Ok(Some((raw, wire))) = buffer.frame() {
+            buffer.room(0).extend_from_slice(&bytes);
+            while let Ok(Some(whole)) = buffer.frame() {
+                let raw = whole.raw();
                 if let Ok(frame) = raw.parse() {
-                    prop_assert_eq!(frame.to_vec(raw.stream), wire);
+                    prop_assert_eq!(frame.to_vec(raw.stream), whole.as_bytes());
                 }
             }
         }
@@ -472,7 +508,7 @@ mod tests {
     fn the_magic_is_told_from_everything_else_as_early_as_can_be() {
         let try_it = |bytes: &[u8]| {
             let mut buffer = Buffer::default();
-            buffer.add(bytes);
+            buffer.room(0).extend_from_slice(bytes);
             buffer.magic()
         };
         assert_eq!((try_it(b""), try_it(b"QVM"), try_it(b"QVMR2\nx")), (None, None, Some(true)));

@@ -14,13 +14,15 @@ mod ending;
 #[cfg(test)]
 pub(in crate::proto) mod fixture;
 pub mod frame;
+mod memory;
 mod request;
 mod wait;
 mod wire;
 
 pub use check::{BadText, check_text, valid_id, valid_vm};
 pub use ending::Ending;
-pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal};
+pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal, WholeFrame};
+pub use memory::ReadMemory;
 pub use request::{COVERED_INPUT, Mode, Request, argv, argv_payload, flags};
 pub use wait::WaitReason;
 pub use wire::{CREDIT, Fault, KeyId, MAGIC, MAX_COMMAND, MAX_STREAMS, SLICE, VERSION};

@@ -9,7 +9,7 @@ pub const VERSION: u16 = 2;
 /// Bytes on the way in one direction of a stream.
 pub const CREDIT: u32 = 256 << 10;
 /// Data in one frame at most: small enough that a flood does not delay other streams, large enough to be cheap.
-pub const SLICE: usize = 32 << 10;
+pub const SLICE: usize = 64 << 10;
 /// A command's text at most, as the original has it.
 pub const MAX_COMMAND: usize = 1 << 20;
 /// Streams of one VM at a time.

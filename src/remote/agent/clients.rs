@@ -11,11 +11,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::stream::Agent;
 use crate::{
-    proto::remote::{
-        Frame, Hello, WaitReason,
-        frame::{Type, restream},
-    },
-    remote::{frames::Frames, pipe::AsyncPipe, socket},
+    proto::remote::{Frame, Hello, WaitReason, frame::Type},
+    remote::{frames::Frames, line::TOGETHER, pipe::AsyncPipe, socket},
     sys::socket_file::{self, Rights},
 };
 
@@ -72,7 +69,7 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
     to.write_all(&Frame::Hello(Hello { seq, ..agent.hello.clone() }).to_vec(0)).await?;
     let mut from = Frames::new(from);
     let first = match from.next().await? {
-        Some((raw, whole)) if raw.kind == Type::Open => whole.to_vec(),
+        Some(whole) if whole.raw().kind == Type::Open => whole.as_bytes().to_vec(),
         Some(_) => return Err(io::ErrorKind::InvalidData.into()),
         None => return Ok(()),
     };
@@ -81,24 +78,30 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
     }
     let Some(mut stream) = agent.open(first).await else { return Ok(()) };
     loop {
-        while let Some((raw, whole)) = from.ready().map_err(io::Error::other)? {
+        while let Some(whole) = from.ready().map_err(io::Error::other)? {
+            let raw = whole.raw();
             if !raw.from_vm() || matches!(raw.kind, Type::Open | Type::V1 | Type::Ping | Type::Pong) {
                 stream.abandon().await;
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            stream.send(whole.to_vec()).await;
+            stream.pass(whole).await;
         }
         tokio::select! {
             frame = stream.frames.recv() => {
                 let Some(mut frame) = frame else { return Ok(()) };
-                restream(&mut frame, 1);
+                frame.restream(1);
                 // small ones that wait already go together
-                while frame.len() < 4096 {
+                let mut together = Vec::new();
+                while frame.as_bytes().len() + together.len() < TOGETHER {
                     let Ok(mut more) = stream.frames.try_recv() else { break };
-                    restream(&mut more, 1);
-                    frame.extend_from_slice(&more);
+                    more.restream(1);
+                    if together.is_empty() {
+                        together.extend_from_slice(frame.as_bytes());
+                    }
+                    together.extend_from_slice(more.as_bytes());
                 }
-                if to.write_all(&frame).await.is_err() {
+                let bytes = if together.is_empty() { frame.as_bytes() } else { &together };
+                if to.write_all(bytes).await.is_err() {
                     stream.abandon().await;
                     return Ok(());
                 }

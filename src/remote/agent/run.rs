@@ -83,16 +83,17 @@ fn duplicate(stream: impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
 async fn read(mut from: Frames<AsyncPipe>, agent: &Agent) -> io::Result<()> {
     let mut heard = Instant::now();
     loop {
-        while let Some((raw, whole)) = from.ready().map_err(io::Error::other)? {
+        while let Some(whole) = from.ready().map_err(io::Error::other)? {
+            let raw = whole.raw();
             match raw.kind {
                 Type::Ping => {
                     if let Frame::Ping(n) = raw.parse().map_err(io::Error::other)? {
-                        let _ = agent.out.try_send(Frame::Pong(n).to_vec(0));
+                        let _ = agent.out.try_send(Frame::Pong(n).to_vec(0).into());
                     }
                 }
                 Type::Goaway => return Ok(()),
                 Type::Pong | Type::Hello => {}
-                _ => agent.deliver(raw, whole),
+                _ => agent.deliver(whole),
             }
         }
         tokio::select! {
@@ -104,7 +105,7 @@ async fn read(mut from: Frames<AsyncPipe>, agent: &Agent) -> io::Result<()> {
                 if heard.elapsed() > DEAD {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                let _ = agent.out.try_send(Frame::Ping(1).to_vec(0));
+                let _ = agent.out.try_send(Frame::Ping(1).to_vec(0).into());
             }
         }
     }

@@ -19,7 +19,7 @@ use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, WaitReason, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, Refusal, Request, SLICE, WaitReason, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
     sys::lock,
@@ -74,7 +74,7 @@ pub(super) async fn watch(agent: Arc<Agent>, home: PathBuf) {
         let again = scan(&agent, &home, &queue, &active, &mut bare).await;
         if std::mem::take(&mut first) {
             // for `--once`: what waited was handed over before this
-            let _ = agent.out.send(Frame::Ping(0).to_vec(0)).await;
+            let _ = agent.out.send(Frame::Ping(0).to_vec(0).into()).await;
         }
         tokio::select! {
             read = events.read(&mut buffer) => if read.is_err() { return },
@@ -273,20 +273,19 @@ impl QueuedCommand {
         loop {
             while sent < text.len() && credit > 0 {
                 let n = (text.len() - sent).min(SLICE).min(credit);
-                stream.send(Frame::Body(&text[sent..sent + n]).to_vec(1)).await;
+                stream.send(Frame::Body(&text[sent..sent + n])).await;
                 (sent, credit) = (sent + n, credit - n);
             }
-            let bytes = tokio::select! {
-                bytes = stream.frames.recv() => bytes?,
+            let whole = tokio::select! {
+                whole = stream.frames.recv() => whole?,
                 () = self.taken_back() => {
                     stream.abandon().await;
                     let _ = fs::remove_file(self.result("wait"));
                     return None;
                 }
             };
-            let (raw, _) = RawFrame::split(&bytes).ok()??;
             let mut taken = 0;
-            match raw.parse().ok()? {
+            match whole.raw().parse().ok()? {
                 Frame::Stdout(data) => {
                     spool::collect(&mut result.out, data);
                     taken = data.len();
@@ -334,7 +333,7 @@ impl QueuedCommand {
                 _ => {}
             }
             if taken > 0 {
-                stream.send(Frame::Credit(u32::try_from(taken).unwrap_or(0)).to_vec(1)).await;
+                stream.send(Frame::Credit(u32::try_from(taken).unwrap_or(0))).await;
             }
         }
     }

@@ -5,25 +5,26 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{
     proto::remote::{
-        Frame, Hello, RawFrame,
+        Frame, Hello, WholeFrame,
         frame::{Type, restream},
     },
     sys::lock,
 };
 
-/// What comes from dom0 for one stream, as whole frames. Bounded by the stream's credit.
-pub(super) type Inward = mpsc::UnboundedSender<Vec<u8>>;
+/// What comes from dom0 for one stream. Bounded by the stream's credit.
+pub(super) type Inward = mpsc::UnboundedSender<WholeFrame>;
 
 /// What clients and the queue share.
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) hello: Hello,
     /// To dom0.
-    pub(super) out: mpsc::Sender<Vec<u8>>,
+    pub(super) out: mpsc::Sender<Bytes>,
     pub(super) streams: Mutex<OpenStreams>,
     /// Streams that may be opened.
     pub(super) free: Arc<Semaphore>,
@@ -41,7 +42,7 @@ pub(super) struct OpenStreams {
 pub(super) struct AgentStream {
     number: u32,
     agent: Arc<Agent>,
-    pub(super) frames: mpsc::UnboundedReceiver<Vec<u8>>,
+    pub(super) frames: mpsc::UnboundedReceiver<WholeFrame>,
     _free: OwnedSemaphorePermit,
 }
 
@@ -58,38 +59,44 @@ impl Agent {
             let number = streams.last;
             streams.open.insert(number, inward);
             restream(&mut first, number);
-            place.send(first);
+            place.send(first.into());
             number
         };
         Some(AgentStream { number, agent: self.clone(), frames, _free: free })
     }
 
-    pub(super) fn deliver(&self, raw: RawFrame<'_>, bytes: &[u8]) {
+    pub(super) fn deliver(&self, whole: WholeFrame) {
+        let (stream, kind) = (whole.raw().stream, whole.raw().kind);
         let mut streams = lock(&self.streams);
-        if let Some(inward) = streams.open.get(&raw.stream) {
-            let _ = inward.send(bytes.to_vec());
+        if let Some(inward) = streams.open.get(&stream) {
+            let _ = inward.send(whole);
         }
-        if matches!(raw.kind, Type::Exit | Type::Reject) {
-            streams.open.remove(&raw.stream);
+        if matches!(kind, Type::Exit | Type::Reject) {
+            streams.open.remove(&stream);
         }
     }
 }
 
 impl AgentStream {
-    /// Sends a whole frame of whatever stream number as one of this stream.
-    pub(super) async fn send(&self, mut frame: Vec<u8>) -> bool {
-        restream(&mut frame, self.number);
-        self.agent.out.send(frame).await.is_ok()
+    /// Sends a frame.
+    pub(super) async fn send(&self, frame: Frame<'_>) {
+        let _ = self.agent.out.send(frame.to_vec(self.number).into()).await;
+    }
+
+    /// Sends a frame of whatever stream number as one of this stream.
+    pub(super) async fn pass(&self, mut frame: WholeFrame) {
+        frame.restream(self.number);
+        let _ = self.agent.out.send(frame.into_bytes()).await;
     }
 
     /// Its client is gone: dom0 is told, and what still comes is dropped until the stream's end.
     pub(super) async fn abandon(mut self) {
-        self.send(Frame::Cancel.to_vec(1)).await;
-        while let Some(bytes) = self.frames.recv().await {
-            let Ok(Some((raw, _))) = RawFrame::split(&bytes) else { return };
+        self.send(Frame::Cancel).await;
+        while let Some(whole) = self.frames.recv().await {
+            let raw = whole.raw();
             if matches!(raw.kind, Type::Stdout | Type::Stderr) {
                 let n = u32::try_from(raw.body.len()).unwrap_or(0);
-                self.send(Frame::Credit(n).to_vec(1)).await;
+                self.send(Frame::Credit(n)).await;
             }
         }
     }

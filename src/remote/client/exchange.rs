@@ -9,6 +9,7 @@
 
 use std::{io, os::fd::AsFd as _, time::Duration};
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::mpsc,
@@ -26,7 +27,7 @@ use crate::{
     log::escape,
     proto::{
         mac::{self, Digest, Key, Outcome},
-        remote::{CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
+        remote::{CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags, frame},
     },
     remote::{frames::Frames, pipe::AsyncPipe},
     sys,
@@ -184,10 +185,16 @@ impl<'a> Exchange<'a> {
         written: &mut mpsc::UnboundedReceiver<io::Result<u32>>,
     ) -> Result<(Ending, Digest), ExchangeError> {
         loop {
-            while let Some((raw, _)) = frames.ready().map_err(|e| ClientError::Transport(e.to_string()))? {
-                let frame = raw.parse().map_err(|e| ClientError::Transport(e.to_string()))?;
-                if let Some(result) = self.take(frame).await? {
-                    return Ok(result);
+            while let Some(whole) = frames.ready().map_err(|e| ClientError::Transport(e.to_string()))? {
+                let frame = whole.raw().parse().map_err(|e| ClientError::Transport(e.to_string()))?;
+                match frame {
+                    Frame::Stdout(_) => self.output(0, whole.into_body()),
+                    Frame::Stderr(_) => self.output(1, whole.into_body()),
+                    frame => {
+                        if let Some(result) = self.take(frame).await? {
+                            return Ok(result);
+                        }
+                    }
                 }
             }
             if !self.body_sent() {
@@ -216,11 +223,9 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Takes a frame of dom0's; the result, when it is the last one.
+    /// Takes a frame of dom0's that is no output; the result, when it is the last one.
     async fn take(&mut self, frame: Frame<'_>) -> Result<Option<(Ending, Digest)>, ExchangeError> {
         match frame {
-            Frame::Stdout(data) => self.output(0, data),
-            Frame::Stderr(data) => self.output(1, data),
             Frame::Credit(n) => self.credit += n as usize,
             Frame::Accept => self.begin_input().await?,
             Frame::Wait(WaitReason::Recorded(number, head, code)) => {
@@ -290,12 +295,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Keeps output and has it written.
-    fn output(&mut self, which: usize, data: &[u8]) {
-        self.digests[which].update(data);
-        self.record.keep(which, data);
+    fn output(&mut self, which: usize, data: Bytes) {
+        self.digests[which].update(&data);
+        self.record.keep(which, &data);
         self.pending += data.len() as u64;
         if let Some(writers) = &self.writers {
-            let _ = writers[which].to.send(data.to_vec());
+            let _ = writers[which].to.send(data);
         }
     }
 
@@ -320,12 +325,14 @@ impl<'a> Exchange<'a> {
 
     async fn send_input(&mut self, data: Option<io::Result<Vec<u8>>>) {
         match data {
-            Some(Ok(data)) => {
+            Some(Ok(mut frame)) => {
+                let data = &frame[frame::HEADER..];
                 self.credit -= data.len();
                 if let Some(digest) = &mut self.covered {
-                    digest.update(&data);
+                    digest.update(data);
                 }
-                self.send(Frame::Stdin(&data)).await;
+                frame::seal(&mut frame, 1, frame::Type::Stdin);
+                let _ = self.to.write_all(&frame).await;
             }
             // a part is not the whole: dom0 drops the file, and ends a command that got a part of its input
             Some(Err(e)) => {

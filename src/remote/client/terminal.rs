@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
+use bytes::Bytes;
 use nix::sys::termios::{self, SetArg, Termios};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -13,25 +14,38 @@ use tokio::{
 };
 
 use super::stdio;
-use crate::{proto::remote::SLICE, sys};
+use crate::{
+    proto::remote::{CREDIT, SLICE, frame::HEADER},
+    sys,
+};
+
+/// An [`OutputThread`] with more to write tells what it has written after so many bytes.
+const TOLD: u32 = CREDIT / 2;
 
 /// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
 pub(super) struct OutputThread {
-    pub(super) to: std::sync::mpsc::Sender<Vec<u8>>,
+    pub(super) to: std::sync::mpsc::Sender<Bytes>,
 }
 
 impl OutputThread {
     /// `done` hears how many bytes were written, or why they were not; that names `what`.
     pub(super) fn start(mut file: File, what: String, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
-        let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
+        let (to, line) = std::sync::mpsc::channel::<Bytes>();
         std::thread::spawn(move || {
-            while let Ok(bytes) = line.recv() {
-                let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let named = |e: io::Error| io::Error::new(e.kind(), format!("{what} cannot be written: {e}"));
-                let written = stdio::write_all(&mut file, &bytes).map(|()| n).map_err(named);
-                let failed = written.is_err();
-                if done.send(written).is_err() || failed {
+            let (mut next, mut untold) = (line.recv().ok(), 0);
+            while let Some(bytes) = next {
+                if let Err(e) = stdio::write_all(&mut file, &bytes) {
+                    let _ = done.send(Err(io::Error::new(e.kind(), format!("{what} cannot be written: {e}"))));
                     return;
+                }
+                untold += u32::try_from(bytes.len()).unwrap_or(0);
+                next = line.try_recv().ok();
+                // each telling wakes the other thread
+                if next.is_none() || untold >= TOLD {
+                    if done.send(Ok(std::mem::take(&mut untold))).is_err() {
+                        return;
+                    }
+                    next = next.or_else(|| line.recv().ok());
                 }
             }
         });
@@ -102,16 +116,18 @@ impl ClientSignals {
     }
 }
 
-/// Reads in a thread of its own: a terminal, a pipe, a file alike. What cannot be read is an error, and no end.
+/// Reads in a thread of its own: a terminal, a pipe, a file alike; each part behind room for the header of its frame. What
+/// cannot be read is an error, and no end.
 pub(super) fn read_input(mut from: File) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (to, line) = mpsc::channel(2);
     std::thread::spawn(move || {
-        let mut bytes = vec![0; SLICE];
         loop {
-            match stdio::read(&mut from, &mut bytes) {
+            let mut frame = vec![0; HEADER + SLICE];
+            match stdio::read(&mut from, &mut frame[HEADER..]) {
                 Ok(0) => return,
                 Ok(n) => {
-                    if to.blocking_send(Ok(bytes[..n].to_vec())).is_err() {
+                    frame.truncate(HEADER + n);
+                    if to.blocking_send(Ok(frame)).is_err() {
                         return;
                     }
                 }

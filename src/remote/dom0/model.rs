@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
 };
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -121,7 +122,7 @@ fn any_step() -> impl Strategy<Value = ModelStep> {
 struct Attempt {
     request: usize,
     inbox: Arc<Inbox>,
-    out: mpsc::Receiver<Vec<u8>>,
+    out: mpsc::Receiver<Bytes>,
     /// The approval it waits for, and what the policy said when it was asked.
     asked_id: Option<(String, ModelRule)>,
     approved: Option<ModelRule>,

@@ -1,8 +1,12 @@
 //! One stream, seen from the command's side: what the VM sends is put together in a box of constant size, however it
 //! is cut or repeated; what goes to the VM waits its turn behind the other streams.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::DerefMut,
+    sync::{Arc, Mutex},
+};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
@@ -14,7 +18,7 @@ use crate::{
 };
 
 /// Frames on their way to one VM. Whoever sends waits in line, so streams take turns.
-pub type Out = mpsc::Sender<Vec<u8>>;
+pub type Out = mpsc::Sender<Bytes>;
 
 /// What a VM sent for one stream and the command has not taken yet.
 #[derive(Debug)]
@@ -245,7 +249,7 @@ impl Port {
     /// end it.
     pub async fn send(&self, frame: Frame<'_>) {
         if let Some(place) = self.place_in_line().await {
-            place.send(frame.to_vec(self.stream));
+            place.send(frame.to_vec(self.stream).into());
         }
     }
 
@@ -261,14 +265,14 @@ impl Port {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn place_in_line(&self) -> Option<mpsc::Permit<'_, Vec<u8>>> {
+    pub async fn place_in_line(&self) -> Option<mpsc::Permit<'_, Bytes>> {
         self.out.reserve().await.ok()
     }
 
     /// The frame of data that stands behind room for a header ([`frame::HEADER`]).
-    pub fn data(&self, mut bytes: Vec<u8>, kind: frame::Type) -> Vec<u8> {
+    pub fn data<B: DerefMut<Target = [u8]> + Into<Bytes>>(&self, mut bytes: B, kind: frame::Type) -> Bytes {
         frame::seal(&mut bytes, self.stream, kind);
-        bytes
+        bytes.into()
     }
 
     /// Says that `n` bytes of what the VM sent were passed on, so that it may send as many again.

@@ -57,7 +57,7 @@ impl<'a> Session<'a> {
         getrandom::fill(&mut nonce)?;
         *vm.replay() = Replay::default();
         let hello = Hello { version: VERSION, nonce, vm: vm.name.clone(), streams: MAX_STREAMS, seq: 1 };
-        let _ = out.send(Frame::Hello(hello).to_vec(0)).await;
+        let _ = out.send(Frame::Hello(hello).to_vec(0).into()).await;
         let (finished, ends) = mpsc::unbounded_channel();
         Ok(Self { shared, vm, nonce, out, streams: HashMap::new(), finished, ends, empty: false, idle: false })
     }
@@ -102,7 +102,7 @@ impl<'a> Session<'a> {
                         return Some("it has been silent for too long");
                     }
                     // never waits: a VM that reads nothing is noticed by its silence
-                    let _ = self.out.try_send(Frame::Ping(1).to_vec(0));
+                    let _ = self.out.try_send(Frame::Ping(1).to_vec(0).into());
                 }
             }
         }
@@ -110,12 +110,13 @@ impl<'a> Session<'a> {
 
     /// Takes every frame that has come.
     async fn take_all(&mut self, frames: &mut Frames<AsyncPipe>) -> Result<(), &'static str> {
-        while let Some((raw, _)) = frames.ready().map_err(|fault| fault.0)? {
+        while let Some(whole) = frames.ready().map_err(|fault| fault.0)? {
+            let raw = whole.raw();
             match raw.parse().map_err(|fault| fault.0)? {
                 Frame::Ping(n) => {
                     self.empty |= n == 0; // the agent's queue was read to its end
                     // never waits: a VM that reads nothing keeps nobody from hearing it
-                    let _ = self.out.try_send(Frame::Pong(n).to_vec(0));
+                    let _ = self.out.try_send(Frame::Pong(n).to_vec(0).into());
                 }
                 Frame::Pong(_) => {}
                 frame => self.take(raw.stream, frame)?,
@@ -126,7 +127,7 @@ impl<'a> Session<'a> {
 
     /// Ends the session; what is on its way must arrive before the pipe is closed.
     async fn say_goodbye(&mut self) {
-        let _ = self.out.send(Frame::Goaway("once").to_vec(0)).await;
+        let _ = self.out.send(Frame::Goaway("once").to_vec(0).into()).await;
         let _ = timeout(Duration::from_secs(5), async {
             while self.out.capacity() < WAITING {
                 sleep(Duration::from_millis(2)).await;

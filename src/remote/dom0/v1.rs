@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant as StdInstant, SystemTime},
 };
 
+use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt as _,
     sync::mpsc,
@@ -99,7 +100,8 @@ async fn fetch(shared: &Shared, vm: &Vm) -> io::Result<Vec<Listed>> {
     drop(call);
     let read = async {
         let mut all = Vec::<Listed>::new();
-        while let Some((raw, _)) = frames.next().await? {
+        while let Some(whole) = frames.next().await? {
+            let raw = whole.raw();
             match raw.parse().map_err(io::Error::other)? {
                 Frame::V1(id, token, _) => {
                     all.push(Listed { id: id.to_owned(), token: token.to_vec(), text: Vec::new() });
@@ -194,7 +196,7 @@ async fn feed(inbox: &Inbox, text: &[u8]) {
 }
 
 /// Puts the frames of a command together into an answer, with the line for the VM's log.
-async fn collect(id: &str, mut line: mpsc::Receiver<Vec<u8>>, inbox: &Inbox, text: &[u8]) -> (ResultFiles, String) {
+async fn collect(id: &str, mut line: mpsc::Receiver<Bytes>, inbox: &Inbox, text: &[u8]) -> (ResultFiles, String) {
     let (started, began) = (local(SystemTime::now()), StdInstant::now());
     let mut answer = ResultFiles { id: id.to_owned(), ..ResultFiles::default() };
     while let Some(bytes) = line.recv().await {

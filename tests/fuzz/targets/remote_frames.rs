@@ -8,12 +8,13 @@ fuzz_target!(|bytes: &[u8]| {
     let mut buffer = Buffer::default();
     let _ = buffer.magic();
     for part in bytes.chunks(7) {
-        buffer.add(part);
+        buffer.room(0).extend_from_slice(part);
         loop {
             match buffer.frame() {
-                Ok(Some((raw, wire))) => {
+                Ok(Some(whole)) => {
+                    let raw = whole.raw();
                     if let Ok(frame) = raw.parse() {
-                        assert_eq!(frame.to_vec(raw.stream), wire);
+                        assert_eq!(frame.to_vec(raw.stream), whole.as_bytes());
                     }
                 }
                 Ok(None) => break,
