@@ -1,17 +1,24 @@
 //! The socket between the daemon and the supervisor of one command: what each says, and the end that each holds.
 //!
-//! The daemon gives [`Instruction`]s; the supervisor reports once, how the command itself ended ([`Ending`]). Every
-//! message is two bytes. Both ends are the same program (`/proc/self/exe`), so there is no version to agree on.
+//! The daemon first gives the command: its plan and its descriptors, by SCM_RIGHTS. Then it gives [`Instruction`]s, and the
+//! supervisor reports once, how the command itself ended ([`Ending`]); each is two bytes. Both ends are the same program
+//! (`/proc/self/exe`), so there is no version to agree on.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    collections::VecDeque,
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::UnixStream as StdUnixStream,
     },
     time::Duration,
 };
 
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -23,8 +30,10 @@ use tokio::{
 
 use crate::{proto::remote::Ending, sys};
 
-/// The supervisor's end: the number of its descriptor.
-pub const CONTROL: i32 = 3;
+/// Descriptors from this number on are free for a supervisor: those below are the command's.
+const ABOVE: i32 = 10;
+/// What comes with a command: the plan, the three standard ones, the text of a script.
+const MOST: usize = 5;
 
 /// How long a supervisor may take to make room for an instruction.
 const TAKEN: Duration = Duration::from_secs(1);
@@ -61,7 +70,7 @@ impl Instruction {
     }
 }
 
-/// Makes a backchannel: the daemon's two directions, and the descriptor that the supervisor gets as [`CONTROL`].
+/// Makes a backchannel: the daemon's two directions, and the descriptor that the supervisor gets as its standard input.
 ///
 /// # Errors
 /// What socketpair(2) and epoll_ctl(2) say.
@@ -77,6 +86,19 @@ pub fn pair() -> io::Result<(Instructions, Report, OwnedFd)> {
 pub struct Instructions(OwnedWriteHalf);
 
 impl Instructions {
+    /// Gives the command: the file of its plan, its three standard descriptors, and the text where it is a script. Once,
+    /// and before any instruction.
+    ///
+    /// # Errors
+    /// What sendmsg(2) says: EPIPE when the supervisor is gone.
+    pub fn command(&self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let (byte, control) = ([IoSlice::new(b"C")], [ControlMessage::ScmRights(&numbers)]);
+        let socket: &UnixStream = self.0.as_ref();
+        sendmsg::<()>(socket.as_raw_fd(), &byte, &control, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
     /// Gives an instruction. A supervisor that has ended already needs none; one that takes none for a second, because its
     /// command has stopped it, gets none.
     pub async fn give(&mut self, instruction: Instruction) {
@@ -101,15 +123,52 @@ impl Report {
 #[derive(Debug)]
 pub struct Daemon(StdUnixStream);
 
+/// What came with a command. No number of these is one that the command knows a descriptor by.
+#[derive(Debug)]
+pub struct Given {
+    /// The file of its plan.
+    pub plan: File,
+    /// Its standard input, output and error.
+    pub standard: [OwnedFd; 3],
+    /// The text that the command reads, where it is a script.
+    pub script: Option<OwnedFd>,
+}
+
+fn above(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(sys::own(fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(ABOVE))?))
+}
+
 impl Daemon {
-    /// Takes the descriptor that the daemon has passed, and keeps it from the command.
+    /// Takes the socket that the daemon has passed as standard input, and keeps it from the command.
     ///
     /// # Errors
-    /// What fcntl(2) says: there is none.
+    /// What fcntl(2) says.
     pub fn inherited() -> io::Result<Self> {
-        let socket = StdUnixStream::from(sys::own(CONTROL));
-        nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-        Ok(Self(socket))
+        Ok(Self(above(io::stdin().as_fd())?.into()))
+    }
+
+    /// Waits for the command; `None` when the daemon is gone.
+    ///
+    /// # Errors
+    /// What recvmsg(2) says; `InvalidData` when descriptors are missing.
+    pub fn command(&self) -> io::Result<Option<Given>> {
+        let (mut byte, mut space) = ([0], nix::cmsg_space!([RawFd; MOST]));
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        if message.bytes == 0 {
+            return Ok(None);
+        }
+        let mut descriptors = VecDeque::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(numbers) = control {
+                descriptors.extend(numbers.into_iter().map(sys::own));
+            }
+        }
+        let mut next = || above(descriptors.pop_front().ok_or(io::ErrorKind::InvalidData)?.as_fd());
+        let (plan, standard) = (next()?.into(), [next()?, next()?, next()?]);
+        let script = next().ok();
+        Ok(Some(Given { plan, standard, script }))
     }
 
     /// The next instruction; `None` when the daemon is gone.

@@ -36,6 +36,8 @@ pub(crate) mod line;
 pub(crate) mod parser;
 pub(crate) mod pipe;
 #[cfg(feature = "dom0")]
+pub(crate) mod plan;
+#[cfg(feature = "dom0")]
 pub mod policy;
 #[cfg(feature = "dom0")]
 pub(crate) mod policy_file;

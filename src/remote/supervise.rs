@@ -4,9 +4,9 @@
 //! whole tree can be found and ended; and it ends that tree by itself when the daemon goes away. So a command never
 //! outlives the one who answers for it, and a daemon that crashed has nothing to clean up.
 //!
-//! Standard input, output and error and the environment are the command's own. Descriptor 3 is a socket to the daemon
-//! ([`backchannel`]); with `--script`, descriptor 4 is the text that the command reads. All of a tree that is ended gets
-//! TERM, and KILL after five seconds.
+//! It starts with a socket to the daemon as its standard input ([`backchannel`]), and waits there for its command: a plan
+//! ([`SupervisorPlan`]) and the command's standard input, output and error; descriptor 4 is the text that a script reads.
+//! All of a tree that is ended gets TERM, and KILL after five seconds.
 //!
 //! # The text of a script
 //! bash opens `/dev/fd/4` again and reads the text from that descriptor of its own, which no child inherits. Descriptor 4
@@ -17,7 +17,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::{CString, OsString},
+    ffi::CString,
     fs,
     io::{self, Write as _},
     os::{
@@ -44,12 +44,15 @@ use nix::{
     unistd::Pid,
 };
 
-use super::backchannel::{self, Instruction};
+use super::{
+    backchannel::{self, Given, Instruction},
+    plan::SupervisorPlan,
+};
 use crate::{
     log::escape,
     proto::remote::Ending,
     sys::{
-        self, Identity, Unenterable, WorkingDirectory,
+        self, Unenterable, WorkingDirectory,
         proc::{self, Process},
     },
 };
@@ -63,44 +66,37 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How often what is left is killed again: a tree may grow while it is being ended.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// What to run, and how.
-#[derive(Clone, Debug, Default)]
-pub struct SupervisorPlan {
-    /// The path that is executed; `None` where there is no such program: then nothing is, and the status is 127.
-    pub program: Option<PathBuf>,
-    /// The words of the command, the program's name as asked among them.
-    pub words: Vec<OsString>,
-    /// Descriptor [`SCRIPT`] is the text that the program reads.
-    pub script: bool,
-    /// Its standard input is a terminal that it shall control.
-    pub tty: bool,
-    /// The user to run as.
-    pub identity: Option<Identity>,
-    /// Descriptors that the command may have.
-    pub descriptors: u64,
-    /// The directory to run in, which that user must be able to enter.
-    pub cwd: PathBuf,
-    /// The command runs in `/` where that user cannot enter the directory.
-    pub cwd_optional: bool,
-    /// The umask of the command.
-    pub umask: u32,
-    /// A control group of its own, made already.
-    pub cgroup: Option<PathBuf>,
-}
-
-/// Runs the plan to its end.
+/// Waits for a command and runs it to its end.
 ///
 /// # Errors
 /// What could not be set up; the daemon then sees the stream end without an ending.
-pub fn run(plan: SupervisorPlan) -> io::Result<ExitCode> {
+pub fn run() -> io::Result<ExitCode> {
     let daemon = backchannel::Daemon::inherited()?;
-    let script = plan.script.then(|| sys::own(SCRIPT));
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    // the numbers of the command's descriptors belong to nothing else
+    for number in [0, 1, 2, SCRIPT] {
+        std::mem::forget(sys::place(null.as_fd(), number)?);
+    }
     prctl::set_child_subreaper(true)?;
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     children.thread_block()?;
     let signals = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let _ = nix::unistd::setsid(); // a leader of a group already is fine, too
+    let Some(Given { plan, standard, script }) = daemon.command()? else { return Ok(ExitCode::SUCCESS) };
+    let plan = SupervisorPlan::read(plan)?;
+    for (number, fd) in (0..).zip(standard) {
+        std::mem::forget(sys::place(fd.as_fd(), number)?);
+    }
+    // without a script the number is free
+    let place = sys::own(SCRIPT);
+    let script = match script {
+        Some(file) => {
+            std::mem::forget(place);
+            Some(sys::place(file.as_fd(), SCRIPT)?)
+        }
+        None => None,
+    };
     let home = plan.cgroup.as_deref().and_then(enter);
     let started = start(&plan);
     if let Some(home) = home {
@@ -115,7 +111,6 @@ pub fn run(plan: SupervisorPlan) -> io::Result<ExitCode> {
         }
     }
     // the command's own ends must not be held open here
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     for number in 0..=2 {
         std::mem::forget(sys::place(null.as_fd(), number)?);
     }
@@ -151,7 +146,7 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
     let mut command = Command::new(program);
     let mut words = plan.words.iter();
     words.next().into_iter().for_each(|name| _ = command.arg0(name));
-    command.args(words);
+    command.args(words).env_clear().envs(plan.env.iter().map(|(name, value)| (name, value)));
     let missing = if plan.cwd_optional { Unenterable::Root } else { Unenterable::Fault };
     sys::lead_session(
         &mut command,
@@ -329,9 +324,9 @@ mod tests {
 
     /// What a shell prints that reads this text as a script of ours.
     fn printed(shell: &str, text: &[u8]) -> String {
-        let mut command = Command::new(shell);
-        command.arg(format!("/dev/fd/{SCRIPT}")).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
-        sys::pass(&mut command, vec![(script_file(text).expect("a file in memory"), SCRIPT)]);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("exec {shell} /dev/fd/{SCRIPT} {SCRIPT}<&0 </dev/null")]);
+        command.stdin(script_file(text).expect("a file in memory")).stderr(Stdio::piped()).stdout(Stdio::piped());
         let output = command.output().unwrap_or_else(|e| panic!("{shell}: {e}"));
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }

@@ -24,7 +24,7 @@ pub use never::or_never;
 #[cfg(feature = "remote")]
 pub use process::is_ignored;
 pub use process::{
-    Identity, OURS_ALONE, Unenterable, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session, pass,
+    Identity, OURS_ALONE, Unenterable, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session,
     pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]

@@ -124,30 +124,6 @@ pub fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     Ok((info.mask & EXIT != 0).then_some(info.exit))
 }
 
-/// Has `command` start with these descriptors under these numbers, beside its standard ones.
-pub fn pass(command: &mut std::process::Command, descriptors: Vec<(OwnedFd, RawFd)>) {
-    use std::os::unix::process::CommandExt as _;
-    let give = move || {
-        // twice, so that none of the numbers is taken by a descriptor that is still to be passed
-        let above = descriptors.iter().map(|(_, number)| *number).max().unwrap_or(0) + 1;
-        let mut high = [-1; 4];
-        for ((fd, _), place) in descriptors.iter().zip(&mut high) {
-            // SAFETY: fcntl(2) takes integers here; it is async-signal-safe.
-            *place = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
-        }
-        for ((_, number), fd) in descriptors.iter().zip(high) {
-            // SAFETY: dup2(2) takes integers; it is async-signal-safe. Nothing of the child's runs any more that could
-            // own the number.
-            if unsafe { libc::dup2(fd, *number) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock (signal-safety(7)).
-    unsafe { command.pre_exec(give) };
-}
-
 /// Has every descriptor from 3 on closed when another program is executed: what came from whoever started this one is
 /// nobody's business (close_range(2), Linux 5.11).
 pub fn inherit_nothing() {

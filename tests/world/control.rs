@@ -32,7 +32,7 @@ fn timing_a_word_that_names_a_descriptor_of_the_supervisor_is_a_word() {
     world.policy("work", "allow sh *\n");
     let mut running = world.remote_start("work", &["--argv", "sh", "-c", "echo $0; sleep 4742", "/dev/fd/4"]);
     running.wait_for("/dev/fd/4\n");
-    let supervisor = world.dom0("pgrep -f '^/proc/self/exe supervise'").text();
+    let supervisor = world.dom0("ps -o ppid= -p $(pgrep -f '^sh -c echo')").text();
     let supervisor = supervisor.trim();
     let descriptors = world.dom0(&format!("ls -l /proc/{supervisor}/fd")).text();
     assert!(descriptors.contains("anon_inode:[signalfd]"), "{descriptors}");

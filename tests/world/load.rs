@@ -67,7 +67,8 @@ fn many_commands_of_every_kind_leave_nothing_behind() {
         some(300);
         count += 300;
     }
-    eventually("all have ended", || world.processes("/proc/self/exe supervise") == 0);
+    // one waits for the next command
+    eventually("all have ended", || world.processes("/proc/self/exe supervise") == 1);
     let after = (daemon.memory(), daemon.descriptors(), files());
     assert!(after.0 < before.0 + 1024, "memory in KiB: {} then {}", before.0, after.0);
     assert!(after.1 <= before.1, "descriptors: {} then {}", before.1, after.1);

@@ -1,11 +1,11 @@
 //! What is typed: the options of the daemon, and the commands.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use super::{test_policy::TestArguments, text};
-use crate::{cli::table::LookOptions, sys::Identity};
+use crate::cli::table::LookOptions;
 
 /// The program's name.
 pub(super) const PROGRAM: &str = "qvm-remote-dom0";
@@ -178,46 +178,5 @@ pub(super) enum Internal {
     },
     /// Look after one command (started by the daemon)
     #[command(hide = true)]
-    Supervise {
-        /// The path to execute; without it there is no such program
-        #[arg(long)]
-        program: Option<PathBuf>,
-        /// Descriptor 4 is the text that the program reads
-        #[arg(long)]
-        script: bool,
-        /// Standard input is a terminal
-        #[arg(long)]
-        tty: bool,
-        /// UID:GID:GROUPS
-        #[arg(long, value_parser = identity)]
-        identity: Option<Identity>,
-        /// Descriptors that the command may have
-        #[arg(long)]
-        descriptors: u64,
-        /// The directory to run in
-        #[arg(long)]
-        cwd: PathBuf,
-        /// Run in / where that directory cannot be entered
-        #[arg(long)]
-        cwd_optional: bool,
-        /// The umask, as a decimal number
-        #[arg(long)]
-        umask: u32,
-        /// A control group of its own
-        #[arg(long)]
-        cgroup: Option<PathBuf>,
-        /// Program and arguments
-        #[arg(last = true)]
-        words: Vec<OsString>,
-    },
-}
-
-fn identity(text: &str) -> Result<Identity, String> {
-    let bad = || "UID:GID:GROUPS is wanted".to_owned();
-    let number = |text: &str| text.parse::<u32>().map_err(|_| bad());
-    let mut parts = text.split(':');
-    let (uid, gid, groups) = (parts.next(), parts.next(), parts.next());
-    let (uid, gid, groups) = (uid.ok_or_else(bad)?, gid.ok_or_else(bad)?, groups.ok_or_else(bad)?);
-    let groups: Result<Vec<u32>, String> = groups.split(',').filter(|g| !g.is_empty()).map(number).collect();
-    Ok(Identity { uid: number(uid)?, gid: number(gid)?, groups: groups? })
+    Supervise,
 }

@@ -26,8 +26,7 @@ use crate::{
     remote::{
         config::Paths,
         dom0::{self, StartError},
-        parser,
-        supervise::{self, SupervisorPlan},
+        parser, supervise,
     },
     report::{self, Code, Fatal},
 };
@@ -68,32 +67,7 @@ fn internal(command: Internal) -> Result<ExitCode, Fatal> {
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
-        Internal::Supervise {
-            program,
-            script,
-            tty,
-            identity,
-            descriptors,
-            cwd,
-            cwd_optional,
-            umask,
-            cgroup,
-            words,
-        } => (
-            "supervise",
-            supervise::run(SupervisorPlan {
-                program,
-                words,
-                script,
-                tty,
-                identity,
-                descriptors,
-                cwd,
-                cwd_optional,
-                umask,
-                cgroup,
-            }),
-        ),
+        Internal::Supervise => ("supervise", supervise::run()),
     };
     result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))
 }

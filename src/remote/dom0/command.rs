@@ -124,7 +124,8 @@ async fn carry_out(
             match case.shared.groups.as_ref().map(|groups| groups.make(vm, registration.number)).transpose() {
                 Ok(made) => {
                     group = made;
-                    execute::run(&job, group.as_ref(), receipt, port, registered).await
+                    let supervisors = &case.shared.supervisors;
+                    execute::run(&job, group.as_ref(), receipt, port, registered, supervisors).await
                 }
                 Err(e) => Err(e),
             }

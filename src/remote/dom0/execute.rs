@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
     future::poll_fn,
     io,
     os::{
@@ -9,9 +10,8 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
@@ -27,15 +27,17 @@ use super::{
     groups::CommandGroup,
     port::{Inbox, Port, Receipt, StreamEvent},
     request::{Registration, RequestState},
+    supervisors::{CommandEnds, Supervisor, Supervisors},
 };
 use crate::{
     proto::{
         mac::Digest,
-        remote::{Ending, SLICE, frame},
+        remote::{Ending, ReadMemory, SLICE, frame},
     },
     remote::{
-        backchannel::{self, Instruction, Instructions, Report},
+        backchannel::{Instruction, Instructions, Report},
         pipe::{self, AsyncPipe},
+        plan::SupervisorPlan,
         supervise,
     },
     sys::{self, Identity, lock},
@@ -99,14 +101,6 @@ pub struct Done {
     pub bytes: (u64, u64),
 }
 
-/// The supervisor, and our ends of the command's descriptors.
-struct Started {
-    instructions: Instructions,
-    report: Report,
-    process: tokio::process::Child,
-    ends: Ends,
-}
-
 /// Our ends of the command's standard input, output and error.
 struct Ends {
     stdin: Option<AsyncPipe>,
@@ -115,73 +109,54 @@ struct Ends {
     stderr: Option<AsyncPipe>,
 }
 
-fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
-    let (instructions, report, theirs) = backchannel::pair()?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("supervise");
-    command.arg("--cwd").arg(&job.cwd).arg(format!("--umask={}", job.umask));
-    command.arg(format!("--descriptors={}", descriptors::inherited()));
-    if job.cwd_optional {
-        command.arg("--cwd-optional");
+/// Starts the command: its supervisor, and our ends of its descriptors.
+fn start(job: &Launch, group: Option<&CommandGroup>, supervisors: &Arc<Supervisors>) -> io::Result<(Supervisor, Ends)> {
+    let mut plan = SupervisorPlan {
+        program: job.program.clone(),
+        words: job.words.clone(),
+        env: job.env.clone(),
+        tty: job.tty,
+        identity: job.identity.clone(),
+        descriptors: descriptors::inherited(),
+        cwd: job.cwd.clone(),
+        cwd_optional: job.cwd_optional,
+        umask: job.umask,
+        cgroup: group.map(|group| group.path().to_owned()),
+    };
+    let mut script = None;
+    if let Some(text) = &job.script {
+        script = Some(supervise::script_file(text)?);
+        plan.program = Some("/bin/bash".into());
+        plan.words = vec!["/bin/bash".into(), format!("/dev/fd/{}", supervise::SCRIPT).into()];
     }
-    let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
-    if job.tty {
-        command.arg("--tty");
-    }
-    if let Some(identity) = &job.identity {
-        let groups: Vec<_> = identity.groups.iter().map(u32::to_string).collect();
-        command.arg(format!("--identity={}:{}:{}", identity.uid, identity.gid, groups.join(",")));
-    }
-    if let Some(group) = group {
-        command.arg("--cgroup").arg(group.path());
-    }
-    match &job.script {
-        Some(text) => {
-            passed.push((supervise::script_file(text)?, supervise::SCRIPT));
-            let script = format!("/dev/fd/{}", supervise::SCRIPT);
-            command.args(["--script", "--program=/bin/bash", "--", "/bin/bash", &script]);
-        }
-        None => {
-            if let Some(program) = &job.program {
-                command.arg("--program").arg(program);
-            }
-            command.arg("--").args(&job.words);
-        }
-    }
-    command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v))).current_dir("/");
-    let ends = if job.tty { terminal(&mut command, job.identity.as_ref())? } else { pipes(&mut command, job.stdin)? };
-    sys::pass(&mut command, passed);
-    let process = tokio::process::Command::from(command).spawn()?;
-    Ok(Started { instructions, report, process, ends })
+    let (standard, ends) = if job.tty { terminal(job.identity.as_ref())? } else { pipes(job.stdin)? };
+    Ok((supervisors.start(&plan, &CommandEnds { standard, script })?, ends))
 }
 
 /// Gives the command a terminal, which belongs to whom the command runs as.
-fn terminal(command: &mut Command, identity: Option<&Identity>) -> io::Result<Ends> {
+fn terminal(identity: Option<&Identity>) -> io::Result<([OwnedFd; 3], Ends)> {
     let pty = nix::pty::openpty(None, None)?;
     if let Some(identity) = identity {
         nix::unistd::fchown(&pty.slave, Some(identity.uid.into()), None)?;
     }
-    let slave = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
-    command.stdin(slave(&pty.slave)?).stdout(slave(&pty.slave)?).stderr(slave(&pty.slave)?);
+    let standard = [pty.slave.try_clone()?, pty.slave.try_clone()?, cloexec(pty.slave)?];
     let stdin = Some(AsyncPipe::both(cloexec(pty.master.try_clone()?)?)?);
-    Ok(Ends { stdin, stdout: AsyncPipe::both(cloexec(pty.master)?)?, stderr: None })
+    Ok((standard, Ends { stdin, stdout: AsyncPipe::both(cloexec(pty.master)?)?, stderr: None }))
 }
 
 /// Gives the command pipes; standard input only where it is the client's.
-fn pipes(command: &mut Command, input: bool) -> io::Result<Ends> {
+fn pipes(input: bool) -> io::Result<([OwnedFd; 3], Ends)> {
     let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
     pipe::enlarge(out_read.as_fd());
-    command.stdout(out_write).stderr(err_write);
-    let stdin = if input {
+    let (in_read, stdin) = if input {
         let (in_read, in_write) = pipe2(OFlag::O_CLOEXEC)?;
-        command.stdin(in_read);
-        Some(AsyncPipe::writer(in_write)?)
+        (in_read, Some(AsyncPipe::writer(in_write)?))
     } else {
-        command.stdin(Stdio::null());
-        None
+        (File::open("/dev/null")?.into(), None)
     };
-    Ok(Ends { stdin, stdout: AsyncPipe::reader(out_read)?, stderr: Some(AsyncPipe::reader(err_read)?) })
+    let ends = Ends { stdin, stdout: AsyncPipe::reader(out_read)?, stderr: Some(AsyncPipe::reader(err_read)?) };
+    Ok(([in_read, out_write, err_write], ends))
 }
 
 fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -199,8 +174,10 @@ pub(super) async fn run(
     receipt: Option<Receipt>,
     port: &Port,
     registration: &Registration,
+    supervisors: &Arc<Supervisors>,
 ) -> io::Result<Done> {
-    let Started { mut instructions, mut report, mut process, ends } = start(job, group)?;
+    let (mut supervisor, ends) = start(job, group, supervisors)?;
+    let Supervisor { instructions, report, process } = &mut supervisor;
     let deadline = job.timeout.map(|t| Instant::now() + t);
     let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
     let Ends { stdin, stdout, stderr } = ends;
@@ -217,7 +194,7 @@ pub(super) async fn run(
     // Whatever waits for the qube to read is in here, beside the reasons to cut the command short.
     let mut work = Box::pin(async {
         port.accept(receipt).await;
-        let ended = async { tokio::join!(out, err, ending(&mut report, job, group)).2 };
+        let ended = async { tokio::join!(out, err, ending(report, job, group)).2 };
         let fed = async {
             feed(stdin, job.tty, port, &input).await;
             std::future::pending().await
@@ -232,7 +209,7 @@ pub(super) async fn run(
     let (ending, cut) = tokio::select! {
         biased;
         ending = &mut work => (ending, None),
-        why = reason(&budget, deadline, registration, port, master, &mut instructions) => {
+        why = reason(&budget, deadline, registration, port, master, instructions) => {
             registration.enter(RequestState::Ending);
             instructions.give(Instruction::End).await;
             // the supervisor ends when the tree has; a qube that reads nothing loses the last output then
@@ -255,13 +232,14 @@ pub(super) async fn run(
     if cut.is_none() {
         instructions.give(Instruction::Leave).await;
     }
-    drop(instructions); // the supervisor sees the end of the stream
-    // It ends by itself now; a zombie is not left to chance.
-    if timeout(GRACE, process.wait()).await.is_err() {
-        let _ = process.start_kill();
-    }
-    if let (Some(group), true) = (group, cut.is_some()) {
-        group.kill();
+    let collected = supervisor.collect(GRACE);
+    if cut.is_some() {
+        collected.await;
+        if let Some(group) = group {
+            group.kill();
+        }
+    } else {
+        tokio::spawn(collected); // the answer need not wait for it
     }
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
     let input = input.whole.into_inner().then(|| input.taken.finish().0);
@@ -352,6 +330,7 @@ impl Pumped {
 /// Passes output on, as much as there is credit for, until its end.
 async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budget: &Budget, pumped: &Pumped) {
     let most = u32::try_from(SLICE).unwrap_or(u32::MAX);
+    let mut memory = ReadMemory::default();
     loop {
         if pipe.readable().await.is_err() {
             break;
@@ -360,9 +339,10 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
         if credit == 0 {
             break; // nobody reads any more
         }
-        let mut buffer = vec![0; frame::HEADER + credit as usize];
         let Some(place) = port.place_in_line().await else { break };
-        let n = pipe.read(&mut buffer[frame::HEADER..]).await.unwrap_or_default();
+        let buffer = memory.room(frame::HEADER + credit as usize);
+        buffer.extend_from_slice(&[0; frame::HEADER]);
+        let n = pipe.read_into(buffer, credit as usize).await.unwrap_or_default();
         let room = usize::try_from(budget.left.load(Relaxed)).unwrap_or(usize::MAX);
         let kept = n.min(room);
         port.inbox.unused(credit - u32::try_from(kept).unwrap_or(credit));
@@ -373,7 +353,7 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
         if kept > 0 {
             buffer.truncate(frame::HEADER + kept);
             pumped.add(&buffer[frame::HEADER..]);
-            place.send(port.data(buffer, kind));
+            place.send(port.data(buffer.split(), kind));
         }
         if kept < n {
             budget.over.store(true, Relaxed);

@@ -46,6 +46,7 @@ mod run;
 mod session;
 mod sheet;
 mod state;
+mod supervisors;
 mod transfer;
 #[cfg(feature = "v1")]
 mod v1;

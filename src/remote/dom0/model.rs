@@ -171,6 +171,7 @@ fn shared(dir: &TempDir) -> Arc<Shared> {
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
         groups: None,
+        supervisors: Arc::default(),
         vms: Mutex::default(),
         paths,
     })

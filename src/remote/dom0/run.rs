@@ -106,6 +106,7 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
         groups: if options.dry_run { None } else { CommandGroups::of_daemon() },
+        supervisors: Arc::default(),
         vms: Mutex::default(),
         missing: Mutex::default(),
         sought: Notify::new(),

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, key_uses::KeyUses, ledger::Ledger,
-    looks::Looks, places::Places, replay::Replay, request::Requests, restart::PendingRestart,
+    looks::Looks, places::Places, replay::Replay, request::Requests, restart::PendingRestart, supervisors::Supervisors,
 };
 use crate::{
     log::{Event, Kind, Reminder, emit},
@@ -68,6 +68,7 @@ pub struct Shared {
     pub(super) tasks: TaskTracker,
     /// Where commands get control groups of their own.
     pub(super) groups: Option<CommandGroups>,
+    pub(super) supervisors: Arc<Supervisors>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
     /// Names of the list that no qube has.
     pub(super) missing: Mutex<BTreeSet<String>>,
