@@ -15,7 +15,9 @@ use super::{
 use crate::{
     activation,
     control::SOCKET,
-    handover, log,
+    dial::qrexec::Group,
+    handover::{self, CrashGuard},
+    log,
     report::{Code, Fatal},
     service::{self, Ended, Setup, Stay},
     spec::{FaultEffect, Faults, LogLevel},
@@ -75,7 +77,8 @@ pub(super) struct TimestampsOption {
 /// Nothing to serve, a configuration that cannot be used, no runtime.
 pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
-    let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
+    let mut inherited = activation::receive(|name| name == handover::NAME || handover::is_of_crash(name))
+        .map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let texts = options.sources.texts();
@@ -95,18 +98,31 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         return Err((options.lonely)());
     }
     headroom::keep();
-    handover::make_room(&inherited.stored);
+    let (crashed, parked): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut inherited.stored).into_iter().partition(|(name, _)| handover::is_of_crash(name));
+    let parked: Vec<_> = parked.into_iter().map(|(_, fd)| fd).collect();
+    handover::make_room(&parked);
+    // Before the first thread, too.
+    let calls = managed.then(Group::find).flatten();
+    let guard = CrashGuard::begin(crashed, calls.as_ref().map(Group::path));
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let stamps = options.timestamps.holds(|| std::io::stderr().is_terminal());
     let stamp = stamps.then_some(time_of_day as fn() -> String);
-    let guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
+    let log_guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
+    let guard = guard.unwrap_or_else(|e| {
+        let text = format!("sessions will not outlive a crash of this process: {e}");
+        log::say(log::Kind::CallsUnowned, text);
+        None
+    });
     options.sources.warn_of_writable();
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
     let setup = Setup {
         inherited,
+        parked,
+        guard,
         loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
         nothing: options.sources.nothing(options.program),
@@ -120,7 +136,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         control: options.control.or_else(|| Some(unit::runtime_directory()?.join(SOCKET))),
     };
     let ended = runtime.block_on(service::run(setup));
-    drop(guard);
+    drop(log_guard);
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),

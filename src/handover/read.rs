@@ -19,6 +19,7 @@ use super::{
     },
 };
 use crate::{
+    crash::Note,
     dial::qrexec::{Child, Helper, ParkedCall, Stderr},
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
@@ -26,21 +27,14 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
-    session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
+    session::{
+        FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, SessionEnding, SessionInfo, abandon,
+        ended_event,
+    },
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
 };
-
-/// Everything that the previous process handed over.
-#[derive(Debug, Default)]
-pub struct Taken {
-    pub sessions: Vec<Records>,
-    /// The listeners that it had bound itself.
-    pub listeners: Vec<Handed>,
-    /// Sessions and listeners that cannot be taken up.
-    pub lost: Vec<Lost>,
-}
 
 /// A session of the previous process.
 #[derive(Debug)]
@@ -66,6 +60,8 @@ pub struct Adopted<'a> {
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     pub stage: ParkedStage,
+    /// The session's note in this process, after a crash.
+    pub note: Option<Note>,
 }
 
 /// A session that could not be taken up.
@@ -75,11 +71,16 @@ pub struct Lost {
     pub session: Option<Uuid>,
     pub what: String,
     pub why: String,
+    /// All that is known of it, and its END.
+    pub known: Option<Box<(SessionInfo, End)>>,
 }
 
 impl Lost {
     /// Tells that the session could not be taken up; that is its end.
     pub fn emit(&self) {
+        if let Some(known) = &self.known {
+            return emit(ended_event(&known.0, &SessionEnding::new(known.1, self.why.clone())));
+        }
         let text = format!("{} could not be taken up: {}", self.what, self.why);
         let mut event = Event::new(EventKind::HandoverLost, text);
         event.session = self.session;
@@ -89,38 +90,48 @@ impl Lost {
 
     /// Nothing of the whole handover can be used.
     pub fn all(why: impl Into<String>) -> Self {
-        Self { session: None, what: "all sessions of the previous process".into(), why: why.into() }
+        Self { session: None, what: "all sessions of the previous process".into(), why: why.into(), known: None }
     }
 }
 
 /// Opens what [`write`] wrote, here or in another version of this program: the listeners, which come first, are read,
 /// the sessions are left to be read.
-pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
-    let mut sessions = Records { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
+///
+/// [`write`]: super::write
+pub fn open(
+    bytes: Vec<u8>,
+    fds: Vec<Option<OwnedFd>>,
+    own_listeners: &mut Vec<Handed>,
+    lost: &mut Vec<Lost>,
+) -> Option<Lines> {
+    let mut sessions = Lines { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
     match lines(&sessions.bytes) {
         Ok((lines, held)) => (sessions.lines, sessions.held) = (lines, held),
-        Err(why) => return taken.lost.push(Lost::all(why)),
+        Err(why) => {
+            lost.push(Lost::all(why));
+            return None;
+        }
     }
     let mut own = 0;
     for line in &sessions.lines {
         match listeners::read(&sessions.bytes[line.clone()], &mut lock(&sessions.fds)) {
-            Some(Ok(handed)) => taken.listeners.push(handed),
+            Some(Ok(handed)) => own_listeners.push(handed),
             Some(Err(why)) => {
                 let what = "a listener of the previous process".to_owned();
-                taken.lost.push(Lost { session: None, what, why });
+                lost.push(Lost { session: None, what, why, known: None });
             }
             None => break,
         }
         own += 1;
     }
     sessions.lines.drain(..own);
-    taken.sessions.push(sessions);
+    Some(sessions)
 }
 
 /// The sessions of the previous process, to be read one by one, by several threads if need be. Dropped, it abandons the
 /// descriptors that no record claimed.
 #[derive(Debug)]
-pub struct Records {
+pub struct Lines {
     bytes: Vec<u8>,
     /// Places of the records in `bytes`.
     lines: Vec<Range<usize>>,
@@ -129,20 +140,16 @@ pub struct Records {
     fds: Mutex<Vec<Option<OwnedFd>>>,
 }
 
-impl Drop for Records {
+impl Drop for Lines {
     fn drop(&mut self) {
         let fds = self.fds.get_mut().unwrap_or_else(PoisonError::into_inner);
         fds.iter().flatten().for_each(abandon);
     }
 }
 
-impl Records {
+impl Lines {
     pub fn len(&self) -> usize {
         self.lines.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 
     /// Reads one; each can be read once.
@@ -157,7 +164,7 @@ impl Records {
                 Some(id) => format!("session {id}"),
                 None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
             };
-            Lost { session, what, why }
+            Lost { session, what, why, known: None }
         })
     }
 
@@ -197,6 +204,7 @@ impl Records {
             redials: RedialsKept { lost: record.redialled, starting_ms: record.starting_ms },
             bytes: record.bytes,
             stage,
+            note: None,
         })
     }
 
@@ -272,7 +280,7 @@ impl RecordReader<'_> {
                     SideRecord::Upstream => Side::Upstream,
                 });
                 let helper = child.map(|child| self.helper(&child)).transpose()?;
-                let relay = relay::Parked { peer, upstream, up, down, reset_by };
+                let relay = relay::Parked { peer, upstream, up, down, reset_by, end_held: false };
                 ParkedStage::Relaying { relay, helper }
             }
         })

@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use crate::{
-    handover::{self, Adopted, Lost},
+    handover::{self, Adopted, Died, Lost, Records, Taken},
     log::{End, emit},
     relay::Counters,
     session::{Routes, SessionEnding, SessionInfo, ended_event},
@@ -46,6 +46,14 @@ use crate::{
 
 /// How long after a process has left the next one may be on its way without anybody asking for it.
 const RETURN: Duration = Duration::from_secs(1);
+
+/// How long the sessions of a process that crashed wait for the next process.
+const TAKEN_UP: Duration = Duration::from_secs(30);
+
+/// Why sessions end that no process takes up.
+const STOPPED: &str = "the service was stopped before its next process took this up";
+const KILLED: &str = "the service was killed while it stopped";
+const NOBODY: &str = "the service crashed, and no process came to take this up";
 
 /// Reasons for a keeper to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +72,7 @@ pub async fn keep() -> io::Result<Stay> {
     let mut terminate = signal(SignalKind::terminate())?;
     let socket = listen().ok(); // without one, the unit is still the owner of the calls
     let mut kept = Vec::new();
+    let mut crashed: Option<Crashed> = None;
     let mut doubt = None;
     let why = loop {
         let left = or_never(socket.as_ref().map(AsyncFd::readable));
@@ -74,8 +83,11 @@ pub async fn keep() -> io::Result<Stay> {
                 left?.clear_ready();
                 // Those that were taken up are empty.
                 kept.retain(|end: &OwnedFd| handover::waits(end.as_fd()));
-                take_in(socket.as_ref(), &mut kept);
+                take_in(socket.as_ref(), &mut kept, &mut crashed);
                 doubt = Some(Instant::now() + RETURN);
+            }
+            () = or_never(crashed.as_ref().map(|left| sleep_until(left.until))) => {
+                crashed.take().into_iter().for_each(Crashed::end);
             }
             () = or_never(doubt.map(sleep_until)) => match jobs::presence(&unit::service_of_calls()).await {
                 Some(Presence::Gone) => break Stay::Deserted,
@@ -85,15 +97,52 @@ pub async fn keep() -> io::Result<Stay> {
             },
         }
     };
-    take_in(socket.as_ref(), &mut kept);
-    end_all(&kept);
+    take_in(socket.as_ref(), &mut kept, &mut crashed);
+    crashed.into_iter().for_each(Crashed::end);
+    end_all(handover::open(&kept), STOPPED, End::Drained);
     Ok(why)
 }
 
-fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>) {
-    let next = |socket: &AsyncFd<OwnedFd>| sys::receive::<4>(socket.as_fd(), &mut [0; 16], MsgFlags::empty());
-    while let Some(Ok((_, fds))) = socket.map(next) {
-        kept.extend(fds);
+fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>, crashed: &mut Option<Crashed>) {
+    let mut text = [0; 16];
+    let mut next = |socket: &AsyncFd<OwnedFd>| {
+        let (n, fds) = sys::receive::<4>(socket.as_fd(), &mut text, MsgFlags::empty())?;
+        io::Result::Ok((&text[..n] == handover::CRASHED, fds))
+    };
+    while let Some(Ok((crash, fds))) = socket.map(&mut next) {
+        match (crash, <[OwnedFd; 2]>::try_from(fds)) {
+            (true, Ok([memfd, take])) => *crashed = Crashed::new(memfd, take),
+            (true, Err(_)) => {}
+            (false, Ok(fds)) => kept.extend(fds),
+            (false, Err(fds)) => kept.extend(fds),
+        }
+    }
+}
+
+/// What the shadow of a process that crashed has left.
+struct Crashed {
+    died: Died,
+    /// The notes, and the end of the pair in which the descriptors wait.
+    memfd: OwnedFd,
+    take: OwnedFd,
+    /// Until when the next process may take it.
+    until: Instant,
+}
+
+impl Crashed {
+    /// `None` when the next process has it.
+    fn new(memfd: OwnedFd, take: OwnedFd) -> Option<Self> {
+        let died = handover::died(memfd.as_fd())?;
+        let allowed = if died.stopping { Duration::ZERO } else { TAKEN_UP };
+        Some(Self { died, memfd, take, until: Instant::now() + allowed })
+    }
+
+    /// Ends the sessions, if no process has taken them.
+    fn end(self) {
+        if let Some(noted) = handover::seize(self.memfd, &self.take, self.died.generation) {
+            let why = if self.died.stopping { KILLED } else { NOBODY };
+            end_all(Taken { sessions: vec![Records::Noted(noted)], ..Taken::default() }, why, End::Lost);
+        }
     }
 }
 
@@ -105,20 +154,19 @@ fn listen() -> io::Result<AsyncFd<OwnedFd>> {
     sys::register(socket.into(), Interest::READABLE)
 }
 
-fn end_all(kept: &[OwnedFd]) {
-    let taken = handover::open(kept);
+fn end_all(taken: Taken, why: &str, end: End) {
     taken.lost.iter().for_each(Lost::emit);
     for sessions in taken.sessions {
         for index in 0..sessions.len() {
             match sessions.read(index) {
-                Ok(session) => end_one(session),
+                Ok(session) => end_one(session, why, end),
                 Err(lost) => lost.emit(),
             }
         }
     }
 }
 
-fn end_one(session: Adopted<'_>) {
+fn end_one(session: Adopted<'_>, why: &str, end: End) {
     let route = Routes::new(0).unknown(session.name.to_string(), session.listener, &session.upstream);
     let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
     let info = SessionInfo::new(session.id, Arc::new(route), session.peer, session.age, counters);
@@ -127,9 +175,9 @@ fn end_one(session: Adopted<'_>) {
     }
     let losses = session.stage.losses();
     session.stage.abandon();
-    let mut note = "the service was stopped before its next process took this up".to_owned();
+    let mut note = why.to_owned();
     if !losses.is_empty() {
         note += &format!("; {losses}");
     }
-    emit(ended_event(&info, &SessionEnding::new(End::Drained, note)));
+    emit(ended_event(&info, &SessionEnding::new(end, note)));
 }

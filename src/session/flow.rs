@@ -24,6 +24,7 @@ use super::{
     event,
     flows::{Entry, Eviction, Flow, FlowUpstream},
     info::SessionInfo,
+    note,
     route::Lead,
     sessions::Sessions,
     stage::NextStage,
@@ -59,7 +60,10 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
             connected = connect(&info, flow, &story.sessions) => connected,
         };
         match connected {
-            Ok(namespace) => story.connected(&DialledAt { address: None, namespace }),
+            Ok(namespace) => {
+                story.connected(&DialledAt { address: None, namespace });
+                note::flow_open(&info, flow);
+            }
             Err(failure) => {
                 let next = story.failed(&failure);
                 // The peer will ask again soon; that is not to be an event each time.
@@ -90,6 +94,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
                 }
                 other = &mut other => {
                     flow.open(other);
+                    note::flow_open(&info, flow);
                     break;
                 }
                 () = &mut idle => {

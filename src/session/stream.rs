@@ -185,6 +185,13 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage
 /// Closes both ends as the outcome asks.
 pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> NextStage {
     story.release_note();
+    story.ending(match outcome {
+        RelayOutcome::Eof { .. } | RelayOutcome::UpstreamEnded => End::Eof,
+        RelayOutcome::Reset { .. } | RelayOutcome::Silent { .. } => End::Reset,
+        RelayOutcome::Idle => End::Idle,
+        RelayOutcome::Interrupted(Why::Killed) => End::Killed,
+        RelayOutcome::Interrupted(_) => End::Drained,
+    });
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.

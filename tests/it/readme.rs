@@ -15,6 +15,7 @@ const PAGES: &[&str] = &[
     ".github/CONTRIBUTING.md",
     ".github/SECURITY.md",
     "packaging/CHANGELOG.md",
+    "packaging/doc/crash.md",
     "packaging/hardening.md",
     "packaging/qubes-rpc/README.md",
 ];

@@ -1,0 +1,33 @@
+//! The names of a session, which change seldom: text, as JSON. Fields are added with a default and ignored by older
+//! readers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// What a session is called, and whom it belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    /// The fd name of its listener.
+    pub name: String,
+    pub listener: String,
+    pub upstream: String,
+    pub peer: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_netns: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// Of a flow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedNote>,
+}
+
+/// Who asked, and at which address of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedNote {
+    pub peer: SocketAddr,
+    pub at: Option<(IpAddr, u32)>,
+}

@@ -1,0 +1,120 @@
+//! The descriptors of processes that died, as their shadows have given them: by what they are.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{MsgFlags, SockType, SockaddrStorage, getpeername, getsockopt, setsockopt, sockopt},
+        stat::{SFlag, fstat},
+    },
+};
+
+use crate::{crash::DescriptorKey, sys};
+
+/// Descriptors in one message of a shadow.
+const BATCH: usize = sys::shadow::BATCH;
+/// How long nothing may come from a shadow that is not done. It gathers 8,000 descriptors in 30 ms.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Descriptors by what they are.
+#[derive(Debug, Default)]
+pub(super) struct Descriptors {
+    pub(super) by_key: HashMap<(Class, DescriptorKey), Vec<OwnedFd>>,
+    /// Process ids, inodes.
+    pidfds: Vec<(u32, DescriptorKey, OwnedFd)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    Socket,
+    PipeReader,
+    PipeWriter,
+}
+
+/// Receives what waits in the pair, until all shadows are `done` and nothing more comes.
+pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descriptors {
+    let mut all = Descriptors::default();
+    let mut heard = Instant::now();
+    loop {
+        // Asked first: what was sent before a shadow was done is there.
+        let last = done() || heard.elapsed() > SILENCE;
+        while let Ok((n, fds)) = sys::receive::<BATCH>(from, &mut [0; 16], MsgFlags::empty()) {
+            if n == 0 && fds.is_empty() {
+                break;
+            }
+            heard = Instant::now();
+            fds.into_iter().for_each(|fd| all.add(fd));
+        }
+        if last {
+            return all;
+        }
+        let _ = poll(&mut [PollFd::new(from, PollFlags::POLLIN)], PollTimeout::from(10_u8));
+    }
+}
+
+impl Descriptors {
+    /// Adds a descriptor. Listeners, their locks and files come again in other ways, and are closed.
+    fn add(&mut self, fd: OwnedFd) {
+        let Ok(stat) = fstat(&fd) else { return };
+        let key = stat.st_ino;
+        let class = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFSOCK if is_connected(&fd) => Class::Socket,
+            SFlag::S_IFIFO => {
+                let flags = fcntl(&fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).unwrap_or(OFlag::empty());
+                if flags & OFlag::O_ACCMODE == OFlag::O_WRONLY { Class::PipeWriter } else { Class::PipeReader }
+            }
+            _ => {
+                if let Some(pid) = pid_of(&fd) {
+                    self.pidfds.push((pid, key, fd));
+                }
+                return;
+            }
+        };
+        self.by_key.entry((class, key)).or_default().push(fd);
+    }
+
+    /// Takes the descriptor with this key. It may have come several times: one is enough.
+    pub(super) fn claim(&mut self, class: Class, key: DescriptorKey) -> Option<OwnedFd> {
+        let fd = self.by_key.remove(&(class, key)).and_then(|fds| fds.into_iter().next())?;
+        if class == Class::Socket {
+            // The shadow has set it, for the case that nobody claims the socket.
+            let _ = setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
+        }
+        Some(fd)
+    }
+
+    /// Takes the pidfd of this process; by its key where the process was collected already.
+    pub(super) fn claim_process(&mut self, pid: u32, key: DescriptorKey) -> Option<OwnedFd> {
+        let known = |(of, at, _): &(u32, DescriptorKey, OwnedFd)| *of == pid || (*of == 0 && *at == key);
+        let index = self.pidfds.iter().position(known)?;
+        Some(self.pidfds.swap_remove(index).2)
+    }
+}
+
+/// Whether a socket has another side. A datagram socket of a flow is connected, a listening one is not.
+fn is_connected(fd: &OwnedFd) -> bool {
+    let listens = getsockopt(fd, sockopt::AcceptConn).unwrap_or(false);
+    !listens && (is_stream(fd) || getpeername::<SockaddrStorage>(fd.as_raw_fd()).is_ok())
+}
+
+/// A stream socket whose other side is gone has no peer name any more.
+pub(super) fn is_stream(fd: &OwnedFd) -> bool {
+    getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
+}
+
+pub(super) fn is_unix(fd: &OwnedFd) -> bool {
+    socket2::SockRef::from(fd).local_addr().is_ok_and(|local| local.is_unix())
+}
+
+/// The process that a pidfd stands for; 0 when that has been collected. `None` for other descriptors.
+fn pid_of(fd: &OwnedFd) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    Some(pid.trim().parse().unwrap_or(0))
+}

@@ -1,0 +1,262 @@
+//! What a process does against its own crash: it has a region for its notes and a shadow that shares its descriptors,
+//! both before its first thread.
+//!
+//! The order matters. The process swaps itself in as the owner, then it starts its shadow, and only then anything is
+//! taken from the pair: a process that is killed while it takes up the sessions of a crashed one loses none of them.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
+};
+use sd_notify::NotifyState;
+
+use crate::{
+    crash::{Region, RegionMode, RegionOwner, note_fatal, note_panics, region, set_region},
+    sys::{
+        self,
+        fatal::on_fatal_signals,
+        shadow::{self, ShadowPlan, unix_address},
+    },
+    systemd::{
+        notify::{barrier, tell},
+        unit,
+    },
+};
+
+/// Our names in the descriptor store: the memfd of the notes, the end of the pair that the shadow sends into, the end
+/// that the next process reads from.
+const STORED: [&str; 3] = ["crash-notes", "crash-in", "crash-out"];
+/// What the keeper is told when a shadow has given everything.
+pub const CRASHED: &[u8] = b"crashed";
+/// How long the shadow may take to begin.
+const BEGIN: Duration = Duration::from_secs(2);
+
+/// Whether an entry of the descriptor store belongs to a crash.
+pub fn is_ours(name: &str) -> bool {
+    STORED.contains(&name)
+}
+
+/// What a process has against its own crash.
+#[derive(Debug)]
+pub struct CrashGuard {
+    region: Arc<Region>,
+    /// The end of the pair that descriptors of dead processes are read from.
+    take: OwnedFd,
+    /// The other end; the shadow sends into it, under its number.
+    _give: OwnedFd,
+    /// The previous process has crashed, and this one has its sessions.
+    crashed: bool,
+    /// Stands for the shadow.
+    shadow: Option<OwnedFd>,
+}
+
+/// Region and pair.
+struct GuardParts {
+    region: Region,
+    give: OwnedFd,
+    take: OwnedFd,
+    crashed: bool,
+}
+
+impl CrashGuard {
+    /// Begins, with what the descriptor store has of earlier processes; `calls` is the control group of the unit that
+    /// owns the calls. Without that unit there is no place where a shadow would outlive this process.
+    ///
+    /// # Errors
+    /// Why this process would not survive a crash; everything else works.
+    pub fn begin(stored: Vec<(String, OwnedFd)>, calls: Option<&Path>) -> io::Result<Option<Self>> {
+        let earlier = earlier(stored);
+        let Some(calls) = calls.filter(|calls| calls.is_dir()) else {
+            return Ok(None);
+        };
+        let GuardParts { region, give, take, crashed } = match earlier.and_then(own) {
+            Some(parts) => parts,
+            None => own(fresh()?).ok_or(io::ErrorKind::Other)?,
+        };
+        let region = Arc::new(region);
+        sleep(Duration::from_millis(region.started()));
+        make_room(take.as_fd(), region.given());
+        let mut guard = Self { region, take, _give: give, crashed, shadow: None };
+        match guard.start_shadow(calls) {
+            Ok(shadow) => guard.shadow = Some(shadow),
+            Err(e) if !guard.crashed => return Err(e),
+            Err(_) => return Ok(Some(guard)), // the sessions of the crash are taken up all the same
+        }
+        set_region(guard.region.clone());
+        note_panics();
+        on_fatal_signals(note_fatal)?;
+        Ok(Some(guard))
+    }
+
+    /// Starts the shadow and waits until no kill of this unit reaches it.
+    fn start_shadow(&self, calls: &Path) -> io::Result<OwnedFd> {
+        let RegionOwner::Service(generation) = self.region.owner() else { return Err(io::ErrorKind::Other.into()) };
+        let started = self.shadow(calls, generation);
+        if started.is_err() {
+            self.region.without_shadow();
+        }
+        started
+    }
+
+    fn shadow(&self, calls: &Path, generation: u64) -> io::Result<OwnedFd> {
+        let group = calls.join("shadow");
+        match std::fs::create_dir(&group) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        let keeper = unit::keeper().and_then(|path| unix_address(&path));
+        let plan = ShadowPlan {
+            words: self.region.shadow_words(generation),
+            generation,
+            // For as long as the table is there: the shadow waits on it.
+            process: sys::pidfd_open(std::process::id())?.into_raw_fd(),
+            pair: (self._give.as_raw_fd(), self.take.as_raw_fd()),
+            memfd: self.region.memfd().as_fd().as_raw_fd(),
+            group: CString::new(group.join("cgroup.procs").as_os_str().as_bytes())?,
+            keeper,
+            message: CRASHED,
+        };
+        let shadow = sys::pidfd_open(shadow::start(&plan)?)?;
+        let until = Instant::now() + BEGIN;
+        while !self.region.is_ready(generation) {
+            if Instant::now() > until || has_ended(shadow.as_fd()) {
+                let _ = sys::pidfd_send_signal(shadow.as_fd(), libc::SIGKILL);
+                return Err(io::Error::other("the process that shares the descriptors did not begin"));
+            }
+            sleep(Duration::from_micros(200));
+        }
+        Ok(shadow)
+    }
+
+    /// Stands for the shadow, where there is one: readable when the shadow has ended.
+    pub fn take_shadow(&mut self) -> Option<OwnedFd> {
+        self.shadow.take()
+    }
+
+    /// Whether the previous process has crashed, so that a handover that it had begun is not the one that counts.
+    pub fn crashed(&self) -> bool {
+        self.crashed
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    pub(super) fn take_end(&self) -> BorrowedFd<'_> {
+        self.take.as_fd()
+    }
+
+    /// Whether this process has a shadow, which is among those that are not done.
+    pub(super) fn has_shadow(&self) -> bool {
+        region().is_some()
+    }
+}
+
+/// What the store has of an earlier process, if that can be used.
+fn earlier(stored: Vec<(String, OwnedFd)>) -> Option<GuardParts> {
+    if stored.is_empty() {
+        return None;
+    }
+    let mut all = [None, None, None];
+    for (name, fd) in stored {
+        STORED.iter().zip(&mut all).filter(|(known, _)| **known == name).for_each(|(_, place)| {
+            if place.is_none() {
+                *place = fd.try_clone().ok();
+            }
+        });
+    }
+    let parts = match all {
+        [Some(memfd), Some(give), Some(take)] => {
+            Region::open(memfd).ok().map(|region| GuardParts { region, give, take, crashed: true })
+        }
+        _ => None,
+    };
+    parts.filter(|parts| parts.region.mode() == RegionMode::Running)
+}
+
+/// Makes this process the owner; `None` when the keeper is.
+fn own(parts: GuardParts) -> Option<GuardParts> {
+    let generation = parts.region.next_generation();
+    let owned = parts.region.own(RegionOwner::Service(generation));
+    if !owned {
+        parts.region.without_shadow();
+    }
+    owned.then_some(parts)
+}
+
+/// A new region and a new pair, in the descriptor store from now on.
+fn fresh() -> io::Result<GuardParts> {
+    forget();
+    let region = Region::create()?;
+    let (give, take) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    for (name, fd) in STORED.iter().zip([region.memfd().as_fd(), give.as_fd(), take.as_fd()]) {
+        // FDPOLL=0: the manager is not to drop them when it sees a hang-up.
+        let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        sd_notify::notify_with_fds(&state, &[fd])?;
+    }
+    barrier()?;
+    Ok(GuardParts { region, give, take, crashed: false })
+}
+
+/// Takes region and pair out of the descriptor store.
+fn forget() {
+    for name in STORED {
+        tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    }
+}
+
+/// Says what is to become of the sessions from now on, if this process dies.
+pub fn set_mode(mode: RegionMode) {
+    let Some(region) = region() else { return };
+    region.set_mode(mode);
+    if matches!(mode, RegionMode::Handed | RegionMode::Ended) {
+        forget();
+    }
+}
+
+/// What the keeper needs to know of a process that died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Died {
+    /// Which process of this region it was.
+    pub generation: u64,
+    /// Whether it was stopping: then nobody takes its sessions up.
+    pub stopping: bool,
+}
+
+/// The process that left these notes; `None` when the next one has them already.
+pub fn died(memfd: BorrowedFd<'_>) -> Option<Died> {
+    let region = memfd.try_clone_to_owned().and_then(Region::open).ok()?;
+    let RegionOwner::Free(generation) = region.owner() else { return None };
+    Some(Died { generation, stopping: region.mode() == RegionMode::Stopping })
+}
+
+/// This process has said that it is ready.
+pub fn serving() {
+    region().into_iter().for_each(Region::serving);
+}
+
+/// As [`super::make_room`], for `descriptors` that were given.
+fn make_room(end: BorrowedFd<'_>, descriptors: u64) {
+    let highest = RawFd::try_from(descriptors).unwrap_or(0);
+    let _ = fcntl(end, FcntlArg::F_DUPFD_CLOEXEC(highest)).map(sys::own);
+}
+
+/// Whether a process has ended.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}

@@ -1,0 +1,457 @@
+//! The sessions of a process that crashed: its notes and its descriptors become what a handover gives.
+//!
+//! Each descriptor is claimed once, by its inode. Descriptors that no note names were accepted or dialled in the last
+//! moment: nothing of them was read.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use nix::unistd::read;
+use uuid::Uuid;
+
+use super::{
+    gathered::{Class, Descriptors, is_stream, is_unix, receive},
+    guard::CrashGuard,
+    read::{Adopted, Lost},
+};
+use crate::{
+    crash::{
+        CrashCause, CrashVerdict, DescriptorKey, HeldNote, Note, NotedId, NotedSession, Region, RelayNote, StageNote,
+    },
+    dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
+    log::End,
+    relay::{
+        self, Counters, ParkedDirection, ParkedEnd, Phase, Side,
+        datagram::{Asked, Destination},
+    },
+    session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, Routes, SessionInfo, abandon},
+    spec::SocketKind,
+    stream::{Stream, StreamKind},
+    sys::{self, lock, shadow::monotonic},
+};
+
+/// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons the
+/// descriptors that nobody claimed.
+#[derive(Debug)]
+pub struct Noted {
+    region: Arc<Region>,
+    /// Whether the notes go on in this process.
+    go_on: bool,
+    slots: Vec<u32>,
+    descriptors: Mutex<Descriptors>,
+    /// Why the process died.
+    pub cause: CrashCause,
+    verdict: CrashVerdict,
+    /// A note could not be read.
+    damaged: AtomicBool,
+}
+
+/// Why a session of a crash does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LostReason {
+    Busy,
+    Private,
+    Missing,
+    Poison,
+    ManyCrashes,
+    Ending(End),
+    Io,
+}
+
+impl LostReason {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Busy => "the service crashed while it moved bytes of this session: some may be missing",
+            Self::Private => "the service crashed while it held bytes of this session in its memory",
+            Self::Missing => "the service crashed, and a descriptor of this session did not come",
+            Self::Poison => "the service crashed twice in a row while it worked on this session",
+            Self::ManyCrashes => "the service crashed five times in a minute",
+            Self::Ending(_) => "the service crashed while it closed this session",
+            Self::Io => "the service crashed, and a descriptor of this session cannot be used",
+        }
+    }
+
+    fn end(self) -> End {
+        if let Self::Ending(end) = self { end } else { End::Lost }
+    }
+}
+
+impl CrashGuard {
+    /// Takes the sessions of the previous process, if that has crashed: `None` otherwise. It waits until the shadow of
+    /// that process has given everything.
+    pub fn rescue(&self) -> Option<Noted> {
+        if !self.crashed() {
+            return None;
+        }
+        let own = u64::from(self.has_shadow());
+        let descriptors = receive(self.take_end(), || self.region().shadows() <= own);
+        let (cause, verdict) = self.region().judge_crash();
+        Some(Noted::new(self.region().clone(), self.has_shadow(), descriptors, cause, verdict))
+    }
+}
+
+/// What the shadow of the process `generation` has left with the keeper. `None` when a process has it.
+pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64) -> Option<Noted> {
+    let region = Region::open(memfd).ok()?;
+    if !region.own_as_keeper(generation) {
+        return None;
+    }
+    let descriptors = receive(take.as_fd(), || true);
+    let cause = CrashCause::Killed;
+    Some(Noted::new(Arc::new(region), false, descriptors, cause, CrashVerdict::GoOn))
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let descriptors = std::mem::take(&mut *lock(&self.descriptors));
+        descriptors.by_key.values().flatten().for_each(abandon);
+    }
+}
+
+impl Noted {
+    fn new(
+        region: Arc<Region>,
+        go_on: bool,
+        descriptors: Descriptors,
+        cause: CrashCause,
+        verdict: CrashVerdict,
+    ) -> Self {
+        Self {
+            slots: region.live(),
+            region,
+            go_on,
+            descriptors: Mutex::new(descriptors),
+            cause,
+            verdict,
+            damaged: false.into(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a note was damaged, the
+    /// socket of that session may be among them: then there are none.
+    pub fn strangers(&self) -> Vec<OwnedFd> {
+        if self.damaged.load(Relaxed) {
+            return Vec::new();
+        }
+        let mut all = lock(&self.descriptors);
+        let stranger = |(class, key): &(Class, DescriptorKey), fds: &Vec<OwnedFd>| {
+            let fd = fds.first()?;
+            let untouched = is_stream(fd) && (is_unix(fd) || sys::is_untouched(fd.as_fd()));
+            (*class == Class::Socket && untouched).then_some(*key)
+        };
+        let keys: Vec<_> = all.by_key.iter().filter_map(|(at, fds)| stranger(at, fds)).collect();
+        keys.into_iter().filter_map(|key| all.claim(Class::Socket, key)).collect()
+    }
+
+    /// Counts what became of the sessions.
+    pub fn count(&self, resumed: usize, lost: usize) {
+        self.region.count(resumed, lost);
+    }
+
+    /// Reads one; each can be read once.
+    ///
+    /// # Errors
+    /// When its note is damaged, or the session cannot go on.
+    pub fn read(&self, index: usize) -> Result<Adopted<'static>, Lost> {
+        let slot = self.slots[index];
+        let noted = match self.region.read(slot) {
+            Ok(noted) => noted,
+            Err(_) => {
+                self.damaged.store(true, Relaxed);
+                let id = uuid(self.region.id(slot));
+                self.region.forget(slot);
+                let why = "its note is damaged".to_owned();
+                return Err(Lost { session: Some(id), what: format!("session {id}"), why, known: None });
+            }
+        };
+        let note = self.go_on.then(|| Note::resume(slot));
+        let mut claimed = Vec::new();
+        let stage = self.judged(&noted).and_then(|()| {
+            // From here on its bytes may be in the memory of this process.
+            if let Some(note) = &note {
+                note.moving();
+            }
+            ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&noted)
+        });
+        match stage {
+            Ok(stage) => Ok(adopted(noted, stage, note)),
+            Err(why) => {
+                let mut claims = ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed };
+                claims.rest(&noted);
+                // A session that had ended well and was being closed ends well.
+                if why != LostReason::Ending(End::Eof) {
+                    claimed.iter().for_each(abandon);
+                }
+                if note.is_none() {
+                    self.region.forget(slot);
+                }
+                Err(doomed(noted, note, why))
+            }
+        }
+    }
+
+    /// Whether a session may be looked at at all.
+    fn judged(&self, noted: &NotedSession) -> Result<(), LostReason> {
+        match &self.verdict {
+            CrashVerdict::ResetAll => return Err(LostReason::ManyCrashes),
+            CrashVerdict::Reset(ids) if ids.contains(&noted.id) => return Err(LostReason::Poison),
+            CrashVerdict::Reset(_) | CrashVerdict::GoOn => {}
+        }
+        if let Some(end) = noted.ending {
+            return Err(LostReason::Ending(End::ALL.get(usize::from(end)).copied().unwrap_or(End::Lost)));
+        }
+        let RelayNote { up, down, .. } = noted.stage.relay;
+        match noted.stage.stage {
+            StageNote::Sockets { .. } | StageNote::Pipes { .. } => {}
+            StageNote::Waiting { .. } | StageNote::SettingUp { .. } | StageNote::Flow { .. } => return Ok(()),
+        }
+        if noted.busy {
+            return Err(LostReason::Busy);
+        }
+        if [up.held, down.held].contains(&HeldNote::Private) { Err(LostReason::Private) } else { Ok(()) }
+    }
+}
+
+/// Claims the descriptors of one session.
+struct ClaimedDescriptors<'a> {
+    all: &'a mut Descriptors,
+    /// Those that were claimed for nothing, when a later one is missing.
+    claimed: &'a mut Vec<OwnedFd>,
+}
+
+impl ClaimedDescriptors<'_> {
+    /// All that the session has, for one that does not go on.
+    fn rest(&mut self, noted: &NotedSession) {
+        let (sockets, readers, writers, child): (_, _, _, Option<(u32, u64)>) = match noted.stage.stage {
+            StageNote::Waiting { peer, .. } => (vec![peer], vec![], vec![], None),
+            StageNote::SettingUp { peer, pipes: [to, from, probe], pidfd, pid, stderr, .. } => {
+                (vec![peer], vec![from, probe, stderr], vec![to], Some((pid, pidfd)))
+            }
+            StageNote::Sockets { peer, upstream, .. } => (vec![peer, upstream], vec![], vec![], None),
+            StageNote::Pipes { peer, from, to, pidfd, pid, stderr, .. } => {
+                (vec![peer], vec![from, stderr], vec![to], Some((pid, pidfd)))
+            }
+            StageNote::Flow { upstream } => (vec![upstream], vec![], vec![], None),
+        };
+        for (class, keys) in [(Class::Socket, sockets), (Class::PipeReader, readers), (Class::PipeWriter, writers)] {
+            self.claimed.extend(keys.into_iter().filter_map(|key| self.all.claim(class, key)));
+        }
+        if let Some((pid, key)) = child {
+            self.claimed.extend(self.all.claim_process(pid, key));
+        }
+    }
+
+    /// Takes one; it is in `claimed` until the stage is whole.
+    fn one(&mut self, class: Class, key: DescriptorKey) -> Result<usize, LostReason> {
+        let fd = self.all.claim(class, key).ok_or(LostReason::Missing)?;
+        self.claimed.push(fd);
+        Ok(self.claimed.len() - 1)
+    }
+
+    fn one_if(&mut self, class: Class, key: DescriptorKey) -> Result<Option<usize>, LostReason> {
+        (key != 0).then(|| self.one(class, key)).transpose()
+    }
+
+    fn process(&mut self, pid: u32, key: DescriptorKey) -> Result<usize, LostReason> {
+        let fd = self.all.claim_process(pid, key).ok_or(LostReason::Missing)?;
+        self.claimed.push(fd);
+        Ok(self.claimed.len() - 1)
+    }
+
+    /// The stage, with all its descriptors, or why it cannot be had.
+    fn stage(mut self, noted: &NotedSession) -> Result<ParkedStage, LostReason> {
+        let relay_note = noted.stage.relay;
+        match noted.stage.stage {
+            StageNote::Waiting { peer, peer_unix } => {
+                self.one(Class::Socket, peer)?;
+                let [fd] = self.whole();
+                Ok(ParkedStage::Waiting(ParkedPeer { kind: kind(peer_unix), fd }))
+            }
+            StageNote::SettingUp { peer, peer_unix, pipes: [to, from, probe], pidfd, pid, stderr } => {
+                self.one(Class::Socket, peer)?;
+                self.one(Class::PipeWriter, to)?;
+                self.one(Class::PipeReader, from)?;
+                self.one(Class::PipeReader, probe)?;
+                self.process(pid, pidfd)?;
+                let said = self.one_if(Class::PipeReader, stderr)?.and_then(|_| self.claimed.pop());
+                let [fd, to, from, probe, pidfd] = self.whole();
+                let taken = Duration::from_nanos(monotonic().saturating_sub(noted.stage.set_up));
+                Ok(ParkedStage::SettingUp {
+                    peer: ParkedPeer { kind: kind(peer_unix), fd },
+                    helper: helper(pid, pidfd, said)?,
+                    call: ParkedCall { pipes: [to, from, probe], taken },
+                    // Of what has passed it nothing is noted: that is counted anew.
+                    passed: Passed::default(),
+                    told: false,
+                })
+            }
+            StageNote::Sockets { peer, peer_unix, upstream, upstream_unix } => {
+                self.one(Class::Socket, peer)?;
+                self.one(Class::Socket, upstream)?;
+                let (up, down) = (self.direction(&relay_note, 0)?, self.direction(&relay_note, 1)?);
+                let [peer, upstream] = self.whole();
+                let peer = ParkedEnd::Socket(kind(peer_unix), peer);
+                let upstream = ParkedEnd::Socket(kind(upstream_unix), upstream);
+                Ok(ParkedStage::Relaying { relay: parked(peer, upstream, up, down, &relay_note), helper: None })
+            }
+            StageNote::Pipes { peer, peer_unix, from, to, pidfd, pid, stderr } => {
+                self.one(Class::Socket, peer)?;
+                self.process(pid, pidfd)?;
+                let (from, to) = (self.one_if(Class::PipeReader, from)?, self.one_if(Class::PipeWriter, to)?);
+                let said = self.one_if(Class::PipeReader, stderr)?;
+                let (up, down) = (self.direction(&relay_note, 0)?, self.direction(&relay_note, 1)?);
+                let mut all: Vec<_> = std::mem::take(self.claimed).into_iter().map(Some).collect();
+                let mut take = |index: Option<usize>| index.and_then(|index| all[index].take());
+                let (said, from, to) = (take(said), take(from), take(to));
+                let (Some(peer), Some(pidfd)) = (take(Some(0)), take(Some(1))) else { return Err(LostReason::Missing) };
+                let (peer, upstream) = (ParkedEnd::Socket(kind(peer_unix), peer), ParkedEnd::Pipes { from, to });
+                let relay = parked(peer, upstream, up, down, &relay_note);
+                Ok(ParkedStage::Relaying { relay, helper: Some(helper(pid, pidfd, said)?) })
+            }
+            StageNote::Flow { upstream } => {
+                let asked = noted.names.asked.ok_or(LostReason::Missing)?;
+                self.one(Class::Socket, upstream)?;
+                let [upstream] = self.whole();
+                let at = asked.at.map(|(ip, interface)| Destination { ip, interface });
+                let kept = FlowKept { passed: noted.passed, ..FlowKept::default() };
+                Ok(ParkedStage::Flow { asked: Asked { peer: asked.peer, at }, upstream, kept })
+            }
+        }
+    }
+
+    /// All descriptors that were claimed.
+    fn whole<const N: usize>(&mut self) -> [OwnedFd; N] {
+        let all = std::mem::take(self.claimed);
+        <[OwnedFd; N]>::try_from(all).unwrap_or_else(|_| unreachable!("a stage claims what it needs"))
+    }
+
+    /// A direction, with the bytes that a pipe of the pool holds.
+    fn direction(&mut self, note: &RelayNote, index: usize) -> Result<ParkedDirection, LostReason> {
+        let direction = if index == 0 { note.up } else { note.down };
+        let phase = match direction.phase {
+            0 => Phase::Open,
+            1 => Phase::Deaf,
+            _ => Phase::Done,
+        };
+        let held = match direction.held {
+            HeldNote::Nothing => Vec::new(),
+            HeldNote::Private => return Err(LostReason::Private),
+            HeldNote::Pipe(key) => {
+                let pipe = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
+                // Its other end, which nobody writes to any more.
+                drop(self.all.claim(Class::PipeWriter, key));
+                content(&pipe).ok_or(LostReason::Io)?
+            }
+        };
+        Ok(ParkedDirection { phase, held, dropped: direction.dropped })
+    }
+}
+
+fn kind(unix: bool) -> StreamKind {
+    if unix { StreamKind::Unix } else { StreamKind::Tcp }
+}
+
+fn parked(
+    peer: ParkedEnd,
+    upstream: ParkedEnd,
+    up: ParkedDirection,
+    down: ParkedDirection,
+    note: &RelayNote,
+) -> relay::Parked {
+    let reset_by = note.reset_by.map(|side| if side == 0 { Side::Peer } else { Side::Upstream });
+    relay::Parked { peer, upstream, up, down, reset_by, end_held: note.end_held }
+}
+
+fn helper(pid: u32, pidfd: OwnedFd, stderr: Option<OwnedFd>) -> Result<Helper, LostReason> {
+    let child = Child::adopt(pid, pidfd).map_err(|_| LostReason::Io)?;
+    let stderr = stderr.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose().map_err(|_| LostReason::Io)?;
+    Ok(Helper { child, stderr: Stderr::new(stderr) })
+}
+
+/// All bytes in a pipe.
+fn content(pipe: &OwnedFd) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; sys::unread(pipe.as_fd())];
+    let mut at = 0;
+    while at < bytes.len() {
+        match read(pipe, &mut bytes[at..]) {
+            Ok(n) if n > 0 => at += n,
+            Err(nix::Error::EINTR) => {}
+            _ => return None,
+        }
+    }
+    Some(bytes)
+}
+
+fn uuid(NotedId(high, low): NotedId) -> Uuid {
+    Uuid::from_u64_pair(high, low)
+}
+
+fn since(nanos: u64) -> Duration {
+    Duration::from_nanos(monotonic().saturating_sub(nanos))
+}
+
+fn adopted(noted: NotedSession, stage: ParkedStage, note: Option<Note>) -> Adopted<'static> {
+    let listener = identity(&noted, stage.transport());
+    let now = monotonic();
+    let starting_ms = noted.starting.map(|until| until.saturating_sub(now) / 1_000_000);
+    let names = noted.names;
+    Adopted {
+        id: uuid(noted.id),
+        name: names.name.into(),
+        listener,
+        upstream: names.upstream.into(),
+        peer: Peer::read(&names.peer).unwrap_or(Peer::Unknown),
+        age: since(noted.accepted),
+        dial_ms: noted.dial_ms,
+        queued_ms: noted.queued_ms,
+        redials: RedialsKept { lost: noted.redialled, starting_ms },
+        netns: names.netns.map(Into::into),
+        bytes: noted.bytes,
+        stage,
+        note,
+    }
+}
+
+fn identity(noted: &NotedSession, transport: SocketKind) -> ListenerIdentity {
+    let names = &noted.names;
+    ListenerIdentity {
+        address: names.listener.as_str().into(),
+        transport,
+        label: names.label.as_deref().map(Into::into),
+        netns: names.listen_netns.as_deref().map(Into::into),
+    }
+}
+
+/// A session that does not go on, with all that its end event says.
+fn doomed(noted: NotedSession, note: Option<Note>, why: LostReason) -> Lost {
+    let id = uuid(noted.id);
+    let transport = match noted.stage.stage {
+        StageNote::Flow { .. } => SocketKind::Udp,
+        StageNote::Waiting { peer_unix: true, .. }
+        | StageNote::SettingUp { peer_unix: true, .. }
+        | StageNote::Sockets { peer_unix: true, .. }
+        | StageNote::Pipes { peer_unix: true, .. } => SocketKind::Unix,
+        _ => SocketKind::Tcp,
+    };
+    let listener = identity(&noted, transport);
+    let route = Routes::new(0).unknown(noted.names.name.clone(), listener, &noted.names.upstream);
+    let (up, down) = noted.bytes;
+    let counters = note.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
+    let peer = Peer::read(&noted.names.peer).unwrap_or(Peer::Unknown);
+    let info = SessionInfo::new(id, Arc::new(route), peer, since(noted.accepted), counters);
+    if let Some(ms) = noted.dial_ms {
+        info.connected(ms, noted.names.netns.as_deref().map(Into::into));
+    }
+    let known = Some(Box::new((info, why.end())));
+    Lost { session: Some(id), what: format!("session {id}"), why: why.text().to_owned(), known }
+}

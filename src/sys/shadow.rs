@@ -1,0 +1,322 @@
+//! A second process that shares this process's table of descriptors, and gives the descriptors away when this process
+//! has died.
+//!
+//! clone(2) with CLONE_FILES and without CLONE_VM: the memory is a copy, the table is the same. When the process that
+//! started the shadow dies, however it dies, the table stays as it was in that moment, because the shadow still has it.
+//! A descriptor that is opened or closed later is opened or closed in both: nothing is registered, and nothing is open
+//! for longer than the process wants it.
+//!
+//! The shadow is a copy of a process with one thread. Its loop makes plain system calls, allocates nothing, takes no
+//! lock and never returns: what it needs is in [`ShadowPlan`], made before it starts.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::RawFd,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire, Release},
+    },
+};
+
+/// Descriptors in one message; the kernel takes 253 (SCM_MAX_FD, unix(7)).
+pub const BATCH: usize = 250;
+/// The name of the shadow among processes: not that of the program, so that `pkill -9 NAME` leaves the shadow alone.
+const NAME: &std::ffi::CStr = c"crash-shadow";
+
+/// What the shadow reads and writes in the shared words.
+#[derive(Clone, Copy, Debug)]
+pub struct ShadowWords<'a> {
+    /// Set to `generation` when the shadow is where no kill of the service reaches it.
+    pub ready: &'a AtomicU64,
+    /// What is to become of the descriptors; read when the process has died.
+    pub mode: &'a AtomicU64,
+    /// The value of `mode` at which the shadow leaves without giving anything.
+    pub leave: [u64; 2],
+    /// Set to the time of the death, in nanoseconds of CLOCK_MONOTONIC.
+    pub died: &'a AtomicU64,
+    /// The number of descriptors that were given.
+    pub given: &'a AtomicU64,
+    /// The number of shadows that are done; 1 is added at the end.
+    pub done: &'a AtomicU64,
+    /// Who has the sessions: swapped from the first value to the second when all is given.
+    pub owner: (&'a AtomicU64, u64, u64),
+}
+
+/// Everything that a shadow needs.
+#[derive(Debug)]
+pub struct ShadowPlan<'a> {
+    pub words: ShadowWords<'a>,
+    /// Which shadow this is.
+    pub generation: u64,
+    /// Stands for the process that starts the shadow.
+    pub process: RawFd,
+    /// The end of a SEQPACKET pair, blocking, that descriptors are sent to; the other end; the memfd of the words.
+    pub pair: (RawFd, RawFd),
+    pub memfd: RawFd,
+    /// `cgroup.procs` of the group that the shadow moves to.
+    pub group: CString,
+    /// The socket of the keeper, which is told and gets the reading end and the memfd.
+    pub keeper: Option<libc::sockaddr_un>,
+    /// What the keeper is told.
+    pub message: &'static [u8],
+}
+
+/// Starts a shadow: its process id.
+///
+/// # Errors
+/// What clone(2) says; `Other` where this process has more than one thread.
+pub fn start(plan: &ShadowPlan<'_>) -> io::Result<u32> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("the shadow is started before the first thread"));
+    }
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and with no stack given this is a fork that shares the table of descriptors. This process
+    // has one thread, so no lock is held by anybody else; the child makes system calls only and never returns.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    match pid {
+        0 => live(plan),
+        pid if pid < 0 => Err(io::Error::last_os_error()),
+        pid => u32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The shadow's life.
+fn live(plan: &ShadowPlan<'_>) -> ! {
+    let words = &plan.words;
+    // SAFETY: system calls with integers and with pointers to what outlives them.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+        libc::prctl(libc::PR_SET_NAME, NAME.as_ptr());
+        if !moved_to(&plan.group) {
+            libc::_exit(1);
+        }
+        words.ready.store(plan.generation, Release);
+        let mut process = libc::pollfd { fd: plan.process, events: libc::POLLIN, revents: 0 };
+        while libc::poll(&raw mut process, 1, -1) < 1 {}
+        words.died.store(monotonic(), Release);
+        let mode = words.mode.load(Acquire);
+        if !plan.words.leave.contains(&mode) {
+            give_all(plan);
+            let (owner, from, to) = words.owner;
+            let free = owner.compare_exchange(from, to, AcqRel, Acquire).is_ok();
+            words.done.fetch_add(1, AcqRel);
+            if free {
+                tell_keeper(plan);
+            }
+        } else {
+            words.done.fetch_add(1, AcqRel);
+        }
+        libc::_exit(0);
+    }
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC: the clock of all processes until the next boot.
+pub fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Moves this process to a control group. Writing 0 means the process that writes.
+///
+/// # Safety
+/// Only to be called by a process with one thread (it opens and closes a descriptor in the shared table).
+unsafe fn moved_to(group: &CString) -> bool {
+    // SAFETY: a C string, two bytes and integers.
+    unsafe {
+        let file = libc::open(group.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file < 0 {
+            return false;
+        }
+        let written = libc::write(file, c"0\n".as_ptr().cast(), 2);
+        libc::close(file);
+        written == 2
+    }
+}
+
+/// Gives every descriptor that a session or a listener can have, each once.
+///
+/// # Safety
+/// The process that had the table is dead, so nobody else changes it.
+unsafe fn give_all(plan: &ShadowPlan<'_>) {
+    let mut batch = [0; BATCH];
+    let mut count = 0;
+    // SAFETY: getdents64 fills the buffer with whole entries, whose length and name are read within what it returned.
+    unsafe {
+        let directory = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
+        if directory < 0 {
+            return;
+        }
+        let mut entries = [0_u64; 4096];
+        loop {
+            let size = size_of_val(&entries);
+            let n = libc::syscall(libc::SYS_getdents64, directory, entries.as_mut_ptr(), size);
+            let Ok(n @ 1..) = usize::try_from(n) else { break };
+            let bytes = std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), n);
+            let mut at = 0;
+            // d_ino, d_off, d_reclen (u16), d_type, d_name
+            while let Some(entry) = bytes.get(at..).filter(|entry| entry.len() > 19) {
+                let length = usize::from(u16::from_ne_bytes([entry[16], entry[17]]));
+                at += length.max(20);
+                let Some(fd) = number(&entry[19..]) else { continue };
+                let ours = [plan.process, plan.pair.0, plan.pair.1, plan.memfd, directory];
+                if fd > 2 && !ours.contains(&fd) && is_to_be_given(fd) {
+                    batch[count] = fd;
+                    count += 1;
+                }
+                if count == BATCH {
+                    send(plan, &batch);
+                    count = 0;
+                }
+            }
+        }
+        send(plan, &batch[..count]);
+    }
+}
+
+/// The number at the beginning of a name.
+fn number(name: &[u8]) -> Option<RawFd> {
+    let digits = name.iter().take_while(|byte| **byte != 0);
+    let mut value: RawFd = 0;
+    for digit in digits {
+        value = value.checked_mul(10)?.checked_add(RawFd::from(char::from(*digit).to_digit(10)? as u8))?;
+    }
+    (name.first() != Some(&0)).then_some(value)
+}
+
+/// Whether a descriptor may belong to a session or a listener: a socket, a pipe, a process, a lock file. A TCP socket
+/// is set to end with a reset, so that whatever nobody takes up never looks complete.
+///
+/// # Safety
+/// See [`give_all`].
+unsafe fn is_to_be_given(fd: RawFd) -> bool {
+    // SAFETY: fstat, getsockopt and setsockopt read and write what they are given with its size.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        if libc::fstat(fd, &raw mut stat) < 0 {
+            return false;
+        }
+        match stat.st_mode & libc::S_IFMT {
+            libc::S_IFSOCK => {
+                let mut kind: libc::c_int = 0;
+                let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+                let asked =
+                    libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size);
+                let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                let size = size_of::<libc::linger>() as libc::socklen_t;
+                libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
+                asked == 0 && (kind == libc::SOCK_STREAM || kind == libc::SOCK_DGRAM)
+            }
+            libc::S_IFIFO | libc::S_IFREG => true,
+            // A pidfd of Linux before 6.9 has no type; signal 0 is no signal, and EBADF for every other descriptor.
+            0 => {
+                libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, 0, 0) == 0 || *libc::__errno_location() != libc::EBADF
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Sends descriptors. Where the pair is full, it waits until somebody reads from it; where too many are in flight, a
+/// moment.
+///
+/// # Safety
+/// See [`give_all`].
+unsafe fn send(plan: &ShadowPlan<'_>, fds: &[RawFd]) {
+    #[repr(C)]
+    union ControlBuffer {
+        _align: libc::cmsghdr,
+        _header: [u8; 64],
+        _room: [RawFd; BATCH],
+    }
+    if fds.is_empty() {
+        return;
+    }
+    let mut control = [const { std::mem::MaybeUninit::<ControlBuffer>::zeroed() }; 2];
+    // SAFETY: the message points to one word and to a control buffer with room for a header and BATCH descriptors.
+    unsafe {
+        let count = fds.len() as u64;
+        let mut part = libc::iovec { iov_base: (&raw const count).cast_mut().cast(), iov_len: size_of::<u64>() };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        let bytes = size_of_val(fds) as libc::c_uint;
+        message.msg_controllen = libc::CMSG_SPACE(bytes) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(bytes) as _;
+        std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(header).cast(), fds.len());
+        // About ten seconds for descriptors in flight to become fewer.
+        for _ in 0..1000 {
+            if libc::sendmsg(plan.pair.0, &raw const message, libc::MSG_NOSIGNAL) >= 0 {
+                plan.words.given.fetch_add(count, AcqRel);
+                return;
+            }
+            match *libc::__errno_location() {
+                libc::EINTR => {}
+                libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN => {
+                    let pause = libc::timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+                    libc::nanosleep(&raw const pause, std::ptr::null_mut());
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Tells the keeper where the descriptors wait, and gives it the reading end and the memfd.
+///
+/// # Safety
+/// See [`give_all`].
+unsafe fn tell_keeper(plan: &ShadowPlan<'_>) {
+    #[repr(C)]
+    union ControlBuffer {
+        _align: libc::cmsghdr,
+        _room: [u8; 128],
+    }
+    let Some(keeper) = &plan.keeper else { return };
+    let fds = [plan.memfd, plan.pair.1];
+    let mut control = std::mem::MaybeUninit::<ControlBuffer>::zeroed();
+    // SAFETY: as in `send`; the address is a whole sockaddr_un.
+    unsafe {
+        let socket = libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let mut part = libc::iovec { iov_base: plan.message.as_ptr().cast_mut().cast(), iov_len: plan.message.len() };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_name = (&raw const *keeper).cast_mut().cast();
+        message.msg_namelen = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        let bytes = size_of_val(&fds) as libc::c_uint;
+        message.msg_controllen = libc::CMSG_SPACE(bytes) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(bytes) as _;
+        std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(header).cast(), fds.len());
+        libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+    }
+}
+
+/// The address of a UNIX socket, as [`ShadowPlan`] has it; `None` where the path is too long.
+pub fn unix_address(path: &std::path::Path) -> Option<libc::sockaddr_un> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: sockaddr_un is plain old data, for which all zeroes is a value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if bytes.len() >= address.sun_path.len() {
+        return None;
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Some(address)
+}
