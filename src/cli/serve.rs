@@ -110,11 +110,15 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let stamps = options.timestamps.holds(|| std::io::stderr().is_terminal());
     let stamp = stamps.then_some(time_of_day as fn() -> String);
     let log_guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
-    let guard = guard.unwrap_or_else(|e| {
+    let unguarded = |e| {
         let text = format!("sessions will not outlive a crash of this process: {e}");
         log::say(log::Kind::CallsUnowned, text);
+    };
+    let mut guard = guard.unwrap_or_else(|e| {
+        unguarded(e);
         None
     });
+    guard.as_mut().and_then(CrashGuard::take_trouble).into_iter().for_each(unguarded);
     options.sources.warn_of_writable();
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
     let runtime =

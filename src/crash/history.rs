@@ -1,12 +1,12 @@
 //! Crashes of the last minute: what they have in common, and how fast they come. Pure.
 //!
-//! A crash counts when the process caused it: by a fault ([`CrashCause::Signal`], [`CrashCause::Panic`]), or by a death so soon
-//! after it had said that it is ready that its work must be the reason ([`CrashCause::Soon`]). A SIGKILL at another time (an
-//! operator, the kernel out of memory) says nothing about a session.
+//! A crash counts when the process caused it: by a fault ([`CrashCause::Signal`], [`CrashCause::Panic`]), or by a death
+//! so soon after it had said that it is ready that its work must be the reason ([`CrashCause::Soon`]). A SIGKILL at
+//! another time (an operator, the kernel out of memory) says nothing about a session.
 
 /// A session's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NotedId(pub u64, pub u64);
+pub struct SavedId(pub u64, pub u64);
 
 /// How long crashes are remembered, in nanoseconds.
 const MEMORY: u64 = 60 * SECOND;
@@ -35,7 +35,7 @@ pub enum CrashCause {
 }
 
 impl CrashCause {
-    /// The cause of a death: `fault` is what a handler noted, `serving` and `died` are times.
+    /// The cause of a death: `fault` is what a handler saved, `serving` and `died` are times.
     pub fn of(fault: u64, serving: u64, died: u64) -> Self {
         match fault & 0xffff_ffff {
             0 if serving > 0 && died >= serving && died - serving < SOON => Self::Soon,
@@ -67,7 +67,7 @@ pub struct Crash {
     /// CLOCK_MONOTONIC, in nanoseconds.
     pub at: u64,
     /// Those that threads worked on.
-    pub sessions: Vec<NotedId>,
+    pub sessions: Vec<SavedId>,
 }
 
 /// What becomes of the sessions.
@@ -76,7 +76,7 @@ pub enum CrashVerdict {
     /// All go on.
     GoOn,
     /// These are reset before anything looks at them.
-    Reset(Vec<NotedId>),
+    Reset(Vec<SavedId>),
     /// All are reset.
     ResetAll,
 }
@@ -85,7 +85,7 @@ pub enum CrashVerdict {
 pub fn judge(crashes: &[Crash], now: u64) -> CrashVerdict {
     let recent: Vec<_> = crashes.iter().filter(|crash| now.saturating_sub(crash.at) < MEMORY).collect();
     if let [.., before, last] = recent[..] {
-        let common: Vec<NotedId> = last.sessions.iter().copied().filter(|id| before.sessions.contains(id)).collect();
+        let common: Vec<SavedId> = last.sessions.iter().copied().filter(|id| before.sessions.contains(id)).collect();
         if !common.is_empty() {
             return CrashVerdict::Reset(common);
         }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn crash(second: u64, sessions: &[u64]) -> Crash {
-        Crash { at: second * SECOND, sessions: sessions.iter().map(|n| NotedId(*n, 0)).collect() }
+        Crash { at: second * SECOND, sessions: sessions.iter().map(|n| SavedId(*n, 0)).collect() }
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
         let now = 100 * SECOND;
         assert_eq!(judge(&[], now), CrashVerdict::GoOn);
         assert_eq!(judge(&[crash(99, &[1, 2])], now), CrashVerdict::GoOn);
-        assert_eq!(judge(&[crash(90, &[1, 2]), crash(99, &[3, 2])], now), CrashVerdict::Reset(vec![NotedId(2, 0)]));
+        assert_eq!(judge(&[crash(90, &[1, 2]), crash(99, &[3, 2])], now), CrashVerdict::Reset(vec![SavedId(2, 0)]));
         assert_eq!(
             judge(&[crash(90, &[1]), crash(95, &[2]), crash(99, &[1])], now),
             CrashVerdict::GoOn,

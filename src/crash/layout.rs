@@ -4,8 +4,8 @@
 //! longer goes on in further slots.
 
 use super::{
-    history::NotedId,
-    stage::{DirectionNote, HeldNote, RelayNote, StageNote},
+    history::SavedId,
+    stage::{SavedBytes, SavedDirection, SavedRelay, SavedStage},
     text::Names,
 };
 
@@ -132,9 +132,9 @@ pub enum Damage {
 
 /// A session as its slot tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotedSession {
-    pub id: NotedId,
-    pub stage: NotedStage,
+pub struct SavedSession {
+    pub id: SavedId,
+    pub stage: SavedState,
     /// CLOCK_MONOTONIC, in nanoseconds.
     pub accepted: u64,
     pub dial_ms: Option<u64>,
@@ -152,17 +152,17 @@ pub struct NotedSession {
     pub names: Names,
 }
 
-/// Stage of a noted session, with its state.
+/// Stage of a saved session, with its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotedStage {
-    pub stage: StageNote,
+pub struct SavedState {
+    pub stage: SavedStage,
     /// When its set-up began, in nanoseconds of CLOCK_MONOTONIC.
     pub set_up: u64,
-    pub relay: RelayNote,
+    pub relay: SavedRelay,
 }
 
 /// Reads a slot's words and its text.
-pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<NotedSession, Damage> {
+pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<SavedSession, Damage> {
     if check(words[..slot::CHECK].iter().copied()) != words[slot::CHECK] {
         return Err(Damage::Words);
     }
@@ -170,17 +170,17 @@ pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<NotedSession, Dam
         return Err(Damage::Text);
     }
     let names: Names = serde_json::from_slice(text).map_err(|_| Damage::Text)?;
-    let stage = StageNote::decode(words[slot::STAGE], &words[slot::KEYS..slot::KEYS + slot::KEY_COUNT])?;
-    let relay = RelayNote::decode(words).ok_or(Damage::Value)?;
+    let stage = SavedStage::decode(words[slot::STAGE], &words[slot::KEYS..slot::KEYS + slot::KEY_COUNT])?;
+    let relay = SavedRelay::decode(words).ok_or(Damage::Value)?;
     let ending = match words[slot::ENDING] {
         0 => None,
         word if word & !0xff == ENDING => Some((word & 0xff) as u8),
         _ => return Err(Damage::Value),
     };
     let flags = words[slot::STAGE] >> 24 & 0xff;
-    Ok(NotedSession {
-        id: NotedId(words[slot::ID], words[slot::ID + 1]),
-        stage: NotedStage { stage, set_up: words[slot::SET_UP], relay },
+    Ok(SavedSession {
+        id: SavedId(words[slot::ID], words[slot::ID + 1]),
+        stage: SavedState { stage, set_up: words[slot::SET_UP], relay },
         accepted: words[slot::ACCEPTED],
         dial_ms: words[slot::DIALLED].checked_sub(1),
         queued_ms: words[slot::QUEUED],
@@ -206,18 +206,18 @@ pub(super) fn word(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(all)
 }
 
-impl RelayNote {
+impl SavedRelay {
     fn decode(words: &[u64]) -> Option<Self> {
         let word = words[slot::RELAY];
         let byte = |n: u32| (word >> (8 * n) & 0xff) as u8;
         let direction = |n: usize, phase: u8, private: bool| {
             let pipe = words[slot::PIPES + n];
             let held = match (private, pipe) {
-                (true, _) => HeldNote::Private,
-                (false, 0) => HeldNote::Nothing,
-                (false, pipe) => HeldNote::Pipe(pipe),
+                (true, _) => SavedBytes::Private,
+                (false, 0) => SavedBytes::Nothing,
+                (false, pipe) => SavedBytes::Pipe(pipe),
             };
-            Some(DirectionNote { phase: (phase < 3).then_some(phase)?, held, dropped: words[slot::DROPPED + n] })
+            Some(SavedDirection { phase: (phase < 3).then_some(phase)?, held, dropped: words[slot::DROPPED + n] })
         };
         let (up, down) = (direction(0, byte(0), byte(4) & 1 != 0)?, direction(1, byte(1), byte(4) & 2 != 0)?);
         let reset_by = match byte(2) {
@@ -230,7 +230,7 @@ impl RelayNote {
 
     /// The word RELAY.
     pub(super) fn encode(&self) -> u64 {
-        let private = |held, bit: u64| if held == HeldNote::Private { bit } else { 0 };
+        let private = |held, bit: u64| if held == SavedBytes::Private { bit } else { 0 };
         u64::from(self.up.phase)
             | u64::from(self.down.phase) << 8
             | self.reset_by.map_or(0, |side| u64::from(side) + 1) << 16
@@ -239,7 +239,7 @@ impl RelayNote {
     }
 }
 
-impl StageNote {
+impl SavedStage {
     fn decode(word: u64, keys: &[u64]) -> Result<Self, Damage> {
         let byte = |n: u32| (word >> (8 * n) & 0xff) as u8;
         let key = |n: usize| keys[n];
@@ -290,12 +290,12 @@ mod tests {
 
     use super::*;
 
-    fn stages() -> impl Strategy<Value = StageNote> {
+    fn stages() -> impl Strategy<Value = SavedStage> {
         let key = 1..u64::MAX;
         prop_oneof![
-            (key.clone(), any::<bool>()).prop_map(|(peer, peer_unix)| StageNote::Waiting { peer, peer_unix }),
+            (key.clone(), any::<bool>()).prop_map(|(peer, peer_unix)| SavedStage::Waiting { peer, peer_unix }),
             (key.clone(), any::<bool>(), any::<[u64; 3]>(), key.clone(), any::<u32>(), any::<u64>()).prop_map(
-                |(peer, peer_unix, pipes, pidfd, pid, stderr)| StageNote::SettingUp {
+                |(peer, peer_unix, pipes, pidfd, pid, stderr)| SavedStage::SettingUp {
                     peer,
                     peer_unix,
                     pipes,
@@ -305,7 +305,7 @@ mod tests {
                 }
             ),
             (key.clone(), any::<bool>(), key.clone(), any::<bool>()).prop_map(
-                |(peer, peer_unix, upstream, upstream_unix)| StageNote::Sockets {
+                |(peer, peer_unix, upstream, upstream_unix)| SavedStage::Sockets {
                     peer,
                     peer_unix,
                     upstream,
@@ -313,7 +313,7 @@ mod tests {
                 }
             ),
             (key.clone(), any::<bool>(), any::<[u64; 2]>(), key.clone(), any::<u32>(), any::<u64>()).prop_map(
-                |(peer, peer_unix, [from, to], pidfd, pid, stderr)| StageNote::Pipes {
+                |(peer, peer_unix, [from, to], pidfd, pid, stderr)| SavedStage::Pipes {
                     peer,
                     peer_unix,
                     from,
@@ -323,25 +323,32 @@ mod tests {
                     stderr
                 }
             ),
-            key.prop_map(|upstream| StageNote::Flow { upstream }),
+            key.prop_map(|upstream| SavedStage::Flow { upstream }),
         ]
     }
 
-    fn held() -> impl Strategy<Value = HeldNote> {
-        prop_oneof![Just(HeldNote::Nothing), Just(HeldNote::Private), (1..u64::MAX).prop_map(HeldNote::Pipe)]
+    fn held() -> impl Strategy<Value = SavedBytes> {
+        prop_oneof![Just(SavedBytes::Nothing), Just(SavedBytes::Private), (1..u64::MAX).prop_map(SavedBytes::Pipe)]
     }
 
-    fn directions() -> impl Strategy<Value = DirectionNote> {
-        (0..3_u8, held(), any::<u64>()).prop_map(|(phase, held, dropped)| DirectionNote { phase, held, dropped })
+    fn directions() -> impl Strategy<Value = SavedDirection> {
+        (0..3_u8, held(), any::<u64>()).prop_map(|(phase, held, dropped)| SavedDirection { phase, held, dropped })
     }
 
-    fn relays() -> impl Strategy<Value = RelayNote> {
+    fn relays() -> impl Strategy<Value = SavedRelay> {
         (directions(), directions(), proptest::option::of(0..2_u8), any::<bool>()).prop_map(
-            |(up, down, reset_by, end_held)| RelayNote { up, down, reset_by, end_held, from_open: true, to_open: true },
+            |(up, down, reset_by, end_held)| SavedRelay {
+                up,
+                down,
+                reset_by,
+                end_held,
+                from_open: true,
+                to_open: true,
+            },
         )
     }
 
-    fn written(stage: &StageNote, relay: &RelayNote, id: [u64; 2]) -> ([u64; SLOT], Vec<u8>) {
+    fn written(stage: &SavedStage, relay: &SavedRelay, id: [u64; 2]) -> ([u64; SLOT], Vec<u8>) {
         let text = serde_json::to_vec(&Names { name: "a b".into(), peer: "127.0.0.1:1".into(), ..Names::default() });
         let (text, mut words) = (text.expect("plain data"), [0; SLOT]);
         let (word, keys) = stage.encode();
@@ -352,7 +359,7 @@ mod tests {
         words[slot::RELAY] = relay.encode();
         for (n, direction) in [relay.up, relay.down].iter().enumerate() {
             words[slot::DROPPED + n] = direction.dropped;
-            words[slot::PIPES + n] = if let HeldNote::Pipe(pipe) = direction.held { pipe } else { 0 };
+            words[slot::PIPES + n] = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
         }
         words[slot::BUSY] = IDLE;
         words[slot::CHECK] = check(words[..slot::CHECK].iter().copied());
@@ -367,7 +374,7 @@ mod tests {
             let session = read(&words, &text).expect("it is whole");
             prop_assert_eq!(session.stage.stage, stage);
             prop_assert_eq!(session.stage.relay, relay);
-            prop_assert_eq!(session.id, NotedId(id[0], id[1]));
+            prop_assert_eq!(session.id, SavedId(id[0], id[1]));
             prop_assert_eq!(&*session.names.name, "a b");
         }
 
@@ -378,15 +385,15 @@ mod tests {
             words[at / 64] ^= 1 << (at % 64);
             if let Ok(read) = read(&words, &text) {
                 // What is under no check: numbers of reports, a session taken for busy, and what is used by nobody.
-                let NotedSession { bytes, passed, busy, .. } = read;
-                prop_assert_eq!(NotedSession { bytes, passed, busy, ..whole.clone() }, read);
+                let SavedSession { bytes, passed, busy, .. } = read;
+                prop_assert_eq!(SavedSession { bytes, passed, busy, ..whole.clone() }, read);
                 prop_assert!(busy || !whole.busy);
             }
         }
 
         #[test]
         fn no_flipped_bit_makes_another_text(at in 0..200_usize) {
-            let (words, mut text) = written(&StageNote::Flow { upstream: 1 }, &RelayNote::default(), [1, 2]);
+            let (words, mut text) = written(&SavedStage::Flow { upstream: 1 }, &SavedRelay::default(), [1, 2]);
             let at = at % (text.len() * 8);
             text[at / 8] ^= 1 << (at % 8);
             prop_assert_eq!(read(&words, &text), Err(Damage::Text));

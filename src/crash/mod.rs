@@ -1,4 +1,4 @@
-//! What outlives a crash: memory in which each session is noted while it lives, so that the next process can take the
+//! What outlives a crash: memory in which each session is saved while it lives, so that the next process can take the
 //! session up.
 //!
 //! # Theory
@@ -7,16 +7,16 @@
 //! in the queues of the kernel. What is left is the knowledge which descriptor belongs to whom, and where each session
 //! stands: this is written down here, in a memfd that the manager keeps from the first start on.
 //!
-//! * **A session is one slot** ([`layout`]): words that change while it lives, under a check word, and its names as text,
-//!   under another. Whoever finds a check wrong does not use the slot: that session is reset and reported, alone.
-//! * **A descriptor is its inode**, not its number. Numbers are used again; the inode of a socket or a pipe is not. So a
-//!   slot never means somebody else's descriptor, and the descriptors of several dead processes, which had the same
+//! * **A session is one slot** ([`layout`]): words that change while it lives, under a check word, and its names as
+//!   text, under another. Whoever finds a check wrong does not use the slot: that session is reset and reported, alone.
+//! * **A descriptor is its inode**, not its number. Numbers are used again; the inode of a socket or a pipe is not. So
+//!   a slot never means somebody else's descriptor, and the descriptors of several dead processes, which had the same
 //!   numbers, can be taken together.
-//! * **A session is busy** while its thread moves its bytes: then a read may have happened and the write that belongs to
-//!   it not. One word says so before the first call, and one after the last. A session that was busy when its process
-//!   died, or whose bytes were in private memory, is reset and reported. All others go on.
-//! * **A crash has a cause** ([`history`]): a fault of the program names the session that its thread worked on. A session
-//!   that is named in two crashes in a row is reset before anything looks at it.
+//! * **A session is busy** while its thread moves its bytes: then a read may have happened and the write that belongs
+//!   to it not. One word says so before the first call, and one after the last. A session that was busy when its
+//!   process died, or whose bytes were in private memory, is reset and reported. All others go on.
+//! * **A crash has a cause** ([`history`]): a fault of the program names the session that its thread worked on. A
+//!   session that is named in two crashes in a row is reset before anything looks at it.
 //!
 //! Writes need an order for the compiler only: the stores that a process has made are there when it is killed.
 //!
@@ -38,20 +38,20 @@
 //! The layout has room for the intents of threads and for buffers: words of the header and of each slot are free, and
 //! both have their sizes in the header.
 
+mod checkpoint;
 mod history;
 mod layout;
-mod note;
 mod owner;
 mod region;
 mod stage;
 mod text;
 mod thread;
 
-pub use history::{CrashCause, CrashVerdict, NotedId};
-pub use layout::NotedSession;
-pub use note::Note;
+pub use checkpoint::Checkpoint;
+pub use history::{CrashCause, CrashVerdict, SavedId};
+pub use layout::SavedSession;
 pub use owner::{RegionMode, RegionOwner};
 pub use region::{CrashCounts, Region, counts, region, set_region};
-pub use stage::{DescriptorKey, DirectionNote, Facts, HeldNote, RelayNote, StageNote, key};
-pub use text::{AskedNote, Names};
-pub use thread::{Working, note_fatal, note_panics, work_on};
+pub use stage::{DescriptorKey, Facts, SavedBytes, SavedDirection, SavedRelay, SavedStage, key};
+pub use text::{Names, SavedAsker};
+pub use thread::{Working, record_fault, record_panics, work_on};

@@ -13,9 +13,9 @@ use std::{
 };
 
 use super::{
-    history::{self, Crash, CrashCause, CrashVerdict, NotedId},
+    history::{self, Crash, CrashCause, CrashVerdict, SavedId},
     layout::{
-        self, Damage, FREE, HEADER, LIVE, MAGIC, MORE, NotedSession, SLOT, SLOTS, TAKEN, VERSION, header, slot,
+        self, Damage, FREE, HEADER, LIVE, MAGIC, MORE, SLOT, SLOTS, SavedSession, TAKEN, VERSION, header, slot,
         text_check, word,
     },
     owner::{RegionMode, RegionOwner},
@@ -98,7 +98,7 @@ impl Region {
         if !fits {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the notes of the previous process have another version",
+                "the checkpoints of the previous process have another version",
             ));
         }
         let region = Self { words, slots: Mutex::default() };
@@ -212,7 +212,7 @@ impl Region {
         self.header(header::LOST).fetch_add(lost as u64, AcqRel);
     }
 
-    /// Notes a start, and says how long to wait before serving, in milliseconds.
+    /// Saves a start, and says how long to wait before serving, in milliseconds.
     pub fn started(&self) -> u64 {
         let now = monotonic();
         let starts = (0..header::START_ENTRIES).map(|n| self.header(header::STARTS + n));
@@ -234,12 +234,12 @@ impl Region {
         let fault = self.header(header::FAULT).swap(0, AcqRel);
         let cause = CrashCause::of(fault, self.header(header::SERVING).swap(0, AcqRel), word(header::DIED));
         let thread = usize::try_from(fault >> 32).unwrap_or(0);
-        let worked: Vec<NotedId> = (1..=header::WORKING_ENTRIES)
+        let worked: Vec<SavedId> = (1..=header::WORKING_ENTRIES)
             .filter(|n| thread == 0 || *n == thread)
             .filter_map(|n| {
                 let slot = self.working(n).load(Acquire).checked_sub(1)?;
                 let words = self.slot(u32::try_from(slot).ok().filter(|slot| (*slot as usize) < SLOTS)?);
-                Some(NotedId(words[slot::ID].load(Acquire), words[slot::ID + 1].load(Acquire)))
+                Some(SavedId(words[slot::ID].load(Acquire), words[slot::ID + 1].load(Acquire)))
             })
             .collect();
         (0..header::WORKING_ENTRIES).for_each(|n| self.header(header::WORKING + n).store(0, Release));
@@ -268,7 +268,7 @@ impl Region {
             let at = header::CRASH + n * header::CRASH_WORDS;
             let words: Vec<u64> = (at..at + header::CRASH_WORDS).map(|n| self.header(n).load(Acquire)).collect();
             let named = usize::try_from(words[1]).unwrap_or(0).min(4);
-            let sessions = words[2..].chunks_exact(2).take(named).map(|id| NotedId(id[0], id[1])).collect();
+            let sessions = words[2..].chunks_exact(2).take(named).map(|id| SavedId(id[0], id[1])).collect();
             (words[0] > 0).then_some(Crash { at: words[0], sessions })
         };
         (0..header::CRASH_ENTRIES).filter_map(entry).collect()
@@ -400,7 +400,7 @@ impl Region {
     ///
     /// # Errors
     /// When it is damaged.
-    pub fn read(&self, slot: u32) -> Result<NotedSession, Damage> {
+    pub fn read(&self, slot: u32) -> Result<SavedSession, Damage> {
         let words = self.copy(slot);
         if words[slot::USE] != LIVE {
             return Err(Damage::Words);
@@ -409,9 +409,9 @@ impl Region {
     }
 
     /// The id in a slot, whatever else is wrong with it.
-    pub fn id(&self, slot: u32) -> NotedId {
+    pub fn id(&self, slot: u32) -> SavedId {
         let words = self.slot(slot);
-        NotedId(words[slot::ID].load(Acquire), words[slot::ID + 1].load(Acquire))
+        SavedId(words[slot::ID].load(Acquire), words[slot::ID + 1].load(Acquire))
     }
 
     /// Frees the slot of a session that nobody takes up.
@@ -424,20 +424,20 @@ impl Region {
 mod tests {
     use std::os::fd::AsFd as _;
 
-    use super::super::{stage::StageNote, text::Names};
+    use super::super::{stage::SavedStage, text::Names};
     use super::*;
 
     fn reopened(region: &Region) -> Region {
         Region::open(region.memfd().as_fd().try_clone_to_owned().expect("a descriptor")).expect("of this version")
     }
 
-    /// Writes a session as [`crate::crash::Note`] does, without the region of a process.
+    /// Writes a session as [`crate::crash::Checkpoint`] does, without the region of a process.
     fn write(region: &Region, name: &str) -> u32 {
         let slot = region.take_slot().expect("there is room");
         let words = region.slot(slot);
         let text = serde_json::to_vec(&Names { name: name.into(), ..Names::default() }).expect("plain data");
         region.write_text(slot, &text);
-        let (word, keys) = StageNote::Waiting { peer: 7, peer_unix: false }.encode();
+        let (word, keys) = SavedStage::Waiting { peer: 7, peer_unix: false }.encode();
         words[slot::STAGE].store(word, Relaxed);
         words[slot::KEYS].store(keys[0], Relaxed);
         words[slot::BUSY].store(layout::IDLE, Relaxed);
@@ -499,7 +499,7 @@ mod tests {
         let (one, other) = (write(&region, "one"), write(&region, "other"));
         region.slot(one)[slot::ID].store(1, Relaxed);
         region.slot(other)[slot::ID].store(2, Relaxed);
-        for expected in [CrashVerdict::GoOn, CrashVerdict::Reset(vec![NotedId(1, 0)])] {
+        for expected in [CrashVerdict::GoOn, CrashVerdict::Reset(vec![SavedId(1, 0)])] {
             region.working(1).store(u64::from(other) + 1, Relaxed);
             region.working(2).store(u64::from(one) + 1, Relaxed);
             region.header(header::FAULT).store(11 | 2 << 32, Relaxed);

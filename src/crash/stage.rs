@@ -1,4 +1,4 @@
-//! What is noted of a session: its stage with its descriptors, and where the bytes of its relay are.
+//! What is saved of a session: its stage with its descriptors, and where the bytes of its relay are.
 
 use std::os::fd::BorrowedFd;
 
@@ -12,7 +12,7 @@ pub fn key(fd: BorrowedFd<'_>) -> DescriptorKey {
 
 /// Stage of a session, with its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StageNote {
+pub enum SavedStage {
     Waiting {
         peer: DescriptorKey,
         peer_unix: bool,
@@ -48,9 +48,9 @@ pub enum StageNote {
 
 /// State of a relay between two moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelayNote {
-    pub up: DirectionNote,
-    pub down: DirectionNote,
+pub struct SavedRelay {
+    pub up: SavedDirection,
+    pub down: SavedDirection,
     /// The side that was reset: 0 the peer, 1 the upstream.
     pub reset_by: Option<u8>,
     /// The upstream has ended, and the peer was not told.
@@ -60,25 +60,25 @@ pub struct RelayNote {
     pub to_open: bool,
 }
 
-impl Default for RelayNote {
+impl Default for SavedRelay {
     fn default() -> Self {
-        let direction = DirectionNote::default();
+        let direction = SavedDirection::default();
         Self { up: direction, down: direction, reset_by: None, end_held: false, from_open: true, to_open: true }
     }
 }
 
 /// State of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DirectionNote {
+pub struct SavedDirection {
     /// 0 open, 1 deaf, 2 done.
     pub phase: u8,
-    pub held: HeldNote,
+    pub held: SavedBytes,
     pub dropped: u64,
 }
 
 /// Where the bytes are that were read and not written yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HeldNote {
+pub enum SavedBytes {
     #[default]
     Nothing,
     /// In this pipe.

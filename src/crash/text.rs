@@ -22,12 +22,12 @@ pub struct Names {
     pub netns: Option<String>,
     /// Of a flow.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub asked: Option<AskedNote>,
+    pub asked: Option<SavedAsker>,
 }
 
 /// Who asked, and at which address of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskedNote {
+pub struct SavedAsker {
     pub peer: SocketAddr,
     pub at: Option<(IpAddr, u32)>,
 }

@@ -12,7 +12,7 @@ use super::{
     region::{Region, region},
 };
 
-/// Noted as the fault of a main thread that panicked: no signal has this number.
+/// Recorded as the fault of a main thread that panicked: no signal has this number.
 pub(super) const PANIC: u64 = 0x100;
 
 thread_local! {
@@ -75,30 +75,30 @@ fn enter(region: &Region) -> usize {
     thread
 }
 
-/// Notes a fault, for the next process: to be called by a signal handler. A signal that another process sent is the
+/// Records a fault, for the next process: to be called by a signal handler. A signal that another process sent is the
 /// fault of no thread in particular.
-pub fn note_fatal(signal: i32, sent: bool) {
+pub fn record_fault(signal: i32, sent: bool) {
     let thread = if sent { 0 } else { THREAD.get() as u64 };
-    note(u64::try_from(signal).unwrap_or(0) & 0xff | thread << 32);
+    record(u64::try_from(signal).unwrap_or(0) & 0xff | thread << 32);
 }
 
-/// Notes that the main thread has panicked: the process ends by that.
-pub(super) fn note_panic() {
-    note(PANIC | (THREAD.get() as u64) << 32);
+/// Records that the main thread has panicked: the process ends by that.
+pub(super) fn record_panic() {
+    record(PANIC | (THREAD.get() as u64) << 32);
 }
 
-fn note(fault: u64) {
+fn record(fault: u64) {
     if let Some(region) = region() {
         region.header(header::FAULT).store(fault, Release);
     }
 }
 
-/// Has a panic of the main thread noted.
-pub fn note_panics() {
+/// Has a panic of the main thread recorded.
+pub fn record_panics() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if std::thread::current().name() == Some("main") {
-            note_panic();
+            record_panic();
         }
         before(info);
     }));

@@ -1,5 +1,5 @@
-//! What a process does against its own crash: it has a region for its notes and a shadow that shares its descriptors,
-//! both before its first thread.
+//! What a process does against its own crash: it has a region for its checkpoints and a shadow that shares its
+//! descriptors, both before its first thread.
 //!
 //! The order matters. The process swaps itself in as the owner, then it starts its shadow, and only then anything is
 //! taken from the pair: a process that is killed while it takes up the sessions of a crashed one loses none of them.
@@ -24,7 +24,7 @@ use nix::{
 use sd_notify::NotifyState;
 
 use crate::{
-    crash::{Region, RegionMode, RegionOwner, note_fatal, note_panics, region, set_region},
+    crash::{Region, RegionMode, RegionOwner, record_fault, record_panics, region, set_region},
     sys::{
         self,
         fatal::on_fatal_signals,
@@ -36,13 +36,15 @@ use crate::{
     },
 };
 
-/// Our names in the descriptor store: the memfd of the notes, the end of the pair that the shadow sends into, the end
-/// that the next process reads from.
-const STORED: [&str; 3] = ["crash-notes", "crash-in", "crash-out"];
+/// Our names in the descriptor store: the memfd of the checkpoints, the end of the pair that the shadow sends into, the
+/// end that the next process reads from.
+const STORED: [&str; 3] = ["crash-state", "crash-in", "crash-out"];
 /// What the keeper is told when a shadow has given everything.
 pub const CRASHED: &[u8] = b"crashed";
 /// How long the shadow may take to begin.
-const BEGIN: Duration = Duration::from_secs(2);
+const BEGIN: Duration = Duration::from_secs(10);
+/// The group of the shadow, in that of the calls.
+const GROUP: &str = "shadow";
 
 /// Whether an entry of the descriptor store belongs to a crash.
 pub fn is_ours(name: &str) -> bool {
@@ -61,6 +63,8 @@ pub struct CrashGuard {
     crashed: bool,
     /// Stands for the shadow.
     shadow: Option<OwnedFd>,
+    /// Why the sessions of this process would not all go on after a crash.
+    trouble: Option<io::Error>,
 }
 
 /// Region and pair.
@@ -89,15 +93,19 @@ impl CrashGuard {
         let region = Arc::new(region);
         sleep(Duration::from_millis(region.started()));
         make_room(take.as_fd(), region.given());
-        let mut guard = Self { region, take, _give: give, crashed, shadow: None };
+        let mut guard = Self { region, take, _give: give, crashed, shadow: None, trouble: None };
         match guard.start_shadow(calls) {
             Ok(shadow) => guard.shadow = Some(shadow),
             Err(e) if !guard.crashed => return Err(e),
-            Err(_) => return Ok(Some(guard)), // the sessions of the crash are taken up all the same
+            Err(e) => {
+                // What the crash has left is taken up nevertheless.
+                guard.trouble = Some(e);
+                return Ok(Some(guard));
+            }
         }
         set_region(guard.region.clone());
-        note_panics();
-        on_fatal_signals(note_fatal)?;
+        record_panics();
+        guard.trouble = on_fatal_signals(record_fault).err();
         Ok(Some(guard))
     }
 
@@ -112,7 +120,7 @@ impl CrashGuard {
     }
 
     fn shadow(&self, calls: &Path, generation: u64) -> io::Result<OwnedFd> {
-        let group = calls.join("shadow");
+        let group = calls.join(GROUP);
         match std::fs::create_dir(&group) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
@@ -144,6 +152,11 @@ impl CrashGuard {
     /// Stands for the shadow, where there is one: readable when the shadow has ended.
     pub fn take_shadow(&mut self) -> Option<OwnedFd> {
         self.shadow.take()
+    }
+
+    /// Why the sessions of this process would not all go on after a crash; to be told once.
+    pub fn take_trouble(&mut self) -> Option<io::Error> {
+        self.trouble.take()
     }
 
     /// Whether the previous process has crashed, so that a handover that it had begun is not the one that counts.
@@ -227,6 +240,11 @@ pub fn set_mode(mode: RegionMode) {
     }
 }
 
+/// The processes of the shadows that live, where `calls` is the control group of the unit that owns the calls.
+pub fn shadows(calls: &Path) -> usize {
+    std::fs::read_to_string(calls.join(GROUP).join("cgroup.procs")).map_or(0, |pids| pids.lines().count())
+}
+
 /// What the keeper needs to know of a process that died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Died {
@@ -236,7 +254,7 @@ pub struct Died {
     pub stopping: bool,
 }
 
-/// The process that left these notes; `None` when the next one has them already.
+/// The process that left these checkpoints; `None` when the next one has them already.
 pub fn died(memfd: BorrowedFd<'_>) -> Option<Died> {
     let region = memfd.try_clone_to_owned().and_then(Region::open).ok()?;
     let RegionOwner::Free(generation) = region.owner() else { return None };

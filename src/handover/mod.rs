@@ -28,7 +28,7 @@ use std::{
 
 use sd_notify::NotifyState;
 
-pub use guard::{CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_mode};
+pub use guard::{CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_mode, shadows};
 pub use read::{Adopted, Lost};
 pub use records::{Records, Taken};
 pub use rescue::seize;
@@ -91,8 +91,8 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     taken
 }
 
-/// Closes a handover that a crash came into: everything in it is in the notes of that process, too. Nothing is reset,
-/// because the sockets are the same.
+/// Closes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Nothing is
+/// reset, because the sockets are the same.
 pub fn discard(ends: Vec<OwnedFd>) -> Taken {
     if !ends.is_empty() {
         ends.iter().for_each(|end| drop(transport::receive(end.as_fd())));

@@ -19,7 +19,7 @@ use super::{
     },
 };
 use crate::{
-    crash::Note,
+    crash::Checkpoint,
     dial::qrexec::{Child, Helper, ParkedCall, Stderr},
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
@@ -60,8 +60,8 @@ pub struct Adopted<'a> {
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     pub stage: ParkedStage,
-    /// The session's note in this process, after a crash.
-    pub note: Option<Note>,
+    /// The session's checkpoint in this process, after a crash.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 /// A session that could not be taken up.
@@ -204,7 +204,7 @@ impl Lines {
             redials: RedialsKept { lost: record.redialled, starting_ms: record.starting_ms },
             bytes: record.bytes,
             stage,
-            note: None,
+            checkpoint: None,
         })
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::{
     read::{Adopted, Lines, Lost},
-    rescue::Noted,
+    rescue::Rescued,
 };
 use crate::{crash::CrashCause, listener::Handed};
 
@@ -24,14 +24,14 @@ pub enum Records {
     /// The process parked them.
     Parked(Lines),
     /// The process crashed.
-    Noted(Noted),
+    Rescued(Rescued),
 }
 
 impl Records {
     pub fn len(&self) -> usize {
         match self {
             Self::Parked(lines) => lines.len(),
-            Self::Noted(noted) => noted.len(),
+            Self::Rescued(rescued) => rescued.len(),
         }
     }
 
@@ -46,7 +46,7 @@ impl Records {
     pub fn read(&self, index: usize) -> Result<Adopted<'_>, Lost> {
         match self {
             Self::Parked(lines) => lines.read(index),
-            Self::Noted(noted) => noted.read(index),
+            Self::Rescued(rescued) => rescued.read(index),
         }
     }
 
@@ -54,7 +54,7 @@ impl Records {
     pub fn crash(&self) -> Option<CrashCause> {
         match self {
             Self::Parked(_) => None,
-            Self::Noted(noted) => Some(noted.cause),
+            Self::Rescued(rescued) => Some(rescued.cause),
         }
     }
 
@@ -62,14 +62,14 @@ impl Records {
     pub fn strangers(&self) -> Vec<OwnedFd> {
         match self {
             Self::Parked(_) => Vec::new(),
-            Self::Noted(noted) => noted.strangers(),
+            Self::Rescued(rescued) => rescued.strangers(),
         }
     }
 
     /// Counts what became of the sessions of a crash.
     pub fn count(&self, resumed: usize, lost: usize) {
-        if let Self::Noted(noted) = self {
-            noted.count(resumed, lost);
+        if let Self::Rescued(rescued) = self {
+            rescued.count(resumed, lost);
         }
     }
 }

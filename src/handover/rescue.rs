@@ -1,7 +1,7 @@
-//! The sessions of a process that crashed: its notes and its descriptors become what a handover gives.
+//! The sessions of a process that crashed: its checkpoints and its descriptors become what a handover gives.
 //!
-//! Each descriptor is claimed once, by its inode. Descriptors that no note names were accepted or dialled in the last
-//! moment: nothing of them was read.
+//! Each descriptor is claimed once, by its inode. Descriptors that no checkpoint names were accepted or dialled in the
+//! last moment: nothing of them was read.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     crash::{
-        CrashCause, CrashVerdict, DescriptorKey, HeldNote, Note, NotedId, NotedSession, Region, RelayNote, StageNote,
+        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBytes, SavedId, SavedRelay, SavedSession,
+        SavedStage,
     },
     dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
     log::End,
@@ -36,19 +37,19 @@ use crate::{
     sys::{self, lock, shadow::monotonic},
 };
 
-/// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons the
-/// descriptors that nobody claimed.
+/// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons
+/// the descriptors that nobody claimed.
 #[derive(Debug)]
-pub struct Noted {
+pub struct Rescued {
     region: Arc<Region>,
-    /// Whether the notes go on in this process.
+    /// Whether the checkpoints go on in this process.
     go_on: bool,
     slots: Vec<u32>,
     descriptors: Mutex<Descriptors>,
     /// Why the process died.
     pub cause: CrashCause,
     verdict: CrashVerdict,
-    /// A note could not be read.
+    /// A checkpoint could not be read.
     damaged: AtomicBool,
 }
 
@@ -85,36 +86,36 @@ impl LostReason {
 impl CrashGuard {
     /// Takes the sessions of the previous process, if that has crashed: `None` otherwise. It waits until the shadow of
     /// that process has given everything.
-    pub fn rescue(&self) -> Option<Noted> {
+    pub fn rescue(&self) -> Option<Rescued> {
         if !self.crashed() {
             return None;
         }
         let own = u64::from(self.has_shadow());
         let descriptors = receive(self.take_end(), || self.region().shadows() <= own);
         let (cause, verdict) = self.region().judge_crash();
-        Some(Noted::new(self.region().clone(), self.has_shadow(), descriptors, cause, verdict))
+        Some(Rescued::new(self.region().clone(), self.has_shadow(), descriptors, cause, verdict))
     }
 }
 
 /// What the shadow of the process `generation` has left with the keeper. `None` when a process has it.
-pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64) -> Option<Noted> {
+pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64) -> Option<Rescued> {
     let region = Region::open(memfd).ok()?;
     if !region.own_as_keeper(generation) {
         return None;
     }
     let descriptors = receive(take.as_fd(), || true);
     let cause = CrashCause::Killed;
-    Some(Noted::new(Arc::new(region), false, descriptors, cause, CrashVerdict::GoOn))
+    Some(Rescued::new(Arc::new(region), false, descriptors, cause, CrashVerdict::GoOn))
 }
 
-impl Drop for Noted {
+impl Drop for Rescued {
     fn drop(&mut self) {
         let descriptors = std::mem::take(&mut *lock(&self.descriptors));
         descriptors.by_key.values().flatten().for_each(abandon);
     }
 }
 
-impl Noted {
+impl Rescued {
     fn new(
         region: Arc<Region>,
         go_on: bool,
@@ -137,8 +138,8 @@ impl Noted {
         self.slots.len()
     }
 
-    /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a note was damaged, the
-    /// socket of that session may be among them: then there are none.
+    /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a checkpoint was
+    /// damaged, the socket of that session may be among them: then there are none.
     pub fn strangers(&self) -> Vec<OwnedFd> {
         if self.damaged.load(Relaxed) {
             return Vec::new();
@@ -161,64 +162,64 @@ impl Noted {
     /// Reads one; each can be read once.
     ///
     /// # Errors
-    /// When its note is damaged, or the session cannot go on.
+    /// When its checkpoint is damaged, or the session cannot go on.
     pub fn read(&self, index: usize) -> Result<Adopted<'static>, Lost> {
         let slot = self.slots[index];
-        let noted = match self.region.read(slot) {
-            Ok(noted) => noted,
+        let saved = match self.region.read(slot) {
+            Ok(saved) => saved,
             Err(_) => {
                 self.damaged.store(true, Relaxed);
                 let id = uuid(self.region.id(slot));
                 self.region.forget(slot);
-                let why = "its note is damaged".to_owned();
+                let why = "its checkpoint is damaged".to_owned();
                 return Err(Lost { session: Some(id), what: format!("session {id}"), why, known: None });
             }
         };
-        let note = self.go_on.then(|| Note::resume(slot));
+        let checkpoint = self.go_on.then(|| Checkpoint::resume(slot));
         let mut claimed = Vec::new();
-        let stage = self.judged(&noted).and_then(|()| {
+        let stage = self.judged(&saved).and_then(|()| {
             // From here on its bytes may be in the memory of this process.
-            if let Some(note) = &note {
-                note.moving();
+            if let Some(checkpoint) = &checkpoint {
+                checkpoint.moving();
             }
-            ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&noted)
+            ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&saved)
         });
+        if checkpoint.is_none() {
+            self.region.forget(slot);
+        }
         match stage {
-            Ok(stage) => Ok(adopted(noted, stage, note)),
+            Ok(stage) => Ok(adopted(saved, stage, checkpoint)),
             Err(why) => {
                 let mut claims = ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed };
-                claims.rest(&noted);
+                claims.rest(&saved);
                 // A session that had ended well and was being closed ends well.
                 if why != LostReason::Ending(End::Eof) {
                     claimed.iter().for_each(abandon);
                 }
-                if note.is_none() {
-                    self.region.forget(slot);
-                }
-                Err(doomed(noted, note, why))
+                Err(doomed(saved, checkpoint, why))
             }
         }
     }
 
     /// Whether a session may be looked at at all.
-    fn judged(&self, noted: &NotedSession) -> Result<(), LostReason> {
+    fn judged(&self, saved: &SavedSession) -> Result<(), LostReason> {
         match &self.verdict {
             CrashVerdict::ResetAll => return Err(LostReason::ManyCrashes),
-            CrashVerdict::Reset(ids) if ids.contains(&noted.id) => return Err(LostReason::Poison),
+            CrashVerdict::Reset(ids) if ids.contains(&saved.id) => return Err(LostReason::Poison),
             CrashVerdict::Reset(_) | CrashVerdict::GoOn => {}
         }
-        if let Some(end) = noted.ending {
+        if let Some(end) = saved.ending {
             return Err(LostReason::Ending(End::ALL.get(usize::from(end)).copied().unwrap_or(End::Lost)));
         }
-        let RelayNote { up, down, .. } = noted.stage.relay;
-        match noted.stage.stage {
-            StageNote::Sockets { .. } | StageNote::Pipes { .. } => {}
-            StageNote::Waiting { .. } | StageNote::SettingUp { .. } | StageNote::Flow { .. } => return Ok(()),
+        let SavedRelay { up, down, .. } = saved.stage.relay;
+        match saved.stage.stage {
+            SavedStage::Sockets { .. } | SavedStage::Pipes { .. } => {}
+            SavedStage::Waiting { .. } | SavedStage::SettingUp { .. } | SavedStage::Flow { .. } => return Ok(()),
         }
-        if noted.busy {
+        if saved.busy {
             return Err(LostReason::Busy);
         }
-        if [up.held, down.held].contains(&HeldNote::Private) { Err(LostReason::Private) } else { Ok(()) }
+        if [up.held, down.held].contains(&SavedBytes::Private) { Err(LostReason::Private) } else { Ok(()) }
     }
 }
 
@@ -231,17 +232,17 @@ struct ClaimedDescriptors<'a> {
 
 impl ClaimedDescriptors<'_> {
     /// All that the session has, for one that does not go on.
-    fn rest(&mut self, noted: &NotedSession) {
-        let (sockets, readers, writers, child): (_, _, _, Option<(u32, u64)>) = match noted.stage.stage {
-            StageNote::Waiting { peer, .. } => (vec![peer], vec![], vec![], None),
-            StageNote::SettingUp { peer, pipes: [to, from, probe], pidfd, pid, stderr, .. } => {
+    fn rest(&mut self, saved: &SavedSession) {
+        let (sockets, readers, writers, child): (_, _, _, Option<(u32, u64)>) = match saved.stage.stage {
+            SavedStage::Waiting { peer, .. } => (vec![peer], vec![], vec![], None),
+            SavedStage::SettingUp { peer, pipes: [to, from, probe], pidfd, pid, stderr, .. } => {
                 (vec![peer], vec![from, probe, stderr], vec![to], Some((pid, pidfd)))
             }
-            StageNote::Sockets { peer, upstream, .. } => (vec![peer, upstream], vec![], vec![], None),
-            StageNote::Pipes { peer, from, to, pidfd, pid, stderr, .. } => {
+            SavedStage::Sockets { peer, upstream, .. } => (vec![peer, upstream], vec![], vec![], None),
+            SavedStage::Pipes { peer, from, to, pidfd, pid, stderr, .. } => {
                 (vec![peer], vec![from, stderr], vec![to], Some((pid, pidfd)))
             }
-            StageNote::Flow { upstream } => (vec![upstream], vec![], vec![], None),
+            SavedStage::Flow { upstream } => (vec![upstream], vec![], vec![], None),
         };
         for (class, keys) in [(Class::Socket, sockets), (Class::PipeReader, readers), (Class::PipeWriter, writers)] {
             self.claimed.extend(keys.into_iter().filter_map(|key| self.all.claim(class, key)));
@@ -269,15 +270,15 @@ impl ClaimedDescriptors<'_> {
     }
 
     /// The stage, with all its descriptors, or why it cannot be had.
-    fn stage(mut self, noted: &NotedSession) -> Result<ParkedStage, LostReason> {
-        let relay_note = noted.stage.relay;
-        match noted.stage.stage {
-            StageNote::Waiting { peer, peer_unix } => {
+    fn stage(mut self, saved: &SavedSession) -> Result<ParkedStage, LostReason> {
+        let saved_relay = saved.stage.relay;
+        match saved.stage.stage {
+            SavedStage::Waiting { peer, peer_unix } => {
                 self.one(Class::Socket, peer)?;
                 let [fd] = self.whole();
                 Ok(ParkedStage::Waiting(ParkedPeer { kind: kind(peer_unix), fd }))
             }
-            StageNote::SettingUp { peer, peer_unix, pipes: [to, from, probe], pidfd, pid, stderr } => {
+            SavedStage::SettingUp { peer, peer_unix, pipes: [to, from, probe], pidfd, pid, stderr } => {
                 self.one(Class::Socket, peer)?;
                 self.one(Class::PipeWriter, to)?;
                 self.one(Class::PipeReader, from)?;
@@ -285,45 +286,45 @@ impl ClaimedDescriptors<'_> {
                 self.process(pid, pidfd)?;
                 let said = self.one_if(Class::PipeReader, stderr)?.and_then(|_| self.claimed.pop());
                 let [fd, to, from, probe, pidfd] = self.whole();
-                let taken = Duration::from_nanos(monotonic().saturating_sub(noted.stage.set_up));
+                let taken = Duration::from_nanos(monotonic().saturating_sub(saved.stage.set_up));
                 Ok(ParkedStage::SettingUp {
                     peer: ParkedPeer { kind: kind(peer_unix), fd },
                     helper: helper(pid, pidfd, said)?,
                     call: ParkedCall { pipes: [to, from, probe], taken },
-                    // Of what has passed it nothing is noted: that is counted anew.
+                    // Of what has passed it nothing is saved: that is counted anew.
                     passed: Passed::default(),
                     told: false,
                 })
             }
-            StageNote::Sockets { peer, peer_unix, upstream, upstream_unix } => {
+            SavedStage::Sockets { peer, peer_unix, upstream, upstream_unix } => {
                 self.one(Class::Socket, peer)?;
                 self.one(Class::Socket, upstream)?;
-                let (up, down) = (self.direction(&relay_note, 0)?, self.direction(&relay_note, 1)?);
+                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
                 let [peer, upstream] = self.whole();
                 let peer = ParkedEnd::Socket(kind(peer_unix), peer);
                 let upstream = ParkedEnd::Socket(kind(upstream_unix), upstream);
-                Ok(ParkedStage::Relaying { relay: parked(peer, upstream, up, down, &relay_note), helper: None })
+                Ok(ParkedStage::Relaying { relay: parked(peer, upstream, up, down, &saved_relay), helper: None })
             }
-            StageNote::Pipes { peer, peer_unix, from, to, pidfd, pid, stderr } => {
+            SavedStage::Pipes { peer, peer_unix, from, to, pidfd, pid, stderr } => {
                 self.one(Class::Socket, peer)?;
                 self.process(pid, pidfd)?;
                 let (from, to) = (self.one_if(Class::PipeReader, from)?, self.one_if(Class::PipeWriter, to)?);
                 let said = self.one_if(Class::PipeReader, stderr)?;
-                let (up, down) = (self.direction(&relay_note, 0)?, self.direction(&relay_note, 1)?);
+                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
                 let mut all: Vec<_> = std::mem::take(self.claimed).into_iter().map(Some).collect();
                 let mut take = |index: Option<usize>| index.and_then(|index| all[index].take());
                 let (said, from, to) = (take(said), take(from), take(to));
                 let (Some(peer), Some(pidfd)) = (take(Some(0)), take(Some(1))) else { return Err(LostReason::Missing) };
                 let (peer, upstream) = (ParkedEnd::Socket(kind(peer_unix), peer), ParkedEnd::Pipes { from, to });
-                let relay = parked(peer, upstream, up, down, &relay_note);
+                let relay = parked(peer, upstream, up, down, &saved_relay);
                 Ok(ParkedStage::Relaying { relay, helper: Some(helper(pid, pidfd, said)?) })
             }
-            StageNote::Flow { upstream } => {
-                let asked = noted.names.asked.ok_or(LostReason::Missing)?;
+            SavedStage::Flow { upstream } => {
+                let asked = saved.names.asked.ok_or(LostReason::Missing)?;
                 self.one(Class::Socket, upstream)?;
                 let [upstream] = self.whole();
                 let at = asked.at.map(|(ip, interface)| Destination { ip, interface });
-                let kept = FlowKept { passed: noted.passed, ..FlowKept::default() };
+                let kept = FlowKept { passed: saved.passed, ..FlowKept::default() };
                 Ok(ParkedStage::Flow { asked: Asked { peer: asked.peer, at }, upstream, kept })
             }
         }
@@ -336,17 +337,17 @@ impl ClaimedDescriptors<'_> {
     }
 
     /// A direction, with the bytes that a pipe of the pool holds.
-    fn direction(&mut self, note: &RelayNote, index: usize) -> Result<ParkedDirection, LostReason> {
-        let direction = if index == 0 { note.up } else { note.down };
+    fn direction(&mut self, checkpoint: &SavedRelay, index: usize) -> Result<ParkedDirection, LostReason> {
+        let direction = if index == 0 { checkpoint.up } else { checkpoint.down };
         let phase = match direction.phase {
             0 => Phase::Open,
             1 => Phase::Deaf,
             _ => Phase::Done,
         };
         let held = match direction.held {
-            HeldNote::Nothing => Vec::new(),
-            HeldNote::Private => return Err(LostReason::Private),
-            HeldNote::Pipe(key) => {
+            SavedBytes::Nothing => Vec::new(),
+            SavedBytes::Private => return Err(LostReason::Private),
+            SavedBytes::Pipe(key) => {
                 let pipe = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
                 // Its other end, which nobody writes to any more.
                 drop(self.all.claim(Class::PipeWriter, key));
@@ -366,10 +367,10 @@ fn parked(
     upstream: ParkedEnd,
     up: ParkedDirection,
     down: ParkedDirection,
-    note: &RelayNote,
+    checkpoint: &SavedRelay,
 ) -> relay::Parked {
-    let reset_by = note.reset_by.map(|side| if side == 0 { Side::Peer } else { Side::Upstream });
-    relay::Parked { peer, upstream, up, down, reset_by, end_held: note.end_held }
+    let reset_by = checkpoint.reset_by.map(|side| if side == 0 { Side::Peer } else { Side::Upstream });
+    relay::Parked { peer, upstream, up, down, reset_by, end_held: checkpoint.end_held }
 }
 
 fn helper(pid: u32, pidfd: OwnedFd, stderr: Option<OwnedFd>) -> Result<Helper, LostReason> {
@@ -392,7 +393,7 @@ fn content(pipe: &OwnedFd) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn uuid(NotedId(high, low): NotedId) -> Uuid {
+fn uuid(SavedId(high, low): SavedId) -> Uuid {
     Uuid::from_u64_pair(high, low)
 }
 
@@ -400,30 +401,30 @@ fn since(nanos: u64) -> Duration {
     Duration::from_nanos(monotonic().saturating_sub(nanos))
 }
 
-fn adopted(noted: NotedSession, stage: ParkedStage, note: Option<Note>) -> Adopted<'static> {
-    let listener = identity(&noted, stage.transport());
+fn adopted(saved: SavedSession, stage: ParkedStage, checkpoint: Option<Checkpoint>) -> Adopted<'static> {
+    let listener = identity(&saved, stage.transport());
     let now = monotonic();
-    let starting_ms = noted.starting.map(|until| until.saturating_sub(now) / 1_000_000);
-    let names = noted.names;
+    let starting_ms = saved.starting.map(|until| until.saturating_sub(now) / 1_000_000);
+    let names = saved.names;
     Adopted {
-        id: uuid(noted.id),
+        id: uuid(saved.id),
         name: names.name.into(),
         listener,
         upstream: names.upstream.into(),
         peer: Peer::read(&names.peer).unwrap_or(Peer::Unknown),
-        age: since(noted.accepted),
-        dial_ms: noted.dial_ms,
-        queued_ms: noted.queued_ms,
-        redials: RedialsKept { lost: noted.redialled, starting_ms },
+        age: since(saved.accepted),
+        dial_ms: saved.dial_ms,
+        queued_ms: saved.queued_ms,
+        redials: RedialsKept { lost: saved.redialled, starting_ms },
         netns: names.netns.map(Into::into),
-        bytes: noted.bytes,
+        bytes: saved.bytes,
         stage,
-        note,
+        checkpoint,
     }
 }
 
-fn identity(noted: &NotedSession, transport: SocketKind) -> ListenerIdentity {
-    let names = &noted.names;
+fn identity(saved: &SavedSession, transport: SocketKind) -> ListenerIdentity {
+    let names = &saved.names;
     ListenerIdentity {
         address: names.listener.as_str().into(),
         transport,
@@ -433,24 +434,24 @@ fn identity(noted: &NotedSession, transport: SocketKind) -> ListenerIdentity {
 }
 
 /// A session that does not go on, with all that its end event says.
-fn doomed(noted: NotedSession, note: Option<Note>, why: LostReason) -> Lost {
-    let id = uuid(noted.id);
-    let transport = match noted.stage.stage {
-        StageNote::Flow { .. } => SocketKind::Udp,
-        StageNote::Waiting { peer_unix: true, .. }
-        | StageNote::SettingUp { peer_unix: true, .. }
-        | StageNote::Sockets { peer_unix: true, .. }
-        | StageNote::Pipes { peer_unix: true, .. } => SocketKind::Unix,
+fn doomed(saved: SavedSession, checkpoint: Option<Checkpoint>, why: LostReason) -> Lost {
+    let id = uuid(saved.id);
+    let transport = match saved.stage.stage {
+        SavedStage::Flow { .. } => SocketKind::Udp,
+        SavedStage::Waiting { peer_unix: true, .. }
+        | SavedStage::SettingUp { peer_unix: true, .. }
+        | SavedStage::Sockets { peer_unix: true, .. }
+        | SavedStage::Pipes { peer_unix: true, .. } => SocketKind::Unix,
         _ => SocketKind::Tcp,
     };
-    let listener = identity(&noted, transport);
-    let route = Routes::new(0).unknown(noted.names.name.clone(), listener, &noted.names.upstream);
-    let (up, down) = noted.bytes;
-    let counters = note.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
-    let peer = Peer::read(&noted.names.peer).unwrap_or(Peer::Unknown);
-    let info = SessionInfo::new(id, Arc::new(route), peer, since(noted.accepted), counters);
-    if let Some(ms) = noted.dial_ms {
-        info.connected(ms, noted.names.netns.as_deref().map(Into::into));
+    let listener = identity(&saved, transport);
+    let route = Routes::new(0).unknown(saved.names.name.clone(), listener, &saved.names.upstream);
+    let (up, down) = saved.bytes;
+    let counters = checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
+    let peer = Peer::read(&saved.names.peer).unwrap_or(Peer::Unknown);
+    let info = SessionInfo::new(id, Arc::new(route), peer, since(saved.accepted), counters);
+    if let Some(ms) = saved.dial_ms {
+        info.connected(ms, saved.names.netns.as_deref().map(Into::into));
     }
     let known = Some(Box::new((info, why.end())));
     Lost { session: Some(id), what: format!("session {id}"), why: why.text().to_owned(), known }

@@ -40,7 +40,8 @@ pub(super) async fn serve(listening: &ServedListener, sessions: &Arc<Sessions>, 
 }
 
 impl ServedListener {
-    /// Begins a session for a connection that was accepted while the listener was refused, or by a process that crashed. Above `max_connections` it is
+    /// Begins a session for a connection that was accepted while the listener was refused, or by a process that
+    /// crashed. Above `max_connections` it is
     /// reset.
     pub fn serve_accepted(&self, sessions: &Arc<Sessions>, fd: OwnedFd, address: &SockAddr) {
         let Io::Streams(streams) = &self.io else { return };

@@ -32,7 +32,7 @@ use super::{
     pool::{self, Pipe, PoolBuffer, Wide, move_bytes},
 };
 use crate::{
-    crash::{DirectionNote, HeldNote},
+    crash::{SavedBytes, SavedDirection},
     stream::{Stream, StreamKind},
 };
 
@@ -187,14 +187,14 @@ impl Direction {
         ParkedDirection { phase: self.phase, held, dropped: self.dropped }
     }
 
-    /// State of the direction between two moves, for the note of the relay.
-    pub(super) fn note(&self) -> DirectionNote {
+    /// State of the direction between two moves, for the checkpoint of the relay.
+    pub(super) fn saved(&self) -> SavedDirection {
         let held = match self.held.as_deref() {
-            None => HeldNote::Nothing,
-            Some(Held::Bytes(..) | Held::Buffer { .. }) => HeldNote::Private,
-            Some(Held::Pipe(pipe)) => HeldNote::Pipe(pipe.key()),
+            None => SavedBytes::Nothing,
+            Some(Held::Bytes(..) | Held::Buffer { .. }) => SavedBytes::Private,
+            Some(Held::Pipe(pipe)) => SavedBytes::Pipe(pipe.key()),
         };
-        DirectionNote { phase: self.phase as u8, held, dropped: self.dropped }
+        SavedDirection { phase: self.phase as u8, held, dropped: self.dropped }
     }
 
     /// Stays in `gear` for ever.

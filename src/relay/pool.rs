@@ -55,7 +55,7 @@ pub struct Pipe {
     inside: usize,
     /// Which of [`SIZES`].
     size: usize,
-    /// By which notes know the pipe.
+    /// By which checkpoints know the pipe.
     key: DescriptorKey,
 }
 
@@ -124,7 +124,7 @@ impl Pipe {
         }
     }
 
-    /// By which notes know the pipe.
+    /// By which checkpoints know the pipe.
     pub fn key(&self) -> DescriptorKey {
         self.key
     }

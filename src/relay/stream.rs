@@ -50,7 +50,7 @@ use super::{
     outcome::{RelayOutcome, Side},
 };
 use crate::{
-    crash::{RelayNote, work_on},
+    crash::{SavedRelay, work_on},
     stream::{Gone, Stream},
 };
 
@@ -198,11 +198,11 @@ impl Relay {
         }
     }
 
-    /// State of the relay between two moves, for its note.
-    pub fn note(&self) -> RelayNote {
-        RelayNote {
-            up: self.up.note(),
-            down: self.down.note(),
+    /// State of the relay between two moves, for its checkpoint.
+    pub fn saved(&self) -> SavedRelay {
+        SavedRelay {
+            up: self.up.saved(),
+            down: self.down.saved(),
             reset_by: self.lost().map(|side| u8::from(side == Side::Upstream)),
             end_held: self.down.end == Passing::Held,
             from_open: self.upstream.reader().is_some(),
@@ -271,11 +271,11 @@ impl Relay {
         if let Poll::Ready(why) = interrupt.poll(cx) {
             return Poll::Ready(RelayOutcome::Interrupted(why));
         }
-        let note = counters.note();
-        let _working = work_on(note.number());
-        note.moving();
+        let checkpoint = counters.checkpoint();
+        let _working = work_on(checkpoint.number());
+        checkpoint.moving();
         let outcome = self.go_on(cx, counters);
-        note.moved(&self.note());
+        checkpoint.moved(&self.saved());
         outcome
     }
 
@@ -325,8 +325,8 @@ impl Relay {
     /// Moves the bytes that `side` sends.
     fn poll_direction(&mut self, cx: &mut Context<'_>, side: Side, counters: &Counters) {
         let (direction, source, destination, count) = match side {
-            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, counters.note().up()),
-            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, counters.note().down()),
+            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, counters.checkpoint().up()),
+            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, counters.checkpoint().down()),
         };
         loop {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);

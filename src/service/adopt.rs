@@ -132,7 +132,8 @@ impl RunningService {
         strangers.into_iter().for_each(|fd| self.accepted(fd));
     }
 
-    /// Begins a session for a connection that a process accepted just before it crashed; resets what was no such connection.
+    /// Begins a session for a connection that a process accepted just before it crashed; resets what was no such
+    /// connection.
     fn accepted(&self, fd: OwnedFd) {
         let mut listening = self.listening.iter().chain(self.posts.listening());
         match (listening.find(|listening| listening.has_accepted(&fd)), SockRef::from(&fd).peer_addr()) {
@@ -275,7 +276,7 @@ impl Adoption {
         tally: &mut Summary,
     ) -> Result<Arc<SessionInfo>, String> {
         let (up, down) = session.bytes;
-        let counters = session.note.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
+        let counters = session.checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
         let mut info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         info.passage = listening.and_then(|listening| session.stage.passage(&route, listening.entrance()));
         if let Some(ms) = session.dial_ms {

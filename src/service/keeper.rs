@@ -29,7 +29,7 @@ use nix::sys::socket::MsgFlags;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
@@ -49,6 +49,9 @@ const RETURN: Duration = Duration::from_secs(1);
 
 /// How long the sessions of a process that crashed wait for the next process.
 const TAKEN_UP: Duration = Duration::from_secs(30);
+
+/// How long the shadow of a process that died may take to give everything, when the keeper is stopped meanwhile.
+const GIVING: Duration = Duration::from_secs(3);
 
 /// Why sessions end that no process takes up.
 const STOPPED: &str = "the service was stopped before its next process took this up";
@@ -97,10 +100,20 @@ pub async fn keep() -> io::Result<Stay> {
             },
         }
     };
+    given().await;
     take_in(socket.as_ref(), &mut kept, &mut crashed);
     crashed.into_iter().for_each(Crashed::end);
     end_all(handover::open(&kept), STOPPED, End::Drained);
     Ok(why)
+}
+
+/// Waits until there is no shadow: before it ends, it tells the keeper what it has given.
+async fn given() {
+    let Some(calls) = unit::delegated_group() else { return };
+    let until = Instant::now() + GIVING;
+    while handover::shadows(&calls) > 0 && Instant::now() < until {
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>, crashed: &mut Option<Crashed>) {
@@ -122,7 +135,7 @@ fn take_in(socket: Option<&AsyncFd<OwnedFd>>, kept: &mut Vec<OwnedFd>, crashed: 
 /// What the shadow of a process that crashed has left.
 struct Crashed {
     died: Died,
-    /// The notes, and the end of the pair in which the descriptors wait.
+    /// The checkpoints, and the end of the pair in which the descriptors wait.
     memfd: OwnedFd,
     take: OwnedFd,
     /// Until when the next process may take it.
@@ -139,9 +152,9 @@ impl Crashed {
 
     /// Ends the sessions, if no process has taken them.
     fn end(self) {
-        if let Some(noted) = handover::seize(self.memfd, &self.take, self.died.generation) {
+        if let Some(rescued) = handover::seize(self.memfd, &self.take, self.died.generation) {
             let why = if self.died.stopping { KILLED } else { NOBODY };
-            end_all(Taken { sessions: vec![Records::Noted(noted)], ..Taken::default() }, why, End::Lost);
+            end_all(Taken { sessions: vec![Records::Rescued(rescued)], ..Taken::default() }, why, End::Lost);
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     activation,
     control::{self, ConfigFaults, Control, Subject, api},
+    crash::RegionMode,
     dial::qrexec::{Client, Group},
     handover::{self, CrashGuard, Records},
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
@@ -83,6 +84,8 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
         // Without sessions there is nothing to keep: what was opened here goes again.
         if notify::managed() && service.sessions.count() > 0 {
             service.hand_over(Ended::Broken).await;
+        } else {
+            handover::set_mode(RegionMode::Ended);
         }
         return Err(StartFailure::Listener(trouble));
     }
@@ -177,12 +180,12 @@ impl RunningService {
 
     /// Takes what the previous process left: listeners of our own, sessions, children.
     async fn take_over(&mut self, parked: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
-        // A process that crashed while it handed over has everything in its notes; one that crashed before it took up the
-        // handover has noted no session, and the handover waits as it was.
+        // A process that crashed while it handed over has everything in its checkpoints; one that crashed before it
+        // took up the handover has saved no session, and the handover waits as it was.
         let crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
-        let has_all = crashed.as_ref().is_some_and(|noted| noted.len() > 0);
+        let has_all = crashed.as_ref().is_some_and(|rescued| rescued.len() > 0);
         let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
-        taken.sessions.extend(crashed.map(Records::Noted));
+        taken.sessions.extend(crashed.map(Records::Rescued));
         let own = self.posts.reconcile((&self.behind, forwards), taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls();

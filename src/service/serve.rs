@@ -57,7 +57,8 @@ pub(super) async fn until_stopped(
             () = ended(service.shadow.as_ref()) => {
                 service.shadow = None;
                 if notify::managed() {
-                    say(Kind::CallsUnowned, "the process that shares the descriptors was killed: starting anew, with all sessions");
+                    let text = "the process that shares the descriptors was killed: starting anew, with all sessions";
+                    say(Kind::CallsUnowned, text);
                     return service.hand_over(Ended::Broken).await;
                 }
                 false
@@ -111,7 +112,8 @@ pub(super) async fn until_stopped(
     service.drain(signals, at_most).await
 }
 
-/// How long the ends of calls may take to be understood that were killed together with the shadow: they live in one unit.
+/// How long the ends of calls may take to be understood that were killed together with the shadow: they live in one
+/// unit.
 const CALLS_END: Duration = Duration::from_millis(250);
 
 /// Waits until the shadow has ended: it was killed.

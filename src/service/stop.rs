@@ -67,6 +67,8 @@ impl RunningService {
             }
             Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
+        // They have ended, and are reported here.
+        handover::set_mode(RegionMode::Handed);
         for info in infos {
             tell_end(&self.sessions, &info, SessionEnding::new(End::Drained, "it could not be handed over"));
         }

@@ -5,9 +5,9 @@ use std::{future::pending, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    event,
+    checkpoint, event,
     info::{AtGate, SessionInfo},
-    keepalive, note,
+    keepalive,
     parked::ParkedStage,
     stage::{NextStage, SettingUp, Stage},
     story::{DialledAt, Story},
@@ -129,7 +129,7 @@ async fn settled(info: &SessionInfo, peer: &Stream, call: &mut LiveCall) -> Resu
 
 /// Ends a call that came to nothing; the session makes another.
 async fn again(story: &mut Story, peer: Stream, call: LiveCall) -> NextStage {
-    note::waiting(&story.info, &peer);
+    checkpoint::waiting(&story.info, &peer);
     end_call(story, call.into_parts()).await;
     story.release_call();
     Some(Stage::Waiting(peer))

@@ -20,11 +20,11 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
+    checkpoint,
     doubt::Cause,
     event,
     flows::{Entry, Eviction, Flow, FlowUpstream},
     info::SessionInfo,
-    note,
     route::Lead,
     sessions::Sessions,
     stage::NextStage,
@@ -62,7 +62,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
         match connected {
             Ok(namespace) => {
                 story.connected(&DialledAt { address: None, namespace });
-                note::flow_open(&info, flow);
+                checkpoint::flow_open(&info, flow);
             }
             Err(failure) => {
                 let next = story.failed(&failure);
@@ -94,7 +94,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
                 }
                 other = &mut other => {
                     flow.open(other);
-                    note::flow_open(&info, flow);
+                    checkpoint::flow_open(&info, flow);
                     break;
                 }
                 () = &mut idle => {

@@ -193,8 +193,8 @@ impl Flow {
         let (now, age) = (Instant::now(), kept.quiet.max(silent));
         let began = now.checked_sub(age).unwrap_or(now);
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        info.counters.note().sent().store(kept.passed.0, Relaxed);
-        info.counters.note().answered().store(kept.passed.1, Relaxed);
+        info.counters.checkpoint().sent().store(kept.passed.0, Relaxed);
+        info.counters.checkpoint().answered().store(kept.passed.1, Relaxed);
         Self {
             asked,
             info,
@@ -241,8 +241,8 @@ impl Flow {
 
     /// Datagrams sent to the upstream, and those that it answered.
     fn passed(&self) -> (u64, u64) {
-        let note = self.info.counters.note();
-        (note.sent().load(Relaxed), note.answered().load(Relaxed))
+        let checkpoint = self.info.counters.checkpoint();
+        (checkpoint.sent().load(Relaxed), checkpoint.answered().load(Relaxed))
     }
 
     pub(super) fn asked(&self) -> Asked {
@@ -289,7 +289,7 @@ impl Flow {
         match outcome.sent {
             Ok(()) => {
                 self.info.counters.add_up(bytes.len());
-                self.info.counters.note().sent().fetch_add(1, Relaxed);
+                self.info.counters.checkpoint().sent().fetch_add(1, Relaxed);
                 self.doubt.asked(now);
             }
             Err(error) => self.doubt.unsent(&error),
@@ -366,7 +366,7 @@ impl Flow {
                     if sent {
                         self.info.counters.add_down(len);
                     }
-                    self.info.counters.note().answered().fetch_add(1, Relaxed);
+                    self.info.counters.checkpoint().answered().fetch_add(1, Relaxed);
                     if self.is_complete() {
                         return true;
                     }

@@ -54,7 +54,7 @@ impl Drop for Story {
     fn drop(&mut self) {
         self.sessions.remove(&self.info.id);
         if !matches!(self.fate, Fate::Parked) {
-            self.info.counters.note().over();
+            self.info.counters.checkpoint().over();
         }
         match std::mem::replace(&mut self.fate, Fate::Parked) {
             Fate::Parked => {}
@@ -110,7 +110,7 @@ impl Story {
 
     /// The session is about to close its ends, and this is how it ends.
     pub(super) fn ending(&self, end: End) {
-        self.info.counters.note().ending(end as u8);
+        self.info.counters.checkpoint().ending(end as u8);
     }
 
     /// Replaces what else is to be said of the session's end.

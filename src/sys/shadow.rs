@@ -71,10 +71,12 @@ pub fn start(plan: &ShadowPlan<'_>) -> io::Result<u32> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("the shadow is started before the first thread"));
     }
-    let flags = libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and with no stack given this is a fork that shares the table of descriptors. This process
-    // has one thread, so no lock is held by anybody else; the child makes system calls only and never returns.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    let flags = libc::c_long::from(libc::CLONE_FILES | libc::SIGCHLD);
+    // The stack comes first there (clone(2), "C library/kernel differences").
+    let [first, second] = if cfg!(target_arch = "s390x") { [0, flags] } else { [flags, 0] };
+    // SAFETY: without CLONE_VM and with no stack given this is a fork that shares the table of descriptors. This
+    // process has one thread, so no lock is held by anybody else; the child makes system calls only and never returns.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, first, second, 0, 0, 0) };
     match pid {
         0 => live(plan),
         pid if pid < 0 => Err(io::Error::last_os_error()),
@@ -189,8 +191,9 @@ fn number(name: &[u8]) -> Option<RawFd> {
     (name.first() != Some(&0)).then_some(value)
 }
 
-/// Whether a descriptor may belong to a session or a listener: a socket, a pipe, a process, a lock file. A TCP socket
-/// is set to end with a reset, so that whatever nobody takes up never looks complete.
+/// Whether a descriptor may belong to a session or a listener: a socket, a pipe, a process, a lock file. A TCP
+/// connection is set to end with a reset, so that whatever nobody takes up never looks complete. A listener is not:
+/// the connections that are accepted on it later inherit the option.
 ///
 /// # Safety
 /// See [`give_all`].
@@ -203,14 +206,19 @@ unsafe fn is_to_be_given(fd: RawFd) -> bool {
         }
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFSOCK => {
-                let mut kind: libc::c_int = 0;
-                let mut size = size_of::<libc::c_int>() as libc::socklen_t;
-                let asked =
-                    libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size);
-                let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-                let size = size_of::<libc::linger>() as libc::socklen_t;
-                libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
-                asked == 0 && (kind == libc::SOCK_STREAM || kind == libc::SOCK_DGRAM)
+                let ask = |option: libc::c_int| {
+                    let mut value: libc::c_int = 0;
+                    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+                    let to = (&raw mut value).cast();
+                    (libc::getsockopt(fd, libc::SOL_SOCKET, option, to, &raw mut size) == 0).then_some(value)
+                };
+                let kind = ask(libc::SO_TYPE);
+                if ask(libc::SO_ACCEPTCONN) == Some(0) {
+                    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                    let size = size_of::<libc::linger>() as libc::socklen_t;
+                    libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
+                }
+                kind == Some(libc::SOCK_STREAM) || kind == Some(libc::SOCK_DGRAM)
             }
             libc::S_IFIFO | libc::S_IFREG => true,
             // A pidfd of Linux before 6.9 has no type; signal 0 is no signal, and EBADF for every other descriptor.
@@ -319,4 +327,175 @@ pub fn unix_address(path: &std::path::Path) -> Option<libc::sockaddr_un> {
         *to = *from as libc::c_char;
     }
     Some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _, OwnedFd},
+        sync::atomic::Ordering::Relaxed,
+    };
+
+    use nix::{
+        sys::{
+            signal::Signal,
+            socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, socketpair, sockopt},
+            stat::fstat,
+            wait::{WaitStatus, waitpid},
+        },
+        unistd::{ForkResult, fork, pipe},
+    };
+
+    use super::*;
+    use crate::sys::{self, shared::SharedWords};
+
+    /// Words of the tests.
+    const READY: usize = 0;
+    const MODE: usize = 1;
+    const OWNER: usize = 5;
+
+    /// What a process with these descriptors has, which starts a shadow and is killed; the mode is `mode` then.
+    fn killed(kept: &[RawFd], mode: u64, words: &SharedWords, pair: &(OwnedFd, OwnedFd)) {
+        let group = std::env::temp_dir().join(format!("shadow-{}-{mode}", std::process::id()));
+        std::fs::write(&group, "").expect("a file");
+        words[MODE].store(mode, Relaxed);
+        let plan = |process: RawFd| ShadowPlan {
+            words: ShadowWords {
+                ready: &words[READY],
+                mode: &words[MODE],
+                leave: [7, 8],
+                died: &words[2],
+                given: &words[3],
+                done: &words[4],
+                owner: (&words[OWNER], 0, 9),
+            },
+            generation: 3,
+            process,
+            pair: (pair.0.as_raw_fd(), pair.1.as_raw_fd()),
+            memfd: words.as_fd().as_raw_fd(),
+            group: CString::new(group.to_str().expect("text")).expect("no zero"),
+            keeper: None,
+            message: b"",
+        };
+        let ours = [pair.0.as_raw_fd(), pair.1.as_raw_fd(), words.as_fd().as_raw_fd()];
+        // SAFETY: the child has one thread; it closes descriptors of its own table, and ends without a destructor.
+        let child = match unsafe { fork() }.expect("fork") {
+            ForkResult::Parent { child } => child,
+            // SAFETY: as above.
+            ForkResult::Child => unsafe {
+                // The descriptors of other tests are not to be touched.
+                for fd in (3..4096).filter(|fd| !kept.contains(fd) && !ours.contains(fd)) {
+                    libc::close(fd);
+                }
+                let process = sys::pidfd_open(std::process::id());
+                let shadow = process.and_then(|process| start(&plan(process.into_raw_fd())));
+                if shadow.is_err() {
+                    libc::_exit(1);
+                }
+                while words[READY].load(Relaxed) != 3 {
+                    libc::sched_yield();
+                }
+                libc::kill(libc::getpid(), libc::SIGKILL);
+                libc::_exit(2)
+            },
+        };
+        let ended = waitpid(child, None).expect("our child");
+        assert!(matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{ended:?}");
+        while words[4].load(Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(std::fs::read_to_string(&group).expect("a file"), "0\n", "the shadow moves itself");
+        let _ = std::fs::remove_file(group);
+    }
+
+    fn words_and_pair() -> (SharedWords, (OwnedFd, OwnedFd)) {
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        (SharedWords::create(16).expect("a memfd"), pair.expect("a pair"))
+    }
+
+    /// A listener, a connection that it accepted, a pipe and a file; the inodes of those that belong to sessions.
+    struct Table {
+        listener: TcpListener,
+        accepted: TcpStream,
+        all: Vec<OwnedFd>,
+    }
+
+    impl Table {
+        fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+            let (accepted, _) = listener.accept().expect("it came");
+            let (reader, writer) = pipe().expect("a pipe");
+            let directory = std::fs::File::open("/").expect("it is there");
+            Self { listener, accepted, all: vec![peer.into(), reader, writer, directory.into()] }
+        }
+
+        fn fds(&self) -> Vec<RawFd> {
+            let first = [self.listener.as_raw_fd(), self.accepted.as_raw_fd()];
+            first.into_iter().chain(self.all.iter().map(|fd| fd.as_raw_fd())).collect()
+        }
+    }
+
+    #[test]
+    fn a_shadow_gives_what_a_killed_process_had_and_no_listener_passes_a_linger_on() {
+        let (words, pair) = words_and_pair();
+        let table = Table::new();
+        killed(&table.fds(), 1, &words, &pair);
+        let (_, given) =
+            sys::receive::<BATCH>(pair.1.as_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT).expect("a message");
+        let inode = |fd: &OwnedFd| fstat(fd).expect("open").st_ino;
+        let mut inodes: Vec<_> = given.iter().map(inode).collect();
+        let own = [table.listener.as_fd(), table.accepted.as_fd()].map(|fd| fd.try_clone_to_owned().expect("open"));
+        let mut expected: Vec<_> = own.iter().chain(&table.all[..3]).map(inode).collect();
+        // The pidfd is among them; where the kernel gives pidfds one inode for all, too.
+        let known = expected.clone();
+        inodes.retain(|inode| known.contains(inode));
+        inodes.sort_unstable();
+        inodes.dedup();
+        expected.sort_unstable();
+        expected.dedup();
+        assert_eq!(inodes, expected);
+        assert_eq!(words[3].load(Relaxed), given.len() as u64);
+        assert_eq!(words[OWNER].load(Relaxed), 9, "nobody has them");
+        let linger = |fd: &OwnedFd| getsockopt(fd, sockopt::Linger).expect("a socket").l_onoff;
+        assert_eq!([linger(&own[0]), linger(&own[1])], [0, 1]);
+    }
+
+    #[test]
+    fn a_shadow_leaves_what_its_process_has_given_itself() {
+        let (words, pair) = words_and_pair();
+        killed(&Table::new().fds(), 8, &words, &pair);
+        let nothing = sys::receive::<BATCH>(pair.1.as_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT);
+        assert!(nothing.is_err(), "{nothing:?}");
+        assert_eq!([3, OWNER].map(|n| words[n].load(Relaxed)), [0, 0]);
+    }
+
+    #[test]
+    fn a_process_with_several_threads_starts_no_shadow() {
+        let (words, pair) = words_and_pair();
+        let another = std::thread::spawn(std::thread::park);
+        let ready = &words[READY];
+        let plan = ShadowPlan {
+            words: ShadowWords {
+                ready,
+                mode: ready,
+                leave: [0; 2],
+                died: ready,
+                given: ready,
+                done: ready,
+                owner: (ready, 1, 1),
+            },
+            generation: 1,
+            process: -1,
+            pair: (pair.0.as_raw_fd(), pair.1.as_raw_fd()),
+            memfd: -1,
+            group: CString::default(),
+            keeper: None,
+            message: b"",
+        };
+        assert!(start(&plan).is_err());
+        another.thread().unpark();
+        another.join().expect("it ends");
+    }
 }

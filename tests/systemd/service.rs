@@ -155,7 +155,7 @@ pub(crate) fn calls() -> Vec<u32> {
 pub(crate) fn assert_nothing_leaked() {
     eventually("every session is over", || property("StatusText").ends_with(", 0 sessions"));
     eventually("every call is over", || calls().is_empty());
-    // The notes for a crash, and the two ends of their pair.
+    // The checkpoints for a crash, and the two ends of their pair.
     assert_eq!(property("NFileDescriptorStore"), "3");
     // Pipes may be kept for the next session; nothing else may. The socket of the last status line closes in a moment.
     let mut used = BTreeMap::new();
@@ -188,8 +188,9 @@ pub(crate) fn assert_stops_clean() {
     eventually("the unit of the calls has gone", || {
         attempt("systemctl --user is-active qrexec-connect-calls.service").1 == "inactive"
     });
-    let left = processes_called(&["qrexec-connect", "qrexec-client-v", "crash-shadow"]);
+    let left = processes_called(&["qrexec-connect", "qrexec-client-v"]);
     assert!(left.is_empty(), "left behind: {left:?}");
+    eventually("the shadow has ended, too", || processes_called(&["crash-shadow"]).is_empty());
 }
 
 /// Processes with one of these names (15 characters of each, proc(5) `comm`).

@@ -16,7 +16,7 @@ const REFUSED: &[u8] = b"Request refused";
 /// The reading end of a child's standard error.
 #[derive(Debug)]
 pub struct Stderr {
-    /// Open until the session ends: notes of the session name it.
+    /// Open until the session ends: checkpoints of the session name it.
     stream: Option<Stream>,
     ended: bool,
     line: Vec<u8>,

@@ -1,4 +1,4 @@
-//! The note of one session: a slot of the region, or private words where there is no region.
+//! The checkpoint of one session: a slot of the region, or private words where there is no region.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -7,62 +7,62 @@ use std::sync::atomic::{
 };
 
 use super::{
-    history::NotedId,
+    history::SavedId,
     layout::{ENDING, IDLE, LIVE, MOVING, SLOT, TAKEN, check, slot},
     region::region,
-    stage::{DescriptorKey, Facts, HeldNote, RelayNote, StageNote},
+    stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
     text::Names,
 };
 
-/// The note of one session.
+/// The checkpoint of one session.
 #[derive(Debug)]
-pub struct Note(NotePlace);
+pub struct Checkpoint(CheckpointPlace);
 
 #[derive(Debug)]
-enum NotePlace {
+enum CheckpointPlace {
     /// Of the region of this process.
     Slot(u32),
     Private(Box<[AtomicU64; slot::BODY]>),
 }
 
-impl Default for Note {
+impl Default for Checkpoint {
     fn default() -> Self {
         match region().and_then(|region| region.take_slot()) {
-            Some(slot) => Self(NotePlace::Slot(slot)),
-            None => Self(NotePlace::Private(Box::new([const { AtomicU64::new(0) }; slot::BODY]))),
+            Some(slot) => Self(CheckpointPlace::Slot(slot)),
+            None => Self(CheckpointPlace::Private(Box::new([const { AtomicU64::new(0) }; slot::BODY]))),
         }
     }
 }
 
-impl Note {
+impl Checkpoint {
     /// Goes on with the slot of a session of the previous process, which it had in this region.
     pub fn resume(slot: u32) -> Self {
-        Self(NotePlace::Slot(slot))
+        Self(CheckpointPlace::Slot(slot))
     }
 
     /// The slot plus one; 0 without one.
     pub fn number(&self) -> u64 {
         match self.0 {
-            NotePlace::Slot(slot) => u64::from(slot) + 1,
-            NotePlace::Private(_) => 0,
+            CheckpointPlace::Slot(slot) => u64::from(slot) + 1,
+            CheckpointPlace::Private(_) => 0,
         }
     }
 
-    /// Whether the session was noted already.
+    /// Whether the session was saved already.
     pub fn is_live(&self) -> bool {
         self.is_kept() && self.word(slot::USE).load(Relaxed) == LIVE
     }
 
-    /// Whether anything that is noted outlives the process.
+    /// Whether anything that is saved outlives the process.
     pub fn is_kept(&self) -> bool {
-        matches!(self.0, NotePlace::Slot(_))
+        matches!(self.0, CheckpointPlace::Slot(_))
     }
 
     fn words(&self) -> &[AtomicU64] {
         match (&self.0, region()) {
-            (NotePlace::Private(words), _) => &**words,
-            (NotePlace::Slot(slot), Some(region)) => region.slot(*slot),
-            (NotePlace::Slot(_), None) => &[], // a slot is given by a region
+            (CheckpointPlace::Private(words), _) => &**words,
+            (CheckpointPlace::Slot(slot), Some(region)) => region.slot(*slot),
+            (CheckpointPlace::Slot(_), None) => &[], // a slot is given by a region
         }
     }
 
@@ -70,9 +70,9 @@ impl Note {
         &self.words()[index]
     }
 
-    /// Notes who the session is.
-    pub fn names(&self, id: NotedId, accepted: u64, names: &Names) {
-        let (NotePlace::Slot(slot), Some(region)) = (&self.0, region()) else { return };
+    /// Saves who the session is.
+    pub fn names(&self, id: SavedId, accepted: u64, names: &Names) {
+        let (CheckpointPlace::Slot(slot), Some(region)) = (&self.0, region()) else { return };
         let words = region.slot(*slot);
         words[slot::ID].store(id.0, Relaxed);
         words[slot::ID + 1].store(id.1, Relaxed);
@@ -83,8 +83,8 @@ impl Note {
         }
     }
 
-    /// Notes the stage that the session is at from now on, with what is known so far. `set_up`: when its set-up began.
-    pub fn stage(&self, stage: &StageNote, set_up: u64, facts: &Facts) {
+    /// Saves the stage that the session is at from now on, with what is known so far. `set_up`: when its set-up began.
+    pub fn stage(&self, stage: &SavedStage, set_up: u64, facts: &Facts) {
         if !self.is_kept() {
             return;
         }
@@ -100,28 +100,28 @@ impl Note {
         self.seal(words);
     }
 
-    /// The key of the peer, where it was noted.
+    /// The key of the peer, where it was saved.
     pub fn peer(&self) -> DescriptorKey {
         if self.is_kept() { self.word(slot::KEYS).load(Relaxed) } else { 0 }
     }
 
     /// The session's bytes are being moved.
     pub fn moving(&self) {
-        if let NotePlace::Slot(_) = self.0 {
+        if let CheckpointPlace::Slot(_) = self.0 {
             self.word(slot::BUSY).store(MOVING, Relaxed);
             compiler_fence(SeqCst);
         }
     }
 
     /// The session's bytes are where this says, and are not moved.
-    pub fn moved(&self, relay: &RelayNote) {
+    pub fn moved(&self, relay: &SavedRelay) {
         if !self.is_kept() {
             return;
         }
         let words = self.words();
         for (n, direction) in [relay.up, relay.down].iter().enumerate() {
             words[slot::DROPPED + n].store(direction.dropped, Relaxed);
-            let pipe = if let HeldNote::Pipe(pipe) = direction.held { pipe } else { 0 };
+            let pipe = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
             words[slot::PIPES + n].store(pipe, Relaxed);
         }
         words[slot::RELAY].store(relay.encode(), Relaxed);
@@ -140,7 +140,8 @@ impl Note {
         words[slot::CHECK].store(sum, Release);
     }
 
-    /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to that.
+    /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to
+    /// that.
     pub fn ending(&self, end: u8) {
         if self.is_kept() {
             self.word(slot::ENDING).store(ENDING | u64::from(end), Release);
@@ -175,9 +176,9 @@ impl Note {
     }
 }
 
-impl Drop for Note {
+impl Drop for Checkpoint {
     fn drop(&mut self) {
-        if let (NotePlace::Slot(slot), Some(region)) = (&self.0, region()) {
+        if let (CheckpointPlace::Slot(slot), Some(region)) = (&self.0, region()) {
             region.give_slot(*slot);
         }
     }

@@ -7,23 +7,23 @@ use std::{
 
 use super::{flows::Flow, info::SessionInfo, stage::Stage};
 use crate::{
-    crash::{AskedNote, Facts, Names, NotedId, StageNote, key},
+    crash::{Facts, Names, SavedAsker, SavedId, SavedStage, key},
     dial::qrexec::Helper,
     relay::{Relay, datagram::Asked},
     stream::{Stream, StreamKind},
     sys::shadow::monotonic,
 };
 
-/// Notes the stage that a session is at from now on. To be called before a descriptor of the stage before is closed.
-pub(super) fn note(info: &SessionInfo, stage: &Stage) {
-    if !info.counters.note().is_kept() {
+/// Saves the stage that a session is at from now on. To be called before a descriptor of the stage before is closed.
+pub(super) fn save(info: &SessionInfo, stage: &Stage) {
+    if !info.counters.checkpoint().is_kept() {
         return;
     }
     match stage {
         Stage::Waiting(peer) => waiting(info, peer),
         Stage::SettingUp(call) => {
             let Helpers { pidfd, pid, stderr } = helper(&call.call.helper);
-            let stage = StageNote::SettingUp {
+            let stage = SavedStage::SettingUp {
                 peer: peer_key(info, &call.peer),
                 peer_unix: is_unix(&call.peer),
                 pipes: call.call.descriptors().map(key),
@@ -38,18 +38,18 @@ pub(super) fn note(info: &SessionInfo, stage: &Stage) {
     }
 }
 
-/// Notes that the session has nothing but its peer.
+/// Saves that the session has nothing but its peer.
 pub(super) fn waiting(info: &SessionInfo, peer: &Stream) {
-    if info.counters.note().is_kept() {
-        let stage = StageNote::Waiting { peer: peer_key(info, peer), peer_unix: is_unix(peer) };
+    if info.counters.checkpoint().is_kept() {
+        let stage = SavedStage::Waiting { peer: peer_key(info, peer), peer_unix: is_unix(peer) };
         write(info, &stage, Duration::ZERO, None);
     }
 }
 
-/// Notes the upstream of a flow, once there is one.
+/// Saves the upstream of a flow, once there is one.
 pub(super) fn flow_open(info: &SessionInfo, flow: &Flow) {
-    if let (true, Some(upstream)) = (info.counters.note().is_kept(), flow.upstream_key()) {
-        write(info, &StageNote::Flow { upstream }, Duration::ZERO, Some(flow.asked()));
+    if let (true, Some(upstream)) = (info.counters.checkpoint().is_kept(), flow.upstream_key()) {
+        write(info, &SavedStage::Flow { upstream }, Duration::ZERO, Some(flow.asked()));
     }
 }
 
@@ -60,15 +60,15 @@ fn relaying(info: &SessionInfo, relay: &Relay, child: Option<&Helper>) {
     let stage = match child {
         Some(child) if relay.has_child() => {
             let Helpers { pidfd, pid, stderr } = helper(child);
-            StageNote::Pipes { peer, peer_unix, from: at(from), to: at(to), pidfd, pid, stderr }
+            SavedStage::Pipes { peer, peer_unix, from: at(from), to: at(to), pidfd, pid, stderr }
         }
-        _ => StageNote::Sockets { peer, peer_unix, upstream: at(to), upstream_unix: to.is_some_and(is_unix) },
+        _ => SavedStage::Sockets { peer, peer_unix, upstream: at(to), upstream_unix: to.is_some_and(is_unix) },
     };
     // Where its bytes are: a relay that was taken up may hold some.
-    let note = info.counters.note();
-    note.moving();
+    let checkpoint = info.counters.checkpoint();
+    checkpoint.moving();
     write(info, &stage, Duration::ZERO, None);
-    note.moved(&relay.note());
+    checkpoint.moved(&relay.saved());
 }
 
 /// The keys of a child.
@@ -85,9 +85,9 @@ fn helper(helper: &Helper) -> Helpers {
 
 /// The key of the peer, which stays the same.
 fn peer_key(info: &SessionInfo, peer: &Stream) -> u64 {
-    match info.counters.note().peer() {
+    match info.counters.checkpoint().peer() {
         0 => key(peer.as_fd()),
-        noted => noted,
+        saved => saved,
     }
 }
 
@@ -95,19 +95,19 @@ fn is_unix(stream: &Stream) -> bool {
     stream.kind() == StreamKind::Unix
 }
 
-fn write(info: &SessionInfo, stage: &StageNote, set_up: Duration, asked: Option<Asked>) {
-    let (note, now) = (info.counters.note(), monotonic());
+fn write(info: &SessionInfo, stage: &SavedStage, set_up: Duration, asked: Option<Asked>) {
+    let (checkpoint, now) = (info.counters.checkpoint(), monotonic());
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     // The names change once: when the upstream was dialled in another namespace.
-    if !note.is_live() || (info.netns().is_some() && matches!(stage, StageNote::Sockets { .. })) {
+    if !checkpoint.is_live() || (info.netns().is_some() && matches!(stage, SavedStage::Sockets { .. })) {
         let (high, low) = info.id.as_u64_pair();
         let accepted = now.saturating_sub(nanos(info.accepted.elapsed()));
-        note.names(NotedId(high, low), accepted, &names(info, asked));
+        checkpoint.names(SavedId(high, low), accepted, &names(info, asked));
     }
     let redials = info.redials.keep();
     let starting = redials.starting_ms.map(|ms| now.saturating_add(ms.saturating_mul(1_000_000)));
     let facts = Facts { dial_ms: info.dial_ms(), queued_ms: info.queued_ms(), redialled: redials.lost, starting };
-    note.stage(stage, now.saturating_sub(nanos(set_up)), &facts);
+    checkpoint.stage(stage, now.saturating_sub(nanos(set_up)), &facts);
 }
 
 fn names(info: &SessionInfo, asked: Option<Asked>) -> Names {
@@ -121,6 +121,6 @@ fn names(info: &SessionInfo, asked: Option<Asked>) -> Names {
         label: own(listener.label.as_deref()),
         listen_netns: own(listener.netns.as_deref()),
         netns: info.netns().map(ToString::to_string),
-        asked: asked.map(|Asked { peer, at }| AskedNote { peer, at: at.map(|at| (at.ip, at.interface)) }),
+        asked: asked.map(|Asked { peer, at }| SavedAsker { peer, at: at.map(|at| (at.ip, at.interface)) }),
     }
 }
