@@ -8,10 +8,10 @@ use std::sync::atomic::{
 
 use super::{
     history::SavedId,
-    layout::{ENDING, IDLE, LIVE, MOVING, SLOT, TAKEN, check, slot},
+    layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, check, slot},
     region::region,
     stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
-    text::Names,
+    text::{ListenerNames, Names},
 };
 
 /// The checkpoint of one session.
@@ -180,6 +180,35 @@ impl Drop for Checkpoint {
     fn drop(&mut self) {
         if let (CheckpointPlace::Slot(slot), Some(region)) = (&self.0, region()) {
             region.give_slot(*slot);
+        }
+    }
+}
+
+/// The checkpoint of a listener of our own, for as long as this process serves it.
+#[derive(Debug)]
+pub struct ListenerCheckpoint(u32);
+
+impl ListenerCheckpoint {
+    /// Writes it; `None` where nothing outlives the process, or no slot is left.
+    pub fn write(names: &ListenerNames, socket: DescriptorKey, lock: DescriptorKey) -> Option<Self> {
+        let region = region()?;
+        let text = serde_json::to_vec(names).ok()?;
+        let slot = region.take_slot()?;
+        region.write_text(slot, &text);
+        let words = region.slot(slot);
+        words[slot::KEYS].store(socket, Relaxed);
+        words[slot::KEYS + 1].store(lock, Relaxed);
+        words[slot::USE].store(LISTENER, Relaxed);
+        let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
+        words[slot::CHECK].store(sum, Release);
+        Some(Self(slot))
+    }
+}
+
+impl Drop for ListenerCheckpoint {
+    fn drop(&mut self) {
+        if let Some(region) = region() {
+            region.give_slot(self.0);
         }
     }
 }

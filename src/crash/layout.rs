@@ -5,8 +5,8 @@
 
 use super::{
     history::SavedId,
-    stage::{SavedBytes, SavedDirection, SavedRelay, SavedStage},
-    text::Names,
+    stage::{DescriptorKey, SavedBytes, SavedDirection, SavedRelay, SavedStage},
+    text::{ListenerNames, Names},
 };
 
 /// `QRXCRASH`, and the version of the layout. A reader takes its own version only.
@@ -104,6 +104,8 @@ pub(super) const FREE: u64 = 0;
 pub(super) const TAKEN: u64 = 0x5e55_0001;
 pub(super) const LIVE: u64 = 0x5e55_0102;
 pub(super) const MORE: u64 = 0x5e55_0203;
+/// A listener of our own: its text, and the keys of its socket and of the lock of its path.
+pub(super) const LISTENER: u64 = 0x5e55_0304;
 
 /// Values of the word BUSY: far apart, so that no flipped bit makes one the other.
 pub(super) const IDLE: u64 = 0x1d1e_1d1e_1d1e_1d1e;
@@ -152,6 +154,15 @@ pub struct SavedSession {
     pub names: Names,
 }
 
+/// A listener of our own as its slot tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedListener {
+    pub names: ListenerNames,
+    pub socket: DescriptorKey,
+    /// Of a UNIX socket with a path.
+    pub lock: DescriptorKey,
+}
+
 /// Stage of a saved session, with its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedState {
@@ -192,6 +203,18 @@ pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<SavedSession, Dam
         ending,
         names,
     })
+}
+
+/// Reads the slot of a listener: its text, and the keys of its socket and of the lock.
+pub(super) fn read_listener(words: &[u64; SLOT], text: &[u8]) -> Result<SavedListener, Damage> {
+    if check(words[..slot::CHECK].iter().copied()) != words[slot::CHECK] {
+        return Err(Damage::Words);
+    }
+    if text_check(text) != words[slot::TEXT_CHECK] {
+        return Err(Damage::Text);
+    }
+    let names = serde_json::from_slice(text).map_err(|_| Damage::Text)?;
+    Ok(SavedListener { names, socket: words[slot::KEYS], lock: words[slot::KEYS + 1] })
 }
 
 /// The check of a text.

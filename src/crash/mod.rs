@@ -9,6 +9,7 @@
 //!
 //! * **A session is one slot** ([`layout`]): words that change while it lives, under a check word, and its names as
 //!   text, under another. Whoever finds a check wrong does not use the slot: that session is reset and reported, alone.
+//! * **A listener of our own is a slot, too**, so that it keeps its backlog, and a UNIX socket its inode.
 //! * **A descriptor is its inode**, not its number. Numbers are used again; the inode of a socket or a pipe is not. So
 //!   a slot never means somebody else's descriptor, and the descriptors of several dead processes, which had the same
 //!   numbers, can be taken together.
@@ -47,11 +48,11 @@ mod stage;
 mod text;
 mod thread;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, ListenerCheckpoint};
 pub use history::{CrashCause, CrashVerdict, SavedId};
-pub use layout::SavedSession;
+pub use layout::{SavedListener, SavedSession};
 pub use owner::{RegionMode, RegionOwner};
 pub use region::{CrashCounts, Region, counts, region, set_region};
 pub use stage::{DescriptorKey, Facts, SavedBytes, SavedDirection, SavedRelay, SavedStage, key};
-pub use text::{Names, SavedAsker};
+pub use text::{ListenerNames, Names, SavedAsker};
 pub use thread::{Working, record_fault, record_panics, work_on};

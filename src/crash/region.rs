@@ -15,8 +15,8 @@ use std::{
 use super::{
     history::{self, Crash, CrashCause, CrashVerdict, SavedId},
     layout::{
-        self, Damage, FREE, HEADER, LIVE, MAGIC, MORE, SLOT, SLOTS, SavedSession, TAKEN, VERSION, header, slot,
-        text_check, word,
+        self, Damage, FREE, HEADER, LISTENER, LIVE, MAGIC, MORE, SLOT, SLOTS, SavedListener, SavedSession, TAKEN,
+        VERSION, header, slot, text_check, word,
     },
     owner::{RegionMode, RegionOwner},
 };
@@ -392,8 +392,21 @@ impl Region {
     pub fn live(&self) -> Vec<u32> {
         let high = u32::try_from(self.header(header::HIGH).load(Acquire)).unwrap_or(u32::MAX).min(SLOTS as u32);
         // Any other value is damage: somebody is to be told of that.
-        let lives = |slot: &u32| !matches!(self.slot(*slot)[slot::USE].load(Acquire), FREE | TAKEN | MORE);
+        let lives = |slot: &u32| !matches!(self.slot(*slot)[slot::USE].load(Acquire), FREE | TAKEN | MORE | LISTENER);
         (0..high).filter(lives).collect()
+    }
+
+    /// Takes the listeners that a process had which died; damaged ones are left out. Their slots are free then.
+    pub fn take_listeners(&self) -> Vec<SavedListener> {
+        let high = u32::try_from(self.header(header::HIGH).load(Acquire)).unwrap_or(u32::MAX).min(SLOTS as u32);
+        let listeners = (0..high).filter(|slot| self.slot(*slot)[slot::USE].load(Acquire) == LISTENER);
+        let take = |slot: u32| {
+            let words = self.copy(slot);
+            let saved = layout::read_listener(&words, &self.read_text(&words)).ok();
+            self.give_slot(slot);
+            saved
+        };
+        listeners.collect::<Vec<_>>().into_iter().filter_map(take).collect()
     }
 
     /// Reads a slot.

@@ -35,6 +35,9 @@ pub(super) enum Class {
     Socket,
     PipeReader,
     PipeWriter,
+    /// Also a datagram socket without a peer.
+    Listener,
+    File,
 }
 
 /// Receives what waits in the pair, until all shadows are `done` and nothing more comes.
@@ -59,12 +62,14 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
 }
 
 impl Descriptors {
-    /// Adds a descriptor. Listeners, their locks and files come again in other ways, and are closed.
+    /// Adds a descriptor.
     fn add(&mut self, fd: OwnedFd) {
         let Ok(stat) = fstat(&fd) else { return };
         let key = stat.st_ino;
         let class = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFSOCK if is_connected(&fd) => Class::Socket,
+            SFlag::S_IFSOCK => Class::Listener,
+            SFlag::S_IFREG => Class::File,
             SFlag::S_IFIFO => {
                 let flags = fcntl(&fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).unwrap_or(OFlag::empty());
                 if flags & OFlag::O_ACCMODE == OFlag::O_WRONLY { Class::PipeWriter } else { Class::PipeReader }
@@ -87,6 +92,11 @@ impl Descriptors {
             let _ = setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
         }
         Some(fd)
+    }
+
+    /// Closes the listeners and files that nobody has claimed: systemd's own listeners come again in another way.
+    pub(super) fn close_unclaimed_listeners(&mut self) {
+        self.by_key.retain(|(class, _), _| !matches!(class, Class::Listener | Class::File));
     }
 
     /// Takes the pidfd of this process; by its key where the process was collected already.

@@ -4,7 +4,11 @@
 //! last moment: nothing of them was read.
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
+    ffi::OsString,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,11 +25,14 @@ use super::{
     read::{Adopted, Lost},
 };
 use crate::{
+    activation::Socket,
     crash::{
-        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBytes, SavedId, SavedRelay, SavedSession,
-        SavedStage,
+        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBytes, SavedId, SavedListener, SavedRelay,
+        SavedSession, SavedStage,
     },
+    dial::netns::Id,
     dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
+    listener::{Bound, Handed, SocketClaim},
     log::End,
     relay::{
         self, Counters, ParkedDirection, ParkedEnd, Phase, Side,
@@ -45,6 +52,8 @@ pub struct Rescued {
     /// Whether the checkpoints go on in this process.
     go_on: bool,
     slots: Vec<u32>,
+    /// The listeners of its own that the process had.
+    pub listeners: Vec<Handed>,
     descriptors: Mutex<Descriptors>,
     /// Why the process died.
     pub cause: CrashCause,
@@ -110,6 +119,8 @@ pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64) -> Option<Rescued>
 
 impl Drop for Rescued {
     fn drop(&mut self) {
+        // The files of a listener that nobody takes are left as a killed process leaves them.
+        self.listeners.drain(..).for_each(Handed::release);
         let descriptors = std::mem::take(&mut *lock(&self.descriptors));
         descriptors.by_key.values().flatten().for_each(abandon);
     }
@@ -123,19 +134,30 @@ impl Rescued {
         cause: CrashCause,
         verdict: CrashVerdict,
     ) -> Self {
-        Self {
+        let mut rescued = Self {
             slots: region.live(),
+            listeners: Vec::new(),
             region,
             go_on,
             descriptors: Mutex::new(descriptors),
             cause,
             verdict,
             damaged: false.into(),
-        }
+        };
+        rescued.listeners = rescued.take_listeners();
+        rescued
     }
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// The listeners of its own that the process had. The others that it had are closed.
+    fn take_listeners(&self) -> Vec<Handed> {
+        let mut all = lock(&self.descriptors);
+        let listeners = self.region.take_listeners().into_iter().filter_map(|saved| handed(saved, &mut all)).collect();
+        all.close_unclaimed_listeners();
+        listeners
     }
 
     /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a checkpoint was
@@ -291,7 +313,7 @@ impl ClaimedDescriptors<'_> {
                     peer: ParkedPeer { kind: kind(peer_unix), fd },
                     helper: helper(pid, pidfd, said)?,
                     call: ParkedCall { pipes: [to, from, probe], taken },
-                    // Of what has passed it nothing is saved: that is counted anew.
+                    // Of what has passed it nothing is saved: that is counted anew, and the notice comes once more.
                     passed: Passed::default(),
                     told: false,
                 })
@@ -377,6 +399,27 @@ fn helper(pid: u32, pidfd: OwnedFd, stderr: Option<OwnedFd>) -> Result<Helper, L
     let child = Child::adopt(pid, pidfd).map_err(|_| LostReason::Io)?;
     let stderr = stderr.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose().map_err(|_| LostReason::Io)?;
     Ok(Helper { child, stderr: Stderr::new(stderr) })
+}
+
+/// A listener with its descriptors; `None` where one did not come.
+fn handed(SavedListener { names, socket, lock }: SavedListener, all: &mut Descriptors) -> Option<Handed> {
+    let kind = match names.kind {
+        0 => SocketKind::Tcp,
+        1 => SocketKind::Unix,
+        2 => SocketKind::Udp,
+        _ => return None,
+    };
+    let socket = Socket::new(kind, all.claim(Class::Listener, socket)?);
+    let local = socket.local().ok()?;
+    let claim = match names.claim {
+        Some((path, inode)) => {
+            let path = OsString::from_vec(path).into();
+            Some(SocketClaim::resume(path, inode, all.claim(Class::File, lock)?))
+        }
+        None => None,
+    };
+    let netns = names.netns.map(|(device, inode)| Id { device, inode });
+    Some(Handed { listen: names.listen, bound: Bound { socket, local, claim, netns }, before: names.before })
 }
 
 /// All bytes in a pipe.

@@ -182,9 +182,16 @@ impl RunningService {
     async fn take_over(&mut self, parked: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
         // A process that crashed while it handed over has everything in its checkpoints; one that crashed before it
         // took up the handover has saved no session, and the handover waits as it was.
-        let crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
+        let mut crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
         let has_all = crashed.as_ref().is_some_and(|rescued| rescued.len() > 0);
         let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
+        for own in crashed.iter_mut().flat_map(|rescued| std::mem::take(&mut rescued.listeners)) {
+            // The handover and the crash may have one listener twice.
+            match taken.listeners.iter().any(|other| other.listen == own.listen) {
+                true => own.release(),
+                false => taken.listeners.push(own),
+            }
+        }
         taken.sessions.extend(crashed.map(Records::Rescued));
         let own = self.posts.reconcile((&self.behind, forwards), taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());

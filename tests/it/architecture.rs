@@ -60,7 +60,7 @@ const ROOMS: &[Room] = &[
         tokio: true,
         ..PLAIN
     },
-    Room { name: "listener", uses: "session activation dial relay stream spec log sys", tokio: true, ..PLAIN },
+    Room { name: "listener", uses: "session activation dial relay stream crash spec log sys", tokio: true, ..PLAIN },
     Room { name: "session", uses: "dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     net::{SocketAddr, UdpSocket},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::PathBuf,
 };
 
@@ -315,16 +315,24 @@ udp_target = \"127.0.0.1:7002\"
             crowd.wait_for_bytes(20_000);
             let before = show("MainPID");
             Checkpoints::open(before.parse().expect("a number")).age();
+            // nobody accepts these two before the kill
+            shell(&format!("kill -STOP {before}"));
+            let path = || std::os::unix::net::UnixStream::connect("/run/pfwd-test.sock").expect("it listens");
+            let backlogs = [port(2001), Wire::from_unix(path())];
+            let inode = || std::fs::metadata("/run/pfwd-test.sock").expect("it is there").ino();
+            let socket = inode();
             shell(kill);
             eventually("another process serves", || {
                 let now = show("MainPID");
                 now != "0" && now != before && show("ActiveState") == "active"
             });
             ask(format!("after {n}").as_bytes());
-            // its listeners are there again
-            let mut wire = port(2001);
-            wire.write_all(b"e\0\0\0\0\0\0\0\0").expect("it is served");
-            exchange(&mut wire, n, 1000, Pace::BULK);
+            // its listeners are the same, and so are their backlogs
+            assert_eq!(inode(), socket);
+            for mut wire in backlogs.into_iter().chain([port(2001)]) {
+                wire.write_all(b"e\0\0\0\0\0\0\0\0").expect("it is served");
+                exchange(&mut wire, n, 1000, Pace::BULK);
+            }
         }
         let reported = shell("journalctl -q -o cat -t pfwd END=lost || true");
         let harmed = crowd.dismiss().err().unwrap_or_default();
