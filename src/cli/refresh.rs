@@ -13,35 +13,48 @@
 //! | active, activating, reloading | none | came too early | would be refused: again |
 //!
 //! A service deactivates without a job when it ends by itself (idle, or without listeners), and when somebody kills it.
-//! systemd bounds that time (`TimeoutStopSec=`), and so the wait here.
+//! The service drains then for as long as `drain_timeout` says, and so does the wait here. Where systemd refuses the order
+//! for another reason (`RefuseManualStop=` of a drop-in), the wait ends after [`REFUSED`] orders.
 
 use std::{process::ExitCode, thread, time::Duration};
 
 use super::{control::Program, systemctl, units::Scope};
 use crate::report::{Code, Fatal};
 
-/// Between an order and the next look; each of them takes 8 to 12 ms.
-const PAUSE: Duration = Duration::from_millis(20);
+/// The first pause between an order and the next look, and the longest; each pause is twice as long as the one before. A
+/// look takes 8 to 12 ms.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How many orders in a row systemd may refuse while the service runs.
+const REFUSED: u32 = 5;
 
 /// Waits until systemd does not refuse a socket of the service of `program`; where the service runs, that takes a restart.
 ///
 /// # Errors
-/// systemd does not answer.
+/// systemd does not answer, or does not restart the service.
 pub(super) fn run(program: Program, scope: Scope) -> Result<ExitCode, Fatal> {
     let unit = format!("{}.service", program.name);
+    let failed = |what: String| {
+        let hint = format!("to restart it: systemctl {}restart {unit}", scope.flag());
+        Err(Fatal::new(Code::Failure, what).hint(hint))
+    };
+    let (mut pause, mut refused) = (PAUSE.0, 0);
     loop {
         let shown = systemctl::show(scope, &["ActiveState", "Job"], std::slice::from_ref(&unit));
         let Some(shown) = shown.and_then(|units| units.into_iter().next()) else {
-            let what = format!("systemd does not answer, so {unit} is not restarted for its sockets");
-            let hint = format!("to restart it: systemctl {}restart {unit}", scope.flag());
-            return Err(Fatal::new(Code::Failure, what).hint(hint));
+            return failed(format!("systemd does not answer, so {unit} is not restarted for its sockets"));
         };
         let value = |property| shown.last(property).unwrap_or_default();
-        if is_settled(&value("ActiveState"), &value("Job")) {
+        let state = value("ActiveState");
+        if is_settled(&state, &value("Job")) {
             return Ok(ExitCode::SUCCESS);
         }
-        systemctl::restart_if_it_runs(scope, &unit);
-        thread::sleep(PAUSE);
+        let taken = systemctl::restart_if_it_runs(scope, &unit);
+        refused = if taken || state == "deactivating" { 0 } else { refused + 1 };
+        if refused == REFUSED {
+            return failed(format!("systemd does not restart {unit} ({state}), so its new sockets are refused"));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 

@@ -65,10 +65,9 @@ pub(super) fn order(scope: Scope, arguments: &[&str]) -> Result<(), Fatal> {
     }
 }
 
-/// Queues a restart of this unit where it runs. A stop that waits in the queue stays, and this does nothing.
-pub(super) fn restart_if_it_runs(scope: Scope, unit: &str) {
-    // What systemd refuses is seen by the next look at the unit; there is nothing to say here.
-    let _ = scope.try_restart(unit, PATIENCE);
+/// Queues a restart of this unit where it runs; whether systemd took the order. A stop that waits in the queue stays.
+pub(super) fn restart_if_it_runs(scope: Scope, unit: &str) -> bool {
+    scope.try_restart(unit, PATIENCE).is_ok_and(|taken| taken)
 }
 
 fn ask<S: AsRef<OsStr>>(scope: Scope, arguments: &[S]) -> Option<String> {

@@ -91,7 +91,15 @@ impl Entrance {
     /// # Errors
     /// The circle, where the datagram has come through this listener before.
     pub fn received(&self, peer: SocketAddr, at: Option<IpAddr>) -> Result<Passage, Circle> {
-        self.pass(self.asked(peer, at))
+        // Another socket may have the peer's address later, so what lies before the peer is looked up at each datagram.
+        self.pass(self.asked(peer, at)).map(|passage| Passage { before: Box::default(), ..passage })
+    }
+
+    /// A connection of `peer` was accepted, and is refused for another reason than a circle.
+    pub fn refused(&self, peer: &SockAddr) {
+        if let Some(name) = name_of(peer) {
+            self.outgoing.accepted(&name);
+        }
     }
 
     /// The passage of a flow of an earlier process.

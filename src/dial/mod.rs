@@ -68,7 +68,7 @@ mod way;
 
 pub(crate) use entrance::Entrance;
 pub use failure::{DialStep, Failure};
-pub(crate) use outgoing::{NotedSocket, is_served_port, is_served_unix, note_again, note_flow};
+pub(crate) use outgoing::{NotedSocket, accepted_earlier, is_served_port, is_served_unix, note_again, note_flow};
 pub(crate) use passage::{Circle, Passage};
 pub use peer::abandoned;
 pub use retry::{RetryUntil, retrying};

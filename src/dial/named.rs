@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::passage::Passage;
 
-/// The most notes that stay behind closed sockets; a backlog holds that many (net.core.somaxconn). The oldest goes
-/// first.
+/// So many notes stay behind closed sockets; a backlog holds that many connections (net.core.somaxconn). When there are
+/// twice as many, the oldest go, so that a close costs the same however many there are.
 const MOST_CLOSED: usize = 4096;
 
 /// The named sockets.
@@ -72,10 +72,13 @@ impl NamedSockets {
             }
         }
         self.closed.push_back(*name);
-        if self.closed.len() > MOST_CLOSED {
-            if let Some(oldest) = self.closed.pop_front() {
-                self.noted.remove(&oldest);
-            }
+        if self.closed.len() < 2 * MOST_CLOSED {
+            return;
+        }
+        self.closed.retain(|name| self.noted.contains_key(name)); // others were accepted meanwhile
+        let most = self.closed.len().saturating_sub(MOST_CLOSED);
+        for oldest in self.closed.drain(..most) {
+            self.noted.remove(&oldest);
         }
     }
 }
@@ -113,11 +116,23 @@ mod tests {
             seen.push(sockets.passage(&name).is_some());
             assert_eq!(seen, stays);
         }
-        for _ in 0..2 * MOST_CLOSED {
+        let close = |sockets: &mut NamedSockets| {
             let name = Uuid::new_v4();
             sockets.add(name, passage.clone());
             sockets.closed(&name, true);
+            name
+        };
+        // None of them is accepted: the last ones stay.
+        let names: Vec<_> = (0..5 * MOST_CLOSED).map(|_| close(&mut sockets)).collect();
+        assert!(sockets.noted.len() < 2 * MOST_CLOSED && sockets.closed.len() == sockets.noted.len());
+        assert!(names[4 * MOST_CLOSED..].iter().all(|name| sockets.passage(name).is_some()));
+        // Accepted ones push none out.
+        let mut sockets = NamedSockets::default();
+        let waits = close(&mut sockets);
+        for _ in 0..5 * MOST_CLOSED {
+            let name = close(&mut sockets);
+            sockets.accepted(&name);
         }
-        assert_eq!((sockets.noted.len(), sockets.closed.len()), (MOST_CLOSED, MOST_CLOSED));
+        assert_eq!((sockets.passage(&waits).is_some(), sockets.noted.len()), (true, 1));
     }
 }

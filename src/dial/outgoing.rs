@@ -229,13 +229,16 @@ impl Outgoing {
     pub(super) fn hops(&self, sender: &Sender) -> Vec<Arc<Hop>> {
         let mut hops = Vec::new();
         let Some(last) = self.passage(sender) else { return hops };
-        let known: Vec<_> = [&last.hop].into_iter().chain(&last.before).cloned().collect();
+        let before = last.before.clone();
         let mut next = Some(last);
         while let Some(Passage { hop, from, .. }) = next.filter(|_| hops.len() < MOST_HOPS) {
             hops.push(hop);
             next = from.and_then(|from| self.passage(&from));
         }
-        if known.len() > hops.len() { known } else { hops }
+        // Sockets on the way may have closed since.
+        let closed: Vec<_> = before.into_iter().filter(|hop| !hops.contains(hop)).collect();
+        hops.extend(closed);
+        hops
     }
 
     /// Whether a TCP connection from `from` can be one of a noted socket.
@@ -286,6 +289,14 @@ pub fn note_again(socket: BorrowedFd<'_>, passage: &Passage) -> Option<NotedSock
     }
     let ends = InetEnds { from: place(own_address(socket).ok()?), to: place(to), netns: netns() };
     Some(outgoing.noted(&mut lock(&outgoing.tcp.noted), Sender::Tcp(ends), passage))
+}
+
+/// The connection of a session that was handed over came from a Unix socket of this service, perhaps: an earlier process
+/// has accepted it. After [`note_again`] for all sessions.
+pub fn accepted_earlier(passage: &Passage) {
+    if let Some(Sender::Unix(name)) = passage.from.as_deref() {
+        OUTGOING.accepted(name);
+    }
 }
 
 /// Whether a TCP dial of this port can reach a listener of this service.

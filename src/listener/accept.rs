@@ -50,7 +50,10 @@ impl ServedListener {
             Ok(permit) => {
                 self.begin(streams, sessions, route, (fd, address.clone()), permit, &mut Refusals::default());
             }
-            Err(_) => drop(Stream::new(fd, streams.kind).map(Stream::reset)),
+            Err(_) => {
+                self.entrance().refused(address);
+                drop(Stream::new(fd, streams.kind).map(Stream::reset));
+            }
         }
     }
 
@@ -68,11 +71,13 @@ impl ServedListener {
         let stream = match Stream::new(fd, streams.kind) {
             Ok(stream) => stream,
             Err(e) => {
+                self.entrance().refused(&address);
                 let text = format!("lost a connection from {peer} on {}: {e}", route.listener);
                 return say(Kind::DescriptorPressure, text);
             }
         };
         if let Err(list) = route.access.check(&peer) {
+            self.entrance().refused(&address);
             stream.reset();
             return refusals.deny(&route, &peer, list);
         }

@@ -208,8 +208,14 @@ impl Posts {
         routes: &Routes,
     ) -> Reconciled {
         let inherited = behind.len() + behind.iter().map(Vec::len).sum::<usize>();
-        let no_room = without_descriptors(forwards, inherited, sys::hard_limit());
         let mut old: Vec<Option<Post>> = std::mem::take(&mut self.posts).into_iter().map(Some).collect();
+        let is_open = |leg: &Wanted| {
+            let served = |post: &Post| post.serving().is_some() && post.wanted.same_place(leg);
+            let listen = leg.listen().to_string();
+            old.iter().flatten().any(served) || handed.iter().any(|handed| handed.listen == listen)
+        };
+        let open = |number: usize| wanted(&forwards[number], Some(number)).iter().filter(|leg| is_open(leg)).count();
+        let no_room = without_descriptors(forwards, inherited, open, sys::hard_limit());
         let mut changed = 0;
         let (mut posts, mut new) = (Vec::new(), Vec::new());
         for wanted in all_wanted(behind, forwards, &no_room) {
@@ -294,11 +300,12 @@ impl Posts {
             if was == Some(now) || (was.is_none() && now.is_none()) {
                 continue;
             }
-            changed = true;
             if post.serving().is_some() {
                 close_without_namespace(post).await;
+                changed = true;
             }
             post.start(None, routes);
+            changed |= post.serving().is_some();
         }
         changed
     }

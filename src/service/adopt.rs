@@ -18,7 +18,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{setup::resolve, state::RunningService};
 use crate::{
-    dial::qrexec::LiveCall,
+    dial::{accepted_earlier, qrexec::LiveCall},
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
     log::{Kind as Event, say},
@@ -113,6 +113,7 @@ impl RunningService {
             all.taken_up += tell(&adoption.records, &summary);
             strangers.extend(adoption.records.strangers());
         }
+        self.sessions.for_each(|info| info.passage.iter().for_each(accepted_earlier));
         let Summary { taken_up, kept, drained, children, mut waiting, lost: _ } = all;
         if taken_up > 0 {
             say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions_text(taken_up)));

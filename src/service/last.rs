@@ -12,7 +12,7 @@ use std::{
 use crate::{
     log::{Kind, say},
     spec::LastTexts,
-    sys::file::replace,
+    sys::file::NewFile,
     systemd::{headroom::Headroom, unit::runtime_directory},
 };
 
@@ -38,11 +38,15 @@ pub fn read() -> LastTexts {
 /// Leaves what is in force to the next process.
 pub(super) fn write(texts: &LastTexts) {
     let Some(file) = file() else { return };
-    let _headroom = Headroom::take();
     if *texts == LastTexts::default() {
         return remove();
     }
-    let written = serde_json::to_vec(texts).map_err(io::Error::from).and_then(|bytes| replace(&file, 0o600, &bytes));
+    let new = || {
+        let _headroom = Headroom::take(); // sessions may have every other descriptor
+        NewFile::beside(&file)
+    };
+    let bytes = serde_json::to_vec(texts).map_err(io::Error::from);
+    let written = bytes.and_then(|bytes| new()?.replace(&file, 0o600, &bytes));
     if let Err(e) = written {
         let text = format!("a restart would not find the configuration that is in force: {}: {e}", file.display());
         say(Kind::ControlTrouble, text);

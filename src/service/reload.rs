@@ -59,6 +59,7 @@ impl RunningService {
         let held = self.posts.let_go();
         let own = self.posts.reconcile((&self.behind, &forwards), held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
+        self.limit_calls(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
         let elsewhere = match changed + own.changed {
             1 => "1 listener leads".to_owned(),
@@ -107,6 +108,7 @@ impl RunningService {
                     match self.serve(listener, route, behind) {
                         Ok(listening) => {
                             emit(event);
+                            self.limit_calls();
                             self.accepting.start(&listening, &self.sessions);
                             held.serve(&listening, &self.sessions);
                             served += 1;

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::{
     io::unix::AsyncFd,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinSet, yield_now},
     time::sleep,
 };
 
@@ -45,7 +45,11 @@ pub(super) async fn until_stopped(
         let changed = tokio::select! {
             order = signals.next() => match order {
                 Order::Reload => {
-                    status.abort(); // it would tell the line of before
+                    // It would tell the line of before.
+                    status.abort();
+                    while !status.is_finished() {
+                        yield_now().await;
+                    }
                     service.reload().await;
                     true
                 }
@@ -128,6 +132,7 @@ async fn ended(shadow: Option<&AsyncFd<OwnedFd>>) {
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
 /// knows of; without one it is told at once.
 fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
+    while keep.try_join_next().is_some() {} // those of before
     keep.spawn(notify::status(service.sessions.watch(), told, service.status_line()))
 }
 

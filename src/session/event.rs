@@ -337,3 +337,28 @@ pub fn waiting(info: &SessionInfo, failure: &Failure, pause: Duration) {
     let less_often = if pause < Duration::from_secs(1) { ", then less often" } else { "" };
     log::emit(about(info, Kind::DialWaiting, format!("{why}; next try in {} s{less_often}", seconds(pause))));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{identity::ListenerIdentity, route::Routes},
+        *,
+    };
+    use crate::spec::{Config, SocketKind, fdname};
+
+    #[test]
+    fn a_call_that_is_not_begun_says_how_many_are_undecided_and_what_to_do() {
+        let forward = fdname::resolve("work test.Echo+1", SocketKind::Tcp, &Config::default()).expect("a name");
+        let (leg, listener) = (forward.legs.front().clone(), ListenerIdentity::new("x:1", SocketKind::Tcp, None));
+        let route = Routes::new(32).make(String::new(), listener, leg, forward.options).expect("a route");
+        let (end, why) = failure(&route, &Failure::ManyUndecided(5));
+        assert_eq!(
+            (end, why.as_str()),
+            (
+                End::Timeout,
+                "not begun: 5 calls of test.Echo+1 to work have been undecided for more than a minute: unanswered \
+                 prompts in dom0, or a qube that starts slowly; answer or cancel the prompts"
+            )
+        );
+    }
+}

@@ -6,11 +6,12 @@ use super::plan::{Forward, Listen};
 const RESERVED: u64 = 144;
 
 /// The forwards, by their index, whose listeners would leave no descriptors for sessions, each with the reason.
-/// `others`: listeners beside those of the forwards. A forward counts whole; one that is refused leaves its room to the
-/// next ones.
+/// `others`: listeners beside those of the forwards; `open`: how many listeners of a forward are open already, and stay
+/// open. A forward counts whole; one that is refused leaves its room to the next ones, but for what it has open.
 pub fn without_descriptors<'a>(
     forwards: impl IntoIterator<Item = &'a Forward>,
     others: usize,
+    open: impl Fn(usize) -> usize,
     limit: u64,
 ) -> Vec<(usize, String)> {
     let most = limit - RESERVED.min(limit / 2);
@@ -20,6 +21,7 @@ pub fn without_descriptors<'a>(
         let own = forward.legs.iter().filter(|leg| leg.listen != Listen::Inherited).count() as u64;
         if taken.saturating_add(own) > most {
             refused.push((index, reason(own, taken, most, limit)));
+            taken += open(index) as u64;
         } else {
             taken += own;
         }
@@ -45,9 +47,9 @@ mod tests {
     use super::*;
     use crate::spec::Config;
 
-    fn refused(forwards: &[&str], others: usize, limit: u64) -> Vec<usize> {
+    fn refused(forwards: &[&str], others: usize, open: usize, limit: u64) -> Vec<usize> {
         let (_, plan) = Config::gather(None, forwards).unwrap();
-        without_descriptors(&plan.forwards, others, limit).into_iter().map(|(index, _)| index).collect()
+        without_descriptors(&plan.forwards, others, |_| open, limit).into_iter().map(|(index, _)| index).collect()
     }
 
     #[test]
@@ -56,19 +58,20 @@ mod tests {
         let small = "listen=127.0.0.1:7000-7099,target=10.0.0.5:80";
         let other = "listen=127.0.0.1:7100-7199,target=10.0.0.5:80";
         let both = "listen=127.0.0.1:22,uds=/run/a.sock,target=10.0.0.5:22"; // two listeners
-        for (forwards, others, limit, expected) in [
-            (&[range][..], 0, 1024 + RESERVED, &[][..]),
-            (&[range], 1, 1024 + RESERVED, &[0]),
-            (&[range], 0, 1023 + RESERVED, &[0]),
-            (&[range, small, both], 0, 1024, &[0]),
-            (&[small, range, both], 0, 1024, &[1]),
-            (&[small, other, both], 0, 302, &[1]), // listeners may have 158
-            (&[both], 30, 64, &[]),
-            (&[both], 31, 64, &[0]),
-            (&[both], 0, 0, &[0]),
-            (&[range], 0, u64::MAX, &[]),
+        for (forwards, (others, open), limit, expected) in [
+            (&[range][..], (0, 0), 1024 + RESERVED, &[][..]),
+            (&[range], (1, 0), 1024 + RESERVED, &[0]),
+            (&[range], (0, 0), 1023 + RESERVED, &[0]),
+            (&[range, small, both], (0, 0), 1024, &[0]),
+            (&[small, range, both], (0, 0), 1024, &[1]),
+            (&[small, other, both], (0, 0), 302, &[1]), // listeners may have 158
+            (&[both], (30, 0), 64, &[]),
+            (&[both], (31, 0), 64, &[0]),
+            (&[both], (0, 0), 0, &[0]),
+            (&[range, small], (0, 300), 512, &[0, 1]), // listeners may have 368, and 300 of the range are open
+            (&[range], (0, 0), u64::MAX, &[]),
         ] {
-            assert_eq!(refused(forwards, others, limit), expected, "{forwards:?} beside {others}, limit {limit}");
+            assert_eq!(refused(forwards, others, open, limit), expected, "{forwards:?} beside {others}, limit {limit}");
         }
     }
 }

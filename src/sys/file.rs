@@ -31,7 +31,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// What the file system says; what was there is then untouched.
 pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    put(path, mode, bytes, |temporary| fs::rename(temporary, path))
+    NewFile::beside(path)?.replace(path, mode, bytes)
 }
 
 /// Makes a file at `path`, where nothing may be.
@@ -39,7 +39,7 @@ pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists`; what the file system says.
 pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    put(path, mode, bytes, |temporary| {
+    NewFile::beside(path)?.put(mode, bytes, |temporary| {
         match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
             // Some file systems have no such flag, and most of those have hard links.
             Err(Errno::EINVAL | Errno::ENOSYS) => {
@@ -52,38 +52,58 @@ pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Writes the file beside `path`, for its owner alone, gives it its mode, and has `settle` put it in place.
-fn put(path: &Path, mode: u32, bytes: &[u8], settle: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let (temporary, mut file) = beside(path)?;
-    let result = file
-        .write_all(bytes)
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_data())
-        .and_then(|()| settle(&temporary));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
+/// A file that is to come into the place of another, open for writing.
+#[derive(Debug)]
+pub struct NewFile {
+    temporary: PathBuf,
+    file: File,
 }
 
-/// A new file in the same directory, under a name that nobody can know before.
-fn beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600); // O_EXCL: follows no link either
-    let mut taken = io::Error::from(ErrorKind::AlreadyExists);
-    for _ in 0..ATTEMPTS {
-        let mut name = name.to_owned();
-        // The seed of each is random (getrandom(2)), or differs from the one before.
-        name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(std::process::id())));
-        let temporary = path.with_file_name(name);
-        match options.open(&temporary) {
-            Ok(file) => return Ok((temporary, file)),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => taken = e,
-            Err(e) => return Err(e),
+impl NewFile {
+    /// A new file in the directory of `path`, for its owner alone, under a name that nobody can know before.
+    ///
+    /// # Errors
+    /// What open(2) says; `AlreadyExists` where every name was taken.
+    pub fn beside(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600); // O_EXCL: follows no link either
+        let mut taken = io::Error::from(ErrorKind::AlreadyExists);
+        for _ in 0..ATTEMPTS {
+            let mut name = name.to_owned();
+            // The seed of each is random (getrandom(2)), or differs from the one before.
+            name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(std::process::id())));
+            let temporary = path.with_file_name(name);
+            match options.open(&temporary) {
+                Ok(file) => return Ok(Self { temporary, file }),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => taken = e,
+                Err(e) => return Err(e),
+            }
         }
+        Err(taken)
     }
-    Err(taken)
+
+    /// Writes the file and puts it in the place of whatever is at `path`.
+    ///
+    /// # Errors
+    /// What the file system says; what was there is then untouched.
+    pub fn replace(self, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+        self.put(mode, bytes, |temporary| fs::rename(temporary, path))
+    }
+
+    /// Writes the file, gives it its mode, and has `settle` put it in place.
+    fn put(mut self, mode: u32, bytes: &[u8], settle: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        let result = self
+            .file
+            .write_all(bytes)
+            .and_then(|()| self.file.set_permissions(fs::Permissions::from_mode(mode)))
+            .and_then(|()| self.file.sync_data())
+            .and_then(|()| settle(&self.temporary));
+        if result.is_err() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+        result
+    }
 }
 
 #[cfg(test)]

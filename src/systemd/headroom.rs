@@ -1,9 +1,14 @@
 //! Descriptors kept back for what the service cannot do without: to tell its manager that it lives, to ask it what a
 //! SIGTERM means, and to hand its sessions over.
 //!
-//! The soft limit, into which accept(2), dials and calls run, is held a little below the hard one (setrlimit(2)).
+//! The soft limit, into which accept(2), dials and calls run, is held a little below the hard one (setrlimit(2)). The limit
+//! is that of the whole process: while it is raised for one thread, sessions of other threads can take what is kept back.
+//! So it is raised for as short as may be, and what the manager is told needs no descriptor at all ([`datagrams`]).
 
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    os::unix::net::UnixDatagram,
+    sync::{Mutex, MutexGuard, OnceLock},
+};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -17,11 +22,21 @@ const KEPT: u64 = 16;
 /// nobody lowers the limit under another.
 static IN_USE: Mutex<bool> = Mutex::new(false);
 
+/// A socket that stays open as long as the process lives.
+static DATAGRAMS: OnceLock<Option<UnixDatagram>> = OnceLock::new();
+
 /// Allows as many descriptors as may be, but for those kept back. A session takes two to six, and the soft limit is
 /// often 1024.
 pub fn keep() {
+    DATAGRAMS.get_or_init(|| UnixDatagram::unbound().ok());
     *lock(&IN_USE) = true;
     lower();
+}
+
+/// An unbound socket for datagrams to the manager and to the unit's own programs, in a process that keeps descriptors
+/// back.
+pub fn datagrams() -> Option<&'static UnixDatagram> {
+    DATAGRAMS.get()?.as_ref()
 }
 
 fn lower() {

@@ -1,6 +1,6 @@
 //! What the service manager hears of us: ready, status, signs of life, more time.
 
-use std::{io, os::fd::AsFd as _, time::Duration};
+use std::{env, io, os::fd::AsFd as _, time::Duration};
 
 use nix::{
     fcntl::OFlag,
@@ -13,7 +13,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::headroom::Headroom;
+use super::headroom::{Headroom, datagrams};
 use crate::log::{Kind, say};
 
 /// How often the status is written at most.
@@ -25,12 +25,20 @@ const CONFIRM: Duration = Duration::from_secs(10);
 /// Tells the manager. Without one (`NOTIFY_SOCKET` unset) it goes nowhere; a failure is logged, for there is nobody
 /// else to tell.
 pub fn tell(state: &[NotifyState<'_>]) {
-    let headroom = Headroom::take();
-    let told = sd_notify::notify(state);
-    drop(headroom);
+    let told = send(state).unwrap_or_else(|| {
+        let _headroom = Headroom::take();
+        sd_notify::notify(state)
+    });
     if let Err(e) = told {
         say(Kind::LogDropped, format!("the service manager did not take a message: {e}"));
     }
+}
+
+/// Sends over the socket that is open anyway; `None` where that cannot be done (an abstract address, for one).
+fn send(state: &[NotifyState<'_>]) -> Option<io::Result<()>> {
+    let path = env::var_os("NOTIFY_SOCKET").filter(|path| path.as_encoded_bytes().starts_with(b"/"))?;
+    let text: String = state.iter().map(|state| format!("{state}\n")).collect();
+    Some(datagrams()?.send_to(text.as_bytes(), path).map(|_| ()))
 }
 
 /// Waits until the manager has read all messages that were sent before (sd_notify_barrier(3)).
@@ -50,13 +58,13 @@ pub fn barrier() -> io::Result<()> {
 
 /// Whether a service manager started this process and reads its messages.
 pub fn managed() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some()
+    env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// Whether the service manager started this very process (systemd.exec(5): SYSTEMD_EXEC_PID), and not a person or a
 /// script below a unit.
 pub fn started_by_the_manager() -> bool {
-    let pid = std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse().ok());
+    let pid = env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse().ok());
     pid == Some(std::process::id())
 }
 

@@ -9,14 +9,24 @@
 
 use std::{
     fs, io,
-    os::{fd::AsFd as _, unix::net::UnixDatagram},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixDatagram,
+    },
     time::Duration,
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{MsgFlags, UnixAddr, sendto},
+};
 
-use super::{headroom::Headroom, unit::runtime_directory};
-use crate::sys;
+use super::{headroom::datagrams, unit::runtime_directory};
+use crate::{
+    log::{Kind, say},
+    sys,
+};
 
 /// Where an answer is waited for, in the runtime directory.
 const ANSWER: &str = "reload";
@@ -74,10 +84,13 @@ pub fn ask(pid: u32) -> Result<(), ReloadFailure> {
 pub fn answer(result: Result<(), &str>) {
     let Some(directory) = runtime_directory() else { return };
     let text = result.err().unwrap_or_default().as_bytes();
-    let _headroom = Headroom::take(); // whoever waits is to hear of it, even where sessions have every other descriptor
-    let sent = UnixDatagram::unbound().and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        socket.send_to(&text[..text.len().min(LONGEST)], directory.join(ANSWER))
-    });
-    let _ = sent; // nobody waits: the signal came by hand
+    // Whoever waits hears of it even where sessions have every other descriptor.
+    let Some(socket) = datagrams() else { return };
+    let sent = UnixAddr::new(&directory.join(ANSWER))
+        .and_then(|to| sendto(socket.as_raw_fd(), &text[..text.len().min(LONGEST)], &to, MsgFlags::MSG_DONTWAIT));
+    match sent {
+        // Nobody waits: the signal came by hand.
+        Ok(_) | Err(Errno::ENOENT | Errno::ECONNREFUSED) => {}
+        Err(e) => say(Kind::ControlTrouble, format!("the reload is done, and its answer cannot be sent: {e}")),
+    }
 }

@@ -189,7 +189,7 @@ pub fn restart() {
     tokio::spawn(async {
         let ordered = spawn_blocking(|| Scope::own().try_restart(&unit::name(), ORDER)).await;
         let taken = ordered.is_ok_and(|answer| answer.is_ok_and(|taken| taken));
-        if !taken && !matches!(own_job().await, Job::Stop { .. }) {
+        if !taken && !matches!(own_job().await, Job::Stop { .. } | Job::Restart) {
             let unit = unit::name();
             let text = format!("a socket was stopped and stays open: {unit} may not restart itself; restart it");
             say(Kind::ControlTrouble, text);

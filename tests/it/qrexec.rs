@@ -172,7 +172,10 @@ fn a_service_that_was_never_there_is_a_failure_and_no_empty_reply() {
     for (index, (brief, why)) in [
         ("dial-failed up 0 down 0 exit 127", "work has no service test.Missing"),
         ("dial-failed up 0 down 0 exit 127", "work has no service test.Exit+127"),
-        ("dial-failed up 0 down 0 exit 125", "nothing listens on the port or socket of test.Broken"),
+        (
+            "dial-failed up 0 down 0 exit 125",
+            "the other end failed: nothing listens on the port or socket of test.Broken",
+        ),
         ("reset up 0 down 0 exit 137", "killed by signal 9"),
     ]
     .into_iter()

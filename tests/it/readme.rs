@@ -169,37 +169,42 @@ fn fixed_parts(message: &str) -> Vec<String> {
     let mut parts = Vec::new();
     for text in message.split(['…', '(']) {
         let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
-        parts.extend(
-            words.split(|word| differs(&word)).map(|words| words.join(" ").trim_start_matches(": ").to_owned()),
-        );
+        parts.extend(words.split(differs).map(|words| words.join(" ").trim_start_matches(": ").to_owned()));
     }
     parts.retain(|part| part.len() > 3);
     parts
 }
 
-#[test]
-fn each_message_that_the_readme_explains_is_one_of_the_programs() {
-    const OF_SYSTEMD: &str = "The unit files have no installation config";
-    let mut source = String::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("a folder of ours").flatten() {
-            match entry.path() {
-                path if path.is_dir() => folders.push(path),
-                path if path.extension().is_some_and(|e| e == "rs") => {
-                    // A text goes on in the next line behind a backslash.
-                    let text = fs::read_to_string(path).expect("text");
-                    source.extend(text.split("\\\n").map(str::trim_start));
-                }
-                _ => {}
-            }
+/// The code below these folders, without this file: that of the programs, and that of tests. A text that goes on in the
+/// next line behind a backslash is one text.
+fn code(folders: &[&str]) -> (String, String) {
+    let (mut programs, mut tests) = (String::new(), String::new());
+    for path in folders.iter().flat_map(|folder| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))) {
+        if !path.ends_with(".rs") || path.ends_with(file!()) {
+            continue;
         }
+        let text = fs::read_to_string(&path).expect("text");
+        let text: String = text.split("\\\n").map(str::trim_start).collect();
+        let all_tests = path.ends_with("tests.rs") || !path.contains("/src/");
+        let (program, test) =
+            if all_tests { ("", &*text) } else { text.split_once("#[cfg(test)]").unwrap_or((&text, "")) };
+        programs += program;
+        tests += test;
     }
+    (programs, tests)
+}
+
+#[test]
+fn each_message_that_the_readme_explains_is_one_of_the_programs_and_of_a_test() {
+    const OF_SYSTEMD: &str = "The unit files have no installation config";
+    let (source, tests) = code(&["src", "tests"]);
     let mut seen = 0;
     for row in table("When it does not work") {
         for message in row[0].split('`').skip(1).step_by(2).filter(|message| !message.contains("systemctl")) {
             for part in fixed_parts(message).iter().filter(|part| *part != OF_SYSTEMD) {
                 assert!(source.contains(part.as_str()), "`{message}`: no program says `{part}`");
+                let words = part.trim_end_matches([':', ';']);
+                assert!(tests.contains(words), "`{message}`: no test sees `{words}`");
                 seen += 1;
             }
         }
@@ -210,7 +215,7 @@ fn each_message_that_the_readme_explains_is_one_of_the_programs() {
 /// The files below a folder.
 fn files(folder: &Path) -> Vec<String> {
     let mut find = Command::new("find");
-    find.arg(folder).args(["!", "-type", "d"]);
+    find.arg(folder).args(["-name", "target", "-prune", "-o", "!", "-type", "d", "-print"]); // what cargo makes is not ours
     let output = run(find);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()

@@ -395,13 +395,21 @@ fn a_circle_whose_unix_connection_waits_in_the_backlog_ends_with_its_session() {
         &format!("uds=/run/line.sock,target={echo},max_connections=1"),
     ]);
     // In the first case its socket is closed before it is accepted, in the second case perhaps not yet.
-    for (killed, sessions) in [("127.0.0.1:4060", 2), ("/run/wait.sock", 4)] {
+    for (round, killed) in [(1, "127.0.0.1:4060"), (2, "/run/wait.sock")] {
+        let sessions = 2 * round;
         let mut client = Wire::unix(Path::new("/run/wait.sock"));
         client.write_all(b"round").expect("it listens");
         eventually("the second connection waits", || begun(&service) == sessions);
         service.asking().ok(&["kill", killed]);
         over(client);
         assert_eq!(refused_on(&service, "/run/wait.sock"), "/run/wait.sock -> 127.0.0.1:4060 -> /run/wait.sock");
+        let denied = |line: &&str| {
+            line.starts_with("pfwd_peers_denied_total{listener=\"/run/wait.sock\"")
+                && line.ends_with(&format!(" {round}"))
+        };
+        eventually("what waited is refused", || {
+            service.asking().ok(&["metrics"]).stdout.lines().any(|line| denied(&line))
+        });
         eventually("no session is left", || service.asking().sessions().is_empty());
         assert_eq!(begun(&service), sessions);
     }

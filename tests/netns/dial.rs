@@ -147,7 +147,9 @@ fn calls_of_a_dial(service: &Activated, leads_to: &str) -> Vec<String> {
         arguments.split([',', ')']).any(|argument| argument.trim() == number)
     };
     let all: Vec<&str> = calls.lines().filter(on_it).collect();
-    let end = all.iter().position(|line| line.starts_with("connect(") && line.ends_with("= 0")).expect("it connects");
+    // The second call says how the first one ended: mostly that the socket is connected.
+    let connects = all.iter().enumerate().filter(|(_, line)| line.starts_with("connect("));
+    let (end, _) = connects.take(2).last().expect("it connects");
     let words = |line: &&str| match line.split_once('(') {
         Some(("setsockopt", arguments)) => arguments.split(", ").nth(2).unwrap_or_default().to_owned(),
         Some((name, _)) => name.to_owned(),

@@ -36,13 +36,42 @@ fn a_target_that_listens_late_is_waited_for_and_without_the_key_it_is_not() {
         assert_eq!(service.process.stderr.count("next try in"), 0, "it was dialled once");
         let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
         service.process.stderr.wait_for("next try in 0.03 s");
-        // Each try has the whole connect_timeout.
+        // Retries go on after connect_timeout.
         let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 1_100);
         eventually("the session is older", || service.asking().sessions().iter().any(old));
         echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
         wire.expect(b"late ");
         service.stop();
     }
+}
+
+#[test]
+fn a_try_that_begins_late_has_the_whole_connect_timeout_and_no_more() {
+    sandbox!();
+    // The address is of this host and refuses; without the address, what is sent there goes nowhere.
+    run("ip link add hole type veth peer name nowhere");
+    run("ip link set hole up arp off");
+    run("ip link set nowhere up");
+    run("ip addr add 10.9.9.1/32 dev hole");
+    run("ip route add 10.9.9.9/32 dev hole");
+    run("ip addr add 10.9.9.9/32 dev lo");
+    let service = pfwd()
+        .args(["--forward", "listen=127.0.0.1:0,target=10.9.9.9:70,retry_timeout=300,connect_timeout=2"])
+        .with_control()
+        .start()
+        .ready();
+    let mut wire = Wire::tcp(told_address(&service, "tcp 10.9.9.9:70"));
+    service.process.stderr.wait_for("next try in 0.03 s");
+    let old = |session: &serde_json::Value| session["age_ms"].as_u64().is_some_and(|age| age > 2_100);
+    eventually("the session is older than connect_timeout", || service.asking().sessions().iter().any(old));
+    run("ip addr del 10.9.9.9/32 dev lo");
+    wire.expect_reset();
+    let end = service.end();
+    assert!(end.end == "timeout" && end.note.contains("not connected within 2 s: nobody answers"), "{end:?}");
+    let after = |line: String| line.split(": timeout after ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let ms = service.log().into_iter().find_map(after).expect("the end is logged");
+    assert!(ms >= 2_100 + 2_000, "a try has 2 s, however late it begins: {ms} ms");
+    service.stop();
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn has_job(job: &str) -> bool {
 fn a_socket_that_starts_while_the_service_ends_without_a_job_starts_when_it_has_ended() {
     let Some(tree) = tree!() else { return };
     tree.boot("ends", As::Tester, || {
+        user_unit("qrexec-connect-.socket.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n");
         service_drop_in("slow", &format!("[Service]\nExecStopPost={}\n", while_there(HOLD)));
         socket("first", "127.0.0.1:1300", "@default test.Echo");
         socket("second", "127.0.0.1:1301", "@default test.Echo");
@@ -66,7 +67,6 @@ fn a_socket_that_starts_while_the_service_ends_without_a_job_starts_when_it_has_
             settled();
         }
         // The last socket goes: the service, started again without one, ends by itself; meanwhile the next one comes.
-        // (Three times: systemd starts a socket five times in ten seconds.)
         for _ in 0..3 {
             shell("systemctl --user stop qrexec-connect-first.socket");
             shell("systemctl --user start qrexec-connect-second.socket");
@@ -76,6 +76,14 @@ fn a_socket_that_starts_while_the_service_ends_without_a_job_starts_when_it_has_
             echoes(1300);
         }
         assert_no_complaints_but(&["status=9/KILL", "Failed with result 'signal'"]);
+        // Where systemd refuses the restart, the start fails and says why.
+        service_drop_in("by-hand", "[Unit]\nRefuseManualStop=yes\n");
+        shell("systemctl --user daemon-reload");
+        let (code, ..) = attempt("systemctl --user start qrexec-connect-second.socket");
+        assert_eq!((code, property("ActiveState").as_str()), (Some(1), "active"));
+        let said = || shell("journalctl --user -q -o cat -u qrexec-connect-refresh.service");
+        eventually("it says why", || said().contains("systemd does not restart qrexec-connect.service (active)"));
+        echoes(1300);
     });
 }
 

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     service::{
-        assert_no_complaints_but, assert_stops_clean, enable_now, events, main_pid, messages, property,
-        service_drop_in, settled, socket, text, wait_for_message,
+        assert_no_complaints_but, assert_stops_clean, enable_now, events, main_pid, property, service_drop_in, settled,
+        socket, text, wait_for_message,
     },
     support::{Pace, Wire, eventually, exchange},
     tree::{As, attempt, shell},
@@ -31,6 +31,7 @@ fn a_bad_name_beside_a_good_one_is_refused_loudly_and_the_good_one_is_served() {
         exchange(&mut port(1234), 1, 10_000, Pace::CRUMBS);
         assert!(property("StatusText").starts_with("1 of 3 listeners"), "{}", property("StatusText"));
         assert!(shell("systemctl --user status qrexec-connect.service").contains("Status: \"1 of 3 listeners"));
+        eventually("the journal has both", || events("listener-refused").len() >= 2);
         let refused = events("listener-refused");
         assert_eq!(refused.len(), 2, "{refused:#?}");
         for event in &refused {
@@ -122,10 +123,11 @@ fn timing_a_stop_lets_sessions_end_for_as_long_as_they_may_whatever_systemd_allo
         assert!(began.elapsed() > Duration::from_millis(3900), "{:?}", began.elapsed());
         eventually("it has stopped", || property("ActiveState") == "inactive");
         assert_eq!(property("Result"), "success");
+        eventually("the journal has all ends", || events("session-end").len() == 3);
         let mut ends: Vec<_> = events("session-end").iter().map(|e| text(e, "END").to_owned()).collect();
         ends.sort();
         assert_eq!(ends, ["drained", "drained", "eof"]);
-        let last = messages("service-stopped").pop().unwrap_or_default();
+        let last = wait_for_message("service-stopped", "ended by themselves");
         assert!(last.contains("1 of 3 sessions ended by themselves"), "{last}");
         assert_no_complaints_but(&[]);
         assert_stops_clean();
@@ -151,8 +153,8 @@ fn a_stop_of_everything_at_once_drains() {
             shell("systemctl --user stop 'qrexec-connect-*.socket' qrexec-connect.service");
             wires.iter_mut().for_each(Wire::expect_reset);
             assert_eq!(property("ActiveState"), "inactive");
+            eventually("the journal has all ends", || events("session-end").len() == 3 * round);
             let ends = events("session-end");
-            assert_eq!(ends.len(), 3 * round);
             assert!(ends.iter().all(|e| text(e, "END") == "drained"), "{ends:#?}");
         }
         assert_no_complaints_but(&[]);
@@ -206,8 +208,8 @@ fn timing_the_whole_manager_goes_down_in_two_seconds_whatever_sessions_may_take(
         wire.expect_reset();
         direct.expect_reset();
         assert!(matches!(far.read(&mut [0; 8]), Err(_) | Ok(0)));
-        let ends = shell("journalctl -q -o cat -t qrexec-connect END=drained | wc -l");
-        assert_eq!(ends, "2");
+        let ends = || shell("journalctl -q -o cat -t qrexec-connect END=drained | wc -l");
+        eventually("the journal has both ends", || ends() == "2");
         let left = crate::service::processes_called(&["qrexec-connect", "qrexec-client-v"]);
         assert!(left.is_empty(), "left behind: {left:?}");
     });

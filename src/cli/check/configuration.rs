@@ -171,7 +171,7 @@ pub(super) fn without_descriptors(
         return Vec::new(); // so that no manager is asked
     }
     let forwards = checked.forwards.iter().map(|(_, forward)| forward);
-    let refused = limit().map(|limit| spec::without_descriptors(forwards, others, limit)).unwrap_or_default();
+    let refused = limit().map(|limit| spec::without_descriptors(forwards, others, |_| 0, limit)).unwrap_or_default();
     let fault = |(index, why): (usize, String)| {
         Finding::plain(format!("{}: {why}", checked.forwards[index].0), "", Consequence::NotServed)
     };

@@ -156,7 +156,7 @@ fn wait(s: &api::Session) -> Option<String> {
         api::Wait::Dom0 => "dom0's decision about its call".to_owned(),
         api::Wait::Turn if behind == 0 => "the end of the pause after a refusal by dom0".to_owned(),
         api::Wait::Turn => format!("dom0's decision, behind {}", calls(behind)),
-        api::Wait::Call => "a call of the qube: as many as it may have are in use (--calls-per-qube)".to_owned(),
+        api::Wait::Call => "a call of the qube: as many as it may have are in use (max_calls)".to_owned(),
     })
 }
 

@@ -32,7 +32,7 @@ Usage:
     }
     text + "
 Exit status: the command's; 128+n when signal n ended it; 124 timed out; 125 ended by a limit;
-126 refused by dom0; 255 dom0 not reached, or an answer that is not its own; 1 anything of our own.
+126 refused by dom0; 255 dom0 not reached or unable, or an answer that it did not sign; 1 a fault here.
 
 What an allowed qube may do is in dom0: /etc/qubes/remote.d/QUBE.policy. A qube that may run any
 command there is as good as dom0 itself.

@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     qube::{CallPermit, Qube, Qubes},
-    rules::{Admission, GateState, Passed},
+    rules::{Admission, GateState, Passed, UNDECIDED},
 };
 use crate::{log::Reminder, spec::Call, sys::lock};
 
@@ -224,7 +224,7 @@ impl Gate {
     pub fn resume(self: Arc<Self>, taken: Duration, passed: Passed, told: bool) -> Ticket {
         let number = {
             let mut state = lock(&self.state);
-            state.told |= told;
+            state.told |= told && taken > UNDECIDED; // of the others, none was logged
             state.rules.resume(taken, passed, Instant::now())
         };
         Ticket { gate: self, number }
@@ -322,10 +322,7 @@ impl Drop for Ticket {
 mod tests {
     use tokio::time::advance;
 
-    use super::{
-        super::rules::{CLOSED, UNDECIDED},
-        *,
-    };
+    use super::{super::rules::CLOSED, *};
 
     /// Waits at the gate for its turn and a call.
     async fn waits(gate: Arc<Gate>, qube: Arc<Qube>) -> Result<(Ticket, CallPermit), TurnedAway> {
