@@ -22,7 +22,11 @@ use crate::{
     service::{self, Ended, Setup, Stay},
     spec::{FaultEffect, Faults, LogLevel},
     sys,
-    systemd::{headroom, signals::Hangup, unit},
+    systemd::{
+        headroom,
+        signals::{Hangup, HeldSignals},
+        unit,
+    },
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -103,6 +107,7 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     let parked: Vec<_> = parked.into_iter().map(|(_, fd)| fd).collect();
     handover::make_room(&parked);
     // Before the first thread, too.
+    let held = HeldSignals::hold();
     let calls = managed.then(Group::find).flatten();
     let guard = CrashGuard::begin(crashed, calls.as_ref().map(Group::path));
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
@@ -120,13 +125,12 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     });
     guard.as_mut().and_then(CrashGuard::take_trouble).into_iter().for_each(unguarded);
     options.sources.warn_of_writable();
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
+    let released = held.released();
     let setup = Setup {
         inherited,
         parked,
         guard,
+        held,
         loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
         nothing: options.sources.nothing(options.program),
@@ -139,6 +143,10 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         program: options.program,
         control: options.control.or_else(|| Some(unit::runtime_directory()?.join(SOCKET))),
     };
+    // After what releases the signals is where it is dropped first: threads wait for that.
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(workers).enable_all().on_thread_start(released).build().map_err(failed)?;
     let ended = runtime.block_on(service::run(setup));
     drop(log_guard);
     match ended {

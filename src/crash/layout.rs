@@ -46,6 +46,8 @@ pub(super) mod header {
     pub const HIGH: usize = 16;
     /// The number of threads that work on sessions.
     pub const THREADS: usize = 17;
+    /// Whether the process takes up what another one has handed over, of which it has not saved everything yet.
+    pub const TAKING: usize = 18;
     /// The times of the last starts: a ring.
     pub const STARTS: usize = 32;
     pub const START_ENTRIES: usize = 8;

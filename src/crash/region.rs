@@ -178,10 +178,16 @@ impl Region {
         self.header(header::OWNER).fetch_update(AcqRel, Acquire, took).is_ok()
     }
 
-    /// Makes the keeper the owner, if nobody was since the death of the process `generation`; whether it is.
-    pub fn own_as_keeper(&self, generation: u64) -> bool {
-        let (free, keeper) = (RegionOwner::Free(generation).word(), RegionOwner::Keeper.word());
-        self.header(header::OWNER).compare_exchange(free, keeper, AcqRel, Acquire).is_ok()
+    /// Makes the keeper the owner, if nobody was since the death of the process `generation`; whether it is. Once the
+    /// service is `stopped`, no process comes any more, and an owner without a shadow was killed before it had one.
+    pub fn own_as_keeper(&self, generation: u64, stopped: bool) -> bool {
+        let nobody = |old| match RegionOwner::of(old) {
+            RegionOwner::Free(of) => stopped || of == generation,
+            RegionOwner::Service(of) => stopped && !self.is_ready(of),
+            RegionOwner::Keeper => false,
+        };
+        let took = |old| nobody(old).then(|| RegionOwner::Keeper.word());
+        self.header(header::OWNER).fetch_update(AcqRel, Acquire, took).is_ok()
     }
 
     /// What is to become of the sessions; an unknown word means that they go on.
@@ -197,6 +203,16 @@ impl Region {
     /// This process has said that it is ready.
     pub fn serving(&self) {
         self.header(header::SERVING).store(monotonic(), Release);
+    }
+
+    /// This process takes up a handover, whose sessions have no checkpoints before it is done.
+    pub fn set_taking(&self, taking: bool) {
+        self.header(header::TAKING).store(taking.into(), Release);
+    }
+
+    /// Whether the previous process has died while it took up a handover. To be asked once for each crash.
+    pub fn was_taking(&self) -> bool {
+        self.header(header::TAKING).swap(0, AcqRel) > 0
     }
 
     /// What the crashes of this row of processes amount to.
@@ -498,12 +514,23 @@ mod tests {
     #[test]
     fn whoever_swaps_the_owner_first_has_the_sessions() {
         let region = Region::create().expect("memory");
-        assert!(region.own(RegionOwner::Service(1)) && !region.own_as_keeper(1));
+        assert!(region.own(RegionOwner::Service(1)) && !region.own_as_keeper(1, false));
         assert!(region.own(RegionOwner::Service(2)), "the next process does not wait for the shadow");
         region.header(header::OWNER).store(RegionOwner::Free(2).word(), Release);
-        assert!(!region.own_as_keeper(1), "another process has died since");
-        assert!(region.own_as_keeper(2));
+        assert!(!region.own_as_keeper(1, false), "another process has died since");
+        assert!(region.own_as_keeper(2, false));
         assert!(!region.own(RegionOwner::Service(3)) && region.owner() == RegionOwner::Keeper);
+    }
+
+    #[test]
+    fn a_stop_leaves_the_keeper_what_a_process_without_a_shadow_owned() {
+        let region = Region::create().expect("memory");
+        region.own(RegionOwner::Service(2));
+        region.header(header::READY).store(2, Release);
+        assert!(!region.own_as_keeper(1, true), "its shadow gives the sessions");
+        region.own(RegionOwner::Service(3));
+        assert!(!region.own_as_keeper(2, false), "it may start its shadow yet");
+        assert!(region.own_as_keeper(2, true) && region.owner() == RegionOwner::Keeper);
     }
 
     #[test]

@@ -15,7 +15,11 @@ use nix::{
     },
 };
 
-use crate::{crash::DescriptorKey, sys};
+use crate::{
+    crash::DescriptorKey,
+    log::{Kind, say},
+    sys,
+};
 
 /// Descriptors in one message of a shadow.
 const BATCH: usize = sys::shadow::BATCH;
@@ -46,7 +50,13 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
     let mut heard = Instant::now();
     loop {
         // Asked first: what was sent before a shadow was done is there.
-        let last = done() || heard.elapsed() > SILENCE;
+        let done = done();
+        let silent = !done && heard.elapsed() > SILENCE;
+        if silent {
+            let text = format!("a process that gives descriptors after a crash is silent for {} s", SILENCE.as_secs());
+            say(Kind::HandoverLost, text);
+        }
+        let last = done || silent;
         while let Ok((n, fds)) = sys::receive::<BATCH>(from, &mut [0; 16], MsgFlags::empty()) {
             if n == 0 && fds.is_empty() {
                 break;

@@ -1,8 +1,9 @@
 //! What a process does against its own crash: it has a region for its checkpoints and a shadow that shares its
 //! descriptors, both before its first thread.
 //!
-//! The order matters. The process swaps itself in as the owner, then it starts its shadow, and only then anything is
-//! taken from the pair: a process that is killed while it takes up the sessions of a crashed one loses none of them.
+//! The order matters. The process waits, where crashes come fast, while the keeper still has the sessions; it swaps
+//! itself in as the owner, then it starts its shadow, and only then anything is taken from the pair: a process that is
+//! killed while it takes up the sessions of a crashed one loses none of them.
 
 use std::{
     ffi::CString,
@@ -11,7 +12,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
@@ -61,6 +62,8 @@ pub struct CrashGuard {
     _give: OwnedFd,
     /// The previous process has crashed, and this one has its sessions.
     crashed: bool,
+    /// The control group of the unit that owns the calls, in which the shadows are.
+    calls: Option<PathBuf>,
     /// Stands for the shadow.
     shadow: Option<OwnedFd>,
     /// Why the sessions of this process would not all go on after a crash.
@@ -77,24 +80,38 @@ struct GuardParts {
 
 impl CrashGuard {
     /// Begins, with what the descriptor store has of earlier processes; `calls` is the control group of the unit that
-    /// owns the calls. Without that unit there is no place where a shadow would outlive this process.
+    /// owns the calls. Without that unit there is no place where a shadow would outlive this process: then it takes up
+    /// what a crash has left, and no more.
     ///
     /// # Errors
     /// Why this process would not survive a crash; everything else works.
     pub fn begin(stored: Vec<(String, OwnedFd)>, calls: Option<&Path>) -> io::Result<Option<Self>> {
-        let earlier = earlier(stored);
-        let Some(calls) = calls.filter(|calls| calls.is_dir()) else {
-            return Ok(None);
+        let calls = calls.filter(|calls| calls.is_dir());
+        let stale = !stored.is_empty();
+        let began = Self::begin_with(stored, calls);
+        let useless = match &began {
+            Ok(None) => stale,
+            Ok(Some(_)) => false,
+            Err(_) => true,
         };
-        let GuardParts { region, give, take, crashed } = match earlier.and_then(own) {
-            Some(parts) => parts,
-            None => own(fresh()?).ok_or(io::ErrorKind::Other)?,
+        if useless {
+            // The next process would take them for what a crash has left.
+            forget();
+        }
+        began
+    }
+
+    fn begin_with(stored: Vec<(String, OwnedFd)>, calls: Option<&Path>) -> io::Result<Option<Self>> {
+        let GuardParts { region, give, take, crashed } = match (earlier(stored).map(paced).and_then(own), calls) {
+            (Some(parts), _) => parts,
+            (None, Some(_)) => own(paced(fresh()?)).ok_or(io::ErrorKind::Other)?,
+            (None, None) => return Ok(None),
         };
         let region = Arc::new(region);
-        sleep(Duration::from_millis(region.started()));
         make_room(take.as_fd(), region.given());
-        let mut guard = Self { region, take, _give: give, crashed, shadow: None, trouble: None };
-        match guard.start_shadow(calls) {
+        let calls = calls.map(Path::to_owned);
+        let mut guard = Self { region, take, _give: give, crashed, calls, shadow: None, trouble: None };
+        match guard.start_shadow() {
             Ok(shadow) => guard.shadow = Some(shadow),
             Err(e) if !guard.crashed => return Err(e),
             Err(e) => {
@@ -110,9 +127,10 @@ impl CrashGuard {
     }
 
     /// Starts the shadow and waits until no kill of this unit reaches it.
-    fn start_shadow(&self, calls: &Path) -> io::Result<OwnedFd> {
+    fn start_shadow(&self) -> io::Result<OwnedFd> {
         let RegionOwner::Service(generation) = self.region.owner() else { return Err(io::ErrorKind::Other.into()) };
-        let started = self.shadow(calls, generation);
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the unit of the calls does not run");
+        let started = self.calls.as_deref().ok_or_else(missing).and_then(|calls| self.shadow(calls, generation));
         if started.is_err() {
             self.region.without_shadow();
         }
@@ -176,6 +194,20 @@ impl CrashGuard {
     pub(super) fn has_shadow(&self) -> bool {
         region().is_some()
     }
+
+    /// Whether no shadow of an earlier process gives anything any more: all are done, or those that are not have been
+    /// killed.
+    pub(super) fn earlier_are_done(&self) -> bool {
+        let own = u64::from(self.has_shadow());
+        let alive = |calls: &PathBuf| shadows(calls) as u64 > own;
+        self.region.shadows() <= own || !self.calls.as_ref().is_some_and(alive)
+    }
+}
+
+/// Waits where crashes come fast.
+fn paced(parts: GuardParts) -> GuardParts {
+    sleep(Duration::from_millis(parts.region.started()));
+    parts
 }
 
 /// What the store has of an earlier process, if that can be used.
@@ -254,11 +286,20 @@ pub struct Died {
     pub stopping: bool,
 }
 
-/// The process that left these checkpoints; `None` when the next one has them already.
+/// The process that left these checkpoints; `None` when the next one has them already, and a shadow.
 pub fn died(memfd: BorrowedFd<'_>) -> Option<Died> {
     let region = memfd.try_clone_to_owned().and_then(Region::open).ok()?;
-    let RegionOwner::Free(generation) = region.owner() else { return None };
+    let generation = match region.owner() {
+        RegionOwner::Free(generation) => generation,
+        RegionOwner::Service(generation) if !region.is_ready(generation) => generation,
+        RegionOwner::Service(_) | RegionOwner::Keeper => return None,
+    };
     Some(Died { generation, stopping: region.mode() == RegionMode::Stopping })
+}
+
+/// This process takes up a handover, or has done so.
+pub fn set_taking(taking: bool) {
+    region().into_iter().for_each(|region| region.set_taking(taking));
 }
 
 /// This process has said that it is ready.

@@ -58,8 +58,10 @@ pub struct Rescued {
     /// Why the process died.
     pub cause: CrashCause,
     verdict: CrashVerdict,
-    /// A checkpoint could not be read.
+    /// A session may have descriptors here and no checkpoint: one could not be read, or was not written yet.
     damaged: AtomicBool,
+    /// The process died while it took up a handover.
+    pub taking: bool,
 }
 
 /// Why a session of a crash does not go on.
@@ -99,17 +101,17 @@ impl CrashGuard {
         if !self.crashed() {
             return None;
         }
-        let own = u64::from(self.has_shadow());
-        let descriptors = receive(self.take_end(), || self.region().shadows() <= own);
+        let descriptors = receive(self.take_end(), || self.earlier_are_done());
         let (cause, verdict) = self.region().judge_crash();
         Some(Rescued::new(self.region().clone(), self.has_shadow(), descriptors, cause, verdict))
     }
 }
 
-/// What the shadow of the process `generation` has left with the keeper. `None` when a process has it.
-pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64) -> Option<Rescued> {
+/// What the shadow of the process `generation` has left with the keeper, when the service is `stopped` or no process
+/// has come. `None` when a process has it.
+pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64, stopped: bool) -> Option<Rescued> {
     let region = Region::open(memfd).ok()?;
-    if !region.own_as_keeper(generation) {
+    if !region.own_as_keeper(generation, stopped) {
         return None;
     }
     let descriptors = receive(take.as_fd(), || true);
@@ -134,6 +136,7 @@ impl Rescued {
         cause: CrashCause,
         verdict: CrashVerdict,
     ) -> Self {
+        let taking = region.was_taking();
         let mut rescued = Self {
             slots: region.live(),
             listeners: Vec::new(),
@@ -142,7 +145,8 @@ impl Rescued {
             descriptors: Mutex::new(descriptors),
             cause,
             verdict,
-            damaged: false.into(),
+            damaged: taking.into(),
+            taking,
         };
         rescued.listeners = rescued.take_listeners();
         rescued
@@ -161,7 +165,7 @@ impl Rescued {
     }
 
     /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a checkpoint was
-    /// damaged, the socket of that session may be among them: then there are none.
+    /// damaged or is missing, the socket of that session may be among them: then there are none.
     pub fn strangers(&self) -> Vec<OwnedFd> {
         if self.damaged.load(Relaxed) {
             return Vec::new();

@@ -21,7 +21,7 @@ use crate::{
     control::{self, ConfigFaults, Control, Subject, api},
     crash::RegionMode,
     dial::qrexec::{Client, Group},
-    handover::{self, CrashGuard, Records},
+    handover::{self, CrashGuard, Lost, Records},
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
     session::{Route, Routes, Sessions, descriptor_warning},
@@ -36,6 +36,7 @@ use crate::{
 /// See [`StartFailure`].
 pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     let mut signals = Signals::new(setup.hangup).map_err(StartFailure::Signals)?;
+    drop(setup.held);
     let activation::Inherited { listeners, refused, stored: _ } = setup.inherited;
     let shadow = setup.guard.as_mut().and_then(CrashGuard::take_shadow);
     let shadow = shadow.and_then(|shadow| sys::register(shadow, Interest::READABLE).ok());
@@ -184,7 +185,12 @@ impl RunningService {
         // took up the handover has saved no session, and the handover waits as it was.
         let mut crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
         let has_all = crashed.as_ref().is_some_and(|rescued| rescued.len() > 0);
+        handover::set_taking(!has_all && !parked.is_empty());
         let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
+        if crashed.as_ref().is_some_and(|rescued| rescued.taking) {
+            let (what, why) = ("sessions of a restart".to_owned(), "the process was killed while it took them up");
+            taken.lost.push(Lost { session: None, what, why: why.to_owned(), known: None });
+        }
         for own in crashed.iter_mut().flat_map(|rescued| std::mem::take(&mut rescued.listeners)) {
             // The handover and the crash may have one listener twice.
             match taken.listeners.iter().any(|other| other.listen == own.listen) {
@@ -197,6 +203,7 @@ impl RunningService {
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;
+        handover::set_taking(false);
     }
 
     /// The routes of all listeners that are served.

@@ -14,7 +14,7 @@ use crate::{
     session::ListenerIdentity,
     spec::{self, Beside, Config, Forward, Label, LastTexts, Loaded, SocketKind, Texts, fdname},
     sys,
-    systemd::signals::Hangup,
+    systemd::signals::{Hangup, HeldSignals},
 };
 
 /// Reads the files of the configuration.
@@ -27,6 +27,8 @@ pub struct Setup {
     pub parked: Vec<OwnedFd>,
     /// What this process has against its own crash.
     pub guard: Option<CrashGuard>,
+    /// Signals wait until somebody takes them as orders.
+    pub held: HeldSignals,
     /// The configuration, with what is wrong with it.
     pub loaded: Loaded,
     /// Reads its files again.

@@ -332,15 +332,17 @@ pub fn unix_address(path: &std::path::Path) -> Option<libc::sockaddr_un> {
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::HashSet,
         net::{TcpListener, TcpStream},
         os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _, OwnedFd},
         sync::atomic::Ordering::Relaxed,
     };
 
     use nix::{
+        errno::Errno,
         sys::{
             signal::Signal,
-            socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, socketpair, sockopt},
+            socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, send, setsockopt, socketpair, sockopt},
             stat::fstat,
             wait::{WaitStatus, waitpid},
         },
@@ -353,6 +355,8 @@ mod tests {
     /// Words of the tests.
     const READY: usize = 0;
     const MODE: usize = 1;
+    const DIED: usize = 2;
+    const DONE: usize = 4;
     const OWNER: usize = 5;
 
     /// What a process with these descriptors has, which starts a shadow and is killed; the mode is `mode` then.
@@ -365,9 +369,9 @@ mod tests {
                 ready: &words[READY],
                 mode: &words[MODE],
                 leave: [7, 8],
-                died: &words[2],
+                died: &words[DIED],
                 given: &words[3],
-                done: &words[4],
+                done: &words[DONE],
                 owner: (&words[OWNER], 0, 9),
             },
             generation: 3,
@@ -402,7 +406,7 @@ mod tests {
         };
         let ended = waitpid(child, None).expect("our child");
         assert!(matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{ended:?}");
-        while words[4].load(Relaxed) == 0 {
+        while words[DONE].load(Relaxed) == 0 {
             std::thread::yield_now();
         }
         assert_eq!(std::fs::read_to_string(&group).expect("a file"), "0\n", "the shadow moves itself");
@@ -460,6 +464,40 @@ mod tests {
         assert_eq!(words[OWNER].load(Relaxed), 9, "nobody has them");
         let linger = |fd: &OwnedFd| getsockopt(fd, sockopt::Linger).expect("a socket").l_onoff;
         assert_eq!([linger(&own[0]), linger(&own[1])], [0, 1]);
+    }
+
+    #[test]
+    fn a_shadow_waits_while_the_pair_is_full_and_gives_everything() {
+        let (words, pair) = words_and_pair();
+        setsockopt(&pair.0, sockopt::SndBuf, &0).expect("a socket"); // the kernel makes it its least
+        let fill = || send(pair.0.as_raw_fd(), &[0; 8], MsgFlags::MSG_DONTWAIT);
+        let full = std::iter::repeat_with(fill).find_map(Result::err);
+        assert_eq!(full, Some(Errno::EAGAIN));
+        let pipes: Vec<_> = (0..BATCH).map(|_| pipe().expect("a pipe")).collect();
+        let inode = |fd: &OwnedFd| fstat(fd).expect("open").st_ino;
+        let receive = || sys::receive::<BATCH>(pair.1.as_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT);
+        let read = || {
+            let mut inodes = HashSet::new();
+            while words[DIED].load(Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            loop {
+                let done = words[DONE].load(Relaxed) > 0;
+                match receive() {
+                    Ok((_, given)) => inodes.extend(given.iter().map(inode)),
+                    Err(_) if done => return inodes,
+                    Err(_) => std::thread::yield_now(),
+                }
+            }
+        };
+        let given = std::thread::scope(|scope| {
+            let reading = scope.spawn(read);
+            let fds: Vec<_> = pipes.iter().flat_map(|(from, to)| [from.as_raw_fd(), to.as_raw_fd()]).collect();
+            killed(&fds, 2, &words, &pair);
+            reading.join().expect("it reads")
+        });
+        assert!(pipes.iter().all(|(from, _)| given.contains(&inode(from))));
+        assert!(words[3].load(Relaxed) >= 2 * BATCH as u64, "both ends of each");
     }
 
     #[test]

@@ -16,7 +16,10 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit},
+    },
 };
 
 /// The seals of such a memfd: its size stays, so that no access within it can fault (SIGBUS).
@@ -41,9 +44,14 @@ impl SharedWords {
     /// # Errors
     /// What memfd_create(2), ftruncate(2) and mmap(2) say.
     pub fn create(len: usize) -> io::Result<Self> {
+        let bytes = (len * size_of::<AtomicU64>()) as u64;
+        // ftruncate(2) beyond this limit sends a signal that ends the process (SIGXFSZ).
+        if getrlimit(Resource::RLIMIT_FSIZE).is_ok_and(|(soft, _)| soft < bytes) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let memfd = memfd_create(c"crash", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(memfd);
-        file.set_len((len * size_of::<AtomicU64>()) as u64)?;
+        file.set_len(bytes)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS | SealFlag::F_SEAL_SEAL))?;
         Self::open(file.into())
     }

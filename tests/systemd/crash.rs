@@ -13,8 +13,8 @@ use crate::{
     crowd::{Crowd, Kind, Knocker, Place, Rate},
     service::{
         assert_each_session_is_told_once, assert_no_complaints_but, assert_nothing_leaked, assert_stops_clean, calls,
-        enable_now, events, main_pid, processes_called, property, restart, service_drop_in, sessions_told_once,
-        settled, socket, text, wait_for_message,
+        enable_now, events, main_pid, messages, processes_called, property, restart, service_drop_in,
+        sessions_told_once, settled, socket, text, wait_for_message,
     },
     support::{PATIENCE, Pace, Wire, eventually, exchange, sample},
     tree::{As, attempt, installed_fake, shell},
@@ -30,7 +30,7 @@ fn here(name: &str) -> PathBuf {
 }
 
 /// Echoes whatever comes, without a word of its own, as long as the test runs.
-fn echo_at(port: u16) {
+pub(crate) fn echo_at(port: u16) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -51,7 +51,7 @@ const KILLED: [&str; 3] = ["status=9/KILL", "Failed with result 'signal'", "code
 
 /// Ends the service in this way, and waits for the next process.
 #[track_caller]
-fn crash(how: &str) {
+pub(crate) fn crash(how: &str) {
     let before = main_pid();
     Checkpoints::open(before).age();
     shell(&format!("systemctl --user kill {how} qrexec-connect.service"));
@@ -68,7 +68,7 @@ fn another_than(before: u32) {
 }
 
 /// Kills all that is in the service's control group.
-const KILL: &str = "-s KILL --kill-who=all";
+pub(crate) const KILL: &str = "-s KILL --kill-who=all";
 
 /// The sessions that were reported as lost, with the reasons.
 fn lost() -> Vec<String> {
@@ -193,6 +193,20 @@ fn faults_a_killed_successor_a_killed_keeper_and_a_killed_restart_cost_no_idle_s
         }
         assert_eq!(fake.started(), 1);
         assert_eq!(lost(), [""; 0]);
+        // the service and its shadow at once: no process waits for that shadow
+        drop((wires, call));
+        eventually("every session is over", || property("StatusText").ends_with(", 0 sessions"));
+        let before = main_pid();
+        shell(&format!("shadow=$(pgrep -x crash-shadow); kill -STOP $shadow; kill -KILL {before}; kill -KILL $shadow"));
+        another_than(before);
+        settled();
+        let (mut wires, mut call) = ([port(2001), port(2001)], port(2002));
+        echo(&mut wires, "4");
+        echoes(&mut call, "4");
+        crash(KILL);
+        echo(&mut wires, "4");
+        echoes(&mut call, "4");
+        assert_eq!(messages("handover-lost"), [""; 0]);
         // the keeper, and with its unit the shadow and the call: the service begins anew, with its sessions
         let before = main_pid();
         shell("systemctl --user kill -s KILL --kill-who=all qrexec-connect-calls.service");
@@ -268,6 +282,26 @@ fn a_stop_wins_over_a_crash_and_ends_every_session_by_a_reset_with_a_report() {
         }
         assert_eq!(lost().len(), ended, "{:#?}", lost());
         assert_eq!(fake.started(), 2);
+        // a process that waits, because starts come fast, takes the order of its end as any other
+        service_drop_in("late", "[Service]\nRestartSec=100ms\n");
+        shell("systemctl --user daemon-reload");
+        let mut wire = port(2001);
+        echoes(&mut wire, "before");
+        let before = main_pid();
+        let checkpoints = Checkpoints::open(before);
+        let earlier = checkpoints.hurry();
+        shell(&format!("kill -KILL {before}"));
+        eventually("the next process waits", || {
+            Checkpoints::STARTS.into_iter().any(|word| checkpoints.read(word) != earlier)
+        });
+        shell("systemctl --user stop --no-block 'qrexec-connect-*.socket' qrexec-connect.service");
+        eventually("it drains", || property("StatusText").starts_with("stopping"));
+        echoes(&mut wire, "in the drain");
+        drop(wire);
+        eventually("it has ended", || property("ActiveState") == "inactive");
+        let journal = "journalctl --user -q -t qrexec-connect";
+        eventually("it is reported", || sessions_told_once(journal).values().any(|end| end == "eof"));
+        assert_eq!(lost().len(), ended, "{:#?}", lost());
     });
 }
 
@@ -389,6 +423,14 @@ impl Checkpoints {
     fn age(&self) {
         eventually("it serves", || self.read(Self::SERVING) > 0);
         Self::STARTS.chain([Self::SERVING]).for_each(|word| self.write(word, 0));
+    }
+
+    /// As if many processes had just started: the next one waits for a second. The time of their starts.
+    fn hurry(&self) -> u64 {
+        let now = self.read(Self::STARTS.start);
+        assert!(now > 0, "it has started");
+        Self::STARTS.for_each(|word| self.write(word, now));
+        now
     }
 
     /// The slot of the session that this wire belongs to.
