@@ -48,6 +48,8 @@ pub(super) mod header {
     pub const THREADS: usize = 17;
     /// Whether the process takes up what another one has handed over, of which it has not saved everything yet.
     pub const TAKING: usize = 18;
+    /// Whether the process hands over: its sessions may be in the handover, too.
+    pub const HANDING: usize = 19;
     /// The times of the last starts: a ring.
     pub const STARTS: usize = 32;
     pub const START_ENTRIES: usize = 8;

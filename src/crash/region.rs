@@ -215,6 +215,16 @@ impl Region {
         self.header(header::TAKING).swap(0, AcqRel) > 0
     }
 
+    /// This process hands its sessions over: they may be in the handover and here.
+    pub fn set_handing(&self) {
+        self.header(header::HANDING).store(1, Release);
+    }
+
+    /// Whether the previous process has died while it handed over. To be asked once for each crash.
+    pub fn was_handing(&self) -> bool {
+        self.header(header::HANDING).swap(0, AcqRel) > 0
+    }
+
     /// What the crashes of this row of processes amount to.
     pub fn counts(&self) -> CrashCounts {
         let [crashes, resumed, lost] =

@@ -131,4 +131,16 @@ mod tests {
         assert!(said(DialStep::Device, libc::ENODEV).contains("ip link"));
         assert_eq!(said(DialStep::Other, libc::ECONNREFUSED), "");
     }
+
+    #[test]
+    fn the_address_of_a_name_towards_which_no_port_is_free_is_found_among_the_others() {
+        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let failed = |number| Some(io_failure(DialStep::Tcp, "connect", io::Error::from_raw_os_error(number)));
+        let of_name = |tried| Failure::Addresses { name: "name.test:1".into(), tried, timed_out: None };
+        let others = || vec![(at(1), None), (at(2), failed(libc::ECONNREFUSED))];
+        assert_eq!(of_name(others()).without_port(None), None);
+        let mut tried = others();
+        tried.push((at(3), failed(libc::EADDRNOTAVAIL)));
+        assert_eq!(of_name(tried).without_port(None), Some(at(3)));
+    }
 }

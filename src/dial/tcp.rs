@@ -207,6 +207,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn keepalive_probes_begin_after_two_minutes_where_no_times_are_given() {
+        for (keepalive, expected) in [
+            (Keepalive::On, (120, 30, 4)),
+            (Keepalive::Times(KeepaliveTimes { idle: 7, interval: 8, count: 9 }), (7, 8, 9)),
+        ] {
+            for domain in [Domain::IPV4, Domain::IPV6] {
+                let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
+                keep_alive(&socket, keepalive).unwrap();
+                let seconds = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+                let read = (seconds.0.as_secs(), seconds.1.as_secs(), socket.tcp_keepalive_retries().unwrap());
+                assert_eq!((socket.keepalive().unwrap(), read), (true, expected), "{keepalive} {domain:?}");
+            }
+        }
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        keep_alive(&socket, Keepalive::Off).unwrap();
+        assert!(!socket.keepalive().unwrap());
+    }
+
+    #[test]
     fn families_take_turns_and_each_keeps_its_order() {
         let read = |text: &str| text.split_whitespace().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
         for (given, expected) in [

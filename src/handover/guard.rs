@@ -302,6 +302,11 @@ pub fn set_taking(taking: bool) {
     region().into_iter().for_each(|region| region.set_taking(taking));
 }
 
+/// This process hands its sessions over from now on.
+pub fn set_handing() {
+    region().into_iter().for_each(Region::set_handing);
+}
+
 /// This process has said that it is ready.
 pub fn serving() {
     region().into_iter().for_each(Region::serving);

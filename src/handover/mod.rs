@@ -28,7 +28,9 @@ use std::{
 
 use sd_notify::NotifyState;
 
-pub use guard::{CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_mode, set_taking, shadows};
+pub use guard::{
+    CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_handing, set_mode, set_taking, shadows,
+};
 pub use read::{Adopted, Lost};
 pub use records::{Records, Taken};
 pub use rescue::seize;

@@ -62,6 +62,8 @@ pub struct Rescued {
     damaged: AtomicBool,
     /// The process died while it took up a handover.
     pub taking: bool,
+    /// The process died while it handed over.
+    pub handing: bool,
 }
 
 /// Why a session of a crash does not go on.
@@ -136,7 +138,7 @@ impl Rescued {
         cause: CrashCause,
         verdict: CrashVerdict,
     ) -> Self {
-        let taking = region.was_taking();
+        let (taking, handing) = (region.was_taking(), region.was_handing());
         let mut rescued = Self {
             slots: region.live(),
             listeners: Vec::new(),
@@ -147,6 +149,7 @@ impl Rescued {
             verdict,
             damaged: taking.into(),
             taking,
+            handing,
         };
         rescued.listeners = rescued.take_listeners();
         rescued

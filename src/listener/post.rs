@@ -20,7 +20,7 @@ use crate::{
     dial::netns::Id,
     log::{Kind, emit},
     session::{ListenerIdentity, Route, Routes, Sessions, seconds},
-    spec::{Forward, Leg, Legs, Listen, Netns, Options, SocketKind, Upstream},
+    spec::{Forward, Leg, Legs, Listen, ListenKey, Netns, Options, SocketKind, Upstream},
 };
 
 /// The pause before the first retry of a listener that cannot be opened, and the longest that it doubles to.
@@ -162,14 +162,9 @@ impl Wanted {
         Ok(Arc::new(route))
     }
 
-    /// Whether a listener of `other` can go on as that of this leg.
-    pub(super) fn same_place(&self, other: &Self) -> bool {
-        match (self.listen(), other.listen()) {
-            (Listen::Tcp { addr: a, netns: m, .. }, Listen::Tcp { addr: b, netns: n, .. })
-            | (Listen::Udp { addr: a, netns: m }, Listen::Udp { addr: b, netns: n }) => a == b && m == n,
-            (Listen::Unix { addr: a, .. }, Listen::Unix { addr: b, .. }) => a == b,
-            _ => false,
-        }
+    /// Another leg with this key can go on with its listener.
+    pub(super) fn key(&self) -> ListenKey {
+        self.listen().key().expect("the listening side of a wanted leg is ours")
     }
 }
 

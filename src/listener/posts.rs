@@ -19,7 +19,12 @@
 //! | only in the new one, of a forward that would leave no descriptors for sessions | none | not open, until a reload | is not made | none | none |
 //! | only in the new one | none | serves, or not open | opens; a failure keeps no other port from serving | none | those of an earlier listener there, or none |
 
-use std::{collections::HashMap, mem::discriminant, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    hash::Hash,
+    mem::{Discriminant, discriminant},
+    sync::Arc,
+};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -34,7 +39,7 @@ use crate::{
     dial::netns,
     log::{Kind, emit, say},
     session::{Routes, Sessions, drain},
-    spec::{Forward, Listen, Netns, OnRemove, without_descriptors},
+    spec::{Forward, Listen, Netns, OnRemove, beside_forwards, without_descriptors},
     sys::{self, or_never},
 };
 
@@ -106,21 +111,22 @@ impl Posts {
     /// The posts whose listener cannot be opened, each with the reason.
     pub fn failed(&self) -> impl Iterator<Item = String> {
         // Of the ports of a range the first, and how many more; the two legs of one forward are listeners of two kinds.
-        let alike = |one: &Post, other: &Post| discriminant(one.wanted.listen()) == discriminant(other.wanted.listen());
         let mut all: Vec<(&Post, &str, usize)> = Vec::new();
+        let mut first: HashMap<(usize, Discriminant<Listen>), usize> = HashMap::new();
         for post in &self.posts {
             let (Standing::Failed { .. } | Standing::NoRoom { .. }, Some(why)) = (post.standing(), post.trouble())
             else {
                 continue;
             };
-            let number = post.wanted.number;
-            match all
-                .iter_mut()
-                .find(|(known, ..)| number.is_some() && known.wanted.number == number && alike(known, post))
-            {
-                Some((.., more)) => *more += 1,
-                None => all.push((post, why, 0)),
+            match post.wanted.number.map(|number| first.entry((number, discriminant(post.wanted.listen())))) {
+                Some(Entry::Occupied(first)) => {
+                    all[*first.get()].2 += 1;
+                    continue;
+                }
+                Some(Entry::Vacant(free)) => _ = free.insert(all.len()),
+                None => {}
             }
+            all.push((post, why, 0));
         }
         all.into_iter().map(|(post, why, more)| {
             let more = match more {
@@ -199,28 +205,28 @@ impl Posts {
 
     /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
     /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
-    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener.
+    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served; `sockets`
+    /// is the number of all of them.
     pub async fn reconcile(
         &mut self,
-        (behind, forwards): (&[Vec<Wanted>], &[Forward]),
-        mut handed: Vec<Handed>,
+        (sockets, behind, forwards): (usize, &[Vec<Wanted>], &[Forward]),
+        handed: Vec<Handed>,
         sessions: &Sessions,
         routes: &Routes,
     ) -> Reconciled {
-        let inherited = behind.len() + behind.iter().map(Vec::len).sum::<usize>();
-        let mut old: Vec<Option<Post>> = std::mem::take(&mut self.posts).into_iter().map(Some).collect();
-        let is_open = |leg: &Wanted| {
-            let served = |post: &Post| post.serving().is_some() && post.wanted.same_place(leg);
-            let listen = leg.listen().to_string();
-            old.iter().flatten().any(served) || handed.iter().any(|handed| handed.listen == listen)
+        let others = beside_forwards(sockets, behind.iter().flatten().map(Wanted::listen));
+        let mut old = Takeable::new(std::mem::take(&mut self.posts), |post| post.wanted.key());
+        let mut handed = Takeable::new(handed, |handed| handed.listen.clone());
+        let is_open = |leg: &&Wanted| {
+            old.with(&leg.key()).any(|post| post.serving().is_some())
+                || handed.with(&leg.listen().to_string()).next().is_some()
         };
-        let open = |number: usize| wanted(&forwards[number], Some(number)).iter().filter(|leg| is_open(leg)).count();
-        let no_room = without_descriptors(forwards, inherited, open, sys::hard_limit());
+        let open = |number: usize| wanted(&forwards[number], Some(number)).iter().filter(is_open).count();
+        let no_room = without_descriptors(forwards, others, open, sys::hard_limit());
         let mut changed = 0;
         let (mut posts, mut new) = (Vec::new(), Vec::new());
         for wanted in all_wanted(behind, forwards, &no_room) {
-            let same = |post: &&mut Option<Post>| post.as_ref().is_some_and(|post| post.wanted.same_place(&wanted));
-            match old.iter_mut().find(same).and_then(Option::take) {
+            match old.take(&wanted.key()) {
                 Some(mut post) => {
                     changed += usize::from(post.change(wanted, routes));
                     posts.push(post);
@@ -230,34 +236,34 @@ impl Posts {
         }
         // First away with the old: a new one may want the same port.
         let opened = new.len();
-        let old: Vec<Post> = old.into_iter().flatten().collect();
+        let old: Vec<Post> = old.rest();
         let closed = Listen::places(old.iter().map(|post| post.wanted.listen()));
         let gone = old.len();
-        for post in old {
-            remove(post, sessions).await;
-        }
+        remove(old, sessions).await;
         for wanted in new {
-            let listen = wanted.listen().to_string();
-            let handed = handed.iter().position(|handed| handed.listen == listen).map(|i| handed.swap_remove(i));
+            let handed = handed.take(&wanted.listen().to_string());
             let mut post = Post::new(wanted);
             post.start(handed, routes);
             posts.push(post);
         }
         self.posts = posts;
-        no_room.iter().for_each(|(number, why)| self.tell_no_room(*number, why));
+        self.tell_no_room(&no_room);
         self.watch = self.in_namespaces().then(|| NamespaceWatch::new(self.in_namespaces_by_path()));
-        Reconciled { changed, opened, gone, closed, unwanted: handed }
+        Reconciled { changed, opened, gone, closed, unwanted: handed.rest() }
     }
 
-    /// Logs that listeners of a forward are not opened.
-    fn tell_no_room(&self, number: usize, why: &str) {
-        let no_room =
-            |post: &&Post| post.wanted.number == Some(number) && matches!(post.standing(), Standing::NoRoom { .. });
-        let posts: Vec<&Post> = self.posts.iter().filter(no_room).collect();
-        let Some(first) = posts.first() else { return };
-        let places = Listen::places(posts.iter().map(|post| post.wanted.listen())).join(", ");
-        let text = format!("{}{places} is not served: {why}", first.wanted.named());
-        emit(first.identity().event(Kind::ListenerRefused, text));
+    /// Logs that listeners of forwards are not opened: one message for each forward.
+    fn tell_no_room(&self, no_room: &[(usize, String)]) {
+        let mut posts: HashMap<usize, Vec<&Post>> = HashMap::new();
+        for post in self.posts.iter().filter(|post| matches!(post.standing(), Standing::NoRoom { .. })) {
+            post.wanted.number.into_iter().for_each(|number| posts.entry(number).or_default().push(post));
+        }
+        for (number, why) in no_room {
+            let Some(posts @ [first, ..]) = posts.get(number).map(Vec::as_slice) else { continue };
+            let places = Listen::places(posts.iter().map(|post| post.wanted.listen())).join(", ");
+            let text = format!("{}{places} is not served: {why}", first.wanted.named());
+            emit(first.identity().event(Kind::ListenerRefused, text));
+        }
     }
 
     /// Whether a listener is in a namespace, or is to be.
@@ -321,15 +327,12 @@ async fn close_without_namespace(post: &mut Post) {
 
 /// What is wanted. Several sockets of one name share what lies behind them.
 fn all_wanted(behind: &[Vec<Wanted>], forwards: &[Forward], no_room: &[(usize, String)]) -> Vec<Wanted> {
-    let mut all: Vec<Wanted> = Vec::new();
-    for leg in behind.iter().flatten() {
-        if !all.iter().any(|other| other.same_place(leg)) {
-            all.push(leg.clone());
-        }
-    }
-    let why = |number| no_room.iter().find(|(refused, _)| *refused == number).map(|(_, why)| Arc::from(why.as_str()));
+    let mut known = HashSet::new();
+    let mut all: Vec<Wanted> = behind.iter().flatten().filter(|leg| known.insert(leg.key())).cloned().collect();
+    let no_room: HashMap<usize, Arc<str>> =
+        no_room.iter().map(|(number, why)| (*number, Arc::from(why.as_str()))).collect();
     all.extend(forwards.iter().enumerate().flat_map(|(number, forward)| {
-        let no_room: Option<Arc<str>> = why(number);
+        let no_room = no_room.get(&number).cloned();
         let refuse = move |mut leg: Wanted| {
             leg.no_room.clone_from(&no_room);
             leg
@@ -339,20 +342,58 @@ fn all_wanted(behind: &[Vec<Wanted>], forwards: &[Forward], no_room: &[(usize, S
     all
 }
 
-async fn remove(post: Post, sessions: &Sessions) {
-    let drains = post.wanted.options.on_remove == OnRemove::Drain;
-    let Standing::Serving(serving) = post.standing else { return };
-    let route = serving.listening.route();
-    let text = format!("{} is closed: no forward wants it any more", route.listener);
-    emit(route.listener.event(Kind::ListenerRemoved, text));
-    serving.end().await;
-    if drains {
-        sessions.for_each(|info| {
-            let at = &info.route.listener;
-            let here = (&at.address, at.transport) == (&route.listener.address, route.listener.transport);
-            if here && info.route.name.is_empty() {
-                tokio::spawn(drain(info.clone()));
-            }
-        });
+/// Closes listeners that no forward wants any more, and has their sessions drained where their forwards ask for that.
+async fn remove(posts: Vec<Post>, sessions: &Sessions) {
+    let mut draining = HashSet::new();
+    for post in posts {
+        let drains = post.wanted.options.on_remove == OnRemove::Drain;
+        let Standing::Serving(serving) = post.standing else { continue };
+        let listener = serving.listening.route().listener.clone();
+        let text = format!("{listener} is closed: no forward wants it any more");
+        emit(listener.event(Kind::ListenerRemoved, text));
+        serving.end().await;
+        if drains {
+            draining.insert((listener.address, listener.transport));
+        }
+    }
+    if draining.is_empty() {
+        return;
+    }
+    sessions.for_each(|info| {
+        let at = &info.route.listener;
+        if info.route.name.is_empty() && draining.contains(&(at.address.clone(), at.transport)) {
+            tokio::spawn(drain(info.clone()));
+        }
+    });
+}
+
+/// Things in their order, to be taken by key; of several with one key the first goes first.
+struct Takeable<K, T> {
+    things: Vec<Option<T>>,
+    by_key: HashMap<K, VecDeque<usize>>,
+}
+
+impl<K: Eq + Hash, T> Takeable<K, T> {
+    fn new(things: Vec<T>, key: impl Fn(&T) -> K) -> Self {
+        let mut by_key: HashMap<K, VecDeque<usize>> = HashMap::new();
+        for (index, thing) in things.iter().enumerate() {
+            by_key.entry(key(thing)).or_default().push_back(index);
+        }
+        Self { things: things.into_iter().map(Some).collect(), by_key }
+    }
+
+    /// Those with a key that nobody has taken.
+    fn with(&self, key: &K) -> impl Iterator<Item = &T> {
+        self.by_key.get(key).into_iter().flatten().filter_map(|index| self.things[*index].as_ref())
+    }
+
+    fn take(&mut self, key: &K) -> Option<T> {
+        let index = self.by_key.get_mut(key)?.pop_front()?;
+        self.things[index].take()
+    }
+
+    /// Those that nobody has taken.
+    fn rest(self) -> Vec<T> {
+        self.things.into_iter().flatten().collect()
     }
 }

@@ -23,3 +23,17 @@ impl Reminder {
         Some(std::mem::take(&mut self.left_out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_due_at_once_and_again_after_a_minute_with_the_number_left_out() {
+        let mut reminder = Reminder::default();
+        assert_eq!([reminder.due(), reminder.due(), reminder.due()], [Some(0), None, None]);
+        reminder.last = Some(Instant::now().checked_sub(PAUSE).expect("the machine has run for a minute"));
+        assert_eq!([reminder.due(), reminder.due()], [Some(2), None]);
+        assert_eq!(reminder.left_out, 1);
+    }
+}

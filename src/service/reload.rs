@@ -57,7 +57,8 @@ impl RunningService {
         }
         let served = self.serve_refused(&config).await;
         let held = self.posts.let_go();
-        let own = self.posts.reconcile((&self.behind, &forwards), held, &self.sessions, &self.routes).await;
+        let wanted = (self.sockets.len(), &*self.behind, &*forwards);
+        let own = self.posts.reconcile(wanted, held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);

@@ -181,10 +181,10 @@ impl RunningService {
 
     /// Takes what the previous process left: listeners of our own, sessions, children.
     async fn take_over(&mut self, parked: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
-        // A process that crashed while it handed over has everything in its checkpoints; one that crashed before it
-        // took up the handover has saved no session, and the handover waits as it was.
+        // A process that crashed while it handed over has everything in its checkpoints. A handover of another process
+        // waits as it was: the one that crashed had not begun to take it up, or an earlier version served in between.
         let mut crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
-        let has_all = crashed.as_ref().is_some_and(|rescued| rescued.len() > 0);
+        let has_all = crashed.as_ref().is_some_and(|rescued| rescued.handing && rescued.len() > 0);
         handover::set_taking(!has_all && !parked.is_empty());
         let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
         if crashed.as_ref().is_some_and(|rescued| rescued.taking) {
@@ -199,7 +199,8 @@ impl RunningService {
             }
         }
         taken.sessions.extend(crashed.map(Records::Rescued));
-        let own = self.posts.reconcile((&self.behind, forwards), taken.listeners, &self.sessions, &self.routes).await;
+        let wanted = (self.sockets.len(), &*self.behind, forwards);
+        let own = self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;

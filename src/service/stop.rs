@@ -57,6 +57,7 @@ impl RunningService {
         }
         let infos: Vec<_> = parked.iter().map(|p| p.info.clone()).collect();
         let count = parked.len();
+        handover::set_handing();
         match handover::give(parked, &listeners) {
             Ok(()) => {
                 handover::set_mode(RegionMode::Handed);

@@ -70,11 +70,17 @@ impl Config {
 
     /// The forwards whose listening side is ours, and the labels that wait for a socket.
     pub fn plan(&self) -> Plan {
-        Plan {
-            forwards: self.entries.iter().filter_map(|entry| entry.forward.clone()).collect(),
-            waiting: self.entries.iter().filter(|entry| entry.waits).filter_map(ConfigEntry::label).cloned().collect(),
-            log_level: self.log_level,
+        self.plan_of(|_| true)
+    }
+
+    /// As [`Self::plan`], of the entries that are `asked` about.
+    pub fn plan_of(&self, asked: impl Fn(&ConfigEntry) -> bool) -> Plan {
+        let mut plan = Plan { log_level: self.log_level, ..Plan::default() };
+        for entry in self.entries.iter().filter(|entry| asked(entry)) {
+            plan.forwards.extend(entry.forward.clone());
+            plan.waiting.extend(entry.label().filter(|_| entry.waits).cloned());
         }
+        plan
     }
 
     /// The entry that a socket of this label has: one that is served, before one that is refused.
@@ -101,8 +107,8 @@ impl ConfigEntry {
 
     /// Where it was written: the file (or the argument), and the line.
     pub fn place(&self) -> (Origin, usize) {
-        let fault = SpecFault::at(&self.keys.whole, "");
-        (fault.origin().clone(), fault.line())
+        let whole = &self.keys.whole;
+        (whole.source.origin.clone(), whole.line())
     }
 
     /// What it means, where its listening side is ours and nothing is wrong with it.

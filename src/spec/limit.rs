@@ -1,13 +1,16 @@
 //! The listeners of a configuration against the limit of descriptors (`RLIMIT_NOFILE`, getrlimit(2)).
 
-use super::plan::{Forward, Listen};
+use std::collections::HashSet;
+
+use super::plan::{Forward, Listen, ListenKey};
 
 /// Descriptors that listeners leave to the service itself and to a few sessions. Of a small limit it is half.
 const RESERVED: u64 = 144;
 
 /// The forwards, by their index, whose listeners would leave no descriptors for sessions, each with the reason.
-/// `others`: listeners beside those of the forwards; `open`: how many listeners of a forward are open already, and stay
-/// open. A forward counts whole; one that is refused leaves its room to the next ones, but for what it has open.
+/// `others`: listeners beside those of the forwards ([`beside_forwards`]); `open`: how many listeners of a forward are open
+/// already, and stay open. A forward counts whole; one that is refused leaves its room to the next ones, but for what it
+/// has open.
 pub fn without_descriptors<'a>(
     forwards: impl IntoIterator<Item = &'a Forward>,
     others: usize,
@@ -29,6 +32,13 @@ pub fn without_descriptors<'a>(
     refused
 }
 
+/// The listeners of a service beside those of its forwards: the `sockets` that systemd passes, served or not, and what the
+/// service opens `behind` them. Sockets of one name share what lies behind them.
+pub fn beside_forwards<'a>(sockets: usize, behind: impl IntoIterator<Item = &'a Listen>) -> usize {
+    let places: HashSet<ListenKey> = behind.into_iter().filter_map(Listen::key).collect();
+    sockets + places.len()
+}
+
 fn reason(own: u64, taken: u64, most: u64, limit: u64) -> String {
     let listeners = if own == 1 { "1 listener".to_owned() } else { format!("{own} listeners") };
     let beside = match taken {
@@ -45,11 +55,28 @@ fn reason(own: u64, taken: u64, most: u64, limit: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Config;
+    use crate::spec::{Config, SocketKind, fdname};
 
     fn refused(forwards: &[&str], others: usize, open: usize, limit: u64) -> Vec<usize> {
         let (_, plan) = Config::gather(None, forwards).unwrap();
         without_descriptors(&plan.forwards, others, |_| open, limit).into_iter().map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn sockets_of_one_name_count_each_and_what_lies_behind_them_once() {
+        let name = "namespace=x,target=10.0.0.5+22,uds=/run/a.sock";
+        let (behind, other) = (pipeline(name), pipeline(&name.replace("a.sock", "b.sock")));
+        for (sockets, forwards, expected) in
+            [(0, &[][..], 0), (3, &[], 3), (2, &[&behind, &behind], 3), (2, &[&behind, &other], 4)]
+        {
+            let legs = forwards.iter().flat_map(|forward| forward.legs.iter());
+            assert_eq!(beside_forwards(sockets, legs.map(|leg| &leg.listen)), expected);
+        }
+    }
+
+    /// The forward of an inherited TCP socket of this name.
+    fn pipeline(name: &str) -> Forward {
+        fdname::resolve(name, SocketKind::Tcp, &Config::default()).expect("a name")
     }
 
     #[test]

@@ -69,7 +69,29 @@ pub enum Listen {
     },
 }
 
+/// The transport, the address with its port, and the namespace of a listener: two listeners with the same key are the
+/// same listener, before and after a reload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenKey {
+    /// A TCP listener.
+    Tcp(ListenAddr, Option<Netns>),
+    /// A UDP listener.
+    Udp(ListenAddr, Option<Netns>),
+    /// A UNIX listener.
+    Unix(UnixAddr),
+}
+
 impl Listen {
+    /// The key of a listening side that is ours to bind.
+    pub fn key(&self) -> Option<ListenKey> {
+        match self {
+            Self::Inherited => None,
+            Self::Tcp { addr, netns, .. } => Some(ListenKey::Tcp(addr.clone(), netns.clone())),
+            Self::Udp { addr, netns } => Some(ListenKey::Udp(addr.clone(), netns.clone())),
+            Self::Unix { addr, .. } => Some(ListenKey::Unix(addr.clone())),
+        }
+    }
+
     /// The port of a TCP or UDP address.
     pub fn port(&self) -> Option<u16> {
         match self {

@@ -5,7 +5,7 @@
 //! that (`dial/outgoing.rs`), two services do not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -99,14 +99,6 @@ impl ListenPlace {
             _ => false,
         }
     }
-
-    /// What two places that exclude each other have in common.
-    fn key(&self) -> (u16, Option<&UnixAddr>) {
-        match self {
-            Self::Port { addr, .. } => (addr.port(), None),
-            Self::Unix(addr) => (0, Some(addr)),
-        }
-    }
 }
 
 /// One of several listeners.
@@ -120,16 +112,90 @@ pub struct PlacedListener<T> {
     pub upstream: Option<Upstream>,
 }
 
+/// Places to be searched: each search looks at those of one port (TCP or UDP, in one network namespace) that have one
+/// address or stand for every address, so 10,000 forwards are not compared with each other.
+#[derive(Debug, Default)]
+pub struct PlaceIndex<'a> {
+    ports: HashMap<(u16, bool, Option<&'a Netns>), PortPlaces>,
+    unix: HashMap<&'a UnixAddr, Vec<usize>>,
+}
+
+/// The places of one port, by their numbers.
+#[derive(Debug, Default)]
+struct PortPlaces {
+    all: Vec<usize>,
+    /// Those of an unspecified address.
+    wild: Vec<usize>,
+    by_address: HashMap<IpAddr, Vec<usize>>,
+}
+
+impl<'a> PlaceIndex<'a> {
+    /// The index of places, which are numbered in their order.
+    pub fn new(places: impl IntoIterator<Item = &'a ListenPlace>) -> Self {
+        let mut index = Self::default();
+        places.into_iter().enumerate().for_each(|(number, place)| index.add(number, place));
+        index
+    }
+
+    fn add(&mut self, number: usize, place: &'a ListenPlace) {
+        match place {
+            ListenPlace::Unix(addr) => self.unix.entry(addr).or_default().push(number),
+            ListenPlace::Port { addr, datagrams, netns, .. } => {
+                let port = self.ports.entry((addr.port(), *datagrams, netns.as_ref())).or_default();
+                port.all.push(number);
+                let ip = addr.ip().to_canonical();
+                if ip.is_unspecified() { &mut port.wild } else { port.by_address.entry(ip).or_default() }.push(number);
+            }
+        }
+    }
+
+    /// The numbers of all places that may exclude `place`, in ascending order; whether one does, [`ListenPlace::excludes`]
+    /// tells.
+    pub fn near(&self, place: &ListenPlace) -> Vec<usize> {
+        match place {
+            ListenPlace::Unix(addr) => self.unix.get(addr).cloned().unwrap_or_default(),
+            ListenPlace::Port { addr, datagrams, netns, .. } => {
+                self.of_port((addr.port(), *datagrams, netns.as_ref()), Some(addr.ip()))
+            }
+        }
+    }
+
+    /// The numbers of all places to which `upstream` may lead, in ascending order.
+    fn behind(&self, upstream: &Upstream) -> Vec<usize> {
+        let (addr, datagrams, netns) = match upstream {
+            Upstream::Tcp { addr, netns } => (addr, false, netns),
+            Upstream::Udp { addr, netns } => (addr, true, netns),
+            Upstream::Unix(addr) => return self.unix.get(addr).cloned().unwrap_or_default(),
+            Upstream::Qrexec(_) => return Vec::new(),
+        };
+        let ip = match &addr.host {
+            Host::Ip(ip) => Some(*ip),
+            Host::LinkLocal(ip, _) => Some((*ip).into()),
+            Host::Name(_) => None,
+        };
+        self.of_port((addr.port, datagrams, netns.as_ref()), ip)
+    }
+
+    /// The places of a port that have the address or stand for every address; all of them without an address.
+    fn of_port(&self, port: (u16, bool, Option<&Netns>), ip: Option<IpAddr>) -> Vec<usize> {
+        let Some(port) = self.ports.get(&port) else { return Vec::new() };
+        let Some(ip) = ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified()) else {
+            return port.all.clone();
+        };
+        let mut numbers = port.wild.clone();
+        numbers.extend(port.by_address.get(&ip).into_iter().flatten());
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
 /// The pairs of listeners that exclude each other, the earlier one first.
 pub fn exclusions<T>(all: &[PlacedListener<T>]) -> Vec<(usize, usize)> {
-    let mut seen: HashMap<_, Vec<usize>> = HashMap::new();
+    let index = PlaceIndex::new(all.iter().map(|listener| &listener.place));
     let mut pairs = Vec::new();
-    for (index, listener) in all.iter().enumerate() {
-        let beside = seen.entry(listener.place.key()).or_default();
-        pairs.extend(
-            beside.iter().filter(|other| all[**other].place.excludes(&listener.place)).map(|other| (*other, index)),
-        );
-        beside.push(index);
+    for (number, listener) in all.iter().enumerate() {
+        let excluded = |other: &usize| *other < number && all[*other].place.excludes(&listener.place);
+        pairs.extend(index.near(&listener.place).into_iter().filter(excluded).map(|other| (other, number)));
     }
     pairs
 }
@@ -137,29 +203,39 @@ pub fn exclusions<T>(all: &[PlacedListener<T>]) -> Vec<(usize, usize)> {
 /// The circles: each as the listeners in their order, from the first that is a part of it. `local` tells whether an
 /// address is one of this machine.
 pub fn circles<T>(all: &[PlacedListener<T>], local: impl Fn(IpAddr) -> bool) -> Vec<Vec<usize>> {
-    let mut at: HashMap<_, Vec<usize>> = HashMap::new();
-    for (index, listener) in all.iter().enumerate() {
-        at.entry(listener.place.key()).or_default().push(index);
-    }
-    let leads: Vec<Vec<usize>> = all
+    let index = PlaceIndex::new(all.iter().map(|listener| &listener.place));
+    let mut leads: Vec<Vec<usize>> = all
         .iter()
         .map(|from| {
             let Some(upstream) = &from.upstream else { return Vec::new() };
-            let key = match upstream {
-                Upstream::Tcp { addr, .. } | Upstream::Udp { addr, .. } => (addr.port, None),
-                Upstream::Unix(addr) => (0, Some(addr)),
-                Upstream::Qrexec(_) => return Vec::new(),
-            };
             let takes = |to: &usize| all[*to].place.takes(upstream, &local);
-            at.get(&key).into_iter().flatten().copied().filter(takes).collect()
+            index.behind(upstream).into_iter().filter(takes).collect()
         })
         .collect();
+    drop_ends(&mut leads);
     (0..all.len()).filter_map(|start| way_back(start, &leads)).collect()
+}
+
+/// Forgets listeners that lead to no circle, from the last of each way to its first.
+fn drop_ends(leads: &mut [Vec<usize>]) {
+    let mut from: Vec<Vec<usize>> = vec![Vec::new(); leads.len()];
+    for (number, next) in leads.iter().enumerate() {
+        next.iter().for_each(|next| from[*next].push(number));
+    }
+    let mut ends: Vec<usize> = (0..leads.len()).filter(|number| leads[*number].is_empty()).collect();
+    while let Some(end) = ends.pop() {
+        for before in std::mem::take(&mut from[end]) {
+            leads[before].retain(|next| *next != end);
+            if leads[before].is_empty() {
+                ends.push(before);
+            }
+        }
+    }
 }
 
 /// A way from a listener back to it, by later ones alone: so each circle is found once.
 fn way_back(start: usize, leads: &[Vec<usize>]) -> Option<Vec<usize>> {
-    let mut seen = vec![false; leads.len()];
+    let mut seen = HashSet::new();
     let mut ways = vec![vec![start]];
     while let Some(way) = ways.pop() {
         let last = *way.last().expect("a way has a beginning");
@@ -167,7 +243,7 @@ fn way_back(start: usize, leads: &[Vec<usize>]) -> Option<Vec<usize>> {
             if next == start {
                 return Some(way);
             }
-            if !std::mem::replace(&mut seen[next], true) {
+            if seen.insert(next) {
                 ways.push([way.as_slice(), &[next]].concat());
             }
         }
@@ -177,6 +253,8 @@ fn way_back(start: usize, leads: &[Vec<usize>]) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::spec::Config;
 
@@ -217,6 +295,55 @@ mod tests {
         }
         let mixed = ["listen=0.0.0.0:53,target=10.0.0.1:53", "udp_listen=127.0.0.1:53,udp_target=10.0.0.1:53"];
         assert_eq!(exclusions(&listeners(&mixed)), [], "TCP and UDP have ports of their own");
+    }
+
+    fn any_place() -> impl Strategy<Value = ListenPlace> {
+        let ip = prop_oneof![
+            Just("0.0.0.0"),
+            Just("127.0.0.1"),
+            Just("127.0.0.2"),
+            Just("::"),
+            Just("::1"),
+            Just("::ffff:127.0.0.1"),
+            Just("::ffff:0.0.0.0"),
+            Just("fe80::1"),
+        ];
+        let netns = prop_oneof![Just(None), Just(Some(Netns::Name("a".parse().unwrap())))];
+        let port =
+            (ip, 1..3_u16, any::<bool>(), netns, any::<bool>()).prop_map(|(ip, port, datagrams, netns, only_v6)| {
+                ListenPlace::Port {
+                    addr: SocketAddr::new(ip.parse().unwrap(), port),
+                    zone: None,
+                    datagrams,
+                    netns,
+                    only_v6,
+                }
+            });
+        let unix = (0..2_u8).prop_map(|name| ListenPlace::Unix(UnixAddr::Abstract(vec![name])));
+        prop_oneof![9 => port, 1 => unix]
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_finds_all_that_a_search_of_every_pair_finds(places in vec(any_place(), 0..20)) {
+            let all: Vec<_> =
+                places.into_iter().map(|place| PlacedListener { what: (), place, upstream: None }).collect();
+            let pairs = (0..all.len()).flat_map(|second| (0..second).map(move |first| (first, second)));
+            let excluded = pairs.filter(|(first, second)| all[*first].place.excludes(&all[*second].place));
+            prop_assert_eq!(exclusions(&all), excluded.collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn what_leads_to_no_circle_is_left_out_and_no_circle_is_lost(
+            leads in (1..12_usize).prop_flat_map(|n| vec(vec(0..n, 0..3), n..=n)),
+        ) {
+            let mut peeled = leads.clone();
+            drop_ends(&mut peeled);
+            let found = |leads: &[Vec<usize>]| -> Vec<usize> {
+                (0..leads.len()).filter(|start| way_back(*start, leads).is_some()).collect()
+            };
+            prop_assert_eq!(found(&leads), found(&peeled));
+        }
     }
 
     #[test]

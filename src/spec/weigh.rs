@@ -8,13 +8,12 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     config::{Config, ConfigEntry},
-    endpoint::{ListenAddr, Netns, UnixAddr},
     error::{Origin, Place, SpecFault},
     fdname,
     file::FileText,
     keys::{At, KeyName, Keys},
     merge::overlay,
-    plan::{Forward, Listen, SocketKind},
+    plan::{Forward, ListenKey, SocketKind},
     role::{Defaults, ListenSide, mean},
     value::{Account, Label},
 };
@@ -83,6 +82,7 @@ pub(super) fn weigh(
     users: KnowsUser,
 ) -> Weighed {
     let mut config = Config::default();
+    let mut parts = Vec::new(); // the entries of each file
     for (index, file) in files.iter().enumerate() {
         if !file.drop_in {
             config.defaults = file.defaults.clone();
@@ -91,20 +91,24 @@ pub(super) fn weigh(
         }
         let entry =
             |(keys, faults): &(Keys, Vec<SpecFault>)| ConfigEntry::new(Some(index), keys.clone(), faults.clone());
+        let first = config.entries.len();
         config.entries.extend(file.forwards.iter().map(entry));
+        parts.push(first..config.entries.len());
     }
+    let in_files = config.entries.len();
     overlay(&mut config.entries, arguments, config.defaults.uds_dir.as_deref());
     let taken = taken(&config, beside.sockets);
     for entry in &mut config.entries {
         entry.weigh(&config.defaults, &taken, beside.no_namespaces);
         entry.refuse_unknown_users(&config.defaults, users);
     }
-    for index in (0..files.len()).map(Some).chain([None]) {
-        refuse_second(config.entries.iter_mut().filter(|entry| entry.file == index));
+    for part in parts.iter().cloned().chain([in_files..config.entries.len()]) {
+        refuse_second(config.entries[part].iter_mut());
     }
     let mut faults = Vec::new();
-    for (index, file) in files.iter().enumerate() {
-        faults.extend(judge(index, file, &mut config));
+    for ((index, file), part) in files.iter().enumerate().zip(parts) {
+        faults.extend(judge(index, file, &mut config.entries[part]));
+        config.refused_files.extend_from_slice(&file.faults);
     }
     if let Some(fault) = &config.access_lost {
         // The forwards of other files would let in whom the defaults keep out.
@@ -129,11 +133,10 @@ pub(super) fn weigh(
     Weighed { config, faults }
 }
 
-/// The faults of a file by itself; where they concern all of it, none of its forwards is served.
-fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<FoundFault> {
+/// The faults of a file with these entries by itself; where they concern all of it, none of its forwards is served.
+fn judge(index: usize, file: &FileText, entries: &mut [ConfigEntry]) -> Vec<FoundFault> {
     let of_file = |fault: &&SpecFault| matches!(fault.origin(), Origin::File(_));
-    let entries = || config.entries.iter().filter(|entry| entry.file == Some(index));
-    let own: Vec<SpecFault> = entries().flat_map(|entry| entry.refused.iter().filter(of_file)).cloned().collect();
+    let own: Vec<SpecFault> = entries.iter().flat_map(|entry| entry.refused.iter().filter(of_file)).cloned().collect();
     let whole = !file.faults.is_empty() || (file.drop_in && !own.is_empty());
     let found = |scope, fault: &SpecFault| {
         let fault = fault.clone();
@@ -146,12 +149,11 @@ fn judge(index: usize, file: &FileText, config: &mut Config) -> Vec<FoundFault> 
     faults.sort_by_key(|found| (found.fault.line(), found.fault.column()));
     if whole {
         let why = file.faults.first().or(own.first()).cloned();
-        for entry in config.entries.iter_mut().filter(|entry| entry.file == Some(index)) {
+        for entry in entries {
             entry.file_refused = true;
             let why = why.clone().filter(|_| entry.refused.is_empty());
             entry.refuse(why);
         }
-        config.refused_files.extend(file.faults.iter().cloned());
     }
     faults
 }
@@ -278,9 +280,7 @@ fn kind_for(entry: &Keys) -> SocketKind {
 #[derive(PartialEq, Eq, Hash)]
 enum Claim {
     Label(Label),
-    Tcp(ListenAddr, Option<Netns>),
-    Udp(ListenAddr, Option<Netns>),
-    Unix(UnixAddr),
+    Listener(ListenKey),
 }
 
 impl Claim {
@@ -288,9 +288,9 @@ impl Claim {
     fn what(&self) -> String {
         match self {
             Self::Label(label) => format!("the label \"{label}\" is given to two forwards"),
-            Self::Tcp(addr, _) => format!("two forwards listen on {addr}"),
-            Self::Udp(addr, _) => format!("two forwards receive on {addr}"),
-            Self::Unix(addr) => format!("two forwards serve {addr}"),
+            Self::Listener(ListenKey::Tcp(addr, _)) => format!("two forwards listen on {addr}"),
+            Self::Listener(ListenKey::Udp(addr, _)) => format!("two forwards receive on {addr}"),
+            Self::Listener(ListenKey::Unix(addr)) => format!("two forwards serve {addr}"),
         }
     }
 }
@@ -344,16 +344,16 @@ impl Claims {
     fn sockets(&mut self, entry: &Keys, forward: &Forward, file: Option<usize>) -> Vec<(SpecFault, Option<usize>)> {
         let mut clashes: Vec<(KeyName, Clash)> = Vec::new();
         for leg in forward.legs.iter() {
-            let (claim, key) = match &leg.listen {
-                Listen::Inherited => continue,
+            let Some(listener) = leg.listen.key() else { continue };
+            let key = match &listener {
                 // With port 0 each gets a port of its own.
-                Listen::Tcp { addr, .. } | Listen::Udp { addr, .. } if addr.addr().port() == 0 => continue,
-                Listen::Tcp { addr, netns, .. } => (Claim::Tcp(addr.clone(), netns.clone()), KeyName::Listen),
-                Listen::Udp { addr, netns } => (Claim::Udp(addr.clone(), netns.clone()), KeyName::UdpListen),
-                Listen::Unix { addr, .. } => (Claim::Unix(addr.clone()), KeyName::Uds),
+                ListenKey::Tcp(addr, _) | ListenKey::Udp(addr, _) if addr.addr().port() == 0 => continue,
+                ListenKey::Tcp(..) => KeyName::Listen,
+                ListenKey::Udp(..) => KeyName::UdpListen,
+                ListenKey::Unix(_) => KeyName::Uds,
             };
             let Some(place) = entry.given(key) else { continue };
-            let Some(clash) = self.claim(claim, place, file) else { continue };
+            let Some(clash) = self.claim(Claim::Listener(listener), place, file) else { continue };
             // A range may have many ports of another range: they are one fault.
             match clashes.iter_mut().find(|(of, known)| *of == key && known.first == clash.first) {
                 Some((_, known)) => known.more += 1,

@@ -39,7 +39,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
+    fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{SigSet, SigmaskHow, Signal, kill, raise},
     unistd::{Pid, close, pipe2},
@@ -64,6 +64,8 @@ set-up:
   test.Brief+MS         the answer takes MS, then a line ('ready') and the end of the call, at once
   test.Gate+NAME        the answer comes when the file NAME appears beside the journal, then as test.Echo
   test.LosesOne         the first call is never answered, later ones as test.Echo
+  test.Loses            a call is never answered, and adds a line to the file 'losing' beside the journal; while it
+                        waits, other calls as test.Echo
   test.Starts+MS        the first answer takes MS; no server listens (125) before the file 'listening' appears beside the
                         journal, then as test.Echo
   test.Never            no answer, ever; SIGTERM ends it
@@ -251,6 +253,15 @@ impl Place {
     fn first(&self, name: &str) -> bool {
         File::create_new(self.beside(name)).is_ok()
     }
+
+    /// Whether no other call has that file locked. This call keeps it locked to its end then, and adds a line to it.
+    fn holds(&self, name: &str) -> bool {
+        let file = OpenOptions::new().append(true).create(true).open(self.beside(name)).expect("the test's directory");
+        let Ok(mut locked) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return false };
+        locked.write_all(b"locked\n").expect("the test's directory");
+        std::mem::forget(locked);
+        true
+    }
 }
 
 /// Lines `PID MILLISECONDS EVENT…`, each by one write to a file opened for appending, so that calls do not mix.
@@ -340,6 +351,9 @@ fn set_up(call: &Call, place: &Place) -> Answer {
             Answer::Connected
         }
         "test.LosesOne" if place.first("lost") => loop {
+            thread::park();
+        },
+        "test.Loses" if place.holds("losing") => loop {
             thread::park();
         },
         "test.Starts" if place.first("started") => {
@@ -550,7 +564,7 @@ fn serve_streams(call: &Call, place: &Place, ends: &mut Ends) -> io::Result<i32>
     let out = down.as_mut().expect("open at the start");
     match call.service.as_str() {
         "test.Starts" if !place.beside("listening").exists() => return Ok(125),
-        "test.Echo" | "test.Ask" | "test.Gate" | "test.LosesOne" | "test.Starts" => echo(up, out)?,
+        "test.Echo" | "test.Ask" | "test.Gate" | "test.LosesOne" | "test.Loses" | "test.Starts" => echo(up, out)?,
         "test.Brief" => out.write_all(b"ready\n")?,
         "test.SpeaksFirst" => {
             out.write_all(b"ready\n")?;

@@ -59,6 +59,39 @@ fn a_lost_call_is_made_again_by_a_process_that_saw_no_later_call() {
 }
 
 #[test]
+fn a_call_that_is_lost_twice_is_made_again_once() {
+    let fake = FakeQrexec::new();
+    let service = Activation::calling(&fake).tcp("work test.Loses").start().ready();
+    let unanswered = |n: usize| {
+        let lines = || std::fs::read_to_string(fake.dir().join("losing")).unwrap_or_default().lines().count();
+        eventually(&format!("{n} calls were never answered"), || lines() == n);
+    };
+    // Two later calls that are answered at once make the call a lost one.
+    let overtake = |others: &mut u64| {
+        let mut prompt = 0;
+        while prompt < 2 {
+            let began = Instant::now();
+            exchange(&mut service.connect(0), *others, 1_000, Pace::BULK);
+            prompt += u32::from(began.elapsed() < Duration::from_millis(500));
+            *others += 1;
+        }
+    };
+    let (lost, mut others) = (service.connect(0), 0);
+    unanswered(1);
+    overtake(&mut others);
+    service.process.stderr.wait_for("ended, and called again");
+    unanswered(2);
+    overtake(&mut others);
+    let second = uptime();
+    eventually("a further call would have been made", || uptime() > second + Duration::from_millis(2_500));
+    assert_eq!(service.process.stderr.count("called again"), 1);
+    assert_eq!(fake.started() as u64, others + 2, "once");
+    lost.reset();
+    fake.wait_for_ended(fake.started());
+    service.stop();
+}
+
+#[test]
 fn a_server_that_listens_a_little_after_its_qube_has_started_is_reached() {
     let fake = FakeQrexec::new();
     let service = Activation::calling(&fake).tcp("work test.Starts+2100").start().ready();

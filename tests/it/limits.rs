@@ -159,5 +159,38 @@ fn check_knows_the_limit_of_descriptors_that_the_manager_gives_the_service() {
         let said = check(limit);
         assert!(!said.stdout.contains("descriptors"), "{limit}: {said:?}");
     }
+    // A drop-in file that is checked alone is served beside the others.
+    check("1024");
+    let directory = service.dir().join("config/qrexec-connect.toml.d");
+    std::fs::create_dir(&directory).expect("ours");
+    let more = directory.join("more.toml");
+    std::fs::write(&more, forward.replace("18000-18599", "19000-19299")).expect("ours");
+    let said = service.asking().say(&["check", more.to_str().expect("plain")]);
+    assert!(said.code == Some(78) && said.stdout.contains("more.toml:1: 300 listeners beside 600 others"), "{said:?}");
+    service.stop();
+}
+
+#[test]
+fn check_knows_the_limit_of_calls_that_the_unit_of_the_service_gives() {
+    let service = Activation::qrexec_connect().tcp("work test.Echo").with_control().start().ready();
+    std::fs::create_dir(service.dir().join("units")).expect("ours");
+    for (unit, name) in [("a", "work test.Echo max_calls=8"), ("b", "work test.Echo")] {
+        let text = format!("[Socket]\nListenStream=@check-calls-{unit}\nFileDescriptorName={name}\n");
+        std::fs::write(service.dir().join(format!("units/qrexec-connect-{unit}.socket")), text).expect("ours");
+    }
+    let check = |option: &str| {
+        let start =
+            format!("{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect serve{option} ; pid=0 }}");
+        let unit = service.dir().join("bin/show.qrexec-connect.service");
+        std::fs::write(unit, format!("LoadState=loaded\nExecStart={start}\n")).expect("ours");
+        service.asking().say(&["check"]).stdout
+    };
+    for (option, number) in [(" --calls-per-qube 9", "9 (--calls-per-qube of the service)"), ("", "32, by default")] {
+        let said = check(option);
+        let differ = said.lines().find(|line| line.contains("max_calls of the qube work")).unwrap_or_default();
+        assert!(differ.contains("qrexec-connect-b.socket") && differ.contains(&format!("has {number}")), "{said}");
+    }
+    let said = check(" --calls-per-qube 8");
+    assert!(!said.contains("max_calls of the qube"), "{said}");
     service.stop();
 }

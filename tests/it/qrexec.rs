@@ -428,6 +428,10 @@ fn eight_connections_to_an_ask_policy_make_at_most_five_prompts() {
     // so long that the fifth is undecided too
     eventually("the fifth prompt is old", || uptime() > fifth + Duration::from_millis(2600));
     assert_eq!(fake.started(), 5);
+    let line =
+        service.process.stderr.wait_for("5 calls of test.Gate+yes to work are undecided: unanswered prompts in dom0");
+    assert!(line.ends_with("or a qube that starts slowly; further connections wait until one is decided"), "{line}");
+    assert_eq!(service.process.stderr.count("to work are undecided"), 1, "once for the gate");
     fake.open("yes");
     for (seed, mut peer) in peers.into_iter().enumerate() {
         exchange(&mut peer, seed as u64, 1_000, Pace::CRUMBS);
@@ -647,6 +651,9 @@ fn the_wait_for_a_call_is_shown_and_does_not_count_into_the_setup_timeout_even_o
     let queued = || listener()["queued"] == 1 && listener()["sessions"] == 2;
     eventually("one waits for the call of the other", queued);
     assert!(asking.ok(&["metrics"]).stdout.contains("sessions_queued{"));
+    let waits = asking.sessions().into_iter().find(|session| session["waits_for"] == "call").expect("one waits");
+    let details = asking.ok(&["sessions", waits["id"].as_str().expect("text")]).stdout;
+    assert!(details.contains("as many as it may have are in use (max_calls)\n"), "{details}");
     eventually("the timeout would have passed", || uptime() > began + Duration::from_millis(1500));
     assert!(queued(), "it waits still");
     service.restart(|process| {

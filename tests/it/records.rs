@@ -38,11 +38,7 @@ impl Four {
         assert_eq!(handed.lines().len(), 4);
         damage(&mut handed);
         handed.put_back();
-        let ready = self.service.notifications.count("READY", "1");
-        self.service.start_again();
-        self.service
-            .notifications
-            .wait("READY", |m| (m.iter().filter(|m| m.get("READY") == Some("1")).count() > ready).then_some(()));
+        start_again(&mut self.service);
     }
 
     /// How many of the peers still have their session; the others' connections broke, and not with a plain end.
@@ -67,6 +63,15 @@ impl Four {
         }
         alive
     }
+}
+
+/// Starts a service that was parked, until it is ready.
+fn start_again(service: &mut Activated) {
+    let ready = service.notifications.count("READY", "1");
+    service.start_again();
+    service
+        .notifications
+        .wait("READY", |m| (m.iter().filter(|m| m.get("READY") == Some("1")).count() > ready).then_some(()));
 }
 
 /// The lines about the end of the session `id` in the whole log.
@@ -174,4 +179,53 @@ fn a_handover_that_says_what_nobody_sends_is_survived() {
         drop((four.peers, four.fars));
         four.service.stop();
     }
+}
+
+/// A record with another number in this field.
+fn with(line: &str, field: &str, number: u64) -> String {
+    let (before, rest) = line.split_once(&format!("\"{field}\":")).expect("it has the field");
+    format!("{before}\"{field}\":{number}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+#[test]
+fn a_connection_behind_five_calls_that_are_undecided_for_a_minute_is_reset_after_ten_seconds_with_the_reason() {
+    let fake = FakeQrexec::new();
+    let mut service = Activation::calling(&fake).tcp("work test.Gate+open").start().ready();
+    let mut peers: Vec<Wire> = (0..7).map(|_| service.connect(0)).collect();
+    fake.wait_for_started(5);
+    service.park();
+    let mut handed = Handed::take(&service.notifications);
+    // As if time had passed: five calls are 80 s old, and of the others one came 55 s after them and one 71 s.
+    let mut ages = [25_000, 9_000].into_iter();
+    let mut late = String::new();
+    let aged = |line: String| {
+        if line.contains("\"taken_ms\"") {
+            return with(&with(&line, "age_ms", 80_000), "taken_ms", 80_000);
+        }
+        let line = with(&line, "age_ms", ages.next().expect("two wait"));
+        late.clone_from(&line);
+        line
+    };
+    let lines: Vec<String> = handed.lines().into_iter().map(aged).collect();
+    assert_eq!((lines.len(), ages.next()), (7, None));
+    handed.set_lines(&lines);
+    handed.put_back();
+    start_again(&mut service);
+    let late = peers.iter().position(|peer| late.contains(&peer.local())).expect("one of them");
+    let mut late = peers.remove(late);
+    let address = late.local();
+    late.expect_reset();
+    let end = service.end();
+    assert_eq!((end.brief(), end.peer), ("timeout up 0 down 0".to_owned(), address));
+    let why = "not begun: 5 calls of test.Gate+open to work have been undecided for more than a minute: ";
+    assert!(end.note.contains(why), "{}", end.note);
+    let ended = service.process.stderr.wait_for(": timeout after ");
+    let ms = ended.split(": timeout after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(ms.is_some_and(|ms| ms >= 10_000), "{ended}");
+    assert_eq!(fake.started(), 5);
+    // The earlier ones lose nothing.
+    fake.open("open");
+    peers.into_iter().for_each(|mut peer| exchange(&mut peer, 1, 1000, Pace::BULK));
+    service.ends(7);
+    service.stop();
 }

@@ -16,7 +16,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    sandbox::{address, echo_tcp, forwarding, netns_with_link, run, told_address},
+    sandbox::{address, asker, echo_tcp, forwarding, netns_with_link, run, told_address},
     support::{Activated, Process, Wire, eventually, skip},
 };
 
@@ -124,9 +124,16 @@ fn timing_a_refusal_begins_the_next_address_at_once() {
     service.stop();
 }
 
-/// The system calls on the socket of the service's next dial, in order, up to the connection; of setsockopt(2) the
-/// option.
-fn calls_of_a_dial(service: &Activated, leads_to: &str) -> Vec<String> {
+/// The system calls on two sockets, in their order; of setsockopt(2) the option.
+struct DialCalls {
+    /// On the accepted socket, before anything is read from it.
+    accepted: Vec<String>,
+    /// On the dialled socket, up to the connection.
+    dialled: Vec<String>,
+}
+
+/// The system calls of the service's next dial.
+fn calls_of_a_dial(service: &Activated, leads_to: &str) -> DialCalls {
     let dir = tempfile::tempdir().expect("a directory");
     let mut strace = Command::new("strace");
     strace.args(["-ff", "-e", "trace=network,desc", "-p", &service.process.pid().to_string(), "-o"]);
@@ -138,24 +145,37 @@ fn calls_of_a_dial(service: &Activated, leads_to: &str) -> Vec<String> {
     strace.wait();
     let threads = fs::read_dir(dir.path()).expect("ours").map(|file| fs::read_to_string(file.expect("ours").path()));
     let threads: Vec<String> = threads.map(|text| text.expect("text")).collect();
-    let dialled = threads.iter().find_map(|text| text.split_once("socket(AF_INET, SOCK_STREAM"));
-    let (_, calls) = dialled.unwrap_or_else(|| panic!("no dial: {threads:#?}"));
-    let (socket, calls) = calls.split_once('\n').expect("a line");
-    let number = socket.rsplit("= ").next().expect("a result");
-    let on_it = |line: &&str| {
-        let arguments = line.split_once('(').map_or("", |(_, arguments)| arguments);
-        arguments.split([',', ')']).any(|argument| argument.trim() == number)
-    };
-    let all: Vec<&str> = calls.lines().filter(on_it).collect();
-    // The second call says how the first one ended: mostly that the socket is connected.
-    let connects = all.iter().enumerate().filter(|(_, line)| line.starts_with("connect("));
-    let (end, _) = connects.take(2).last().expect("it connects");
     let words = |line: &&str| match line.split_once('(') {
         Some(("setsockopt", arguments)) => arguments.split(", ").nth(2).unwrap_or_default().to_owned(),
         Some((name, _)) => name.to_owned(),
         None => (*line).to_owned(),
     };
-    all[..=end].iter().map(words).collect()
+    let accepted = calls_on(&threads, |line| line.starts_with("accept4(") && !line.contains("= -1 "));
+    let uses =
+        ["recvfrom(", "recvmsg(", "read(", "readv(", "splice(", "ioctl(", "sendto(", "write(", "shutdown(", "close("];
+    let unused = accepted.iter().take_while(|line| !uses.iter().any(|call| line.starts_with(call)));
+    let dialled = calls_on(&threads, |line| line.starts_with("socket(AF_INET, SOCK_STREAM"));
+    // The second call says how the first one ended: mostly that the socket is connected.
+    let connects = dialled.iter().enumerate().filter(|(_, line)| line.starts_with("connect("));
+    let (end, _) = connects.take(2).last().expect("it connects");
+    DialCalls { accepted: unused.map(words).collect(), dialled: dialled[..=end].iter().map(words).collect() }
+}
+
+/// The lines of a trace about the socket that the first such line gives, behind that line, in the same thread.
+fn calls_on(threads: &[String], gives: impl Fn(&str) -> bool) -> Vec<&str> {
+    let thread = threads.iter().find_map(|text| {
+        let mut lines = text.lines();
+        let first = lines.find(|line| gives(line))?;
+        Some((first, lines))
+    });
+    let (first, lines) = thread.unwrap_or_else(|| panic!("no such call: {threads:#?}"));
+    let number = first.rsplit("= ").next().expect("a result");
+    let on_it = |line: &&str| {
+        let arguments = line.split_once('(').map_or("", |(_, arguments)| arguments);
+        let is_it = |argument: &str| argument.trim().trim_start_matches("[{fd=") == number;
+        !line.starts_with("epoll_wait") && arguments.split([',', ')']).any(is_it)
+    };
+    lines.filter(on_it).collect()
 }
 
 #[test]
@@ -167,14 +187,16 @@ fn one_address_is_dialled_with_no_more_system_calls_than_before_names_had_severa
     let here = echo_tcp(TcpListener::bind("127.0.0.1:0").expect("free"), "here ");
     etc("hosts", "127.0.0.1 one.test\n");
     let names = [format!("127.0.0.1:{}", here.port()), format!("one.test:{}", here.port())];
-    let forwards = names.each_ref().map(|name| format!("listen=127.0.0.1+0,target={name}"));
+    let forwards = names.each_ref().map(|name| format!("listen=0.0.0.0+0,target={name}"));
     let service = forwarding(&forwards.each_ref().map(String::as_str));
     for name in names {
         let leads_to = format!("tcp {name}");
         dial(&service, &leads_to).expect(b"here "); // threads for look-ups are there
         let expected =
             ["TCP_NODELAY", "SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "connect", "connect"];
-        assert_eq!(calls_of_a_dial(&service, &leads_to), expected, "{name}");
+        let calls = calls_of_a_dial(&service, &leads_to);
+        assert_eq!(calls.dialled, expected, "{name}");
+        assert_eq!(calls.accepted, ["epoll_ctl"], "{name}: the look for circles takes no system call");
     }
     service.stop();
 }
@@ -207,6 +229,7 @@ fn a_dead_name_server_stops_neither_other_names_nor_the_end_of_the_service() {
         "listen=127.0.0.1+0,target=dead.test+80,connect_timeout=60,drain_timeout=0",
         &format!("listen=127.0.0.1+0,target=localhost+{},connect_timeout=2", here.port()),
         "listen=127.0.0.1+0,target=late.test+80,connect_timeout=1",
+        "udp_listen=127.0.0.1:5300,udp_target=flow.test+53,connect_timeout=1",
     ]);
     let dead = told_address(&service, "tcp dead.test:80");
     let crowd: Vec<TcpStream> = (0..700).map(|_| TcpStream::connect(dead).expect("a backlog")).collect();
@@ -217,6 +240,8 @@ fn a_dead_name_server_stops_neither_other_names_nor_the_end_of_the_service() {
     assert!(asked.load(Ordering::SeqCst) <= 8, "{} questions for one name", asked.load(Ordering::SeqCst));
     dial(&service, "tcp late.test:80").expect_reset();
     service.process.stderr.wait_for("the name late.test was not resolved within 1 s");
+    asker("127.0.0.1").send_to(b"x", "127.0.0.1:5300").expect("sent");
+    service.process.stderr.wait_for("the name flow.test was not resolved within 1 s");
     // The look-up still goes on, and nobody waits for it.
     service.stop();
     drop(crowd);

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     sandbox::{address, asker, echo_udp, forwarding, inside, netns_with_link, pfwd, run},
-    support::{Activated, PATIENCE, eventually},
+    support::{Activated, PATIENCE, Process, eventually, skip},
 };
 
 fn at(ip: &str, port: u16) -> SocketAddr {
@@ -226,19 +226,24 @@ fn without_a_descriptor_the_quietest_flow_makes_room_whichever_listener_it_has()
         .nofile(64)
         .start()
         .ready();
-    let ask_once = |ip: &str| {
-        let asker = asker(ip);
+    let ask = |asker: &UdpSocket, ip: &str| {
         asker.send_to(b"x", at(ip, 5300)).expect("sent");
-        assert_eq!(asker.recv(&mut [0; 9]).expect("a newcomer is answered"), 1);
+        assert_eq!(asker.recv(&mut [0; 9]).expect("it is answered"), 1);
     };
+    // It has the oldest flow, and is never the quietest.
+    let busy = asker("127.0.0.1");
     // all flows are the first listener's before the second has its first
     for ip in ["127.0.0.1", "[::1]"] {
         for _ in 0..80 {
-            ask_once(ip);
+            ask(&busy, "127.0.0.1");
+            ask(&asker(ip), ip);
         }
     }
     let line = service.process.stderr.wait_for("no descriptor left");
     assert!(line.contains(": idle after") && line.contains("it made room for another"), "{line}");
+    let of_busy = busy.local_addr().expect("bound").to_string();
+    let hit = |line: &&String| line.contains("it made room") && line.contains(&format!("{of_busy} "));
+    assert_eq!(service.process.stderr.so_far().iter().find(hit), None);
     assert!(service.process.stderr.count("no descriptor left") >= 80);
     assert_eq!(service.stop().stderr.count("dial-failed"), 0);
 }
@@ -339,6 +344,32 @@ fn a_resolver_that_asks_twice_from_one_port_gets_both_answers_and_its_flow_ends(
         (count("connected after") > 0 && count("connected after") == count(": eof after")).then(|| count(": eof after"))
     });
     assert!((1..=2).contains(&ends), "{ends}");
+    service.stop();
+}
+
+#[test]
+fn names_are_resolved_through_a_forward_to_dnsmasq_also_after_a_restart() {
+    sandbox!();
+    if Command::new("dnsmasq").arg("--version").output().is_err() {
+        return skip("dnsmasq is missing");
+    }
+    let mut dnsmasq = Command::new("dnsmasq");
+    dnsmasq.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user=root"]);
+    dnsmasq.args(["--pid-file", "--conf-file=/dev/null", "--listen-address=127.0.0.1,::1", "--port=5353"]);
+    dnsmasq.arg("--host-record=both.example,192.0.2.7,2001:db8::7").stdin(Stdio::null());
+    let _dnsmasq = Process::start(dnsmasq);
+    let mut service = forwarding(&[
+        "udp_listen=127.0.0.53:53,udp_target=127.0.0.1:5353,udp_responses=1",
+        "udp_listen=[::1]:53,udp_target=[::1]:5353,udp_responses=1",
+    ]);
+    for ip in ["127.0.0.53", "::1"] {
+        resolve_by(ip);
+        let resolved = || getaddrinfo().output().is_ok_and(|output| output.status.success());
+        eventually("dnsmasq answers", resolved); // it may still be starting
+        assert_both(&getaddrinfo().output().expect("getent").stdout);
+        restart(&mut service);
+        assert_both(&getaddrinfo().output().expect("getent").stdout);
+    }
     service.stop();
 }
 

@@ -1,4 +1,4 @@
-//! Peers and targets that vanish with data in flight: `keepalive = "IDLE/INTERVAL/COUNT"`.
+//! Peers and targets that vanish, idle or with data in flight: `keepalive = "IDLE/INTERVAL/COUNT"`.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     sandbox::{address, forwarding, inside, netns_with_link, run},
-    support::{PATIENCE, eventually},
+    support::{Activated, PATIENCE, eventually},
 };
 
 /// A host that lives and one that will vanish: two addresses of one namespace, for each family.
@@ -62,6 +62,15 @@ fn fill(stream: &mut TcpStream) -> u64 {
     total
 }
 
+/// A connection through the forward with this label, and the server's end of it.
+fn upload(service: &Activated, label: &str, server: &TcpListener) -> (TcpStream, TcpStream) {
+    let line = service.process.stderr.wait_for(&format!("{label}: 127.0.0.1:"));
+    let listener: SocketAddr = line.split(' ').find_map(|word| word.parse().ok()).expect("an address");
+    let client = TcpStream::connect(listener).expect("it listens");
+    client.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    (client, server.accept().expect("dialled").0)
+}
+
 #[test]
 fn a_silent_host_is_reset_and_one_that_only_does_not_read_lives() {
     sandbox!();
@@ -81,20 +90,11 @@ fn a_silent_host_is_reset_and_one_that_only_does_not_read_lives() {
     // without times the kernel decides, after a quarter of an hour
     forwards.push(format!("label=plain,listen=127.0.0.1:0,target={}", at(VANISHING[0], 90)));
     let service = forwarding(&forwards.iter().map(String::as_str).collect::<Vec<_>>());
-    let listener = |label: &str| -> SocketAddr {
-        let line = service.process.stderr.wait_for(&format!("{label}: 127.0.0.1:"));
-        line.split(' ').find_map(|word| word.parse().ok()).expect("an address")
-    };
-    let upload = |label: &str, server: &TcpListener| {
-        let client = TcpStream::connect(listener(label)).expect("it listens");
-        client.set_read_timeout(Some(PATIENCE)).expect("not zero");
-        (client, server.accept().expect("dialled").0)
-    };
-    let mut living: Vec<_> = (0..2).map(|n| upload(&format!("to-{n}"), &targets[n])).collect();
+    let mut living: Vec<_> = (0..2).map(|n| upload(&service, &format!("to-{n}"), &targets[n])).collect();
     let sent: Vec<u64> = living.iter_mut().map(|(client, _)| fill(client)).collect();
-    let mut vanishing: Vec<_> = (2..4).map(|n| upload(&format!("to-{n}"), &targets[n])).collect();
+    let mut vanishing: Vec<_> = (2..4).map(|n| upload(&service, &format!("to-{n}"), &targets[n])).collect();
     fill(&mut vanishing[1].0);
-    let mut plain = upload("plain", &targets[2]);
+    let mut plain = upload(&service, "plain", &targets[2]);
     let listeners = [at("10.8.0.1", 91), at("2001:db8:8::1", 91)];
     let mut peers = Vec::new();
     for (from_ip, to) in [(LIVING[0], listeners[0]), (VANISHING[0], listeners[0]), (VANISHING[1], listeners[1])] {
@@ -138,5 +138,40 @@ fn a_silent_host_is_reset_and_one_that_only_does_not_read_lives() {
     plain.0.set_nonblocking(true).expect("fcntl");
     let still = plain.0.read(&mut [0]).expect_err("nothing comes");
     assert_eq!(still.kind(), ErrorKind::WouldBlock, "without times it is not reset so soon");
+    service.stop();
+}
+
+#[test]
+fn an_idle_host_that_vanishes_is_reset_and_one_that_is_there_lives() {
+    sandbox!();
+    let link = hosts();
+    let server = TcpListener::bind("127.0.0.1:0").expect("free");
+    let mut forwards =
+        vec![format!("listen=10.8.0.1:91,target={},keepalive=1/1/1", server.local_addr().expect("bound"))];
+    let mut targets = Vec::new();
+    for ip in [LIVING[0], VANISHING[0], VANISHING[1]] {
+        forwards.push(format!("label=to-{},listen=127.0.0.1:0,target={},keepalive=1/1/1", targets.len(), at(ip, 90)));
+        targets.push(inside("far", || TcpListener::bind(at(ip, 90)).expect("free")));
+    }
+    let service = forwarding(&forwards.iter().map(String::as_str).collect::<Vec<_>>());
+    // Not a byte goes through any of them.
+    let mut uploads: Vec<_> = (0..3).map(|n| upload(&service, &format!("to-{n}"), &targets[n])).collect();
+    let _peer = from(VANISHING[0], at("10.8.0.1", 91));
+    let mut upstream = server.accept().expect("dialled").0;
+    upstream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    for gone in VANISHING {
+        run(&format!("ip neigh replace {gone} lladdr 02:00:00:00:00:99 nud permanent dev {link}"));
+    }
+    let (mut living_client, mut living_server) = uploads.remove(0);
+    for here in uploads.iter_mut().map(|(client, _)| client).chain([&mut upstream]) {
+        let error = here.read(&mut [0]).expect_err("nobody sent anything");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    service.ends(3);
+    // That one was idle before the others were: its host has answered as many probes as the others left unanswered.
+    living_server.write_all(b"x").expect("it is open");
+    assert!(living_client.read(&mut [0]).is_ok_and(|n| n == 1));
+    drop((living_client, living_server));
+    service.ends(4);
     service.stop();
 }

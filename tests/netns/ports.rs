@@ -53,10 +53,13 @@ fn a_lack_of_local_ports_is_reported_once_with_the_number_in_use_and_what_helps(
 fn a_source_address_shares_its_ports_among_targets() {
     sandbox!();
     four_ports();
-    let targets = [702, 703].map(|port| echo_tcp(TcpListener::bind(("127.0.0.1", port)).expect("free"), "here "));
-    let forwards = targets.map(|to| format!("uds=/run/{},target={to},source=127.0.0.1", to.port()));
-    let service = forwarding(&forwards.each_ref().map(String::as_str));
-    let mut wires: Vec<_> = (0..8).map(|n| Wire::unix(Path::new(&format!("/run/{}", targets[n % 2].port())))).collect();
-    wires.iter_mut().for_each(|wire| wire.expect(b"here "));
-    service.stop();
+    for ip in ["127.0.0.1", "::1"] {
+        let targets = [702, 703].map(|port| echo_tcp(TcpListener::bind((ip, port)).expect("free"), "here "));
+        let forwards = targets.map(|to| format!("uds=/run/{},target={to},source={ip}", to.port()));
+        let service = forwarding(&forwards.each_ref().map(String::as_str));
+        let path = |n: usize| format!("/run/{}", targets[n % 2].port());
+        let mut wires: Vec<_> = (0..8).map(|n| Wire::unix(Path::new(&path(n)))).collect();
+        wires.iter_mut().for_each(|wire| wire.expect(b"here "));
+        service.stop();
+    }
 }

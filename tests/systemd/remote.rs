@@ -68,11 +68,12 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
     let Some(tree) = tree!() else { return };
     let tree = with_a_qube(tree);
     tree.boot("serve", As::Root, || {
-        // a key that only systemd has read, and a policy
+        // a key that only systemd has read, by the drop-in of the example, and a policy
+        const EXAMPLE: &str = "/usr/share/doc/qvm-remote-dom0/examples/qvm-remote-dom0.service.d/keys-as-credentials.conf";
         shell(&format!(
             "mkdir -m 700 /etc/qubes/remote.d; echo 'allow shell *' >/etc/qubes/remote.d/work.policy; \
-             printf '[Service]\nLoadCredential=work.key:/root/work.key\n' >/etc/systemd/system/{UNIT}.d/key.conf; \
-             systemctl daemon-reload; systemctl start {UNIT}"
+             sed 's,^LoadCredentialEncrypted=.*,LoadCredential=work.key:/root/work.key,' {EXAMPLE} \
+             >/etc/systemd/system/{UNIT}.d/key.conf; systemctl daemon-reload; systemctl start {UNIT}"
         ));
         assert_eq!((property("ActiveState"), property("StatusText")), ("active".into(), "serving work".into()));
         assert_eq!(answer("hostname"), shell("hostname"));

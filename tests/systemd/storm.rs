@@ -174,6 +174,36 @@ fn a_restart_that_is_restarted_before_it_is_ready_loses_nothing() {
 }
 
 #[test]
+fn calls_that_have_just_begun_outlive_restarts() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("begun", As::Tester, || {
+        socket("call", "127.0.0.1:2002", "work test.Tcp+7001");
+        enable_now(&["call"]);
+        let crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        // At each restart some of their calls are about to begin, in set-up, just connected or about to end.
+        let knockers: Vec<_> = (0..40).map(|_| Knocker::start(Place::Tcp(2002))).collect();
+        knockers.iter().for_each(|knocker| knocker.wait_for_more(1));
+        for _ in 0..sample("restarts", 6, 30) {
+            restart();
+            knockers.iter().for_each(|knocker| knocker.wait_for_more(1));
+        }
+        for knocker in knockers {
+            knocker.assert_never_refused(3);
+        }
+        let strays = messages("call-killed").into_iter().filter(|message| message.contains("had no session"));
+        assert_eq!(strays.collect::<Vec<_>>(), <[String; 0]>::default(), "each call belongs to a session");
+        settled();
+        assert_nothing_leaked();
+        assert_each_session_is_told_once();
+        assert_eq!(messages("handover-lost"), <[String; 0]>::default());
+        assert_no_complaints_but(&[]);
+        assert_stops_clean();
+        drop(crowd);
+    });
+}
+
+#[test]
 fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
     let Some(tree) = tree!() else { return };
     tree.boot("reexec", As::Tester, || {

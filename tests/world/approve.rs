@@ -237,4 +237,14 @@ fn the_owner_sees_what_runs_and_ends_one_of_it() {
     eventually("no sleep left", || world.processes("sleep 4751") == 0);
     other.write(b"untouched\n");
     other.end().expect(0, "up\nuntouched\n");
+    // what waits is ended too, and never begins
+    world.policy("work", "ask shell *\n");
+    let late = world.remote_start("work", &["touch /root/late"]);
+    waiting(&world);
+    let status = world.dom0("qvm-remote-dom0 status --json").text();
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let id = status["waiting"][0]["id"].as_str().expect("one waits");
+    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command(s).\n");
+    late.end().expect(126, "").says("it was ended in dom0 before it began");
+    world.dom0("ls /root/late 2>/dev/null").expect(2, "");
 }

@@ -122,7 +122,8 @@ fn a_text_swapped_under_a_valid_code_is_refused_and_so_is_a_spent_one() {
     let _daemon = world.daemon();
     waiting.end().expect(126, "").says("its text is not the one signed");
     // the honest one, put back by hand: it was refused, not begun, so it may run; and then never again
-    let submit = "cp kept/*.auth2 kept/* .qvm-remote/queue/pending/; id=$(ls kept | grep -v '\\.'); \
+    let submit = "cp -r kept put; mv put/*.auth2 .qvm-remote/queue/pending/; mv put/* .qvm-remote/queue/pending/; rmdir put; \
+                  id=$(ls kept | grep -v '\\.'); \
                   for n in $(seq 400); do [ -s .qvm-remote/queue/results/$id.exit ] && break; sleep 0.05; done; \
                   cat .qvm-remote/queue/results/$id.exit; rm .qvm-remote/queue/results/*";
     world.shell("work", submit).expect(0, "0");

@@ -230,6 +230,10 @@ fn files_go_both_ways_where_the_policy_says_so() {
     assert_ne!(world.shell("work", "qvm-remote put f /root/other").code, 0);
     assert_eq!(world.shell("work", "head -c 2000000 /dev/zero | qvm-remote put - /root/in/big").code, 125);
     world.dom0("ls /root/in").expect(0, "f\n");
+    // A file that is too long when it is opened: nothing was begun.
+    world.policy("work", "allow get /var/log/x [max-size=1M]\n");
+    let big = world.remote("work", &["get", "/var/log/x/sub/file", "-"]);
+    big.expect(255, "").says("it could not be started: it has 3000000 bytes, 1048576 are allowed");
 }
 
 #[test]

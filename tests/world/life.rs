@@ -392,6 +392,11 @@ fn with_a_full_disk_nothing_runs_unwritten_and_the_owner_is_told() {
     world.remote("work", &["touch /root/late"]).expect(255, "").says("dom0's log cannot be written, so nothing runs");
     world.dom0("ls /root/late 2>/dev/null").expect(2, "");
     assert!(world.dom0("qvm-remote-dom0 status").text().contains("THE LOG CANNOT BE WRITTEN"));
+    // what the owner writes of that counts after a restart
+    world.dom0("echo 'on_log_failure = \"run\"' >>/etc/qubes/remote.conf").expect(0, "");
+    world.dom0(&format!("kill -HUP {}", daemon.pid())).expect(0, "");
+    world.remote("work", &["touch /root/late"]).expect(255, "").says("dom0's log cannot be written, so nothing runs");
+    world.dom0("ls /root/late 2>/dev/null").expect(2, "");
     // root's own commands go on
     let done = world.dom0("qvm-remote-dom0 revoke work");
     done.expect(0, "Revoked VM 'work'.\n");
@@ -405,8 +410,8 @@ fn with_a_full_disk_nothing_runs_unwritten_and_the_owner_is_told() {
     let runs = log().lines().filter(|line| line.contains("] CMD ")).count();
     assert!(runs >= 3, "{}", log());
     verified(&world, "");
-    // where the owner says so, commands run without
-    world.dom0("echo 'on_log_failure = \"run\"' >>/etc/qubes/remote.conf; rm -r /var/log/qubes/*; mkdir /var/log/qubes/qvm-remote.log").expect(0, "");
+    // where the owner had said so before the start, commands run without
+    world.dom0("rm -r /var/log/qubes/*; mkdir /var/log/qubes/qvm-remote.log").expect(0, "");
     let _daemon = world.daemon();
     world.remote("work", &["echo unwritten"]).expect(0, "unwritten\n");
 }

@@ -83,7 +83,7 @@ fn test_says_which_rule_decides_and_why_and_runs_nothing() {
     world.policy(
         "work",
         "deny touch *\nallow shell 'xl info'\nask qvm-shutdown --wait * [timeout=60]\nallow /root/tools/* * [user=nobody]\n\
-         allow get /var/log/xen [max-size=1K]\nallow qvm-* *\n",
+         allow get /var/log/xen [max-size=1K]\nallow qvm-* *\nallow true [tty=no]\n",
     );
     let test = |words: &str| world.dom0(&format!("qvm-remote-dom0 test work {words}"));
     for (words, code, told) in [
@@ -105,12 +105,15 @@ fn test_says_which_rule_decides_and_why_and_runs_nothing() {
         ),
         ("-i -- qvm-shutdown --wait x", 1, &["refused: its rule allows no standard input"]),
         ("--tty -- qvm-shutdown --wait x", 1, &["refused: its rule allows no standard input"]),
+        ("--tty -- true", 1, &["refused: its rule allows no terminal"]),
+        ("-- true", 0, &["line 7: allow true [tty=no]\n  matches\nallowed\n", "  terminal      refused\n"]),
         ("-- /root/tools/make x", 1, &["line 1: deny touch *\n  matches\nrefused: line 1 of its policy says deny\n"]),
         (
             "-- xl info",
             1,
             &[
-                "line 6: allow qvm-* *\n  does not match: it names another program\nrefused: no rule of its policy allows it\n",
+                "line 6: allow qvm-* *\n  does not match: it names another program\nline 7: ",
+                "  does not match: it names another program\nrefused: no rule of its policy allows it\n",
             ],
         ),
         ("-- qvm-nosuch", 1, &["refused: no such program in dom0"]),

@@ -22,8 +22,8 @@ use crate::{
     dial::netns::{self, Trouble},
     log::escape,
     spec::{
-        self, Beside, Config, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr, Upstream,
-        meant_service, unit::Consequence,
+        self, Beside, Config, ConfigEntry, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr,
+        Upstream, fdname, meant_service, unit::Consequence,
     },
 };
 
@@ -127,23 +127,14 @@ fn writable(file: &Path) -> Option<Finding> {
 
 /// Looks at the forwards of the files that are `asked` about.
 fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -> bool, scope: Scope) -> CheckedConfig {
-    let mut plan = config.plan();
-    let foreign = |forward: &Forward| {
-        config.entries().iter().any(|entry| entry.forward() == Some(forward) && !asked(&entry.place().0))
-    };
-    plan.forwards.retain(|forward| !foreign(forward));
-    plan.waiting.retain(|label| config.labelled(label.as_str()).is_some_and(|entry| asked(&entry.place().0)));
+    let plan = config.plan_of(|entry| asked(&entry.place().0));
     let mut forwards = Vec::new();
     for entry in config.entries() {
         let Some(forward) = entry.forward() else { continue };
-        let (origin, line) = entry.place();
-        if !asked(&origin) {
+        if !asked(&entry.place().0) {
             continue;
         }
-        let who = match origin {
-            Origin::File(_) => format!("{origin}:{line}"),
-            _ => origin.to_string(),
-        };
+        let who = written(entry);
         findings.extend(upstreams(&who, forward));
         // The lowest port stands for the range: a foreign address or a privileged port is an obstacle for it, too.
         for leg in forward.legs.kinds() {
@@ -160,22 +151,38 @@ fn checked(config: Config, mut findings: Vec<Finding>, asked: impl Fn(&Origin) -
     CheckedConfig { config, forwards, plan, findings }
 }
 
-/// Faults of the forwards whose listeners would leave no descriptors for sessions, beside `others` that the service is
-/// passed. `limit` gives the limit of the service, where it is known.
+/// Faults of the forwards that were asked about whose listeners would leave no descriptors for sessions, beside the
+/// `sockets` that the service is passed. `limit` gives the limit of the service, where it is known.
 pub(super) fn without_descriptors(
     checked: &CheckedConfig,
-    others: usize,
+    sockets: &[(String, SocketKind)],
     limit: impl FnOnce() -> Option<u64>,
 ) -> Vec<Finding> {
     if checked.plan.forwards.is_empty() {
         return Vec::new(); // so that no manager is asked
     }
-    let forwards = checked.forwards.iter().map(|(_, forward)| forward);
-    let refused = limit().map(|limit| spec::without_descriptors(forwards, others, |_| 0, limit)).unwrap_or_default();
+    let Some(limit) = limit() else { return Vec::new() };
+    let behind = |(name, kind): &(String, SocketKind)| fdname::resolve(name, *kind, &checked.config).ok();
+    let behind: Vec<Forward> = sockets.iter().filter_map(behind).collect();
+    let legs = behind.iter().flat_map(|forward| forward.legs.iter());
+    let others = spec::beside_forwards(sockets.len(), legs.map(|leg| &leg.listen));
+    // Those that were not asked about take descriptors, too.
+    let entries: Vec<_> = checked.config.entries().iter().filter(|entry| entry.forward().is_some()).collect();
+    let forwards = entries.iter().filter_map(|entry| entry.forward());
     let fault = |(index, why): (usize, String)| {
-        Finding::plain(format!("{}: {why}", checked.forwards[index].0), "", Consequence::NotServed)
+        let who = written(entries[index]);
+        let asked = checked.forwards.iter().any(|(asked, _)| *asked == who);
+        asked.then(|| Finding::plain(format!("{who}: {why}"), "", Consequence::NotServed))
     };
-    refused.into_iter().map(fault).collect()
+    spec::without_descriptors(forwards, others, |_| 0, limit).into_iter().filter_map(fault).collect()
+}
+
+/// Where an entry is written.
+fn written(entry: &ConfigEntry) -> String {
+    match entry.place() {
+        (origin @ Origin::File(_), line) => format!("{origin}:{line}"),
+        (origin, _) => origin.to_string(),
+    }
 }
 
 /// Why a service of this scope may enter no network namespace: that of a user runs as whoever asks.

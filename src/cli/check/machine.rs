@@ -4,6 +4,7 @@
 //! is looked at.
 
 use std::{
+    collections::HashSet,
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
@@ -14,7 +15,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::{
     log::escape,
-    spec::{ListenPlace, UnixAddr},
+    spec::{ListenPlace, PlaceIndex, UnixAddr},
     sys::proc::{self, Process},
 };
 
@@ -55,12 +56,13 @@ impl TakenPlace {
 pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
     let mut found: Vec<(u64, TakenPlace)> = Vec::new();
     let mut put = |inode, place, user| found.push((inode, TakenPlace { place, user, holders: Vec::new() }));
+    let index = PlaceIndex::new(places);
     for datagrams in [false, true] {
         for socket in proc::bound(datagrams) {
             let addr = SocketAddr::new(socket.local.ip().to_canonical(), socket.local.port());
             // Whether `[::]` of somebody else leaves IPv4 to others is not in the table: only its own family is compared.
             let place = ListenPlace::Port { addr, zone: None, datagrams, netns: None, only_v6: true };
-            if places.iter().any(|wanted| wanted.excludes(&place)) {
+            if index.near(&place).iter().any(|wanted| places[*wanted].excludes(&place)) {
                 put(socket.inode, place, socket.user);
             }
         }
@@ -78,12 +80,12 @@ pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
     }
     if !found.is_empty() {
         for (pid, process) in Process::all() {
-            let inodes: Vec<u64> = process.sockets().collect();
-            for (inode, taken) in &mut found {
-                if inodes.contains(inode) {
-                    let name = process.name().unwrap_or_default();
-                    taken.holders.push((pid, escape(&name)));
-                }
+            let inodes: HashSet<u64> = process.sockets().collect();
+            let held = found.iter_mut().filter(|(inode, _)| inodes.contains(inode)).map(|(_, taken)| taken);
+            let mut name = None;
+            for taken in held {
+                let name = name.get_or_insert_with(|| escape(&process.name().unwrap_or_default()));
+                taken.holders.push((pid, name.clone()));
             }
         }
     }

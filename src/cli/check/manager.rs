@@ -110,6 +110,23 @@ pub(super) fn descriptor_limit(scope: Scope, program: &str) -> Option<u64> {
     shown.last("LimitNOFILE").filter(|_| loaded)?.parse().ok()
 }
 
+/// How many calls into one qube the unit of the service allows where a listener does not say (`--calls-per-qube`); `None`
+/// where the unit does not say so either, or no manager answers.
+pub(super) fn calls_per_qube(scope: Scope, program: &str) -> Option<u32> {
+    let unit = format!("{program}.service");
+    let shown = systemctl::show(scope, &["ExecStart"], &[unit])?.into_iter().next()?;
+    calls_per_qube_in(&shown.last("ExecStart")?)
+}
+
+/// The number behind `--calls-per-qube` in what systemd shows of `ExecStart=`: `{ path=… ; argv[]=PROGRAM … ; … }`.
+fn calls_per_qube_in(start: &str) -> Option<u32> {
+    let (_, words) = start.split_once("argv[]=")?;
+    let mut words = words.split(" ; ").next()?.split(' ');
+    let word = words.find(|word| word.starts_with("--calls-per-qube"))?;
+    let number = word.split_once('=').map_or_else(|| words.next(), |(_, number)| Some(number))?;
+    number.parse().ok()
+}
+
 /// The socket units that listen now, of both managers, as far as they answer.
 pub(in crate::cli) fn listening() -> Vec<(String, ListenPlace)> {
     let units = [Scope::User, Scope::System].into_iter().flat_map(systemctl::listening_sockets);
@@ -125,4 +142,27 @@ pub(in crate::cli) fn listening() -> Vec<(String, ListenPlace)> {
         })
     });
     places.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_calls_stands_in_the_command_of_the_unit() {
+        let shown = |words: &str| {
+            format!(
+                "{{ path=/usr/bin/qrexec-connect ; argv[]=/usr/bin/qrexec-connect {words} ; ignore_errors=no ; pid=0 }}"
+            )
+        };
+        for (words, expected) in [
+            ("serve", None),
+            ("serve --calls-per-qube 9", Some(9)),
+            ("--calls-per-qube=120 serve", Some(120)),
+            ("serve --calls-per-qube", None),
+        ] {
+            assert_eq!(calls_per_qube_in(&shown(words)), expected, "{words}");
+        }
+        assert_eq!(calls_per_qube_in(""), None);
+    }
 }

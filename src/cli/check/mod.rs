@@ -39,7 +39,7 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{
-        ListenPlace, PREFIXES, PlacedListener,
+        ListenPlace, PREFIXES, PlacedListener, SocketKind,
         unit::{Consequence, Unit},
     },
     sys::hard_limit,
@@ -104,13 +104,13 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
         let mut checked = configuration::read_file(Path::new(file), program, &sockets, scope);
-        look_at_descriptors(&mut checked, request, sockets.len());
+        look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
     }
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
         let mut checked = configuration::read(&request.sources, &sockets, scope);
-        look_at_descriptors(&mut checked, request, sockets.len());
+        look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
         checked.config
@@ -140,7 +140,8 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     for (unit, scope) in others {
         place_unit(unit::look(&unit, &config, program, scope), false, false, &mut all);
     }
-    tally.tell(&together::look(&all, program.name, manager.is_some()), "");
+    let calls_per_qube = || manager::calls_per_qube(scope, program.name);
+    tally.tell(&together::look(&all, program.name, manager.is_some(), calls_per_qube), "");
     if everything && found.is_empty() && all.iter().all(|one| !one.what.asked) && tally.faults == 0 {
         let home = scope.home().map(|dir| dir.display().to_string()).unwrap_or_default();
         say(&format!("no {}*.socket units and no forwards; make a unit in {home}", program.prefix));
@@ -161,7 +162,8 @@ pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) 
     for (other, of) in others(std::slice::from_ref(&found), scope) {
         place_unit(unit::look(&other, &config, program, of), false, false, &mut all);
     }
-    places.into_iter().chain(together::look(&all, program.name, false)).collect()
+    let calls_per_qube = || manager::calls_per_qube(scope, program.name);
+    places.into_iter().chain(together::look(&all, program.name, false, calls_per_qube)).collect()
 }
 
 fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {
@@ -180,11 +182,11 @@ fn count(n: usize, what: &str) -> String {
 }
 
 /// Adds the faults of the forwards that would leave no descriptors for sessions.
-fn look_at_descriptors(checked: &mut CheckedConfig, request: &CheckRequest, passed: usize) {
+fn look_at_descriptors(checked: &mut CheckedConfig, request: &CheckRequest, sockets: &[(String, SocketKind)]) {
     let by_hand = request.sources_named;
     let limit =
         || if by_hand { Some(hard_limit()) } else { manager::descriptor_limit(request.scope, request.program.name) };
-    let more = configuration::without_descriptors(checked, passed, limit);
+    let more = configuration::without_descriptors(checked, sockets, limit);
     checked.findings.extend(more);
 }
 

@@ -1,15 +1,15 @@
 //! Listeners together: who else has their places, and where they lead into each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use super::{
     finding::Finding,
     machine::{self, TakenPlace},
     manager,
 };
-use crate::spec::{ListenPlace, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
+use crate::spec::{ListenPlace, PlaceIndex, PlacedListener, Upstream, circles, exclusions, unit::Consequence};
 
-/// Calls into one qube where nothing is written: the default of `--calls-per-qube`.
+/// Calls into one qube where nothing is written, in the unit of the service neither: the default of `--calls-per-qube`.
 const MAX_CALLS: u32 = 32;
 
 /// A listener of a unit or of the configuration.
@@ -29,8 +29,14 @@ pub(super) struct Known {
     pub(super) active: bool,
 }
 
-/// What excludes each other, leads in circles, or is taken already.
-pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) -> Vec<Finding> {
+/// What excludes each other, leads in circles, or is taken already. `calls_per_qube` gives the option of that name in the
+/// unit of the service.
+pub(super) fn look(
+    all: &[PlacedListener<Known>],
+    program: &str,
+    managed: bool,
+    calls_per_qube: impl FnOnce() -> Option<u32>,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut pairs = Pairs::default();
     for (first, second) in exclusions(all) {
@@ -61,7 +67,7 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
             format!("{}: each connection makes another one, until the service resets it", names.join(" leads to "));
         found.push(Finding::plain(what, "change the target of one of these listeners", Consequence::Circle));
     }
-    found.extend(differing_limits(all));
+    found.extend(differing_limits(all, calls_per_qube));
     let asked: Vec<&PlacedListener<Known>> = all
         .iter()
         .filter(|one| {
@@ -71,11 +77,16 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
         .collect();
     let places: Vec<ListenPlace> = asked.iter().map(|one| one.place.clone()).filter(is_here).collect();
     let taken = machine::taken(&places);
+    let holders = PlaceIndex::new(taken.iter().map(|taken| &taken.place));
     let units = if taken.iter().any(TakenPlace::is_managed) { manager::listening() } else { Vec::new() };
+    let by_units = PlaceIndex::new(units.iter().map(|(_, place)| place));
     let mut occupied = Pairs::default();
     for listener in asked.iter().filter(|listener| is_here(&listener.place)) {
-        let Some(by) = taken.iter().find(|taken| listener.place.excludes(&taken.place)) else { continue };
-        let unit = units.iter().find(|(_, place)| listener.place.excludes(place)).map(|(name, _)| name);
+        let excluded_by = |place: &ListenPlace| listener.place.excludes(place);
+        let mut by = holders.near(&listener.place).into_iter().map(|number| &taken[number]);
+        let Some(by) = by.find(|taken| excluded_by(&taken.place)) else { continue };
+        let mut unit = by_units.near(&listener.place).into_iter().map(|number| &units[number]);
+        let unit = unit.find(|(_, place)| excluded_by(place)).map(|(name, _)| name);
         let holder = match (unit, &listener.what.unit) {
             // It is its own.
             (Some(unit), Some(own)) if unit == own => continue,
@@ -96,12 +107,13 @@ pub(super) fn look(all: &[PlacedListener<Known>], program: &str, managed: bool) 
 
 /// What is found for several ports of one range, as one finding: the first, and how many more.
 #[derive(Default)]
-struct Pairs(Vec<PairFinding>);
+struct Pairs {
+    found: Vec<PairFinding>,
+    /// Those that meet at a port, by who they are between: a forward may have a path, too.
+    at_ports: HashMap<(String, String), usize>,
+}
 
 struct PairFinding {
-    between: (String, String),
-    /// Whether they meet at a port: a forward may have a path, too.
-    at_port: bool,
     what: String,
     more: usize,
     consequence: Consequence,
@@ -109,16 +121,21 @@ struct PairFinding {
 
 impl Pairs {
     fn add(&mut self, between: (&str, &str), place: &ListenPlace, what: String, consequence: Consequence) {
-        let at_port = matches!(place, ListenPlace::Port { .. });
-        let between = (between.0.to_owned(), between.1.to_owned());
-        match self.0.iter_mut().find(|known| at_port && known.at_port && known.between == between) {
-            Some(known) => known.more += 1,
-            None => self.0.push(PairFinding { between, at_port, what, more: 0, consequence }),
+        if matches!(place, ListenPlace::Port { .. }) {
+            let between = (between.0.to_owned(), between.1.to_owned());
+            match self.at_ports.entry(between) {
+                Entry::Occupied(known) => {
+                    self.found[*known.get()].more += 1;
+                    return;
+                }
+                Entry::Vacant(free) => _ = free.insert(self.found.len()),
+            }
         }
+        self.found.push(PairFinding { what, more: 0, consequence });
     }
 
     fn told(self, words: impl Fn(String) -> (String, &'static str)) -> impl Iterator<Item = Finding> {
-        self.0.into_iter().map(move |PairFinding { what, more, consequence, .. }| {
+        self.found.into_iter().map(move |PairFinding { what, more, consequence }| {
             let (what, hint) = words(what);
             let more = match more {
                 0 => String::new(),
@@ -131,14 +148,20 @@ impl Pairs {
 }
 
 /// Listeners that lead to one qube and have different limits of its calls.
-fn differing_limits(all: &[PlacedListener<Known>]) -> Vec<Finding> {
+fn differing_limits(all: &[PlacedListener<Known>], calls_per_qube: impl FnOnce() -> Option<u32>) -> Vec<Finding> {
     let mut of_qube: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
     for listener in all {
         if let Some(Upstream::Qrexec(call)) = &listener.upstream {
             of_qube.entry(&call.target).or_default().push(&listener.what);
         }
     }
-    let limit = |known: &&Known| known.max_calls.unwrap_or(MAX_CALLS);
+    // The manager is asked only where that can make a difference.
+    let mixed = |listeners: &Vec<&Known>| {
+        let written = listeners.iter().filter(|known| known.max_calls.is_some()).count();
+        written > 0 && written < listeners.len()
+    };
+    let of_service = if of_qube.values().any(mixed) { calls_per_qube() } else { None };
+    let limit = |known: &&Known| known.max_calls.or(of_service).unwrap_or(MAX_CALLS);
     let mut found = Vec::new();
     for (qube, listeners) in of_qube {
         let (Some(least), Some(most)) =
@@ -148,8 +171,12 @@ fn differing_limits(all: &[PlacedListener<Known>]) -> Vec<Finding> {
         };
         if limit(&least) != limit(&most) && listeners.iter().any(|known| known.asked) {
             let says = |known: &Known| {
-                let unwritten = if known.max_calls.is_none() { ", by default" } else { "" };
-                format!("{} has {}{unwritten}", known.who, limit(&known))
+                let whence = match (known.max_calls, of_service) {
+                    (Some(_), _) => "",
+                    (None, Some(_)) => " (--calls-per-qube of the service)",
+                    (None, None) => ", by default",
+                };
+                format!("{} has {}{whence}", known.who, limit(&known))
             };
             let what = format!(
                 "max_calls of the qube {qube}: {}, {}; the smaller one holds for both",

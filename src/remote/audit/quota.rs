@@ -113,6 +113,15 @@ mod tests {
     }
 
     #[test]
+    fn without_a_word_of_the_policy_a_qube_has_four_mebibytes_a_day() {
+        let quotas = Quotas::default();
+        assert!(quotas.take("work", Use::Run, 4 << 20, None).is_ok());
+        // A quarter of it comes back in a quarter of a day.
+        let wait = quotas.take("work", Use::Run, 1 << 20, None).expect_err("nothing is left");
+        assert!((21_590..=21_600).contains(&wait.as_secs()), "{wait:?}");
+    }
+
+    #[test]
     fn a_week_of_floods_of_all_qubes_is_less_than_what_is_kept() {
         for qubes in [1, 3, 20] {
             for quota in [64 << 10, DEFAULT, 100 << 20] {

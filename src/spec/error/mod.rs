@@ -7,7 +7,11 @@
 //!
 //! A name knows neither its socket nor its unit. Whoever does says so afterwards: [`Faults::cited`].
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
@@ -27,11 +31,19 @@ pub enum Origin {
 pub(super) struct Source {
     pub(super) origin: Origin,
     pub(super) text: String,
+    /// The byte offsets of its newlines: a file of 10,000 forwards has a place for each.
+    newlines: OnceLock<Vec<usize>>,
 }
 
 impl Source {
     pub(super) fn new(origin: Origin, text: &str) -> Arc<Self> {
-        Arc::new(Self { origin, text: text.to_owned() })
+        Arc::new(Self { origin, text: text.to_owned(), newlines: OnceLock::new() })
+    }
+
+    /// The line with the byte at `offset`, counted from 1.
+    fn line(&self, offset: usize) -> usize {
+        let newlines = || self.text.match_indices('\n').map(|(at, _)| at).collect();
+        self.newlines.get_or_init(newlines).partition_point(|newline| *newline < offset) + 1
     }
 }
 
@@ -47,11 +59,15 @@ impl Place {
         Self { source: Arc::clone(source), span }
     }
 
+    /// The line on which it begins, counted from 1.
+    pub(super) fn line(&self) -> usize {
+        self.source.line(floor(&self.source.text, self.span.start))
+    }
+
     /// `forward.toml:12`, for a fault elsewhere that points here.
     pub(super) fn brief(&self) -> String {
-        let fault = SpecFault::at(self, "");
-        match &fault.origin {
-            Origin::File(name) => format!("{}:{}", Shown(name), fault.line),
+        match &self.source.origin {
+            Origin::File(name) => format!("{}:{}", Shown(name), self.line()),
             origin => origin.to_string(),
         }
     }
@@ -111,7 +127,7 @@ impl SpecFault {
         let span = (start - line_start).min(excerpt.len())..(end.min(line_end) - line_start).min(excerpt.len());
         Self {
             origin: place.source.origin.clone(),
-            line: text[..line_start].matches('\n').count() + 1,
+            line: place.source.line(start),
             column: excerpt[..span.start].chars().count() + 1,
             excerpt: excerpt.to_owned(),
             span,

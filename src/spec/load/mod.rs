@@ -25,7 +25,7 @@
 //!
 //! The arguments are those of this process; there is no last good one of them.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +171,8 @@ pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> L
 /// Loads a configuration. `last` has the texts that were in force before, `beside` what stands beside the
 /// configuration, `now` the time in seconds since 1970; `users` knows who exists.
 pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64, users: KnowsUser) -> Loaded {
-    let of_drop_in = |name: &str| last.drop_ins.iter().find(|last| last.name == name);
+    let drop_ins: HashMap<&str, &LastText> = last.drop_ins.iter().map(|last| (&*last.name, last)).collect();
+    let of_drop_in = |name: &str| drop_ins.get(name).copied();
     let of_main = |name: &str| last.main.as_ref().filter(|last| last.name == name);
     let mut files: Vec<FileCandidate> = Vec::new();
     files.extend(texts.main.iter().map(|text| FileCandidate::present(text, false, of_main(&text.name), now)));
@@ -288,8 +289,10 @@ impl Loading<'_> {
     /// Keeps the last text of the main file, where the present one is good and makes an unchanged drop-in file faulty: by
     /// its `[defaults]`.
     fn keep_for_drop_ins(&mut self, old: &LastText, last: &LastTexts) {
-        let unchanged =
-            |file: &FileCandidate| file.last.as_ref().is_some_and(|own| own.good && last.drop_ins.contains(own));
+        let drop_ins: HashMap<&str, &LastText> = last.drop_ins.iter().map(|last| (&*last.name, last)).collect();
+        let unchanged = |file: &FileCandidate| {
+            file.last.as_ref().is_some_and(|own| own.good && drop_ins.get(&*own.name) == Some(&own))
+        };
         let faulty = |index: &usize| {
             let file = &self.files[*index];
             file.read.drop_in && unchanged(file) && self.weighed.own_faults(*index).next().is_some()

@@ -194,7 +194,7 @@ fn each_option_reaches_the_leg_that_it_concerns() {
 #[test]
 fn defaults_concern_whom_they_may() {
     let text = "[defaults]\nmode = 416\nallow_uid = [\"adm\"]\nallow_from = \"10.0.0.0/8\"\nsource = \"::1\"\nidle_timeout = 60\n\
-                udp_idle_timeout = 5\nproxy_protocol = \"v1\"\nmax_setups = 2\nbacklog = 3\n";
+                udp_idle_timeout = 5\nproxy_protocol = \"v1\"\nmax_setups = 2\nmax_calls = 6\nbacklog = 3\n";
     let defaults = Config::gather(Some(("x", text)), [""; 0]).unwrap().0.defaults;
     let mean = |text: &str| mean(&forward(text).unwrap(), ListenSide::Own, &defaults).unwrap();
     let tcp = mean("listen=127.0.0.1:1,target=10.0.0.1:1,idle_timeout=0");
@@ -208,6 +208,9 @@ fn defaults_concern_whom_they_may() {
     assert!(matches!(&unix.legs.front().listen, Listen::Unix { rights, backlog, .. }
         if rights.mode.bits() == 0o640 && backlog.get() == 3));
     assert_eq!((unix.options.max_setups, unix.legs.front().admit.uids.len()), (2, 1));
+    let max_calls = |text: &str| mean(text).options.max_calls;
+    assert_eq!(max_calls("listen=127.0.0.1:1,qrexec=work svc"), Some(6));
+    assert_eq!(max_calls("listen=127.0.0.1:1,qrexec=work svc,max_calls=7"), Some(7));
     // one header, from whoever dials the target
     assert!(unix.legs.front().via.proxy_protocol.is_some());
     assert!(mean("listen=127.0.0.1:1,uds=/a").legs.front().via.proxy_protocol.is_none());
