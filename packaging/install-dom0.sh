@@ -51,9 +51,9 @@ fi
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-pull() { # PATH FILE LIMIT
+pull() { # PATH FILE LIMIT WHY-NOT
   qvm-run --pass-io --no-gui --no-autostart "$vm" "head -c $3 '$1'" </dev/null | head -c "$3" >"$2" || true # what came is judged, not how it came
-  [[ -s $2 ]] || die "$1 could not be read in $vm (is it running?)"
+  [[ -s $2 ]] || die "$1 could not be read in $vm (${4-is it running?})"
 }
 pull "$path" "$tmp/qvm-remote-dom0" 67108864
 if [[ -n $hash ]]; then
@@ -63,7 +63,7 @@ else
   gpgv --keyring "$keyring" "$tmp/sig" "$tmp/qvm-remote-dom0" >&2 || die "its signature is not good: nothing was installed"
 fi
 # the key, before anything is changed; the program just checked reads it
-pull /home/user/.qvm-remote/auth.key "$tmp/key" 128
+pull /home/user/.qvm-remote/auth.key "$tmp/key" 128 "it has no key; there: qvm-remote key gen"
 key=$(tr -d '\n' <"$tmp/key" | tr 'A-F' 'a-f')
 [[ $key =~ ^[0-9a-f]{64}$ ]] || die "the qube has no key: there, qvm-remote key gen"
 
@@ -76,8 +76,13 @@ install -D -m 644 "$tmp/unit" /etc/systemd/system/qvm-remote-dom0.service
 install -D -m 644 "$tmp/commands" /etc/systemd/system/qvm-remote-dom0-commands.service
 mkdir -p /etc/qubes
 [[ -e /etc/qubes/remote.conf ]] || { echo "QVM_REMOTE_VMS=\"$vm\"" >/etc/qubes/remote.conf; chmod 600 /etc/qubes/remote.conf; }
-grep -qE "^[^#]*VMS?=.*\b$vm\b" /etc/qubes/remote.conf || echo "install-dom0.sh: add $vm to QVM_REMOTE_VMS in /etc/qubes/remote.conf" >&2
+grep -qE "^[^#]*VMS?[[:space:]]*=([^#]*[^A-Za-z0-9_-])?$vm([^A-Za-z0-9_-]|\$)" /etc/qubes/remote.conf || echo "install-dom0.sh: add $vm to QVM_REMOTE_VMS in /etc/qubes/remote.conf" >&2
 printf '%s\n' "$key" | /usr/bin/qvm-remote-dom0 authorize "$vm"
 systemctl daemon-reload
-systemctl start qvm-remote-dom0
+if [[ $(systemctl show --property=ActiveState --value qvm-remote-dom0) =~ ^(active|activating|reloading)$ ]]; then
+  # it runs the program of before
+  /usr/bin/qvm-remote-dom0 restart --when-idle || systemctl --no-block try-restart qvm-remote-dom0
+else
+  systemctl start qvm-remote-dom0
+fi
 echo "Installed. In $vm: qvm-remote ping. At every boot: qvm-remote-dom0 enable"

@@ -72,9 +72,10 @@
 //! that a qube names, in a thread of its own; *sight*: its answer, with the policy that it belongs to. *reach* of a policy:
 //! the paths at which a rule can give a right. *place*: the right of a request to run, or of a look to begin; a qube has a
 //! number of both. *chain*, *head*: the entries of dom0's log, each with a digest over it and all before it. *receipt*:
-//! number and head of an entry, with a code. *ledger*: what dom0 has run already. *sheet*: all that decides what a command
-//! does, as a person sees it before approving; its digest is the id of the *approval*. *v1*: the protocol of the older
-//! qvm-remote.
+//! number and head of an entry, with a code. *record* of a key: when the key was authorised, used last and retired.
+//! *pending restart*: one that waits until no command runs or waits; requests are *held* while it begins. *ledger*: what
+//! dom0 has run already. *sheet*: all that decides what a command does, as a person sees it before approving; its digest
+//! is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
 
 #[cfg(feature = "forward")]
 mod activation;

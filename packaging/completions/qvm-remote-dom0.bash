@@ -52,6 +52,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0,parse-v1)
                 cmd="qvm__remote__dom0__subcmd__parse__subcmd__v1"
                 ;;
+            qvm__remote__dom0,restart)
+                cmd="qvm__remote__dom0__subcmd__restart"
+                ;;
             qvm__remote__dom0,revoke)
                 cmd="qvm__remote__dom0__subcmd__revoke"
                 ;;
@@ -109,6 +112,9 @@ _qvm__remote__dom0() {
             qvm__remote__dom0__subcmd__help,parse-v1)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__parse__subcmd__v1"
                 ;;
+            qvm__remote__dom0__subcmd__help,restart)
+                cmd="qvm__remote__dom0__subcmd__help__subcmd__restart"
+                ;;
             qvm__remote__dom0__subcmd__help,revoke)
                 cmd="qvm__remote__dom0__subcmd__help__subcmd__revoke"
                 ;;
@@ -137,7 +143,7 @@ _qvm__remote__dom0() {
 
     case "${cmd}" in
         qvm__remote__dom0)
-            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help"
+            opts="-v -h -V --vm --once --dry-run --verbose --help --version authorize revoke keys v1 enable disable start restart approve log check test kill status unit keep parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -233,7 +239,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help)
-            opts="authorize revoke keys v1 enable disable start approve log check test kill status unit keep parse parse-v1 supervise help"
+            opts="authorize revoke keys v1 enable disable start restart approve log check test kill status unit keep parse parse-v1 supervise help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -401,6 +407,20 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__parse__subcmd__v1)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__help__subcmd__restart)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -616,6 +636,20 @@ _qvm__remote__dom0() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        qvm__subcmd__remote__subcmd__dom0__subcmd__restart)
+            opts="-h --when-idle --yes --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__revoke)
             opts="-h --kill --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -667,7 +701,7 @@ _qvm__remote__dom0() {
             return 0
             ;;
         qvm__subcmd__remote__subcmd__dom0__subcmd__supervise)
-            opts="-h --program --script --tty --identity --descriptors --cwd --cgroup --help"
+            opts="-h --program --script --tty --identity --descriptors --cwd --cwd-optional --umask --cgroup --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -686,6 +720,10 @@ _qvm__remote__dom0() {
                     return 0
                     ;;
                 --cwd)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --umask)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -24,7 +24,7 @@ function __fish_qvm_remote_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s t -l timeout -d 'end the command after so long, and exit 124 (300)' -r
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s t -l timeout -d 'end the command after so long, and exit 124 (no limit; without a terminal 300)' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l connect-timeout -d 'exit 255 when dom0 does not answer within so long (10)' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l user -d 'run as this user of dom0, where its policy names him' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s i -l stdin -d 'pass standard input on to the command'

@@ -2,7 +2,8 @@
 //!
 //! One key of 256 bits per VM, as the original has it: 64 hexadecimal digits in a file. From its 32 bytes come one derived
 //! key for requests and one for results. A request's code covers everything that decides what is executed
-//! ([`Request::canonical`]); a result's covers the request's code, the ending and the digests of what was written.
+//! ([`Request::canonical`]); a result's covers the request's code, the ending, the digests of what was written and, where
+//! all of the input came, that of the input ([`with_input`]).
 
 use std::fmt;
 
@@ -122,6 +123,12 @@ pub struct Outcome<'a> {
     pub stdout: &'a Digest,
     /// Digest of all it wrote on its standard error.
     pub stderr: &'a Digest,
+}
+
+/// What stands for the digest of standard error in a code that also covers the input of a command, or the bytes of a
+/// `put`: no input, however short, has the code of a dom0 that covers none.
+pub fn with_input(stderr: &Digest, input: &Digest) -> Digest {
+    Sha256::new().chain_update(b"input covered").chain_update(stderr).chain_update(input).finalize().into()
 }
 
 /// The digest of nothing written.

@@ -28,6 +28,8 @@ pub mod config;
 pub(crate) mod dom0;
 pub(crate) mod files;
 pub(crate) mod frames;
+#[cfg(feature = "dom0")]
+pub(crate) mod key_records;
 pub(crate) mod keys;
 pub(crate) mod line;
 #[cfg(feature = "dom0")]

@@ -49,7 +49,7 @@ use crate::{
     log::escape,
     proto::remote::Ending,
     sys::{
-        self, Identity,
+        self, Identity, Unenterable, WorkingDirectory,
         proc::{self, Process},
     },
 };
@@ -80,6 +80,10 @@ pub struct SupervisorPlan {
     pub descriptors: u64,
     /// The directory to run in, which that user must be able to enter.
     pub cwd: PathBuf,
+    /// The command runs in `/` where that user cannot enter the directory.
+    pub cwd_optional: bool,
+    /// The umask of the command.
+    pub umask: u32,
     /// A control group of its own, made already.
     pub cgroup: Option<PathBuf>,
 }
@@ -134,7 +138,9 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
         // the kernel does not say which of the two was missing
         let directory = escape(plan.cwd.as_os_str().as_bytes());
         match e.kind() {
-            io::ErrorKind::NotFound if plan.cwd.is_dir() => NotStarted { status: 127, text: format!("{name}: {e}") },
+            io::ErrorKind::NotFound if plan.cwd_optional || plan.cwd.is_dir() => {
+                NotStarted { status: 127, text: format!("{name}: {e}") }
+            }
             _ => NotStarted { status: 126, text: format!("{name}, in {directory}: {e}") },
         }
     };
@@ -146,7 +152,14 @@ fn start(plan: &SupervisorPlan) -> Result<Pid, NotStarted> {
     let mut words = plan.words.iter();
     words.next().into_iter().for_each(|name| _ = command.arg0(name));
     command.args(words);
-    sys::lead_session(&mut command, plan.tty, plan.identity.clone(), directory);
+    let missing = if plan.cwd_optional { Unenterable::Root } else { Unenterable::Fault };
+    sys::lead_session(
+        &mut command,
+        plan.tty,
+        plan.identity.clone(),
+        WorkingDirectory { path: directory, missing },
+        plan.umask,
+    );
     let child = command.spawn().map_err(failed)?;
     Ok(Pid::from_raw(i32::try_from(child.id()).map_err(|e| failed(io::Error::other(e)))?))
 }

@@ -102,7 +102,7 @@ pub(super) fn weigh(
         entry.weigh(&config.defaults, &taken, beside.no_namespaces);
         entry.refuse_unknown_users(&config.defaults, users);
     }
-    for part in parts.iter().cloned().chain([in_files..config.entries.len()]) {
+    for part in parts.iter().cloned().chain(std::iter::once(in_files..config.entries.len())) {
         refuse_second(config.entries[part].iter_mut());
     }
     let mut faults = Vec::new();

@@ -25,9 +25,11 @@ pub use descriptor::{hard_limit, is_net_namespace, own, place, register, registe
 pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
+#[cfg(feature = "remote")]
+pub use process::is_ignored;
 pub use process::{
-    Identity, OURS_ALONE, end_with_the_reader, inherit_nothing, lead_session, pass, pidfd_exit, pidfd_open,
-    pidfd_send_signal, trim, unset_env, user_exists,
+    Identity, OURS_ALONE, Unenterable, WorkingDirectory, end_with_the_reader, inherit_nothing, lead_session, pass,
+    pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
 pub use socket::{accept, bound_interface, interface_index, is_untouched, net_cookie};

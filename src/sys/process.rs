@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
+use nix::sys::signal::SigSet;
+
 use super::descriptor::own;
 
 /// Variables by which systemd speaks to this process alone (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
@@ -33,6 +35,16 @@ pub fn unset_env<S: AsRef<OsStr>>(names: &[S]) {
         // SAFETY: this process has one thread (checked above), so nobody reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };
     }
+}
+
+#[cfg(feature = "remote")]
+/// Whether this process ignores a signal.
+pub fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call writes the one in force, into memory of ours of that size.
+    let known = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } == 0;
+    // SAFETY: a `sigaction` of zeros is valid, and so is what the call has written.
+    known && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// Threads of this process, from /proc/self/task; 1 where /proc cannot tell.
@@ -156,9 +168,17 @@ pub struct Identity {
 }
 
 /// Has `command` lead a session of its own, with its standard input as the controlling terminal when `tty`; it dies
-/// with the thread that started it; it runs as somebody else when told so; it enters `directory` as whom it runs.
-pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Option<Identity>, directory: CString) {
+/// with the thread that started it; it runs as somebody else when told so; it enters `directory` as whom it runs, with that umask and no
+/// signal blocked.
+pub fn lead_session(
+    command: &mut std::process::Command,
+    tty: bool,
+    identity: Option<Identity>,
+    directory: WorkingDirectory,
+    umask: u32,
+) {
     use std::os::unix::process::CommandExt as _;
+    let WorkingDirectory { path, missing } = directory;
     let prepare = move || {
         // SAFETY: system calls with integers, and pointers to a vector and a C string that outlive the calls; all of them
         // are async-signal-safe.
@@ -171,12 +191,35 @@ pub fn lead_session(command: &mut std::process::Command, tty: bool, identity: Op
                         || libc::setuid(id.uid) < 0
                 })
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
-                || libc::chdir(directory.as_ptr()) < 0
+                || libc::chdir(path.as_ptr()) < 0 && (missing == Unenterable::Fault || libc::chdir(c"/".as_ptr()) < 0)
         };
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a system call with an integer; it cannot fail.
+        unsafe { libc::umask(umask) };
+        // whoever starts the command has SIGCHLD blocked, for a descriptor; a shell that waits would wait for ever
+        SigSet::empty().thread_set_mask().map_err(io::Error::from)
     };
     // SAFETY: as in `pass`.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Where a command runs.
+#[derive(Debug)]
+pub struct WorkingDirectory {
+    pub path: CString,
+    /// What becomes of a command whose user cannot enter the directory.
+    pub missing: Unenterable,
+}
+
+/// What becomes of a command whose user cannot enter its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unenterable {
+    /// The command does not start.
+    Fault,
+    /// The command runs in `/`.
+    Root,
 }
 
 /// Whether a user of this name exists; one whom nobody can look up is believed to.

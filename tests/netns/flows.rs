@@ -64,8 +64,13 @@ fn restart(service: &mut Activated) {
     assert!(status.success(), "{status}");
 }
 
+fn reload(service: &Activated) {
+    service.process.signal(Signal::SIGHUP);
+    service.process.stderr.wait_for("configuration read again");
+}
+
 #[test]
-fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_restart() {
+fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_restart_and_a_reload() {
     sandbox!();
     let here = netns_with_link("a", "10.3.0.1/24", "10.3.0.2/24");
     address(None, &here, "fd03::1/64");
@@ -81,7 +86,7 @@ fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_rest
     let (v4, v6) = (at("127.0.0.1", 5300), at("[::1]", 5300));
     answered_as(&old, v4, "10.3.0.1");
     answered_as(&new, v6, "fd03::1");
-    for (round, (gone, come)) in [(1, 3), (3, 4)].into_iter().enumerate() {
+    for (round, (gone, come)) in [(1, 3), (3, 4), (4, 5)].into_iter().enumerate() {
         run(&format!("ip addr del 10.3.0.{gone}/24 dev {here}"));
         run(&format!("ip addr del fd03::{gone}/64 dev {here}"));
         address(None, &here, &format!("10.3.0.{come}/24"));
@@ -90,8 +95,10 @@ fn a_busy_flow_follows_the_address_of_its_host_and_goes_on_to_do_so_after_a_rest
         answered_as(&new, v6, &format!("fd03::{come}"));
         service.process.stderr.wait_for(&format!("datagrams go to 10.3.0.2:53 from 10.3.0.{come} now, and no longer"));
         service.process.stderr.wait_for(&format!("datagrams go to [fd03::2]:53 from fd03::{come} now, and no longer"));
-        if round == 0 {
-            restart(&mut service);
+        match round {
+            0 => restart(&mut service),
+            1 => reload(&service),
+            _ => {}
         }
     }
     assert_eq!(service.log().iter().filter(|line| line.contains("connected after")).count(), 2, "two flows in all");
@@ -176,7 +183,7 @@ fn a_refused_flow_goes_to_the_next_address_of_the_name() {
 }
 
 #[test]
-fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after_a_restart() {
+fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after_a_restart_and_a_reload() {
     sandbox!();
     address(None, "lo", "10.5.0.1/32");
     let mut service = pfwd()
@@ -205,6 +212,7 @@ fn the_end_of_a_flow_says_how_many_datagrams_were_refused_or_not_sent_also_after
     refused(&service, 4); // which one task passes on after the other
     restart(&mut service);
     asker.send_to(b"x", at("127.0.0.1", 5301)).expect("sent");
+    reload(&service);
     refused(&service, 5);
     let rest = service.stop();
     rest.stderr.wait("the losses of the first flow", |lines| {
@@ -312,15 +320,25 @@ fn name_server(socket: UdpSocket, lost: &'static [usize], late: Duration) -> mps
 
 /// Has programs of this sandbox resolve names by the name server `ip`, which is asked again after a second.
 fn resolve_by(ip: &str) {
+    resolve_with(ip, "timeout:1 attempts:3");
+}
+
+/// The same, where each question is asked once: no stall of this machine makes a second one. 30 s is the longest that
+/// resolv.conf(5) takes.
+fn resolve_once_by(ip: &str) {
+    resolve_with(ip, "timeout:30 attempts:1");
+}
+
+fn resolve_with(ip: &str, options: &str) {
     hosts("127.0.0.1 localhost\n");
-    fs::write("/run/resolv.conf", format!("nameserver {ip}\noptions timeout:1 attempts:3\n")).expect("ours");
+    fs::write("/run/resolv.conf", format!("nameserver {ip}\noptions {options}\n")).expect("ours");
     run("mount --bind /run/resolv.conf /etc/resolv.conf");
 }
 
 /// getaddrinfo(3) of glibc, in another process: both families are asked from one socket.
-fn getaddrinfo() -> Command {
+fn getaddrinfo(name: &str) -> Command {
     let mut command = Command::new("getent");
-    command.args(["ahosts", "both.example"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["ahosts", name]).stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }
 
@@ -334,8 +352,8 @@ fn a_resolver_that_asks_twice_from_one_port_gets_both_answers_and_its_flow_ends(
     sandbox!();
     let seen = name_server(UdpSocket::bind("127.0.0.1:5353").expect("free"), &[], Duration::ZERO);
     let service = forwarding(&["udp_listen=127.0.0.53:53,udp_target=127.0.0.1:5353,udp_responses=1"]);
-    resolve_by("127.0.0.53");
-    assert_both(&getaddrinfo().output().expect("getent").stdout);
+    resolve_once_by("127.0.0.53");
+    assert_both(&getaddrinfo("both.example").output().expect("getent").stdout);
     let queries = seen.try_iter().count();
     assert_eq!(queries, 2, "A and AAAA");
     // one flow, or one for each query where the first answer came before the second query
@@ -356,19 +374,22 @@ fn names_are_resolved_through_a_forward_to_dnsmasq_also_after_a_restart() {
     let mut dnsmasq = Command::new("dnsmasq");
     dnsmasq.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user=root"]);
     dnsmasq.args(["--pid-file", "--conf-file=/dev/null", "--listen-address=127.0.0.1,::1", "--port=5353"]);
-    dnsmasq.arg("--host-record=both.example,192.0.2.7,2001:db8::7").stdin(Stdio::null());
-    let _dnsmasq = Process::start(dnsmasq);
+    dnsmasq.arg("--host-record=both.example,once.example,again.example,192.0.2.7,2001:db8::7");
+    dnsmasq.args(["--log-queries", "--log-facility=-"]).stdin(Stdio::null());
+    let dnsmasq = Process::start(dnsmasq);
     let mut service = forwarding(&[
         "udp_listen=127.0.0.53:53,udp_target=127.0.0.1:5353,udp_responses=1",
         "udp_listen=[::1]:53,udp_target=[::1]:5353,udp_responses=1",
     ]);
-    for ip in ["127.0.0.53", "::1"] {
+    for (ip, name) in [("127.0.0.53", "once.example"), ("::1", "again.example")] {
         resolve_by(ip);
-        let resolved = || getaddrinfo().output().is_ok_and(|output| output.status.success());
+        let resolved = || getaddrinfo("both.example").output().is_ok_and(|output| output.status.success());
         eventually("dnsmasq answers", resolved); // it may still be starting
-        assert_both(&getaddrinfo().output().expect("getent").stdout);
         restart(&mut service);
-        assert_both(&getaddrinfo().output().expect("getent").stdout);
+        resolve_once_by(ip);
+        assert_both(&getaddrinfo(name).output().expect("getent").stdout);
+        let asked = || ["A", "AAAA"].map(|kind| dnsmasq.stderr.count(&format!("query[{kind}] {name}")));
+        eventually("each question was sent once", || asked() == [1, 1]);
     }
     service.stop();
 }
@@ -381,7 +402,7 @@ fn a_retransmission_and_a_restart_lose_no_answer_and_end_no_flow_early() {
     let seen = name_server(server, &[0], Duration::from_millis(300));
     let mut service = forwarding(&["udp_listen=[::1]:53,udp_target=[::1]:5353,udp_responses=1"]);
     resolve_by("::1");
-    let child = getaddrinfo().spawn().expect("getent");
+    let child = getaddrinfo("both.example").spawn().expect("getent");
     assert_eq!((seen.recv_timeout(PATIENCE).expect("a query"), seen.recv_timeout(PATIENCE).expect("another")), (0, 1));
     restart(&mut service); // with an answer on its way
     assert_both(&child.wait_with_output().expect("getent").stdout);

@@ -462,6 +462,14 @@ impl Knocker {
         eventually(&format!("{n} more attempts"), || self.attempts.load(Relaxed) >= goal);
     }
 
+    /// Waits until a further connection of each has come to its end.
+    #[track_caller]
+    pub(crate) fn wait_for_each(all: &[Self]) {
+        let goals: Vec<usize> = all.iter().map(|knocker| knocker.attempts.load(Relaxed) + 1).collect();
+        let reached = || all.iter().zip(&goals).all(|(knocker, goal)| knocker.attempts.load(Relaxed) >= *goal);
+        eventually("each has made an attempt more", reached);
+    }
+
     /// Ends; not one connection was refused or lost, and there were more than `n`.
     #[track_caller]
     pub(crate) fn assert_never_refused(mut self, n: usize) -> Knocks {

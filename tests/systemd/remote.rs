@@ -29,7 +29,7 @@ X
 chmod 755 /usr/local/bin/qvm-*
 [ -e /home/tester/.qvm-remote ] || runuser -u tester -- env HOME=/home/tester qvm-remote key gen >/root/work.key 2>/dev/null
 echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf
-printf '[Service]\nRestartSec=100ms\nWatchdogSec=2\n' >/etc/systemd/system/qvm-remote-dom0.service.d/test.conf
+printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=100ms\nWatchdogSec=2\n' >/etc/systemd/system/qvm-remote-dom0.service.d/test.conf
 "#,
     )
 }
@@ -236,13 +236,56 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         assert!(sleepers("4753") > 0);
         shell(&format!("systemctl kill --kill-who=main -s TERM {UNIT}"));
         assert_eq!(deaf.wait().code(), Some(130));
+        let cut = format!("journalctl -q -o cat -u {UNIT}");
+        eventually("the journal names what was cut", || shell(&cut).contains("stopping: a command of work is cut ("));
         eventually("it has stopped", || property("ActiveState") == "inactive");
         assert_eq!((sleepers("4753"), property("Result")), (0, "success".into()));
         assert_eq!(shell("ls /run/qvm-remote 2>/dev/null || true"), "");
         // for a while, and then no more
-        assert_eq!(shell("qvm-remote-dom0 start --for 2s"), "Started for 2s.");
+        let timer = || attempt("systemctl is-active qvm-remote-dom0-stop.timer").1;
+        let start = |time: &str| shell(&format!("qvm-remote-dom0 start --for {time}"));
+        let started =
+            |time: &str| format!("Started for {time}; then it is stopped. Another 'start --for' sets another time.");
+        assert_eq!(start("1h"), started("1h"));
         assert_eq!(answer("echo for a while"), "for a while");
+        // another time takes the place of the first one
+        assert_eq!(start("2s"), started("2s"));
         eventually("the while is over", || property("ActiveState") == "inactive");
+        // a restart keeps the time; a stop ends it, so that it ends nothing that is started later
+        start("1h");
+        shell(&format!("systemctl restart {UNIT}"));
+        assert_eq!(timer(), "active");
+        // what is no time changes nothing
+        assert_eq!(attempt("qvm-remote-dom0 start --for 30mim").0, Some(2));
+        assert_eq!((timer(), property("ActiveState")), ("active".into(), "active".into()));
+        shell(&format!("systemctl stop {UNIT}"));
+        eventually("its time is forgotten", || timer() == "inactive");
+        // who enables it wants no end
+        start("1h");
+        shell("echo yes | qvm-remote-dom0 enable");
+        assert_eq!((timer(), property("ActiveState")), ("inactive".into(), "active".into()));
+        shell("qvm-remote-dom0 disable");
+        // what somebody started by hand goes on
+        shell(&format!("systemctl start {UNIT}"));
+        let (code, _, said) = attempt("qvm-remote-dom0 start --for 1s");
+        assert!(code == Some(1) && said.contains("runs already, and 'start --for' did not start it"), "{said}");
+        assert_eq!((timer(), property("ActiveState")), ("inactive".into(), "active".into()));
+        // an upgrade by a command of a qube: what runs ends first, everybody is served, what is in the background stays
+        shell("mkfifo /root/go");
+        let before = property("MainPID");
+        answer("'setsid sleep 4766 >/dev/null 2>&1 </dev/null &'");
+        let mut upgrade = remote("'qvm-remote-dom0 restart --when-idle; echo up; read x </root/go; echo end'");
+        upgrade.stdout.wait_for("up");
+        assert!(shell("qvm-remote-dom0 status").contains("A restart is pending since "));
+        assert_eq!((answer("echo served"), property("MainPID")), ("served".into(), before.clone()));
+        shell("echo >/root/go");
+        assert!(upgrade.wait().success());
+        assert_eq!(upgrade.stdout.to_the_end().last().map(String::as_str), Some("end"));
+        eventually("another process", || !["0", before.as_str()].contains(&property("MainPID").as_str()));
+        assert_eq!((answer("echo restarted"), sleepers("4766")), ("restarted".into(), 1));
+        assert_eq!(property("Result"), "success");
+        shell("qvm-remote-dom0 revoke --kill work; qvm-remote-dom0 authorize work $(cat /root/work.key)");
+        eventually("nothing is left", || sleepers("4766") == 0);
         shell(&format!("systemctl start {UNIT}"));
     });
     tree.boot("after a reboot", As::Root, || {

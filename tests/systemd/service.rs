@@ -212,9 +212,25 @@ pub(crate) fn assert_each_session_is_told_once() -> usize {
     sessions_told_once("journalctl --user -q -t qrexec-connect").len()
 }
 
-/// The same for what this `journalctl …` shows: how each session ended, by its id.
+/// The same for what this `journalctl …` shows: how each session ended, by its id. All sessions must be over; what their
+/// service wrote as the last comes into the journal a moment after the service has ended.
 #[track_caller]
 pub(crate) fn sessions_told_once(journalctl: &str) -> BTreeMap<String, String> {
+    let mut stories = BTreeMap::new();
+    eventually("the journal has an end of each session", || {
+        stories = session_stories(journalctl);
+        stories.values().all(|story: &Vec<String>| story.last().is_some_and(|last| last != "start"))
+    });
+    for (session, story) in &stories {
+        let (first, last) = (story.first().map(String::as_str), story.last().map(String::as_str));
+        let starts = usize::from(first == Some("start"));
+        assert!(story.len() == starts + 1 && last != Some("start"), "session {session}: {story:?}");
+    }
+    stories.into_iter().filter_map(|(session, mut story)| Some((session, story.pop()?))).collect()
+}
+
+/// The starts and ends of each session, by its id, in the order of the journal.
+fn session_stories(journalctl: &str) -> BTreeMap<String, Vec<String>> {
     let start = message_id("session-start");
     let mut stories: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let lines = shell(&format!("{journalctl} -o json --output-fields=MESSAGE_ID,SESSION_ID,END"));
@@ -230,10 +246,5 @@ pub(crate) fn sessions_told_once(journalctl: &str) -> BTreeMap<String, String> {
             story.push(text(&event, "END").to_owned());
         }
     }
-    for (session, story) in &stories {
-        let (first, last) = (story.first().map(String::as_str), story.last().map(String::as_str));
-        let starts = usize::from(first == Some("start"));
-        assert!(story.len() == starts + 1 && last != Some("start"), "session {session}: {story:?}");
-    }
-    stories.into_iter().filter_map(|(session, mut story)| Some((session, story.pop()?))).collect()
+    stories
 }

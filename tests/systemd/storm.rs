@@ -183,10 +183,10 @@ fn calls_that_have_just_begun_outlive_restarts() {
         crowd.serve(&Place::Tcp(7001));
         // At each restart some of their calls are about to begin, in set-up, just connected or about to end.
         let knockers: Vec<_> = (0..40).map(|_| Knocker::start(Place::Tcp(2002))).collect();
-        knockers.iter().for_each(|knocker| knocker.wait_for_more(1));
+        Knocker::wait_for_each(&knockers);
         for _ in 0..sample("restarts", 6, 30) {
             restart();
-            knockers.iter().for_each(|knocker| knocker.wait_for_more(1));
+            Knocker::wait_for_each(&knockers);
         }
         for knocker in knockers {
             knocker.assert_never_refused(3);

@@ -841,8 +841,16 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
             });
             assert_eq!(answer(&format!("'echo {text}'")), text);
             assert_eq!(answer(&format!("--queue -t 20 'echo {text} queued'")), format!("{text} queued"));
+            // a file, whose result the present versions sign with its bytes, and an ending that they explain
+            let path = format!("/root/in/{}", text.replace(' ', "-"));
+            answer(&format!("put /usr/lib/os-release {path}"));
+            assert_eq!(answer(&format!("get {path} -")), shell("cat /usr/lib/os-release"));
+            let ended = attempt("runuser -u tester -- env HOME=/home/tester qvm-remote --argv sleep 4767");
+            assert_eq!(ended.0, Some(124), "{ended:?}");
         };
-        shell("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start qvm-remote-dom0");
+        shell("qvm-remote-dom0 authorize work $(cat /root/work.key); mkdir /root/in");
+        let policy = "allow shell *\nallow * * [timeout=1]\nallow put /root/in\nallow get /root/in\n";
+        shell(&format!("printf '{policy}' >/etc/qubes/remote.d/work.policy; systemctl start qvm-remote-dom0"));
         both_ways("both earlier");
         install_one("present", "qvm-remote-dom0");
         both_ways("an earlier qube");
@@ -852,7 +860,7 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
         install_one("present", "qvm-remote");
         both_ways("both present");
         assert!(
-            shell("qvm-remote-dom0 log --verify --against /home/tester/.qvm-remote/audit.log").contains("2 confirmed")
+            shell("qvm-remote-dom0 log --verify --against /home/tester/.qvm-remote/audit.log").contains("5 confirmed")
         );
         install_one("earlier", "qvm-remote-dom0");
         both_ways("an earlier dom0");

@@ -97,6 +97,21 @@ fn a_channel_that_is_cut_is_told_and_opened_again() {
 }
 
 #[test]
+fn input_that_a_dying_channel_cuts_never_looks_whole_to_its_command() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    let text = "echo up; tee /root/part >/dev/null && echo whole >/root/whole";
+    let mut running = world.remote_start("work", &["-i", text]);
+    running.wait_for("up\n");
+    running.write(b"a part\n");
+    eventually("it has a part", || world.dom0("cat /root/part").text() == "a part\n");
+    world.shell("work", "pkill -KILL -f 'qvm-remote --argv serve'").expect(0, "");
+    running.end_within(Duration::from_secs(20)).says("lost");
+    eventually("it has been ended", || world.processes("tee /root/part") == 0);
+    world.dom0("cat /root/whole").says("No such file");
+}
+
+#[test]
 fn a_supervisor_that_is_killed_leaves_no_command_and_no_silence() {
     let world = world!("work");
     let _daemon = world.ready();

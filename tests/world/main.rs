@@ -12,6 +12,7 @@ mod clocks;
 mod commands;
 mod control;
 mod crashes;
+mod daily;
 mod life;
 mod load;
 mod owner;

@@ -34,7 +34,7 @@ fn environment_and_directory_are_dropped_unless_the_policy_names_them() {
     world.shell("work", &format!("{hostile} qvm-remote 'env | sort | grep -vE \"^(_|QVM_REMOTE_ID|SHLVL|PWD)=\"; pwd'")).expect(
         0,
         "HOME=/root\nLANG=C.UTF-8\nLOGNAME=root\n\
-         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nQVM_REMOTE_VM=work\nSHELL=/bin/bash\nUSER=root\n/\n",
+         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nQVM_REMOTE_VM=work\nSHELL=/bin/bash\nUSER=root\n/root\n",
     );
     world.policy("work", "allow shell * [env=TZ cwd=/tmp]\n");
     world.shell("work", &format!("{hostile} qvm-remote 'echo $TZ; pwd'")).expect(0, "Mars\n/tmp\n");
@@ -77,15 +77,73 @@ fn keys_are_changed_without_a_gap() {
     let world = world!("work");
     let _daemon = world.ready();
     let old = world.remote("work", &["key", "show"]).text();
-    let new = world.remote("work", &["key", "gen"]).text();
-    world.remote("work", &["true"]).expect(126, "").says("its key is not this qube's");
+    let made = world.remote("work", &["key", "gen"]);
+    made.says("authorize --keep-old work").says("The old key stays in use until dom0 has accepted this one.");
+    let new = made.text();
     let run = |key: &str, keep: &str| world.dom0(&format!("qvm-remote-dom0 authorize {keep} work {key}")).code;
+    let shown = || world.remote("work", &["key", "show"]).text();
+    // the old one works on, also for who looks whether the new one is accepted
+    world.remote("work", &["echo old"]).expect(0, "old\n");
+    world.remote("work", &["ping"]).expect(0, "qvm-remote-dom0 is responding.\n");
+    assert_eq!(shown(), old);
+    // a request of the queue that the old key has signed
+    world.policy("work", "max-running = 1\nallow shell *\n");
+    let mut busy = world.remote_start("work", &["-i", "echo up; read x"]);
+    busy.wait_for("up\n");
+    let queued = world.remote_start("work", &["--queue", "echo queued"]);
+    let running = world.home("work").join(".qvm-remote/queue/running");
+    eventually("it waits in dom0", || running.read_dir().is_ok_and(|d| d.count() == 1));
     assert_eq!(run(new.trim(), "--keep-old"), 0);
+    assert_eq!(world.dom0("qvm-remote-dom0 keys | wc -l").text(), "3\n", "one line for each key");
+    assert!(world.dom0("qvm-remote-dom0 keys").text().contains("never"), "the new one was not used yet");
+    busy.end();
+    queued.end().expect(0, "queued\n");
+    // accepted, it is taken into use
+    world.remote("work", &["ping"]).expect(0, "qvm-remote-dom0 is responding.\n");
+    assert_eq!(shown(), new);
     world.remote("work", &["echo new"]).expect(0, "new\n");
+    eventually("its use is noted", || !world.dom0("qvm-remote-dom0 keys").text().contains("never"));
     world.remote("work", &["key", "import", old.trim()]);
     world.remote("work", &["echo old"]).expect(0, "old\n");
     assert_eq!(run(new.trim(), ""), 0);
-    world.remote("work", &["true"]).expect(126, "");
+    let retired = "it was signed with a key that was retired in dom0, 20";
+    world.remote("work", &["true"]).expect(126, "").says(retired);
+    world.remote("work", &["--queue", "true"]).expect(126, "").says(retired);
+    // where nobody kept the old one, the first command takes the new one into use
+    world.remote("work", &["key", "import", new.trim()]);
+    let newer = world.remote("work", &["key", "gen"]).text();
+    assert_eq!(run(newer.trim(), ""), 0);
+    // also while another one runs that began with it, and of several at a time
+    world.policy("work", "allow shell *\n");
+    let mut long = world.remote_start("work", &["-i", "echo up; read x; echo newer"]);
+    long.wait_for("up\n");
+    for command in [(); 3].map(|()| world.remote_start("work", &["echo newer"])) {
+        command.end().expect(0, "newer\n");
+    }
+    assert_eq!(shown(), newer);
+    long.write(b"go on\n");
+    long.end().expect(0, "up\nnewer\n");
+    assert_eq!(shown(), newer);
+    // and so does the queue
+    let newest = world.remote("work", &["key", "gen"]).text();
+    let again = world.remote("work", &["key", "gen"]);
+    again.expect(1, "").says("a new key waits already").says("qvm-remote ping");
+    assert_eq!(run(newest.trim(), ""), 0);
+    world.remote("work", &["--queue", "echo newest"]).expect(0, "newest\n");
+    assert_eq!(shown(), newest);
+    // at a terminal it is asked first
+    let asked =
+        world.shell("work", "mkfifo typed; exec 8<>typed; echo n >&8; script -qec 'qvm-remote key gen' /dev/null <&8");
+    assert!(
+        asked.text().contains("this qube has a key; a new one takes its place")
+            && asked.text().contains("No key was made."),
+        "{asked:#?}"
+    );
+    world.shell("work", "ls .qvm-remote/auth.key.new").expect(2, "");
+    // a file that cannot be read as a key is not replaced unasked
+    world.shell("work", "echo damaged >.qvm-remote/auth.key").expect(0, "");
+    world.remote("work", &["key", "gen"]).expect(1, "").says("auth.key cannot be read");
+    world.shell("work", "cat .qvm-remote/auth.key").expect(0, "damaged\n");
 }
 
 #[test]
@@ -142,8 +200,13 @@ fn the_service_is_enabled_only_behind_a_typed_yes() {
         .dom0("echo yes | qvm-remote-dom0 enable")
         .expect(0, "Enabled and started. Disable with: qvm-remote-dom0 disable\n");
     world.dom0("qvm-remote-dom0 disable").expect(0, "Disabled and stopped.\n");
-    world.dom0("qvm-remote-dom0 start --for 30min").expect(0, "Started for 30min.\n");
+    world
+        .dom0("qvm-remote-dom0 start --for 30min")
+        .expect(0, "Started for 30min; then it is stopped. Another 'start --for' sets another time.\n");
+    world.dom0("qvm-remote-dom0 start --for 30mim").expect(2, "").says("a span of time is wanted");
     let calls = std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
+    let calls: String =
+        calls.lines().filter(|line| !line.starts_with("show ")).map(|line| format!("{line}\n")).collect();
     assert_eq!(
         calls,
         "enable qvm-remote-dom0\nstart qvm-remote-dom0\ndisable qvm-remote-dom0\nstop qvm-remote-dom0\nstart qvm-remote-dom0\n"
@@ -162,7 +225,6 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     std::fs::copy(source, world.home("work").join("install-dom0.sh")).expect("copied");
     std::fs::copy(env!("CARGO_BIN_EXE_qvm-remote-dom0"), world.home("work").join("program")).expect("copied");
     world.dom0("chown 1000:1000 $WORLD/vms/work/home/user/*").expect(0, "");
-    world.remote("work", &["key", "gen"]);
     // as the README prints it
     world.dom0("qvm-run --pass-io --no-gui work 'cat ~/install-dom0.sh' > /tmp/install-$$.sh && mv /tmp/install-$$.sh /root/install-dom0.sh").expect(0, "");
     let hash = world.dom0("sha256sum $WORLD/vms/work/home/user/program | cut -c1-64").text();
@@ -177,7 +239,23 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     install(&format!("--yes --sha256 {} nosuch /home/user/program", hash.trim())).expect(1, "").says("does not exist");
     install(&format!("--yes --sha256 {} work '/home/user/x;id'", hash.trim())).expect(1, "").says("the path may hold");
     world.dom0("ls /usr/bin/qvm-remote-dom0 /etc/systemd/system/qvm-remote-dom0.service /etc/qubes/remote.conf 2>/dev/null").expect(2, "");
-    let done = install(&format!("--yes --sha256 {} work /home/user/program", hash.trim()));
+    // a qube that runs and has no key, and another one whose name begins alike in the list
+    let install_work = || install(&format!("--yes --sha256 {} work /home/user/program", hash.trim()));
+    install_work().expect(1, "").says("could not be read in work (it has no key; there: qvm-remote key gen)");
+    world.remote("work", &["key", "gen"]);
+    world
+        .dom0("echo 'QVM_REMOTE_VMS=\"work-vm my-work\"' >/etc/qubes/remote.conf; chmod 600 /etc/qubes/remote.conf")
+        .expect(0, "");
+    let done = install_work();
+    assert_eq!(done.code, 0, "{done:#?}");
+    done.says("add work to QVM_REMOTE_VMS");
+    assert!(
+        done.text().contains("QVM_REMOTE_VMS=\"work-vm my-work work\"\n  systemctl reload qvm-remote-dom0"),
+        "{done:#?}"
+    );
+    world.dom0("echo QVM_REMOTE_VMS=work >/etc/qubes/remote.conf").expect(0, "");
+    let done = install_work();
+    assert!(done.code == 0 && !done.err.contains("add work"), "{done:#?}");
     assert!(done.code == 0 && done.text().contains("Installed. In work: qvm-remote ping."), "{done:#?}");
     assert!(done.err.contains("WARNING"), "{done:#?}");
     world
@@ -192,6 +270,19 @@ fn the_installer_takes_only_the_program_that_the_owner_named() {
     world.dom0("cat /etc/systemd/system/qvm-remote-dom0-commands.service").expect(0, &unit);
     let _daemon = world.daemon();
     world.remote("work", &["hostname"]).expect(0, "dom0\n");
+    // where a daemon runs, that is of the program before: it restarts when no command runs
+    let calls = || std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
+    let starts = || calls().matches("start qvm-remote-dom0\n").count();
+    let before = starts();
+    std::fs::write(world.path().join("state"), "active\n").expect("written");
+    let mut runs = world.remote_start("work", &["-i", "echo up; read x; echo end"]);
+    runs.wait_for("up\n");
+    let done = install_work();
+    assert!(done.code == 0 && done.text().contains("when no command runs or waits"), "{done:#?}");
+    assert!(starts() == before && !calls().contains("try-restart"), "{}", calls());
+    runs.write(b"\n");
+    runs.end().expect(0, "up\nend\n");
+    eventually("the restart", || calls().contains(" try-restart -- qvm-remote-dom0.service\n"));
 }
 
 #[test]

@@ -143,8 +143,8 @@ fn test_says_which_rule_decides_and_why_and_runs_nothing() {
     done.expect(78, "").says("nosuch.policy is missing");
     world.dom0("printf 'allow true\\n' >/root/new.policy; qvm-remote-dom0 test work --policy /root/new.policy -- true").expect(
         0,
-        "line 1: allow true\n  matches\nallowed\n  executes      '/usr/bin/true'\n  user          root\n  directory     /\n  \
-         input         may be asked for\n  terminal      may be asked for\n  variables     none\n  time          as the client asks\n  \
+        "line 1: allow true\n  matches\nallowed\n  executes      '/usr/bin/true'\n  user          root\n  directory     the user's home, or / \
+         where it cannot be entered\n  umask         022\n  input         may be asked for\n  terminal      may be asked for\n  variables     none\n  time          as the client asks\n  \
          output        no limit\n",
     );
     world.dom0("ls /root/x 2>/dev/null").expect(2, "");

@@ -294,9 +294,11 @@ fn commands_of_one_qube_take_no_descriptors_of_another() {
 
 #[test]
 fn a_path_that_never_answers_keeps_nobody_waiting() {
-    let world = world!("work", "dev");
+    let world = world!("work", "dev", "patient");
     world.authorize();
     world.policy("work", "allow echo *\nallow shell *\n");
+    let one = "max-running = 1\nallow shell *\nallow echo *\n";
+    world.policy("patient", one);
     // an automount whose daemon answers nothing: a look at anything below does not end; each one that begins is noted
     let automount = "import ctypes, os
 os.setpgid(0, 0)
@@ -316,22 +318,41 @@ while os.read(asked, 4096):
         world.remote("work", &["--argv", way]).expect(126, "").says("no rule of its policy allows it");
     }
     assert_eq!(asked(), 0, "nobody looked");
+    // a look that does not end refuses nobody who waits for something else
+    let mut holds = world.remote_start("patient", &["-i", "echo up; read x"]);
+    holds.wait_for("up\n");
+    let waits = world.remote_start("patient", &["--argv", "echo", "waited"]);
+    let state = |state: &str| {
+        let status = world.dom0("qvm-remote-dom0 status --json").text();
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let waiting = status["waiting"].as_array().cloned().unwrap_or_default();
+        waiting.iter().any(|request| request["vm"] == "patient" && request["state"] == state)
+    };
+    eventually("it waits for a place", || state("place"));
+    world.policy("patient", &format!("{one}deny /root/auto/patient/x\n"));
+    eventually("somebody looks", || asked() > 0 && state("looking"));
+    let asked_before = asked();
     // where a rule matches, the look ends after its time, and others do not notice it
     world.policy("work", "allow echo *\nallow shell *\nallow /root/auto/** *\nallow get /root/auto\n");
     let many: Vec<_> =
         (0..5).map(|n| world.remote_start("work", &["--argv", &format!("/root/auto/host-{n}/x")])).collect();
     let file = world.remote_start("dev", &["echo up; sleep 2; echo end"]);
-    eventually("somebody looks", || asked() > 0);
+    eventually("somebody looks", || asked() > asked_before);
     world.remote("work", &["echo a text needs no look"]).expect(0, "a text needs no look\n");
     world.remote("dev", &["--argv", "echo", "another qube"]).expect(0, "another qube\n");
     for running in many {
         running.end().expect(126, "").says("did not answer within 5 s");
     }
     file.end().expect(0, "up\nend\n");
+    eventually("it waits for a place as before", || state("place"));
+    world.policy("patient", one);
+    holds.write(b"\n");
+    holds.end().expect(0, "up\n");
+    waits.end().expect(0, "waited\n");
     // looks that do not end have used up what the qube has of them
     world.remote("work", &["--argv", "echo", "x"]).expect(126, "").says("did not answer within 5 s");
     let get = world.remote("work", &["get", "/root/auto/host-7/x", "-"]);
-    get.expect(255, "").says("its directory did not answer in time");
+    get.expect(1, "").says("its directory did not answer in time");
     world.remote("dev", &["--argv", "echo", "another qube"]).expect(0, "another qube\n");
     assert_eq!(daemon.stop().code, 0, "and no daemon waits for them at its end");
     drop(mounted);

@@ -126,6 +126,7 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("commands", include_str!("commands.rs")),
         ("control", include_str!("control.rs")),
         ("crashes", include_str!("crashes.rs")),
+        ("daily", include_str!("daily.rs")),
         ("life", include_str!("life.rs")),
         ("load", include_str!("load.rs")),
         ("owner", include_str!("owner.rs")),

@@ -59,6 +59,29 @@ fn git_fetches_and_pushes_however_it_is_told_of_the_shell() {
 }
 
 #[test]
+fn a_relative_path_is_below_home_and_sftp_is_refused_in_one_sentence() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.shell("work", "echo note >f; rsync -e qvm-remote-ssh f dom0:").expect(0, "");
+    world
+        .dom0("cat /root/f; git init -q --bare /root/r.git; git config --global safe.directory '*'")
+        .expect(0, "note\n");
+    let done = world.shell("work", "GIT_SSH_COMMAND=qvm-remote-ssh git clone -q dom0:r.git; ls -d r");
+    done.expect(0, "r\n");
+    let ssh = "-S $(command -v qvm-remote-ssh)";
+    world.shell("work", &format!("scp -O -q {ssh} f dom0:g")).expect(0, "");
+    world.dom0("cat /root/g").expect(0, "note\n");
+    for words in [format!("scp {ssh} f dom0:h"), format!("sftp {ssh} dom0")] {
+        let done = world.shell("work", &format!("{words} </dev/null"));
+        // the rest is what scp and sftp print themselves
+        assert!(done.code != 0 && done.err.matches("qvm-remote: ").count() == 1, "{done:#?}");
+        done.says(
+            "qvm-remote: dom0 serves no sftp: use scp -O -S qvm-remote-ssh, rsync -e qvm-remote-ssh, or qvm-remote get",
+        );
+    }
+}
+
+#[test]
 fn ansible_configures_dom0() {
     let world = world!("work");
     let _daemon = world.ready();
@@ -67,6 +90,10 @@ fn ansible_configures_dom0() {
     let copy = world.shell("work", &format!("{ansible} -m copy -a 'src=src dest=/root/dst mode=0640'"));
     assert!(copy.code == 0 && copy.text().contains("\"changed\": true"), "{copy:#?}");
     world.dom0("cat /root/dst; stat -c %a /root/dst").expect(0, "hello\n640\n");
+    // without a mode it is the umask of ssh
+    let copy = world.shell("work", &format!("{ansible} -m copy -a 'src=src dest=/root/plain'"));
+    assert_eq!(copy.code, 0, "{copy:#?}");
+    world.dom0("stat -c %a /root/plain").expect(0, "644\n");
     let run = world.shell("work", &format!("{ansible} -m command -a hostname"));
     assert!(run.code == 0 && run.text().trim_end().ends_with(">>\ndom0"), "{run:#?}");
     let fails = world.shell("work", &format!("{ansible} -m command -a false"));

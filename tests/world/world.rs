@@ -102,6 +102,11 @@ impl Running {
         done(run(command)).expect(0, "");
     }
 
+    /// Whether it has said this on standard error.
+    pub(crate) fn said(&self, text: &str) -> bool {
+        self.process.stderr.count(text) > 0
+    }
+
     /// Whether it has ended.
     pub(crate) fn ended(&mut self) -> bool {
         !self.process.running()
@@ -239,12 +244,12 @@ impl World {
 
     /// The policy of a qube.
     pub(crate) fn policy(&self, vm: &str, text: &str) {
-        let path = self.path().join(format!("dom0/etc/qubes/remote.d/{vm}.policy"));
-        // by way of dom0: a file put under a mounted overlay may not be seen
-        let mut write = self.dom0_start(&format!("bash -c 'cat >/etc/qubes/remote.d/{vm}.policy'"));
+        // by way of dom0: a file put under a mounted overlay may not be seen; and whole, so that the daemon reads no part
+        let place = format!("/etc/qubes/remote.d/{vm}.policy");
+        let mut write =
+            self.dom0_start(&format!("bash -c 'cat >/etc/qubes/{vm}.new && mv /etc/qubes/{vm}.new {place}'"));
         write.write(text.as_bytes());
         write.end().expect(0, "");
-        let _ = path;
     }
 
     /// The daemon, once every running qube's channel is live.

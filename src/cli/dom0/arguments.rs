@@ -80,11 +80,20 @@ pub(super) enum Dom0Command {
     Enable,
     /// Stop the service, now and at every boot
     Disable,
-    /// Start the service until the next boot, or for a while
+    /// Start the service for a while; then it is stopped. Again: another while
     Start {
         /// For so long: 30min, 2h (systemd.time(7))
         #[arg(long, value_name = "SPAN", default_value = "1h")]
         r#for: String,
+    },
+    /// Restart the service; first show which commands that would cut, and ask
+    Restart {
+        /// When no command runs or waits; everybody is served until then
+        #[arg(long, conflicts_with = "yes")]
+        when_idle: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Show all of a command that waits for approval, and ask whether it may run; without an id, list those that wait
     Approve {
@@ -188,6 +197,12 @@ pub(super) enum Internal {
         /// The directory to run in
         #[arg(long)]
         cwd: PathBuf,
+        /// Run in / where that directory cannot be entered
+        #[arg(long)]
+        cwd_optional: bool,
+        /// The umask, as a decimal number
+        #[arg(long)]
+        umask: u32,
         /// A control group of its own
         #[arg(long)]
         cgroup: Option<PathBuf>,

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use unicode_width::UnicodeWidthStr as _;
 
-use super::tables::{self, KeyRow};
+use super::tables::{self, KeyRow, KeyShown};
 use crate::{
     cli::table::Style,
     log::escape,
@@ -57,6 +57,7 @@ fn daemon() -> DaemonStatus {
     };
     let waiting = ["approval", "recording", "quota"].into_iter().enumerate().map(waiting).collect();
     DaemonStatus {
+        restart_pending_since: None,
         pid: 4711,
         draining: true,
         log_failure: Some("/var/log/qubes/qvm-remote.log: No space left on device (os error 28), since 3 min".into()),
@@ -76,7 +77,8 @@ fn approvals() -> Vec<(String, String)> {
 }
 
 fn keys() -> Vec<KeyRow> {
-    let ids = ["0a1b2c3d4e5f6071".to_owned(), "f0e1d2c3b4a59687".to_owned()];
+    let ids = [("0a1b2c3d4e5f6071", Some(86_400 * 3), Some(5)), ("f0e1d2c3b4a59687", None, None)]
+        .map(|(id, age, unused)| KeyShown { id: id.to_owned(), age, unused });
     let keys =
         [Ok(ids[..1].to_vec()), Ok(ids.to_vec()), Err("it is not a key: 64 hexadecimal digits are wanted".into())];
     let row = |(vm, keys): (&str, _)| KeyRow { vm: vm.into(), keys, v1: vm == "a" };

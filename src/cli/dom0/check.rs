@@ -13,6 +13,7 @@ use crate::{
     log::escape,
     remote::{
         config::{Paths, RemoteConfig},
+        dom0::question,
         keys::Store,
         policy::{Policy, PolicyFault, remarks},
         policy_file::{self, PolicyFileError},
@@ -54,6 +55,11 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
     fine.iter().for_each(|path| println!("{}: fine", escape(path.as_os_str().as_bytes())));
     let columns = wrap::columns();
     findings.iter().for_each(|finding| println!("{}", wrap::wrapped(&finding.to_string(), columns)));
+    if file.is_none() && question::status(&paths.run).is_ok_and(|status| status.restart_pending_since.is_some()) {
+        let text = "A restart is pending: the daemon that runs may be of an earlier version, and a policy with words that \
+                    it does not know allows nothing until then (qvm-remote-dom0 restart).";
+        println!("{}", wrap::wrapped(text, columns));
+    }
     let faults = findings.iter().filter(|finding| finding.fault).count();
     if faults == 0 {
         return Ok(ExitCode::SUCCESS);

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, Read as _, Write as _},
+    io::{self, BufRead as _, Read as _},
     path::Path,
     process::{Command as Process, ExitCode, Stdio},
+    time::{Duration, SystemTime},
 };
 
 use zeroize::Zeroizing;
@@ -16,23 +17,26 @@ use super::{
     failure::{fail, write},
     logs,
     record::{append, record},
-    status,
-    tables::{self, KeyRow},
+    service, status,
+    tables::{self, KeyRow, KeyShown},
     test_policy, text,
 };
 use crate::{
     cli::table::{LookOptions, Style},
     log::escape,
-    proto::mac::{Key, hex},
+    proto::{
+        mac::{Key, hex},
+        remote::valid_vm,
+    },
     remote::{
-        config::Paths,
+        config::{Paths, RemoteConfig},
         dom0::{end_without_daemon, question},
         files,
+        key_records::KeyRecords,
         keys::Store,
         policy::{EVERYTHING, NOTHING, Policy},
     },
     report::{Code, Fatal},
-    systemd::systemctl::Scope,
 };
 
 /// Where systemd keeps the credentials of the service while it runs (systemd.exec(5)).
@@ -55,17 +59,14 @@ pub(super) fn run(paths: &Paths, command: Dom0Command) -> Result<ExitCode, Fatal
             authorize(paths, &store, &vm, key, policy, keep_old)
         }
         Dom0Command::Revoke { vm, kill } => revoke(paths, &store, &vm, kill),
-        Dom0Command::Keys { look } => keys(&store, look),
+        Dom0Command::Keys { look } => keys(paths, &store, look),
         #[cfg(feature = "v1")]
         Dom0Command::V1 { vm, state } => super::v1::set(paths, &store, &vm, state == "on"),
-        Dom0Command::Enable => enable(),
-        Dom0Command::Disable => {
-            systemctl(&["disable", "qvm-remote-dom0"])?;
-            systemctl(&["stop", "qvm-remote-dom0"])?;
-            println!("Disabled and stopped.");
-            Ok(ExitCode::SUCCESS)
-        }
-        Dom0Command::Start { r#for } => start(&r#for),
+        Dom0Command::Enable => service::enable(),
+        Dom0Command::Disable => service::disable(),
+        Dom0Command::Start { r#for } => service::start(&r#for),
+        Dom0Command::Restart { when_idle: true, .. } => service::restart_when_idle(&paths.run),
+        Dom0Command::Restart { yes, .. } => service::restart(&paths.run, yes),
         Dom0Command::Approve { id, deny, yes, look } => approve::run(&paths.run, id.as_deref(), deny, yes, look),
         Dom0Command::Status { json, look } => status::show(&paths.run, json, look),
         Dom0Command::Check { file } => check::run(paths, &store, file.as_deref()),
@@ -113,10 +114,12 @@ fn authorize(
     } else if !policy_path.exists() {
         write(&policy_path, EVERYTHING)?;
     }
+    let before = store.read(vm).unwrap_or_default();
     let path = store.write(vm, &key, keep_old).map_err(|e| fail(format!("{}: {e}", paths.keys.display())))?;
+    remember(paths, store, vm, &before);
     record(paths, vm, "AUTHORIZE", &format!("vm={vm} kid={} keep_old={keep_old}", hex(&key.id())));
     println!("Authorized VM '{vm}'. Key stored in {}\n", path.display());
-    println!("Ensure VM is listed in {}:\n  QVM_REMOTE_VMS=\"{vm}\"", paths.conf.display());
+    println!("{}", listing(paths, vm));
     let text = fs::read_to_string(&policy_path).unwrap_or_default();
     println!("\nWhat it may do ({}):", policy_path.display());
     for line in text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')) {
@@ -131,6 +134,26 @@ fn authorize(
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the owner has to do so that this qube is served, beside those that are listed already.
+fn listing(paths: &Paths, vm: &str) -> String {
+    const RELOAD: &str = "systemctl reload qvm-remote-dom0";
+    let conf = paths.conf.display();
+    match RemoteConfig::load(&paths.conf) {
+        Ok(config) if config.vms.iter().any(|listed| listed == vm) => {
+            format!("{vm} is in the list of {conf}. If the list was changed after the service started: {RELOAD}")
+        }
+        Ok(config) => {
+            let vms = config.vms.iter().map(String::as_str).chain([vm]).collect::<Vec<_>>().join(" ");
+            format!(
+                "Ensure VM is listed in {conf}, and have a service that runs read that:\n  QVM_REMOTE_VMS=\"{vms}\"\n  {RELOAD}"
+            )
+        }
+        Err(e) => format!(
+            "Ensure VM is listed in {conf} (which cannot be read: {e}): QVM_REMOTE_VMS=\"... {vm}\"\n  {RELOAD}"
+        ),
+    }
+}
+
 /// The qube that gives this one a network, when that can be told.
 fn network(vm: &str) -> Option<String> {
     let output = Process::new("qvm-prefs").args(["--get", "--", vm, "netvm"]).stdin(Stdio::null()).output().ok()?;
@@ -139,8 +162,12 @@ fn network(vm: &str) -> Option<String> {
 }
 
 fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode, Fatal> {
+    let before = store.read(vm).unwrap_or_default();
+    // first, so that what waits is ended and counted; a request without a key is refused at once
+    let ended = if kill && valid_vm(vm) { question::kill(&paths.run, vm).unwrap_or(0) } else { 0 };
     let removed = store.remove(vm).map_err(|e| fail(format!("'{}': {e}", escape(vm.as_bytes()))))?;
     if removed {
+        remember(paths, store, vm, &before);
         record(paths, vm, "REVOKE", &format!("vm={vm} kill={kill}"));
         println!("Revoked VM '{vm}'.");
     } else if !kill {
@@ -149,15 +176,24 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
         println!("VM '{vm}' has no key.");
     }
     if kill {
-        end_commands(paths, vm)?;
+        end_commands(paths, vm, ended)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends every command of a qube, by the daemon; where no daemon runs, what commands have left in the background.
-fn end_commands(paths: &Paths, vm: &str) -> Result<(), Fatal> {
+/// Remembers which keys came and went. What cannot be remembered is told, and changes nothing.
+fn remember(paths: &Paths, store: &Store, vm: &str, before: &[Key]) {
+    let now = store.read(vm).unwrap_or_default();
+    if let Err(e) = KeyRecords::new(&paths.state).changed(vm, before, &now) {
+        eprintln!("qvm-remote-dom0: the age of the keys is not kept: {}: {e}", paths.state.display());
+    }
+}
+
+/// Ends every command of a qube that is left or has come after `ended` were ended, by the daemon; where no daemon runs,
+/// what commands have left in the background.
+fn end_commands(paths: &Paths, vm: &str, ended: usize) -> Result<(), Fatal> {
     match question::kill(&paths.run, vm) {
-        Ok(count) => println!("Ended {count} command(s), those that waited included."),
+        Ok(count) => println!("Ended {} command(s), those that waited included.", ended + count),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             let count = end_without_daemon(vm).map_err(|e| {
                 fail(format!("no daemon is running, and what {vm} has left in the background could not be ended: {e}"))
@@ -173,57 +209,26 @@ fn end_commands(paths: &Paths, vm: &str) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn keys(store: &Store, look: LookOptions) -> Result<ExitCode, Fatal> {
+fn keys(paths: &Paths, store: &Store, look: LookOptions) -> Result<ExitCode, Fatal> {
     let vms = store.list();
     if vms.is_empty() {
         println!("No VMs authorized.");
         return Ok(ExitCode::SUCCESS);
     }
+    let (records, now) = (KeyRecords::new(&paths.state), SystemTime::now());
+    let shown = |key: &Key| {
+        let record = records.read(key.id());
+        let added = record.added.map(|added| SystemTime::UNIX_EPOCH + Duration::from_secs(added));
+        let since = |time: Option<SystemTime>| time.map(|time| now.duration_since(time).unwrap_or_default().as_secs());
+        KeyShown { id: hex(&key.id()), age: since(added), unused: since(record.used) }
+    };
     let row = |vm: String| {
         let policy = store.path(&vm, "policy").ok().and_then(|p| fs::read_to_string(p).ok());
         let v1 = policy.is_some_and(|text| Policy::parse(&text).is_ok_and(|p| p.v1));
         let keys = store.read(&vm).map_err(|e| e.to_string());
-        KeyRow { keys: keys.map(|keys| keys.iter().map(|key| hex(&key.id())).collect()), v1, vm }
+        KeyRow { keys: keys.map(|keys| keys.iter().map(shown).collect()), v1, vm }
     };
     let rows: Vec<_> = vms.into_iter().map(row).collect();
     print!("{}", tables::keys(Style::stdout(look), &rows));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn systemctl(words: &[&str]) -> Result<(), Fatal> {
-    let status = Scope::System.order(words).map_err(|e| fail(format!("systemctl: {e}")))?;
-    if status.success() { Ok(()) } else { Err(fail(format!("systemctl {} failed", words.join(" ")))) }
-}
-
-fn enable() -> Result<ExitCode, Fatal> {
-    eprint!("{}\nType 'yes' to accept this risk and enable: ", text::WARNING);
-    let _ = io::stderr().flush();
-    let mut line = String::new();
-    io::stdin().lock().take(64).read_line(&mut line).map_err(fail)?;
-    if line.trim_end_matches('\n') != "yes" {
-        println!("Aborted.");
-        return Ok(ExitCode::FAILURE);
-    }
-    systemctl(&["enable", "qvm-remote-dom0"])?;
-    systemctl(&["start", "qvm-remote-dom0"])?;
-    println!("Enabled and started. Disable with: qvm-remote-dom0 disable");
-    Ok(ExitCode::SUCCESS)
-}
-
-fn start(span: &str) -> Result<ExitCode, Fatal> {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || b" .".contains(&b);
-    if span.is_empty() || !span.bytes().all(fine) {
-        return Err(Fatal::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
-    }
-    systemctl(&["start", "qvm-remote-dom0"])?;
-    let status = Process::new("systemd-run")
-        .args(["--quiet", "--collect", "--on-active", span, "systemctl", "stop", "qvm-remote-dom0.service"])
-        .status()
-        .map_err(|e| fail(format!("systemd-run: {e}")))?;
-    if !status.success() {
-        systemctl(&["stop", "qvm-remote-dom0"])?;
-        return Err(fail("systemd-run failed, so the service was stopped again"));
-    }
-    println!("Started for {span}.");
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ mod failure;
 mod logs;
 mod manage;
 mod record;
+mod service;
 mod status;
 mod tables;
 mod test_policy;
@@ -67,9 +68,31 @@ fn internal(command: Internal) -> Result<ExitCode, Fatal> {
         Internal::Parse { uid } => ("parse", parser::run(uid)),
         #[cfg(feature = "v1")]
         Internal::ParseV1 { uid } => ("parse-v1", crate::remote::v1::run(uid)),
-        Internal::Supervise { program, script, tty, identity, descriptors, cwd, cgroup, words } => (
+        Internal::Supervise {
+            program,
+            script,
+            tty,
+            identity,
+            descriptors,
+            cwd,
+            cwd_optional,
+            umask,
+            cgroup,
+            words,
+        } => (
             "supervise",
-            supervise::run(SupervisorPlan { program, words, script, tty, identity, descriptors, cwd, cgroup }),
+            supervise::run(SupervisorPlan {
+                program,
+                words,
+                script,
+                tty,
+                identity,
+                descriptors,
+                cwd,
+                cwd_optional,
+                umask,
+                cgroup,
+            }),
         ),
     };
     result.map_err(|e| Fatal::new(Code::Failure, format!("{name}: {e}")))

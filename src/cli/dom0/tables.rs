@@ -1,5 +1,7 @@
 //! The tables of `qvm-remote-dom0`: authorised qubes, what the daemon does, what waits for approval.
 
+use std::time::{Duration, SystemTime};
+
 use crate::{
     cli::table::{self, Cell, Colour, Column, Style, duration},
     remote::{
@@ -12,23 +14,49 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct KeyRow {
     pub(super) vm: String,
-    /// The ids of its keys, or why none is usable.
-    pub(super) keys: Result<Vec<String>, String>,
+    /// Its keys, the newest first, or why none is usable.
+    pub(super) keys: Result<Vec<KeyShown>, String>,
     /// Tokens of protocol v1 are taken.
     pub(super) v1: bool,
 }
 
+/// What `keys` knows of a key.
+#[derive(Clone, Debug)]
+pub(super) struct KeyShown {
+    pub(super) id: String,
+    /// Seconds since it was authorised; `None` where that was by an earlier version.
+    pub(super) age: Option<u64>,
+    /// Seconds since its last use.
+    pub(super) unused: Option<u64>,
+}
+
 /// What `keys` prints.
 pub(super) fn keys(style: Style, rows: &[KeyRow]) -> String {
-    const COLUMNS: [Column; 3] = [Column::long("QUBE", 8), Column::whole("V1"), Column::long("KEY ID", 16)];
-    let row = |row: &KeyRow| {
-        let keys = match &row.keys {
-            Ok(ids) => Cell::from(ids.join(" ")),
-            Err(why) => Cell::from(format!("unusable: {why}")).painted(Colour::Red),
+    const COLUMNS: [Column; 5] = [
+        Column::long("QUBE", 8),
+        Column::whole("V1"),
+        Column::whole("AGE"),
+        Column::whole("LAST USE"),
+        Column::long("KEY ID", 16),
+    ];
+    let time = |seconds: u64| duration(seconds.saturating_mul(1000));
+    let rows = rows.iter().flat_map(|row| {
+        let row_of = |age: String, used: String, key: Cell| {
+            let v1 = if row.v1 { "on" } else { "off" };
+            [Cell::from(&row.vm), Cell::from(v1), Cell::from(age), Cell::from(used), key]
         };
-        [Cell::from(&row.vm), Cell::from(if row.v1 { "on" } else { "off" }), keys]
-    };
-    table::render(style, &COLUMNS, &rows.iter().map(row).collect::<Vec<_>>())
+        let key = |key: &KeyShown| {
+            let used = key.unused.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", time(seconds)));
+            row_of(key.age.map_or_else(|| "?".to_owned(), time), used, Cell::from(&key.id))
+        };
+        match &row.keys {
+            Ok(keys) => keys.iter().map(key).collect(),
+            Err(why) => {
+                vec![row_of(String::new(), String::new(), Cell::from(format!("unusable: {why}")).painted(Colour::Red))]
+            }
+        }
+    });
+    table::render(style, &COLUMNS, &rows.collect::<Vec<_>>())
 }
 
 /// What `status` prints.
@@ -36,6 +64,10 @@ pub(super) fn status(style: Style, status: &DaemonStatus) -> String {
     let mut out = format!("qvm-remote-dom0 runs (pid {}), {}\n", status.pid, clock::now());
     if status.draining {
         out += "The daemon is stopping and takes no new commands.\n";
+    }
+    if let Some(since) = status.restart_pending_since {
+        let since = clock::local(SystemTime::UNIX_EPOCH + Duration::from_secs(since));
+        out += &format!("A restart is pending since {since}; it comes when no command runs or waits.\n");
     }
     if let Some(why) = &status.log_failure {
         let text = format!("THE LOG CANNOT BE WRITTEN: {}", table::clean(why));
@@ -69,7 +101,7 @@ fn qubes(style: Style, status: &DaemonStatus) -> String {
 }
 
 /// What runs, what is left of commands that have ended, and what has not started; empty where there is nothing.
-fn requests(style: Style, status: &DaemonStatus) -> String {
+pub(super) fn requests(style: Style, status: &DaemonStatus) -> String {
     // An id is never cut, so that it can be copied.
     const COLUMNS: [Column; 5] = [
         Column::whole("ID"),

@@ -132,9 +132,10 @@ fn details(ruling: &Ruling<'_>, mode: Mode) {
     let directory = match options.cwd.as_deref() {
         Some("client") => "the client's".to_owned(),
         Some(directory) => escape(directory.as_bytes()),
-        None => "/".to_owned(),
+        None => "the user's home, or / where it cannot be entered".to_owned(),
     };
     field("directory", &directory);
+    field("umask", &format!("{:03o}", options.umask));
     let yes_no = |yes| if yes { "may be asked for" } else { "refused" };
     field("input", yes_no(options.stdin));
     field("terminal", yes_no(options.stdin && options.tty));

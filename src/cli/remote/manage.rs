@@ -1,7 +1,7 @@
 //! What `qvm-remote` does beside running commands: keys, health, logs, the queue.
 
 use std::{
-    io::{self, BufRead as _, Read as _},
+    io::{self, BufRead as _, IsTerminal as _, Read as _},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -29,12 +29,26 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     let path = home.at("auth.key");
     match words {
         ["gen"] => {
+            let old = home.key().is_ok();
+            if !replaceable(home, old)? {
+                println!("No key was made.");
+                return Ok(ExitCode::FAILURE);
+            }
+            let path = if old { home.new_key_path() } else { path };
             let key = keys::generate().and_then(|key| keys::write_own(&path, &key).map(|()| key));
             let key = key.map_err(|e| local_error(format!("failed to write key: {e}")))?;
             let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
             println!("{}", *key.to_hex());
             eprintln!("\nKey saved to {}", path.display());
-            eprintln!("Register in dom0:\n  qvm-remote-dom0 authorize {} {}", escape(node.as_bytes()), *key.to_hex());
+            let keep = if old { "--keep-old " } else { "" };
+            let node = escape(node.as_bytes());
+            eprintln!("Register in dom0:\n  qvm-remote-dom0 authorize {keep}{node} {}", *key.to_hex());
+            if old {
+                eprintln!(
+                    "The old key stays in use until dom0 has accepted this one. Then: qvm-remote ping, and in dom0:"
+                );
+                eprintln!("  qvm-remote-dom0 authorize {node} {}", *key.to_hex());
+            }
             Ok(ExitCode::SUCCESS)
         }
         ["show"] => {
@@ -54,12 +68,43 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
             let key = Key::from_hex(text.as_bytes())
                 .ok_or_else(|| local_error("invalid key (expected 64 hex characters)"))?;
             keys::write_own(&path, &key).map_err(|e| local_error(format!("failed to import key: {e}")))?;
+            let _ = std::fs::remove_file(home.new_key_path()); // this one is wanted now
             println!("Key imported to {}", path.display());
             Ok(ExitCode::SUCCESS)
         }
         [other, ..] => Err(local_error(format!("unknown key command: {}", escape(other.as_bytes())))),
         [] => Err(local_error("key requires: gen | show | import")),
     }
+}
+
+/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose key
+/// dom0 may accept, nothing is done without a terminal.
+fn replaceable(home: &Home, old: bool) -> Result<bool, ClientError> {
+    let waits = home.new_key_path().exists();
+    let unread = !old && home.at("auth.key").exists();
+    let lost = if waits {
+        format!(
+            "a new key waits already in {}, and dom0 may have accepted it: qvm-remote ping takes it into use then",
+            home.new_key_path().display()
+        )
+    } else if unread {
+        format!("{} cannot be read, and would be replaced", home.at("auth.key").display())
+    } else if old {
+        "this qube has a key; a new one takes its place when dom0 has accepted it".to_owned()
+    } else {
+        return Ok(true);
+    };
+    if !io::stdin().is_terminal() {
+        return if waits || unread {
+            Err(local_error(format!("{lost}; to make another one: qvm-remote key gen at a terminal")))
+        } else {
+            Ok(true)
+        };
+    }
+    eprint!("{lost}. Make a new one? [y/N] ");
+    let mut line = String::new();
+    io::stdin().lock().take(64).read_line(&mut line).map_err(|e| local_error(e.to_string()))?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 /// Asks dom0 for nothing but a signed answer, in whatever protocol.
@@ -69,9 +114,13 @@ fn reach(home: &Home, within: Duration, delivery: Delivery) -> Result<Duration, 
         Delivery::V1 => (Delivery::V1, Mode::Shell, b"true\n".to_vec()),
         _ => (Delivery::Live, Mode::Ping, Vec::new()),
     };
-    let options = ClientOptions { timeout: 10, quiet: true, delivery, ..ClientOptions::default() };
-    let ask =
-        Submission { connect_timeout: within, timeout: within, recorded: false, ..plain(&options, mode, payload) };
+    let options = ClientOptions { timeout: Some(10), quiet: true, delivery, ..ClientOptions::default() };
+    let ask = Submission {
+        connect_timeout: within,
+        timeout: Some(within),
+        recorded: false,
+        ..plain(&options, mode, payload)
+    };
     let began = Instant::now();
     client::ask(home, ask).map(|_| began.elapsed())
 }
@@ -88,7 +137,11 @@ pub(super) fn ping(home: &Home, options: &ClientOptions) -> Result<ExitCode, Cli
         }
         Err(trouble) => {
             eprintln!("qvm-remote-dom0 is NOT responding.");
-            if let ClientError::Transport(why) | ClientError::Local(why) | ClientError::Refused(_, why) = &trouble {
+            if let ClientError::Transport(why)
+            | ClientError::Local(why)
+            | ClientError::Unauthorised(why)
+            | ClientError::Refused(_, why) = &trouble
+            {
                 eprintln!("{why}");
             }
             eprintln!("troubleshooting:");
@@ -116,6 +169,7 @@ pub(super) fn status(home: &Home, words: &[&str]) -> Result<ExitCode, ClientErro
             "vm": name,
             "data_dir": home.path(),
             "key_id": key.as_ref().ok().map(|key| hex(&key.id())),
+            "new_key_id": home.new_key().map(|key| hex(&key.id())),
             "queue": {
                 "clean": clean, "pending": counts.pending, "running": counts.running,
                 "results": counts.results, "orphan_tokens": counts.orphans,
@@ -135,6 +189,9 @@ pub(super) fn status(home: &Home, words: &[&str]) -> Result<ExitCode, ClientErro
             println!("Auth key:  NOT CONFIGURED");
             println!("           Run: qvm-remote key gen");
         }
+    }
+    if let Some(new) = home.new_key() {
+        println!("New key:   {}... (dom0 has not accepted it yet)", hex(&new.id()));
     }
     println!("Queue:     {}", if clean { "clean" } else { "STALE ENTRIES" });
     println!("  pending: {}\n  running: {}", counts.pending, counts.running);

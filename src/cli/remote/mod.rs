@@ -53,9 +53,10 @@ pub fn main() -> ExitCode {
 fn tell(trouble: &ClientError) -> ExitCode {
     let (status, text) = match trouble {
         ClientError::Refused(status, text) => (*status, text.as_str()),
+        ClientError::Unauthorised(text) => (126, text.as_str()),
         ClientError::Transport(text) => (255, text.as_str()),
         ClientError::Local(text) => (1, text.as_str()),
-        ClientError::Timeout => (124, "timed out"),
+        ClientError::Timeout(limit) => (124, limit.whose()),
         ClientError::Signal(13) => return ExitCode::from(141), // nobody reads standard error either, perhaps
         ClientError::Signal(signal) => return ExitCode::from(signal.saturating_add(128)),
     };

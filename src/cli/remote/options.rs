@@ -5,20 +5,32 @@
 //! is none, and all that follows belongs to the command. A value is a word of its own, so neither `-t5` nor `--timeout=5`
 //! nor `-iq` is an option.
 
-use std::{env, ffi::OsString};
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use crate::{
     log::escape,
     remote::client::{ClientError, Delivery},
 };
 
+/// The limit of time without an option, in seconds, where no terminal is attached: nobody is there to end a command.
+const TIMEOUT: u32 = 300;
+
 /// Values of the options before the first word.
 #[derive(Debug)]
 pub(super) struct ClientOptions {
-    pub(super) timeout: u32,
+    /// `None`: none at a terminal, else [`TIMEOUT`].
+    pub(super) timeout: Option<u32>,
+    /// Without a terminal there is a limit of time, also when no option says so.
+    pub(super) bounded: bool,
     pub(super) connect_timeout: u32,
     pub(super) verbose: bool,
     pub(super) quiet: bool,
+    pub(super) progress: bool,
     pub(super) stdin: bool,
     pub(super) tty: bool,
     pub(super) argv: bool,
@@ -26,13 +38,24 @@ pub(super) struct ClientOptions {
     pub(super) user: String,
 }
 
+impl ClientOptions {
+    /// How long the command may take; `None`: no limit of this side.
+    pub(super) fn time(&self) -> Option<Duration> {
+        let attached = || io::stdin().is_terminal() || io::stdout().is_terminal() || io::stderr().is_terminal();
+        let seconds = self.timeout.or_else(|| (self.bounded && !attached()).then_some(TIMEOUT));
+        seconds.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+}
+
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            timeout: 300,
+            timeout: None,
+            bounded: true,
             connect_timeout: 10,
             verbose: false,
             quiet: false,
+            progress: true,
             stdin: false,
             tty: false,
             argv: false,
@@ -71,8 +94,8 @@ pub const OPTIONS: &[OptionEntry] = &[
         short: Some('t'),
         long: "timeout",
         value: Some("SECONDS"),
-        help: "end the command after so long, and exit 124 (300)",
-        effect: Effect::Seconds(|o, seconds| o.timeout = seconds),
+        help: "end the command after so long, and exit 124 (no limit; without a terminal 300)",
+        effect: Effect::Seconds(|o, seconds| o.timeout = Some(seconds)),
     },
     OptionEntry {
         short: None,
@@ -204,7 +227,9 @@ mod tests {
         let Ok(Typed::Words(options, words)) = typed("-i --timeout 7 --user me -q ls -t 5 --version -- x") else {
             panic!("words are wanted")
         };
-        assert!(options.stdin && options.quiet && !options.verbose && options.timeout == 7 && options.user == "me");
+        assert!(
+            options.stdin && options.quiet && !options.verbose && options.timeout == Some(7) && options.user == "me"
+        );
         assert_eq!(words, ["ls", "-t", "5", "--version", "--", "x"]);
         let Ok(Typed::Words(_, words)) = typed("-v -- -t -- x") else { panic!("words are wanted") };
         assert_eq!(words, ["-t", "--", "x"]);

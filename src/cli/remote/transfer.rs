@@ -55,7 +55,13 @@ pub(super) fn put(home: &Home, options: &ClientOptions, words: &[OsString]) -> R
     let shown = [b"put ", remote.as_bytes()].concat();
     let mut wanted = Submission { shown, ..plain(options, Mode::Put, remote.as_bytes().to_vec()) };
     if local != "-" {
-        wanted.input = Some(File::open(local).map_err(|e| local_error(format!("{}: {e}", escape(local.as_bytes()))))?);
+        let name = escape(local.as_bytes());
+        let file = File::open(local).map_err(|e| local_error(format!("{name}: {e}")))?;
+        if file.metadata().is_ok_and(|file| file.is_dir()) {
+            let hint = "put copies one file; a directory: tar c DIRECTORY | qvm-remote -i 'tar xC /DOM0-DIRECTORY'";
+            return Err(local_error(format!("{name}: it is a directory ({hint})")));
+        }
+        wanted.input = Some(file);
     }
     ask(home, options, wanted)
 }

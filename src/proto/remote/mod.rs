@@ -5,8 +5,8 @@
 //! body`, big-endian. Stream 0 is the session itself; every command is a stream of its own, numbered by the VM.
 //!
 //! A command: OPEN (a [`Request`] with its code) and as many BODY as its text needs; then ACCEPT, or REJECT which ends
-//! the stream, with any number of WAIT before either; then STDIN one way, STDOUT and STDERR the other; EXIT ends the
-//! stream. Data is sent only for credit: each side may have [`CREDIT`] bytes on the way and gets more as the other
+//! the stream, with any number of WAIT before either, and one before an EXIT that needs an explanation; then STDIN one
+//! way, STDOUT and STDERR the other; EXIT ends the stream. Data is sent only for credit: each side may have [`CREDIT`] bytes on the way and gets more as the other
 //! passes them on, so nobody keeps more than that for a stream, however much a command writes. BODY counts as STDIN.
 
 mod check;
@@ -21,6 +21,6 @@ mod wire;
 pub use check::{BadText, check_text, valid_id, valid_vm};
 pub use ending::Ending;
 pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal};
-pub use request::{Mode, Request, argv, argv_payload, flags};
+pub use request::{COVERED_INPUT, Mode, Request, argv, argv_payload, flags};
 pub use wait::WaitReason;
 pub use wire::{CREDIT, Fault, KeyId, MAGIC, MAX_COMMAND, MAX_STREAMS, SLICE, VERSION};

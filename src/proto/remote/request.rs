@@ -48,6 +48,10 @@ pub mod flags {
     pub const QUEUED: u8 = 4;
 }
 
+/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0 got.
+/// An older dom0 drops this variable, and its code covers none of them.
+pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
+
 /// Bytes of the environment at most, names and values.
 const MAX_ENV: usize = 32 << 10;
 /// What the encoding begins with, so that no other use of the key makes the same bytes.
@@ -172,6 +176,12 @@ impl Request {
             return Ok(());
         };
         Err(Fault(bad))
+    }
+
+    /// Whether the code of the result covers the input that dom0 got, where that has an end.
+    pub fn covers_input(&self) -> bool {
+        let (name, value) = COVERED_INPUT;
+        self.env.iter().any(|(n, v)| n == name && v == value)
     }
 
     /// Whether a bit of [`flags`] is set.

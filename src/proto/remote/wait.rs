@@ -8,6 +8,9 @@ const COMMANDS: &str = "for other commands of this qube to end";
 const APPROVAL: &str = "for approval in dom0: qvm-remote-dom0 approve ";
 const LOG_ROOM: &str = "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)";
 const DISK: &str = "for a disk of dom0 that does not answer";
+const SPENT: &str = "no longer: its time is over, seconds by its policy: ";
+const SPENT_BY_CLIENT: &str = "no longer: its time is over by the limit of its client";
+const RESTART: &str = "for the restart of qvm-remote-dom0: ask again";
 const RECORDED: &str = "no longer: it stands in dom0's log, entry head code: ";
 
 /// Reasons for a command to wait.
@@ -24,20 +27,31 @@ pub enum WaitReason<'a> {
     /// The command waits no longer: its entry is on the disk. The number of the entry, the head of the log's chain
     /// behind it, and the code of both ([`Key::receipt`](crate::proto::mac::Key::receipt)).
     Recorded(u64, [u8; 32], [u8; 32]),
+    /// The command waits for nothing: the limit of the policy ended it, after so many seconds. Sent before the ending.
+    Spent(u64),
+    /// The command waits for nothing: the limit of its client ended it. Sent before the ending.
+    SpentByClient,
+    /// The daemon is restarted before it begins the command: the next daemon will take it. Sent before the refusal.
+    Restart,
     /// A reason that this version does not know.
     Other(&'a str),
 }
 
 impl<'a> WaitReason<'a> {
     /// Reads the text on the wire.
-    pub(super) fn parse(text: &'a str) -> Self {
+    pub fn parse(text: &'a str) -> Self {
         if let Some(id) = text.strip_prefix(APPROVAL) {
             return Self::Approval(id);
+        }
+        if let Some(seconds) = text.strip_prefix(SPENT).and_then(|seconds| seconds.parse().ok()) {
+            return Self::Spent(seconds);
         }
         match text {
             COMMANDS => Self::Commands,
             LOG_ROOM => Self::LogRoom,
             DISK => Self::Disk,
+            SPENT_BY_CLIENT => Self::SpentByClient,
+            RESTART => Self::Restart,
             _ => text.strip_prefix(RECORDED).and_then(recorded).unwrap_or(Self::Other(text)),
         }
     }
@@ -60,6 +74,9 @@ impl fmt::Display for WaitReason<'_> {
             Self::LogRoom => f.write_str(LOG_ROOM),
             Self::Disk => f.write_str(DISK),
             Self::Recorded(number, head, code) => write!(f, "{RECORDED}{number} {} {}", hex(head), hex(code)),
+            Self::Spent(seconds) => write!(f, "{SPENT}{seconds}"),
+            Self::SpentByClient => f.write_str(SPENT_BY_CLIENT),
+            Self::Restart => f.write_str(RESTART),
             Self::Other(text) => f.write_str(text),
         }
     }
@@ -79,7 +96,14 @@ mod tests {
                 WaitReason::LogRoom,
                 "for room in dom0's log: the qube has used up its quota (audit-quota= in its policy)",
             ),
+            (WaitReason::Spent(60), "no longer: its time is over, seconds by its policy: 60"),
+            (WaitReason::SpentByClient, "no longer: its time is over by the limit of its client"),
+            (WaitReason::Restart, "for the restart of qvm-remote-dom0: ask again"),
             (WaitReason::Other("for the moon"), "for the moon"),
+            (
+                WaitReason::Other("no longer: its time is over, seconds by its policy: x"),
+                "no longer: its time is over, seconds by its policy: x",
+            ),
         ] {
             assert_eq!(reason.to_string(), text);
             assert_eq!(WaitReason::parse(text), reason);

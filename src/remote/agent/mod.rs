@@ -14,5 +14,5 @@ mod stream;
 
 pub(crate) use clients::SOCKET;
 pub(crate) use run::{NAME, run};
-pub(crate) use spool::{age, directories, write_signed};
+pub(crate) use spool::{UNKNOWN_KEY, age, directories, write_signed};
 pub use spool::{read_mac, read_receipt};

@@ -19,7 +19,7 @@ use super::stream::{Agent, AgentStream};
 use crate::{
     proto::{
         mac::{hex, unhex},
-        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Request, SLICE, WaitReason, valid_id},
+        remote::{BadText, Ending, Frame, MAX_COMMAND, RawFrame, Refusal, Request, SLICE, WaitReason, valid_id},
     },
     remote::{clock, files, pipe::AsyncPipe, spool},
     sys::lock,
@@ -27,8 +27,13 @@ use crate::{
 
 /// How long a text without a token is left alone: the client writes the token after it.
 const GRACE: Duration = Duration::from_secs(3);
+/// A daemon that is restarted ends the channel, and this agent, within this time. It is not asked again before: of a request
+/// that is on its way when the channel ends nobody knows whether it was begun.
+const RESTART: Duration = Duration::from_secs(90);
 /// A file of a durable request at most: a request and its code, in hexadecimal digits.
 const MAX_SIGNED: usize = 128 << 10;
+/// The line of `.meta` when dom0 refused a request because of its key.
+pub(crate) const UNKNOWN_KEY: &str = "refused=key";
 /// Requests that are handed over at a time.
 const MOST: usize = 32;
 
@@ -161,11 +166,21 @@ struct CommandResult {
     mac: String,
     /// The sixth line of `.meta`.
     receipt: String,
+    /// The limit of the policy that ended the command, or that dom0 does not know its key, as a line of `.meta`.
+    reason: String,
 }
 
 impl QueuedCommand {
     fn pending(&self, end: &str) -> PathBuf {
         self.queue.join("pending").join(format!("{}{end}", self.id))
+    }
+
+    fn running(&self) -> PathBuf {
+        self.queue.join("running").join(&self.id)
+    }
+
+    fn result(&self, end: &str) -> PathBuf {
+        self.queue.join("results").join(format!("{}.{end}", self.id))
     }
 
     /// `begun` is told when dom0 has been sent the request.
@@ -184,7 +199,7 @@ impl QueuedCommand {
         let result = match first {
             Ok(first) => {
                 // nobody is waiting twice for it: it leaves the queue before it may run
-                let _ = fs::rename(self.pending(""), self.queue.join("running").join(&self.id));
+                let _ = fs::rename(self.pending(""), self.running());
                 let Some(stream) = agent.open(first).await else { return };
                 let _ = begun.send(());
                 match self.attend(stream, &text).await {
@@ -210,13 +225,14 @@ impl QueuedCommand {
         let mut meta = spool::meta(&self.id, started, ms, result.status);
         meta.push_str(&result.mac);
         meta.push_str(&result.receipt);
-        let results = self.queue.join("results");
-        let put = |end: &str, bytes: &[u8]| files::replace(&results.join(format!("{}.{end}", self.id)), 0o600, bytes);
+        meta.push_str(&result.reason);
+        let put = |end: &str, bytes: &[u8]| files::replace(&self.result(end), 0o600, bytes);
+        let _ = fs::remove_file(self.result("wait"));
         let written = put("out", &result.out)
             .and_then(|()| put("err", &result.err))
             .and_then(|()| put("meta", meta.as_bytes()))
             .and_then(|()| put("exit", result.status.to_string().as_bytes()));
-        let _ = fs::remove_file(self.queue.join("running").join(&self.id));
+        let _ = fs::remove_file(self.running());
         let line = spool::audit_line(&self.id, started, ms, result.status, text);
         let line = if written.is_ok() { line } else { format!("{line} (its result could not be written)") };
         let _ = spool::append(&self.home.join("audit.log"), &line);
@@ -253,7 +269,7 @@ impl QueuedCommand {
     async fn attend(&self, mut stream: AgentStream, text: &[u8]) -> Option<CommandResult> {
         let mut result = CommandResult::default();
         let began = Instant::now();
-        let (mut sent, mut credit) = (0, crate::proto::remote::CREDIT as usize);
+        let (mut sent, mut credit, mut restarts) = (0, crate::proto::remote::CREDIT as usize, false);
         loop {
             while sent < text.len() && credit > 0 {
                 let n = (text.len() - sent).min(SLICE).min(credit);
@@ -264,6 +280,7 @@ impl QueuedCommand {
                 bytes = stream.frames.recv() => bytes?,
                 () = self.taken_back() => {
                     stream.abandon().await;
+                    let _ = fs::remove_file(self.result("wait"));
                     return None;
                 }
             };
@@ -282,8 +299,23 @@ impl QueuedCommand {
                 Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                     result.receipt = format!("log={number} {} {}\n", hex(&head), hex(&code));
                 }
+                Frame::Wait(reason @ (WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk)) => {
+                    self.tell(reason);
+                }
+                Frame::Wait(WaitReason::Spent(seconds)) => result.reason = format!("limit={seconds}\n"),
+                Frame::Wait(WaitReason::Restart) => restarts = true,
+                // nothing was begun: it waits for the next daemon, by the next agent
+                Frame::Reject(Refusal::Draining, _) if restarts => {
+                    let _ = fs::rename(self.running(), self.pending(""));
+                    drop(stream); // the agent ends when all have
+                    sleep(RESTART).await;
+                    return None;
+                }
                 Frame::Reject(refusal, why) => {
                     result.status = spool::refused(refusal);
+                    if refusal == Refusal::NotAuthorised {
+                        result.reason = format!("{UNKNOWN_KEY}\n");
+                    }
                     result.err.extend_from_slice(format!("qvm-remote-dom0: {why} (id={})\n", self.id).as_bytes());
                     return Some(result);
                 }
@@ -307,12 +339,18 @@ impl QueuedCommand {
         }
     }
 
+    /// Tells the client what a person has to end, while it waits. The queue of the original has no such file.
+    fn tell(&self, reason: WaitReason<'_>) {
+        if self.pending(".auth2").exists() && self.running().exists() {
+            let _ = files::replace(&self.result("wait"), 0o600, reason.to_string().as_bytes());
+        }
+    }
+
     /// Returns when the client has taken its request back: a client that gives up removes its files.
     async fn taken_back(&self) {
-        let marker = self.queue.join("running").join(&self.id);
         loop {
             sleep(Duration::from_millis(500)).await;
-            if !marker.exists() {
+            if !self.running().exists() {
                 return;
             }
         }
@@ -349,4 +387,30 @@ pub fn read_receipt(meta: &str) -> Option<(u64, [u8; 32], [u8; 32])> {
 /// When a file was last written, for what is shown of the queue.
 pub fn age(path: &Path) -> Option<Duration> {
     SystemTime::now().duration_since(fs::symlink_metadata(path).ok()?.modified().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_what_its_request_waits_for_while_it_waits_and_nothing_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = dir.path().join(".qvm-remote");
+        let queue = directories(&home).expect("made");
+        let job = QueuedCommand { home, queue, id: "id-1".into() };
+        let reason = WaitReason::Approval("00ff");
+        let told = || fs::read_to_string(job.result("wait")).ok();
+        fs::write(job.pending(".auth2"), "").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), None, "the client has taken it back");
+        fs::write(job.running(), "true").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), Some(reason.to_string()));
+        job.store(&CommandResult::default(), b"true", "now", Instant::now());
+        assert!(told().is_none() && job.result("exit").exists());
+        fs::write(job.running(), "true").expect("written");
+        job.tell(reason);
+        assert_eq!(told(), None, "one of the original has no such file");
+    }
 }

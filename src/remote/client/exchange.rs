@@ -19,14 +19,14 @@ use super::{
     connection::Connection,
     history::HistoryEntry,
     stdio,
-    submission::{ClientError, Submission},
+    submission::{APPROVAL, ClientError, Submission, TimeOver, waiting, waits},
     terminal::{ClientSignals, OutputThread, RawMode, read_input},
 };
 use crate::{
     log::escape,
     proto::{
-        mac::{Digest, Key, Outcome},
-        remote::{CREDIT, Ending, Frame, Refusal, Request, SLICE, WaitReason, flags},
+        mac::{self, Digest, Key, Outcome},
+        remote::{CREDIT, Ending, Frame, Mode, Refusal, Request, SLICE, WaitReason, flags},
     },
     remote::{frames::Frames, pipe::AsyncPipe},
     sys,
@@ -36,6 +36,8 @@ use crate::{
 const CANCEL: Duration = Duration::from_secs(8);
 /// dom0 watches the time-out; beyond this it has forgotten.
 const MARGIN: Duration = Duration::from_secs(10);
+/// A command that ran for our limit less this was ended by our limit: dom0 began to count a moment before we did.
+const SLACK: Duration = Duration::from_millis(500);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How long dom0 may take to take a request up, once the agent has it.
@@ -46,6 +48,8 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 pub(super) enum ExchangeError {
     /// Another request took our number's place: nothing was run, and asking anew may help.
     Stale,
+    /// The daemon is restarted, as it says: nothing was run, and the next daemon will take the request.
+    Restart(String),
     /// Any other error.
     Client(ClientError),
 }
@@ -60,6 +64,11 @@ fn own(e: io::Error) -> ClientError {
     ClientError::Local(e.to_string())
 }
 
+/// Nobody reads the output any more, or it cannot be written.
+fn not_written(e: &io::Error) -> ClientError {
+    if e.kind() == io::ErrorKind::BrokenPipe { ClientError::Signal(13) } else { ClientError::Local(e.to_string()) }
+}
+
 /// One exchange.
 pub(super) struct Exchange<'a> {
     ask: &'a Submission,
@@ -72,16 +81,19 @@ pub(super) struct Exchange<'a> {
     /// Bytes that may still be sent.
     credit: usize,
     /// Standard output and standard error.
-    writers: [OutputThread; 2],
+    writers: Option<[OutputThread; 2]>,
     digests: [Sha256; 2],
     /// Bytes that wait to be written.
     pending: u64,
     /// Bytes that were written and dom0 has no credit for yet.
     owed: u32,
-    input: Option<mpsc::Receiver<Vec<u8>>>,
+    input: Option<mpsc::Receiver<io::Result<Vec<u8>>>>,
+    /// The digest of the input, where the code of the result shall cover it.
+    covered: Option<Sha256>,
+    /// The same of all of the input, when its end was sent.
+    whole: Option<Digest>,
     /// The terminal's mode, put back at the end.
     raw: Option<RawMode>,
-    accepted: bool,
     /// The command got one interrupt already.
     interrupted: bool,
     /// When we wait for dom0's word no longer, and what is said then.
@@ -90,6 +102,16 @@ pub(super) struct Exchange<'a> {
     dom0_by: Option<Instant>,
     began: Instant,
     progress: Instant,
+    /// When we expect dom0 to have ended the command; later than its own limit.
+    guard: Option<Instant>,
+    /// When dom0 began the command.
+    accepted_at: Option<Instant>,
+    /// The limit that ended the command, as dom0 says.
+    spent: Option<TimeOver>,
+    /// The daemon is being restarted.
+    restarts: bool,
+    /// What the command waited for last.
+    waits_for: Option<String>,
     /// What dom0's log says of the request: the number of the entry, the head behind it, their code.
     receipt: Option<(u64, Digest, Digest)>,
 }
@@ -114,22 +136,34 @@ impl<'a> Exchange<'a> {
         };
         let stdout = stdout.map_err(own)?;
         let stderr = stdio::file(io::stderr()).map_err(own)?;
+        let copy = || format!("the copy of {}", escape(&ask.payload));
+        let stdout_name = ask.output.as_ref().map_or_else(|| "standard output".to_owned(), |_| copy());
+        let writers = [
+            OutputThread::start(stdout, stdout_name, done.clone()),
+            OutputThread::start(stderr, "standard error".to_owned(), done),
+        ];
         let began = Instant::now();
         let mut exchange = Self {
             id: request.id.clone(),
             takes_input: request.has(flags::STDIN),
+            covered: request.covers_input().then(Sha256::new),
+            whole: None,
+            guard: ask.timeout.map(|time| began + time + MARGIN),
+            accepted_at: None,
+            spent: None,
+            restarts: false,
+            waits_for: None,
             ask,
             record,
             to,
             sent: 0,
             credit: CREDIT as usize,
-            writers: [OutputThread::start(stdout, done.clone()), OutputThread::start(stderr, done)],
+            writers: Some(writers),
             digests: [Sha256::new(), Sha256::new()],
             pending: 0,
             owed: 0,
             input: None,
             raw: None,
-            accepted: false,
             interrupted: false,
             give_up: None,
             dom0_by: Some(connect_by.max(began + TAKE_UP)),
@@ -147,9 +181,8 @@ impl<'a> Exchange<'a> {
         &mut self,
         frames: &mut Frames<AsyncPipe>,
         signals: &mut ClientSignals,
-        written: &mut mpsc::UnboundedReceiver<u32>,
+        written: &mut mpsc::UnboundedReceiver<io::Result<u32>>,
     ) -> Result<(Ending, Digest), ExchangeError> {
-        let guard = self.began + self.ask.timeout + MARGIN;
         loop {
             while let Some((raw, _)) = frames.ready().map_err(|e| ClientError::Transport(e.to_string()))? {
                 let frame = raw.parse().map_err(|e| ClientError::Transport(e.to_string()))?;
@@ -169,14 +202,14 @@ impl<'a> Exchange<'a> {
                 data = next(&mut self.input), if self.body_sent() && self.credit >= SLICE => self.send_input(data).await,
                 n = signals.next() => self.signal(n).await?,
                 () = sleep_until(late.unwrap_or(self.began)), if late.is_some() => {
-                    return Err(self.give_up.take().map_or(ClientError::Timeout, |(_, trouble)| trouble).into());
+                    return Err(self.give_up.take().map_or_else(|| self.timed_out(), |(_, trouble)| trouble).into());
                 }
                 () = sleep_until(self.dom0_by.unwrap_or(self.began)), if self.dom0_by.is_some() => {
                     return Err(ClientError::Transport(format!("dom0 does not answer (id={})", self.id)).into());
                 }
-                () = sleep_until(guard), if late.is_none() => {
+                () = sleep_until(self.guard.unwrap_or(self.began)), if late.is_none() && self.guard.is_some() => {
                     self.send(Frame::Cancel).await;
-                    return Err(ClientError::Timeout.into());
+                    return Err(self.never_began().unwrap_or_else(|| self.timed_out()).into());
                 }
                 () = sleep_until(self.progress) => self.show_progress(),
             }
@@ -193,12 +226,22 @@ impl<'a> Exchange<'a> {
             Frame::Wait(WaitReason::Recorded(number, head, code)) => {
                 (self.dom0_by, self.receipt) = (None, Some((number, head, code)));
             }
+            Frame::Wait(WaitReason::Spent(seconds)) => {
+                self.spent = Some(TimeOver::Policy(Duration::from_secs(seconds)));
+            }
+            Frame::Wait(WaitReason::SpentByClient) => self.spent = self.ask.timeout.map(TimeOver::Client),
+            Frame::Wait(WaitReason::Restart) => self.restarts = true,
             Frame::Wait(reason) => {
                 self.dom0_by = None;
+                self.waits_for = Some(escape(reason.to_string().as_bytes()));
+                if matches!(reason, WaitReason::Approval(_)) {
+                    // a person has that long, and then the command has its time
+                    self.guard = self.ask.timeout.map(|time| Instant::now() + APPROVAL + time + MARGIN);
+                }
                 // a busy moment is no news; what a person has to end is
                 if !self.ask.quiet && matches!(reason, WaitReason::Approval(_) | WaitReason::LogRoom | WaitReason::Disk)
                 {
-                    eprintln!("[qvm-remote] waiting {}", escape(reason.to_string().as_bytes()));
+                    eprintln!("{}", waits(reason));
                 }
             }
             Frame::Reject(refusal, why) => return Err(self.rejected(refusal, why)),
@@ -211,14 +254,26 @@ impl<'a> Exchange<'a> {
     fn rejected(&mut self, refusal: Refusal, why: &str) -> ExchangeError {
         match self.give_up.take() {
             Some((_, trouble)) => trouble.into(),
-            None if refusal == Refusal::Stale && !self.accepted => ExchangeError::Stale,
+            None if refusal == Refusal::Stale && self.accepted_at.is_none() => ExchangeError::Stale,
+            None if refusal == Refusal::Draining && self.restarts && self.accepted_at.is_none() => {
+                ExchangeError::Restart(escape(why.as_bytes()))
+            }
+            None if refusal == Refusal::NotAuthorised => ClientError::Unauthorised(escape(why.as_bytes())).into(),
+            // a fault of a file is a fault of the copy, and no trouble with dom0
+            None if refusal == Refusal::Failed && matches!(self.ask.mode, Mode::Get | Mode::Put) => {
+                ClientError::Local(escape(why.as_bytes())).into()
+            }
             None => ClientError::Refused(refusal.status(), escape(why.as_bytes())).into(),
         }
     }
 
     /// The command runs: from here on it gets standard input, and a terminal's size.
     async fn begin_input(&mut self) -> Result<(), ClientError> {
-        (self.accepted, self.dom0_by) = (true, None);
+        let now = Instant::now();
+        (self.accepted_at, self.dom0_by) = (Some(now), None);
+        // of a transfer dom0 watches no limit but its own
+        let margin = if matches!(self.ask.mode, Mode::Get | Mode::Put) { Duration::ZERO } else { MARGIN };
+        self.guard = self.ask.timeout.map(|time| now + time + margin);
         if !self.takes_input {
             return Ok(());
         }
@@ -239,14 +294,22 @@ impl<'a> Exchange<'a> {
         self.digests[which].update(data);
         self.record.keep(which, data);
         self.pending += data.len() as u64;
-        let _ = self.writers[which].to.send(data.to_vec());
+        if let Some(writers) = &self.writers {
+            let _ = writers[which].to.send(data.to_vec());
+        }
     }
 
-    /// So many bytes were written; 0: nobody reads any more.
-    async fn was_written(&mut self, n: u32) {
-        if n == 0 && self.give_up.is_none() {
-            self.cancel(ClientError::Signal(13)).await;
-        }
+    /// So many bytes were written, or why they were not.
+    async fn was_written(&mut self, written: io::Result<u32>) {
+        let n = match written {
+            Ok(n) => n,
+            Err(e) => {
+                if self.give_up.is_none() {
+                    self.cancel(not_written(&e)).await;
+                }
+                return;
+            }
+        };
         self.pending -= u64::from(n);
         self.owed += n;
         if self.owed >= CREDIT / 4 || self.pending == 0 {
@@ -255,14 +318,26 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn send_input(&mut self, data: Option<Vec<u8>>) {
+    async fn send_input(&mut self, data: Option<io::Result<Vec<u8>>>) {
         match data {
-            Some(data) => {
+            Some(Ok(data)) => {
                 self.credit -= data.len();
+                if let Some(digest) = &mut self.covered {
+                    digest.update(&data);
+                }
                 self.send(Frame::Stdin(&data)).await;
+            }
+            // a part is not the whole: dom0 drops the file, and ends a command that got a part of its input
+            Some(Err(e)) => {
+                self.input = None;
+                let what = if self.ask.input.is_some() { "the file" } else { "standard input" };
+                if self.give_up.is_none() {
+                    self.cancel(ClientError::Local(format!("{what} cannot be read: {e}"))).await;
+                }
             }
             None => {
                 self.input = None;
+                self.whole = self.covered.take().map(|digest| digest.finalize().into());
                 self.send(Frame::Eof).await;
             }
         }
@@ -273,7 +348,7 @@ impl<'a> Exchange<'a> {
         match n {
             28 if self.ask.tty => self.send_size().await,
             28 => {}
-            2 if self.accepted && !self.interrupted => {
+            2 if self.accepted_at.is_some() && !self.interrupted => {
                 self.interrupted = true;
                 self.send(Frame::Signal(2)).await;
             }
@@ -322,36 +397,54 @@ impl<'a> Exchange<'a> {
     fn connection_lost(&mut self) -> ClientError {
         match self.give_up.take() {
             Some((_, trouble)) => trouble,
-            None if self.accepted => self.lost("while the command ran; it was ended there"),
+            None if self.accepted_at.is_some() => self.lost("while the command ran; it was ended there"),
             None => self.lost("before the command was begun, or as it began"),
         }
     }
 
+    /// The time of the command was over while it waited in dom0.
+    fn never_began(&self) -> Option<ClientError> {
+        let (None, Some(reason)) = (self.accepted_at, &self.waits_for) else { return None };
+        let (seconds, whose) = (self.began.elapsed().as_secs(), TimeOver::Client(self.ask.timeout?).whose());
+        let text = format!("it never began: it waited {reason}, given up after {seconds}s (id={}): {whose}", self.id);
+        Some(ClientError::Refused(124, text))
+    }
+
+    /// The time of the command was over, by the limit that dom0 names. A dom0 of an earlier version names none: a command
+    /// that had less time than we gave it was ended by the policy.
+    fn timed_out(&self) -> ClientError {
+        let ran = self.accepted_at.unwrap_or(self.began).elapsed();
+        let guessed = || match self.ask.timeout {
+            Some(own) if ran + SLACK >= own => TimeOver::Client(own),
+            _ => TimeOver::Policy(ran),
+        };
+        ClientError::Timeout(self.spent.unwrap_or_else(guessed))
+    }
+
     fn show_progress(&mut self) {
         self.progress += PROGRESS;
-        if !self.ask.quiet && self.pending == 0 && !self.ask.tty {
-            let seconds = self.began.elapsed().as_secs() / 30 * 30;
-            eprintln!("[qvm-remote] waiting... {seconds}s/{}s", self.ask.timeout.as_secs());
+        if !self.ask.quiet && self.ask.progress && self.pending == 0 && !self.ask.tty {
+            eprintln!("{}", waiting(self.began, self.ask.timeout));
         }
     }
 
     /// Waits until all output is written, and holds the result against its code.
     async fn finish(
-        self,
+        mut self,
         ending: Ending,
         code: &Digest,
         key: &Key,
         request: &Digest,
-        mut written: mpsc::UnboundedReceiver<u32>,
+        mut written: mpsc::UnboundedReceiver<io::Result<u32>>,
     ) -> Result<u8, ClientError> {
         // all of it must be out before we end; whoever reads slowly may take his time
-        drop(self.writers);
-        while let Some(n) = written.recv().await {
-            if n == 0 {
-                return Err(ClientError::Signal(13));
+        self.writers = None;
+        while let Some(result) = written.recv().await {
+            if let Err(e) = result {
+                return Err(self.give_up.take().map_or_else(|| not_written(&e), |(_, trouble)| trouble));
             }
         }
-        drop(self.raw); // the last output was meant for a raw terminal, too
+        self.raw = None; // the last output was meant for a raw terminal, too
         if let Some((number, head, code)) = &self.receipt {
             if !key.verify_receipt(&self.id, request, *number, head, code) {
                 let text = format!("what dom0's log says is not authentic: dom0 did not write it (id={})", self.id);
@@ -362,14 +455,25 @@ impl<'a> Exchange<'a> {
         if let Some((_, trouble)) = self.give_up {
             return Err(trouble);
         }
+        let timed_out = self.timed_out();
         let [stdout, stderr] = self.digests.map(|digest| digest.finalize().into());
-        let outcome = Outcome { id: &self.id, request, ending, stdout: &stdout, stderr: &stderr };
-        if !key.verify_result(&outcome, code) {
-            let text = format!("the result is not authentic: dom0 did not write it (id={})", self.id);
+        let authentic = |stderr: &Digest| {
+            let outcome = Outcome { id: &self.id, request, ending, stdout: &stdout, stderr };
+            key.verify_result(&outcome, code)
+        };
+        // a dom0 of an earlier version covers no input; one that covers it signs nothing else when it has seen the end
+        let covered = self.whole.is_some_and(|input| authentic(&mac::with_input(&stderr, &input)));
+        if !covered && !authentic(&stderr) {
+            let or = if self.takes_input { ", or did not get the input as it was sent" } else { "" };
+            let text = format!("the result is not authentic: dom0 did not write it{or} (id={})", self.id);
             return Err(ClientError::Transport(text));
         }
         match ending {
-            Ending::Timeout => Err(ClientError::Timeout),
+            Ending::Timeout => Err(timed_out),
+            Ending::Limit if self.ask.mode == Mode::Put => Err(ClientError::Refused(
+                125,
+                "the file is larger than dom0's policy allows (max-size= of the rule); dom0 keeps nothing of it".into(),
+            )),
             Ending::Limit => {
                 Err(ClientError::Refused(125, "dom0 ended the command: it wrote more than its policy allows".into()))
             }
@@ -379,7 +483,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+async fn next(input: &mut Option<mpsc::Receiver<io::Result<Vec<u8>>>>) -> Option<io::Result<Vec<u8>>> {
     match input {
         Some(line) => line.recv().await,
         None => std::future::pending().await,

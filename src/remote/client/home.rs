@@ -36,6 +36,30 @@ impl Home {
         self.0.join(name)
     }
 
+    /// Where a new key waits until dom0 has accepted it.
+    pub fn new_key_path(&self) -> PathBuf {
+        self.at("auth.key.new")
+    }
+
+    /// The key that waits until dom0 has accepted it.
+    pub(crate) fn new_key(&self) -> Option<Key> {
+        keys::read_own(&self.new_key_path(), None).ok()
+    }
+
+    /// dom0 has accepted this new key: it takes the place of the old one. Another command may have done that already, or a
+    /// newer key may wait by now: then nothing is to be done. Where a service has its key as a credential there is no
+    /// old one here, and the new one stays where it is.
+    pub(super) fn take_new_key(&self, accepted: &Key) -> io::Result<()> {
+        let key = self.at("auth.key");
+        if self.new_key().as_ref() != Some(accepted) || !key.exists() {
+            return Ok(());
+        }
+        match std::fs::rename(self.new_key_path(), key) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        }
+    }
+
     /// This VM's key.
     ///
     /// # Errors
@@ -52,4 +76,31 @@ impl Home {
 /// The home directory: `$HOME`, as the original has it.
 fn user_home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_key_takes_the_place_of_the_old_one_when_dom0_has_accepted_that_very_key() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home(dir.path().join(".qvm-remote"));
+        let [old, new, newer] = [1, 2, 3].map(|n| Key::new([n; 32]));
+        let in_use = || keys::read_own(&home.at("auth.key"), None).ok();
+        keys::write_own(&home.new_key_path(), &new).expect("written");
+        // the old one is a credential: none is here
+        home.take_new_key(&new).expect("nothing to be done");
+        assert_eq!((in_use(), home.new_key()), (None, Some(new.clone())));
+        keys::write_own(&home.at("auth.key"), &old).expect("written");
+        // while a command ran with the new key another one was made
+        keys::write_own(&home.new_key_path(), &newer).expect("written");
+        home.take_new_key(&new).expect("nothing to be done");
+        assert_eq!((in_use(), home.new_key()), (Some(old), Some(newer.clone())));
+        home.take_new_key(&newer).expect("moved");
+        assert_eq!((in_use(), home.new_key()), (Some(newer.clone()), None));
+        // another command has done it already
+        home.take_new_key(&newer).expect("nothing to be done");
+        assert_eq!(in_use(), Some(newer));
+    }
 }

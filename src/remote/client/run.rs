@@ -10,7 +10,14 @@ use super::{
     live, spool,
     submission::{ClientError, Delivery, Submission},
 };
-use crate::{proto::mac::hex, remote::clock, sys};
+use crate::{
+    proto::{
+        mac::{Key, hex},
+        remote::Mode,
+    },
+    remote::clock,
+    sys,
+};
 
 /// A new id: local time, process, eight random digits, as the original has it.
 ///
@@ -25,6 +32,48 @@ pub fn new_id() -> io::Result<String> {
     Ok(format!("{time}-{}-{}", getpid(), hex(&random)))
 }
 
+/// Asks with this key, by the way that is wanted.
+async fn with_key(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: &Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
+    match ask.way {
+        Delivery::Live => live::ask(home, key, id, ask, record).await,
+        _ => spool::ask(home, key, id, ask, record).await,
+    }
+}
+
+/// Asks with the key in use, and with the new one where dom0 does not take that (any more); a ping tries the new one first.
+/// Once dom0 has answered to the new one, it is the key in use.
+async fn with_either_key(
+    home: &Home,
+    key: &Key,
+    id: &str,
+    ask: &Submission,
+    record: &mut HistoryEntry,
+) -> Result<u8, ClientError> {
+    let Some(new) = home.new_key() else { return with_key(home, key, id, ask, record).await };
+    let (first, second) = if ask.mode == Mode::Ping { (&new, key) } else { (key, &new) };
+    let (mut used, mut result) = (first, with_key(home, first, id, ask, record).await);
+    if let Err(ClientError::Unauthorised(why)) = result {
+        (used, result) = (second, with_key(home, second, id, ask, record).await);
+        if matches!(result, Err(ClientError::Unauthorised(_))) {
+            return Err(ClientError::Unauthorised(why));
+        }
+    }
+    if *used == new && result.is_ok() {
+        if let Err(e) = home.take_new_key(&new) {
+            let path = home.new_key_path();
+            let text = "dom0 has accepted the new key, which cannot take the place of auth.key beside it";
+            eprintln!("[qvm-remote] {text}: {}: {e}", path.display());
+        }
+    }
+    result
+}
+
 /// Asks; the command's status.
 ///
 /// # Errors
@@ -36,23 +85,22 @@ pub fn ask(home: &Home, ask: Submission) -> Result<u8, ClientError> {
     let mut record =
         if ask.recorded { HistoryEntry::begin(home, &id, &ask.shown).map_err(own)? } else { HistoryEntry::none() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(own)?;
-    let seconds = ask.timeout.as_secs();
-    let result = runtime.block_on(async {
-        match ask.way {
-            Delivery::Live => live::ask(home, &key, &id, &ask, &mut record).await,
-            _ => spool::ask(home, &key, &id, ask, &mut record).await,
-        }
-    });
+    let result = runtime.block_on(with_either_key(home, &key, &id, &ask, &mut record));
     runtime.shutdown_background(); // a thread may still wait for input that nobody wants
     match &result {
         Ok(status) => record.done(*status),
-        Err(ClientError::Timeout) => record.timed_out(seconds),
+        Err(ClientError::Timeout(limit)) => record.timed_out(limit.seconds()),
         Err(ClientError::Refused(status, _)) => record.done(*status),
+        Err(ClientError::Unauthorised(_)) => record.done(126),
         Err(ClientError::Signal(signal)) => record.done(signal.saturating_add(128)),
-        Err(ClientError::Transport(_) | ClientError::Local(_)) => record.done(255),
+        Err(ClientError::Transport(_)) => record.done(255),
+        Err(ClientError::Local(_)) => record.done(1),
     }
     result.map_err(|trouble| match trouble {
-        ClientError::Timeout => ClientError::Refused(124, format!("timed out after {seconds}s (id={id})")),
+        ClientError::Timeout(limit) => {
+            let (seconds, whose) = (limit.seconds(), limit.whose());
+            ClientError::Refused(124, format!("timed out after {seconds}s (id={id}): {whose}"))
+        }
         other => other,
     })
 }

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -20,13 +20,14 @@ use super::{
     history::HistoryEntry,
     home::Home,
     stdio,
-    submission::{ClientError, Delivery, Submission},
+    submission::{APPROVAL, ClientError, Delivery, Submission, TimeOver, waiting, waits},
+    terminal::{hangup, received},
 };
 use crate::{
     log::escape,
     proto::{
         mac::{self, Key, Outcome},
-        remote::{Ending, Mode, Request, flags},
+        remote::{Ending, Mode, Request, WaitReason, flags},
     },
     remote::{
         agent::{self, directories, read_mac, read_receipt, write_signed},
@@ -100,6 +101,32 @@ pub fn clean(home: &Home) -> usize {
     removed
 }
 
+/// Signals by which a client takes its request back.
+struct GiveUp {
+    int: Signal,
+    term: Signal,
+    hup: Option<Signal>,
+}
+
+impl GiveUp {
+    /// Made before the request is in the queue, so that none of them leaves it there.
+    fn new() -> io::Result<Self> {
+        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())?, hup: hangup()? })
+    }
+
+    /// Waits for one of them.
+    ///
+    /// # Cancel safety
+    /// Safe: no signal is lost.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.int.recv() => 2,
+            _ = self.term.recv() => 15,
+            () = received(&mut self.hup) => 1,
+        }
+    }
+}
+
 /// A request in the queue; dropped before its answer, it takes itself back.
 struct Submitted {
     queue: PathBuf,
@@ -145,12 +172,12 @@ impl Submitted {
         ask: &Submission,
         key: &Key,
         vm: &str,
+        mut signals: GiveUp,
         own: impl Fn(io::Error) -> ClientError,
     ) -> Result<u8, ClientError> {
         let events = self.events().map_err(&own)?;
-        let mut int = signal(SignalKind::interrupt()).map_err(&own)?;
-        let mut term = signal(SignalKind::terminate()).map_err(&own)?;
-        let began = Instant::now();
+        let (began, mut told) = (Instant::now(), String::new());
+        let mut by = ask.timeout.map(|time| began + time);
         let (mut progress, mut renew) = (began + PROGRESS, began + RENEW);
         let mut buffer = vec![0; 4096];
         loop {
@@ -162,15 +189,27 @@ impl Submitted {
                     read.map_err(&own)?;
                 }
                 () = sleep(TICK) => {}
-                () = sleep_until(began + ask.timeout) => return Err(ClientError::Timeout),
-                _ = int.recv() => return Err(ClientError::Signal(2)),
-                _ = term.recv() => return Err(ClientError::Signal(15)),
+                () = sleep_until(by.unwrap_or(began)), if by.is_some() => {
+                    return Err(ClientError::Timeout(TimeOver::Client(ask.timeout.unwrap_or_default())));
+                }
+                n = signals.next() => return Err(ClientError::Signal(n)),
+            }
+            let waits_for = String::from_utf8(self.read(".wait")).unwrap_or_default();
+            if waits_for != told {
+                told = waits_for;
+                let reason = WaitReason::parse(&told);
+                if matches!(reason, WaitReason::Approval(_)) {
+                    // a person has that long, and then the command has its time
+                    by = ask.timeout.map(|time| Instant::now() + APPROVAL + time);
+                }
+                if !ask.quiet && !told.is_empty() {
+                    eprintln!("{}", waits(reason));
+                }
             }
             if Instant::now() >= progress {
                 progress += PROGRESS;
-                if !ask.quiet {
-                    let seconds = began.elapsed().as_secs() / 30 * 30;
-                    eprintln!("[qvm-remote] waiting... {seconds}s/{}s", ask.timeout.as_secs());
+                if !ask.quiet && ask.progress {
+                    eprintln!("{}", waiting(began, ask.timeout));
                 }
             }
             if self.signed.is_some() && Instant::now() >= renew && self.at("pending", "").exists() {
@@ -195,7 +234,8 @@ impl Drop for Submitted {
             let _ = fs::remove_file(self.at("pending", end));
         }
         let _ = fs::remove_file(self.at("running", ""));
-        for end in [".out", ".err", ".exit", ".meta", ".command"] {
+        let _ = fs::remove_file(self.at("pending", "")); // an agent may have put it back there just now
+        for end in [".out", ".err", ".exit", ".meta", ".command", ".wait"] {
             let _ = fs::remove_file(self.at("results", end));
         }
     }
@@ -206,7 +246,7 @@ pub async fn ask(
     home: &Home,
     key: &Key,
     id: &str,
-    ask: Submission,
+    ask: &Submission,
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
     let own = |e: io::Error| ClientError::Local(format!("{}: {e}", home.path().display()));
@@ -216,15 +256,17 @@ pub async fn ask(
     let queue = directories(home.path()).map_err(own)?;
     let vm = files::read(&home.at(agent::NAME), 64).ok().and_then(|name| String::from_utf8(name).ok());
     let vm = vm.or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_default();
+    let signals = GiveUp::new().map_err(own)?;
     let mut submitted = Submitted { queue, id: id.to_owned(), signed: None };
+    let timeout = ask.timeout;
     match ask.way {
         #[cfg(feature = "v1")]
         Delivery::V1 => submitted.put(".auth", key.v1_token(id).as_bytes()),
-        _ => submitted.put_signed(&ask, key, &vm),
+        _ => submitted.put_signed(ask, key, &vm),
     }
     .map_err(own)?;
     submitted.put("", &ask.payload).map_err(own)?;
-    let status = submitted.wait(&ask, key, &vm, own).await?;
+    let status = submitted.wait(ask, key, &vm, signals, own).await?;
     let (out, err) = (submitted.read(".out"), submitted.read(".err"));
     let status = match &submitted.signed {
         Some(code) => {
@@ -237,7 +279,9 @@ pub async fn ask(
                 }
                 record.logged(number, &head);
             }
-            verify(key, id, code, status, &out, &err, &meta)?
+            let own = TimeOver::Client(timeout.unwrap_or_default());
+            let limit = read_limit(&meta).map_or(own, TimeOver::Policy);
+            verify(key, id, code, status, (&out, &err), &meta, limit)?
         }
         None => {
             submitted.wait_for_meta().await;
@@ -261,7 +305,7 @@ fn sign(ask: &Submission, key: &Key, id: &str, vm: &str) -> (Request, mac::Diges
         seq: 0,
         id: id.to_owned(),
         created_ms: now_ms(),
-        timeout_ms: u32::try_from(ask.timeout.as_millis()).unwrap_or(u32::MAX),
+        timeout_ms: ask.timeout_ms(),
         flags: flags::QUEUED,
         user: ask.user.clone(),
         cwd: Vec::new(),
@@ -285,21 +329,31 @@ fn exit_status(request: &Submitted) -> Option<u8> {
     })
 }
 
+/// The limit of the policy that ended the command.
+fn read_limit(meta: &str) -> Option<Duration> {
+    let seconds = meta.lines().find_map(|line| line.strip_prefix("limit="))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
 /// A result counts when dom0 signed it. What says that nothing was run carries no code, and can do no harm.
 fn verify(
     key: &Key,
     id: &str,
     request: &mac::Digest,
     status: u8,
-    out: &[u8],
-    err: &[u8],
+    (out, err): (&[u8], &[u8]),
     meta: &str,
+    limit: TimeOver,
 ) -> Result<u8, ClientError> {
     let Some((code, ending)) = read_mac(meta) else {
         if matches!(status, 125 | 126 | 130) && out.is_empty() {
             let why = String::from_utf8_lossy(err);
-            let why = why.trim().trim_start_matches("qvm-remote-dom0: ");
-            return Err(ClientError::Refused(status, escape(why.as_bytes())));
+            let why = escape(why.trim().trim_start_matches("qvm-remote-dom0: ").as_bytes());
+            return Err(if meta.lines().any(|line| line == agent::UNKNOWN_KEY) {
+                ClientError::Unauthorised(why)
+            } else {
+                ClientError::Refused(status, why)
+            });
         }
         return Err(ClientError::Transport(format!(
             "the result is not authenticated, so it may not be dom0's (id={id}); for the Python qvm-remote-dom0: \
@@ -315,5 +369,5 @@ fn verify(
     if !key.verify_result(&outcome, &code) || ending.status() != status {
         return Err(ClientError::Transport(format!("the result is not authentic: dom0 did not write it (id={id})")));
     }
-    if ending == Ending::Timeout { Err(ClientError::Timeout) } else { Ok(status) }
+    if ending == Ending::Timeout { Err(ClientError::Timeout(limit)) } else { Ok(status) }
 }

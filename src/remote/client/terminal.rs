@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, IsTerminal as _},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::stdio;
-use crate::proto::remote::SLICE;
+use crate::{proto::remote::SLICE, sys};
 
 /// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
 pub(super) struct OutputThread {
@@ -21,14 +21,16 @@ pub(super) struct OutputThread {
 }
 
 impl OutputThread {
-    /// `done` hears how many bytes were written; 0: nobody reads any more.
-    pub(super) fn start(mut file: File, done: mpsc::UnboundedSender<u32>) -> Self {
+    /// `done` hears how many bytes were written, or why they were not; that names `what`.
+    pub(super) fn start(mut file: File, what: String, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
         let (to, line) = std::sync::mpsc::channel::<Vec<u8>>();
         std::thread::spawn(move || {
             while let Ok(bytes) = line.recv() {
                 let n = u32::try_from(bytes.len()).unwrap_or(0);
-                let written = stdio::write_all(&mut file, &bytes).is_ok();
-                if done.send(if written { n } else { 0 }).is_err() || !written {
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{what} cannot be written: {e}"));
+                let written = stdio::write_all(&mut file, &bytes).map(|()| n).map_err(named);
+                let failed = written.is_err();
+                if done.send(written).is_err() || failed {
                     return;
                 }
             }
@@ -57,10 +59,26 @@ impl Drop for RawMode {
     }
 }
 
+/// SIGHUP, unless whoever started this process has it ignored, as nohup(1) does.
+pub(super) fn hangup() -> io::Result<Option<Signal>> {
+    if sys::is_ignored(libc::SIGHUP) { Ok(None) } else { signal(SignalKind::hangup()).map(Some) }
+}
+
+/// Waits for this signal; without end where there is none to wait for.
+///
+/// # Cancel safety
+/// Safe: no signal is lost.
+pub(super) async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 pub(super) struct ClientSignals {
     int: Signal,
     term: Signal,
-    hup: Signal,
+    hup: Option<Signal>,
     winch: Signal,
 }
 
@@ -69,7 +87,7 @@ impl ClientSignals {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
             term: signal(SignalKind::terminate())?,
-            hup: signal(SignalKind::hangup())?,
+            hup: hangup()?,
             winch: signal(SignalKind::window_change())?,
         })
     }
@@ -78,25 +96,31 @@ impl ClientSignals {
         tokio::select! {
             _ = self.int.recv() => 2,
             _ = self.term.recv() => 15,
-            _ = self.hup.recv() => 1,
+            () = received(&mut self.hup) => 1,
             _ = self.winch.recv() => 28,
         }
     }
 }
 
-/// Reads in a thread of its own: a terminal, a pipe, a file alike.
-pub(super) fn read_input(mut from: File) -> mpsc::Receiver<Vec<u8>> {
+/// Reads in a thread of its own: a terminal, a pipe, a file alike. What cannot be read is an error, and no end.
+pub(super) fn read_input(mut from: File) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (to, line) = mpsc::channel(2);
     std::thread::spawn(move || {
         let mut bytes = vec![0; SLICE];
         loop {
             match stdio::read(&mut from, &mut bytes) {
-                Ok(n) if n > 0 => {
-                    if to.blocking_send(bytes[..n].to_vec()).is_err() {
+                Ok(0) => return,
+                Ok(n) => {
+                    if to.blocking_send(Ok(bytes[..n].to_vec())).is_err() {
                         return;
                     }
                 }
-                _ => return,
+                // the other end of a pseudo-terminal was closed: that is the end of its input
+                Err(e) if e.raw_os_error() == Some(libc::EIO) && from.is_terminal() => return,
+                Err(e) => {
+                    let _ = to.blocking_send(Err(e));
+                    return;
+                }
             }
         }
     });

@@ -4,13 +4,17 @@ use std::{
     io,
     os::fd::OwnedFd,
     process::Stdio,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::{
     process::{Child, Command},
+    sync::Semaphore,
     time::timeout,
 };
 
@@ -19,6 +23,9 @@ use crate::{
     remote::{frames::Frames, parser::FIRST_UID, pipe::AsyncPipe},
     sys,
 };
+
+/// VMs that are looked for at a time.
+const SIDE_BY_SIDE: usize = 32;
 
 /// The number of the next parser.
 static NEXT_UID: AtomicU32 = AtomicU32::new(0);
@@ -33,9 +40,53 @@ pub(super) async fn exists(vm: &str) -> Result<(), StartError> {
     let status = timeout(Duration::from_secs(30), command.status()).await;
     match status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(StartError::NoSuchVm(vm.to_owned())),
+        Ok(status) if status.code().is_some() => Err(StartError::NoSuchVm(vm.to_owned())),
+        Ok(status) => Err(StartError::Io("qvm-check".into(), io::Error::other(status.to_string()))),
         Err(e) => Err(StartError::Io("qvm-check".into(), e)),
     }
+}
+
+/// Which VMs of a list are served.
+#[derive(Debug, Default)]
+pub(super) struct Checked {
+    pub(super) served: Vec<String>,
+    /// Names that no VM has.
+    pub(super) missing: Vec<String>,
+    /// Why the first one of the others, or of all, was not found.
+    pub(super) fault: Option<StartError>,
+}
+
+/// Looks for the VMs of a list, side by side. One about which nothing can be learned is served: its channel will tell.
+pub(super) async fn check(names: &[String]) -> Checked {
+    let places = Arc::new(Semaphore::new(SIDE_BY_SIDE));
+    let check = |name: &String| {
+        let (name, places) = (name.clone(), places.clone());
+        tokio::spawn(async move {
+            let _place = places.acquire_owned().await;
+            let found = exists(&name).await;
+            (name, found)
+        })
+    };
+    let (mut checked, mut unknown) = (Checked::default(), 0);
+    for check in names.iter().map(check).collect::<Vec<_>>() {
+        let Ok((name, found)) = check.await else { continue };
+        match found {
+            Ok(()) => checked.served.push(name),
+            Err(fault @ StartError::NoSuchVm(_)) => {
+                checked.missing.push(name);
+                checked.fault.get_or_insert(fault);
+            }
+            Err(fault) => {
+                unknown += 1;
+                checked.served.push(name);
+                checked.fault = Some(fault);
+            }
+        }
+    }
+    if unknown == names.len() {
+        checked.served.clear(); // qvm-check itself does not work
+    }
+    checked
 }
 
 /// `qvm-run` as it is always called: no window, never starting a VM.

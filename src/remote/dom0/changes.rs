@@ -1,11 +1,21 @@
 //! Changes of keys and policies, made by whatever editor or program: each is an entry of the log before anything runs by
 //! it, and an event in the journal.
 
-use std::{collections::HashSet, io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::time::{Instant, timeout};
 
-use super::{access::QubeAccess, state::Shared};
+use super::{
+    access::QubeAccess,
+    state::{Shared, Vm},
+};
 use crate::{
     log::{Event, Kind, emit},
     remote::{audit, pipe::AsyncPipe, policy::Policy, policy_file::PolicyFileError},
@@ -40,7 +50,28 @@ fn keep_enough(shared: &Shared) {
     shared.audit.keep(audit::kept(quotas, shared.config.log_size), sure);
 }
 
-/// Notes every change, until the daemon ends.
+/// An editor writes a file in several steps: a change counts when nothing has changed for so long.
+const QUIET: Duration = Duration::from_millis(300);
+/// However often something changes, a change counts after so long.
+const LATEST: Duration = Duration::from_secs(3);
+
+/// Waits for changes until there is none for a moment; false when there will be none any more.
+async fn changed(events: &AsyncPipe, buffer: &mut [u8]) -> bool {
+    if events.read(buffer).await.is_err() {
+        return false;
+    }
+    let latest = Instant::now() + LATEST;
+    while Instant::now() < latest {
+        match timeout(QUIET, events.read(buffer)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return false,
+            Err(_) => break,
+        }
+    }
+    true
+}
+
+/// Notes every change and tells those who wait for that qube, until the daemon ends.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let events = || -> io::Result<AsyncPipe> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
@@ -50,12 +81,22 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     };
     let events = events(); // before the first look, so that nothing comes between
     let mut buffer = vec![0; 4096];
+    let mut seen: HashMap<String, String> = HashMap::new();
     loop {
-        let vms: Vec<String> = lock(&shared.vms).keys().cloned().collect();
-        vms.iter().for_each(|vm| note(&shared, vm, &QubeAccess::read(&shared, vm)));
+        let vms: Vec<Arc<Vm>> = lock(&shared.vms).values().cloned().collect();
+        seen.retain(|name, _| vms.iter().any(|vm| vm.name == *name));
+        for vm in vms {
+            let access = QubeAccess::read(&shared, &vm.name);
+            note(&shared, &vm.name, &access);
+            let entry = access.entry(&vm.name);
+            if seen.get(&vm.name) != Some(&entry) {
+                seen.insert(vm.name.clone(), entry);
+                vm.look_again();
+            }
+        }
         match &events {
-            Ok(events) if events.read(&mut buffer).await.is_ok() => {}
-            _ => return, // each command looks all the same
+            Ok(events) if changed(events, &mut buffer).await => {}
+            _ => return, // each command looks at the files before it runs
         }
     }
 }

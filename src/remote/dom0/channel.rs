@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -105,12 +106,18 @@ impl Schedule {
 /// Opens the channel again whenever it has ended; returns with `--once` only.
 async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
     let mut schedule = Schedule::new();
+    let mut told = false; // that there is no agent: one line for each time that it goes
     #[cfg(feature = "v1")]
     let queue = super::v1::Queue::default();
     loop {
+        let mut changed = pin!(vm.changed.notified());
+        changed.as_mut().enable(); // before the look, so that nothing comes between
         if shared.keys.read(&vm.name).is_err() {
             vm.set("no key");
-            sleep(RETRY.1).await;
+            if shared.once {
+                return;
+            }
+            let _ = timeout(RETRY.1, changed).await;
             continue;
         }
         if wait_for_vm(shared, vm).await {
@@ -119,6 +126,7 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
         let due = Instant::now() >= schedule.next_probe;
         match if due { attempt(shared, vm).await } else { Ok(AttemptEnd::NoAgent) } {
             Ok(AttemptEnd::Lived(time)) => {
+                told = false;
                 vm.set("absent");
                 schedule.lived(time);
                 say(vm, Kind::ChannelClosed, format!("the channel to {} ended after {} s", vm.name, time.as_secs()));
@@ -128,6 +136,15 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
             Ok(AttemptEnd::NoAgent) => {
                 schedule.no_agent();
                 vm.set("no agent");
+                if !std::mem::replace(&mut told, true) {
+                    let text = format!(
+                        "{} runs and has no agent of qvm-remote: install qvm-remote in its template; dom0 looks \
+                         for it again, every {} min at the latest",
+                        vm.name,
+                        PROBE.1.as_secs() / 60
+                    );
+                    say(vm, Kind::ChannelFault, text);
+                }
                 #[cfg(feature = "v1")]
                 if shared.policy(&vm.name).is_ok_and(|p| p.v1) {
                     vm.set("v1 queue");
@@ -143,7 +160,10 @@ async fn open_again(shared: &Arc<Shared>, vm: &Arc<Vm>) {
         if shared.once {
             return;
         }
-        schedule.pause().await;
+        tokio::select! {
+            () = schedule.pause() => {}
+            () = vm.changed.notified() => schedule = Schedule::new(), // another key or policy: a look is worth it
+        }
     }
 }
 

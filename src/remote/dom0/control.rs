@@ -23,6 +23,8 @@ use crate::{
 
 /// Connections that wait to be accepted, at most.
 const BACKLOG: u32 = 128;
+/// The state of the channel of a name that no qube has.
+const MISSING: &str = "no such qube";
 /// Clients at a time, at most.
 const CLIENTS: usize = 64;
 
@@ -70,6 +72,7 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         Some(Question::Deny(id)) => Answered::Heard(shared.approvals.answer(id, false)),
         Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
         Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
+        Some(Question::RestartWhenIdle) => Answered::Heard(shared.restart.ask(&shared.requests)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await
@@ -94,11 +97,16 @@ fn status(shared: &Shared) -> DaemonStatus {
         vm: r.vm,
         id: r.id,
     });
+    let absent = |name: &String| {
+        let keyed = shared.keys.read(name).is_ok();
+        (name.clone(), QubeStatus { channel: MISSING.to_owned(), v1: false, keyed })
+    };
     DaemonStatus {
+        restart_pending_since: shared.restart.since(),
         pid: std::process::id(),
         draining: shared.draining(),
         log_failure: shared.audit.failure(),
-        qubes: vms.values().map(qube).collect(),
+        qubes: vms.values().map(qube).chain(lock(&shared.missing).iter().map(absent)).collect(),
         commands: running.into_iter().map(command).collect(),
         background: background.into_iter().map(command).collect(),
         waiting: waiting.collect(),

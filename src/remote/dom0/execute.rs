@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -59,6 +59,10 @@ pub struct Launch {
     pub env: Vec<(OsString, OsString)>,
     /// The directory to run in.
     pub cwd: PathBuf,
+    /// The command runs in `/` where that directory is missing: nobody asked for it.
+    pub cwd_optional: bool,
+    /// The command's umask.
+    pub umask: u32,
     /// The user to run as; `None`: the daemon's own.
     pub identity: Option<Identity>,
     /// Whether standard input is the client's.
@@ -67,8 +71,17 @@ pub struct Launch {
     pub tty: bool,
     /// How long the command may run.
     pub timeout: Option<Duration>,
+    /// Whether that limit is the policy's.
+    pub timeout_by_policy: bool,
     /// How many bytes the command may write.
     pub max_output: Option<u64>,
+}
+
+impl Launch {
+    /// Whether the command may run in `/` instead of its directory.
+    pub(super) fn at_root_otherwise(&self) -> bool {
+        self.cwd_optional && self.cwd != Path::new("/")
+    }
 }
 
 /// The result of a command.
@@ -80,6 +93,8 @@ pub struct Done {
     pub stdout: Digest,
     /// The digest of its standard error.
     pub stderr: Digest,
+    /// The digest of its input, where all of that came.
+    pub input: Option<Digest>,
     /// Bytes of standard output and of standard error.
     pub bytes: (u64, u64),
 }
@@ -104,7 +119,11 @@ fn start(job: &Launch, group: Option<&CommandGroup>) -> io::Result<Started> {
     let (instructions, report, theirs) = backchannel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise");
-    command.arg("--cwd").arg(&job.cwd).arg(format!("--descriptors={}", descriptors::inherited()));
+    command.arg("--cwd").arg(&job.cwd).arg(format!("--umask={}", job.umask));
+    command.arg(format!("--descriptors={}", descriptors::inherited()));
+    if job.cwd_optional {
+        command.arg("--cwd-optional");
+    }
     let mut passed: Vec<(OwnedFd, i32)> = vec![(theirs, backchannel::CONTROL)];
     if job.tty {
         command.arg("--tty");
@@ -188,6 +207,7 @@ pub(super) async fn run(
     let master = job.tty.then(|| stdin.as_ref().and_then(|s| s.fd().try_clone_to_owned().ok())).flatten();
 
     let pumped = [Pumped::default(), Pumped::default()];
+    let input = Input::default();
     let out = pump(&stdout, frame::Type::Stdout, 0, port, &budget, &pumped[0]);
     let err = async {
         if let Some(pipe) = &stderr {
@@ -199,7 +219,7 @@ pub(super) async fn run(
         port.accept(receipt).await;
         let ended = async { tokio::join!(out, err, ending(&mut report, job, group)).2 };
         let fed = async {
-            feed(stdin, job.tty, port).await;
+            feed(stdin, job.tty, port, &input).await;
             std::future::pending().await
         };
         // until the command has ended and nobody holds its output open any more; its input is passed on meanwhile
@@ -244,7 +264,8 @@ pub(super) async fn run(
         group.kill();
     }
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
-    Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, bytes: (out, err) })
+    let input = input.whole.into_inner().then(|| input.taken.finish().0);
+    Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, input, bytes: (out, err) })
 }
 
 /// How the command ended, as its supervisor reports it.
@@ -361,11 +382,21 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
     }
 }
 
-/// Passes input on until its end. What a command does not want is taken all the same, so that its client ends.
-async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port) {
+/// The input of a command, as far as it came.
+#[derive(Default)]
+struct Input {
+    taken: Pumped,
+    /// Its end came.
+    whole: AtomicBool,
+}
+
+/// Passes input on until its end. What a command does not want is taken too, so that its client ends. Where the channel
+/// ends first, the input stays open until the command has been ended: a part of the input never looks like all of it.
+async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port, input: &Input) {
     let inbox: &Inbox = &port.inbox;
     let mut stdin = stdin;
     while let Some(data) = inbox.data().await {
+        input.taken.add(&data);
         if let Some(pipe) = &stdin {
             if pipe.write_all(&data).await.is_err() {
                 stdin = None;
@@ -373,6 +404,10 @@ async fn feed(stdin: Option<AsyncPipe>, tty: bool, port: &Port) {
         }
         port.taken(data.len()).await;
     }
+    if !inbox.has_ended() {
+        std::future::pending::<()>().await; // `run` ends the command, because the channel has ended
+    }
+    input.whole.store(true, Relaxed);
     if let (Some(pipe), true) = (&stdin, tty) {
         let _ = pipe.write_all(&[4]).await; // VEOF, as a terminal says it
         std::future::pending::<()>().await; // its other half is still read

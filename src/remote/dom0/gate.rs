@@ -5,7 +5,7 @@
 //! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
 //! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -124,6 +124,10 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
         let judged = decide(candidate).await?;
         candidate.registration.show(&judged.shown);
         match held.need(&judged) {
+            // the restart of the service begins: the next daemon takes the request, or this one when none comes
+            Need::Ledger | Need::Nothing if candidate.case.shared.restart.holds() => {
+                candidate.wait(RequestState::Place, candidate.case.shared.restart.released()).await?;
+            }
             Need::Room => {
                 candidate.room(&judged).await?;
                 held.room = true;
@@ -155,11 +159,31 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
 
 /// Decides about a request, by what the owner says at this very moment.
 pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+    try_to_decide(candidate, DiskNews::Told).await?.map_err(|NoAnswer| candidate.unanswered())
+}
+
+/// Whether a request that waits is still allowed, as far as that can be told: a directory that does not answer now is
+/// looked at again before the request runs.
+async fn still_allowed(candidate: Candidate<'_>) -> Result<(), Rejected> {
+    try_to_decide(candidate, DiskNews::Kept).await.map(drop)
+}
+
+/// Whether a client hears that a disk does not answer; one that waits for something else has heard of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DiskNews {
+    Told,
+    Kept,
+}
+
+async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<Judged, NoAnswer>, Rejected> {
     loop {
-        let sight = candidate.look().await?;
+        let sight = match candidate.look(news).await? {
+            Ok(sight) => sight,
+            Err(no_answer) => return Ok(Err(no_answer)),
+        };
         // a look was waited for, where there was one; by another policy there is more, or other things, to look at
         if sight.words.is_empty() || ask(candidate)? == sight.read {
-            return judge(candidate.case, candidate.authentic, candidate.payload, &sight);
+            return judge(candidate.case, candidate.authentic, candidate.payload, &sight).map(Ok);
         }
     }
 }
@@ -219,6 +243,36 @@ impl Candidate<'_> {
         }
     }
 
+    /// As [`wait`](Self::wait), for what may take long: also until the key, the list or the policy refuses the request.
+    async fn wait_while_allowed<T>(
+        &self,
+        state: RequestState,
+        something: impl Future<Output = T>,
+    ) -> Result<T, Rejected> {
+        let refused = async {
+            let changed = &self.case.vm.changed;
+            let mut next = pin!(changed.notified());
+            loop {
+                next.as_mut().await;
+                next.set(changed.notified());
+                next.as_mut().enable(); // no change is missed while this one is looked at
+                let standing = self.registration.standing();
+                if let Err(refused) = still_allowed(*self).await {
+                    return refused;
+                }
+                self.registration.resume(standing);
+            }
+        };
+        self.wait(state, async {
+            tokio::select! {
+                biased;
+                refused = refused => Err(refused),
+                got = something => Ok(got),
+            }
+        })
+        .await?
+    }
+
     /// Waits for a disk; a client that waits for more than a moment hears why.
     async fn wait_for_disk<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
         self.wait(state, async {
@@ -236,10 +290,10 @@ impl Candidate<'_> {
     }
 
     /// Looks at what the file system says about the request, where that matters.
-    async fn look(&self) -> Result<Sight, Rejected> {
+    async fn look(&self, news: DiskNews) -> Result<Result<Sight, NoAnswer>, Rejected> {
         let (case, policy) = (self.case, ask(*self)?);
         let words = words(case, self.authentic, self.payload)?;
-        let Some(asked) = words.first().cloned() else { return Ok(Sight::of(policy)) };
+        let Some(asked) = words.first().cloned() else { return Ok(Ok(Sight::of(policy))) };
         let read = policy.clone();
         let look = case.vm.looks.look(move || {
             let mut policy = policy;
@@ -247,20 +301,30 @@ impl Candidate<'_> {
             let found = program::find_within(&policy, &asked);
             Ok((policy, found))
         });
-        let refuse = |text: &str| Err(case.refuse(Category::Policy, Refusal::Denied, &format!("denied: {text}")));
-        match self.wait_for_disk(RequestState::Looking, look).await? {
-            Ok(Ok((policy, found))) => Ok(Sight { read, policy, words, found }),
+        let looked = match news {
+            DiskNews::Told => self.wait_for_disk(RequestState::Looking, look).await?,
+            DiskNews::Kept => self.wait(RequestState::Looking, look).await?,
+        };
+        match looked {
+            Ok(Ok((policy, found))) => Ok(Ok(Sight { read, policy, words, found })),
             Ok(Err(fault)) => {
                 let fault: PathFault = fault;
                 let why = format!("what the policy of {} denies cannot be looked up: {fault}", case.vm.name);
                 case.event(Kind::CommandRefused, why, None);
-                refuse("what the policy of this qube denies cannot be looked up; dom0's journal says why")
+                let text = "denied: what the policy of this qube denies cannot be looked up; dom0's journal says why";
+                Err(case.refuse(Category::Policy, Refusal::Denied, text))
             }
-            Err(NoAnswer) => refuse(&format!(
-                "a directory on the way to the program, or one that the policy names, did not answer within {} s",
-                looks::TIME.as_secs()
-            )),
+            Err(no_answer) => Ok(Err(no_answer)),
         }
+    }
+
+    /// Refuses the request: a path of it did not answer.
+    fn unanswered(&self) -> Rejected {
+        let text = format!(
+            "denied: a directory on the way to the program, or one that the policy names, did not answer within {} s",
+            looks::TIME.as_secs()
+        );
+        self.case.refuse(Category::Policy, Refusal::Denied, &text)
     }
 
     /// Waits until the qube's part of the log has room for the entries of the command.
@@ -278,7 +342,7 @@ impl Candidate<'_> {
         if lock(&self.case.vm.full).due().is_some() {
             self.case.event(Kind::LogQuota, text, None);
         }
-        self.wait(RequestState::Quota, async {
+        self.wait_while_allowed(RequestState::Quota, async {
             self.port.send(Frame::Wait(WaitReason::LogRoom)).await;
             while let Err(time) = take() {
                 sleep(time.clamp(LOOK.0, LOOK.1)).await; // the owner may give more meanwhile
@@ -294,7 +358,7 @@ impl Candidate<'_> {
         if let Some(place) = vm.places.take(most()) {
             return Ok(place);
         }
-        self.wait(RequestState::Place, async {
+        self.wait_while_allowed(RequestState::Place, async {
             self.port.send(Frame::Wait(WaitReason::Commands)).await;
             vm.places.wait(most).await
         })
@@ -363,7 +427,10 @@ impl Candidate<'_> {
         let open = transfer::open(&task, &self.case.vm.looks);
         match self.wait_for_disk(RequestState::Looking, open).await? {
             Ok(file) => Ok(file.map(|file| (task, file))),
-            Err(e) => Err(self.case.not_started(&e)),
+            Err(e) => Err(match task.not_copied(&e) {
+                Some(text) => self.case.not_copied(text),
+                None => self.case.not_started(&e),
+            }),
         }
     }
 
@@ -391,7 +458,7 @@ impl Candidate<'_> {
         let (shared, name) = (case.shared.clone(), vm.to_owned());
         desktop::notify(&case.vm.desktop, vm, short, move || shared.approvals.count(&name));
         let answer = self
-            .wait(RequestState::Approval, async {
+            .wait_while_allowed(RequestState::Approval, async {
                 self.port.send(Frame::Wait(WaitReason::Approval(short))).await;
                 timeout(APPROVAL, answer).await
             })

@@ -20,13 +20,14 @@ use super::{
     state::{Shared, Vm},
 };
 use crate::{
+    log::escape,
     proto::{
         mac::{Digest, Key},
         remote::{Mode, Refusal, Request, argv, check_text, flags},
     },
     remote::{
         clock::now_ms,
-        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Ruling, Verdict},
+        policy::{self, Action, AskedProgram, Manner, Policy, RuleOptions, Ruling, UMASK, Verdict},
         program::{FoundProgram, MAX_PATH, PathFault},
         shown::{logged, quoted, quoted_words, visible},
     },
@@ -78,12 +79,25 @@ pub(super) fn authenticate(
             }
             let key = keys.iter().find(|key| key.v1_verify(&id, &token));
             let key = key.ok_or_else(|| fail(case, "not authorized: its token is wrong"))?.clone();
+            shared.key_uses.note(key.id());
             Ok(Authentic { id, key, code: None, request: None, length })
         }
         Opening::Open(request, mac) => {
             let case = Case { shared, vm, id: &request.id };
             let key = keys(case)?.into_iter().find(|key| key.id() == request.kid);
-            let key = key.ok_or_else(|| fail(case, "not authorized: its key is not this qube's (any more)"))?;
+            let key = key.ok_or_else(|| {
+                let retired = shared.key_uses.retired(&vm.name, request.kid);
+                let text = retired.map_or_else(
+                    || "not authorized: its key is not this qube's (not yet, or not any more)".to_owned(),
+                    |time| {
+                        format!(
+                            "not authorized: it was signed with a key that was retired in dom0, {time}; qvm-remote ping \
+                             takes a new key into use, qvm-remote key gen makes one"
+                        )
+                    },
+                );
+                fail(case, &text)
+            })?;
             if !key.verify_request(&request, &mac) {
                 return Err(fail(case, "not authorized: its code is wrong"));
             }
@@ -92,6 +106,7 @@ pub(super) fn authenticate(
                 return Err(fail(case, "not authorized: it was made for another qube"));
             }
             current(case, &request, nonce)?;
+            shared.key_uses.note(key.id());
             let (id, length) = (request.id.clone(), request.length);
             Ok(Authentic { id, key, code: Some(mac), request: Some(request), length })
         }
@@ -162,7 +177,25 @@ pub(super) async fn body(port: &Port, length: u32) -> Result<Vec<u8>, Rejected> 
 pub(super) enum Task {
     Run(Box<Launch>),
     Get(PathBuf, PathBuf, u64),
-    Put(PathBuf, PathBuf, u64),
+    /// With the permission bits of the file.
+    Put(PathBuf, PathBuf, u64, u32),
+}
+
+impl Task {
+    /// Why the file of a transfer was not copied, in words for its client; `None` for a command.
+    pub(super) fn not_copied(&self, e: &io::Error) -> Option<String> {
+        let (verb, path) = match self {
+            Self::Run(_) => return None,
+            Self::Get(_, path, _) => ("read", path),
+            Self::Put(_, path, ..) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let path = visible(path.as_os_str().as_bytes());
+                return Some(format!("{path} is in dom0 already, and put replaces no file"));
+            }
+            Self::Put(_, path, ..) => ("written", path),
+        };
+        let (path, why) = (visible(path.as_os_str().as_bytes()), escape(e.to_string().as_bytes()));
+        Some(format!("{path} cannot be {verb} in dom0: {why}"))
+    }
 }
 
 /// What the policy says of a command, and what will be done when it may. Two that are equal are one decision: what a
@@ -183,6 +216,14 @@ pub(super) struct Judged {
 }
 
 impl Judged {
+    /// The command that will run; `None` for a transfer.
+    pub(super) fn launch(&self) -> Option<&Launch> {
+        match &self.task {
+            Task::Run(launch) => Some(launch),
+            Task::Get(..) | Task::Put(..) => None,
+        }
+    }
+
     /// The rule's line, as the logs show it.
     pub(super) fn rule(&self) -> String {
         self.line.map_or_else(|| "none".to_owned(), |line| line.to_string())
@@ -195,9 +236,14 @@ impl Judged {
         let user = visible(self.options.user.as_deref().unwrap_or("root").as_bytes());
         let yes = |yes| if yes { "yes" } else { "no" };
         let (directory, stdin, tty) = (launch.cwd.as_os_str().as_bytes(), yes(launch.stdin), yes(launch.tty));
-        let cwd = logged(&quoted(directory), directory);
+        let otherwise = if launch.at_root_otherwise() { "|'/'" } else { "" };
+        let cwd = logged(&quoted(directory), directory) + otherwise;
+        let umask = match launch.umask {
+            UMASK => String::new(),
+            umask => format!(" umask={umask:03o}"),
+        };
         let names: Vec<_> = variables(launch).map(|(name, _)| visible(name.as_bytes())).collect();
-        format!("rule={rule} user={user} cwd={cwd} stdin={stdin} tty={tty} env={} {shown}", names.join(","))
+        format!("rule={rule} user={user} cwd={cwd}{umask} stdin={stdin} tty={tty} env={} {shown}", names.join(","))
     }
 
     /// The kind of command, without a word of the qube's.
@@ -285,7 +331,7 @@ pub(super) fn judge(case: Case<'_>, authentic: &Authentic, payload: &[u8], sight
     let beneath = decision.beneath.map(PathBuf::from).unwrap_or_default();
     let task = match mode {
         Mode::Get => Task::Get(beneath, path(), decision.options.max_size),
-        Mode::Put => Task::Put(beneath, path(), decision.options.max_size),
+        Mode::Put => Task::Put(beneath, path(), decision.options.max_size, 0o666 & !decision.options.umask),
         _ => {
             let what = match mode {
                 Mode::Shell => What::Script(payload.to_vec()),

@@ -42,6 +42,7 @@ pub(super) fn launch(
     // without the option it is the daemon's own user
     let identity = options.user.is_some().then(|| identity(name, &account)).transpose()?;
     let tty = request.is_some_and(|r| r.has(flags::TTY));
+    let cwd = directory(options.cwd.as_deref(), request, &account);
     let mut env = environment(vm, id, name, account);
     for (key, value) in request.map(|r| r.env.as_slice()).unwrap_or_default() {
         let harmless = |b: &u8| b.is_ascii_alphanumeric() || b"-+._".contains(b);
@@ -79,11 +80,14 @@ pub(super) fn launch(
         words: words.into_iter().map(OsString::from_vec).collect(),
         script,
         env,
-        cwd: directory(options.cwd.as_deref(), request),
+        cwd,
+        cwd_optional: options.cwd.is_none(),
+        umask: options.umask,
         identity,
         stdin: request.is_some_and(|r| r.has(flags::STDIN)),
         tty,
         timeout: [asked, options.timeout].into_iter().flatten().min(),
+        timeout_by_policy: options.timeout.is_some_and(|policy| asked.is_none_or(|asked| policy < asked)),
         max_output: options.max_output,
     })
 }
@@ -121,10 +125,10 @@ fn environment(vm: &Vm, id: &str, name: &str, account: User) -> Vec<(OsString, O
     ]
 }
 
-fn directory(policy: Option<&str>, request: Option<&Request>) -> PathBuf {
+fn directory(policy: Option<&str>, request: Option<&Request>, account: &User) -> PathBuf {
     match policy {
         Some("client") => PathBuf::from(OsString::from_vec(request.map_or_else(|| b"/".to_vec(), |r| r.cwd.clone()))),
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from("/"),
+        None => account.dir.clone(),
     }
 }

@@ -1,6 +1,7 @@
 //! Which VMs are served: those of the configuration, read at the start and at SIGHUP.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -27,6 +28,56 @@ pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
     }
 }
 
+/// Between two looks for names of the list that no qube had, doubled from the first to the last: qvm-check may have failed,
+/// or the qube comes later.
+const SOUGHT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
+/// Tells of names that no qube has: the others are served.
+pub(super) fn missing(shared: &Shared, names: Vec<String>) {
+    for name in &names {
+        let text = format!(
+            "{name} is not served: no qube has this name. dom0 looks for it again, every {} min at the latest; if it is \
+             not to come, take it off QVM_REMOTE_VMS in {}",
+            SOUGHT.1.as_secs() / 60,
+            shared.paths.conf.display()
+        );
+        emit(Event::new(Kind::ConfigurationRejected, text));
+    }
+    *lock(&shared.missing) = names.into_iter().collect();
+    shared.sought.notify_waiters();
+}
+
+/// Looks again and again for names that no qube had, and serves the qubes that are found.
+pub(super) async fn seek(shared: Arc<Shared>, channels: TaskTracker) {
+    let mut wait = SOUGHT.0;
+    loop {
+        let mut others = pin!(shared.sought.notified());
+        others.as_mut().enable(); // before the look, so that nothing comes between
+        let names: Vec<String> = lock(&shared.missing).iter().cloned().collect();
+        if names.is_empty() {
+            others.await;
+            wait = SOUGHT.0;
+            continue;
+        }
+        if timeout(wait, others).await.is_ok() {
+            wait = SOUGHT.0;
+            continue;
+        }
+        wait = (wait * 2).min(SOUGHT.1);
+        for name in call::check(&names).await.served {
+            // the list may have been read again meanwhile
+            if lock(&shared.missing).remove(&name) && !served(&shared, &name) {
+                emit(Event::new(Kind::ConfigurationReloaded, format!("{name} was found and is served")));
+                open(&shared, &name, &channels);
+            }
+        }
+    }
+}
+
+fn served(shared: &Shared, name: &str) -> bool {
+    lock(&shared.vms).contains_key(name)
+}
+
 /// Begins to serve a VM.
 pub(super) fn open(shared: &Arc<Shared>, name: &str, channels: &TaskTracker) {
     if let Err(e) = shared.keys.read(name) {
@@ -50,6 +101,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     };
     bad_names(shared, &config);
     let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
+    lock(&shared.missing).retain(|name| wanted.contains(name)); // so that `seek` serves none that went
     let gone: Vec<_> = {
         let mut vms = lock(&shared.vms);
         let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
@@ -70,16 +122,19 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
             vm.stop.cancel();
         });
     }
-    for name in &wanted {
-        if lock(&shared.vms).contains_key(name) {
-            continue;
-        }
-        match call::exists(name).await {
-            Ok(()) => open(shared, name, channels),
-            Err(e) => emit(Event::new(Kind::ConfigurationRejected, format!("{name} is not served: {e}"))),
-        }
+    let new: Vec<_> = wanted.iter().filter(|name| !served(shared, name)).cloned().collect();
+    let mut checked = call::check(&new).await;
+    // some may have been found meanwhile
+    checked.served.retain(|name| !served(shared, name));
+    checked.missing.retain(|name| !served(shared, name));
+    if let (true, Some(fault)) = (checked.served.is_empty() && checked.missing.is_empty(), &checked.fault) {
+        let text = format!("{} cannot be looked for ({fault}); they are not served", new.join(" "));
+        emit(Event::new(Kind::ConfigurationRejected, text));
     }
-    let text = format!("serving {}", wanted.join(" "));
+    checked.served.iter().for_each(|name| open(shared, name, channels));
+    missing(shared, checked.missing);
+    let served: Vec<_> = wanted.iter().filter(|name| served(shared, name)).cloned().collect();
+    let text = format!("serving {}", served.join(" "));
     shared.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));
     let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
     emit(Event::new(Kind::ConfigurationReloaded, format!("the list of qubes was read again; {text}")));

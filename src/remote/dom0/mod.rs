@@ -5,7 +5,7 @@
 //! call every 30 s. *Greeting*: `qvm-run` was started, and the agent's magic is waited for, 5 s. *Live*: frames pass;
 //! 45 s of silence, a fault or the end of either process end it, and all its commands with it. *V1 queue*: no agent
 //! answered, so the original's queue is read by calls, if the policy says `v1 = yes`; an agent is looked for again,
-//! less and less often, at last every ten minutes.
+//! less and less often, every ten minutes at the latest.
 //!
 //! # A stop
 //! SIGTERM: no new commands, those that run may end (the unit's time-out allows 90 s), then they are ended. When the
@@ -28,6 +28,7 @@ mod gate;
 mod groups;
 mod judge;
 mod keep;
+mod key_uses;
 mod launch;
 mod ledger;
 mod listed;
@@ -40,6 +41,7 @@ pub(crate) mod question;
 mod reject;
 mod replay;
 mod request;
+mod restart;
 mod run;
 mod session;
 mod sheet;

@@ -153,6 +153,10 @@ fn shared(dir: &TempDir) -> Arc<Shared> {
     let at = |name: &str| dir.path().join(name);
     let paths = Paths { conf: at("conf"), keys: at("keys"), run: at("run"), state: at("state"), log: at("log") };
     Arc::new(Shared {
+        missing: Mutex::default(),
+        sought: tokio::sync::Notify::new(),
+        restart: super::restart::PendingRestart::default(),
+        key_uses: super::key_uses::KeyUses::new(dir.path(), true),
         config: RemoteConfig { vms: vec!["work".into()], log_size: 1 << 20, ..RemoteConfig::default() },
         keys: Store::new(&paths.keys, None),
         audit: Audit::new(Some(paths.log.clone()), 1 << 20),

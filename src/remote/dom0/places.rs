@@ -31,6 +31,11 @@ impl Places {
         free.then(|| CommandPlace(self.0.clone()))
     }
 
+    /// The bound may be another one: whoever waits asks for it again.
+    pub(super) fn look_again(&self) {
+        self.0.freed.notify_one();
+    }
+
     /// Waits for a place.
     ///
     /// # Cancel safety
@@ -79,6 +84,24 @@ mod tests {
         drop(second);
         for task in waiting {
             task.await.expect("it gets a place");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bound_that_is_raised_counts_at_once() {
+        let (places, most) = (Arc::<Places>::default(), Arc::new(AtomicUsize::new(1)));
+        let _held = places.take(1).expect("the first");
+        let wait =
+            |places: Arc<Places>, most: Arc<AtomicUsize>| async move { places.wait(|| most.load(Relaxed)).await };
+        let waiting = [(); 2].map(|()| tokio::spawn(wait(places.clone(), most.clone())));
+        tokio::task::yield_now().await;
+        places.look_again();
+        tokio::task::yield_now().await;
+        assert!(waiting.iter().all(|task| !task.is_finished()), "nothing was raised");
+        most.store(3, Relaxed);
+        places.look_again();
+        for task in waiting {
+            task.await.expect("it gets a place while the first is held");
         }
     }
 }

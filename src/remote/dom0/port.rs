@@ -121,7 +121,12 @@ impl Inbox {
         self.credit.iter().for_each(Notify::notify_one);
     }
 
-    /// Data that came, or `None` at its end.
+    /// Whether the qube sent the end of its data.
+    pub fn has_ended(&self) -> bool {
+        self.with(|inside| inside.eof)
+    }
+
+    /// Data that came, or `None` at its end and at the end of the channel; [`Self::has_ended`] tells which.
     ///
     /// # Cancel safety
     /// Safe.
@@ -314,6 +319,7 @@ mod tests {
             inbox.gone();
             assert_eq!(inbox.credit(0, 100).await, 0);
             assert_eq!(inbox.data().await, None);
+            assert!(!inbox.has_ended(), "the channel ended, not the data");
         });
     }
 }

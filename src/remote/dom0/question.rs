@@ -37,6 +37,8 @@ pub(super) enum Question<'a> {
     Kill(&'a str),
     /// The request of this qube with this id is to end.
     KillOne(&'a str, &'a str),
+    /// The service is to be restarted when no command runs or waits.
+    RestartWhenIdle,
 }
 
 impl<'a> Question<'a> {
@@ -50,6 +52,7 @@ impl<'a> Question<'a> {
             ["approve", id] => Some(Self::Approve(id)),
             ["deny", id] => Some(Self::Deny(id)),
             ["kill", vm] => Some(Self::Kill(vm)),
+            ["restart", "when-idle"] => Some(Self::RestartWhenIdle),
             ["kill", vm, id] => Some(Self::KillOne(vm, id)),
             _ => None,
         }
@@ -75,6 +78,7 @@ impl fmt::Display for Question<'_> {
             Self::Approve(id) => write!(f, "approve {id}"),
             Self::Deny(id) => write!(f, "deny {id}"),
             Self::Kill(vm) => write!(f, "kill {vm}"),
+            Self::RestartWhenIdle => f.write_str("restart when-idle"),
             Self::KillOne(vm, id) => write!(f, "kill {vm} {id}"),
         }
     }
@@ -86,6 +90,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) pid: u32,
     /// The daemon is being stopped and takes no new commands.
     pub(crate) draining: bool,
+    /// When a restart was asked for that waits for the last command, in seconds since 1970.
+    pub(crate) restart_pending_since: Option<u64>,
     /// Why dom0's log cannot be written.
     pub(crate) log_failure: Option<String>,
     pub(crate) qubes: BTreeMap<String, QubeStatus>,
@@ -132,6 +138,12 @@ pub(crate) struct WaitingStatus {
 }
 
 impl DaemonStatus {
+    /// Without what goes on over a restart.
+    pub(crate) fn without_background(mut self) -> Self {
+        self.background.clear();
+        self
+    }
+
     fn to_json(&self) -> Value {
         let qube = |q: &QubeStatus| json!({ "channel": q.channel, "v1": q.v1, "keyed": q.keyed });
         let command = |c: &CommandStatus| json!({ "vm": c.vm, "id": c.id, "seconds": c.seconds, "shown": c.shown });
@@ -139,6 +151,7 @@ impl DaemonStatus {
         json!({
             "pid": self.pid,
             "draining": self.draining,
+            "restart_pending_since": self.restart_pending_since,
             "log_failure": self.log_failure,
             "vms": self.qubes.iter().map(|(name, q)| (name.clone(), qube(q))).collect::<BTreeMap<_, _>>(),
             "commands": self.commands.iter().map(command).collect::<Vec<_>>(),
@@ -165,6 +178,7 @@ impl DaemonStatus {
         Some(Self {
             pid: u32::try_from(all["pid"].as_u64()?).ok()?,
             draining: all["draining"].as_bool()?,
+            restart_pending_since: all["restart_pending_since"].as_u64(),
             log_failure: text(&all["log_failure"]),
             qubes: all["vms"].as_object()?.iter().map(qube).collect::<Option<_>>()?,
             commands: all["commands"].as_array()?.iter().map(command).collect::<Option<_>>()?,
@@ -255,6 +269,14 @@ pub(crate) fn decide(run: &Path, id: &str, allow: bool) -> io::Result<bool> {
     Ok(question.ask(run)?.trim() == "yes")
 }
 
+/// Has the service restarted when no command runs or waits.
+///
+/// # Errors
+/// As [`status_json`]; `InvalidData` when the daemon is of an earlier version and cannot do that.
+pub(crate) fn restart_when_idle(run: &Path) -> io::Result<()> {
+    if Question::RestartWhenIdle.ask(run)?.trim() == "yes" { Ok(()) } else { Err(strange()) }
+}
+
 /// Ends every command of a qube; how many there were.
 pub(crate) fn kill(run: &Path, vm: &str) -> io::Result<usize> {
     Question::Kill(vm).ask(run)?.trim().parse().map_err(|_| strange())
@@ -279,6 +301,7 @@ mod tests {
             Question::Kill("work"),
             Question::KillOne("work", "a-1"),
             Question::Sheet("00ff"),
+            Question::RestartWhenIdle,
         ] {
             assert_eq!(Question::parse(&format!("{question}\n")), Some(question));
         }
@@ -287,6 +310,7 @@ mod tests {
         let status = DaemonStatus {
             pid: 7,
             draining: false,
+            restart_pending_since: Some(7),
             log_failure: None,
             qubes: [("work".to_owned(), qube)].into(),
             commands: vec![CommandStatus { vm: "work".into(), id: "a".into(), seconds: 3, shown: "cmd=x".into() }],
@@ -300,6 +324,7 @@ mod tests {
             "{\"approvals\":{\"00ff\":\"work asks for cmd=x\"},\
              \"background\":[],\
              \"commands\":[{\"id\":\"a\",\"seconds\":3,\"shown\":\"cmd=x\",\"vm\":\"work\"}],\"draining\":false,\"log_failure\":null,\"pid\":7,\
+             \"restart_pending_since\":7,\
              \"vms\":{\"work\":{\"channel\":\"live\",\"keyed\":true,\"v1\":false}},\
              \"waiting\":[{\"id\":\"b\",\"seconds\":2,\"state\":\"place\",\"vm\":\"work\"}]}\n"
         );

@@ -94,6 +94,12 @@ impl Case<'_> {
         Rejected(Refusal::Failed, text)
     }
 
+    /// The file of a transfer could not be copied.
+    pub(super) fn not_copied(self, text: String) -> Rejected {
+        self.audit("ERROR", &text);
+        Rejected(Refusal::Failed, text)
+    }
+
     /// Its client gave up before it began.
     pub(super) fn abandoned(self) -> Rejected {
         self.cancel("before it began");
@@ -102,6 +108,10 @@ impl Case<'_> {
 
     /// The daemon stops before the command began.
     pub(super) fn draining(self) -> Rejected {
+        if self.shared.restart.holds() {
+            self.cancel("before it began: the daemon is being restarted");
+            return Rejected(Refusal::Draining, "qvm-remote-dom0 is being restarted; ask again".into());
+        }
         self.cancel("before it began: the daemon is being stopped");
         Rejected(Refusal::Draining, "qvm-remote-dom0 is being stopped".into())
     }

@@ -9,7 +9,7 @@
 //! | *looking* | where the path of the program leads, 5 s at most; before each look at the policy | the gate; refused when there is no answer |
 //! | *quota* | room for its entries in the qube's part of the log | the gate |
 //! | *approval* | a person in dom0, 600 s at most | the gate; refused when the person says no, or nobody answers |
-//! | *place* | the end of another command of the qube | the gate |
+//! | *place* | the end of another command of the qube, or of a restart that does not come | the gate |
 //! | *recording* | its entry in the log, on the disk | the gate; refused when the log cannot be written |
 //! | *running* | the end of the command, or of the file | answered |
 //! | *ending* | its processes, which get TERM and then KILL | answered |
@@ -18,17 +18,19 @@
 //! Every state but the last two can be left for *refused* as well: the owner ended the request, the client gave up, the
 //! channel ended, the daemon stops. *running* is left for *ending* for the same reasons, and when its time or its output
 //! is spent. *The gate* ([`super::gate`]) asks everything anew after each of these waits, and is the only way to
-//! *running*.
+//! *running*. In *quota*, *approval* and *place* everything is asked anew at each change of the key, the list or the
+//! policy too, so that a request that is not allowed any more is answered at once.
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::sys::lock;
@@ -87,6 +89,8 @@ pub(super) struct OpenRequest {
 pub(super) struct Requests {
     open: Mutex<HashMap<u64, OpenRequest>>,
     last: AtomicU64,
+    /// A request was answered.
+    fewer: Notify,
 }
 
 impl Requests {
@@ -116,6 +120,18 @@ impl Requests {
     /// How many are not answered.
     pub(super) fn open(&self) -> usize {
         lock(&self.open).values().filter(|request| request.state != RequestState::Background).count()
+    }
+
+    /// Waits until there is none of those that `count` counts.
+    pub(super) async fn none(&self, count: fn(&Self) -> usize) {
+        loop {
+            let mut fewer = pin!(self.fewer.notified());
+            fewer.as_mut().enable();
+            if count(self) == 0 {
+                return;
+            }
+            fewer.await;
+        }
     }
 
     /// Numbers go on behind this one.
@@ -165,6 +181,21 @@ impl Registration {
         if let Some(request) = lock(&self.requests.open).get_mut(&self.number) {
             (request.state, request.since) = (state, Instant::now());
         }
+        if state == RequestState::Background {
+            self.requests.fewer.notify_waiters();
+        }
+    }
+
+    /// What the request does, and since when.
+    pub(super) fn standing(&self) -> Option<(RequestState, Instant)> {
+        lock(&self.requests.open).get(&self.number).map(|request| (request.state, request.since))
+    }
+
+    /// Goes back to what [`standing`](Self::standing) said.
+    pub(super) fn resume(&self, standing: Option<(RequestState, Instant)>) {
+        if let (Some(request), Some(standing)) = (lock(&self.requests.open).get_mut(&self.number), standing) {
+            (request.state, request.since) = standing;
+        }
     }
 
     pub(super) fn show(&self, shown: &str) {
@@ -177,6 +208,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         lock(&self.requests.open).remove(&self.number);
+        self.requests.fewer.notify_waiters();
     }
 }
 

@@ -10,6 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::Notify,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,9 +20,11 @@ use super::{
     approvals::Approvals,
     background, call, changes, control, descriptors,
     groups::CommandGroups,
+    key_uses::KeyUses,
     ledger::Ledger,
     listed,
     request::RequestState,
+    restart::PendingRestart,
     state::{DaemonOptions, Shared, StartError, io_at},
 };
 use crate::{
@@ -32,7 +36,11 @@ use crate::{
         files,
         keys::{self, Store},
     },
-    systemd::notify,
+    systemd::{
+        jobs::{self, Job},
+        notify,
+        systemctl::Scope,
+    },
 };
 
 /// How long running commands may take to end when the daemon is stopped.
@@ -41,6 +49,9 @@ const DRAIN: Duration = Duration::from_secs(60);
 const LAST: Duration = Duration::from_secs(10);
 /// How long the answers of the last commands may take to reach the qubes.
 const ANSWERS: Duration = Duration::from_secs(2);
+
+/// The timer that ends the time of `start`.
+const END: &str = "qvm-remote-dom0-stop.timer";
 
 /// Keeps the directory to ourselves: two daemons, or one with `--once` beside it, never share state.
 fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
@@ -71,8 +82,9 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         return Err(StartError::NoKeys);
     }
     let _lock = if options.dry_run { None } else { Some(lock(&paths)?) };
-    for vm in &config.vms {
-        call::exists(vm).await?;
+    let checked = call::check(&config.vms).await;
+    if let (true, Some(fault)) = (checked.served.is_empty(), checked.fault) {
+        return Err(fault);
     }
     let ledger = if options.dry_run {
         Ledger::in_memory()
@@ -95,14 +107,18 @@ pub async fn run(paths: Paths, options: DaemonOptions) -> Result<(), StartError>
         tasks: TaskTracker::new(),
         groups: if options.dry_run { None } else { CommandGroups::of_daemon() },
         vms: Mutex::default(),
+        missing: Mutex::default(),
+        sought: Notify::new(),
+        restart: PendingRestart::default(),
+        key_uses: KeyUses::new(&paths.state, options.dry_run),
         paths,
         config,
     });
-    serve(&shared, &options).await
+    listed::missing(&shared, checked.missing);
+    serve(&shared, &options, &checked.served).await
 }
 
-async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), StartError> {
-    let names = &shared.config.vms;
+async fn serve(shared: &Arc<Shared>, options: &DaemonOptions, names: &[String]) -> Result<(), StartError> {
     let text = format!("qvm-remote-dom0 {} starting (pid={})", env!("CARGO_PKG_VERSION"), std::process::id());
     shared.audit.write("INFO", &format!("{text} vms={}", names.join(",")));
     emit(Event::new(Kind::ServiceReady, format!("{text}; listening for commands from: {}", names.join(" "))));
@@ -115,6 +131,7 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     names.iter().for_each(|name| listed::open(shared, name, &channels));
     channels.close();
     let changes = tokio::spawn(changes::watch(shared.clone()));
+    let seeking = (!shared.once).then(|| tokio::spawn(listed::seek(shared.clone(), channels.clone())));
     let control = if shared.dry_run || shared.once { None } else { Some(control::listen(shared.clone())?) };
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", names.join(" ")))]);
     let watchdog = tokio::spawn(notify::watchdog());
@@ -131,9 +148,13 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
                 _ = int.recv() => break,
             },
             () = channels.wait(), if shared.once => break,
+            () = shared.restart.carry_out(&shared.requests) => {}
         }
     }
     shared.draining.cancel(); // whatever has not started is refused
+    if let Some(seeking) = seeking {
+        seeking.abort();
+    }
     let count = shared.requests.started();
     let _ =
         sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {count} commands left"))]);
@@ -143,11 +164,16 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
             format!("stopping: {count} commands have up to {} s to end", DRAIN.as_secs()),
         ));
     }
+    let timer = tokio::spawn(forget_the_end());
     shared.tasks.close();
     tokio::select! {
         () = all_ended(shared, DRAIN) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
+    }
+    for cut in shared.requests.list().into_iter().filter(|request| request.state.started()) {
+        let text = format!("stopping: a command of {} is cut ({}): {}", cut.vm, cut.id, cut.shown);
+        emit(Event::new(Kind::ServiceDraining, text));
     }
     shared.requests.end(|request| request.state != RequestState::Background);
     shared.approvals.deny_all();
@@ -157,12 +183,21 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions) -> Result<(), Star
     shared.stop.cancel();
     let _ = timeout(Duration::from_secs(5), channels.wait()).await;
     drop(control);
+    let _ = timeout(Duration::from_secs(5), timer).await;
     watchdog.abort();
     changes.abort();
     shared.audit.write("INFO", &format!("Shutting down (pid={})", std::process::id()));
     let _ = timeout(ANSWERS, shared.audit.flush()).await;
     emit(Event::new(Kind::ServiceStopped, "qvm-remote-dom0 has stopped".to_owned()));
     Ok(())
+}
+
+/// At a stop, which no restart follows: the time that `start` gave this service is over, and stops no later one.
+async fn forget_the_end() {
+    if matches!(jobs::own_job().await, Job::Stop { .. }) {
+        let stop = || Scope::System.ask(&["--no-block", "stop", END], Duration::from_secs(2));
+        let _ = spawn_blocking(stop).await;
+    }
 }
 
 /// Waits until no request is open, for this long at most. Qubes that read no answer keep nobody here.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::yield_now,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -23,6 +23,9 @@ use crate::{
         pipe::AsyncPipe,
     },
 };
+
+/// With `--once`: how long clients that wait for a channel may take to come once it is there. They look for it every 50 ms.
+const LATECOMERS: Duration = Duration::from_secs(1);
 
 /// A live channel.
 pub(super) struct Session<'a> {
@@ -66,15 +69,15 @@ impl<'a> Session<'a> {
 
     /// Reads until the end; `None` when it was an ordinary one.
     pub(super) async fn read(&mut self, frames: &mut Frames<AsyncPipe>) -> Option<&'static str> {
-        let mut heard = Instant::now();
+        let (mut heard, mut quiet) = (Instant::now(), None);
         loop {
             if let Err(why) = self.take_all(frames).await {
                 return Some(why);
             }
-            if self.shared.once && self.empty && self.streams.is_empty() {
-                self.idle = true;
-                self.say_goodbye().await;
-                return None;
+            let nothing = self.shared.once && self.empty && self.streams.is_empty();
+            let since = *quiet.get_or_insert_with(Instant::now);
+            if !nothing {
+                quiet = None;
             }
             tokio::select! {
                 biased;
@@ -89,6 +92,11 @@ impl<'a> Session<'a> {
                     }
                     Ok(false) | Err(_) => return None,
                 },
+                () = sleep_until(since + LATECOMERS), if nothing => {
+                    self.idle = true;
+                    self.say_goodbye().await;
+                    return None;
+                }
                 () = sleep(SILENCE) => {
                     if heard.elapsed() > DEAD {
                         return Some("it has been silent for too long");

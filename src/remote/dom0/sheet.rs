@@ -47,8 +47,9 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
             sheet.field("reads", &quoted(path.as_os_str().as_bytes()));
             sheet.field("size", &format!("at most {most} bytes"));
         }
-        Task::Put(_, path, most) => {
+        Task::Put(_, path, most, mode) => {
             sheet.field("writes", &quoted(path.as_os_str().as_bytes()));
+            sheet.field("mode", &format!("{mode:03o}"));
             sheet.field("content", &format!("at most {most} bytes, which come from the qube"));
         }
     }
@@ -58,7 +59,9 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
 fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
     let user = judged.options.user.as_deref().unwrap_or("root");
     sheet.field("user", &visible(user.as_bytes()));
-    sheet.field("directory", &quoted(launch.cwd.as_os_str().as_bytes()));
+    let otherwise = if launch.at_root_otherwise() { ", or '/' where it cannot be entered" } else { "" };
+    sheet.field("directory", &format!("{}{otherwise}", quoted(launch.cwd.as_os_str().as_bytes())));
+    sheet.field("umask", &format!("{:03o}", launch.umask));
     sheet.field("input", if launch.stdin { "comes from the qube while it runs" } else { "none" });
     sheet.field("terminal", if launch.tty { "yes" } else { "no" });
     sheet.field("time", &launch.timeout.map_or("no limit".to_owned(), |t| format!("at most {} ms", t.as_millis())));

@@ -1,7 +1,7 @@
 //! What the channels, the commands and the control socket of one daemon share.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     path::PathBuf,
     sync::{
@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, ledger::Ledger, looks::Looks,
-    places::Places, replay::Replay, request::Requests,
+    approvals::Approvals, descriptors, desktop::Desktop, groups::CommandGroups, key_uses::KeyUses, ledger::Ledger,
+    looks::Looks, places::Places, replay::Replay, request::Requests, restart::PendingRestart,
 };
 use crate::{
     log::{Event, Kind, Reminder, emit},
@@ -68,6 +69,12 @@ pub struct Shared {
     /// Where commands get control groups of their own.
     pub(super) groups: Option<CommandGroups>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
+    /// Names of the list that no qube has.
+    pub(super) missing: Mutex<BTreeSet<String>>,
+    /// Those are others now.
+    pub(super) sought: Notify,
+    pub(super) restart: PendingRestart,
+    pub(super) key_uses: KeyUses,
 }
 
 /// One VM, over all its channels.
@@ -79,6 +86,8 @@ pub struct Vm {
     pub(super) full: Mutex<Reminder>,
     /// Places for commands that run.
     pub(super) places: Places,
+    /// The key or the policy of a qube may be another one.
+    pub(super) changed: Notify,
     /// Looks at paths that the qube names.
     pub(super) looks: Looks,
     /// Notifications about commands that wait for approval.
@@ -100,6 +109,12 @@ impl Vm {
 
     pub(super) fn listed(&self) -> bool {
         self.listed.load(Relaxed)
+    }
+
+    /// Whoever waits looks at the key and the policy again.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_waiters();
+        self.places.look_again();
     }
 
     pub(super) fn set(&self, state: &'static str) {
@@ -150,6 +165,7 @@ impl Shared {
                     name: name.to_owned(),
                     full: Mutex::default(),
                     places: Places::default(),
+                    changed: Notify::new(),
                     looks: Looks::default(),
                     desktop: Arc::default(),
                     replay: Mutex::default(),

@@ -6,9 +6,9 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{File, Permissions},
     io::{self, Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::Path,
     time::Duration,
 };
@@ -83,6 +83,7 @@ pub(super) struct OpenTarget {
     directory: OwnedFd,
     name: OsString,
     most: u64,
+    mode: u32,
 }
 
 /// Opens the file that a request is about; `None` for a command.
@@ -96,9 +97,9 @@ pub(super) async fn open(task: &Task, looks: &Looks) -> io::Result<Option<OpenFi
             let (dir, path, most) = (dir.clone(), path.clone(), *most);
             looks.look(move || source(&dir, &path, most).map(OpenFile::Get)).await
         }
-        Task::Put(dir, path, most) => {
-            let (dir, path, most) = (dir.clone(), path.clone(), *most);
-            looks.look(move || target(&dir, &path, most).map(OpenFile::Put)).await
+        Task::Put(dir, path, most, mode) => {
+            let (dir, path, most, mode) = (dir.clone(), path.clone(), *most, *mode);
+            looks.look(move || target(&dir, &path, most, mode).map(OpenFile::Put)).await
         }
     };
     match opened {
@@ -119,7 +120,7 @@ fn source(dir: &Path, path: &Path, most: u64) -> io::Result<OpenSource> {
     Ok(OpenSource { file, most })
 }
 
-fn target(dir: &Path, path: &Path, most: u64) -> io::Result<OpenTarget> {
+fn target(dir: &Path, path: &Path, most: u64, mode: u32) -> io::Result<OpenTarget> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("it names no file"));
     };
@@ -129,9 +130,9 @@ fn target(dir: &Path, path: &Path, most: u64) -> io::Result<OpenTarget> {
         files::open_beneath(dir, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?
     };
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
-    let file = File::from(nix::fcntl::openat(&directory, ".", flags, mode)?);
-    Ok(OpenTarget { file, directory, name: name.to_owned(), most })
+    let closed = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    let file = File::from(nix::fcntl::openat(&directory, ".", flags, closed)?);
+    Ok(OpenTarget { file, directory, name: name.to_owned(), most, mode })
 }
 
 /// Sends a file as standard output.
@@ -178,7 +179,7 @@ pub(super) async fn get(
 /// # Errors
 /// When it cannot be written; nothing is left then.
 pub(super) async fn put(
-    OpenTarget { mut file, directory, name, most }: OpenTarget,
+    OpenTarget { mut file, directory, name, most, mode }: OpenTarget,
     receipt: Option<Receipt>,
     port: &Port,
     moved: &Pumped,
@@ -195,7 +196,11 @@ pub(super) async fn put(
         file = on_disk(move || file.write_all(&data).map(|()| file)).await?;
         port.taken(n).await;
     }
-    file = on_disk(move || file.sync_data().map(|()| file)).await?;
+    file = on_disk(move || {
+        file.set_permissions(Permissions::from_mode(mode))?; // the daemon's own umask is not the command's
+        file.sync_data().map(|()| file)
+    })
+    .await?;
     // The data's end is also seen when the client or the channel is gone, and the request may have been ended while the
     // disk was waited for: `within` looks for both before this goes on, so such a file gets no name.
     let proc = File::open("/proc/self/fd")?;

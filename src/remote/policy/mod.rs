@@ -48,7 +48,7 @@ mod words;
 
 pub use fault::PolicyFault;
 pub use objection::{Manner, objection};
-pub use options::RuleOptions;
+pub use options::{RuleOptions, UMASK};
 pub use program::{AskedProgram, PATH, ProgramName};
 pub use remarks::remarks;
 pub use rules::{Action, EVERYTHING, Mismatch, NOTHING, Policy, Ruling, Verdict};

@@ -9,8 +9,10 @@ use super::fault::Complaint;
 pub struct RuleOptions {
     /// The user to run as; root when the rule names none.
     pub user: Option<String>,
-    /// Where to run; `client` takes the client's own directory.
+    /// Where to run, instead of the user's home directory; `client` takes the client's own directory.
     pub cwd: Option<String>,
+    /// The permission bits that new files of the command, or the file of a `put`, do not get.
+    pub umask: u32,
     /// The longest that a command may run.
     pub timeout: Option<Duration>,
     /// The most that it may write, both streams together, in bytes.
@@ -25,6 +27,8 @@ pub struct RuleOptions {
     pub env: Vec<String>,
 }
 
+/// The umask of commands when the rule says nothing: as ssh has it.
+pub const UMASK: u32 = 0o022;
 /// The largest file that `get` and `put` move when the rule says nothing, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 
@@ -34,6 +38,7 @@ impl RuleOptions {
         Self {
             user: None,
             cwd: None,
+            umask: UMASK,
             timeout: None,
             max_output: None,
             max_size: MAX_SIZE,
@@ -53,6 +58,12 @@ impl RuleOptions {
             match key {
                 "user" if !value.is_empty() => options.user = Some(value.to_owned()),
                 "cwd" if value.starts_with('/') || value == "client" => options.cwd = Some(value.to_owned()),
+                "umask" => {
+                    let bits = (value.len() <= 4).then(|| u32::from_str_radix(value, 8).ok()).flatten();
+                    options.umask = bits.filter(|bits| *bits <= 0o777 && !value.starts_with('+')).ok_or_else(|| {
+                        Complaint::new(format!("umask={value} is no mask"), "octal digits: umask=022, umask=077")
+                    })?;
+                }
                 "timeout" => {
                     let seconds: u32 = value.trim_end_matches('s').parse().map_err(|_| {
                         Complaint::new(format!("timeout={value} is no time"), "whole seconds: timeout=60")
@@ -76,7 +87,7 @@ impl RuleOptions {
                 _ => {
                     return Err(Complaint::new(
                         format!("option \"{word}\" makes no sense"),
-                        "options are user= cwd= timeout= max-output= max-size= stdin= tty= env=",
+                        "options are user= cwd= umask= timeout= max-output= max-size= stdin= tty= env=",
                     ));
                 }
             }
