@@ -3,7 +3,7 @@
 //!
 //! The order matters. The process waits, where crashes come fast, while the keeper still has the sessions; it swaps
 //! itself in as the owner, then it starts its shadow, and only then anything is taken from the pair: a process that is
-//! killed while it takes up the sessions of a crashed one loses none of them.
+//! killed while it takes up the sessions of a crashed one loses those alone whose bytes it was reading from a pipe.
 
 use std::{
     ffi::CString,
@@ -19,8 +19,14 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, fcntl},
-    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
+    sys::{
+        signal::{Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
 };
 use sd_notify::NotifyState;
 
@@ -44,6 +50,8 @@ const STORED: [&str; 3] = ["crash-state", "crash-in", "crash-out"];
 pub const CRASHED: &[u8] = b"crashed";
 /// How long the shadow may take to begin.
 const BEGIN: Duration = Duration::from_secs(10);
+/// How long a shadow that was killed may take to end.
+const END: Duration = Duration::from_secs(1);
 /// The group of the shadow, in that of the calls.
 const GROUP: &str = "shadow";
 
@@ -144,22 +152,33 @@ impl CrashGuard {
             _ => {}
         }
         let keeper = unit::keeper().and_then(|path| unix_address(&path));
+        let process = sys::pidfd_open(std::process::id())?;
         let plan = ShadowPlan {
             words: self.region.shadow_words(generation),
             generation,
-            // For as long as the table is there: the shadow waits on it.
-            process: sys::pidfd_open(std::process::id())?.into_raw_fd(),
+            process: process.as_raw_fd(),
             pair: (self._give.as_raw_fd(), self.take.as_raw_fd()),
             memfd: self.region.memfd().as_fd().as_raw_fd(),
             group: CString::new(group.join("cgroup.procs").as_os_str().as_bytes())?,
             keeper,
             message: CRASHED,
         };
-        let shadow = sys::pidfd_open(shadow::start(&plan)?)?;
+        let child = shadow::start(&plan)?;
+        let began = self.began(child, generation);
+        match began {
+            // For as long as the table is there: the shadow waits on it.
+            Ok(_) => _ = process.into_raw_fd(),
+            Err(_) => end(child),
+        }
+        began
+    }
+
+    /// Waits until the shadow is in its place.
+    fn began(&self, child: u32, generation: u64) -> io::Result<OwnedFd> {
+        let shadow = sys::pidfd_open(child)?;
         let until = Instant::now() + BEGIN;
         while !self.region.is_ready(generation) {
             if Instant::now() > until || has_ended(shadow.as_fd()) {
-                let _ = sys::pidfd_send_signal(shadow.as_fd(), libc::SIGKILL);
                 return Err(io::Error::other("the process that shares the descriptors did not begin"));
             }
             sleep(Duration::from_micros(200));
@@ -318,9 +337,58 @@ fn make_room(end: BorrowedFd<'_>, descriptors: u64) {
     let _ = fcntl(end, FcntlArg::F_DUPFD_CLOEXEC(highest)).map(sys::own);
 }
 
+/// Kills a child and collects it: nobody else does, and a zombie would stay as long as this process lives.
+fn end(child: u32) {
+    let child = Pid::from_raw(child.cast_signed());
+    let _ = kill(child, Signal::SIGKILL);
+    let until = Instant::now() + END;
+    let lives = || {
+        matches!(waitpid(child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    };
+    while lives() && Instant::now() < until {
+        sleep(Duration::from_micros(200));
+    }
+}
+
 /// Whether a process has ended.
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of open descriptors, that of this look included.
+    fn open() -> usize {
+        std::fs::read_dir("/proc/self/fd").expect("it is there").count()
+    }
+
+    /// Starts a shadow that cannot move to its group; what is wrong then, in bits.
+    fn failed_start(calls: &Path) -> u8 {
+        let region = Region::create().expect("memory");
+        let (give, take) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("a pair");
+        let parts = own(GuardParts { region, give, take, crashed: false }).expect("nobody else has it");
+        let GuardParts { region, give, take, crashed } = parts;
+        let (region, calls) = (Arc::new(region), Some(calls.to_owned()));
+        let guard = CrashGuard { region, take, _give: give, crashed, calls, shadow: None, trouble: None };
+        let before = open();
+        let began = guard.start_shadow().is_ok();
+        let child = waitpid(None, Some(WaitPidFlag::WNOHANG)) != Err(Errno::ECHILD);
+        let (descriptor, awaited) = (open() > before, guard.region.shadows() > 0);
+        [began, child, descriptor, awaited].into_iter().rev().fold(0, |bits, wrong| bits << 1 | u8::from(wrong))
+    }
+
+    #[test]
+    fn a_shadow_that_cannot_begin_leaves_no_child_and_no_descriptor() {
+        let calls = std::env::temp_dir().join(format!("calls-{}", std::process::id()));
+        // Nobody can write to it, not even root.
+        std::fs::create_dir_all(calls.join(GROUP).join("cgroup.procs")).expect("a directory");
+        let wrong = sys::forked(|| failed_start(&calls));
+        std::fs::remove_dir_all(calls).expect("ours");
+        assert_eq!(wrong, 0, "1: it began; 2: a child is left; 4: a descriptor; 8: the next process would wait for it");
+    }
 }

@@ -25,6 +25,8 @@ pub use descriptor::{hard_limit, is_net_namespace, own, place, register, registe
 pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
+#[cfg(all(test, feature = "forward"))]
+pub use process::forked;
 #[cfg(feature = "remote")]
 pub use process::is_ignored;
 pub use process::{
