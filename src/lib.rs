@@ -63,9 +63,9 @@
 //! *Crashing.* *crash*: the end of a process of the service that nobody ordered. *checkpoint*: what is written down of
 //! a session while it lives, for the process after a crash. *region*: the memory of all checkpoints; *slot*: that of
 //! one. *shadow*: the process that shares the table of descriptors and gives them away when the service has died.
-//! *guard*: region and shadow of a process. *key*: the inode of a descriptor, by which checkpoints know it. *busy*: its
-//! bytes are being moved now. *lost*: reset and reported, because a crash left no way to go on. *poison*: a session
-//! that makes the process crash that works on it.
+//! *guard*: region and shadow of a process. *key*: the cookie of a socket or the inode of a pipe, by which checkpoints
+//! know it. *busy*: its bytes are being moved now. *lost*: reset and reported, because a crash left no way to go on.
+//! *poison*: a session that makes the process crash that works on it.
 //!
 //! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
 //! *gate* of dom0: the one way from a request to a command that runs. *look*: one question to the file system about a path

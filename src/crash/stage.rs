@@ -2,12 +2,15 @@
 
 use std::os::fd::BorrowedFd;
 
-/// The inode of a descriptor; 0 means none.
+use crate::sys;
+
+/// What a descriptor is known by ([`key`]); 0 means none.
 pub type DescriptorKey = u64;
 
-/// The inode of a descriptor.
+/// The key of a descriptor: the number of a socket, the inode of anything else. The kernel counts the inodes of sockets
+/// and pipes in 32 bits: after a wrap, two sockets that live for long can have the same one. Pipes are few.
 pub fn key(fd: BorrowedFd<'_>) -> DescriptorKey {
-    nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_ino)
+    sys::socket_cookie(fd).unwrap_or_else(|| nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_ino))
 }
 
 /// Stage of a session, with its descriptors.
@@ -95,4 +98,31 @@ pub struct Facts {
     pub redialled: bool,
     /// Until when the server may take to start, in nanoseconds of CLOCK_MONOTONIC.
     pub starting: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::TcpListener,
+        os::{fd::AsFd as _, unix::net::UnixStream},
+    };
+
+    use nix::{sys::stat::fstat, unistd::pipe};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_known_by_a_number_that_no_other_gets_and_a_pipe_by_its_inode() {
+        let (one, other) = UnixStream::pair().expect("a pair");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let keys = [key(one.as_fd()), key(other.as_fd()), key(listener.as_fd())];
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && !keys.contains(&0), "{keys:?}");
+        assert_eq!(keys.map(Some)[0], sys::socket_cookie(one.as_fd()));
+        assert_eq!(keys[0], key(one.try_clone().expect("a descriptor").as_fd()), "a duplicate is the same socket");
+        drop(one);
+        let later = UnixStream::pair().expect("a pair").0;
+        assert!(!keys.contains(&key(later.as_fd())), "no number comes again");
+        let (reader, writer) = pipe().expect("a pipe");
+        assert_eq!([key(reader.as_fd()), key(writer.as_fd())], [fstat(&reader).expect("open").st_ino; 2]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    crash::DescriptorKey,
+    crash::{self, DescriptorKey},
     log::{Kind, say},
     sys,
 };
@@ -30,7 +30,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Descriptors {
     pub(super) by_key: HashMap<(Class, DescriptorKey), Vec<OwnedFd>>,
-    /// Process ids, inodes.
+    /// Process ids, keys.
     pidfds: Vec<(u32, DescriptorKey, OwnedFd)>,
 }
 
@@ -75,7 +75,7 @@ impl Descriptors {
     /// Adds a descriptor.
     fn add(&mut self, fd: OwnedFd) {
         let Ok(stat) = fstat(&fd) else { return };
-        let key = stat.st_ino;
+        let key = crash::key(fd.as_fd());
         let class = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFSOCK if is_connected(&fd) => Class::Socket,
             SFlag::S_IFSOCK => Class::Listener,
@@ -137,4 +137,45 @@ fn pid_of(fd: &OwnedFd) -> Option<u32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     Some(pid.trim().parse().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixStream,
+    };
+
+    use nix::unistd::pipe;
+
+    use super::*;
+
+    #[test]
+    fn each_descriptor_is_claimed_by_its_key_as_what_it_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let ((one, other), (reader, writer)) = (UnixStream::pair().expect("a pair"), pipe().expect("a pipe"));
+        let of: [(Class, OwnedFd); 6] = [
+            (Class::Listener, listener.into()),
+            (Class::Socket, peer.into()),
+            (Class::Socket, one.into()),
+            (Class::Socket, other.into()),
+            (Class::PipeReader, reader),
+            (Class::PipeWriter, writer),
+        ];
+        let mut all = Descriptors::default();
+        let keys = of.map(|(class, fd)| {
+            let key = crash::key(fd.as_fd());
+            // The shadows of two processes may give the same.
+            all.add(fd.try_clone().expect("a descriptor"));
+            all.add(fd);
+            (class, key)
+        });
+        for (class, key) in keys {
+            let claimed = all.claim(class, key).expect("it came");
+            assert_eq!(crash::key(claimed.as_fd()), key, "{class:?}");
+            assert!(all.claim(class, key).is_none(), "{class:?} is claimed once");
+        }
+        assert!(all.by_key.is_empty());
+    }
 }

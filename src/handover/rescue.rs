@@ -1,6 +1,6 @@
 //! The sessions of a process that crashed: its checkpoints and its descriptors become what a handover gives.
 //!
-//! Each descriptor is claimed once, by its inode. Descriptors that no checkpoint names were accepted or dialled in the
+//! Each descriptor is claimed once, by its key. Descriptors that no checkpoint names were accepted or dialled in the
 //! last moment: nothing of them was read.
 
 use std::{

@@ -181,6 +181,14 @@ pub fn net_cookie(fd: BorrowedFd<'_>) -> Option<u64> {
     unsafe { option(fd, libc::SO_NETNS_COOKIE) }
 }
 
+/// The number of a socket: another one for each, as long as the machine runs (SO_COOKIE, net/core/sock_diag.c; in all
+/// namespaces together since Linux 5.4). `None` for what is no socket.
+#[cfg(feature = "forward")]
+pub fn socket_cookie(fd: BorrowedFd<'_>) -> Option<u64> {
+    // SAFETY: the option's value is an unsigned integer of 64 bits.
+    unsafe { option(fd, libc::SO_COOKIE) }
+}
+
 /// The number of the interface that a socket is bound to, 0 without one (SO_BINDTOIFINDEX, net/core/sock.c); `None`
 /// before Linux 5.0.
 #[cfg(feature = "forward")]
