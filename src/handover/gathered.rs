@@ -19,6 +19,7 @@ use crate::{
     crash::{self, DescriptorKey},
     log::{Kind, say},
     sys,
+    systemd::headroom::Headroom,
 };
 
 /// Descriptors in one message of a shadow.
@@ -57,6 +58,8 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
             say(Kind::HandoverLost, text);
         }
         let last = done || silent;
+        // What the previous process had while it was at its limit, this one may need to have too.
+        let headroom = Headroom::take();
         while let Ok((n, fds)) = sys::receive::<BATCH>(from, &mut [0; 16], MsgFlags::empty()) {
             if n == 0 && fds.is_empty() {
                 break;
@@ -64,6 +67,7 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
             heard = Instant::now();
             fds.into_iter().for_each(|fd| all.add(fd));
         }
+        drop(headroom);
         if last {
             return all;
         }
@@ -142,13 +146,51 @@ fn pid_of(fd: &OwnedFd) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::IoSlice,
         net::{TcpListener, TcpStream},
         os::unix::net::UnixStream,
     };
 
-    use nix::unistd::pipe;
+    use nix::{
+        sys::{
+            resource::{Resource, setrlimit},
+            socket::{AddressFamily, ControlMessage, SockFlag, UnixAddr, sendmsg, socketpair},
+        },
+        unistd::pipe,
+    };
 
     use super::*;
+    use crate::systemd::headroom;
+
+    /// Descriptors that a process without room for them takes from a pair, of eight.
+    fn taken_at_the_limit() -> u8 {
+        let numbers = std::fs::read_dir("/proc/self/fd").expect("it is there").flatten();
+        let highest = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max();
+        let few = highest.expect("there are some") + 64;
+        setrlimit(Resource::RLIMIT_NOFILE, few, few).expect("it is lowered");
+        headroom::keep();
+        let (give, take) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).expect("a pair");
+        let pipes: Vec<_> = (0..4).map(|_| pipe().expect("a pipe")).collect();
+        let fds: Vec<_> = pipes.iter().flat_map(|(from, to)| [from.as_raw_fd(), to.as_raw_fd()]).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<UnixAddr>(give.as_raw_fd(), &[IoSlice::new(&[0; 8])], &rights, MsgFlags::empty(), None)
+            .expect("there is room");
+        let _all: Vec<_> = std::iter::from_fn(|| take.try_clone().ok()).collect();
+        let received = receive(take.as_fd(), || true);
+        u8::try_from(received.by_key.values().map(Vec::len).sum::<usize>()).expect("few")
+    }
+
+    #[test]
+    fn a_process_at_its_limit_of_descriptors_takes_what_another_had_at_its_own() {
+        // No other thread may have it at the moment of the fork.
+        let headroom = Headroom::take();
+        let taken = sys::forked(move || {
+            drop(headroom);
+            taken_at_the_limit()
+        });
+        assert_eq!(taken, 8);
+    }
 
     #[test]
     fn each_descriptor_is_claimed_by_its_key_as_what_it_is() {

@@ -22,6 +22,8 @@ use std::{
 
 /// Descriptors in one message; the kernel takes 253 (SCM_MAX_FD, unix(7)).
 pub const BATCH: usize = 250;
+/// The highest number of a descriptor that is looked for where /proc cannot be read.
+const MOST: RawFd = 1 << 20;
 /// The name of the shadow among processes: not that of the program, so that `pkill -9 NAME` leaves the shadow alone.
 const NAME: &std::ffi::CStr = c"crash-shadow";
 
@@ -150,32 +152,41 @@ unsafe fn give_all(plan: &ShadowPlan<'_>) {
     let mut count = 0;
     // SAFETY: getdents64 fills the buffer with whole entries, whose length and name are read within what it returned.
     unsafe {
+        // The process has died, and nobody waits for that any more: a table that is full has room for one again.
+        libc::close(plan.process);
         let directory = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
+        let mut give = |fd: RawFd| {
+            let ours = [plan.pair.0, plan.pair.1, plan.memfd, directory];
+            if fd > 2 && !ours.contains(&fd) && is_to_be_given(fd) {
+                batch[count] = fd;
+                count += 1;
+            }
+            if count == BATCH {
+                send(plan, &batch);
+                count = 0;
+            }
+        };
         if directory < 0 {
-            return;
-        }
-        let mut entries = [0_u64; 4096];
-        loop {
-            let size = size_of_val(&entries);
-            let n = libc::syscall(libc::SYS_getdents64, directory, entries.as_mut_ptr(), size);
-            let Ok(n @ 1..) = usize::try_from(n) else { break };
-            let bytes = std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), n);
-            let mut at = 0;
-            // d_ino, d_off, d_reclen (u16), d_type, d_name
-            while let Some(entry) = bytes.get(at..).filter(|entry| entry.len() > 19) {
-                let length = usize::from(u16::from_ne_bytes([entry[16], entry[17]]));
-                at += length.max(20);
-                let Some(fd) = number(&entry[19..]) else { continue };
-                let ours = [plan.process, plan.pair.0, plan.pair.1, plan.memfd, directory];
-                if fd > 2 && !ours.contains(&fd) && is_to_be_given(fd) {
-                    batch[count] = fd;
-                    count += 1;
-                }
-                if count == BATCH {
-                    send(plan, &batch);
-                    count = 0;
+            // Without the list: every number that there can be.
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+            (0..RawFd::try_from(limit.rlim_max).unwrap_or(RawFd::MAX).min(MOST)).for_each(give);
+        } else {
+            let mut entries = [0_u64; 4096];
+            loop {
+                let size = size_of_val(&entries);
+                let n = libc::syscall(libc::SYS_getdents64, directory, entries.as_mut_ptr(), size);
+                let Ok(n @ 1..) = usize::try_from(n) else { break };
+                let bytes = std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), n);
+                let mut at = 0;
+                // d_ino, d_off, d_reclen (u16), d_type, d_name
+                while let Some(entry) = bytes.get(at..).filter(|entry| entry.len() > 19) {
+                    let length = usize::from(u16::from_ne_bytes([entry[16], entry[17]]));
+                    at += length.max(20);
+                    number(&entry[19..]).into_iter().for_each(&mut give);
                 }
             }
+            libc::close(directory);
         }
         send(plan, &batch[..count]);
     }
@@ -359,8 +370,14 @@ mod tests {
     const DONE: usize = 4;
     const OWNER: usize = 5;
 
-    /// What a process with these descriptors has, which starts a shadow and is killed; the mode is `mode` then.
+    /// As [`killed_in`], with room in the table.
     fn killed(kept: &[RawFd], mode: u64, words: &SharedWords, pair: &(OwnedFd, OwnedFd)) {
+        killed_in(kept, mode, words, pair, false);
+    }
+
+    /// What a process with these descriptors has, which starts a shadow and is killed; the mode is `mode` then, and the
+    /// table may be full.
+    fn killed_in(kept: &[RawFd], mode: u64, words: &SharedWords, pair: &(OwnedFd, OwnedFd), full: bool) {
         let group = std::env::temp_dir().join(format!("shadow-{}-{mode}", std::process::id()));
         std::fs::write(&group, "").expect("a file");
         words[MODE].store(mode, Relaxed);
@@ -392,6 +409,12 @@ mod tests {
                 for fd in (3..4096).filter(|fd| !kept.contains(fd) && !ours.contains(fd)) {
                     libc::close(fd);
                 }
+                if full {
+                    let highest = kept.iter().chain(&ours).max().map_or(0, |fd| *fd);
+                    let few = highest.unsigned_abs().max(16) + 16;
+                    let limit = libc::rlimit { rlim_cur: few.into(), rlim_max: few.into() };
+                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+                }
                 let process = sys::pidfd_open(std::process::id());
                 let shadow = process.and_then(|process| start(&plan(process.into_raw_fd())));
                 if shadow.is_err() {
@@ -400,6 +423,7 @@ mod tests {
                 while words[READY].load(Relaxed) != 3 {
                     libc::sched_yield();
                 }
+                while full && libc::dup(ours[2]) >= 0 {}
                 libc::kill(libc::getpid(), libc::SIGKILL);
                 libc::_exit(2)
             },
@@ -443,11 +467,20 @@ mod tests {
 
     #[test]
     fn a_shadow_gives_what_a_killed_process_had_and_no_listener_passes_a_linger_on() {
+        gives_all(1, false);
+    }
+
+    #[test]
+    fn a_shadow_gives_everything_when_its_process_was_at_the_limit_of_descriptors() {
+        gives_all(3, true);
+    }
+
+    fn gives_all(mode: u64, full: bool) {
         let (words, pair) = words_and_pair();
         let table = Table::new();
-        killed(&table.fds(), 1, &words, &pair);
-        let (_, given) =
-            sys::receive::<BATCH>(pair.1.as_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT).expect("a message");
+        killed_in(&table.fds(), mode, &words, &pair, full);
+        let message = || sys::receive::<BATCH>(pair.1.as_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT).ok();
+        let given: Vec<_> = std::iter::from_fn(message).flat_map(|(_, given)| given).collect();
         let inode = |fd: &OwnedFd| fstat(fd).expect("open").st_ino;
         let mut inodes: Vec<_> = given.iter().map(inode).collect();
         let own = [table.listener.as_fd(), table.accepted.as_fd()].map(|fd| fd.try_clone_to_owned().expect("open"));
