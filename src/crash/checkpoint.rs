@@ -9,7 +9,7 @@ use std::sync::atomic::{
 use super::{
     history::SavedId,
     layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, check, slot},
-    region::region,
+    region::{Region, region},
     stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
 };
@@ -18,18 +18,22 @@ use super::{
 #[derive(Debug)]
 pub struct Checkpoint(CheckpointPlace);
 
+/// Words that a session has without a region, too: bytes up and down, datagrams sent and answered.
+const COUNTS: usize = 4;
+
 #[derive(Debug)]
 enum CheckpointPlace {
     /// Of the region of this process.
     Slot(u32),
-    Private(Box<[AtomicU64; slot::BODY]>),
+    /// The counts alone.
+    Private(Box<[AtomicU64; COUNTS]>),
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        match region().and_then(|region| region.take_slot()) {
+        match region().and_then(Region::take_slot_of_session) {
             Some(slot) => Self(CheckpointPlace::Slot(slot)),
-            None => Self(CheckpointPlace::Private(Box::new([const { AtomicU64::new(0) }; slot::BODY]))),
+            None => Self(CheckpointPlace::Private(Box::default())),
         }
     }
 }
@@ -50,24 +54,33 @@ impl Checkpoint {
 
     /// Whether the session was saved already.
     pub fn is_live(&self) -> bool {
-        self.is_kept() && self.word(slot::USE).load(Relaxed) == LIVE
+        self.words().is_some_and(|words| words[slot::USE].load(Relaxed) == LIVE)
     }
 
     /// Whether anything that is saved outlives the process.
     pub fn is_kept(&self) -> bool {
-        matches!(self.0, CheckpointPlace::Slot(_))
+        self.words().is_some()
     }
 
-    fn words(&self) -> &[AtomicU64] {
+    /// Whether the session's bytes are being moved.
+    #[cfg(test)]
+    pub fn is_moving(&self) -> bool {
+        self.words().is_some_and(|words| words[slot::BUSY].load(Relaxed) == MOVING)
+    }
+
+    /// Its words in the region.
+    fn words(&self) -> Option<&'static [AtomicU64]> {
+        let CheckpointPlace::Slot(slot) = self.0 else { return None };
+        Some(region()?.slot(slot))
+    }
+
+    /// A count.
+    fn count(&self, index: usize) -> &AtomicU64 {
         match (&self.0, region()) {
-            (CheckpointPlace::Private(words), _) => &**words,
-            (CheckpointPlace::Slot(slot), Some(region)) => region.slot(*slot),
-            (CheckpointPlace::Slot(_), None) => &[], // a slot is given by a region
+            (CheckpointPlace::Private(counts), _) => &counts[index],
+            (CheckpointPlace::Slot(slot), Some(region)) => &region.slot(*slot)[slot::BYTES + index],
+            (CheckpointPlace::Slot(_), None) => unreachable!("a slot is given by a region"),
         }
-    }
-
-    fn word(&self, index: usize) -> &AtomicU64 {
-        &self.words()[index]
     }
 
     /// Saves who the session is.
@@ -85,10 +98,7 @@ impl Checkpoint {
 
     /// Saves the stage that the session is at from now on, with what is known so far. `set_up`: when its set-up began.
     pub fn stage(&self, stage: &SavedStage, set_up: u64, facts: &Facts) {
-        if !self.is_kept() {
-            return;
-        }
-        let words = self.words();
+        let Some(words) = self.words() else { return };
         let (word, keys) = stage.encode();
         words[slot::STAGE].store(word | u64::from(facts.redialled) << 24, Relaxed);
         keys.iter().zip(&words[slot::KEYS..]).for_each(|(key, word)| word.store(*key, Relaxed));
@@ -102,23 +112,20 @@ impl Checkpoint {
 
     /// The key of the peer, where it was saved.
     pub fn peer(&self) -> DescriptorKey {
-        if self.is_kept() { self.word(slot::KEYS).load(Relaxed) } else { 0 }
+        self.words().map_or(0, |words| words[slot::KEYS].load(Relaxed))
     }
 
     /// The session's bytes are being moved.
     pub fn moving(&self) {
-        if let CheckpointPlace::Slot(_) = self.0 {
-            self.word(slot::BUSY).store(MOVING, Relaxed);
+        if let Some(words) = self.words() {
+            words[slot::BUSY].store(MOVING, Relaxed);
             compiler_fence(SeqCst);
         }
     }
 
     /// The session's bytes are where this says, and are not moved.
     pub fn moved(&self, relay: &SavedRelay) {
-        if !self.is_kept() {
-            return;
-        }
-        let words = self.words();
+        let Some(words) = self.words() else { return };
         for (n, direction) in [relay.up, relay.down].iter().enumerate() {
             words[slot::DROPPED + n].store(direction.dropped, Relaxed);
             let pipe = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
@@ -143,36 +150,36 @@ impl Checkpoint {
     /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to
     /// that.
     pub fn ending(&self, end: u8) {
-        if self.is_kept() {
-            self.word(slot::ENDING).store(ENDING | u64::from(end), Release);
+        if let Some(words) = self.words() {
+            words[slot::ENDING].store(ENDING | u64::from(end), Release);
         }
     }
 
     /// The session is over: nobody is to take it up.
     pub fn over(&self) {
-        if self.is_kept() {
-            self.word(slot::USE).store(TAKEN, Release);
+        if let Some(words) = self.words() {
+            words[slot::USE].store(TAKEN, Release);
         }
     }
 
     /// Bytes delivered: up.
     pub fn up(&self) -> &AtomicU64 {
-        self.word(slot::BYTES)
+        self.count(0)
     }
 
     /// Bytes delivered: down.
     pub fn down(&self) -> &AtomicU64 {
-        self.word(slot::BYTES + 1)
+        self.count(1)
     }
 
     /// Datagrams sent to the upstream.
     pub fn sent(&self) -> &AtomicU64 {
-        self.word(slot::PASSED)
+        self.count(2)
     }
 
     /// Datagrams that the upstream answered.
     pub fn answered(&self) -> &AtomicU64 {
-        self.word(slot::PASSED + 1)
+        self.count(3)
     }
 }
 
@@ -214,3 +221,5 @@ impl Drop for ListenerCheckpoint {
 }
 
 const _: () = assert!(slot::TEXT_CHECK < slot::BODY && slot::BODY < SLOT);
+// The counts are side by side.
+const _: () = assert!(slot::PASSED == slot::BYTES + 2 && slot::BUSY == slot::BYTES + COUNTS);

@@ -12,8 +12,8 @@ use super::{
 /// `QRXCRASH`, and the version of the layout. A reader takes its own version only.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"QRXCRASH");
 pub(super) const VERSION: u64 = 1;
-/// Words of the header.
-pub(super) const HEADER: usize = 512;
+/// Words of the header: two pages.
+pub(super) const HEADER: usize = 1024;
 /// Words of a slot: 768 bytes.
 pub(super) const SLOT: usize = 96;
 /// Slots. A session has at least two descriptors; the units allow 262,144 of them.
@@ -50,16 +50,22 @@ pub(super) mod header {
     pub const TAKING: usize = 18;
     /// Whether the process hands over: its sessions may be in the handover, too.
     pub const HANDING: usize = 19;
+    /// Whether a session of the process found no slot: its descriptors look like those of nobody.
+    pub const UNSAVED: usize = 20;
     /// The times of the last starts: a ring.
     pub const STARTS: usize = 32;
     pub const START_ENTRIES: usize = 8;
-    /// What each thread works on: a slot plus one.
-    pub const WORKING: usize = 64;
-    pub const WORKING_ENTRIES: usize = 64;
     /// Crashes that were counted: a ring of entries.
-    pub const CRASH: usize = 160;
+    pub const CRASH: usize = 64;
     pub const CRASH_WORDS: usize = 10;
     pub const CRASH_ENTRIES: usize = 8;
+    /// What each thread works on: a slot plus one. It is written at each poll of a relay, so each thread has a line of
+    /// the cache to itself.
+    pub const WORKING: usize = 512;
+    pub const WORKING_WORDS: usize = 8;
+    pub const WORKING_ENTRIES: usize = 64;
+    const _: () = assert!(CRASH + CRASH_WORDS * CRASH_ENTRIES <= WORKING);
+    const _: () = assert!(WORKING + WORKING_WORDS * WORKING_ENTRIES <= super::HEADER);
 }
 
 /// The words of a slot.

@@ -122,8 +122,9 @@ impl Region {
         &self.words[at..at + SLOT]
     }
 
+    /// What a thread works on, by its number: from 1 on.
     pub(super) fn working(&self, thread: usize) -> &AtomicU64 {
-        self.header(header::WORKING + (thread - 1) % header::WORKING_ENTRIES)
+        self.header(header::WORKING + (thread - 1) % header::WORKING_ENTRIES * header::WORKING_WORDS)
     }
 
     /// Words that the shadow reads and writes.
@@ -215,6 +216,16 @@ impl Region {
         self.header(header::TAKING).swap(0, AcqRel) > 0
     }
 
+    /// A session of this process has no slot.
+    pub fn set_unsaved(&self) {
+        self.header(header::UNSAVED).store(1, Release);
+    }
+
+    /// Whether a session of the previous process had no slot. To be asked once for each crash.
+    pub fn was_unsaved(&self) -> bool {
+        self.header(header::UNSAVED).swap(0, AcqRel) > 0
+    }
+
     /// This process hands its sessions over: they may be in the handover and here.
     pub fn set_handing(&self) {
         self.header(header::HANDING).store(1, Release);
@@ -268,7 +279,7 @@ impl Region {
                 Some(SavedId(words[slot::ID].load(Acquire), words[slot::ID + 1].load(Acquire)))
             })
             .collect();
-        (0..header::WORKING_ENTRIES).for_each(|n| self.header(header::WORKING + n).store(0, Release));
+        (1..=header::WORKING_ENTRIES).for_each(|n| self.working(n).store(0, Release));
         // A process that a burst of restarts has ended before it began has not crashed.
         if cause.counts() || !self.live().is_empty() {
             self.header(header::CRASHES).fetch_add(1, AcqRel);
@@ -315,7 +326,16 @@ impl Region {
         }
     }
 
-    /// A slot for a session; `None` when all are taken.
+    /// A slot for a session; `None`, which is saved, when all are taken.
+    pub(super) fn take_slot_of_session(&self) -> Option<u32> {
+        let slot = self.take_slot();
+        if slot.is_none() {
+            self.set_unsaved();
+        }
+        slot
+    }
+
+    /// A slot; `None` when all are taken.
     pub(super) fn take_slot(&self) -> Option<u32> {
         let mut slots = lock(&self.slots);
         let slot = slots.given.pop().or_else(|| {
@@ -519,6 +539,27 @@ mod tests {
         assert_eq!(next.read(slots[0]), Err(Damage::Words));
         assert_eq!(next.read(slots[1]), Err(Damage::Text));
         assert_eq!(next.read(slots[2]).expect("it is whole").names.name, "c");
+    }
+
+    #[test]
+    fn a_session_that_finds_no_slot_is_known_to_the_next_process() {
+        let region = Region::create().expect("memory");
+        let slot = region.take_slot_of_session().expect("there is room");
+        assert!(!reopened(&region).was_unsaved());
+        lock(&region.slots).next = SLOTS as u32;
+        assert_eq!(region.take_slot_of_session(), None);
+        region.give_slot(slot);
+        assert_eq!(region.take_slot_of_session(), Some(slot));
+        let next = reopened(&region);
+        assert!(next.was_unsaved() && !next.was_unsaved(), "once");
+    }
+
+    #[test]
+    fn each_thread_has_a_line_of_the_cache_for_what_it_works_on() {
+        let region = Region::create().expect("memory");
+        let lines: std::collections::BTreeSet<_> =
+            (1..=header::WORKING_ENTRIES).map(|n| std::ptr::from_ref(region.working(n)).addr() / 64).collect();
+        assert_eq!(lines.len(), header::WORKING_ENTRIES);
     }
 
     #[test]

@@ -70,6 +70,13 @@ impl Default for SavedRelay {
     }
 }
 
+impl SavedRelay {
+    /// Whether bytes are in a pipe: whoever reads them there has them in memory.
+    pub fn in_pipe(&self) -> bool {
+        [self.up.held, self.down.held].iter().any(|held| matches!(held, SavedBytes::Pipe(_)))
+    }
+}
+
 /// State of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SavedDirection {

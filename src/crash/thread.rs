@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
-    sync::atomic::Ordering::{AcqRel, Relaxed, Release},
+    sync::atomic::Ordering::{Relaxed, Release},
     task::{Context, Poll},
 };
 
@@ -56,7 +56,10 @@ impl WorkMark {
     fn new(region: &'static Region, slot: u64) -> Self {
         let thread = THREAD.get();
         let thread = if thread > 0 { thread } else { enter(region) };
-        let before = region.working(thread).swap(slot, AcqRel);
+        // Its own thread alone writes the word, but for the threads beyond as many as there are words.
+        let word = region.working(thread);
+        let before = word.load(Relaxed);
+        word.store(slot, Release);
         Self { region, thread, before }
     }
 }

@@ -77,7 +77,7 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
 
 impl Descriptors {
     /// Adds a descriptor.
-    fn add(&mut self, fd: OwnedFd) {
+    pub(super) fn add(&mut self, fd: OwnedFd) {
         let Ok(stat) = fstat(&fd) else { return };
         let key = crash::key(fd.as_fd());
         let class = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {

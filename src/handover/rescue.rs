@@ -139,6 +139,7 @@ impl Rescued {
         verdict: CrashVerdict,
     ) -> Self {
         let (taking, handing) = (region.was_taking(), region.was_handing());
+        let unsaved = region.was_unsaved();
         let mut rescued = Self {
             slots: region.live(),
             listeners: Vec::new(),
@@ -147,7 +148,7 @@ impl Rescued {
             descriptors: Mutex::new(descriptors),
             cause,
             verdict,
-            damaged: taking.into(),
+            damaged: (taking || unsaved).into(),
             taking,
             handing,
         };
@@ -207,8 +208,8 @@ impl Rescued {
         let checkpoint = self.go_on.then(|| Checkpoint::resume(slot));
         let mut claimed = Vec::new();
         let stage = self.judged(&saved).and_then(|()| {
-            // From here on its bytes may be in the memory of this process.
-            if let Some(checkpoint) = &checkpoint {
+            // What is in a pipe is in the memory of this process from here on.
+            if let Some(checkpoint) = checkpoint.as_ref().filter(|_| saved.stage.relay.in_pipe()) {
                 checkpoint.moving();
             }
             ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&saved)
@@ -505,4 +506,30 @@ fn doomed(saved: SavedSession, checkpoint: Option<Checkpoint>, why: LostReason) 
     }
     let known = Some(Box::new((info, why.end())));
     Lost { session: Some(id), what: format!("session {id}"), why: why.text().to_owned(), known }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_without_a_checkpoint_is_a_new_connection_unless_a_session_had_none() {
+        for unsaved in [false, true] {
+            let region = Arc::new(Region::create().expect("memory"));
+            if unsaved {
+                region.set_unsaved();
+            }
+            let path = std::env::temp_dir().join(format!("stranger-{}-{unsaved}", std::process::id()));
+            let listener = UnixListener::bind(&path).expect("a path");
+            let _peer = UnixStream::connect(&path).expect("it listens");
+            let (accepted, _) = listener.accept().expect("it came");
+            std::fs::remove_file(path).expect("ours");
+            let mut descriptors = Descriptors::default();
+            descriptors.add(accepted.into());
+            let rescued = Rescued::new(region, false, descriptors, CrashCause::Killed, CrashVerdict::GoOn);
+            assert_eq!(rescued.strangers().len(), usize::from(!unsaved));
+        }
+    }
 }

@@ -185,8 +185,12 @@ impl Relay {
         self
     }
 
-    /// Takes the relay off the runtime, with every byte it holds.
-    pub fn park(mut self) -> Parked {
+    /// Takes the relay off the runtime, with every byte it holds. What was in a pipe is in memory from here on: a crash
+    /// loses the session.
+    pub fn park(mut self, counters: &Counters) -> Parked {
+        if self.saved().in_pipe() {
+            counters.checkpoint().moving();
+        }
         self.pass_end();
         Parked {
             peer: self.peer.park(),

@@ -196,7 +196,8 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
         }
     }
     if let RelayOutcome::Interrupted(Why::Park) = outcome {
-        return story.park(ParkedStage::Relaying { relay: relay.park(), helper: Some(*helper) });
+        let relay = relay.park(&info.counters);
+        return story.park(ParkedStage::Relaying { relay, helper: Some(*helper) });
     }
     let next = close(story, *relay, outcome);
     if let Some(exit) = lost {

@@ -177,7 +177,10 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage
         }
     }
     match outcome {
-        RelayOutcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
+        RelayOutcome::Interrupted(Why::Park) => {
+            let relay = relay.park(&story.info.counters);
+            story.park(ParkedStage::Relaying { relay, helper: None })
+        }
         outcome => close(story, *relay, outcome),
     }
 }

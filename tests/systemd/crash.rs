@@ -393,8 +393,8 @@ impl Checkpoints {
     const SERVING: u64 = 11;
     const FAULT: u64 = 12;
     const STARTS: std::ops::Range<u64> = 32..40;
-    const WORKING: u64 = 64;
-    const HEADER: u64 = 512;
+    const WORKING: u64 = 512;
+    const HEADER: u64 = 1024;
     const SLOT: u64 = 96;
     const ID: u64 = 2;
     const KEYS: u64 = 9;

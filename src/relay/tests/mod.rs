@@ -84,7 +84,7 @@ async fn drive(
         };
         match outcome {
             RelayOutcome::Interrupted(Why::Park) => {
-                relay = set(Relay::resume(relay.park(), None).expect("taken up"));
+                relay = set(Relay::resume(relay.park(counters), None).expect("taken up"));
             }
             outcome => return (relay, outcome),
         }
