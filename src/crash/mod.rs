@@ -10,9 +10,9 @@
 //! * **A session is one slot** ([`layout`]): words that change while it lives, under a check word, and its names as
 //!   text, under another. Whoever finds a check wrong does not use the slot: that session is reset and reported, alone.
 //! * **A listener of our own is a slot, too**, so that it keeps its backlog, and a UNIX socket its inode.
-//! * **A descriptor is its key**, not its number: that of a socket is its cookie, which the kernel gives once, that of a
-//!   pipe its inode ([`key`]). Numbers of descriptors are used again. So a slot never means somebody else's descriptor,
-//!   and the descriptors of several dead processes, which had the same numbers, can be taken together.
+//! * **A descriptor is its key**, not its number ([`key`]): a socket is its cookie, which the kernel gives once, a pipe
+//!   its inode. Numbers of descriptors are used again. So a slot never means somebody else's descriptor, and the
+//!   descriptors of several dead processes, which had the same numbers, can be taken together.
 //! * **A session is busy** while its thread moves its bytes: then a read may have happened and the write that belongs
 //!   to it not. One word says so before the first call, and one after the last. A session that was busy when its
 //!   process died, or whose bytes were in private memory, is reset and reported. All others go on.

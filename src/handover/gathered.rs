@@ -15,9 +15,12 @@ use nix::{
     },
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 use crate::{
     crash::{self, DescriptorKey},
     log::{Kind, say},
+    session::abandon,
     sys,
     systemd::headroom::Headroom,
 };
@@ -72,6 +75,28 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
             return all;
         }
         let _ = poll(&mut [PollFd::new(from, PollFlags::POLLIN)], PollTimeout::from(10_u8));
+    }
+}
+
+/// Resets whatever a shadow gives that was given up, as long as this process lives. The sessions were reported as lost.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn reset_late(take: OwnedFd) {
+    let Ok(take) = sys::register(take, Interest::READABLE) else { return };
+    while let Ok(mut ready) = take.readable().await {
+        let come = |take: &AsyncFd<OwnedFd>| sys::receive::<BATCH>(take.as_fd(), &mut [0; 16], MsgFlags::empty());
+        match ready.try_io(come) {
+            Ok(Ok((n, fds))) if n > 0 || !fds.is_empty() => {
+                let mut late = Descriptors::default();
+                fds.into_iter().for_each(|fd| late.add(fd));
+                // Those of systemd are in use here.
+                late.close_unclaimed_listeners();
+                late.by_key.values().flatten().for_each(abandon);
+            }
+            Ok(_) => return,
+            Err(_would_block) => {}
+        }
     }
 }
 
@@ -146,10 +171,12 @@ fn pid_of(fd: &OwnedFd) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::IoSlice,
+        io::{ErrorKind, IoSlice},
         net::{TcpListener, TcpStream},
         os::unix::net::UnixStream,
     };
+
+    use tokio::io::AsyncReadExt as _;
 
     use nix::{
         sys::{
@@ -190,6 +217,28 @@ mod tests {
             taken_at_the_limit()
         });
         assert_eq!(taken, 8);
+    }
+
+    #[tokio::test]
+    async fn what_comes_from_a_shadow_after_all_is_reset_and_no_listener_passes_a_linger_on() {
+        let (give, take) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).expect("a pair");
+        let late = tokio::spawn(reset_late(take));
+        for _ in 0..2 {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let peer = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await;
+            let (accepted, _) = listener.accept().expect("it came");
+            let fds = [listener.as_raw_fd(), accepted.as_raw_fd()];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            sendmsg::<UnixAddr>(give.as_raw_fd(), &[IoSlice::new(&[0; 8])], &rights, MsgFlags::empty(), None)
+                .expect("there is room");
+            drop(accepted);
+            let end = peer.expect("it listens").read(&mut [0]).await.map_err(|e| e.kind());
+            assert_eq!(end, Err(ErrorKind::ConnectionReset));
+            assert_eq!(getsockopt(&listener, sockopt::Linger).expect("a socket").l_onoff, 0);
+        }
+        drop(give);
+        late.await.expect("it ends with the pair");
     }
 
     #[test]

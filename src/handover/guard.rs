@@ -221,6 +221,12 @@ impl CrashGuard {
         let alive = |calls: &PathBuf| shadows(calls) as u64 > own;
         self.region.shadows() <= own || !self.calls.as_ref().is_some_and(alive)
     }
+
+    /// The end at which descriptors may come after all, when a shadow was silent for too long ([`super::reset_late`]).
+    pub fn late(&self) -> Option<OwnedFd> {
+        let awaited = self.crashed && !self.earlier_are_done();
+        awaited.then(|| self.take.try_clone().ok()).flatten()
+    }
 }
 
 /// Waits where crashes come fast.

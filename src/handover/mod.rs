@@ -28,6 +28,7 @@ use std::{
 
 use sd_notify::NotifyState;
 
+pub use gathered::reset_late;
 pub use guard::{
     CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_handing, set_mode, set_taking, shadows,
 };

@@ -28,8 +28,8 @@ use crate::{
         datagram::{Asked, Destination},
     },
     session::{
-        FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, SessionEnding, SessionInfo, abandon,
-        ended_event,
+        FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, SessionEnding, SessionInfo, Tallies,
+        abandon, ended_event,
     },
     spec::SocketKind,
     stream::{Stream, StreamKind},
@@ -86,6 +86,18 @@ impl Lost {
         event.session = self.session;
         event.end = self.session.map(|_| End::Drained);
         emit(event);
+    }
+
+    /// Whether that cost the session anything: one that was being closed ends as it was to.
+    pub fn is_loss(&self) -> bool {
+        self.known.as_ref().is_none_or(|known| known.1 == End::Lost)
+    }
+
+    /// Counts the end of the session among those of its listener, where that is known.
+    pub fn count(&self, tallies: &Tallies) {
+        if let Some((info, end)) = self.known.as_deref() {
+            tallies.of(&info.route.listener).session_ended(*end, (info.counters.up(), info.counters.down()));
+        }
     }
 
     /// Nothing of the whole handover can be used.
@@ -308,5 +320,32 @@ impl RecordReader<'_> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
         Ok(ParkedDirection { phase: record.phase, held: held.to_vec(), dropped: record.dropped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{relay::Counters, session::Routes};
+
+    fn ended(end: Option<End>, listener: &ListenerIdentity) -> Lost {
+        let known = end.map(|end| {
+            let route = Routes::new(0).unknown("name".into(), listener.clone(), "upstream");
+            let counters = Counters::starting_at(3, 4);
+            Box::new((SessionInfo::new(Uuid::nil(), Arc::new(route), Peer::Unknown, Duration::ZERO, counters), end))
+        });
+        Lost { session: None, what: "a session".into(), why: "a crash".into(), known }
+    }
+
+    #[test]
+    fn a_session_that_a_crash_has_ended_is_counted_by_its_listener_and_one_that_was_closing_is_no_loss() {
+        let listener = ListenerIdentity::new("127.0.0.1:1", SocketKind::Tcp, None);
+        let tallies = Tallies::default();
+        let all = [Some(End::Lost), Some(End::Eof), None].map(|end| ended(end, &listener));
+        all.iter().for_each(|lost| lost.count(&tallies));
+        assert_eq!(all.map(|lost| lost.is_loss()), [true, false, true]);
+        let counted = tallies.of(&listener).counted();
+        let ends: Vec<_> = counted.ended().filter(|(_, n)| *n > 0).collect();
+        assert_eq!((ends, counted.bytes), (vec![(End::Eof, 1), (End::Lost, 1)], [6, 8]));
     }
 }

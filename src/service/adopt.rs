@@ -172,7 +172,8 @@ impl Adoption {
                 match self.records.read(index) {
                     Ok(session) => self.adopt(session, &mut tally),
                     Err(lost) => {
-                        tally.lost += 1;
+                        tally.lost += usize::from(lost.is_loss());
+                        lost.count(self.routes.tallies());
                         lost.emit();
                     }
                 }

@@ -205,6 +205,9 @@ impl RunningService {
         self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;
         handover::set_taking(false);
+        if let Some(late) = self.guard.as_ref().and_then(CrashGuard::late) {
+            tokio::spawn(handover::reset_late(late));
+        }
     }
 
     /// The routes of all listeners that are served.

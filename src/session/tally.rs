@@ -435,6 +435,7 @@ mod tests {
         tally.session_began();
         tally.dial_failed(Reason::Timeout, true);
         tally.session_ended(End::Killed, (5, 7));
+        tally.session_ended(End::Lost, (0, 0));
         tally.dialled(3);
         first.of(&udp).session_ended(End::Idle, (1, 2));
         assert!(tally.pause(true) && !tally.pause(true));
