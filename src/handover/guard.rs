@@ -345,12 +345,10 @@ fn make_room(end: BorrowedFd<'_>, descriptors: u64) {
 
 /// Kills a child and collects it: nobody else does, and a zombie would stay as long as this process lives.
 fn end(child: u32) {
-    let child = Pid::from_raw(child.cast_signed());
+    let Ok(child) = i32::try_from(child).map(Pid::from_raw) else { return };
     let _ = kill(child, Signal::SIGKILL);
     let until = Instant::now() + END;
-    let lives = || {
-        matches!(waitpid(child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
-    };
+    let lives = || matches!(waitpid(child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR));
     while lives() && Instant::now() < until {
         sleep(Duration::from_micros(200));
     }
