@@ -335,6 +335,8 @@ fn every_entry_is_in_one_chain_and_the_qube_keeps_its_head() {
     world.policy("dev", "deny shell *\n");
     world.dom0("qvm-remote-dom0 authorize dev $(cat /etc/qubes/remote.d/dev.key); qvm-remote-dom0 revoke dev");
     world.remote("dev", &["true"]).expect(126, "");
+    // a change is noted when the files have been quiet for a moment
+    eventually("the change is noted", || world.log().contains("ACCESS vm=dev keys=none policy="));
     assert_eq!(daemon.stop().code, 0);
     let log = world.log();
     let numbers: Vec<u64> =

@@ -117,7 +117,7 @@ pub(super) fn start(span: &str) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether no daemon listens.
+/// Whether this error of connect(2) means that no daemon listens at the socket.
 fn nobody(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

@@ -55,7 +55,16 @@ async fn with_either_key(
     ask: &Submission,
     record: &mut HistoryEntry,
 ) -> Result<u8, ClientError> {
-    let Some(new) = home.new_key() else { return with_key(home, key, id, ask, record).await };
+    let Some(new) = home.new_key() else {
+        let result = with_key(home, key, id, ask, record).await;
+        // Another command may have taken a new key into use since `key` was read.
+        let refused = matches!(result, Err(ClientError::Unauthorised(_)));
+        let now = home.key().ok().filter(|now| refused && now != key);
+        return match now {
+            Some(now) => with_key(home, &now, id, ask, record).await,
+            None => result,
+        };
+    };
     let (first, second) = if ask.mode == Mode::Ping { (&new, key) } else { (key, &new) };
     let (mut used, mut result) = (first, with_key(home, first, id, ask, record).await);
     if let Err(ClientError::Unauthorised(why)) = result {

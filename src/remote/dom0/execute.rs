@@ -386,7 +386,7 @@ async fn pump(pipe: &AsyncPipe, kind: frame::Type, who: usize, port: &Port, budg
 #[derive(Default)]
 struct Input {
     taken: Pumped,
-    /// Its end came.
+    /// Whether the qube sent the end of the input.
     whole: AtomicBool,
 }
 
