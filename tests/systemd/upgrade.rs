@@ -334,9 +334,10 @@ fn a_crash_after_an_upgrade_costs_no_session_and_neither_does_the_way_back() {
         echo_at(7001);
         let mut wires = [port(2001), port(2002)];
         let mut all_echo = || wires.iter_mut().for_each(exchange_some);
+        all_echo();
+        // Not before: the first connection starts the keeper.
         let keeper = shell("systemctl --user show -p MainPID --value qrexec-connect-calls.service");
         let keeper = keeper.trim().parse().expect("a number");
-        all_echo();
         install("present");
         shell("systemctl --user restart qrexec-connect.service");
         settled();
