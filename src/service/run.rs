@@ -21,7 +21,7 @@ use crate::{
     control::{self, ConfigFaults, Control, Subject, api},
     crash::RegionMode,
     dial::qrexec::{Client, Group},
-    handover::{self, CrashGuard, Lost, Records},
+    handover::{self, CrashGuard, Records},
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
     session::{Route, Routes, Sessions, descriptor_warning},
@@ -188,8 +188,7 @@ impl RunningService {
         handover::set_taking(!has_all && !parked.is_empty());
         let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
         if crashed.as_ref().is_some_and(|rescued| rescued.taking) {
-            let (what, why) = ("sessions of a restart".to_owned(), "the process was killed while it took them up");
-            taken.lost.push(Lost { session: None, what, why: why.to_owned(), known: None });
+            taken.after_a_kill();
         }
         for own in crashed.iter_mut().flat_map(|rescued| std::mem::take(&mut rescued.listeners)) {
             // The handover and the crash may have one listener twice.
