@@ -30,8 +30,8 @@ pub struct Inherited {
     pub listeners: Vec<Listener>,
     /// Descriptors that cannot be served.
     pub refused: Vec<Refused>,
-    /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE).
-    pub stored: Vec<OwnedFd>,
+    /// Descriptors from the service's own store (sd_pid_notify_with_fds(3), FDSTORE), with their names.
+    pub stored: Vec<(String, OwnedFd)>,
 }
 
 /// An inherited listener.
@@ -178,7 +178,7 @@ pub fn receive(stored: impl Fn(&str) -> bool) -> Result<Inherited, Broken> {
         };
         if stored(&name) {
             if let Ok(Some(fd)) = taken.take_raw_fd(index) {
-                all.stored.push(sys::own(fd));
+                all.stored.push((name, sys::own(fd)));
             }
             continue;
         }

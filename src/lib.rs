@@ -13,6 +13,7 @@
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
 //! | [`handover`] | sessions and listeners become bytes and descriptors, and come back in the next process |
+//! | [`crash`] | what outlives a crash: the checkpoint of each session, the causes of crashes |
 //! | [`control`] | answers questions: `status`, `sessions`, `kill`, `pause`, `metrics` |
 //! | [`service`] | conducts one running service: start, orders, reload, adoption, stop |
 //! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
@@ -59,6 +60,13 @@
 //! session off the runtime for the handover; *adopt*: take a session up in the next process. *keeper*: the process that
 //! holds parked sessions between two processes of the service. *descriptor store*: descriptors that systemd keeps.
 //!
+//! *Crashing.* *crash*: the end of a process of the service that nobody ordered. *checkpoint*: what is written down of
+//! a session while it lives, for the process after a crash. *region*: the memory of all checkpoints; *slot*: that of
+//! one. *shadow*: the process that shares the table of descriptors and gives them away when the service has died.
+//! *guard*: region and shadow of a process. *key*: the cookie of a socket or the inode of a pipe, by which checkpoints
+//! know it. *busy*: its bytes are being moved now. *lost*: reset and reported, because a crash left no way to go on.
+//! *poison*: a session that makes the process crash that works on it.
+//!
 //! *qvm-remote.* *agent*: its process in a qube that speaks with dom0. *spool*: requests and answers that wait in files.
 //! *gate* of dom0: the one way from a request to a command that runs. *look*: one question to the file system about a path
 //! that a qube names, in a thread of its own; *sight*: its answer, with the policy that it belongs to. *reach* of a policy:
@@ -74,6 +82,8 @@ mod activation;
 pub mod cli;
 #[cfg(feature = "forward")]
 mod control;
+#[cfg(feature = "forward")]
+mod crash;
 #[cfg(feature = "forward")]
 pub mod dial;
 #[cfg(feature = "forward")]

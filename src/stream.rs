@@ -68,6 +68,7 @@ impl Stream {
         Ok(Self { io: sys::register(fd, interest)?, kind })
     }
 
+    /// What the descriptor is.
     pub(crate) fn kind(&self) -> StreamKind {
         self.kind
     }

@@ -15,12 +15,18 @@ use super::{
 use crate::{
     activation,
     control::SOCKET,
-    handover, log,
+    dial::qrexec::Group,
+    handover::{self, CrashGuard},
+    log,
     report::{Code, Fatal},
     service::{self, Ended, Setup, Stay},
     spec::{FaultEffect, Faults, LogLevel},
     sys,
-    systemd::{headroom, signals::Hangup, unit},
+    systemd::{
+        headroom,
+        signals::{Hangup, HeldSignals},
+        unit,
+    },
 };
 
 /// The exit code of a keeper whose service does not come back: its unit knows it as `RestartPreventExitStatus=`.
@@ -75,7 +81,8 @@ pub(super) struct TimestampsOption {
 /// Nothing to serve, a configuration that cannot be used, no runtime.
 pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
     // Before any thread: it changes the environment.
-    let inherited = activation::receive(|name| name == handover::NAME).map_err(|e| Fatal::new(Code::Config, e))?;
+    let mut inherited = activation::receive(|name| name == handover::NAME || handover::is_of_crash(name))
+        .map_err(|e| Fatal::new(Code::Config, e))?;
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let nothing = inherited.listeners.is_empty() && inherited.refused.is_empty();
     let texts = options.sources.texts();
@@ -95,18 +102,35 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         return Err((options.lonely)());
     }
     headroom::keep();
-    handover::make_room(&inherited.stored);
+    let (crashed, parked): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut inherited.stored).into_iter().partition(|(name, _)| handover::is_of_crash(name));
+    let parked: Vec<_> = parked.into_iter().map(|(_, fd)| fd).collect();
+    handover::make_room(&parked);
+    // Before the first thread, too.
+    let held = HeldSignals::hold();
+    let calls = managed.then(Group::find).flatten();
+    let guard = CrashGuard::begin(crashed, calls.as_ref().map(Group::path));
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, format!("cannot start: {e}"));
     let level = options.log_level.or(plan.log_level).unwrap_or(LogLevel::Info);
     let stamps = options.timestamps.holds(|| std::io::stderr().is_terminal());
     let stamp = stamps.then_some(time_of_day as fn() -> String);
-    let guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
+    let log_guard = log::start(options.program, log_level(level), stamp).map_err(failed)?;
+    let unguarded = |e| {
+        let text = format!("sessions will not outlive a crash of this process: {e}");
+        log::say(log::Kind::CallsUnowned, text);
+    };
+    let mut guard = guard.unwrap_or_else(|e| {
+        unguarded(e);
+        None
+    });
+    guard.as_mut().and_then(CrashGuard::take_trouble).into_iter().for_each(unguarded);
     options.sources.warn_of_writable();
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().map_err(failed)?;
+    let released = held.released();
     let setup = Setup {
         inherited,
+        parked,
+        guard,
+        held,
         loaded,
         hangup: Hangup::meaning(options.sources.may_have_file()),
         nothing: options.sources.nothing(options.program),
@@ -119,8 +143,12 @@ pub(super) fn run(options: ServeOptions) -> Result<ExitCode, Fatal> {
         program: options.program,
         control: options.control.or_else(|| Some(unit::runtime_directory()?.join(SOCKET))),
     };
+    // After what releases the signals is where it is dropped first: threads wait for that.
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(workers).enable_all().on_thread_start(released).build().map_err(failed)?;
     let ended = runtime.block_on(service::run(setup));
-    drop(guard);
+    drop(log_guard);
     match ended {
         Ok(Ended::Done | Ended::HandedOver) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Broken) => Ok(Code::Failure.into()),

@@ -172,6 +172,19 @@ pub struct Status {
     /// What is wrong with the configuration.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// Crashes since the last stop or restart, if there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crashes: Option<Crashes>,
+}
+
+/// Crashes of the service, and what became of the sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crashes {
+    pub crashes: u64,
+    /// Sessions that went on.
+    pub resumed: u64,
+    /// Sessions that were reset.
+    pub lost: u64,
 }
 
 /// A file of the configuration, as it is in force.

@@ -18,7 +18,7 @@ use prometheus_client::{
 
 use super::{api::Format, ask::Subject};
 use crate::{
-    log::End,
+    crash,
     session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor},
 };
 
@@ -155,7 +155,7 @@ impl Collector for Scrape {
 
         let about = About("sessions_ended", "Sessions that ended, by how (END in the journal).", None, Counter);
         each(to, &about, &rows, |row| {
-            let ends = End::ALL.iter().zip(row.counted.ends).filter(|(_, n)| *n > 0);
+            let ends = row.counted.ended().filter(|(_, n)| *n > 0);
             ends.map(|(end, n)| (Some(("end", end.as_str())), n))
         })?;
 
@@ -210,6 +210,15 @@ impl Collector for Scrape {
         let help = "Restarts of the service that handed over to the process that answers.";
         let metric = to.encode_descriptor("handovers", help, None, Counter)?;
         ConstCounter::new(self.subject.routes.tallies().handovers()).encode(metric)?;
+
+        for (name, help, number) in [
+            ("crashes", "Crashes of the service since its last stop or restart.", crash::counts().crashes),
+            ("crash_sessions_resumed", "Sessions that went on after a crash.", crash::counts().resumed),
+            ("crash_sessions_lost", "Sessions that a crash has ended.", crash::counts().lost),
+        ] {
+            let metric = to.encode_descriptor(name, help, None, Counter)?;
+            ConstCounter::new(number).encode(metric)?;
+        }
 
         let help = "When the counting began, since 1970: at the last stop or crash, not at a restart.";
         let metric = to.encode_descriptor("start_time", help, Some(&Unit::Seconds), Gauge)?;

@@ -28,6 +28,7 @@ use super::{
     view, who,
 };
 use crate::{
+    crash,
     log::{Kind, escape, say},
     relay::Why,
     session::TallyKey,
@@ -129,6 +130,7 @@ impl Server {
             listeners: listeners.unwrap_or_default(),
             sessions: self.subject.sessions.count() as u64,
             faults: self.subject.faults.all(),
+            crashes: crashes(),
         }
     }
 
@@ -379,4 +381,10 @@ impl ControlClient {
         }
         Ok(())
     }
+}
+
+/// What crashes amount to, if there were any.
+fn crashes() -> Option<api::Crashes> {
+    let crash::CrashCounts { crashes, resumed, lost } = crash::counts();
+    (crashes > 0).then_some(api::Crashes { crashes, resumed, lost })
 }

@@ -11,9 +11,13 @@
 //! What cannot be sent, or not be read by the next process, ends that session, with the reason in its end event; the
 //! others go on.
 
+mod gathered;
+mod guard;
 mod listeners;
 mod read;
 mod record;
+mod records;
+mod rescue;
 mod transport;
 mod write;
 
@@ -24,7 +28,13 @@ use std::{
 
 use sd_notify::NotifyState;
 
-pub use read::{Adopted, Lost, Records, Taken};
+pub use gathered::reset_late;
+pub use guard::{
+    CRASHED, CrashGuard, Died, died, is_ours as is_of_crash, serving, set_handing, set_mode, set_taking, shadows,
+};
+pub use read::{Adopted, Lost};
+pub use records::{Records, Taken};
+pub use rescue::seize;
 pub use transport::waits;
 
 use crate::{
@@ -84,6 +94,16 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     taken
 }
 
+/// Closes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Nothing is
+/// reset, because the sockets are the same.
+pub fn discard(ends: Vec<OwnedFd>) -> Taken {
+    if !ends.is_empty() {
+        ends.iter().for_each(|end| drop(transport::receive(end.as_fd())));
+        tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]);
+    }
+    Taken::default()
+}
+
 /// Takes what waits in these ends, each of another pair.
 pub fn open(ends: &[OwnedFd]) -> Taken {
     let mut taken = Taken::default();
@@ -91,7 +111,11 @@ pub fn open(ends: &[OwnedFd]) -> Taken {
         // What the previous process had while it was at its limit, this one may need to have too.
         let _headroom = Headroom::take();
         match transport::receive(end.as_fd()) {
-            Ok(Some(received)) => read::open(received.records, received.descriptors, &mut taken),
+            Ok(Some(received)) => {
+                let Taken { sessions, listeners, lost } = &mut taken;
+                let opened = read::open(received.records, received.descriptors, listeners, lost);
+                sessions.extend(opened.map(Records::Parked));
+            }
             Ok(None) => {}
             Err(e) => taken.lost.push(Lost::all(e.to_string())),
         }

@@ -19,6 +19,7 @@ use super::{
     },
 };
 use crate::{
+    crash::Checkpoint,
     dial::qrexec::{Child, Helper, ParkedCall, Stderr},
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
@@ -26,21 +27,14 @@ use crate::{
         self, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
-    session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, abandon},
+    session::{
+        FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, SessionEnding, SessionInfo, Tallies,
+        abandon, ended_event,
+    },
     spec::SocketKind,
     stream::{Stream, StreamKind},
     sys::lock,
 };
-
-/// Everything that the previous process handed over.
-#[derive(Debug, Default)]
-pub struct Taken {
-    pub sessions: Vec<Records>,
-    /// The listeners that it had bound itself.
-    pub listeners: Vec<Handed>,
-    /// Sessions and listeners that cannot be taken up.
-    pub lost: Vec<Lost>,
-}
 
 /// A session of the previous process.
 #[derive(Debug)]
@@ -66,6 +60,8 @@ pub struct Adopted<'a> {
     /// Bytes delivered so far: up, down.
     pub bytes: (u64, u64),
     pub stage: ParkedStage,
+    /// The session's checkpoint in this process, after a crash.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 /// A session that could not be taken up.
@@ -75,11 +71,16 @@ pub struct Lost {
     pub session: Option<Uuid>,
     pub what: String,
     pub why: String,
+    /// All that is known of it, and its END.
+    pub known: Option<Box<(SessionInfo, End)>>,
 }
 
 impl Lost {
     /// Tells that the session could not be taken up; that is its end.
     pub fn emit(&self) {
+        if let Some(known) = &self.known {
+            return emit(ended_event(&known.0, &SessionEnding::new(known.1, self.why.clone())));
+        }
         let text = format!("{} could not be taken up: {}", self.what, self.why);
         let mut event = Event::new(EventKind::HandoverLost, text);
         event.session = self.session;
@@ -87,40 +88,62 @@ impl Lost {
         emit(event);
     }
 
+    /// Whether that cost the session anything: one that was being closed ends as it was to.
+    pub fn is_loss(&self) -> bool {
+        self.known.as_ref().is_none_or(|known| known.1 == End::Lost)
+    }
+
+    /// Counts the end of the session among those of its listener, where that is known.
+    pub fn count(&self, tallies: &Tallies) {
+        if let Some((info, end)) = self.known.as_deref() {
+            tallies.of(&info.route.listener).session_ended(*end, (info.counters.up(), info.counters.down()));
+        }
+    }
+
     /// Nothing of the whole handover can be used.
     pub fn all(why: impl Into<String>) -> Self {
-        Self { session: None, what: "all sessions of the previous process".into(), why: why.into() }
+        Self { session: None, what: "all sessions of the previous process".into(), why: why.into(), known: None }
     }
 }
 
 /// Opens what [`write`] wrote, here or in another version of this program: the listeners, which come first, are read,
 /// the sessions are left to be read.
-pub fn open(bytes: Vec<u8>, fds: Vec<Option<OwnedFd>>, taken: &mut Taken) {
-    let mut sessions = Records { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
+///
+/// [`write`]: super::write
+pub fn open(
+    bytes: Vec<u8>,
+    fds: Vec<Option<OwnedFd>>,
+    own_listeners: &mut Vec<Handed>,
+    lost: &mut Vec<Lost>,
+) -> Option<Lines> {
+    let mut sessions = Lines { bytes, lines: Vec::new(), held: 0..0, fds: Mutex::new(fds) };
     match lines(&sessions.bytes) {
         Ok((lines, held)) => (sessions.lines, sessions.held) = (lines, held),
-        Err(why) => return taken.lost.push(Lost::all(why)),
+        Err(why) => {
+            lost.push(Lost::all(why));
+            return None;
+        }
     }
     let mut own = 0;
     for line in &sessions.lines {
         match listeners::read(&sessions.bytes[line.clone()], &mut lock(&sessions.fds)) {
-            Some(Ok(handed)) => taken.listeners.push(handed),
+            Some(Ok(handed)) => own_listeners.push(handed),
             Some(Err(why)) => {
                 let what = "a listener of the previous process".to_owned();
-                taken.lost.push(Lost { session: None, what, why });
+                lost.push(Lost { session: None, what, why, known: None });
             }
             None => break,
         }
         own += 1;
     }
     sessions.lines.drain(..own);
-    taken.sessions.push(sessions);
+    Some(sessions)
 }
 
 /// The sessions of the previous process, to be read one by one, by several threads if need be. Dropped, it abandons the
 /// descriptors that no record claimed.
 #[derive(Debug)]
-pub struct Records {
+pub struct Lines {
     bytes: Vec<u8>,
     /// Places of the records in `bytes`.
     lines: Vec<Range<usize>>,
@@ -129,20 +152,16 @@ pub struct Records {
     fds: Mutex<Vec<Option<OwnedFd>>>,
 }
 
-impl Drop for Records {
+impl Drop for Lines {
     fn drop(&mut self) {
         let fds = self.fds.get_mut().unwrap_or_else(PoisonError::into_inner);
         fds.iter().flatten().for_each(abandon);
     }
 }
 
-impl Records {
+impl Lines {
     pub fn len(&self) -> usize {
         self.lines.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 
     /// Reads one; each can be read once.
@@ -157,7 +176,7 @@ impl Records {
                 Some(id) => format!("session {id}"),
                 None => format!("a session with the record {}", escape(&line[..line.len().min(80)])),
             };
-            Lost { session, what, why }
+            Lost { session, what, why, known: None }
         })
     }
 
@@ -197,6 +216,7 @@ impl Records {
             redials: RedialsKept { lost: record.redialled, starting_ms: record.starting_ms },
             bytes: record.bytes,
             stage,
+            checkpoint: None,
         })
     }
 
@@ -272,7 +292,7 @@ impl RecordReader<'_> {
                     SideRecord::Upstream => Side::Upstream,
                 });
                 let helper = child.map(|child| self.helper(&child)).transpose()?;
-                let relay = relay::Parked { peer, upstream, up, down, reset_by };
+                let relay = relay::Parked { peer, upstream, up, down, reset_by, end_held: false };
                 ParkedStage::Relaying { relay, helper }
             }
         })
@@ -300,5 +320,32 @@ impl RecordReader<'_> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
         Ok(ParkedDirection { phase: record.phase, held: held.to_vec(), dropped: record.dropped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{relay::Counters, session::Routes};
+
+    fn ended(end: Option<End>, listener: &ListenerIdentity) -> Lost {
+        let known = end.map(|end| {
+            let route = Routes::new(0).unknown("name".into(), listener.clone(), "upstream");
+            let counters = Counters::starting_at(3, 4);
+            Box::new((SessionInfo::new(Uuid::nil(), Arc::new(route), Peer::Unknown, Duration::ZERO, counters), end))
+        });
+        Lost { session: None, what: "a session".into(), why: "a crash".into(), known }
+    }
+
+    #[test]
+    fn a_session_that_a_crash_has_ended_is_counted_by_its_listener_and_one_that_was_closing_is_no_loss() {
+        let listener = ListenerIdentity::new("127.0.0.1:1", SocketKind::Tcp, None);
+        let tallies = Tallies::default();
+        let all = [Some(End::Lost), Some(End::Eof), None].map(|end| ended(end, &listener));
+        all.iter().for_each(|lost| lost.count(&tallies));
+        assert_eq!(all.map(|lost| lost.is_loss()), [true, false, true]);
+        let counted = tallies.of(&listener).counted();
+        let ends: Vec<_> = counted.ended().filter(|(_, n)| *n > 0).collect();
+        assert_eq!((ends, counted.bytes), (vec![(End::Eof, 1), (End::Lost, 1)], [6, 8]));
     }
 }

@@ -40,9 +40,10 @@ pub(super) async fn serve(listening: &ServedListener, sessions: &Arc<Sessions>, 
 }
 
 impl ServedListener {
-    /// Begins a session for a connection that was accepted while the listener was refused. Above `max_connections` it is
+    /// Begins a session for a connection that was accepted while the listener was refused, or by a process that
+    /// crashed. Above `max_connections` it is
     /// reset.
-    pub(super) fn serve_accepted(&self, sessions: &Arc<Sessions>, fd: OwnedFd, address: &SockAddr) {
+    pub fn serve_accepted(&self, sessions: &Arc<Sessions>, fd: OwnedFd, address: &SockAddr) {
         let Io::Streams(streams) = &self.io else { return };
         let route = self.route();
         match route.room.clone().try_acquire_owned() {

@@ -112,6 +112,29 @@ impl ServedListener {
     }
 }
 
+impl ServedListener {
+    /// Whether a connected stream socket was accepted on this listener.
+    pub fn has_accepted(&self, fd: &OwnedFd) -> bool {
+        let (Io::Streams(_), Some(own)) = (&self.io, sys::net_cookie(self.as_fd())) else { return false };
+        let local = |fd: BorrowedFd<'_>| socket2::SockRef::from(&fd).local_addr().ok();
+        let (Some(listens), Some(local)) = (local(self.as_fd()), local(fd.as_fd())) else { return false };
+        if sys::net_cookie(fd.as_fd()) != Some(own) {
+            return false;
+        }
+        match (listens.as_socket(), local.as_socket()) {
+            (Some(listens), Some(local)) => {
+                listens.port() == local.port() && (listens.ip().is_unspecified() || listens.ip() == local.ip())
+            }
+            (None, None) => {
+                !local.is_unnamed()
+                    && listens.as_pathname() == local.as_pathname()
+                    && listens.as_abstract_namespace() == local.as_abstract_namespace()
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Sets the options of a listener. Accepted TCP sockets inherit them (tcp(7)), so they are set here, once.
 fn prepare(socket: &Socket, route: &Route) -> io::Result<()> {
     match socket {

@@ -1,6 +1,10 @@
 //! One leg of a forward whose listening side is ours: what is wanted, and what became of it.
 
-use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -12,6 +16,7 @@ use super::{
     refuse::refuse,
 };
 use crate::{
+    crash::{self, ListenerCheckpoint, ListenerNames},
     dial::netns::Id,
     log::{Kind, emit},
     session::{ListenerIdentity, Route, Routes, Sessions, seconds},
@@ -100,6 +105,8 @@ pub struct Serving {
     before: Vec<u32>,
     /// Accept task, once started.
     task: Option<AcceptTask>,
+    /// For the next process, should this one crash.
+    checkpoint: Option<ListenerCheckpoint>,
 }
 
 impl Wanted {
@@ -239,6 +246,26 @@ impl Post {
             Err(bind::BindTrouble::Failed(why)) => self.failed(why),
         };
         self.standing = standing;
+        self.save();
+    }
+
+    /// Writes down what the next process needs to serve the listener, should this one crash.
+    fn save(&mut self) {
+        let listen = self.wanted.listen().to_string();
+        let Standing::Serving(serving) = &mut self.standing else { return };
+        let (mut claim, mut lock) = (None, 0);
+        if let Some(Ok((path, inode, fd))) = serving.claim.as_ref().map(SocketClaim::parts) {
+            claim = Some((path.as_os_str().as_bytes().to_vec(), inode));
+            lock = crash::key(fd.as_fd());
+        }
+        let kind = match serving.listening.route().listener.transport {
+            SocketKind::Tcp => 0,
+            SocketKind::Unix => 1,
+            SocketKind::Udp => 2,
+        };
+        let netns = serving.netns.map(|id| (id.device, id.inode));
+        let names = ListenerNames { listen, kind, netns, claim, before: served_by(&serving.before) };
+        serving.checkpoint = ListenerCheckpoint::write(&names, crash::key(serving.listening.as_fd()), lock);
     }
 
     fn awaited(&self, why: String) -> Standing {
@@ -280,7 +307,7 @@ impl Post {
         }
         emit(route.event(Kind::ListenerServing, text));
         let (listening, claim, netns) = (Arc::new(listening), bound.claim, bound.netns);
-        Ok(Serving { listening, claim, netns, before, task: None })
+        Ok(Serving { listening, claim, netns, before, task: None, checkpoint: None })
     }
 
     /// Takes over what a new configuration says of the same place; whether that changed anything.
@@ -319,6 +346,7 @@ impl Post {
             let _ = socket2::SockRef::from(&serving.listening.as_fd()).listen(length);
         }
         self.wanted = wanted;
+        self.save();
         changed
     }
 
@@ -337,10 +365,13 @@ impl Post {
         let socket = serving.listening.duplicate().ok()?;
         let local = socket.local().ok()?;
         let bound = Bound { socket, local, claim: serving.claim, netns: serving.netns };
-        let before = [&[std::process::id()], &*serving.before].concat();
-        let before = before.into_iter().take(REMEMBERED).collect();
-        Some(Handed { listen: self.wanted.listen().to_string(), bound, before })
+        Some(Handed { listen: self.wanted.listen().to_string(), bound, before: served_by(&serving.before) })
     }
+}
+
+/// The processes that served a listener, the last one first: this one, and those `before`.
+fn served_by(before: &[u32]) -> Vec<u32> {
+    std::iter::once(std::process::id()).chain(before.iter().copied()).take(REMEMBERED).collect()
 }
 
 impl Serving {

@@ -59,6 +59,8 @@ labels! {
         Killed = "killed",
         /// A bug in this program; the other sessions live on.
         Panicked = "panicked",
+        /// The process of the service crashed, and the session could not go on in the next one.
+        Lost = "lost",
     }
 }
 

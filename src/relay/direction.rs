@@ -31,7 +31,10 @@ use super::{
     end::RelayEnd,
     pool::{self, Pipe, PoolBuffer, Wide, move_bytes},
 };
-use crate::stream::{Stream, StreamKind};
+use crate::{
+    crash::{SavedBytes, SavedDirection},
+    stream::{Stream, StreamKind},
+};
 
 /// Bytes read at once in the gear *Small*. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in
 /// one piece.
@@ -182,6 +185,16 @@ impl Direction {
             Some(Held::Pipe(pipe)) => pipe.into_bytes(),
         };
         ParkedDirection { phase: self.phase, held, dropped: self.dropped }
+    }
+
+    /// State of the direction between two moves, for the checkpoint of the relay.
+    pub(super) fn saved(&self) -> SavedDirection {
+        let held = match self.held.as_deref() {
+            None => SavedBytes::Nothing,
+            Some(Held::Bytes(..) | Held::Buffer { .. }) => SavedBytes::Private,
+            Some(Held::Pipe(pipe)) => SavedBytes::Pipe(pipe.key()),
+        };
+        SavedDirection { phase: self.phase as u8, held, dropped: self.dropped }
     }
 
     /// Stays in `gear` for ever.

@@ -21,6 +21,8 @@ use nix::{
     unistd::{pipe2, read},
 };
 
+use crate::crash::{self, DescriptorKey};
+
 /// The sizes of pipes, and how many of each there may be.
 const SIZES: [(usize, usize); 2] = [(1 << 20, 32), (256 << 10, 64)];
 /// Empty pipes that are kept for later.
@@ -53,6 +55,8 @@ pub struct Pipe {
     inside: usize,
     /// Which of [`SIZES`].
     size: usize,
+    /// By which checkpoints know the pipe.
+    key: DescriptorKey,
 }
 
 /// Takes a pipe, which is empty; `None` when the budget, the quota or the descriptors are used up.
@@ -99,7 +103,8 @@ impl Pipe {
             return None;
         }
         let made = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map(|(reader, writer)| {
-            let pipe = Self { reader, writer, inside: 0, size };
+            let key = crash::key(reader.as_fd());
+            let pipe = Self { reader, writer, inside: 0, size, key };
             let wanted = i32::try_from(bytes).unwrap_or(i32::MAX);
             fcntl(&pipe.writer, FcntlArg::F_SETPIPE_SZ(wanted)).is_ok().then_some(pipe)
         });
@@ -117,6 +122,11 @@ impl Pipe {
                 None
             }
         }
+    }
+
+    /// By which checkpoints know the pipe.
+    pub fn key(&self) -> DescriptorKey {
+        self.key
     }
 
     /// Bytes inside.

@@ -49,7 +49,10 @@ use super::{
     interrupt::Interrupt,
     outcome::{RelayOutcome, Side},
 };
-use crate::stream::{Gone, Stream};
+use crate::{
+    crash::{SavedRelay, work_on},
+    stream::{Gone, Stream},
+};
 
 /// How long a peer that still sends is read and dropped after the last byte to it was written; and how long the last
 /// bytes of a side that was reset may wait for a receiver that takes none. The purpose and order of magnitude are those of
@@ -78,6 +81,8 @@ pub struct Parked {
     pub down: ParkedDirection,
     /// The side that was reset, when the last bytes of that side are still being delivered.
     pub reset_by: Option<Side>,
+    /// The upstream has ended, and the peer was not told ([`Relay::hold_end`]); after a crash only.
+    pub end_held: bool,
 }
 
 /// Purposes of a timer.
@@ -157,7 +162,7 @@ impl Relay {
 
     /// Takes up a relay that another process parked.
     pub fn resume(parked: Parked, idle: Option<Duration>) -> io::Result<Self> {
-        Ok(Self {
+        let mut relay = Self {
             peer: RelayEnd::resume(parked.peer)?,
             upstream: RelayEnd::resume(parked.upstream)?,
             up: Direction::resume(parked.up),
@@ -165,7 +170,11 @@ impl Relay {
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
             timer: None,
-        })
+        };
+        if parked.end_held {
+            relay.down.end = Passing::Held;
+        }
+        Ok(relay)
     }
 
     /// Keeps both directions in one gear for ever.
@@ -176,8 +185,12 @@ impl Relay {
         self
     }
 
-    /// Takes the relay off the runtime, with every byte it holds.
-    pub fn park(mut self) -> Parked {
+    /// Takes the relay off the runtime, with every byte it holds. What was in a pipe is in memory from here on: a crash
+    /// loses the session.
+    pub fn park(mut self, counters: &Counters) -> Parked {
+        if self.saved().in_pipe() {
+            counters.checkpoint().moving();
+        }
         self.pass_end();
         Parked {
             peer: self.peer.park(),
@@ -185,7 +198,30 @@ impl Relay {
             up: self.up.park(),
             down: self.down.park(),
             reset_by: self.fault.map(|f| f.0),
+            end_held: false,
         }
+    }
+
+    /// State of the relay between two moves, for its checkpoint.
+    pub fn saved(&self) -> SavedRelay {
+        SavedRelay {
+            up: self.up.saved(),
+            down: self.down.saved(),
+            reset_by: self.lost().map(|side| u8::from(side == Side::Upstream)),
+            end_held: self.down.end == Passing::Held,
+            from_open: self.upstream.reader().is_some(),
+            to_open: self.upstream.writer().is_some(),
+        }
+    }
+
+    /// The peer, and the upstream's output and input: descriptors as far as they are open.
+    pub fn streams(&self) -> [Option<&Stream>; 3] {
+        [self.peer.writer(), self.upstream.reader(), self.upstream.writer()]
+    }
+
+    /// Whether the upstream is a child.
+    pub fn has_child(&self) -> bool {
+        !self.upstream.is_socket()
     }
 
     /// Keeps the upstream's end from the peer until [`Relay::pass_end`], where it has not come yet:
@@ -239,6 +275,16 @@ impl Relay {
         if let Poll::Ready(why) = interrupt.poll(cx) {
             return Poll::Ready(RelayOutcome::Interrupted(why));
         }
+        let checkpoint = counters.checkpoint();
+        let _working = work_on(checkpoint.number());
+        checkpoint.moving();
+        let outcome = self.go_on(cx, counters);
+        checkpoint.moved(&self.saved());
+        outcome
+    }
+
+    /// Moves what can be moved now.
+    fn go_on(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<RelayOutcome> {
         loop {
             self.poll_direction(cx, Side::Peer, counters);
             self.poll_direction(cx, Side::Upstream, counters);
@@ -283,8 +329,8 @@ impl Relay {
     /// Moves the bytes that `side` sends.
     fn poll_direction(&mut self, cx: &mut Context<'_>, side: Side, counters: &Counters) {
         let (direction, source, destination, count) = match side {
-            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, &counters.up),
-            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, &counters.down),
+            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, counters.checkpoint().up()),
+            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, counters.checkpoint().down()),
         };
         loop {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);

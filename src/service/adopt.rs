@@ -6,12 +6,14 @@
 
 use std::{
     collections::HashMap,
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
+use socket2::SockRef;
 use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{setup::resolve, state::RunningService};
@@ -23,7 +25,7 @@ use crate::{
     relay::{Counters, Relay},
     session::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
-        drain, resume,
+        abandon, drain, resume,
     },
     spec::{Config, OnRemove, SocketKind},
     stream::Stream,
@@ -53,6 +55,7 @@ struct Adoption {
 #[derive(Default)]
 struct Summary {
     taken_up: usize,
+    lost: usize,
     kept: usize,
     drained: usize,
     children: Vec<u32>,
@@ -81,9 +84,10 @@ impl RunningService {
             listening.entry(place).or_default().push((served.clone(), route));
         }
         let listening = Arc::new(listening);
-        for records in all_records.into_iter().filter(|records| !records.is_empty()) {
+        let mut strangers = Vec::new();
+        for records in all_records {
             let workers = Handle::current().metrics().num_workers();
-            let tasks = records.len().div_ceil(BATCH).min(workers).min(WORKERS);
+            let tasks = records.len().div_ceil(BATCH).min(workers).min(WORKERS); // none for none
             let adoption = Arc::new(Adoption {
                 sessions: self.sessions.clone(),
                 routes: self.routes.clone(),
@@ -97,16 +101,20 @@ impl RunningService {
                 let adoption = adoption.clone();
                 working.spawn(async move { adoption.work() });
             }
+            let mut summary = Summary::default();
             for tally in working.join_all().await {
-                all.taken_up += tally.taken_up;
+                summary.taken_up += tally.taken_up;
+                summary.lost += tally.lost;
                 all.kept += tally.kept;
                 all.drained += tally.drained;
                 all.children.extend(tally.children);
                 all.waiting.extend(tally.waiting);
             }
+            all.taken_up += tell(&adoption.records, &summary);
+            strangers.extend(adoption.records.strangers());
         }
         self.sessions.for_each(|info| info.passage.iter().for_each(accepted_earlier));
-        let Summary { taken_up, kept, drained, children, mut waiting } = all;
+        let Summary { taken_up, kept, drained, children, mut waiting, lost: _ } = all;
         if taken_up > 0 {
             say(Event::HandoverAdopted, format!("{} taken up from the previous process", sessions_text(taken_up)));
         }
@@ -121,6 +129,17 @@ impl RunningService {
         waiting.sort_by_key(|session| session.info.accepted);
         for WaitingSession { info, stage, permits } in waiting {
             resume(&self.sessions, info, stage, permits);
+        }
+        strangers.into_iter().for_each(|fd| self.accepted(fd));
+    }
+
+    /// Begins a session for a connection that a process accepted just before it crashed; resets what was no such
+    /// connection.
+    fn accepted(&self, fd: OwnedFd) {
+        let mut listening = self.listening.iter().chain(self.posts.listening());
+        match (listening.find(|listening| listening.has_accepted(&fd)), SockRef::from(&fd).peer_addr()) {
+            (Some(listening), Ok(address)) => listening.serve_accepted(&self.sessions, fd, &address),
+            _ => abandon(&fd),
         }
     }
 
@@ -152,7 +171,11 @@ impl Adoption {
             for index in first..self.records.len().min(first + BATCH) {
                 match self.records.read(index) {
                     Ok(session) => self.adopt(session, &mut tally),
-                    Err(lost) => lost.emit(),
+                    Err(lost) => {
+                        tally.lost += usize::from(lost.is_loss());
+                        lost.count(self.routes.tallies());
+                        lost.emit();
+                    }
                 }
             }
         }
@@ -184,7 +207,10 @@ impl Adoption {
                     }
                 }
             }
-            Err(why) => Lost { session: Some(id), what: format!("session {id}"), why }.emit(),
+            Err(why) => {
+                tally.lost += 1;
+                Lost { session: Some(id), what: format!("session {id}"), why, known: None }.emit();
+            }
         }
     }
 
@@ -251,7 +277,8 @@ impl Adoption {
         listening: Option<&Arc<ServedListener>>,
         tally: &mut Summary,
     ) -> Result<Arc<SessionInfo>, String> {
-        let counters = Counters::starting_at(session.bytes.0, session.bytes.1);
+        let (up, down) = session.bytes;
+        let counters = session.checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
         let mut info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         info.passage = listening.and_then(|listening| session.stage.passage(&route, listening.entrance()));
         if let Some(ms) = session.dial_ms {
@@ -274,6 +301,22 @@ impl Adoption {
         }
         Ok(info)
     }
+}
+
+/// Says what became of the sessions of a process that crashed. The number of those taken up that nobody was told of.
+fn tell(records: &Records, summary: &Summary) -> usize {
+    let Some(cause) = records.crash() else { return summary.taken_up };
+    let Summary { taken_up, lost, .. } = summary;
+    if records.is_empty() {
+        return 0;
+    }
+    records.count(*taken_up, *lost);
+    let lost = match lost {
+        0 => String::new(),
+        n => format!("; {} could not go on and {} reset", sessions_text(*n), if *n == 1 { "was" } else { "were" }),
+    };
+    say(Event::HandoverAdopted, format!("resumed {} after a crash ({cause}){lost}", sessions_text(*taken_up)));
+    0
 }
 
 fn go(n: usize) -> String {

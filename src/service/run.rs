@@ -8,7 +8,7 @@
 use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use sd_notify::NotifyState;
-use tokio::task::JoinSet;
+use tokio::{io::Interest, task::JoinSet};
 
 use super::{
     last,
@@ -19,12 +19,14 @@ use super::{
 use crate::{
     activation,
     control::{self, ConfigFaults, Control, Subject, api},
+    crash::RegionMode,
     dial::qrexec::{Client, Group},
-    handover,
+    handover::{self, CrashGuard, Records},
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted, refuse, wanted},
     log::{Event, Kind, emit, escape, say},
     session::{Route, Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, Loaded, SocketKind},
+    sys,
     systemd::{notify, signals::Signals, sockets::SocketUnits},
 };
 
@@ -32,9 +34,12 @@ use crate::{
 ///
 /// # Errors
 /// See [`StartFailure`].
-pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
+pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     let mut signals = Signals::new(setup.hangup).map_err(StartFailure::Signals)?;
-    let activation::Inherited { listeners, refused, stored } = setup.inherited;
+    drop(setup.held);
+    let activation::Inherited { listeners, refused, stored: _ } = setup.inherited;
+    let shadow = setup.guard.as_mut().and_then(CrashGuard::take_shadow);
+    let shadow = shadow.and_then(|shadow| sys::register(shadow, Interest::READABLE).ok());
     let passed = listeners.len() + refused.len();
     let sockets = sockets(&listeners);
     let Loaded { config, faults, texts } = setup.loaded;
@@ -68,16 +73,20 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
         metrics: Vec::new(),
         scraping: JoinSet::new(),
         control: None,
+        guard: setup.guard,
+        shadow,
     };
     refused.iter().for_each(|refused| service.refuse(refused));
     let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &config));
     listeners.into_iter().for_each(|from| service.listen(from, &config));
-    service.take_over(stored, &forwards, config).await;
+    service.take_over(setup.parked, &forwards, config).await;
     service.warn_of_descriptors();
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
         // Without sessions there is nothing to keep: what was opened here goes again.
         if notify::managed() && service.sessions.count() > 0 {
             service.hand_over(Ended::Broken).await;
+        } else {
+            handover::set_mode(RegionMode::Ended);
         }
         return Err(StartFailure::Listener(trouble));
     }
@@ -90,6 +99,7 @@ pub async fn run(setup: Setup) -> Result<Ended, StartFailure> {
     let status = service.status_line()(told);
     say(Kind::ServiceReady, format!("ready: {status}"));
     notify::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    handover::serving();
     Ok(until_stopped(service, &mut signals, setup.exit_idle, told, &setup.nothing).await)
 }
 
@@ -170,13 +180,33 @@ impl RunningService {
     }
 
     /// Takes what the previous process left: listeners of our own, sessions, children.
-    async fn take_over(&mut self, stored: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
-        let taken = handover::take(stored);
+    async fn take_over(&mut self, parked: Vec<OwnedFd>, forwards: &[Forward], config: Arc<Config>) {
+        // A process that crashed while it handed over has everything in its checkpoints. A handover of another process
+        // waits as it was: the one that crashed had not begun to take it up, or an earlier version served in between.
+        let mut crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
+        let has_all = crashed.as_ref().is_some_and(|rescued| rescued.handing && rescued.len() > 0);
+        handover::set_taking(!has_all && !parked.is_empty());
+        let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
+        if crashed.as_ref().is_some_and(|rescued| rescued.taking) {
+            taken.after_a_kill();
+        }
+        for own in crashed.iter_mut().flat_map(|rescued| std::mem::take(&mut rescued.listeners)) {
+            // The handover and the crash may have one listener twice.
+            match taken.listeners.iter().any(|other| other.listen == own.listen) {
+                true => own.release(),
+                false => taken.listeners.push(own),
+            }
+        }
+        taken.sessions.extend(crashed.map(Records::Rescued));
         let wanted = (self.sockets.len(), &*self.behind, forwards);
         let own = self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.limit_calls();
         self.adopt(taken.sessions, taken.lost, config).await;
+        handover::set_taking(false);
+        if let Some(late) = self.guard.as_ref().and_then(CrashGuard::late) {
+            tokio::spawn(handover::reset_late(late));
+        }
     }
 
     /// The routes of all listeners that are served.

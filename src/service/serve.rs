@@ -1,9 +1,10 @@
 //! The service's own task: it serves until an order comes.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{
+    io::unix::AsyncFd,
     task::{AbortHandle, JoinSet, yield_now},
     time::sleep,
 };
@@ -11,8 +12,11 @@ use tokio::{
 use super::{last, setup::Ended, state::RunningService};
 use crate::{
     control::asked,
+    crash::RegionMode,
+    handover,
     log::{Kind, say},
     session::{Sessions, after_crowds},
+    sys::or_never,
     systemd::{
         notify,
         signals::{Order, Signals},
@@ -54,6 +58,15 @@ pub(super) async fn until_stopped(
                 Order::Park => break None,
                 Order::Drain { at_most } => break at_most,
             },
+            () = ended(service.shadow.as_ref()) => {
+                service.shadow = None;
+                if notify::managed() {
+                    let text = "the process that shares the descriptors was killed: starting anew, with all sessions";
+                    say(Kind::CallsUnowned, text);
+                    return service.hand_over(Ended::Broken).await;
+                }
+                false
+            }
             () = service.accepting.panicked() => {
                 say(Kind::ServiceStopped, "a listener's task panicked: starting anew, with all sessions");
                 if !notify::managed() {
@@ -81,6 +94,7 @@ pub(super) async fn until_stopped(
             () = nothing_left(&service.sessions, nothing, exit_idle) => {
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {
+                    handover::set_mode(RegionMode::Ended);
                     last::remove();
                     let why = if nothing { nothing_asked } else { "ending until the next connection" };
                     let text = format!("nothing to do: {why}");
@@ -100,6 +114,19 @@ pub(super) async fn until_stopped(
     };
     status.abort();
     service.drain(signals, at_most).await
+}
+
+/// How long the ends of calls may take to be understood that were killed together with the shadow: they live in one
+/// unit.
+const CALLS_END: Duration = Duration::from_millis(250);
+
+/// Waits until the shadow has ended: it was killed.
+///
+/// # Cancel safety
+/// Safe.
+async fn ended(shadow: Option<&AsyncFd<OwnedFd>>) {
+    let _ = or_never(shadow.map(AsyncFd::readable)).await;
+    sleep(CALLS_END).await;
 }
 
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    os::fd::OwnedFd,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -9,10 +10,11 @@ use std::{
 use crate::{
     activation,
     dial::netns,
+    handover::CrashGuard,
     session::ListenerIdentity,
     spec::{self, Beside, Config, Forward, Label, LastTexts, Loaded, SocketKind, Texts, fdname},
     sys,
-    systemd::signals::Hangup,
+    systemd::signals::{Hangup, HeldSignals},
 };
 
 /// Reads the files of the configuration.
@@ -21,6 +23,12 @@ pub type ReadTexts = Box<dyn Fn() -> Texts + Send + Sync>;
 /// Everything that a service needs to begin.
 pub struct Setup {
     pub inherited: activation::Inherited,
+    /// The ends of pairs in which sessions wait that were parked.
+    pub parked: Vec<OwnedFd>,
+    /// What this process has against its own crash.
+    pub guard: Option<CrashGuard>,
+    /// Signals wait until somebody takes them as orders.
+    pub held: HeldSignals,
     /// The configuration, with what is wrong with it.
     pub loaded: Loaded,
     /// Reads its files again.

@@ -1,13 +1,14 @@
 //! A running service: everything that its own task knows.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
-use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
+use tokio::{io::unix::AsyncFd, sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::setup::ReadTexts;
 use crate::{
     control::{ConfigFaults, Control, api},
     dial::qrexec::Group,
+    handover::CrashGuard,
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted},
     session::{ParkedSession, Routes, Sessions},
     spec::{Config, ConfigEntry, ConfigFault, FaultEffect, LastTexts, SocketKind},
@@ -58,6 +59,10 @@ pub(super) struct RunningService {
     pub(super) scraping: JoinSet<()>,
     /// The control socket.
     pub(super) control: Option<Control>,
+    /// What this process has against its own crash.
+    pub(super) guard: Option<CrashGuard>,
+    /// Stands for the shadow: readable when the shadow has ended.
+    pub(super) shadow: Option<AsyncFd<OwnedFd>>,
 }
 
 /// A listener for those who scrape metrics.

@@ -11,6 +11,7 @@ use tokio::{
 use super::{last, setup::Ended, state::RunningService};
 use crate::{
     control::Control,
+    crash::RegionMode,
     handover,
     listener::Handed,
     log::{End, Kind, say},
@@ -31,6 +32,7 @@ const ENDING: Duration = Duration::from_secs(5);
 impl RunningService {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
+        self.shadow = None;
         let state = self.control.take().map(Control::close);
         self.accepting.stop().await;
         let began = Instant::now();
@@ -48,14 +50,17 @@ impl RunningService {
         state.into_iter().for_each(|state| state.hand_over(&self.routes));
         let listeners = self.posts.park();
         if parked.is_empty() && listeners.is_empty() {
+            handover::set_mode(RegionMode::Handed);
             let _ = leave(None);
             say(Kind::ServiceStopped, "stopped for a restart; there was no session to hand over");
             return ended;
         }
         let infos: Vec<_> = parked.iter().map(|p| p.info.clone()).collect();
         let count = parked.len();
+        handover::set_handing();
         match handover::give(parked, &listeners) {
             Ok(()) => {
+                handover::set_mode(RegionMode::Handed);
                 listeners.into_iter().for_each(Handed::release);
                 let ms = began.elapsed().as_millis();
                 say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
@@ -63,6 +68,8 @@ impl RunningService {
             }
             Err(e) => say(Kind::HandoverLost, format!("{} could not be handed over: {e}", n_sessions(count))),
         }
+        // They have ended, and are reported here.
+        handover::set_mode(RegionMode::Handed);
         for info in infos {
             tell_end(&self.sessions, &info, SessionEnding::new(End::Drained, "it could not be handed over"));
         }
@@ -72,6 +79,8 @@ impl RunningService {
     /// Accepts no more, closes the listeners of our own, and lets the sessions end: each within its own `drain_timeout`,
     /// and within `at_most`.
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
+        // From here on a crash keeps nothing: a stop ends every session.
+        handover::set_mode(RegionMode::Stopping);
         self.control.iter_mut().for_each(Control::deafen);
         self.accepting.stop().await;
         self.posts.close();
@@ -121,6 +130,9 @@ impl RunningService {
         }
         if timeout(ENDING, sessions.ended()).await.is_err() {
             say(Kind::ServiceStopped, format!("{} not ending; left behind", n_sessions(sessions.count())));
+        }
+        if self.sessions.count() == 0 {
+            handover::set_mode(RegionMode::Ended);
         }
         last::remove();
         say(

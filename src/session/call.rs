@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    event,
+    checkpoint, event,
     info::{AtGate, SessionInfo},
     keepalive,
     parked::ParkedStage,
@@ -18,7 +18,7 @@ use crate::{
         self, Failure,
         qrexec::{Decision, Exit, Helper, LiveCall, Parts, UNDECIDED, gate::Ticket},
     },
-    log::{self, Kind},
+    log::{self, End, Kind},
     proto::qrexec::{LOST, SetUp},
     relay::{self, Relay, RelayOutcome, Side, Why},
     stream::Stream,
@@ -129,6 +129,7 @@ async fn settled(info: &SessionInfo, peer: &Stream, call: &mut LiveCall) -> Resu
 
 /// Ends a call that came to nothing; the session makes another.
 async fn again(story: &mut Story, peer: Stream, call: LiveCall) -> NextStage {
+    checkpoint::waiting(&story.info, &peer);
     end_call(story, call.into_parts()).await;
     story.release_call();
     Some(Stage::Waiting(peer))
@@ -175,6 +176,7 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
         Came::To(outcome) => (outcome, None),
         Came::Lost(exit) => (RelayOutcome::Reset { by: Side::Upstream, error: None }, Some(exit)),
         Came::NeverBegan(what) => {
+            story.ending(End::DialFailed);
             let (peer, upstream) = relay.into_ends();
             peer.reset();
             upstream.reset();
@@ -194,7 +196,8 @@ pub(super) async fn relay_call(story: &mut Story, mut relay: Box<Relay>, mut hel
         }
     }
     if let RelayOutcome::Interrupted(Why::Park) = outcome {
-        return story.park(ParkedStage::Relaying { relay: relay.park(), helper: Some(*helper) });
+        let relay = relay.park(&info.counters);
+        return story.park(ParkedStage::Relaying { relay, helper: Some(*helper) });
     }
     let next = close(story, *relay, outcome);
     if let Some(exit) = lost {

@@ -144,7 +144,7 @@ pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
     let kind = match end {
         End::Eof | End::Reset | End::Idle | End::Drained | End::Killed => Kind::SessionEnd,
         End::Refused => Kind::SessionRefused,
-        End::DialFailed | End::Timeout | End::Panicked => Kind::SessionFailed,
+        End::DialFailed | End::Timeout | End::Panicked | End::Lost => Kind::SessionFailed,
     };
     let mut event = about(info, kind, message);
     event.bytes = Some((up, down));

@@ -20,6 +20,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
+    checkpoint,
     doubt::Cause,
     event,
     flows::{Entry, Eviction, Flow, FlowUpstream},
@@ -59,7 +60,10 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
             connected = connect(&info, flow, &story.sessions) => connected,
         };
         match connected {
-            Ok(namespace) => story.connected(&DialledAt { address: None, namespace }),
+            Ok(namespace) => {
+                story.connected(&DialledAt { address: None, namespace });
+                checkpoint::flow_open(&info, flow);
+            }
             Err(failure) => {
                 let next = story.failed(&failure);
                 // The peer will ask again soon; that is not to be an event each time.
@@ -90,6 +94,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
                 }
                 other = &mut other => {
                     flow.open(other);
+                    checkpoint::flow_open(&info, flow);
                     break;
                 }
                 () = &mut idle => {

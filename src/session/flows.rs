@@ -29,6 +29,7 @@ use super::{
     parked::{FlowKept, ParkedStage},
 };
 use crate::{
+    crash::{self, DescriptorKey},
     dial::{NotedSocket, UdpEnds, note_flow},
     relay::{
         Why,
@@ -67,10 +68,6 @@ pub struct Flow {
     began: Instant,
     /// The doubts about the upstream, and the losses.
     doubt: Doubt,
-    /// Datagrams sent to the upstream.
-    sent: AtomicU64,
-    /// Datagrams that the upstream answered.
-    answered: AtomicU64,
     /// Why another flow was given the place of this one.
     evicted: OnceLock<Eviction>,
 }
@@ -196,6 +193,8 @@ impl Flow {
         let (now, age) = (Instant::now(), kept.quiet.max(silent));
         let began = now.checked_sub(age).unwrap_or(now);
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        info.counters.checkpoint().sent().store(kept.passed.0, Relaxed);
+        info.counters.checkpoint().answered().store(kept.passed.1, Relaxed);
         Self {
             asked,
             info,
@@ -204,8 +203,6 @@ impl Flow {
             last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
             doubt: Doubt::resume(kept.doubt, ms(age)),
-            sent: AtomicU64::new(kept.passed.0),
-            answered: AtomicU64::new(kept.passed.1),
             evicted: OnceLock::new(),
         }
     }
@@ -235,6 +232,21 @@ impl Flow {
             FlowWay::Open(upstream) => Some(upstream.clone()),
             FlowWay::Waiting(_) | FlowWay::Over => None,
         }
+    }
+
+    /// The key of the upstream's socket.
+    pub(super) fn upstream_key(&self) -> Option<DescriptorKey> {
+        self.upstream().map(|upstream| crash::key(upstream.io.get_ref().as_fd()))
+    }
+
+    /// Datagrams sent to the upstream, and those that it answered.
+    fn passed(&self) -> (u64, u64) {
+        let checkpoint = self.info.counters.checkpoint();
+        (checkpoint.sent().load(Relaxed), checkpoint.answered().load(Relaxed))
+    }
+
+    pub(super) fn asked(&self) -> Asked {
+        self.asked
     }
 
     /// Why the flow ended, where another was given its place.
@@ -277,7 +289,7 @@ impl Flow {
         match outcome.sent {
             Ok(()) => {
                 self.info.counters.add_up(bytes.len());
-                self.sent.fetch_add(1, Relaxed);
+                self.info.counters.checkpoint().sent().fetch_add(1, Relaxed);
                 self.doubt.asked(now);
             }
             Err(error) => self.doubt.unsent(&error),
@@ -318,7 +330,7 @@ impl Flow {
     pub(super) fn is_complete(&self) -> bool {
         let Some(expected) = self.info.route.options.udp_responses else { return false };
         let mut way = lock(&self.way);
-        let (sent, answered) = (self.sent.load(Relaxed), self.answered.load(Relaxed));
+        let (sent, answered) = self.passed();
         let complete = sent > 0 && answered >= sent.saturating_mul(expected.into());
         if complete {
             *way = FlowWay::Over;
@@ -354,7 +366,7 @@ impl Flow {
                     if sent {
                         self.info.counters.add_down(len);
                     }
-                    self.answered.fetch_add(1, Relaxed);
+                    self.info.counters.checkpoint().answered().fetch_add(1, Relaxed);
                     if self.is_complete() {
                         return true;
                     }
@@ -381,11 +393,7 @@ impl Flow {
         let upstream = self.upstream().ok_or(io::ErrorKind::NotConnected)?;
         self.take_error(&upstream);
         let upstream = upstream.io.get_ref().try_clone()?;
-        let kept = FlowKept {
-            quiet: self.quiet(),
-            doubt: self.doubt.keep(self.now()),
-            passed: (self.sent.load(Relaxed), self.answered.load(Relaxed)),
-        };
+        let kept = FlowKept { quiet: self.quiet(), doubt: self.doubt.keep(self.now()), passed: self.passed() };
         Ok(ParkedStage::Flow { asked: self.asked, upstream, kept })
     }
 }

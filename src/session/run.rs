@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    call, flow, info::SessionInfo, permits::Permits, sessions::Sessions, stage::Stage, story::Story, stream,
-    watch::Happened,
+    call, checkpoint, flow, info::SessionInfo, permits::Permits, sessions::Sessions, stage::Stage, story::Story,
+    stream, watch::Happened,
 };
+use crate::crash::Working;
 
 /// Begins a session that was accepted just now.
 pub fn begin(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, permits: Permits) {
@@ -16,25 +17,34 @@ pub fn begin(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, per
 
 /// Starts the task of a session, new or taken up from the previous process.
 pub fn resume(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, permits: Permits) {
+    checkpoint::save(&info, &stage);
     sessions.add(info.clone());
     sessions.spawn(run(Story::new(sessions.clone(), info, permits), stage));
 }
 
 /// Runs stages until there is none left. Short and rare stages are boxed, so that the future stays small for the common
-/// stage, the plain relay. (An `async fn` would keep its arguments twice.)
+/// stage, the plain relay. (An `async fn` would keep its arguments twice.) While one of them is polled, its thread
+/// works on the session; the relay says so itself.
 #[allow(clippy::manual_async_fn)]
 pub(super) fn run(mut story: Story, mut stage: Stage) -> impl Future<Output = ()> {
     async move {
         loop {
+            // Asked anew each time, so that the future need not keep it.
+            let slot = story.info.counters.checkpoint().number();
             let next = match stage {
-                Stage::Waiting(peer) => Box::pin(stream::wait(&mut story, peer)).await,
-                Stage::SettingUp(call) => Box::pin(call::set_up(&mut story, call)).await,
+                Stage::Waiting(peer) => Working { slot, task: Box::pin(stream::wait(&mut story, peer)) }.await,
+                Stage::SettingUp(call) => Working { slot, task: Box::pin(call::set_up(&mut story, call)) }.await,
                 Stage::Relaying(relay, None) => stream::relay(&mut story, relay).await,
-                Stage::Relaying(relay, Some(helper)) => Box::pin(call::relay_call(&mut story, relay, helper)).await,
-                Stage::Flow(flow) => Box::pin(flow::live(&mut story, &flow)).await,
+                Stage::Relaying(relay, Some(helper)) => {
+                    Working { slot, task: Box::pin(call::relay_call(&mut story, relay, helper)) }.await
+                }
+                Stage::Flow(flow) => Working { slot, task: Box::pin(flow::live(&mut story, &flow)) }.await,
             };
             match next {
-                Some(next) => stage = next,
+                Some(next) => {
+                    checkpoint::save(&story.info, &next);
+                    stage = next;
+                }
                 None => return,
             }
         }

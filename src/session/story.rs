@@ -53,6 +53,9 @@ enum Fate {
 impl Drop for Story {
     fn drop(&mut self) {
         self.sessions.remove(&self.info.id);
+        if !matches!(self.fate, Fate::Parked) {
+            self.info.counters.checkpoint().over();
+        }
         match std::mem::replace(&mut self.fate, Fate::Parked) {
             Fate::Parked => {}
             Fate::Running => tell_end(&self.sessions, &self.info, SessionEnding::new(End::Panicked, "")),
@@ -103,6 +106,11 @@ impl Story {
     pub(super) fn over(&mut self, end: End, note: impl Into<String>) -> NextStage {
         self.fate = Fate::Over(SessionEnding::new(end, note));
         None
+    }
+
+    /// The session is about to close its ends, and this is how it ends.
+    pub(super) fn ending(&self, end: End) {
+        self.info.counters.checkpoint().ending(end as u8);
     }
 
     /// Replaces what else is to be said of the session's end.

@@ -177,7 +177,10 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage
         }
     }
     match outcome {
-        RelayOutcome::Interrupted(Why::Park) => story.park(ParkedStage::Relaying { relay: relay.park(), helper: None }),
+        RelayOutcome::Interrupted(Why::Park) => {
+            let relay = relay.park(&story.info.counters);
+            story.park(ParkedStage::Relaying { relay, helper: None })
+        }
         outcome => close(story, *relay, outcome),
     }
 }
@@ -185,6 +188,13 @@ pub(super) async fn relay(story: &mut Story, mut relay: Box<Relay>) -> NextStage
 /// Closes both ends as the outcome asks.
 pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> NextStage {
     story.release_note();
+    story.ending(match outcome {
+        RelayOutcome::Eof { .. } | RelayOutcome::UpstreamEnded => End::Eof,
+        RelayOutcome::Reset { .. } | RelayOutcome::Silent { .. } => End::Reset,
+        RelayOutcome::Idle => End::Idle,
+        RelayOutcome::Interrupted(Why::Killed) => End::Killed,
+        RelayOutcome::Interrupted(_) => End::Drained,
+    });
     let (peer, upstream) = relay.into_ends();
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.

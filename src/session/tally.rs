@@ -59,7 +59,7 @@ labels! {
 }
 
 const REASONS: usize = Reason::ALL.len();
-const ENDS: usize = End::ALL.len();
+const ENDS: usize = End::Lost as usize;
 
 impl From<&Failure> for Reason {
     fn from(failure: &Failure) -> Self {
@@ -115,8 +115,11 @@ pub struct Tally {
 pub struct Counted {
     /// Sessions that were accepted.
     pub began: u64,
-    /// Sessions that ended, in the order of [`End::ALL`].
+    /// Sessions that ended, in the order of [`End::ALL`], but for the last.
     pub ends: [u64; ENDS],
+    /// Sessions that were lost in a crash. A process that does not know this field forgets the number.
+    #[serde(default)]
+    pub lost: u64,
     /// Dials that failed, in the order of [`Reason::ALL`].
     pub failures: [u64; REASONS],
     /// Those of them that are among [`Self::dials`], too.
@@ -130,6 +133,13 @@ pub struct Counted {
     pub dials: [u64; BUCKETS],
     /// Sum of the times of successful dials, in milliseconds.
     pub dials_ms: u64,
+}
+
+impl Counted {
+    /// Sessions that ended, by how.
+    pub fn ended(&self) -> impl Iterator<Item = (End, u64)> + use<> {
+        End::ALL.iter().copied().zip(self.ends.into_iter().chain([self.lost]))
+    }
 }
 
 /// Adds row to row. The numbers of an earlier process were read from a file: they may be any.
@@ -172,7 +182,10 @@ impl Tally {
     /// A session ended, with so many bytes up and down.
     pub fn session_ended(&self, how: End, (up, down): (u64, u64)) {
         let mut counted = lock(&self.counted);
-        counted.ends[how as usize] += 1;
+        match counted.ends.get_mut(how as usize) {
+            Some(n) => *n += 1,
+            None => counted.lost += 1,
+        }
         add(&mut counted.bytes, &[up, down]);
     }
 
@@ -189,13 +202,18 @@ impl Tally {
     /// Goes on from what an earlier process had counted.
     fn go_on_from(&self, earlier: &Counted) {
         let mut counted = lock(&self.counted);
-        let Counted { began, ends, failures, late, denied, bytes, dials, dials_ms } = &mut *counted;
+        let Counted { began, ends, lost, failures, late, denied, bytes, dials, dials_ms } = &mut *counted;
         add(ends, &earlier.ends);
         add(failures, &earlier.failures);
         add(bytes, &earlier.bytes);
         add(dials, &earlier.dials);
-        let one =
-            [(began, earlier.began), (late, earlier.late), (denied, earlier.denied), (dials_ms, earlier.dials_ms)];
+        let one = [
+            (began, earlier.began),
+            (lost, earlier.lost),
+            (late, earlier.late),
+            (denied, earlier.denied),
+            (dials_ms, earlier.dials_ms),
+        ];
         one.into_iter().for_each(|(n, more)| *n = n.saturating_add(more));
     }
 
@@ -417,6 +435,7 @@ mod tests {
         tally.session_began();
         tally.dial_failed(Reason::Timeout, true);
         tally.session_ended(End::Killed, (5, 7));
+        tally.session_ended(End::Lost, (0, 0));
         tally.dialled(3);
         first.of(&udp).session_ended(End::Idle, (1, 2));
         assert!(tally.pause(true) && !tally.pause(true));

@@ -5,12 +5,18 @@
 
 pub mod accept;
 mod descriptor;
+#[cfg(feature = "forward")]
+pub mod fatal;
 pub mod file;
 mod lock;
 #[cfg(feature = "forward")]
 mod never;
 pub mod proc;
 mod process;
+#[cfg(feature = "forward")]
+pub mod shadow;
+#[cfg(feature = "forward")]
+pub mod shared;
 mod socket;
 pub mod socket_file;
 mod terminal;
@@ -21,6 +27,8 @@ pub use descriptor::{hard_limit, is_net_namespace, own, place, register, registe
 pub use lock::lock;
 #[cfg(feature = "forward")]
 pub use never::or_never;
+#[cfg(all(test, feature = "forward"))]
+pub use process::forked;
 #[cfg(feature = "remote")]
 pub use process::is_ignored;
 pub use process::{
@@ -28,6 +36,6 @@ pub use process::{
     pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
-pub use socket::{accept, bound_interface, interface_index, net_cookie};
+pub use socket::{accept, bound_interface, interface_index, is_untouched, net_cookie, socket_cookie};
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};

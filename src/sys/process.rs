@@ -202,3 +202,25 @@ pub enum Unenterable {
 pub fn user_exists(name: &str) -> bool {
     !matches!(nix::unistd::User::from_name(name), Ok(None))
 }
+
+/// What a child with one thread and with copies of all descriptors gives back, between 0 and 255; for tests of what may
+/// be done before the first thread only.
+#[cfg(all(test, feature = "forward"))]
+pub fn forked(task: impl FnOnce() -> u8) -> u8 {
+    use nix::{
+        sys::wait::{WaitStatus, waitpid},
+        unistd::{ForkResult, fork},
+    };
+    // SAFETY: the child has one thread, and ends without a destructor of what other threads had.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Parent { child } => match waitpid(child, None).expect("our child") {
+            WaitStatus::Exited(_, code) => u8::try_from(code).expect("a byte"),
+            other => panic!("{other:?}"),
+        },
+        ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).unwrap_or(u8::MAX);
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(code.into()) }
+        }
+    }
+}

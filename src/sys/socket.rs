@@ -130,6 +130,25 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
     queued(fd)
 }
 
+/// Whether nothing was read from an accepted TCP socket and nothing written to it, whoever had it.
+pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
+    /// Offsets of tcpi_bytes_acked and tcpi_bytes_received in `struct tcp_info` (linux/tcp.h, Linux 4.1).
+    const ACKED: usize = 120;
+    const RECEIVED: usize = 128;
+    let mut info = [0_u64; 64];
+    let mut size = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes into `info`, and says how many.
+    let r = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size)
+    };
+    if r < 0 || (size as usize) < RECEIVED + 8 {
+        return false;
+    }
+    // The end of what the other side sends (FIN) counts as one byte received.
+    let read = info[RECEIVED / 8].saturating_sub(unread(fd) as u64);
+    info[ACKED / 8] == 0 && unacknowledged(fd) == 0 && read <= 1
+}
+
 /// How long ago a TCP peer acknowledged something, while bytes in flight or a probe of its closed window wait for an
 /// acknowledgement (SIOCOUTQ, `tcpi_unacked`, `tcpi_probes` and `tcpi_last_ack_recv` of TCP_INFO, tcp(7)). A closed window
 /// whose last probe was answered waits for nothing.
@@ -160,6 +179,14 @@ pub fn tcp_backlog(fd: BorrowedFd<'_>) -> Option<u32> {
 pub fn net_cookie(fd: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: the option's value is an unsigned integer of 64 bits.
     unsafe { option(fd, libc::SO_NETNS_COOKIE) }
+}
+
+/// The number of a socket: another one for each, as long as the machine runs (SO_COOKIE, net/core/sock_diag.c; in all
+/// namespaces together since Linux 5.4). `None` for what is no socket.
+#[cfg(feature = "forward")]
+pub fn socket_cookie(fd: BorrowedFd<'_>) -> Option<u64> {
+    // SAFETY: the option's value is an unsigned integer of 64 bits.
+    unsafe { option(fd, libc::SO_COOKIE) }
 }
 
 /// The number of the interface that a socket is bound to, 0 without one (SO_BINDTOIFINDEX, net/core/sock.c); `None`

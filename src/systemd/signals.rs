@@ -4,18 +4,26 @@
 //! is a stop; SIGHUP reads the configuration again, or is the end of the terminal ([`Hangup`]). SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
 //! that keep descriptors but cannot be asked.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use super::{
     jobs::{self, Job},
     notify,
 };
-use crate::sys::proc::Process;
+use crate::sys::{lock, proc::Process};
 
 /// How long sessions get when the whole manager goes down: the machine does not wait for them.
 const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// How long a thread waits for signals to be released; what comes before that is the end of a start that failed.
+const RELEASED: Duration = Duration::from_secs(10);
 
 /// An order to the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +64,52 @@ impl Hangup {
     }
 }
 
+/// Guard: signals that carry orders wait until it is dropped, so that none of them ends the process before [`Signals`]
+/// takes it as an order. It belongs to its thread. A thread that is started meanwhile takes no such signal, nor do the
+/// children that it starts (std::process passes the mask on), unless it calls [`Self::released`] first.
+#[derive(Debug)]
+pub struct HeldSignals {
+    before: SigSet,
+    released: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl HeldSignals {
+    /// To be called before the first thread is started.
+    pub fn hold() -> Self {
+        let orders = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
+        let orders: SigSet = orders.into_iter().collect();
+        let before = orders.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty());
+        Self { before, released: Arc::default() }
+    }
+
+    /// What a thread has to call as the first thing that it does: it waits until the guard is dropped, and takes signals
+    /// from then on.
+    pub fn released(&self) -> impl Fn() + Send + Sync + 'static {
+        let (before, released) = (self.before, self.released.clone());
+        move || {
+            let (is_released, changed) = &*released;
+            drop(changed.wait_timeout_while(lock(is_released), RELEASED, |released| !*released));
+            let _ = before.thread_set_mask();
+        }
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        let (is_released, changed) = &*self.released;
+        *lock(is_released) = true;
+        changed.notify_all();
+        let _ = self.before.thread_set_mask();
+    }
+}
+
 /// The signals that carry orders.
 #[derive(Debug)]
 pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    restart: Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: unix::Signal,
+    restart: unix::Signal,
     meaning_of_hangup: Hangup,
     announced: bool,
     /// A SIGTERM whose meaning is being asked for.

@@ -50,15 +50,20 @@ pub fn service_of_calls() -> String {
     own.strip_suffix("-calls.service").map_or(own.clone(), |name| format!("{name}.service"))
 }
 
+/// The socket of the keeper of `NAME-calls.service`, for a process of `NAME.service`.
+pub fn keeper() -> Option<PathBuf> {
+    let mut directory = runtime_directory()?.into_os_string();
+    directory.push("-calls");
+    Some(Path::new(&directory).join(KEEPER))
+}
+
 /// Tells the keeper of `NAME-calls.service` that this process of `NAME.service` leaves and that another will come, and
 /// gives the keeper the reading end of the pair in which the sessions wait.
 ///
 /// # Errors
 /// Where there is no keeper: the sessions go on all the same, unless a stop comes in between.
 pub fn leave(end: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut directory = runtime_directory().ok_or(io::ErrorKind::NotFound)?.into_os_string();
-    directory.push("-calls");
-    let keeper = UnixAddr::new(&Path::new(&directory).join(KEEPER))?;
+    let keeper = UnixAddr::new(&keeper().ok_or(io::ErrorKind::NotFound)?)?;
     let socket = UnixDatagram::unbound()?;
     let fds = end.map(|end| [end.as_raw_fd()]);
     let control = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));

@@ -49,24 +49,24 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "service",
-        uses: "control handover listener session systemd activation dial relay stream spec log sys",
+        uses: "control handover listener session systemd activation dial relay stream crash spec log sys",
         tokio: true,
         ..PLAIN
     },
-    Room { name: "control", uses: "listener session activation relay spec log sys", tokio: true, ..PLAIN },
+    Room { name: "control", uses: "listener session activation relay crash spec log sys", tokio: true, ..PLAIN },
     Room {
         name: "handover",
-        uses: "listener session systemd activation dial relay stream spec log sys",
+        uses: "listener session systemd activation dial relay stream crash spec log sys",
         tokio: true,
         ..PLAIN
     },
-    Room { name: "listener", uses: "session activation dial relay stream spec log sys", tokio: true, ..PLAIN },
-    Room { name: "session", uses: "dial relay stream spec proto log sys", tokio: true, ..PLAIN },
+    Room { name: "listener", uses: "session activation dial relay stream crash spec log sys", tokio: true, ..PLAIN },
+    Room { name: "session", uses: "dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {
         name: "relay",
-        uses: "stream",
+        uses: "stream crash",
         crates: Some(&["tokio", "atomic_waker", "libc", "nix"]),
         tokio: true,
         ..PLAIN
@@ -74,6 +74,7 @@ const ROOMS: &[Room] = &[
     Room { name: "activation", uses: "spec log sys", ..PLAIN },
     Room { name: "systemd", uses: "log sys", tokio: true, ..PLAIN },
     Room { name: "stream", uses: "sys", tokio: true, ..PLAIN },
+    Room { name: "crash", uses: "sys", ..PLAIN },
     Room { name: "spec", crates: Some(&["serde", "toml", "annotate_snippets", "strsim"]), pure: true, ..PLAIN },
     Room { name: "proto", crates: Some(&["serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
     Room { name: "log", ..PLAIN },

@@ -15,6 +15,7 @@ const PAGES: &[&str] = &[
     ".github/CONTRIBUTING.md",
     ".github/SECURITY.md",
     "packaging/CHANGELOG.md",
+    "packaging/doc/crash.md",
     "packaging/hardening.md",
     "packaging/qubes-rpc/README.md",
 ];
@@ -286,4 +287,21 @@ fn anchor(line: &str) -> Option<String> {
     let title = line.strip_prefix('#')?.trim_start_matches('#').trim();
     let plain = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
     Some(title.to_lowercase().chars().filter(plain).collect::<String>().replace(' ', "-"))
+}
+
+/// A start that fails is repeated for ever (StartLimitIntervalSec=0): so it must not come several times in a second.
+#[test]
+fn each_service_comes_back_once_a_second_as_the_pages_say() {
+    let units = [
+        include_str!("../../units/system/pfwd.service"),
+        include_str!("../../units/system/qrexec-connect.service"),
+        include_str!("../../units/user/qrexec-connect.service"),
+    ];
+    for unit in units {
+        let lines: Vec<_> = unit.lines().filter(|line| line.starts_with("RestartSec=")).collect();
+        assert_eq!(lines, ["RestartSec=1"]);
+    }
+    for page in [README, include_str!("../../packaging/doc/crash.md")] {
+        assert!(page.contains("within about one and a half seconds"));
+    }
 }

@@ -10,6 +10,7 @@ extern crate support; // `crate::support`: what every suite stands on
 mod tree; // first: the macro `tree!`
 mod arrival;
 mod control;
+mod crash;
 mod crowd;
 mod enable;
 mod faults;

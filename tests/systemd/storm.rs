@@ -227,7 +227,7 @@ fn a_manager_that_is_replaced_keeps_the_service_and_what_it_stores() {
 }
 
 #[test]
-fn timing_a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_call() {
+fn timing_a_killed_service_comes_back_within_two_seconds_with_its_calls_and_leaves_no_stray_call() {
     let Some(tree) = tree!() else { return };
     tree.boot("kill", As::Tester, || {
         let fake = installed_fake();
@@ -238,7 +238,6 @@ fn timing_a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_cal
         let crowd = crowd_of_all_kinds(300);
         let deaf = [port(2003), port(2004)];
         fake.wait_for_started(11);
-        let n = crowd.len();
         let knocker = Knocker::start(Place::Tcp(2001));
         let killed = main_pid();
         let children = crate::service::calls();
@@ -252,17 +251,18 @@ fn timing_a_killed_service_comes_back_within_two_seconds_and_leaves_no_stray_cal
         for unit in ["tcp", "call"] {
             assert_eq!(shell(&format!("systemctl --user is-active {}", units(&[unit]))), "active");
         }
-        // its sessions are lost, and their calls with them
-        crowd.wait_for_gone(n);
-        eventually("no stray call is left", || crate::service::calls().is_empty());
-        eventually("nor any other", || crate::service::processes_called(&["qrexec-client-v"]).is_empty());
+        // its sessions go on, and their calls with them; those whose bytes were being moved are reported
+        crowd.wait_for_bytes(200_000);
+        let lost = events("session-failed").len();
+        assert!(lost <= 4, "{:?}", messages("session-failed"));
+        assert!(crate::service::calls().iter().all(|child| children.contains(child)));
         assert_eq!(fake.started(), 11);
         drop(deaf);
-        let harmed = crowd.dismiss().expect_err("their sessions are lost");
-        assert_eq!(harmed.len(), n);
+        let harmed = crowd.dismiss().err().unwrap_or_default();
+        assert!(harmed.len() <= lost, "{harmed:?}");
         drop(knocker);
-        restart();
-        eventually("every session is over", || property("StatusText").ends_with(", 0 sessions"));
+        eventually("the deaf calls alone are left", || property("StatusText").ends_with(", 2 sessions"));
+        assert_eq!(crate::service::calls().len(), 2);
         assert_no_complaints_but(&["status=9/KILL", "Failed with result 'signal'"]);
         assert_stops_clean();
     });

@@ -23,6 +23,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
+    crash::{KILL, crash, echo_at},
     crowd::{Crowd, Kind, Place, Rate},
     faults,
     remote::{answer, with_a_qube},
@@ -316,6 +317,45 @@ fn an_upgrade_and_the_way_back_keep_every_session_call_and_counter() {
             assert_eq!(text(&end, "END"), if flow { "killed" } else { "eof" }, "{end:#?}");
         }
         assert_no_complaints_but(&[]);
+        assert_stops_clean();
+    });
+}
+
+/// The keeper is the earlier one throughout: it knows nothing of crashes.
+#[test]
+fn a_crash_after_an_upgrade_costs_no_session_and_neither_does_the_way_back() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    tree.boot("upgrade", As::Tester, || {
+        let _fake = installed_fake();
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        socket("call", "127.0.0.1:2002", "work test.Echo");
+        enable_now(&["tcp", "call"]);
+        echo_at(7001);
+        let mut wires = [port(2001), port(2002)];
+        let mut all_echo = || wires.iter_mut().for_each(exchange_some);
+        all_echo();
+        // Not before: the first connection starts the keeper.
+        let keeper = shell("systemctl --user show -p MainPID --value qrexec-connect-calls.service");
+        let keeper = keeper.trim().parse().expect("a number");
+        install("present");
+        shell("systemctl --user restart qrexec-connect.service");
+        settled();
+        all_echo();
+        for _ in 0..2 {
+            crash(KILL);
+            assert_runs(main_pid(), "present", "qrexec-connect");
+            all_echo();
+        }
+        install("earlier");
+        shell("systemctl --user restart qrexec-connect.service");
+        settled();
+        assert_runs(main_pid(), "earlier", "qrexec-connect");
+        all_echo();
+        assert_eq!(messages("handover-lost"), <[String; 0]>::default());
+        assert_eq!(property("NFileDescriptorStore"), "0");
+        assert_runs(keeper, "earlier", "qrexec-connect");
+        drop(wires);
         assert_stops_clean();
     });
 }

@@ -77,6 +77,7 @@ fn report() -> StatusReport {
         pid: Some(4711),
         version: Some("0.1.0".into()),
         sessions: Some(10),
+        crashes: Some(api::Crashes { crashes: 1, resumed: 9, lost: 1 }),
         trouble: None,
     };
     StatusReport { program: "pfwd", served: false, service: state, listeners, faults: Vec::new() }
@@ -123,6 +124,7 @@ fn no_field_that_json_printed_goes_away() {
             pid: Some(1),
             version: Some("0".into()),
             sessions: Some(1),
+            crashes: Some(api::Crashes { crashes: 1, resumed: 1, lost: 1 }),
             trouble: Some("it does not answer".into()),
         };
         StatusReport { program: "pfwd", served: true, service, listeners: vec![listener], faults: vec!["x".into()] }

@@ -60,6 +60,9 @@ pub(super) struct ServiceState {
     pub(super) version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sessions: Option<u64>,
+    /// Crashes since the last stop or restart, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) crashes: Option<api::Crashes>,
     /// Why it does not answer although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) trouble: Option<String>,
@@ -153,6 +156,7 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
         pid: live.as_ref().map(|live| live.pid),
         version: live.as_ref().map(|live| live.version.clone()),
         sessions: live.as_ref().map(|live| live.sessions),
+        crashes: live.as_ref().and_then(|live| live.crashes),
         trouble,
     };
     Ok(StatusReport { program: service.program.name, served, service: state, listeners, faults })
@@ -196,6 +200,10 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
         (false, _, None) => ("not answering", Colour::Dim, String::new()),
     };
     out += &format!("{}: {}{rest}\n", state.unit, style.paint(Some(colour), word));
+    if let Some(api::Crashes { crashes, resumed, lost }) = state.crashes {
+        let times = if crashes == 1 { "1 crash".to_owned() } else { format!("{crashes} crashes") };
+        out += &format!("  {times}: {} resumed, {lost} lost\n", of(resumed));
+    }
     if let Some(trouble) = &state.trouble {
         out += &format!("  {}\n", table::clean(trouble));
     }

@@ -7,7 +7,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::process::{CommandExt as _, ExitStatusExt as _},
     },
     process::{Command, ExitStatus},
@@ -90,6 +90,10 @@ impl Child {
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(|fd| fd.get_ref().as_fd())
     }
 
     /// Gives it away: its pid and pidfd.

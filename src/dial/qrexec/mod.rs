@@ -27,7 +27,7 @@ mod stderr;
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -238,6 +238,11 @@ impl LiveCall {
     /// How long the call has taken so far.
     pub fn taken(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// Our end of the child's standard input, of its output, and the second descriptor of its standard input.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.to.as_fd(), self.from.as_fd(), self.probe.as_fd()]
     }
 
     /// The parts of a connected call.

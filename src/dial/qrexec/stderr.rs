@@ -1,7 +1,7 @@
 //! What a call writes on its standard error: always read (an unread pipe freezes the whole call after 64 KiB),
 //! bounded, escaped, told line by line.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{log::escape, stream::Stream};
 
@@ -16,7 +16,9 @@ const REFUSED: &[u8] = b"Request refused";
 /// The reading end of a child's standard error.
 #[derive(Debug)]
 pub struct Stderr {
+    /// Open until the session ends: checkpoints of the session name it.
     stream: Option<Stream>,
+    ended: bool,
     line: Vec<u8>,
     refused: bool,
     told: u32,
@@ -27,7 +29,11 @@ pub struct Stderr {
 impl Stderr {
     /// Reads `stream`; `None` for one that has ended.
     pub fn new(stream: Option<Stream>) -> Self {
-        Self { stream, line: Vec::new(), refused: false, told: 0, left_out: 0 }
+        Self { ended: stream.is_none(), stream, line: Vec::new(), refused: false, told: 0, left_out: 0 }
+    }
+
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
     }
 
     /// Takes the descriptor off the runtime.
@@ -41,9 +47,9 @@ impl Stderr {
     /// Safe: a line half read is kept.
     pub async fn drain(&mut self, mut said: impl FnMut(String)) {
         let mut buffer = [0; 1024];
-        while let Some(stream) = &self.stream {
+        while let Some(stream) = self.stream.as_ref().filter(|_| !self.ended) {
             match std::future::poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await {
-                Ok(0) | Err(_) => self.stream = None,
+                Ok(0) | Err(_) => self.ended = true,
                 Ok(n) => buffer[..n].iter().for_each(|b| self.take(*b, &mut said)),
             }
         }
@@ -59,7 +65,7 @@ impl Stderr {
 
     /// Reads what is there now. Nobody waits for more: it is all.
     fn read_rest(&mut self, mut said: impl FnMut(String)) {
-        if let Some(stream) = self.stream.take() {
+        if let Some(stream) = self.stream.take().filter(|_| !std::mem::replace(&mut self.ended, true)) {
             let mut buffer = [0; 1024];
             while let Ok(n @ 1..) = nix::unistd::read(&stream, &mut buffer) {
                 buffer[..n].iter().for_each(|b| self.take(*b, &mut said));

@@ -4,11 +4,7 @@
 mod far;
 mod traps;
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    task::Poll,
-    time::Duration,
-};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use proptest::prelude::*;
 
@@ -88,7 +84,7 @@ async fn drive(
         };
         match outcome {
             RelayOutcome::Interrupted(Why::Park) => {
-                relay = set(Relay::resume(relay.park(), None).expect("taken up"));
+                relay = set(Relay::resume(relay.park(counters), None).expect("taken up"));
             }
             outcome => return (relay, outcome),
         }
@@ -148,7 +144,7 @@ fn check(peer: What, upstream: What, case: &Case) -> Result<(), TestCaseError> {
     if case.peer.polite() && case.upstream.polite() {
         prop_assert!(matches!(outcome, RelayOutcome::Eof { dropped: 0 }), "{outcome:?}");
         for (from, to, count, script) in
-            [(&p, &u, counters.up.load(Relaxed), &case.peer), (&u, &p, counters.down.load(Relaxed), &case.upstream)]
+            [(&p, &u, counters.up(), &case.peer), (&u, &p, counters.down(), &case.upstream)]
         {
             prop_assert_eq!(from.sent, script.to_write());
             prop_assert_eq!(to.received, from.sent);

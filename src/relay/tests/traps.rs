@@ -4,6 +4,7 @@ use std::{
     io::{IoSlice, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,10 @@ use super::{
     far::{self, Far, ReadEnd, Script, Step, Then, What},
     run,
 };
-use crate::stream::StreamKind;
+use crate::{
+    crash::{Region, set_region},
+    stream::StreamKind,
+};
 
 const GEARS: [Gear; 3] = [Gear::Small, Gear::Copy, Gear::Splice];
 
@@ -338,11 +342,17 @@ fn a_parked_relay_has_what_was_in_its_pipe() {
     let ((peer, near), (upstream, to)) = (far::pair(What::Tcp, false), far::pair(What::Unix, false));
     let sent = fill(peer.writing.as_ref().expect("open"));
     let mut relay = Relay::new(near, to, None).force(Gear::Splice);
+    // That of the whole process: other tests only save more because of it.
+    set_region(Arc::new(Region::create().expect("memory")));
     let counters = Counters::default();
     runtime.block_on(async {
         let _ = tokio::time::timeout(Duration::from_millis(50), relay.run(&counters, &Interrupt::default())).await;
     });
-    let parked = relay.park();
+    // Where no pipe was left, it has copied.
+    let in_pipe = relay.saved().in_pipe();
+    assert!(!counters.checkpoint().is_moving(), "a pipe outlives this process");
+    let parked = relay.park(&counters);
+    assert_eq!(counters.checkpoint().is_moving(), in_pipe, "memory does not");
     assert!(!parked.up.held.is_empty(), "{sent} bytes fill what a UNIX socket takes");
     assert!(parked.up.held.iter().all(|b| *b == 7));
     assert!(counters.up() + parked.up.held.len() as u64 <= sent);

@@ -1,0 +1,225 @@
+//! The checkpoint of one session: a slot of the region, or private words where there is no region.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release, SeqCst},
+    compiler_fence,
+};
+
+use super::{
+    history::SavedId,
+    layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, check, slot},
+    region::{Region, region},
+    stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
+    text::{ListenerNames, Names},
+};
+
+/// The checkpoint of one session.
+#[derive(Debug)]
+pub struct Checkpoint(CheckpointPlace);
+
+/// Words that a session has without a region, too: bytes up and down, datagrams sent and answered.
+const COUNTS: usize = 4;
+
+#[derive(Debug)]
+enum CheckpointPlace {
+    /// Of the region of this process.
+    Slot(u32),
+    /// The counts alone.
+    Private(Box<[AtomicU64; COUNTS]>),
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        match region().and_then(Region::take_slot_of_session) {
+            Some(slot) => Self(CheckpointPlace::Slot(slot)),
+            None => Self(CheckpointPlace::Private(Box::default())),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Goes on with the slot of a session of the previous process, which it had in this region.
+    pub fn resume(slot: u32) -> Self {
+        Self(CheckpointPlace::Slot(slot))
+    }
+
+    /// The slot plus one; 0 without one.
+    pub fn number(&self) -> u64 {
+        match self.0 {
+            CheckpointPlace::Slot(slot) => u64::from(slot) + 1,
+            CheckpointPlace::Private(_) => 0,
+        }
+    }
+
+    /// Whether the session was saved already.
+    pub fn is_live(&self) -> bool {
+        self.words().is_some_and(|words| words[slot::USE].load(Relaxed) == LIVE)
+    }
+
+    /// Whether anything that is saved outlives the process.
+    pub fn is_kept(&self) -> bool {
+        self.words().is_some()
+    }
+
+    /// Whether the session's bytes are being moved.
+    #[cfg(test)]
+    pub fn is_moving(&self) -> bool {
+        self.words().is_some_and(|words| words[slot::BUSY].load(Relaxed) == MOVING)
+    }
+
+    /// Its words in the region.
+    fn words(&self) -> Option<&'static [AtomicU64]> {
+        let CheckpointPlace::Slot(slot) = self.0 else { return None };
+        Some(region()?.slot(slot))
+    }
+
+    /// A count.
+    fn count(&self, index: usize) -> &AtomicU64 {
+        match (&self.0, region()) {
+            (CheckpointPlace::Private(counts), _) => &counts[index],
+            (CheckpointPlace::Slot(slot), Some(region)) => &region.slot(*slot)[slot::BYTES + index],
+            (CheckpointPlace::Slot(_), None) => unreachable!("a slot is given by a region"),
+        }
+    }
+
+    /// Saves who the session is.
+    pub fn names(&self, id: SavedId, accepted: u64, names: &Names) {
+        let (CheckpointPlace::Slot(slot), Some(region)) = (&self.0, region()) else { return };
+        let words = region.slot(*slot);
+        words[slot::ID].store(id.0, Relaxed);
+        words[slot::ID + 1].store(id.1, Relaxed);
+        words[slot::ACCEPTED].store(accepted, Relaxed);
+        words[slot::BUSY].store(IDLE, Relaxed);
+        if let Ok(text) = serde_json::to_vec(names) {
+            region.write_text(*slot, &text);
+        }
+    }
+
+    /// Saves the stage that the session is at from now on, with what is known so far. `set_up`: when its set-up began.
+    pub fn stage(&self, stage: &SavedStage, set_up: u64, facts: &Facts) {
+        let Some(words) = self.words() else { return };
+        let (word, keys) = stage.encode();
+        words[slot::STAGE].store(word | u64::from(facts.redialled) << 24, Relaxed);
+        keys.iter().zip(&words[slot::KEYS..]).for_each(|(key, word)| word.store(*key, Relaxed));
+        words[slot::SET_UP].store(set_up, Relaxed);
+        words[slot::DIALLED].store(facts.dial_ms.map_or(0, |ms| ms.saturating_add(1)), Relaxed);
+        words[slot::QUEUED].store(facts.queued_ms, Relaxed);
+        words[slot::STARTING].store(facts.starting.map_or(0, |at| at.saturating_add(1)), Relaxed);
+        words[slot::USE].store(LIVE, Relaxed);
+        self.seal(words);
+    }
+
+    /// The key of the peer, where it was saved.
+    pub fn peer(&self) -> DescriptorKey {
+        self.words().map_or(0, |words| words[slot::KEYS].load(Relaxed))
+    }
+
+    /// The session's bytes are being moved.
+    pub fn moving(&self) {
+        if let Some(words) = self.words() {
+            words[slot::BUSY].store(MOVING, Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// The session's bytes are where this says, and are not moved.
+    pub fn moved(&self, relay: &SavedRelay) {
+        let Some(words) = self.words() else { return };
+        for (n, direction) in [relay.up, relay.down].iter().enumerate() {
+            words[slot::DROPPED + n].store(direction.dropped, Relaxed);
+            let pipe = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
+            words[slot::PIPES + n].store(pipe, Relaxed);
+        }
+        words[slot::RELAY].store(relay.encode(), Relaxed);
+        if !relay.from_open {
+            words[slot::KEYS + 1].store(0, Relaxed);
+        }
+        if !relay.to_open {
+            words[slot::KEYS + 2].store(0, Relaxed);
+        }
+        self.seal(words);
+        words[slot::BUSY].store(IDLE, Release);
+    }
+
+    fn seal(&self, words: &[AtomicU64]) {
+        let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
+        words[slot::CHECK].store(sum, Release);
+    }
+
+    /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to
+    /// that.
+    pub fn ending(&self, end: u8) {
+        if let Some(words) = self.words() {
+            words[slot::ENDING].store(ENDING | u64::from(end), Release);
+        }
+    }
+
+    /// The session is over: nobody is to take it up.
+    pub fn over(&self) {
+        if let Some(words) = self.words() {
+            words[slot::USE].store(TAKEN, Release);
+        }
+    }
+
+    /// Bytes delivered: up.
+    pub fn up(&self) -> &AtomicU64 {
+        self.count(0)
+    }
+
+    /// Bytes delivered: down.
+    pub fn down(&self) -> &AtomicU64 {
+        self.count(1)
+    }
+
+    /// Datagrams sent to the upstream.
+    pub fn sent(&self) -> &AtomicU64 {
+        self.count(2)
+    }
+
+    /// Datagrams that the upstream answered.
+    pub fn answered(&self) -> &AtomicU64 {
+        self.count(3)
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        if let (CheckpointPlace::Slot(slot), Some(region)) = (&self.0, region()) {
+            region.give_slot(*slot);
+        }
+    }
+}
+
+/// The checkpoint of a listener of our own, for as long as this process serves it.
+#[derive(Debug)]
+pub struct ListenerCheckpoint(u32);
+
+impl ListenerCheckpoint {
+    /// Writes it; `None` where nothing outlives the process, or no slot is left.
+    pub fn write(names: &ListenerNames, socket: DescriptorKey, lock: DescriptorKey) -> Option<Self> {
+        let region = region()?;
+        let text = serde_json::to_vec(names).ok()?;
+        let slot = region.take_slot()?;
+        region.write_text(slot, &text);
+        let words = region.slot(slot);
+        words[slot::KEYS].store(socket, Relaxed);
+        words[slot::KEYS + 1].store(lock, Relaxed);
+        words[slot::USE].store(LISTENER, Relaxed);
+        let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
+        words[slot::CHECK].store(sum, Release);
+        Some(Self(slot))
+    }
+}
+
+impl Drop for ListenerCheckpoint {
+    fn drop(&mut self) {
+        if let Some(region) = region() {
+            region.give_slot(self.0);
+        }
+    }
+}
+
+const _: () = assert!(slot::TEXT_CHECK < slot::BODY && slot::BODY < SLOT);
+// The counts are side by side.
+const _: () = assert!(slot::PASSED == slot::BYTES + 2 && slot::BUSY == slot::BYTES + COUNTS);

@@ -1,0 +1,58 @@
+//! What outlives a crash: memory in which each session is saved while it lives, so that the next process can take the
+//! session up.
+//!
+//! # Theory
+//! A process that is killed loses its memory and nothing else that a session needs. Its descriptors stay, because a
+//! second process, the *shadow*, shares the table of them ([`crate::sys::shadow`]). The bytes that peers have sent stay
+//! in the queues of the kernel. What is left is the knowledge which descriptor belongs to whom, and where each session
+//! stands: this is written down here, in a memfd that the manager keeps from the first start on.
+//!
+//! * **A session is one slot** ([`layout`]): words that change while it lives, under a check word, and its names as
+//!   text, under another. Whoever finds a check wrong does not use the slot: that session is reset and reported, alone.
+//! * **A listener of our own is a slot, too**, so that it keeps its backlog, and a UNIX socket its inode.
+//! * **A descriptor is its key**, not its number ([`key`]): a socket is its cookie, which the kernel gives once, a pipe
+//!   its inode. Numbers of descriptors are used again. So a slot never means somebody else's descriptor, and the
+//!   descriptors of several dead processes, which had the same numbers, can be taken together.
+//! * **A session is busy** while its thread moves its bytes: then a read may have happened and the write that belongs
+//!   to it not. One word says so before the first call, and one after the last. A session that was busy when its
+//!   process died, or whose bytes were in private memory, is reset and reported. All others go on.
+//! * **A crash has a cause** ([`history`]): a fault of the program names the session that its thread worked on. A
+//!   session that is named in two crashes in a row is reset before anything looks at it.
+//!
+//! Writes need an order for the compiler only: the stores that a process has made are there when it is killed.
+//!
+//! # States of the region
+//! | mode | the process | if it dies now |
+//! |---|---|---|
+//! | running | serves, or takes sessions up, or parks them | the shadow gives, the next process takes |
+//! | handed | has handed over as planned | the shadow leaves; the handover has everything |
+//! | stopping | drains | the shadow gives, the keeper resets all at once |
+//! | ended | has no session any more | the shadow leaves |
+//!
+//! | owner | has the sessions | becomes |
+//! |---|---|---|
+//! | service *n* | the *n*th process | free, by the shadow of the *n*th process; service *n*+1 |
+//! | free | nobody: whoever swaps the word first | service *n*+1, keeper |
+//! | keeper | the keeper, which ends them | nothing: the next process makes a new region |
+//!
+//! # What comes later
+//! The layout has room for the intents of threads and for buffers: words of the header and of each slot are free, and
+//! both have their sizes in the header.
+
+mod checkpoint;
+mod history;
+mod layout;
+mod owner;
+mod region;
+mod stage;
+mod text;
+mod thread;
+
+pub use checkpoint::{Checkpoint, ListenerCheckpoint};
+pub use history::{CrashCause, CrashVerdict, SavedId};
+pub use layout::{SavedListener, SavedSession};
+pub use owner::{RegionMode, RegionOwner};
+pub use region::{CrashCounts, Region, counts, region, set_region};
+pub use stage::{DescriptorKey, Facts, SavedBytes, SavedDirection, SavedRelay, SavedStage, key};
+pub use text::{ListenerNames, Names, SavedAsker};
+pub use thread::{Working, record_fault, record_panics, work_on};

@@ -1,0 +1,535 @@
+//! The sessions of a process that crashed: its checkpoints and its descriptors become what a handover gives.
+//!
+//! Each descriptor is claimed once, by its key. Descriptors that no checkpoint names were accepted or dialled in the
+//! last moment: nothing of them was read.
+
+use std::{
+    ffi::OsString,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use nix::unistd::read;
+use uuid::Uuid;
+
+use super::{
+    gathered::{Class, Descriptors, is_stream, is_unix, receive},
+    guard::CrashGuard,
+    read::{Adopted, Lost},
+};
+use crate::{
+    activation::Socket,
+    crash::{
+        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBytes, SavedId, SavedListener, SavedRelay,
+        SavedSession, SavedStage,
+    },
+    dial::netns::Id,
+    dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
+    listener::{Bound, Handed, SocketClaim},
+    log::End,
+    relay::{
+        self, Counters, ParkedDirection, ParkedEnd, Phase, Side,
+        datagram::{Asked, Destination},
+    },
+    session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, Routes, SessionInfo, abandon},
+    spec::SocketKind,
+    stream::{Stream, StreamKind},
+    sys::{self, lock, shadow::monotonic},
+};
+
+/// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons
+/// the descriptors that nobody claimed.
+#[derive(Debug)]
+pub struct Rescued {
+    region: Arc<Region>,
+    /// Whether the checkpoints go on in this process.
+    go_on: bool,
+    slots: Vec<u32>,
+    /// The listeners of its own that the process had.
+    pub listeners: Vec<Handed>,
+    descriptors: Mutex<Descriptors>,
+    /// Why the process died.
+    pub cause: CrashCause,
+    verdict: CrashVerdict,
+    /// A session may have descriptors here and no checkpoint: one could not be read, or was not written yet.
+    damaged: AtomicBool,
+    /// The process died while it took up a handover.
+    pub taking: bool,
+    /// The process died while it handed over.
+    pub handing: bool,
+}
+
+/// Why a session of a crash does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LostReason {
+    Busy,
+    Private,
+    Missing,
+    Poison,
+    ManyCrashes,
+    Ending(End),
+    Io,
+}
+
+impl LostReason {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Busy => "the service crashed while it moved bytes of this session: some may be missing",
+            Self::Private => "the service crashed while it held bytes of this session in its memory",
+            Self::Missing => "the service crashed, and a descriptor of this session did not come",
+            Self::Poison => "the service crashed twice in a row while it worked on this session",
+            Self::ManyCrashes => "the service crashed five times in a minute",
+            Self::Ending(_) => "the service crashed while it closed this session",
+            Self::Io => "the service crashed, and a descriptor of this session cannot be used",
+        }
+    }
+
+    fn end(self) -> End {
+        if let Self::Ending(end) = self { end } else { End::Lost }
+    }
+}
+
+impl CrashGuard {
+    /// Takes the sessions of the previous process, if that has crashed: `None` otherwise. It waits until the shadow of
+    /// that process has given everything.
+    pub fn rescue(&self) -> Option<Rescued> {
+        if !self.crashed() {
+            return None;
+        }
+        let descriptors = receive(self.take_end(), || self.earlier_are_done());
+        let (cause, verdict) = self.region().judge_crash();
+        Some(Rescued::new(self.region().clone(), self.has_shadow(), descriptors, cause, verdict))
+    }
+}
+
+/// What the shadow of the process `generation` has left with the keeper, when the service is `stopped` or no process
+/// has come. `None` when a process has it.
+pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64, stopped: bool) -> Option<Rescued> {
+    let region = Region::open(memfd).ok()?;
+    if !region.own_as_keeper(generation, stopped) {
+        return None;
+    }
+    let descriptors = receive(take.as_fd(), || true);
+    let cause = CrashCause::Killed;
+    Some(Rescued::new(Arc::new(region), false, descriptors, cause, CrashVerdict::GoOn))
+}
+
+impl Drop for Rescued {
+    fn drop(&mut self) {
+        // The files of a listener that nobody takes are left as a killed process leaves them.
+        self.listeners.drain(..).for_each(Handed::release);
+        let descriptors = std::mem::take(&mut *lock(&self.descriptors));
+        descriptors.by_key.values().flatten().for_each(abandon);
+    }
+}
+
+impl Rescued {
+    fn new(
+        region: Arc<Region>,
+        go_on: bool,
+        descriptors: Descriptors,
+        cause: CrashCause,
+        verdict: CrashVerdict,
+    ) -> Self {
+        let (taking, handing) = (region.was_taking(), region.was_handing());
+        let unsaved = region.was_unsaved();
+        let mut rescued = Self {
+            slots: region.live(),
+            listeners: Vec::new(),
+            region,
+            go_on,
+            descriptors: Mutex::new(descriptors),
+            cause,
+            verdict,
+            damaged: (taking || unsaved).into(),
+            taking,
+            handing,
+        };
+        rescued.listeners = rescued.take_listeners();
+        rescued
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The listeners of its own that the process had. The others that it had are closed.
+    fn take_listeners(&self) -> Vec<Handed> {
+        let mut all = lock(&self.descriptors);
+        let listeners = self.region.take_listeners().into_iter().filter_map(|saved| handed(saved, &mut all)).collect();
+        all.close_unclaimed_listeners();
+        listeners
+    }
+
+    /// Sockets that no session has: accepted in the last moment, and nothing was read of them. Where a checkpoint was
+    /// damaged or is missing, the socket of that session may be among them: then there are none.
+    pub fn strangers(&self) -> Vec<OwnedFd> {
+        if self.damaged.load(Relaxed) {
+            return Vec::new();
+        }
+        let mut all = lock(&self.descriptors);
+        let stranger = |(class, key): &(Class, DescriptorKey), fds: &Vec<OwnedFd>| {
+            let fd = fds.first()?;
+            let untouched = is_stream(fd) && (is_unix(fd) || sys::is_untouched(fd.as_fd()));
+            (*class == Class::Socket && untouched).then_some(*key)
+        };
+        let keys: Vec<_> = all.by_key.iter().filter_map(|(at, fds)| stranger(at, fds)).collect();
+        keys.into_iter().filter_map(|key| all.claim(Class::Socket, key)).collect()
+    }
+
+    /// Counts what became of the sessions.
+    pub fn count(&self, resumed: usize, lost: usize) {
+        self.region.count(resumed, lost);
+    }
+
+    /// Reads one; each can be read once.
+    ///
+    /// # Errors
+    /// When its checkpoint is damaged, or the session cannot go on.
+    pub fn read(&self, index: usize) -> Result<Adopted<'static>, Lost> {
+        let slot = self.slots[index];
+        let saved = match self.region.read(slot) {
+            Ok(saved) => saved,
+            Err(_) => {
+                self.damaged.store(true, Relaxed);
+                let id = uuid(self.region.id(slot));
+                self.region.forget(slot);
+                let why = "its checkpoint is damaged".to_owned();
+                return Err(Lost { session: Some(id), what: format!("session {id}"), why, known: None });
+            }
+        };
+        let checkpoint = self.go_on.then(|| Checkpoint::resume(slot));
+        let mut claimed = Vec::new();
+        let stage = self.judged(&saved).and_then(|()| {
+            // What is in a pipe is in the memory of this process from here on.
+            if let Some(checkpoint) = checkpoint.as_ref().filter(|_| saved.stage.relay.in_pipe()) {
+                checkpoint.moving();
+            }
+            ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&saved)
+        });
+        if checkpoint.is_none() {
+            self.region.forget(slot);
+        }
+        match stage {
+            Ok(stage) => Ok(adopted(saved, stage, checkpoint)),
+            Err(why) => {
+                let mut claims = ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed };
+                claims.rest(&saved);
+                // A session that had ended well and was being closed ends well.
+                if why != LostReason::Ending(End::Eof) {
+                    claimed.iter().for_each(abandon);
+                }
+                Err(doomed(saved, checkpoint, why))
+            }
+        }
+    }
+
+    /// Whether a session may be looked at at all.
+    fn judged(&self, saved: &SavedSession) -> Result<(), LostReason> {
+        match &self.verdict {
+            CrashVerdict::ResetAll => return Err(LostReason::ManyCrashes),
+            CrashVerdict::Reset(ids) if ids.contains(&saved.id) => return Err(LostReason::Poison),
+            CrashVerdict::Reset(_) | CrashVerdict::GoOn => {}
+        }
+        if let Some(end) = saved.ending {
+            return Err(LostReason::Ending(End::ALL.get(usize::from(end)).copied().unwrap_or(End::Lost)));
+        }
+        let SavedRelay { up, down, .. } = saved.stage.relay;
+        match saved.stage.stage {
+            SavedStage::Sockets { .. } | SavedStage::Pipes { .. } => {}
+            SavedStage::Waiting { .. } | SavedStage::SettingUp { .. } | SavedStage::Flow { .. } => return Ok(()),
+        }
+        if saved.busy {
+            return Err(LostReason::Busy);
+        }
+        if [up.held, down.held].contains(&SavedBytes::Private) { Err(LostReason::Private) } else { Ok(()) }
+    }
+}
+
+/// Claims the descriptors of one session.
+struct ClaimedDescriptors<'a> {
+    all: &'a mut Descriptors,
+    /// Those that were claimed for nothing, when a later one is missing.
+    claimed: &'a mut Vec<OwnedFd>,
+}
+
+impl ClaimedDescriptors<'_> {
+    /// All that the session has, for one that does not go on.
+    fn rest(&mut self, saved: &SavedSession) {
+        let (sockets, readers, writers, child): (_, _, _, Option<(u32, u64)>) = match saved.stage.stage {
+            SavedStage::Waiting { peer, .. } => (vec![peer], vec![], vec![], None),
+            SavedStage::SettingUp { peer, pipes: [to, from, probe], pidfd, pid, stderr, .. } => {
+                (vec![peer], vec![from, probe, stderr], vec![to], Some((pid, pidfd)))
+            }
+            SavedStage::Sockets { peer, upstream, .. } => (vec![peer, upstream], vec![], vec![], None),
+            SavedStage::Pipes { peer, from, to, pidfd, pid, stderr, .. } => {
+                (vec![peer], vec![from, stderr], vec![to], Some((pid, pidfd)))
+            }
+            SavedStage::Flow { upstream } => (vec![upstream], vec![], vec![], None),
+        };
+        for (class, keys) in [(Class::Socket, sockets), (Class::PipeReader, readers), (Class::PipeWriter, writers)] {
+            self.claimed.extend(keys.into_iter().filter_map(|key| self.all.claim(class, key)));
+        }
+        if let Some((pid, key)) = child {
+            self.claimed.extend(self.all.claim_process(pid, key));
+        }
+    }
+
+    /// Takes one; it is in `claimed` until the stage is whole.
+    fn one(&mut self, class: Class, key: DescriptorKey) -> Result<usize, LostReason> {
+        let fd = self.all.claim(class, key).ok_or(LostReason::Missing)?;
+        self.claimed.push(fd);
+        Ok(self.claimed.len() - 1)
+    }
+
+    fn one_if(&mut self, class: Class, key: DescriptorKey) -> Result<Option<usize>, LostReason> {
+        (key != 0).then(|| self.one(class, key)).transpose()
+    }
+
+    fn process(&mut self, pid: u32, key: DescriptorKey) -> Result<usize, LostReason> {
+        let fd = self.all.claim_process(pid, key).ok_or(LostReason::Missing)?;
+        self.claimed.push(fd);
+        Ok(self.claimed.len() - 1)
+    }
+
+    /// The stage, with all its descriptors, or why it cannot be had.
+    fn stage(mut self, saved: &SavedSession) -> Result<ParkedStage, LostReason> {
+        let saved_relay = saved.stage.relay;
+        match saved.stage.stage {
+            SavedStage::Waiting { peer, peer_unix } => {
+                self.one(Class::Socket, peer)?;
+                let [fd] = self.whole();
+                Ok(ParkedStage::Waiting(ParkedPeer { kind: kind(peer_unix), fd }))
+            }
+            SavedStage::SettingUp { peer, peer_unix, pipes: [to, from, probe], pidfd, pid, stderr } => {
+                self.one(Class::Socket, peer)?;
+                self.one(Class::PipeWriter, to)?;
+                self.one(Class::PipeReader, from)?;
+                self.one(Class::PipeReader, probe)?;
+                self.process(pid, pidfd)?;
+                let said = self.one_if(Class::PipeReader, stderr)?.and_then(|_| self.claimed.pop());
+                let [fd, to, from, probe, pidfd] = self.whole();
+                let taken = Duration::from_nanos(monotonic().saturating_sub(saved.stage.set_up));
+                Ok(ParkedStage::SettingUp {
+                    peer: ParkedPeer { kind: kind(peer_unix), fd },
+                    helper: helper(pid, pidfd, said)?,
+                    call: ParkedCall { pipes: [to, from, probe], taken },
+                    // Of what has passed it nothing is saved: that is counted anew, and the notice comes once more.
+                    passed: Passed::default(),
+                    told: false,
+                })
+            }
+            SavedStage::Sockets { peer, peer_unix, upstream, upstream_unix } => {
+                self.one(Class::Socket, peer)?;
+                self.one(Class::Socket, upstream)?;
+                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
+                let [peer, upstream] = self.whole();
+                let peer = ParkedEnd::Socket(kind(peer_unix), peer);
+                let upstream = ParkedEnd::Socket(kind(upstream_unix), upstream);
+                Ok(ParkedStage::Relaying { relay: parked(peer, upstream, up, down, &saved_relay), helper: None })
+            }
+            SavedStage::Pipes { peer, peer_unix, from, to, pidfd, pid, stderr } => {
+                self.one(Class::Socket, peer)?;
+                self.process(pid, pidfd)?;
+                let (from, to) = (self.one_if(Class::PipeReader, from)?, self.one_if(Class::PipeWriter, to)?);
+                let said = self.one_if(Class::PipeReader, stderr)?;
+                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
+                let mut all: Vec<_> = std::mem::take(self.claimed).into_iter().map(Some).collect();
+                let mut take = |index: Option<usize>| index.and_then(|index| all[index].take());
+                let (said, from, to) = (take(said), take(from), take(to));
+                let (Some(peer), Some(pidfd)) = (take(Some(0)), take(Some(1))) else { return Err(LostReason::Missing) };
+                let (peer, upstream) = (ParkedEnd::Socket(kind(peer_unix), peer), ParkedEnd::Pipes { from, to });
+                let relay = parked(peer, upstream, up, down, &saved_relay);
+                Ok(ParkedStage::Relaying { relay, helper: Some(helper(pid, pidfd, said)?) })
+            }
+            SavedStage::Flow { upstream } => {
+                let asked = saved.names.asked.ok_or(LostReason::Missing)?;
+                self.one(Class::Socket, upstream)?;
+                let [upstream] = self.whole();
+                let at = asked.at.map(|(ip, interface)| Destination { ip, interface });
+                let kept = FlowKept { passed: saved.passed, ..FlowKept::default() };
+                Ok(ParkedStage::Flow { asked: Asked { peer: asked.peer, at }, upstream, kept })
+            }
+        }
+    }
+
+    /// All descriptors that were claimed.
+    fn whole<const N: usize>(&mut self) -> [OwnedFd; N] {
+        let all = std::mem::take(self.claimed);
+        <[OwnedFd; N]>::try_from(all).unwrap_or_else(|_| unreachable!("a stage claims what it needs"))
+    }
+
+    /// A direction, with the bytes that a pipe of the pool holds.
+    fn direction(&mut self, checkpoint: &SavedRelay, index: usize) -> Result<ParkedDirection, LostReason> {
+        let direction = if index == 0 { checkpoint.up } else { checkpoint.down };
+        let phase = match direction.phase {
+            0 => Phase::Open,
+            1 => Phase::Deaf,
+            _ => Phase::Done,
+        };
+        let held = match direction.held {
+            SavedBytes::Nothing => Vec::new(),
+            SavedBytes::Private => return Err(LostReason::Private),
+            SavedBytes::Pipe(key) => {
+                let pipe = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
+                // Its other end, which nobody writes to any more.
+                drop(self.all.claim(Class::PipeWriter, key));
+                content(&pipe).ok_or(LostReason::Io)?
+            }
+        };
+        Ok(ParkedDirection { phase, held, dropped: direction.dropped })
+    }
+}
+
+fn kind(unix: bool) -> StreamKind {
+    if unix { StreamKind::Unix } else { StreamKind::Tcp }
+}
+
+fn parked(
+    peer: ParkedEnd,
+    upstream: ParkedEnd,
+    up: ParkedDirection,
+    down: ParkedDirection,
+    checkpoint: &SavedRelay,
+) -> relay::Parked {
+    let reset_by = checkpoint.reset_by.map(|side| if side == 0 { Side::Peer } else { Side::Upstream });
+    relay::Parked { peer, upstream, up, down, reset_by, end_held: checkpoint.end_held }
+}
+
+fn helper(pid: u32, pidfd: OwnedFd, stderr: Option<OwnedFd>) -> Result<Helper, LostReason> {
+    let child = Child::adopt(pid, pidfd).map_err(|_| LostReason::Io)?;
+    let stderr = stderr.map(|fd| Stream::new(fd, StreamKind::PipeReader)).transpose().map_err(|_| LostReason::Io)?;
+    Ok(Helper { child, stderr: Stderr::new(stderr) })
+}
+
+/// A listener with its descriptors; `None` where one did not come.
+fn handed(SavedListener { names, socket, lock }: SavedListener, all: &mut Descriptors) -> Option<Handed> {
+    let kind = match names.kind {
+        0 => SocketKind::Tcp,
+        1 => SocketKind::Unix,
+        2 => SocketKind::Udp,
+        _ => return None,
+    };
+    let socket = Socket::new(kind, all.claim(Class::Listener, socket)?);
+    let local = socket.local().ok()?;
+    let claim = match names.claim {
+        Some((path, inode)) => {
+            let path = OsString::from_vec(path).into();
+            Some(SocketClaim::resume(path, inode, all.claim(Class::File, lock)?))
+        }
+        None => None,
+    };
+    let netns = names.netns.map(|(device, inode)| Id { device, inode });
+    Some(Handed { listen: names.listen, bound: Bound { socket, local, claim, netns }, before: names.before })
+}
+
+/// All bytes in a pipe.
+fn content(pipe: &OwnedFd) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; sys::unread(pipe.as_fd())];
+    let mut at = 0;
+    while at < bytes.len() {
+        match read(pipe, &mut bytes[at..]) {
+            Ok(n) if n > 0 => at += n,
+            Err(nix::Error::EINTR) => {}
+            _ => return None,
+        }
+    }
+    Some(bytes)
+}
+
+fn uuid(SavedId(high, low): SavedId) -> Uuid {
+    Uuid::from_u64_pair(high, low)
+}
+
+fn since(nanos: u64) -> Duration {
+    Duration::from_nanos(monotonic().saturating_sub(nanos))
+}
+
+fn adopted(saved: SavedSession, stage: ParkedStage, checkpoint: Option<Checkpoint>) -> Adopted<'static> {
+    let listener = identity(&saved, stage.transport());
+    let now = monotonic();
+    let starting_ms = saved.starting.map(|until| until.saturating_sub(now) / 1_000_000);
+    let names = saved.names;
+    Adopted {
+        id: uuid(saved.id),
+        name: names.name.into(),
+        listener,
+        upstream: names.upstream.into(),
+        peer: Peer::read(&names.peer).unwrap_or(Peer::Unknown),
+        age: since(saved.accepted),
+        dial_ms: saved.dial_ms,
+        queued_ms: saved.queued_ms,
+        redials: RedialsKept { lost: saved.redialled, starting_ms },
+        netns: names.netns.map(Into::into),
+        bytes: saved.bytes,
+        stage,
+        checkpoint,
+    }
+}
+
+fn identity(saved: &SavedSession, transport: SocketKind) -> ListenerIdentity {
+    let names = &saved.names;
+    ListenerIdentity {
+        address: names.listener.as_str().into(),
+        transport,
+        label: names.label.as_deref().map(Into::into),
+        netns: names.listen_netns.as_deref().map(Into::into),
+    }
+}
+
+/// A session that does not go on, with all that its end event says.
+fn doomed(saved: SavedSession, checkpoint: Option<Checkpoint>, why: LostReason) -> Lost {
+    let id = uuid(saved.id);
+    let transport = match saved.stage.stage {
+        SavedStage::Flow { .. } => SocketKind::Udp,
+        SavedStage::Waiting { peer_unix: true, .. }
+        | SavedStage::SettingUp { peer_unix: true, .. }
+        | SavedStage::Sockets { peer_unix: true, .. }
+        | SavedStage::Pipes { peer_unix: true, .. } => SocketKind::Unix,
+        _ => SocketKind::Tcp,
+    };
+    let listener = identity(&saved, transport);
+    let route = Routes::new(0).unknown(saved.names.name.clone(), listener, &saved.names.upstream);
+    let (up, down) = saved.bytes;
+    let counters = checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
+    let peer = Peer::read(&saved.names.peer).unwrap_or(Peer::Unknown);
+    let info = SessionInfo::new(id, Arc::new(route), peer, since(saved.accepted), counters);
+    if let Some(ms) = saved.dial_ms {
+        info.connected(ms, saved.names.netns.as_deref().map(Into::into));
+    }
+    let known = Some(Box::new((info, why.end())));
+    Lost { session: Some(id), what: format!("session {id}"), why: why.text().to_owned(), known }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_without_a_checkpoint_is_a_new_connection_unless_a_session_had_none() {
+        for unsaved in [false, true] {
+            let region = Arc::new(Region::create().expect("memory"));
+            if unsaved {
+                region.set_unsaved();
+            }
+            let path = std::env::temp_dir().join(format!("stranger-{}-{unsaved}", std::process::id()));
+            let listener = UnixListener::bind(&path).expect("a path");
+            let _peer = UnixStream::connect(&path).expect("it listens");
+            let (accepted, _) = listener.accept().expect("it came");
+            std::fs::remove_file(path).expect("ours");
+            let mut descriptors = Descriptors::default();
+            descriptors.add(accepted.into());
+            let rescued = Rescued::new(region, false, descriptors, CrashCause::Killed, CrashVerdict::GoOn);
+            assert_eq!(rescued.strangers().len(), usize::from(!unsaved));
+        }
+    }
+}
