@@ -6,7 +6,8 @@
 //! by a process without key, privilege or files (`parser`), which passes on nothing but whole, valid frames. The
 //! daemon then asks, in this order: is the code right ([`crate::proto::mac`]), was it used before, does the policy
 //! allow it ([`policy`]); writes down the answer (`audit`); and only then starts the command under a supervisor of
-//! its own (`supervise`), which outlives nobody: when the daemon dies, the command's whole tree is ended.
+//! its own (`supervise`), which outlives nobody: when the daemon dies, the command's whole tree is ended. One supervisor
+//! more waits for the next command, so that its start costs no command any time.
 //!
 //! A VM without an agent, or with the Python original's client, is served through the original's queue of files
 //! (`v1`), where the owner of dom0 allowed that.
