@@ -103,15 +103,6 @@ complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse-v1" -l uid -d 'The user id to take on' -r
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand parse-v1" -s h -l help -d 'Print help'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l program -d 'The path to execute; without it there is no such program' -r -F
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l identity -d 'UID:GID:GROUPS' -r
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l descriptors -d 'Descriptors that the command may have' -r
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cwd -d 'The directory to run in' -r -F
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l umask -d 'The umask, as a decimal number' -r
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cgroup -d 'A control group of its own' -r -F
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l script -d 'Descriptor 4 is the text that the program reads'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l tty -d 'Standard input is a terminal'
-complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -l cwd-optional -d 'Run in / where that directory cannot be entered'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand supervise" -s h -l help -d 'Print help'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start restart approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "authorize" -d 'Store a qube\'s key, and a policy where it has none'
 complete -c qvm-remote-dom0 -n "__fish_qvm_remote_dom0_using_subcommand help; and not __fish_seen_subcommand_from authorize revoke keys v1 enable disable start restart approve log check test kill status unit keep parse parse-v1 supervise help" -f -a "revoke" -d 'Remove a qube\'s key'

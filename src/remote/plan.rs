@@ -11,6 +11,7 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::PathBuf,
+    str,
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
