@@ -1,6 +1,7 @@
 //! The socket between the daemon and the supervisor of one command: what each says, and the end that each holds.
 //!
-//! The daemon first gives the command: its plan and its descriptors, by SCM_RIGHTS. Then it gives [`Instruction`]s, and the
+//! The daemon first gives the command: its plan and its descriptors, by SCM_RIGHTS; before that it may ask whether the
+//! supervisor is there. Then it gives [`Instruction`]s, and the
 //! supervisor reports once, how the command itself ended ([`Ending`]); each is two bytes. Both ends are the same program
 //! (`/proc/self/exe`), so there is no version to agree on.
 
@@ -34,6 +35,10 @@ use crate::{proto::remote::Ending, sys};
 const ABOVE: i32 = 10;
 /// What comes with a command: the plan, the three standard ones, the text of a script.
 const MOST: usize = 5;
+/// What stands before the command's descriptors.
+const COMMAND: u8 = b'C';
+/// Asks whether a supervisor waits, which it answers with the same byte.
+const THERE: u8 = b'?';
 
 /// How long a supervisor may take to make room for an instruction.
 const TAKEN: Duration = Duration::from_secs(1);
@@ -93,7 +98,7 @@ impl Instructions {
     /// What sendmsg(2) says: EPIPE when the supervisor is gone.
     pub fn command(&self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-        let (byte, control) = ([IoSlice::new(b"C")], [ControlMessage::ScmRights(&numbers)]);
+        let (byte, control) = ([IoSlice::new(&[COMMAND])], [ControlMessage::ScmRights(&numbers)]);
         let socket: &UnixStream = self.0.as_ref();
         sendmsg::<()>(socket.as_raw_fd(), &byte, &control, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(())
@@ -111,6 +116,15 @@ impl Instructions {
 pub struct Report(OwnedReadHalf);
 
 impl Report {
+    /// Whether the supervisor waits for a command and answers within a second: it was not killed, nor is it stopped.
+    pub async fn waits(&mut self, instructions: &mut Instructions) -> bool {
+        let asked = async {
+            instructions.0.write_all(&[THERE]).await?;
+            self.0.read_u8().await
+        };
+        matches!(timeout(TAKEN, asked).await, Ok(Ok(THERE)))
+    }
+
     /// Waits for the report; `None` when the supervisor ended without one.
     pub async fn ending(&mut self) -> Option<Ending> {
         let mut bytes = [0; 2];
@@ -134,7 +148,11 @@ pub struct Given {
     pub script: Option<OwnedFd>,
 }
 
-fn above(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// The same descriptor under a number that no command knows a descriptor by.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn above(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(sys::own(fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(ABOVE))?))
 }
 
@@ -152,22 +170,29 @@ impl Daemon {
     /// # Errors
     /// What recvmsg(2) says; `InvalidData` when descriptors are missing.
     pub fn command(&self) -> io::Result<Option<Given>> {
-        let (mut byte, mut space) = ([0], nix::cmsg_space!([RawFd; MOST]));
-        let mut parts = [IoSliceMut::new(&mut byte)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        if message.bytes == 0 {
-            return Ok(None);
-        }
         let mut descriptors = VecDeque::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(numbers) = control {
-                descriptors.extend(numbers.into_iter().map(sys::own));
+        loop {
+            let (mut byte, mut space) = ([0], nix::cmsg_space!([RawFd; MOST]));
+            let mut parts = [IoSliceMut::new(&mut byte)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+            if message.bytes == 0 {
+                return Ok(None);
+            }
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(numbers) = control {
+                    descriptors.extend(numbers.into_iter().map(sys::own));
+                }
+            }
+            match byte {
+                [THERE] => (&self.0).write_all(&[THERE])?,
+                _ => break,
             }
         }
-        let mut next = || above(descriptors.pop_front().ok_or(io::ErrorKind::InvalidData)?.as_fd());
-        let (plan, standard) = (next()?.into(), [next()?, next()?, next()?]);
-        let script = next().ok();
+        let mut next = || descriptors.pop_front().map(|fd| above(fd.as_fd())).transpose();
+        let mut due = || next()?.ok_or(io::Error::from(io::ErrorKind::InvalidData));
+        let (plan, standard) = (due()?.into(), [due()?, due()?, due()?]);
+        let script = next()?;
         Ok(Some(Given { plan, standard, script }))
     }
 
@@ -218,6 +243,28 @@ mod tests {
         };
         timeout(TAKEN * 5, giving).await.expect("it returns");
         drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_is_gone_or_does_not_answer_does_not_wait() {
+        let (mut instructions, mut report, theirs) = pair().expect("a pair of sockets");
+        let daemon = Daemon(theirs.into());
+        tokio::time::pause();
+        assert!(!report.waits(&mut instructions).await, "nobody reads");
+        tokio::time::resume();
+        let (answer, given) = tokio::join!(
+            async {
+                let answer = report.waits(&mut instructions).await;
+                let (file, null) = (tempfile::tempfile().expect("a file"), File::open("/dev/null").expect("there"));
+                let standard = [file.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
+                instructions.command(&standard).expect("it is there");
+                answer
+            },
+            async { tokio::task::spawn_blocking(move || daemon.command()).await.expect("no panic") },
+        );
+        let given = given.expect("a command").expect("the daemon lives");
+        assert!(answer && given.script.is_none());
+        assert!(!report.waits(&mut instructions).await, "it is gone");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::pipe::AsyncPipe;
 
-/// Frames that wait for the other end: with data, half a megabyte.
+/// Frames that wait for the other end: with data, one megabyte.
 pub const WAITING: usize = 16;
 /// A ping after so much silence.
 pub const SILENCE: Duration = Duration::from_secs(15);
@@ -23,7 +23,7 @@ pub async fn write(to: AsyncPipe, mut line: mpsc::Receiver<Bytes>) {
     let mut together = Vec::new();
     while let Some(first) = line.recv().await {
         together.clear();
-        while first.len() + together.len() < TOGETHER {
+        while first.len().max(together.len()) < TOGETHER {
             let Ok(more) = line.try_recv() else { break };
             if together.is_empty() {
                 together.extend_from_slice(&first);

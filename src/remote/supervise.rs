@@ -1,4 +1,4 @@
-//! The parent of one command: `qvm-remote-dom0 supervise`, started by the daemon for each.
+//! The parent of one command: `qvm-remote-dom0 supervise`, which the daemon starts.
 //!
 //! It adopts whatever the command's processes leave behind (PR_SET_CHILD_SUBREAPER), however they daemonise, so the
 //! whole tree can be found and ended; and it ends that tree by itself when the daemon goes away. So a command never
@@ -72,7 +72,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// What could not be set up; the daemon then sees the stream end without an ending.
 pub fn run() -> io::Result<ExitCode> {
     let daemon = backchannel::Daemon::inherited()?;
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = backchannel::above(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.as_fd())?;
     // the numbers of the command's descriptors belong to nothing else
     for number in [0, 1, 2, SCRIPT] {
         std::mem::forget(sys::place(null.as_fd(), number)?);
@@ -88,14 +88,16 @@ pub fn run() -> io::Result<ExitCode> {
     for (number, fd) in (0..).zip(standard) {
         std::mem::forget(sys::place(fd.as_fd(), number)?);
     }
-    // without a script the number is free
     let place = sys::own(SCRIPT);
     let script = match script {
         Some(file) => {
             std::mem::forget(place);
             Some(sys::place(file.as_fd(), SCRIPT)?)
         }
-        None => None,
+        None => {
+            drop(place); // the number is free
+            None
+        }
     };
     let home = plan.cgroup.as_deref().and_then(enter);
     let started = start(&plan);

@@ -14,8 +14,8 @@ use tokio::io::{
 
 /// Takes ownership of an inherited descriptor.
 ///
-/// The number must come from `LISTEN_FDS`, SCM_RIGHTS or F_DUPFD and be taken once; [`crate::activation`] and the
-/// handover are the only callers.
+/// The number must come from a system call or from whoever started this program (`LISTEN_FDS`, SCM_RIGHTS, F_DUPFD), and
+/// be taken once.
 pub fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the descriptor was passed to this process and nothing else here owns it (see above).
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -23,8 +23,8 @@ pub fn own(fd: RawFd) -> OwnedFd {
 
 /// Makes `fd` available as descriptor `number` too (dup2(2)), inherited by children.
 ///
-/// Meant for the beginning of a program that passes descriptors by their numbers, when it has opened nothing yet:
-/// whatever came to it as `number` from its own parent is closed.
+/// For a program that passes descriptors by their numbers, to numbers that nothing in it owns: whatever was open as
+/// `number` is closed.
 ///
 /// # Errors
 /// What dup2(2) says.

@@ -177,7 +177,7 @@ pub fn lead_session(
         // whoever starts the command has SIGCHLD blocked, for a descriptor; a shell that waits would wait for ever
         SigSet::empty().thread_set_mask().map_err(io::Error::from)
     };
-    // SAFETY: as in `pass`.
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock (signal-safety(7)).
     unsafe { command.pre_exec(prepare) };
 }
 

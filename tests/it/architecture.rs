@@ -76,10 +76,10 @@ const ROOMS: &[Room] = &[
     Room { name: "stream", uses: "sys", tokio: true, ..PLAIN },
     Room { name: "crash", uses: "sys", ..PLAIN },
     Room { name: "spec", crates: Some(&["serde", "toml", "annotate_snippets", "strsim"]), pure: true, ..PLAIN },
-    Room { name: "proto", crates: Some(&["serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
+    Room { name: "proto", crates: Some(&["bytes", "serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
     Room { name: "log", ..PLAIN },
     Room { name: "report", may_exit: true, ..PLAIN },
-    Room { name: "sys", crates: Some(&["libc", "nix", "socket2", "tokio", "tempfile"]), tokio: true, ..PLAIN },
+    Room { name: "sys", crates: Some(&["bytes", "libc", "nix", "socket2", "tokio", "tempfile"]), tokio: true, ..PLAIN },
 ];
 
 /// What a pure room must not name: each is the beginning of a path.

@@ -22,7 +22,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn in_dom0_and_in_a_client_nothing_is_compiled_that_only_the_forwarder_needs() {
-    let secrets = ["getrandom", "hmac", "libc", "nix", "serde_json", "sha2", "subtle", "tokio", "zeroize"];
+    let secrets = ["bytes", "getrandom", "hmac", "libc", "nix", "serde_json", "sha2", "subtle", "tokio", "zeroize"];
     let daemon = [
         "clap",
         "sd_notify",

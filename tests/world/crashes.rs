@@ -122,14 +122,15 @@ fn a_supervisor_that_is_killed_leaves_no_command_and_no_silence() {
 }
 
 #[test]
-fn a_supervisor_that_is_killed_while_it_waits_costs_no_command_and_one_ends_with_the_daemon() {
+fn a_supervisor_that_is_killed_or_stopped_while_it_waits_costs_no_command_and_one_ends_with_the_daemon() {
     let world = world!("work");
     let daemon = world.ready();
     let waiting = || world.processes("/proc/self/exe supervise");
     world.remote("work", &["true"]).expect(0, "");
     eventually("one waits for the next command", || waiting() == 1);
-    for n in 0..3 {
-        world.dom0("pkill -KILL -f '^/proc/self/exe supervise'").expect(0, "");
+    for n in 0..3usize {
+        let signal = ["KILL", "STOP", "KILL"][n];
+        world.dom0(&format!("pkill -{signal} -f '^/proc/self/exe supervise'")).expect(0, "");
         world.remote("work", &[&format!("echo {n}; env | grep -c ^QVM_REMOTE_ID=")]).expect(0, &format!("{n}\n1\n"));
         eventually("one waits again", || waiting() == 1);
     }

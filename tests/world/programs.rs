@@ -163,6 +163,10 @@ attempt("of the shell", lambda: os.open("/proc/%d/fd/255" % os.getppid(), os.O_R
     }
     world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
     world.remote("work", &["readlink /proc/self/fd/* | grep -c memfd"]).expect(1, "0\n");
+    // 3 is the directory
+    for words in [&["ls /proc/self/fd"][..], &["--argv", "ls", "/proc/self/fd"]] {
+        world.remote("work", words).expect(0, "0\n1\n2\n3\n");
+    }
 }
 
 #[test]

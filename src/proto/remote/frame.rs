@@ -17,6 +17,9 @@ use super::{
 pub const MAX_LENGTH: usize = 65_552;
 /// Bytes before the body.
 pub const HEADER: usize = 9;
+/// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits long
+/// would keep many times its size.
+const SMALL: usize = 16 << 10;
 
 /// What each side says first: dom0 to the agent, the agent to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -345,7 +348,7 @@ pub fn restream(frame: &mut [u8], stream: u32) {
     frame[4..8].copy_from_slice(&stream.to_be_bytes());
 }
 
-/// A frame that came whole: its bytes, which lie where they were read to. Only [`Buffer::frame`] makes one.
+/// A frame that came whole: its bytes, which lie where they were read to unless they are few. Only [`Buffer::frame`] makes one.
 #[derive(Debug)]
 pub struct WholeFrame {
     bytes: BytesMut,
@@ -405,7 +408,11 @@ impl Buffer {
         let bytes = self.0.bytes();
         let Some((raw, size)) = RawFrame::split(bytes)? else { return Ok(None) };
         let kind = raw.kind;
-        Ok(Some(WholeFrame { bytes: bytes.split_to(size), kind }))
+        let mut bytes = bytes.split_to(size);
+        if size < SMALL {
+            bytes = BytesMut::from(&bytes[..]);
+        }
+        Ok(Some(WholeFrame { bytes, kind }))
     }
 
     /// Whether the buffer holds a whole frame.

@@ -2,10 +2,12 @@
 
 use bytes::BytesMut;
 
-/// Bytes of one piece at least: more than a frame of the largest size, so that most reads bring whole frames.
-const PIECE: usize = 128 << 10;
-/// Pieces that are kept while parts of them are in use: as much as one stream may have on the way, twice.
-const KEPT: usize = 4;
+use super::frame::MAX_LENGTH;
+
+/// Bytes of one piece at least: four frames of the largest size, so that few frames begin in one piece and end in the next.
+const PIECE: usize = 4 * (MAX_LENGTH + 4);
+/// Pieces that are kept while parts of them are in use.
+const KEPT: usize = 2;
 
 /// Bytes that were read and not taken yet, with room behind them. Parts that were split off lie where they were read to;
 /// new memory is asked for only while parts of all pieces are in use.

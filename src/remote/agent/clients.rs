@@ -92,7 +92,7 @@ async fn client(stream: UnixStream, agent: Arc<Agent>) -> io::Result<()> {
                 frame.restream(1);
                 // small ones that wait already go together
                 let mut together = Vec::new();
-                while frame.as_bytes().len() + together.len() < TOGETHER {
+                while frame.as_bytes().len().max(together.len()) < TOGETHER {
                     let Ok(mut more) = stream.frames.try_recv() else { break };
                     more.restream(1);
                     if together.is_empty() {

@@ -15,12 +15,9 @@ use tokio::{
 
 use super::stdio;
 use crate::{
-    proto::remote::{CREDIT, SLICE, frame::HEADER},
+    proto::remote::{SLICE, frame::HEADER},
     sys,
 };
-
-/// An [`OutputThread`] with more to write tells what it has written after so many bytes.
-const TOLD: u32 = CREDIT / 2;
 
 /// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
 pub(super) struct OutputThread {
@@ -32,20 +29,13 @@ impl OutputThread {
     pub(super) fn start(mut file: File, what: String, done: mpsc::UnboundedSender<io::Result<u32>>) -> Self {
         let (to, line) = std::sync::mpsc::channel::<Bytes>();
         std::thread::spawn(move || {
-            let (mut next, mut untold) = (line.recv().ok(), 0);
-            while let Some(bytes) = next {
-                if let Err(e) = stdio::write_all(&mut file, &bytes) {
-                    let _ = done.send(Err(io::Error::new(e.kind(), format!("{what} cannot be written: {e}"))));
+            while let Ok(bytes) = line.recv() {
+                let n = u32::try_from(bytes.len()).unwrap_or(0);
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{what} cannot be written: {e}"));
+                let written = stdio::write_all(&mut file, &bytes).map(|()| n).map_err(named);
+                let failed = written.is_err();
+                if done.send(written).is_err() || failed {
                     return;
-                }
-                untold += u32::try_from(bytes.len()).unwrap_or(0);
-                next = line.try_recv().ok();
-                // each telling wakes the other thread
-                if next.is_none() || untold >= TOLD {
-                    if done.send(Ok(std::mem::take(&mut untold))).is_err() {
-                        return;
-                    }
-                    next = next.or_else(|| line.recv().ok());
                 }
             }
         });

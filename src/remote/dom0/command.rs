@@ -115,7 +115,7 @@ async fn carry_out(
     let Clearance { judged, place, receipt, file } = clearance;
     let limit = if judged.launch().is_none_or(|job| job.timeout_by_policy) { "policy" } else { "client" };
     let transferred = judged.launch().is_none().then(|| judged.task.clone());
-    let mut group = None;
+    let (mut group, mut supervisor) = (None, None);
     // the client's own time is how long it waits; what is left in the background is bounded by the policy's
     let deadline = judged.options.timeout.map(|time| began + time);
     let registered = &registration;
@@ -125,7 +125,11 @@ async fn carry_out(
                 Ok(made) => {
                     group = made;
                     let supervisors = &case.shared.supervisors;
-                    execute::run(&job, group.as_ref(), receipt, port, registered, supervisors).await
+                    let ran = execute::run(&job, group.as_ref(), receipt, port, registered, supervisors).await;
+                    ran.map(|(done, ends)| {
+                        supervisor = ends;
+                        done
+                    })
                 }
                 Err(e) => Err(e),
             }
@@ -151,7 +155,11 @@ async fn carry_out(
         (_, None) => Err(io::Error::other("its file is not open")),
     };
     drop(place);
-    let left = group.filter(|group| !group.remove());
+    let mut left = group.filter(|group| !group.remove());
+    if left.is_some() {
+        execute::gone(supervisor).await; // what was just ending is no background
+        left = left.filter(|group| !group.remove());
+    }
     let in_background = left.is_some();
     if let Some(group) = left {
         let over = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

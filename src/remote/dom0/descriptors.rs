@@ -1,8 +1,8 @@
 //! Descriptors: as many as the system gives, shared out among the qubes, so that no qube's commands use up another's.
 //!
 //! A running command takes up to six in the daemon (three pipes or two ends of a terminal, the supervisor's socket and
-//! its process, one of a file that is moved), a channel about eight. The soft limit of the service manager is 1024, and a
-//! command gets it back: programs that use select(2) cannot take more.
+//! its process, one of a file that is moved), a channel about eight, and the supervisor that waits two. The soft limit
+//! of the service manager is 1024, and a command gets it back: programs that use select(2) cannot take more.
 
 use std::sync::OnceLock;
 

@@ -20,7 +20,10 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd::pipe2};
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 
 use super::descriptors;
 use super::{
@@ -110,7 +113,11 @@ struct Ends {
 }
 
 /// Starts the command: its supervisor, and our ends of its descriptors.
-fn start(job: &Launch, group: Option<&CommandGroup>, supervisors: &Arc<Supervisors>) -> io::Result<(Supervisor, Ends)> {
+async fn start(
+    job: &Launch,
+    group: Option<&CommandGroup>,
+    supervisors: &Arc<Supervisors>,
+) -> io::Result<(Supervisor, Ends)> {
     let mut plan = SupervisorPlan {
         program: job.program.clone(),
         words: job.words.clone(),
@@ -130,7 +137,7 @@ fn start(job: &Launch, group: Option<&CommandGroup>, supervisors: &Arc<Superviso
         plan.words = vec!["/bin/bash".into(), format!("/dev/fd/{}", supervise::SCRIPT).into()];
     }
     let (standard, ends) = if job.tty { terminal(job.identity.as_ref())? } else { pipes(job.stdin)? };
-    Ok((supervisors.start(&plan, &CommandEnds { standard, script })?, ends))
+    Ok((supervisors.start(&plan, &CommandEnds { standard, script }).await?, ends))
 }
 
 /// Gives the command a terminal, which belongs to whom the command runs as.
@@ -164,7 +171,8 @@ fn cloexec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Runs a command, until it has ended or `registration` hears that it shall.
+/// Runs a command, until it has ended or `registration` hears that it shall. With its result comes its supervisor, which
+/// may end a moment later: the answer need not wait for it.
 ///
 /// # Errors
 /// When it could not be started; nothing was executed then.
@@ -175,8 +183,8 @@ pub(super) async fn run(
     port: &Port,
     registration: &Registration,
     supervisors: &Arc<Supervisors>,
-) -> io::Result<Done> {
-    let (mut supervisor, ends) = start(job, group, supervisors)?;
+) -> io::Result<(Done, Option<JoinHandle<()>>)> {
+    let (mut supervisor, ends) = start(job, group, supervisors).await?;
     let Supervisor { instructions, report, process } = &mut supervisor;
     let deadline = job.timeout.map(|t| Instant::now() + t);
     let budget = Budget { left: job.max_output.unwrap_or(u64::MAX).into(), over: false.into() };
@@ -232,18 +240,23 @@ pub(super) async fn run(
     if cut.is_none() {
         instructions.give(Instruction::Leave).await;
     }
-    let collected = supervisor.collect(GRACE);
+    let mut supervisor = Some(tokio::spawn(supervisor.collect(GRACE)));
     if cut.is_some() {
-        collected.await;
+        gone(supervisor.take()).await;
         if let Some(group) = group {
             group.kill();
         }
-    } else {
-        tokio::spawn(collected); // the answer need not wait for it
     }
     let [(stdout, out), (stderr, err)] = pumped.map(Pumped::finish);
     let input = input.whole.into_inner().then(|| input.taken.finish().0);
-    Ok(Done { ending: cut.unwrap_or(ending), stdout, stderr, input, bytes: (out, err) })
+    Ok((Done { ending: cut.unwrap_or(ending), stdout, stderr, input, bytes: (out, err) }, supervisor))
+}
+
+/// Waits until a supervisor has ended and was collected.
+pub(super) async fn gone(supervisor: Option<JoinHandle<()>>) {
+    if let Some(supervisor) = supervisor {
+        let _ = supervisor.await;
+    }
 }
 
 /// How the command ended, as its supervisor reports it.

@@ -2,7 +2,7 @@
 //!
 //! A supervisor costs an execve(2) and a dynamic link, which is a fifth of the time of a short command. So while a command
 //! runs, one more supervisor is started, which waits for the next command. It has no command's descriptor, environment
-//! or group, uses no time, and ends when the daemon does.
+//! or group, uses no time, and ends when the daemon does. Until its command comes, its standard error is the daemon's.
 
 use std::{
     io,
@@ -50,25 +50,30 @@ impl Supervisors {
     ///
     /// # Errors
     /// Nothing was executed: see [`SupervisorPlan::file`], fork(2), execve(2).
-    pub(super) fn start(self: &Arc<Self>, plan: &SupervisorPlan, ends: &CommandEnds) -> io::Result<Supervisor> {
+    pub(super) async fn start(self: &Arc<Self>, plan: &SupervisorPlan, ends: &CommandEnds) -> io::Result<Supervisor> {
         let file = plan.file()?;
         let [stdin, stdout, stderr] = ends.standard.each_ref().map(OwnedFd::as_fd);
         let mut descriptors = vec![file.as_fd(), stdin, stdout, stderr];
         descriptors.extend(ends.script.as_ref().map(OwnedFd::as_fd));
-        let waiting = lock(&self.waiting).take();
-        // one that was killed meanwhile takes nothing
-        let ready = waiting.filter(|supervisor| supervisor.instructions.command(&descriptors).is_ok());
-        let supervisor = match ready {
+        let supervisor = match self.waiting().await {
             Some(supervisor) => supervisor,
-            None => {
-                let supervisor = Supervisor::start()?;
-                supervisor.instructions.command(&descriptors)?;
-                supervisor
-            }
+            None => Supervisor::start()?,
         };
+        supervisor.instructions.command(&descriptors)?;
         let all = self.clone();
         tokio::spawn(async move { all.prepare() });
         Ok(supervisor)
+    }
+
+    /// The supervisor that waits. One that was killed or stopped meanwhile gets no command, so nothing begins twice.
+    async fn waiting(&self) -> Option<Supervisor> {
+        let mut waiting = lock(&self.waiting).take()?;
+        if waiting.report.waits(&mut waiting.instructions).await {
+            return Some(waiting);
+        }
+        let _ = waiting.process.start_kill();
+        tokio::spawn(waiting.collect(Duration::ZERO));
+        None
     }
 
     /// Starts a supervisor for the next command. Where that fails, the next command tries it and tells why.
@@ -85,7 +90,7 @@ impl Supervisor {
         let (instructions, report, theirs) = backchannel::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("supervise").env_clear().current_dir("/");
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let process = tokio::process::Command::from(command).spawn()?;
         Ok(Self { instructions, report, process })
     }
