@@ -10,11 +10,9 @@ use super::{
     memory::ReadMemory,
     request::Request,
     wait::WaitReason,
-    wire::{Fault, MAGIC, MAX_COMMAND, Reader, VERSION},
+    wire::{Fault, MAGIC, MAX_COMMAND, MAX_LENGTH, Reader, VERSION},
 };
 
-/// The length at most.
-pub const MAX_LENGTH: usize = 65_552;
 /// Bytes before the body.
 pub const HEADER: usize = 9;
 /// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits long

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::frame::MAX_LENGTH;
+use super::wire::MAX_LENGTH;
 
 /// Bytes of one piece at least: four frames of the largest size, so that few frames begin in one piece and end in the next.
 const PIECE: usize = 4 * (MAX_LENGTH + 4);

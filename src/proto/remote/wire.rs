@@ -10,6 +10,8 @@ pub const VERSION: u16 = 2;
 pub const CREDIT: u32 = 256 << 10;
 /// Data in one frame at most: small enough that a flood does not delay other streams, large enough to be cheap.
 pub const SLICE: usize = 64 << 10;
+/// The length of a frame at most, as its header counts it.
+pub(super) const MAX_LENGTH: usize = 65_552;
 /// A command's text at most, as the original has it.
 pub const MAX_COMMAND: usize = 1 << 20;
 /// Streams of one VM at a time.
