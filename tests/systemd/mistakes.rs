@@ -170,7 +170,7 @@ fn a_pfwd_without_a_file_says_what_is_missing_and_its_units_are_enabled_by_the_g
     let tree = tree.prepare("rm -f /usr/lib/systemd/system-generators/qrexec-connect-generator");
     tree.boot("enable", As::Root, || {
         shell("systemctl enable --now pfwd.service");
-        eventually("it says so", || shell("journalctl -u pfwd.service -o cat").contains("/etc/pfwd.toml"));
+        eventually("it says so", || shell("journalctl -q -t pfwd -o cat").contains("/etc/pfwd.toml"));
         assert!(attempt("systemctl status pfwd.service").1.contains("/etc/pfwd.toml"));
         eventually("it has ended, without a failure", || attempt("systemctl is-failed pfwd.service").1 == "inactive");
         assert!(shell("pfwd config").contains("no configuration file"));
