@@ -58,8 +58,8 @@ mod tests {
             let part = room.split();
             places.insert(part.as_ptr() as usize);
             parts.push_back((n, part));
-            if parts.len() > 3 {
-                let (n, part) = parts.pop_front().expect("there are four");
+            if parts.len() > KEPT {
+                let (n, part) = parts.pop_front().expect("it is not empty");
                 assert_eq!(part, &n.to_be_bytes().repeat(PIECE / 8)[..]);
             }
         }
