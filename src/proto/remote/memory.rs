@@ -14,6 +14,8 @@ const KEPT: usize = 2;
 #[derive(Debug, Default)]
 pub struct ReadMemory {
     bytes: BytesMut,
+    /// Whether `bytes` lie in a piece: they do not before the first room.
+    begun: bool,
     /// Pieces with parts in use; they hold nothing else.
     others: Vec<BytesMut>,
 }
@@ -36,7 +38,7 @@ impl ReadMemory {
             next.extend_from_slice(&self.bytes);
             let mut used = std::mem::replace(&mut self.bytes, next);
             used.clear();
-            if self.others.len() < KEPT && used.capacity() > 0 {
+            if std::mem::replace(&mut self.begun, true) && self.others.len() < KEPT {
                 self.others.push(used);
             }
         }
