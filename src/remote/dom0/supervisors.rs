@@ -39,7 +39,7 @@ pub(super) struct CommandEnds {
     pub(super) script: Option<OwnedFd>,
 }
 
-/// All supervisors come from here.
+/// Starts supervisors, and keeps the one that waits.
 #[derive(Debug, Default)]
 pub(super) struct Supervisors {
     waiting: Mutex<Option<Supervisor>>,
