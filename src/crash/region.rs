@@ -1,4 +1,7 @@
 //! The region: a header, and a slot for each session.
+//!
+//! The file is long because the order in which the words of header and slots are written is one duty; the last fifth
+//! is its tests.
 
 use std::{
     io,
