@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, TcpListener},
     os::unix::process::ExitStatusExt,
     process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
     thread,
@@ -15,7 +14,7 @@ use nix::{
 };
 
 use crate::support::{
-    FakeQrexec, Pace, Process, SERVICE_SEED, Sum, Wire, eventually, example, fake_qrexec::What, receive, run, send,
+    FakeQrexec, Pace, Process, SERVICE_SEED, Server, Sum, eventually, example, fake_qrexec::What, receive, run, send,
 };
 
 /// A call with three pipes, our ends in our hands.
@@ -336,9 +335,9 @@ fn a_source_can_be_verified_and_a_sink_takes_all() {
 #[test]
 fn tcp_services_keep_half_closes_and_connect_tcp_ends_with_the_server() {
     let fake = FakeQrexec::new();
-    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let port = server.local_addr().expect("bound").port();
-    let accept = || Wire::from_tcp(server.accept().expect("a connection").0);
+    let server = Server::tcp();
+    let port = server.port();
+    let accept = || server.accept();
 
     // the peer half-closes first: the server's reply still comes
     let mut call = Call::to(&fake, &format!("qubes.ConnectTCP+{port}"));

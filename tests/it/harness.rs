@@ -4,7 +4,7 @@ use std::{
     io::Read,
     net::{TcpListener, TcpStream},
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::{
             net::{UnixDatagram, UnixStream},
             process::ExitStatusExt,
@@ -18,7 +18,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Activated, Activation, Pace, Pattern, Process, Sum, Wire, eventually, exchange, receive, run, send,
+    Activated, Activation, Pace, Pattern, Process, Server, Sum, Wire, eventually, exchange, receive, run, send,
 };
 
 /// The panic message of `act`, which must panic.
@@ -254,6 +254,25 @@ fn wires_half_close_reset_and_verify() {
     let mut far = Wire::from_tcp(server.accept().expect("a connection").0);
     drop(near);
     assert!(failure(|| far.expect_reset()).contains("plain end"));
+}
+
+#[test]
+fn nobody_can_connect_to_a_dropped_server_while_a_copy_of_its_socket_is_open() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("server.sock");
+    let (tcp, unix) = (Server::tcp(), Server::unix(&path));
+    let port = tcp.port();
+    let copies = [&tcp, &unix].map(|server| match server {
+        Server::Tcp(listener) => listener.as_fd().try_clone_to_owned().expect("a descriptor"),
+        Server::Unix(listener) => listener.as_fd().try_clone_to_owned().expect("a descriptor"),
+    });
+    let refused = |connected: Option<std::io::Error>| {
+        assert_eq!(connected.expect("refused").kind(), std::io::ErrorKind::ConnectionRefused);
+    };
+    drop((tcp, unix));
+    refused(TcpStream::connect(("127.0.0.1", port)).err());
+    refused(UnixStream::connect(&path).err());
+    drop(copies);
 }
 
 #[test]

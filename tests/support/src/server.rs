@@ -11,7 +11,7 @@ use std::{
 
 use crate::{PATIENCE, Wire};
 
-/// A listening server.
+/// A listening server. Nobody can connect any more once it is dropped.
 pub enum Server {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -111,5 +111,17 @@ impl Server {
             }
         });
         name
+    }
+}
+
+/// A child that another thread starts at this moment has a copy of the listening socket, from fork(2) to execve(2).
+/// Without shutdown(2) the copy would accept connections meanwhile.
+impl Drop for Server {
+    fn drop(&mut self) {
+        let socket = match &*self {
+            Self::Tcp(listener) => socket2::SockRef::from(listener),
+            Self::Unix(listener) => socket2::SockRef::from(listener),
+        };
+        let _ = socket.shutdown(std::net::Shutdown::Both);
     }
 }
