@@ -89,7 +89,7 @@ async fn attend(
         return Err(case.again());
     }
     if shared.dry_run {
-        let judged = gate::decide(candidate).await?;
+        let judged = gate::decide(candidate).await?.judged;
         let done = candidate.wait(RequestState::Receiving, dry_run(case, port, &judged)).await?;
         return Ok(CommandAnswer::of(&authentic, &done));
     }

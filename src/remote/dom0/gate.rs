@@ -117,15 +117,26 @@ impl Obtained {
     }
 }
 
+/// What the policy says now: of the request, and how much its qube may have.
+pub(super) struct Decision {
+    pub(super) judged: Judged,
+    /// Bytes of the log that are the qube's.
+    quota: Option<u64>,
+    /// Commands of the qube at a time.
+    most: usize,
+}
+
 /// Waits for what the request needs, and asks everything anew after each wait.
 pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
     let mut held = Obtained::default();
     loop {
-        let judged = decide(candidate).await?;
-        candidate.registration.show(&judged.shown);
-        match held.need(&judged) {
+        let decision = decide(candidate).await?;
+        candidate.registration.show(&decision.judged.shown);
+        let need = candidate.take_what_is_free(&mut held, &decision);
+        let judged = decision.judged;
+        match need {
             // the restart of the service begins: the next daemon takes the request, or this one when none comes
-            Need::Ledger | Need::Nothing if candidate.case.shared.restart.holds() => {
+            Need::Ledger | Need::Entry | Need::Nothing if candidate.case.shared.restart.holds() => {
                 candidate.wait(RequestState::Place, candidate.case.shared.restart.released()).await?;
             }
             Need::Room => {
@@ -158,7 +169,7 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
 }
 
 /// Decides about a request, by what the owner says at this very moment.
-pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Judged, Rejected> {
+pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Decision, Rejected> {
     try_to_decide(candidate, DiskNews::Told).await?.map_err(|NoAnswer| candidate.unanswered())
 }
 
@@ -175,7 +186,7 @@ enum DiskNews {
     Kept,
 }
 
-async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<Judged, NoAnswer>, Rejected> {
+async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<Decision, NoAnswer>, Rejected> {
     loop {
         let sight = match candidate.look(news).await? {
             Ok(sight) => sight,
@@ -183,7 +194,9 @@ async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Resul
         };
         // a look was waited for, where there was one; by another policy there is more, or other things, to look at
         if sight.words.is_empty() || ask(candidate)? == sight.read {
-            return judge(candidate.case, candidate.authentic, candidate.payload, &sight).map(Ok);
+            let judged = judge(candidate.case, candidate.authentic, candidate.payload, &sight)?;
+            let most = candidate.case.shared.places(&sight.read);
+            return Ok(Ok(Decision { judged, quota: quota(&sight.read), most }));
         }
     }
 }
@@ -230,7 +243,29 @@ fn policy(case: Case<'_>, authentic: &Authentic, policy: Result<Policy, PolicyFi
     Ok(policy)
 }
 
+/// Bytes of the log that a policy gives its qube.
+fn quota(policy: &Policy) -> Option<u64> {
+    Some(policy.audit_quota.unwrap_or(audit::DEFAULT))
+}
+
 impl Candidate<'_> {
+    /// Takes what the request can have without a wait, so that the decision is still one of this moment; what it needs
+    /// then.
+    fn take_what_is_free(&self, held: &mut Obtained, decision: &Decision) -> Need {
+        let Decision { judged, quota, most } = decision;
+        loop {
+            match held.need(judged) {
+                Need::Room if self.take_room(judged, *quota).is_ok() => held.room = true,
+                Need::Ledger if mark(self.case, self.authentic).is_none() => held.begun = true,
+                Need::Place => match self.case.vm.places.take(*most) {
+                    Some(place) => held.place = Some(place),
+                    None => return Need::Place,
+                },
+                need => return need,
+            }
+        }
+    }
+
     /// Waits for something, unless the owner ends the request, its client gives up, its channel ends or the daemon stops.
     pub(super) async fn wait<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
         self.registration.enter(state);
@@ -327,17 +362,16 @@ impl Candidate<'_> {
         self.case.refuse(Category::Policy, Refusal::Denied, &text)
     }
 
+    /// Takes room for the entries of the command from the qube's part of the log; else, when to try again.
+    fn take_room(&self, judged: &Judged, quota: Option<u64>) -> Result<(), Duration> {
+        let times = if judged.verdict == Verdict::Ask { 2 } else { 1 };
+        self.case.shared.audit.room(&self.case.vm.name, &judged.entry(), times, quota)
+    }
+
     /// Waits until the qube's part of the log has room for the entries of the command.
     async fn room(&self, judged: &Judged) -> Result<(), Rejected> {
         let (shared, vm) = (self.case.shared, &self.case.vm.name);
-        let times = if judged.verdict == Verdict::Ask { 2 } else { 1 };
-        let take = || {
-            let quota = shared.policy(vm).ok().map(|policy| policy.audit_quota.unwrap_or(audit::DEFAULT));
-            shared.audit.room(vm, &judged.entry(), times, quota)
-        };
-        if take().is_ok() {
-            return Ok(());
-        }
+        let take = || self.take_room(judged, shared.policy(vm).ok().as_ref().and_then(quota));
         let text = format!("{vm} has used up its quota of dom0's log: its commands wait (audit-quota= in its policy)");
         if lock(&self.case.vm.full).due().is_some() {
             self.case.event(Kind::LogQuota, text, None);
@@ -355,9 +389,6 @@ impl Candidate<'_> {
     async fn place(&self) -> Result<CommandPlace, Rejected> {
         let (shared, vm) = (self.case.shared, self.case.vm);
         let most = || shared.max_running(&vm.name);
-        if let Some(place) = vm.places.take(most()) {
-            return Ok(place);
-        }
         self.wait_while_allowed(RequestState::Place, async {
             self.port.send(Frame::Wait(WaitReason::Commands)).await;
             vm.places.wait(most).await

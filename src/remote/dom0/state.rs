@@ -144,7 +144,15 @@ impl Shared {
 
     /// Commands of a VM at a time, as its policy has it now.
     pub(super) fn max_running(&self, vm: &str) -> usize {
-        let wanted = self.policy(vm).ok().and_then(|policy| policy.max_running).unwrap_or(RUNNING);
+        self.policy(vm).map_or_else(|_| self.bounded(RUNNING), |policy| self.places(&policy))
+    }
+
+    /// Commands of a VM at a time by this policy, as far as the descriptors of the daemon go.
+    pub(super) fn places(&self, policy: &Policy) -> usize {
+        self.bounded(policy.max_running.unwrap_or(RUNNING))
+    }
+
+    fn bounded(&self, wanted: u16) -> usize {
         usize::from(wanted).min(descriptors::places(lock(&self.vms).len()))
     }
 
