@@ -455,6 +455,24 @@ async fn requests_that_are_cancelled_before_they_begin_do_not_fill_the_log() {
 }
 
 #[tokio::test]
+async fn a_request_that_meets_a_beginning_restart_is_not_in_the_log_and_starts_when_no_restart_comes() {
+    for queued in [false, true] {
+        let mut world = World::new();
+        world.shared.restart.ask(&world.shared.requests);
+        world.shared.restart.due(&world.shared.requests).await;
+        world.submit(queued);
+        settle(&world, false).await;
+        world.look();
+        let log = || fs::read_to_string(&world.shared.paths.log).unwrap_or_default();
+        assert!(!world.attempts[0].started && !log().contains("] CMD "), "queued: {queued}: {}", log());
+        world.shared.restart.give_up();
+        settle(&world, false).await;
+        world.look();
+        assert!(world.attempts[0].started, "queued: {queued}");
+    }
+}
+
+#[tokio::test]
 async fn a_faulty_policy_is_shown_to_the_owner_and_not_to_the_qube() {
     let log = logged(|case| {
         let policy = case.shared.keys.path("work", "policy").expect("a path");

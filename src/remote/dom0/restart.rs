@@ -78,14 +78,19 @@ impl PendingRestart {
         self.due(requests).await;
         emit(Event::new(Kind::ServiceDraining, "no command runs: the restart that was asked for begins".to_owned()));
         let failed = order().await;
-        *lock(&self.since) = None;
-        self.held.send_replace(false);
+        self.give_up();
         let text = format!("{UNIT} is not restarted: {failed}; see systemctl status {UNIT}");
         emit(Event::new(Kind::ServiceDraining, text));
     }
 
+    /// No restart comes: requests begin again.
+    pub(super) fn give_up(&self) {
+        *lock(&self.since) = None;
+        self.held.send_replace(false);
+    }
+
     /// Waits until it was asked for and is due; then nothing begins. What runs in the background goes on over a restart.
-    async fn due(&self, requests: &Requests) {
+    pub(super) async fn due(&self, requests: &Requests) {
         let since = loop {
             let mut asked = pin!(self.asked.notified());
             asked.as_mut().enable();
