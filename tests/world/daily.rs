@@ -244,6 +244,25 @@ fn whoever_waits_for_approval_hears_of_it_by_whatever_way_he_asks() {
 }
 
 #[test]
+fn the_time_of_a_command_begins_when_it_starts_and_not_when_it_waits_for_approval() {
+    let world = world!("work");
+    let _daemon = world.ready();
+    world.policy("work", "ask shell *\n");
+    for words in [&["-t", "1", "echo done"][..], &["--queue", "-t", "1", "echo done"]] {
+        let asked = world.remote_start("work", words);
+        let id = whole_id(&world);
+        let waiting = Instant::now();
+        eventually("more than its time is over", || waiting.elapsed() > Duration::from_millis(1_500));
+        world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
+        asked.end().expect(0, "done\n");
+    }
+    let asked = world.remote_start("work", &["--queue", "-t", "1", "sleep 4714"]);
+    let id = whole_id(&world);
+    world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
+    asked.end().expect(124, "").says("timed out after 1s (id=");
+}
+
+#[test]
 fn a_name_that_no_qube_has_keeps_nobody_from_being_served_and_checks_run_side_by_side() {
     let world = world!("work");
     world.authorize();
