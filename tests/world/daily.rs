@@ -306,6 +306,30 @@ fn a_qube_that_was_not_found_is_looked_for_again() {
 }
 
 #[test]
+fn names_that_could_not_be_looked_for_are_looked_for_again() {
+    let world = world!("work", "dev");
+    world.authorize();
+    list(&world, "work");
+    let daemon = world.dom0_start("qvm-remote-dom0");
+    world.remote("work", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
+    // qvm-check itself does not work
+    world.dom0("printf '#!/bin/bash\n[[ -e /run/found ]] || kill -9 $$\n' >/usr/local/sbin/qvm-check").expect(0, "");
+    list(&world, "work dev");
+    let signal = |name: &str| {
+        world.dom0(&format!("kill -{name} {}", status(&world)["pid"])).expect(0, "");
+    };
+    signal("HUP");
+    let channel = || status(&world)["vms"]["dev"]["channel"].as_str().map(str::to_owned);
+    eventually("dev is not looked up", || channel().as_deref() == Some("not looked up: qvm-check failed"));
+    signal("HUP"); // and once more: it is not forgotten
+    world.dom0("touch /run/found").expect(0, "");
+    world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
+    signal("TERM");
+    let said = daemon.end();
+    said.says("dev is not served: it was not looked for (qvm-check: signal: 9 (SIGKILL)). dom0 looks for it again");
+}
+
+#[test]
 fn timing_a_qube_that_is_authorised_is_served_within_a_second() {
     let world = world!("work", "a", "b", "c");
     world.authorize();
@@ -454,4 +478,18 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     world.dom0("wc -l </root/ran").expect(0, "2\n");
     world.dom0("qvm-remote-dom0 restart").expect(0, "Restarted.\n");
     assert!(ordered().ends_with("restart qvm-remote-dom0\n"), "{}", ordered());
+}
+
+#[test]
+fn a_daemon_that_is_being_stopped_does_not_promise_a_restart() {
+    let world = world!("work");
+    let daemon = world.ready();
+    let mut runs = world.remote_start("work", &["-i", "echo up; read x; echo $x"]);
+    runs.wait_for("up\n");
+    world.dom0(&format!("kill -TERM {}", daemon.pid())).expect(0, "");
+    eventually("it drains", || status(&world)["draining"] == true);
+    let stopped = "The daemon is being stopped already, so there is nothing to restart.\n";
+    world.dom0("qvm-remote-dom0 restart --when-idle").expect(0, stopped);
+    runs.write(b"still here\n");
+    runs.end().expect(0, "up\nstill here\n");
 }

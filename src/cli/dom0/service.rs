@@ -125,7 +125,8 @@ fn nobody(e: &io::Error) -> bool {
 /// `restart --when-idle`.
 pub(super) fn restart_when_idle(run: &Path) -> Result<ExitCode, Fatal> {
     match question::restart_when_idle(run) {
-        Ok(()) => println!("The service is restarted when no command runs or waits: qvm-remote-dom0 status"),
+        Ok(true) => println!("The service is restarted when no command runs or waits: qvm-remote-dom0 status"),
+        Ok(false) => println!("The daemon is being stopped already, so there is nothing to restart."),
         Err(e) if nobody(&e) && runs(SERVICE) => {
             return Err(fail(format!("{SERVICE} starts, and its daemon does not listen yet, so it was not asked"))
                 .hint(format!("systemctl try-restart {SERVICE}")));

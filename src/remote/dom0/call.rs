@@ -52,6 +52,8 @@ pub(super) struct Checked {
     pub(super) served: Vec<String>,
     /// Names that no VM has.
     pub(super) missing: Vec<String>,
+    /// All names, where qvm-check itself does not work.
+    pub(super) unknown: Vec<String>,
     /// Why the first one of the others, or of all, was not found.
     pub(super) fault: Option<StartError>,
 }
@@ -84,7 +86,7 @@ pub(super) async fn check(names: &[String]) -> Checked {
         }
     }
     if unknown == names.len() {
-        checked.served.clear(); // qvm-check itself does not work
+        checked.unknown = std::mem::take(&mut checked.served);
     }
     checked
 }

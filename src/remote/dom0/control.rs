@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     question::{Answered, CommandStatus, DaemonStatus, PATIENCE, QubeStatus, Question, SOCKET, WaitingStatus},
     request::{OpenRequest, RequestState},
-    state::{Shared, StartError, Vm, io_at},
+    state::{Absence, Shared, StartError, Vm, io_at},
 };
 use crate::{
     remote::socket,
@@ -23,8 +23,6 @@ use crate::{
 
 /// Connections that wait to be accepted, at most.
 const BACKLOG: u32 = 128;
-/// The state of the channel of a name that no qube has.
-const MISSING: &str = "no such qube";
 /// Clients at a time, at most.
 const CLIENTS: usize = 64;
 
@@ -72,7 +70,7 @@ async fn answer(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         Some(Question::Deny(id)) => Answered::Heard(shared.approvals.answer(id, false)),
         Some(Question::Kill(vm)) => Answered::Killed(shared.kill(vm)),
         Some(Question::KillOne(vm, id)) => Answered::Killed(shared.kill_one(vm, id)),
-        Some(Question::RestartWhenIdle) => Answered::Heard(shared.restart.ask(&shared.requests)),
+        Some(Question::RestartWhenIdle) => Answered::Heard(!shared.draining() && shared.restart.ask(&shared.requests)),
         None => Answered::Unknown,
     };
     write.write_all(answer.to_string().as_bytes()).await
@@ -97,9 +95,9 @@ fn status(shared: &Shared) -> DaemonStatus {
         vm: r.vm,
         id: r.id,
     });
-    let absent = |name: &String| {
+    let absent = |(name, absence): (&String, &Absence)| {
         let keyed = shared.keys.read(name).is_ok();
-        (name.clone(), QubeStatus { channel: MISSING.to_owned(), v1: false, keyed })
+        (name.clone(), QubeStatus { channel: absence.as_str().to_owned(), v1: false, keyed })
     };
     DaemonStatus {
         restart_pending_since: shared.restart.since(),

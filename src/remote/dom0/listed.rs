@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     call, channel,
-    state::{DaemonOptions, Shared},
+    state::{Absence, DaemonOptions, Shared, StartError},
 };
 use crate::{
     log::{Event, Kind, emit},
@@ -32,18 +32,28 @@ pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
 /// or the qube comes later.
 const SOUGHT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
-/// Tells of names that no qube has: the others are served.
+/// Tells of names that no qube has, and has them looked for again: the others are served.
 pub(super) fn missing(shared: &Shared, names: Vec<String>) {
+    let why = "no qube has this name";
+    let file = shared.paths.conf.display();
+    let advice = format!("; if it is not to come, take it off QVM_REMOTE_VMS in {file}");
+    look_again(shared, names, Absence::NoSuchQube, why, &advice);
+}
+
+/// Tells of names that could not be looked for, and has them looked for again.
+fn unknown(shared: &Shared, names: Vec<String>, fault: Option<&StartError>) {
+    let why = fault.map_or_else(|| "qvm-check failed".to_owned(), |fault| format!("it was not looked for ({fault})"));
+    look_again(shared, names, Absence::Unknown, &why, "");
+}
+
+fn look_again(shared: &Shared, names: Vec<String>, absence: Absence, why: &str, advice: &str) {
     for name in &names {
-        let text = format!(
-            "{name} is not served: no qube has this name. dom0 looks for it again, every {} min at the latest; if it is \
-             not to come, take it off QVM_REMOTE_VMS in {}",
-            SOUGHT.1.as_secs() / 60,
-            shared.paths.conf.display()
-        );
+        let minutes = SOUGHT.1.as_secs() / 60;
+        let text =
+            format!("{name} is not served: {why}. dom0 looks for it again, every {minutes} min at the latest{advice}");
         emit(Event::new(Kind::ConfigurationRejected, text));
     }
-    *lock(&shared.missing) = names.into_iter().collect();
+    lock(&shared.missing).extend(names.into_iter().map(|name| (name, absence)));
     shared.sought.notify_waiters();
 }
 
@@ -53,7 +63,7 @@ pub(super) async fn seek(shared: Arc<Shared>, channels: TaskTracker) {
     loop {
         let mut others = pin!(shared.sought.notified());
         others.as_mut().enable(); // before the look, so that nothing comes between
-        let names: Vec<String> = lock(&shared.missing).iter().cloned().collect();
+        let names: Vec<String> = lock(&shared.missing).keys().cloned().collect();
         if names.is_empty() {
             others.await;
             wait = SOUGHT.0;
@@ -64,9 +74,13 @@ pub(super) async fn seek(shared: Arc<Shared>, channels: TaskTracker) {
             continue;
         }
         wait = (wait * 2).min(SOUGHT.1);
-        for name in call::check(&names).await.served {
+        let checked = call::check(&names).await;
+        for name in checked.missing {
             // the list may have been read again meanwhile
-            if lock(&shared.missing).remove(&name) && !served(&shared, &name) {
+            lock(&shared.missing).entry(name).and_modify(|why| *why = Absence::NoSuchQube);
+        }
+        for name in checked.served {
+            if lock(&shared.missing).remove(&name).is_some() && !served(&shared, &name) {
                 emit(Event::new(Kind::ConfigurationReloaded, format!("{name} was found and is served")));
                 open(&shared, &name, &channels);
             }
@@ -101,7 +115,7 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     };
     bad_names(shared, &config);
     let wanted = options.vm.as_ref().map_or(config.vms, |vm| vec![vm.clone()]);
-    lock(&shared.missing).retain(|name| wanted.contains(name)); // so that `seek` serves none that went
+    lock(&shared.missing).retain(|name, _| wanted.contains(name)); // so that `seek` serves none that went
     let gone: Vec<_> = {
         let mut vms = lock(&shared.vms);
         let gone = vms.keys().filter(|name| !wanted.contains(*name)).cloned().collect::<Vec<_>>();
@@ -127,12 +141,11 @@ pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channe
     // some may have been found meanwhile
     checked.served.retain(|name| !served(shared, name));
     checked.missing.retain(|name| !served(shared, name));
-    if let (true, Some(fault)) = (checked.served.is_empty() && checked.missing.is_empty(), &checked.fault) {
-        let text = format!("{} cannot be looked for ({fault}); they are not served", new.join(" "));
-        emit(Event::new(Kind::ConfigurationRejected, text));
-    }
+    checked.unknown.retain(|name| !served(shared, name));
+    lock(&shared.missing).retain(|name, _| !checked.served.contains(name));
     checked.served.iter().for_each(|name| open(shared, name, channels));
     missing(shared, checked.missing);
+    unknown(shared, checked.unknown, checked.fault.as_ref());
     let served: Vec<_> = wanted.iter().filter(|name| served(shared, name)).cloned().collect();
     let text = format!("serving {}", served.join(" "));
     shared.audit.write("INFO", &format!("reread vms={}", wanted.join(",")));

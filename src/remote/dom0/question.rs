@@ -269,12 +269,16 @@ pub(crate) fn decide(run: &Path, id: &str, allow: bool) -> io::Result<bool> {
     Ok(question.ask(run)?.trim() == "yes")
 }
 
-/// Has the service restarted when no command runs or waits.
+/// Has the service restarted when no command runs or waits; false when its daemon is being stopped already.
 ///
 /// # Errors
 /// As [`status_json`]; `InvalidData` when the daemon is of an earlier version and cannot do that.
-pub(crate) fn restart_when_idle(run: &Path) -> io::Result<()> {
-    if Question::RestartWhenIdle.ask(run)?.trim() == "yes" { Ok(()) } else { Err(strange()) }
+pub(crate) fn restart_when_idle(run: &Path) -> io::Result<bool> {
+    match Question::RestartWhenIdle.ask(run)?.trim() {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(strange()),
+    }
 }
 
 /// Ends every command of a qube; how many there were.

@@ -1,7 +1,7 @@
 //! What the channels, the commands and the control socket of one daemon share.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     io,
     path::PathBuf,
     sync::{
@@ -70,12 +70,31 @@ pub struct Shared {
     pub(super) groups: Option<CommandGroups>,
     pub(super) supervisors: Arc<Supervisors>,
     pub(super) vms: Mutex<HashMap<String, Arc<Vm>>>,
-    /// Names of the list that no qube has.
-    pub(super) missing: Mutex<BTreeSet<String>>,
+    /// Names of the list that are looked for again and again.
+    pub(super) missing: Mutex<BTreeMap<String, Absence>>,
     /// Those are others now.
     pub(super) sought: Notify,
     pub(super) restart: PendingRestart,
     pub(super) key_uses: KeyUses,
+}
+
+/// Why a name of the list is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// qvm-check says that no qube has the name.
+    NoSuchQube,
+    /// qvm-check does not work.
+    Unknown,
+}
+
+impl Absence {
+    /// As `status` shows it, in the place of the channel's state.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSuchQube => "no such qube",
+            Self::Unknown => "not looked up: qvm-check failed",
+        }
+    }
 }
 
 /// One VM, over all its channels.
