@@ -10,7 +10,7 @@ use super::{
     history::SavedId,
     layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, check, slot},
     region::{Region, region},
-    stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
+    stage::{DescriptorKey, Facts, SavedBases, SavedIntent, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
 };
 
@@ -110,6 +110,25 @@ impl Checkpoint {
         self.seal(words);
     }
 
+    /// Saves what TCP had counted on the two sockets of the session when its relay began. To be called before the stage
+    /// is saved.
+    pub fn bases(&self, bases: &SavedBases) {
+        let Some(words) = self.words() else { return };
+        let all = [bases.read[0], bases.read[1], bases.written[0], bases.written[1]];
+        all.iter().zip(&words[slot::BASES..]).for_each(|(base, word)| word.store(*base, Relaxed));
+        words[slot::KNOWN].store(1, Relaxed);
+    }
+
+    /// Whether the bases are known.
+    pub fn has_bases(&self) -> bool {
+        self.words().is_some_and(|words| words[slot::KNOWN].load(Relaxed) == 1)
+    }
+
+    /// The notes of a direction: 0 up, 1 down.
+    pub fn notes(&self, direction: usize) -> DirectionNotes<'_> {
+        DirectionNotes { words: self.words(), direction, delivered: self.count(direction) }
+    }
+
     /// The key of the peer, where it was saved.
     pub fn peer(&self) -> DescriptorKey {
         self.words().map_or(0, |words| words[slot::KEYS].load(Relaxed))
@@ -128,8 +147,7 @@ impl Checkpoint {
         let Some(words) = self.words() else { return };
         for (n, direction) in [relay.up, relay.down].iter().enumerate() {
             words[slot::DROPPED + n].store(direction.dropped, Relaxed);
-            let pipe = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
-            words[slot::PIPES + n].store(pipe, Relaxed);
+            words[slot::HELD + n].store(direction.held.word(), Relaxed);
         }
         words[slot::RELAY].store(relay.encode(), Relaxed);
         if !relay.from_open {
@@ -180,6 +198,48 @@ impl Checkpoint {
     /// Datagrams that the upstream answered.
     pub fn answered(&self) -> &AtomicU64 {
         self.count(3)
+    }
+}
+
+/// What a direction notes while its session is busy, so that its bytes are found when the process dies in between.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectionNotes<'a> {
+    words: Option<&'static [AtomicU64]>,
+    direction: usize,
+    delivered: &'a AtomicU64,
+}
+
+impl DirectionNotes<'_> {
+    /// Bytes delivered.
+    pub fn delivered(&self) -> &AtomicU64 {
+        self.delivered
+    }
+
+    /// From here on the counts of TCP do not tell which bytes were delivered.
+    pub fn unsure(&self) {
+        if let Some(words) = self.words {
+            words[slot::KNOWN].store(0, Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// From here on bytes may be in this buffer; `read` bytes of the source were read before its first byte. To be
+    /// called before the first of them is read.
+    pub fn in_buffer(&self, number: u16, read: u64) {
+        if let Some(words) = self.words {
+            words[slot::IN_BUFFER + self.direction].store(SavedIntent::in_buffer(number, read), Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// From here on bytes may be in the pipe with this key; 0: in none. To be called before the first byte comes in,
+    /// and before the empty pipe is given to another session.
+    pub fn in_pipe(&self, key: DescriptorKey) {
+        if let Some(words) = self.words {
+            compiler_fence(SeqCst);
+            words[slot::IN_PIPE + self.direction].store(SavedIntent::in_pipe(key), Relaxed);
+            compiler_fence(SeqCst);
+        }
     }
 }
 

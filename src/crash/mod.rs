@@ -48,11 +48,13 @@ mod stage;
 mod text;
 mod thread;
 
-pub use checkpoint::{Checkpoint, ListenerCheckpoint};
+pub use checkpoint::{Checkpoint, DirectionNotes, ListenerCheckpoint};
 pub use history::{CrashCause, CrashVerdict, SavedId};
 pub use layout::{SavedListener, SavedSession};
 pub use owner::{RegionMode, RegionOwner};
-pub use region::{CrashCounts, Region, counts, region, set_region};
-pub use stage::{DescriptorKey, Facts, SavedBytes, SavedDirection, SavedRelay, SavedStage, key};
+pub use region::{CrashCounts, Region, RegionBuffer, counts, region, set_region};
+pub use stage::{
+    DescriptorKey, Facts, SavedBases, SavedBytes, SavedDirection, SavedIntent, SavedPart, SavedRelay, SavedStage, key,
+};
 pub use text::{ListenerNames, Names, SavedAsker};
 pub use thread::{Working, record_fault, record_panics, work_on};
