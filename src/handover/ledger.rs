@@ -44,6 +44,8 @@ pub(super) struct RepairedDirection {
     pub(super) held: Found,
     pub(super) dropped: u64,
     pub(super) delivered: u64,
+    /// Bytes that are held now.
+    pub(super) on_their_way: u64,
 }
 
 /// Where bytes were found that were read and not written.
@@ -76,33 +78,39 @@ pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<
     };
     let resets = [was_reset(0), was_reset(1)];
     let reset_by = noted.relay.reset_by.or_else(|| (0..2).find(|side| resets[usize::from(*side)]));
-    let mut directions = [RepairedDirection { phase: DONE, held: Found::Nothing, dropped: 0, delivered: 0 }; 2];
+    let nothing = |n: usize| RepairedDirection {
+        phase: saved[n].phase,
+        held: Found::Nothing,
+        dropped: saved[n].dropped,
+        delivered: noted.delivered[n],
+        on_their_way: 0,
+    };
+    let mut directions = [nothing(0), nothing(1)];
     for (n, direction) in directions.iter_mut().enumerate() {
-        let (phase, dropped, delivered) = (saved[n].phase, saved[n].dropped, noted.delivered[n]);
-        *direction = match phase {
-            OPEN if resets[1 - n] => {
-                // The destination takes no more: what was not delivered is lost.
-                let dropped = read(n).saturating_sub(delivered).max(dropped);
-                RepairedDirection { phase: DEAF, held: Found::Nothing, dropped, delivered }
-            }
-            OPEN => {
+        let RepairedDirection { phase, dropped, delivered, .. } = *direction;
+        match phase {
+            OPEN if !resets[1 - n] => {
                 let (read, written) = (read(n), written(n));
                 let kept = read.checked_sub(dropped).ok_or(Doubt)?;
-                let (held, delivered) = match kept.checked_sub(written) {
-                    Some(0) => (Found::Nothing, written),
-                    Some(missing) => (find(&noted.intents[n], noted.in_pipe[n], read, missing)?, written),
+                direction.delivered = written;
+                match kept.checked_sub(written) {
+                    Some(0) => {}
+                    Some(missing) => {
+                        direction.held = find(&noted.intents[n], noted.in_pipe[n], read, missing)?;
+                        direction.on_their_way = missing;
+                    }
                     // The destination was told of the end, which counts as one.
-                    None if written == kept.wrapping_add(1) && sides[n].ended => (Found::Nothing, kept),
+                    None if written == kept.wrapping_add(1) && sides[n].ended => direction.delivered = kept,
                     None => return Err(Doubt),
-                };
-                RepairedDirection { phase, held, dropped, delivered }
+                }
             }
-            DEAF => {
-                let dropped = read(n).saturating_sub(delivered).max(dropped);
-                RepairedDirection { phase, held: Found::Nothing, dropped, delivered }
+            // The destination takes no more: what was not delivered is lost.
+            OPEN | DEAF => {
+                direction.phase = DEAF;
+                direction.dropped = read(n).saturating_sub(delivered).max(dropped);
             }
-            _ => RepairedDirection { phase: DONE, held: Found::Nothing, dropped, delivered },
-        };
+            _ => {}
+        }
     }
     Ok(Repaired { reset_by, directions })
 }

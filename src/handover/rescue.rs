@@ -11,7 +11,7 @@ use std::{
     },
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -60,6 +60,9 @@ pub struct Rescued {
     verdict: CrashVerdict,
     /// A session may have descriptors here and no checkpoint: one could not be read, or was not written yet.
     damaged: AtomicBool,
+    /// Sessions whose bytes were being moved and were found, and how many bytes were on their way.
+    repaired: AtomicUsize,
+    on_their_way: AtomicU64,
     /// The process died while it took up a handover.
     pub taking: bool,
     /// The process died while it handed over.
@@ -152,6 +155,8 @@ impl Rescued {
             cause,
             verdict,
             damaged: (taking || unsaved).into(),
+            repaired: AtomicUsize::new(0),
+            on_their_way: AtomicU64::new(0),
             taking,
             handing,
         };
@@ -187,6 +192,11 @@ impl Rescued {
         keys.into_iter().filter_map(|key| all.claim(Class::Socket, key)).collect()
     }
 
+    /// Sessions whose bytes were being moved when the process died, and bytes of them that were read and not written.
+    pub fn repaired(&self) -> (usize, u64) {
+        (self.repaired.load(Relaxed), self.on_their_way.load(Relaxed))
+    }
+
     /// Counts what became of the sessions.
     pub fn count(&self, resumed: usize, lost: usize) {
         self.region.count(resumed, lost);
@@ -209,13 +219,16 @@ impl Rescued {
             }
         };
         let checkpoint = self.go_on.then(|| Checkpoint::resume(slot));
-        let (mut claimed, mut delivered) = (Vec::new(), None);
+        let (mut claimed, mut repaired) = (Vec::new(), None);
         let stage = self.judged(&saved).and_then(|()| {
             let all = &mut lock(&self.descriptors);
-            let (region, delivered) = (&self.region, &mut delivered);
-            ClaimedDescriptors { all, region, claimed: &mut claimed, delivered }.stage(&saved)
+            let (region, repaired) = (&self.region, &mut repaired);
+            ClaimedDescriptors { all, region, claimed: &mut claimed, repaired }.stage(&saved)
         });
-        if let Some([up, down]) = delivered {
+        if let (Ok(_), Some(Repaired { directions: [up, down], .. })) = (&stage, repaired) {
+            self.repaired.fetch_add(1, Relaxed);
+            self.on_their_way.fetch_add(up.on_their_way + down.on_their_way, Relaxed);
+            let (up, down) = (up.delivered, down.delivered);
             saved.bytes = (up, down);
             if let Some(checkpoint) = &checkpoint {
                 checkpoint.up().store(up, Relaxed);
@@ -229,8 +242,8 @@ impl Rescued {
             Ok(stage) => Ok(adopted(saved, stage, checkpoint)),
             Err(why) => {
                 let all = &mut lock(&self.descriptors);
-                let (region, delivered) = (&self.region, &mut delivered);
-                ClaimedDescriptors { all, region, claimed: &mut claimed, delivered }.rest(&saved);
+                let (region, repaired) = (&self.region, &mut repaired);
+                ClaimedDescriptors { all, region, claimed: &mut claimed, repaired }.rest(&saved);
                 // A session that had ended well and was being closed ends well.
                 if why != LostReason::Ending(End::Eof) {
                     claimed.iter().for_each(abandon);
@@ -268,8 +281,8 @@ struct ClaimedDescriptors<'a> {
     region: &'a Region,
     /// Those that were claimed for nothing, when a later one is missing.
     claimed: &'a mut Vec<OwnedFd>,
-    /// Bytes delivered, where the ledger knows better than the process that died.
-    delivered: &'a mut Option<[u64; 2]>,
+    /// Set where the session was busy.
+    repaired: &'a mut Option<Repaired>,
 }
 
 impl ClaimedDescriptors<'_> {
@@ -420,8 +433,9 @@ impl ClaimedDescriptors<'_> {
             delivered: [saved.bytes.0, saved.bytes.1],
             in_pipe: saved.intents.map(|intent| self.all.bytes_in_pipe(intent.pipe)),
         };
-        let Repaired { reset_by, directions } = repair(&noted, sides).map_err(|Doubt| LostReason::Doubt)?;
-        *self.delivered = Some(directions.map(|direction| direction.delivered));
+        let repaired = repair(&noted, sides).map_err(|Doubt| LostReason::Doubt)?;
+        *self.repaired = Some(repaired);
+        let Repaired { reset_by, directions } = repaired;
         let mut parked = Vec::with_capacity(2);
         for (n, direction) in directions.into_iter().enumerate() {
             let held = match direction.held {

@@ -76,6 +76,8 @@ impl Rate {
     pub(crate) const CALM: Self = Self { largest: 1500, pause: Duration::from_millis(500) };
     /// For those who are merely there.
     pub(crate) const RARE: Self = Self { largest: 200, pause: Duration::from_secs(10) };
+    /// Without a pause: the service always moves bytes.
+    pub(crate) const FLOOD: Self = Self { largest: 300_000, pause: Duration::ZERO };
     /// For some: all buffers full, all the time, of which the processors are to have something left.
     pub(crate) const BUSY: Self = Self { largest: 200_000, pause: Duration::from_millis(10) };
 }
