@@ -150,8 +150,12 @@ impl Region {
         self.large.take().map(|memory| RegionBuffer { memory, first: SMALL.1 })
     }
 
-    /// The buffer with this number that the previous process has left, once.
-    pub fn left_buffer(&self, number: u16) -> Option<RegionBuffer> {
+    /// The buffer with this number that the previous process has left, once; `None` where it has fewer bytes than `least`.
+    pub fn left_buffer(&self, number: u16, least: usize) -> Option<RegionBuffer> {
+        let size = if number < SMALL.1 { SMALL.0 } else { LARGE.0 };
+        if least > size {
+            return None;
+        }
         match number.checked_sub(SMALL.1) {
             None => self.small.take_left(number).map(|memory| RegionBuffer { memory, first: 0 }),
             Some(number) => self.large.take_left(number).map(|memory| RegionBuffer { memory, first: SMALL.1 }),
@@ -166,8 +170,7 @@ impl Region {
 
     /// The numbers of buffers that bytes of sessions may be in.
     fn buffers_in_use(&self) -> Vec<u16> {
-        let mut all: Vec<u16> =
-            self.live().into_iter().flat_map(|slot| layout::buffers(&self.copy(slot)).collect::<Vec<_>>()).collect();
+        let mut all: Vec<u16> = self.live().into_iter().flat_map(|slot| layout::buffers(&self.copy(slot))).collect();
         all.sort_unstable();
         all.dedup();
         all.retain(|number| *number < SMALL.1 + LARGE.1);
@@ -576,7 +579,10 @@ impl Region {
 mod tests {
     use std::os::fd::AsFd as _;
 
-    use super::super::{stage::SavedStage, text::Names};
+    use super::super::{
+        stage::{SavedBytes, SavedDirection, SavedIntent, SavedPart, SavedRelay, SavedStage},
+        text::Names,
+    };
     use super::*;
 
     fn reopened(region: &Region) -> Region {
@@ -592,11 +598,48 @@ mod tests {
         let (word, keys) = SavedStage::Waiting { peer: 7, peer_unix: false }.encode();
         words[slot::STAGE].store(word, Relaxed);
         words[slot::KEYS].store(keys[0], Relaxed);
-        words[slot::BUSY].store(layout::IDLE, Relaxed);
+        hold(region, slot, SavedBytes::Nothing);
         words[slot::USE].store(LIVE, Relaxed);
         let sum = layout::check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
         words[slot::CHECK].store(sum, Relaxed);
         slot
+    }
+
+    /// An idle session holds these bytes on their way up.
+    fn hold(region: &Region, slot: u32, held: SavedBytes) {
+        let relay = SavedRelay { up: SavedDirection { held, ..SavedDirection::default() }, ..SavedRelay::default() };
+        let words = region.slot(slot);
+        let bank = layout::bank_of(&relay);
+        bank.iter().zip(&words[slot::BANKS[0]..]).for_each(|(word, to)| to.store(*word, Relaxed));
+        words[slot::BUSY].store(layout::IDLE[0], Relaxed);
+    }
+
+    #[test]
+    fn buffers_that_a_process_has_left_are_given_to_nobody_before_its_sessions_are_read() {
+        let region = Region::create().expect("memory");
+        let [idle, busy, over] = ["idle", "busy", "over"].map(|name| write(&region, name));
+        let [held, noted, stale] = [region.large_buffer(), region.small_buffer(), region.small_buffer()];
+        let [held, mut noted, stale] = [held, noted, stale].map(|buffer| buffer.expect("there are some"));
+        let (held, number) = (held.number(), noted.number());
+        hold(&region, idle, SavedBytes::Buffer(SavedPart { number: held, at: 1, end: 2 }));
+        noted[..3].copy_from_slice(b"abc");
+        for (slot, buffer) in [(busy, &noted), (over, &stale)] {
+            region.slot(slot)[slot::IN_BUFFER].store(SavedIntent::in_buffer(buffer.number(), 5), Relaxed);
+        }
+        region.slot(busy)[slot::BUSY].store(layout::MOVING[0], Relaxed);
+        let stale = stale.number();
+        // killed: nothing is given back by a process that is dead, and its memory is not its own any more
+        let next = reopened(&region);
+        assert_eq!(next.buffers_in_use(), [number, held], "what an idle session has noted is not in use");
+        let small: Vec<_> = std::iter::from_fn(|| next.small_buffer()).collect();
+        let given: Vec<u16> = small.iter().map(RegionBuffer::number).collect();
+        assert!(given.len() == 255 && given.contains(&stale) && !given.contains(&number));
+        assert!(next.left_buffer(held, (256 << 10) + 1).is_none(), "it has fewer bytes");
+        assert_eq!(next.left_buffer(number, 3).map(|buffer| buffer[..3].to_vec()), Some(b"abc".to_vec()));
+        assert!(next.left_buffer(held, 2).is_some_and(|buffer| buffer.number() == held && buffer.len() == 256 << 10));
+        assert!(next.left_buffer(held, 2).is_none(), "once");
+        assert_eq!(next.small_buffer().map(|buffer| buffer.number()), Some(number), "it was given back");
+        drop(small);
     }
 
     #[test]

@@ -41,7 +41,7 @@ use crate::{
     session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, Routes, SessionInfo, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
-    sys::{self, lock, shadow::monotonic},
+    sys::{self, ClosedSocket, lock, shadow::monotonic},
 };
 
 /// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons
@@ -414,7 +414,7 @@ impl ClaimedDescriptors<'_> {
 
     /// The bytes in a part of a buffer.
     fn part(&self, SavedPart { number, at, end }: SavedPart) -> Result<ParkedBytes, LostReason> {
-        let buffer = self.region.left_buffer(number).ok_or(LostReason::Doubt)?;
+        let buffer = self.region.left_buffer(number, end as usize).ok_or(LostReason::Doubt)?;
         ParkedBytes::in_buffer(buffer, at as usize, end as usize).ok_or(LostReason::Doubt)
     }
 
@@ -424,7 +424,8 @@ impl ClaimedDescriptors<'_> {
         saved: &SavedSession,
         bases: SavedBases,
     ) -> Result<(SavedRelay, ParkedDirection, ParkedDirection), LostReason> {
-        let counts = |index: usize| sys::tcp_counts(self.claimed[index].as_fd()).ok_or(LostReason::Doubt);
+        let counts =
+            |index: usize| sys::tcp_counts(self.claimed[index].as_fd(), ClosedSocket::Ask).ok_or(LostReason::Doubt);
         let sides = [counts(0)?, counts(1)?];
         let noted = Noted {
             bases,

@@ -172,12 +172,17 @@ impl ParkedBytes {
         Self((pipe.inside() > 0).then(|| Box::new(Held::Pipe(pipe))))
     }
 
-    /// The bytes.
+    /// The bytes. A buffer that outlives the process stays as it is and is nobody's: the process may die before another
+    /// one has the bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         match self.0.map(|held| *held) {
             None => Vec::new(),
             Some(Held::Bytes(bytes, at)) => bytes[at..].to_vec(),
-            Some(Held::Buffer { buffer, at, end }) => buffer[at..end].to_vec(),
+            Some(Held::Buffer { buffer, at, end }) => {
+                let bytes = buffer[at..end].to_vec();
+                std::mem::forget(buffer);
+                bytes
+            }
             Some(Held::Pipe(pipe)) => pipe.into_bytes(),
         }
     }
@@ -236,16 +241,15 @@ impl Direction {
         match self.held.as_deref() {
             Some(Held::Buffer { buffer, at, .. }) => self.note_buffer(buffer, *at, notes),
             Some(Held::Pipe(pipe)) => notes.in_pipe(pipe.key()),
-            None | Some(Held::Bytes(..)) => {}
+            Some(Held::Bytes(..)) => notes.in_buffer(None, 0),
+            None => {}
         }
     }
 
     /// Notes that bytes are, or come, into this buffer; those before `at` were delivered.
     fn note_buffer(&self, buffer: &PoolBuffer, at: usize, notes: DirectionNotes<'_>) {
-        if let Some(number) = buffer.number() {
-            let read = notes.delivered().load(Relaxed).wrapping_add(self.dropped);
-            notes.in_buffer(number, read.wrapping_sub(at as u64));
-        }
+        let read = notes.delivered().load(Relaxed).wrapping_add(self.dropped);
+        notes.in_buffer(buffer.number(), read.wrapping_sub(at as u64));
     }
 
     /// State of the direction between two moves, for the checkpoint of the relay.
@@ -371,6 +375,9 @@ impl Direction {
         notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
         SCRATCH.with_borrow_mut(|scratch| {
+            if scratch.number().is_none() {
+                pool::small_buffer().into_iter().for_each(|kept| *scratch = kept);
+            }
             if writer.is_some() {
                 self.note_buffer(scratch, 0, notes);
             }
@@ -389,6 +396,9 @@ impl Direction {
             let written = self.write(&buffer[..n], writer, notes)?;
             if written < n {
                 let other = scratch.number().and_then(|_| pool::small_buffer());
+                if other.is_none() {
+                    notes.in_buffer(None, 0); // the scratch buffer is not theirs
+                }
                 self.held = Some(Box::new(match other {
                     // The bytes stay where they are, for the case of a crash.
                     Some(other) => Held::Buffer { buffer: std::mem::replace(scratch, other), at: written, end: n },
@@ -464,6 +474,7 @@ impl Direction {
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
                 self.dropped += pipe.inside() as u64;
+                notes.in_pipe(0);
                 return Poll::Ready(Err(Stuck::Destination(e)));
             }
         }

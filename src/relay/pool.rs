@@ -132,8 +132,9 @@ impl Pipe {
     /// Takes up a pipe of the pool of an earlier process, with what is inside.
     pub fn resume(reader: OwnedFd, writer: OwnedFd) -> Self {
         let (key, inside) = (crash::key(reader.as_fd()), sys::unread(reader.as_fd()));
-        // It counts as one of ours: nobody asks how large it is.
-        let size = SIZES.len() - 1;
+        // It counts as one of ours.
+        let bytes = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).ok().and_then(|bytes| usize::try_from(bytes).ok());
+        let size = usize::from(bytes.unwrap_or(0) < SIZES[0].0);
         MADE[size].fetch_add(1, Relaxed);
         Self { reader, writer, inside, size, key }
     }

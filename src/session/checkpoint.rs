@@ -11,7 +11,7 @@ use crate::{
     dial::qrexec::Helper,
     relay::{Relay, datagram::Asked},
     stream::{Stream, StreamKind},
-    sys::{TcpCounts, shadow::monotonic, tcp_counts},
+    sys::{ClosedSocket, TcpCounts, shadow::monotonic, tcp_counts},
 };
 
 /// Saves the stage that a session is at from now on. To be called before a descriptor of the stage before is closed.
@@ -64,17 +64,18 @@ fn relaying(info: &SessionInfo, relay: &Relay, child: Option<&Helper>) {
         }
         _ => SavedStage::Sockets { peer, peer_unix, upstream: at(to), upstream_unix: to.is_some_and(is_unix) },
     };
-    // Where its bytes are: a relay that was taken up may hold some.
+    // Where its bytes are comes first: a relay that was taken up may hold some.
     let checkpoint = info.counters.checkpoint();
-    checkpoint.moving();
     if !checkpoint.has_bases() {
         if let Some(bases) = taken_up(info, relay, &stage) {
             checkpoint.bases(&bases);
         }
     }
-    write(info, &stage, Duration::ZERO, None);
     relay.note(&info.counters);
     checkpoint.moved(&relay.saved());
+    if !checkpoint.is_at(&stage) {
+        write(info, &stage, Duration::ZERO, None);
+    }
 }
 
 /// Saves what TCP has counted on the two sockets of a session, of which nothing was relayed yet. `preface`: bytes that the
@@ -91,7 +92,8 @@ fn taken_up(info: &SessionInfo, relay: &Relay, stage: &SavedStage) -> Option<Sav
         return None;
     }
     let [peer, _, upstream] = relay.streams();
-    let (peer, upstream) = (tcp_counts(peer?.as_fd())?, tcp_counts(upstream?.as_fd())?);
+    let counts = |stream: &Stream| tcp_counts(stream.as_fd(), ClosedSocket::Leave);
+    let (peer, upstream) = (counts(peer?)?, counts(upstream?)?);
     let (delivered, rest) = ([info.counters.up(), info.counters.down()], relay.not_delivered());
     // An end that was passed on counts as one, which the phase of its direction tells already.
     let read = |n: usize, side: &TcpCounts| side.read.wrapping_sub(delivered[n] + rest[n]);

@@ -37,7 +37,8 @@ pub use process::{
 };
 #[cfg(feature = "forward")]
 pub use socket::{
-    TcpCounts, accept, bound_interface, interface_index, is_untouched, net_cookie, socket_cookie, tcp_counts,
+    ClosedSocket, TcpCounts, accept, bound_interface, interface_index, is_untouched, net_cookie, socket_cookie,
+    tcp_counts,
 };
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};

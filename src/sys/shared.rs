@@ -222,11 +222,12 @@ impl Drop for SharedBuffer {
         if state.warm < WARM {
             state.warm += 1;
             state.free.push(self.number);
-        } else {
-            // SAFETY: the pages are those of this buffer, which nobody else has. Reading them gives zeros again.
-            unsafe { libc::madvise(self.of.start(self.number).as_ptr().cast(), self.of.size, libc::MADV_REMOVE) };
-            state.free.insert(0, self.number);
+            return;
         }
+        drop(state);
+        // SAFETY: the pages are those of this buffer, which nobody else has yet. Reading them gives zeros again.
+        unsafe { libc::madvise(self.of.start(self.number).as_ptr().cast(), self.of.size, libc::MADV_REMOVE) };
+        super::lock(&self.of.state).free.insert(0, self.number);
     }
 }
 

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "forward")]
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 #[cfg(feature = "forward")]
 use socket2::SockAddr;
@@ -138,36 +140,58 @@ pub struct TcpCounts {
     pub read: u64,
     /// What was written to the socket: bytes, and one each for the SYN of a socket that was dialled and for a FIN.
     pub written: u64,
-    /// What the other side has not acknowledged of that.
-    pub unacknowledged: u64,
     /// The connection is over: both ends came through, or one side was reset.
     pub closed: bool,
     /// The other side has ended, and no byte that it sent is missing.
     pub ended: bool,
 }
 
-/// Reads what TCP has counted, at one moment; `None` where the kernel does not tell, or does not stop changing it.
+/// What to do with a socket whose connection is over.
 #[cfg(feature = "forward")]
-pub fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedSocket {
+    /// Ask whether it has ended. That takes a reset that nobody has heard of from the socket.
+    Ask,
+    /// Tell nothing of it.
+    Leave,
+}
+
+/// Reads what TCP has counted, at one moment; `None` where the kernel does not tell or does not stop changing it, and
+/// where urgent data waits, at whose mark FIONREAD stops.
+#[cfg(feature = "forward")]
+pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<TcpCounts> {
     /// States after a FIN of the other side (include/net/tcp_states.h).
     const ENDED: [u8; 4] = [6, 8, 9, 11];
     const TRIES: usize = 1000;
-    (0..TRIES).find_map(|_| {
+    for _ in 0..TRIES {
         let before = tcp_totals(fd)?;
+        if has_urgent(fd) || (before.state == TCP_CLOSE && of_closed == ClosedSocket::Leave) {
+            return None;
+        }
         let (unread, queued) = (unread(fd) as u64, queued(fd) as u64);
         let ended = match before.state {
             TCP_CLOSE => has_received_end(fd),
             state => ENDED.contains(&state),
         };
-        (tcp_totals(fd)? == before).then(|| TcpCounts {
-            // An end counts as a byte that was received, and FIONREAD leaves it out.
-            read: before.received.saturating_sub(unread + u64::from(ended)),
-            written: before.acked + queued,
-            unacknowledged: queued,
-            closed: before.state == TCP_CLOSE,
-            ended,
-        })
-    })
+        if tcp_totals(fd)? == before && !has_urgent(fd) {
+            return Some(TcpCounts {
+                // An end counts as a byte that was received, and FIONREAD leaves it out.
+                read: before.received.saturating_sub(unread + u64::from(ended)),
+                written: before.acked + queued,
+                closed: before.state == TCP_CLOSE,
+                ended,
+            });
+        }
+    }
+    None
+}
+
+/// Whether urgent data has come and was not passed by a read (POLLPRI, tcp(7)).
+#[cfg(feature = "forward")]
+fn has_urgent(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLPRI)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLPRI))
 }
 
 /// State and counts of TCP_INFO.
