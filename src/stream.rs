@@ -6,7 +6,8 @@
 use std::{
     io::{self, ErrorKind},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    task::{Context, Poll, ready},
+    pin::pin,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -140,6 +141,15 @@ impl Stream {
     /// Whether an urgent byte was ever announced. (An end was, too, where this says so; then nothing is lost by it.)
     fn urgent(&self) -> bool {
         self.io.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
+    }
+
+    /// Whether an urgent byte was ever announced.
+    pub fn was_urgent(&self) -> bool {
+        self.kind == StreamKind::Tcp && self.urgent() && {
+            let mut ready = pin!(self.io.ready(Interest::PRIORITY));
+            let ready = ready.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            matches!(ready, Poll::Ready(Ok(guard)) if guard.ready().is_priority())
+        }
     }
 
     /// Writes what fits now, without waiting for readiness first: nearly always the socket has room.

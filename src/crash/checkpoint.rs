@@ -8,9 +8,9 @@ use std::sync::atomic::{
 
 use super::{
     history::SavedId,
-    layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, check, slot},
+    layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, bank_of, check, in_force, slot},
     region::{Region, region},
-    stage::{DescriptorKey, Facts, SavedBytes, SavedRelay, SavedStage},
+    stage::{DescriptorKey, Facts, SavedBases, SavedIntent, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
 };
 
@@ -18,6 +18,8 @@ use super::{
 #[derive(Debug)]
 pub struct Checkpoint(CheckpointPlace);
 
+/// The stage of a session without an upstream, as the word STAGE has it.
+const WAITING: u64 = 1;
 /// Words that a session has without a region, too: bytes up and down, datagrams sent and answered.
 const COUNTS: usize = 4;
 
@@ -65,7 +67,7 @@ impl Checkpoint {
     /// Whether the session's bytes are being moved.
     #[cfg(test)]
     pub fn is_moving(&self) -> bool {
-        self.words().is_some_and(|words| words[slot::BUSY].load(Relaxed) == MOVING)
+        self.words().is_some_and(|words| in_force(words[slot::BUSY].load(Relaxed)).is_some_and(|(_, busy)| busy))
     }
 
     /// Its words in the region.
@@ -90,7 +92,9 @@ impl Checkpoint {
         words[slot::ID].store(id.0, Relaxed);
         words[slot::ID + 1].store(id.1, Relaxed);
         words[slot::ACCEPTED].store(accepted, Relaxed);
-        words[slot::BUSY].store(IDLE, Relaxed);
+        if words[slot::BUSY].load(Relaxed) == 0 {
+            self.moved(&SavedRelay::default());
+        }
         if let Ok(text) = serde_json::to_vec(names) {
             region.write_text(*slot, &text);
         }
@@ -100,14 +104,47 @@ impl Checkpoint {
     pub fn stage(&self, stage: &SavedStage, set_up: u64, facts: &Facts) {
         let Some(words) = self.words() else { return };
         let (word, keys) = stage.encode();
+        // Until its words are whole again, a session that nobody has read anything of looks like a new connection.
+        if matches!(stage, SavedStage::Sockets { .. }) && words[slot::STAGE].load(Relaxed) & 0xff == WAITING {
+            words[slot::USE].store(TAKEN, Release);
+        }
         words[slot::STAGE].store(word | u64::from(facts.redialled) << 24, Relaxed);
         keys.iter().zip(&words[slot::KEYS..]).for_each(|(key, word)| word.store(*key, Relaxed));
         words[slot::SET_UP].store(set_up, Relaxed);
         words[slot::DIALLED].store(facts.dial_ms.map_or(0, |ms| ms.saturating_add(1)), Relaxed);
         words[slot::QUEUED].store(facts.queued_ms, Relaxed);
         words[slot::STARTING].store(facts.starting.map_or(0, |at| at.saturating_add(1)), Relaxed);
-        words[slot::USE].store(LIVE, Relaxed);
-        self.seal(words);
+        let sum = check(std::iter::once(LIVE).chain(words[1..slot::CHECK].iter().map(|word| word.load(Relaxed))));
+        words[slot::CHECK].store(sum, Release);
+        words[slot::USE].store(LIVE, Release);
+    }
+
+    /// Whether this is the stage that is saved already.
+    pub fn is_at(&self, stage: &SavedStage) -> bool {
+        let (word, keys) = stage.encode();
+        self.is_live()
+            && self.words().is_some_and(|words| {
+                words[slot::STAGE].load(Relaxed) & !(0xff << 24) == word
+                    && keys.iter().zip(&words[slot::KEYS..]).all(|(key, word)| word.load(Relaxed) == *key)
+            })
+    }
+
+    /// Saves what TCP had counted on the two sockets of the session when its relay began.
+    pub fn bases(&self, bases: &SavedBases) {
+        let Some(words) = self.words() else { return };
+        words[slot::BASES_CHECK].store(0, Release);
+        let all = bases.encode();
+        all.iter().zip(&words[slot::BASES..]).for_each(|(base, word)| word.store(*base, Release));
+    }
+
+    /// Whether the bases are known.
+    pub fn has_bases(&self) -> bool {
+        self.words().is_some_and(|words| words[slot::BASES_CHECK].load(Relaxed) != 0)
+    }
+
+    /// The notes of a direction: 0 up, 1 down.
+    pub fn notes(&self, direction: usize) -> DirectionNotes<'_> {
+        DirectionNotes { words: self.words(), direction, delivered: self.count(direction) }
     }
 
     /// The key of the peer, where it was saved.
@@ -118,7 +155,8 @@ impl Checkpoint {
     /// The session's bytes are being moved.
     pub fn moving(&self) {
         if let Some(words) = self.words() {
-            words[slot::BUSY].store(MOVING, Relaxed);
+            let (bank, _) = in_force(words[slot::BUSY].load(Relaxed)).unwrap_or_default();
+            words[slot::BUSY].store(MOVING[bank], Relaxed);
             compiler_fence(SeqCst);
         }
     }
@@ -126,25 +164,27 @@ impl Checkpoint {
     /// The session's bytes are where this says, and are not moved.
     pub fn moved(&self, relay: &SavedRelay) {
         let Some(words) = self.words() else { return };
-        for (n, direction) in [relay.up, relay.down].iter().enumerate() {
-            words[slot::DROPPED + n].store(direction.dropped, Relaxed);
-            let pipe = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
-            words[slot::PIPES + n].store(pipe, Relaxed);
+        let (bank, _) = in_force(words[slot::BUSY].load(Relaxed)).unwrap_or_default();
+        let other = 1 - bank;
+        let to = &words[slot::BANKS[other]..];
+        bank_of(relay).iter().zip(to).for_each(|(word, to)| to.store(*word, Relaxed));
+        compiler_fence(SeqCst);
+        words[slot::BUSY].store(IDLE[other], Release);
+        if !(relay.from_open && relay.to_open) {
+            self.closed(words, relay);
         }
-        words[slot::RELAY].store(relay.encode(), Relaxed);
-        if !relay.from_open {
-            words[slot::KEYS + 1].store(0, Relaxed);
-        }
-        if !relay.to_open {
-            words[slot::KEYS + 2].store(0, Relaxed);
-        }
-        self.seal(words);
-        words[slot::BUSY].store(IDLE, Release);
     }
 
-    fn seal(&self, words: &[AtomicU64]) {
-        let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
-        words[slot::CHECK].store(sum, Release);
+    /// A child has closed its output, or its input was closed.
+    #[cold]
+    fn closed(&self, words: &[AtomicU64], relay: &SavedRelay) {
+        let keys = [(relay.from_open, slot::KEYS + 1), (relay.to_open, slot::KEYS + 2)];
+        let gone = |(open, key): &(bool, usize)| !open && words[*key].load(Relaxed) != 0;
+        if keys.iter().any(gone) {
+            keys.iter().filter(|key| gone(key)).for_each(|(_, key)| words[*key].store(0, Relaxed));
+            let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
+            words[slot::CHECK].store(sum, Release);
+        }
     }
 
     /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to
@@ -180,6 +220,49 @@ impl Checkpoint {
     /// Datagrams that the upstream answered.
     pub fn answered(&self) -> &AtomicU64 {
         self.count(3)
+    }
+}
+
+/// What a direction notes while its session is busy, so that its bytes are found when the process dies in between.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectionNotes<'a> {
+    words: Option<&'static [AtomicU64]>,
+    direction: usize,
+    delivered: &'a AtomicU64,
+}
+
+impl DirectionNotes<'_> {
+    /// Bytes delivered.
+    pub fn delivered(&self) -> &AtomicU64 {
+        self.delivered
+    }
+
+    /// From here on the counts of TCP do not tell which bytes were delivered.
+    pub fn unsure(&self) {
+        if let Some(words) = self.words {
+            words[slot::BASES_CHECK].store(0, Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// From here on bytes may be in this buffer; `read` bytes of the source were read before its first byte. To be
+    /// called before the first of them is read. `None`: they may be where nobody finds them.
+    pub fn in_buffer(&self, number: Option<u16>, read: u64) {
+        if let Some(words) = self.words {
+            let word = number.map_or(0, |number| SavedIntent::in_buffer(number, read));
+            words[slot::IN_BUFFER + self.direction].store(word, Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// From here on bytes may be in the pipe with this key; 0: in none. To be called before the first byte comes in,
+    /// and before the empty pipe is given to another session.
+    pub fn in_pipe(&self, key: DescriptorKey) {
+        if let Some(words) = self.words {
+            compiler_fence(SeqCst);
+            words[slot::IN_PIPE + self.direction].store(SavedIntent::in_pipe(key), Relaxed);
+            compiler_fence(SeqCst);
+        }
     }
 }
 

@@ -1,17 +1,17 @@
 //! What the words of the region mean. Pure: words in, values out.
 //!
 //! The header is `HEADER` words, then come `SLOTS` slots of `SLOT` words. A slot has words, then text; a text that is
-//! longer goes on in further slots.
+//! longer goes on in further slots. Behind the slots are the buffers, which have no form.
 
 use super::{
     history::SavedId,
-    stage::{DescriptorKey, SavedBytes, SavedDirection, SavedRelay, SavedStage},
+    stage::{DescriptorKey, SavedBases, SavedBytes, SavedDirection, SavedIntent, SavedPart, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
 };
 
 /// `QRXCRASH`, and the version of the layout. A reader takes its own version only.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"QRXCRASH");
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 /// Words of the header: two pages.
 pub(super) const HEADER: usize = 1024;
 /// Words of a slot: 768 bytes.
@@ -86,27 +86,45 @@ pub(super) mod slot {
     /// Peer, upstream from and to, probe, pidfd, stderr.
     pub const KEYS: usize = 9;
     pub const KEY_COUNT: usize = 6;
-    /// Pipes of the pool that hold bytes: up, down.
-    pub const PIPES: usize = 15;
-    /// Phases, who was reset, an end held back, bytes in private memory.
-    pub const RELAY: usize = 17;
-    pub const DROPPED: usize = 18;
     /// The check over all words above.
-    pub const CHECK: usize = 20;
+    pub const CHECK: usize = 15;
     /// Under no check: others than the session's task write them, and nothing but reports depends on them.
-    pub const BYTES: usize = 21;
+    pub const BYTES: usize = 16;
     /// Datagrams sent to the upstream, and those that it answered.
-    pub const PASSED: usize = 23;
-    pub const BUSY: usize = 25;
-    pub const ENDING: usize = 26;
+    pub const PASSED: usize = 18;
+    /// Whether bytes are being moved, and which bank has the state of the relay as it was before.
+    pub const BUSY: usize = 20;
+    pub const ENDING: usize = 21;
     /// Bytes of the text; the slot where it goes on (plus 1) in the upper half.
-    pub const TEXT: usize = 27;
-    pub const TEXT_CHECK: usize = 28;
+    pub const TEXT: usize = 22;
+    pub const TEXT_CHECK: usize = 23;
+    /// Buffers that bytes may be in, and pipes: up, down. Each word has a check of its own.
+    pub const IN_BUFFER: usize = 24;
+    pub const IN_PIPE: usize = 26;
+    /// What TCP had counted: read up and down, written up and down; and their check, 0 where they are not known.
+    pub const BASES: usize = 28;
+    pub const BASES_CHECK: usize = 32;
+    /// Two banks with the state of a relay. The one that is not in force is written, then BUSY changes.
+    pub const BANKS: [usize; 2] = [33, 39];
     /// The text.
-    pub const BODY: usize = 32;
+    pub const BODY: usize = 46;
     /// In a slot that another text goes on in: the next one (plus 1), then text.
     pub const MORE: usize = 1;
     pub const MORE_BODY: usize = 2;
+}
+
+/// The words of a bank.
+pub(super) mod bank {
+    /// What holds bytes: the key of a pipe of the pool, or a part of a buffer; up, down.
+    pub const HELD: usize = 0;
+    /// Phases, who was reset, an end held back, what HELD is.
+    pub const RELAY: usize = 2;
+    pub const DROPPED: usize = 3;
+    /// The check over the words above.
+    pub const CHECK: usize = 5;
+    pub const WORDS: usize = 6;
+    const _: () = assert!(super::slot::BANKS[0] + WORDS == super::slot::BANKS[1]);
+    const _: () = assert!(super::slot::BANKS[1] + WORDS < super::slot::BODY);
 }
 
 /// Uses of a slot.
@@ -117,9 +135,30 @@ pub(super) const MORE: u64 = 0x5e55_0203;
 /// A listener of our own: its text, and the keys of its socket and of the lock of its path.
 pub(super) const LISTENER: u64 = 0x5e55_0304;
 
-/// Values of the word BUSY: far apart, so that no flipped bit makes one the other.
-pub(super) const IDLE: u64 = 0x1d1e_1d1e_1d1e_1d1e;
-pub(super) const MOVING: u64 = 0xb051_b051_b051_b051;
+/// Values of the word BUSY for each bank: far apart, so that no flipped bit makes one the other.
+pub(super) const IDLE: [u64; 2] = [0x1d1e_1d1e_1d1e_1d1e, 0xe2e1_1d1e_e2e1_1d1e];
+pub(super) const MOVING: [u64; 2] = [0xb051_b051_b051_b051, 0x4fae_b051_4fae_b051];
+
+/// The bank in force by the word BUSY, and whether bytes are being moved.
+pub(super) fn in_force(busy: u64) -> Option<(usize, bool)> {
+    (0..2).find_map(|bank| match busy {
+        word if word == IDLE[bank] => Some((bank, false)),
+        word if word == MOVING[bank] => Some((bank, true)),
+        _ => None,
+    })
+}
+
+/// A bank with this state.
+pub(super) fn bank_of(relay: &SavedRelay) -> [u64; bank::WORDS] {
+    let mut words = [0; bank::WORDS];
+    for (n, direction) in [relay.up, relay.down].iter().enumerate() {
+        words[bank::HELD + n] = direction.held.word();
+        words[bank::DROPPED + n] = direction.dropped;
+    }
+    words[bank::RELAY] = relay.encode();
+    words[bank::CHECK] = check(words[..bank::CHECK].iter().copied());
+    words
+}
 /// The word ENDING of a session that ends; its END in the lowest byte.
 pub(super) const ENDING: u64 = 0xe2d1_2600_0000_0000;
 
@@ -154,6 +193,9 @@ pub struct SavedSession {
     pub redialled: bool,
     /// Until when the server may take to start, in nanoseconds of CLOCK_MONOTONIC.
     pub starting: Option<u64>,
+    /// Of two TCP sockets.
+    pub bases: Option<SavedBases>,
+    pub intents: [SavedIntent; 2],
     pub bytes: (u64, u64),
     /// Datagrams sent to the upstream, and those that it answered.
     pub passed: (u64, u64),
@@ -192,7 +234,8 @@ pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<SavedSession, Dam
     }
     let names: Names = serde_json::from_slice(text).map_err(|_| Damage::Text)?;
     let stage = SavedStage::decode(words[slot::STAGE], &words[slot::KEYS..slot::KEYS + slot::KEY_COUNT])?;
-    let relay = SavedRelay::decode(words).ok_or(Damage::Value)?;
+    let (bank, busy) = in_force(words[slot::BUSY]).ok_or(Damage::Value)?;
+    let relay = SavedRelay::decode(&words[slot::BANKS[bank]..])?;
     let ending = match words[slot::ENDING] {
         0 => None,
         word if word & !0xff == ENDING => Some((word & 0xff) as u8),
@@ -207,12 +250,25 @@ pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<SavedSession, Dam
         queued_ms: words[slot::QUEUED],
         redialled: flags & 1 != 0,
         starting: words[slot::STARTING].checked_sub(1),
+        bases: SavedBases::decode(&words[slot::BASES..=slot::BASES_CHECK]),
+        intents: [0, 1].map(|n| SavedIntent::decode(words[slot::IN_BUFFER + n], words[slot::IN_PIPE + n])),
         bytes: (words[slot::BYTES], words[slot::BYTES + 1]),
         passed: (words[slot::PASSED], words[slot::PASSED + 1]),
-        busy: words[slot::BUSY] != IDLE,
+        busy,
         ending,
         names,
     })
+}
+
+/// The buffers that bytes of a session may be in.
+pub(super) fn buffers(words: &[u64; SLOT]) -> Vec<u16> {
+    let Some((bank, busy)) = in_force(words[slot::BUSY]) else { return Vec::new() };
+    let held = SavedRelay::decode(&words[slot::BANKS[bank]..]).map(|relay| [relay.up.held, relay.down.held]);
+    let part = |held| if let SavedBytes::Buffer(part) = held { Some(part.number) } else { None };
+    // What an idle session has noted is of earlier moves.
+    let noted = [0, 1].map(|n| SavedIntent::decode(words[slot::IN_BUFFER + n], 0).buffer.filter(|_| busy));
+    let held = held.into_iter().flatten().filter_map(part);
+    held.chain(noted.into_iter().flatten().map(|(number, _)| number)).collect()
 }
 
 /// Reads the slot of a listener: its text, and the keys of its socket and of the lock.
@@ -239,20 +295,44 @@ pub(super) fn word(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(all)
 }
 
-impl SavedRelay {
+impl SavedBases {
     fn decode(words: &[u64]) -> Option<Self> {
-        let word = words[slot::RELAY];
+        let known = words[4] == check(words[..4].iter().copied());
+        known.then(|| Self { read: [words[0], words[1]], written: [words[2], words[3]] })
+    }
+
+    /// The words of the bases, and their check.
+    pub(super) fn encode(&self) -> [u64; 5] {
+        let [read, written] = [self.read, self.written];
+        let words = [read[0], read[1], written[0], written[1]];
+        [words[0], words[1], words[2], words[3], check(words)]
+    }
+}
+
+impl SavedRelay {
+    /// From the words of a bank.
+    fn decode(words: &[u64]) -> Result<Self, Damage> {
+        if check(words[..bank::CHECK].iter().copied()) != words[bank::CHECK] {
+            return Err(Damage::Words);
+        }
+        Self::value(words).ok_or(Damage::Value)
+    }
+
+    fn value(words: &[u64]) -> Option<Self> {
+        let word = words[bank::RELAY];
         let byte = |n: u32| (word >> (8 * n) & 0xff) as u8;
-        let direction = |n: usize, phase: u8, private: bool| {
-            let pipe = words[slot::PIPES + n];
-            let held = match (private, pipe) {
-                (true, _) => SavedBytes::Private,
-                (false, 0) => SavedBytes::Nothing,
-                (false, pipe) => SavedBytes::Pipe(pipe),
+        let direction = |n: usize| {
+            let (phase, word) = (byte(n as u32), words[bank::HELD + n]);
+            let held = match byte(4 + n as u32) {
+                0 => SavedBytes::Nothing,
+                1 => SavedBytes::Pipe(word),
+                2 => SavedBytes::Buffer(SavedPart::decode(word)),
+                3 => SavedBytes::Private,
+                _ => return None,
             };
-            Some(SavedDirection { phase: (phase < 3).then_some(phase)?, held, dropped: words[slot::DROPPED + n] })
+            Some(SavedDirection { phase: (phase < 3).then_some(phase)?, held, dropped: words[bank::DROPPED + n] })
         };
-        let (up, down) = (direction(0, byte(0), byte(4) & 1 != 0)?, direction(1, byte(1), byte(4) & 2 != 0)?);
+        let (up, down) = (direction(0)?, direction(1)?);
         let reset_by = match byte(2) {
             0 => None,
             side @ 1..=2 => Some(side - 1),
@@ -263,12 +343,75 @@ impl SavedRelay {
 
     /// The word RELAY.
     pub(super) fn encode(&self) -> u64 {
-        let private = |held, bit: u64| if held == SavedBytes::Private { bit } else { 0 };
         u64::from(self.up.phase)
             | u64::from(self.down.phase) << 8
             | self.reset_by.map_or(0, |side| u64::from(side) + 1) << 16
             | u64::from(self.end_held) << 24
-            | (private(self.up.held, 1) | private(self.down.held, 2)) << 32
+            | self.up.held.kind() << 32
+            | self.down.held.kind() << 40
+    }
+}
+
+impl SavedBytes {
+    /// As the word RELAY has it.
+    fn kind(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Pipe(_) => 1,
+            Self::Buffer(_) => 2,
+            Self::Private => 3,
+        }
+    }
+
+    /// The word HELD.
+    pub(super) fn word(self) -> u64 {
+        match self {
+            Self::Nothing | Self::Private => 0,
+            Self::Pipe(key) => key,
+            Self::Buffer(SavedPart { number, at, end }) => {
+                u64::from(number) << 48 | u64::from(at & 0xff_ffff) << 24 | u64::from(end & 0xff_ffff)
+            }
+        }
+    }
+}
+
+impl SavedPart {
+    fn decode(word: u64) -> Self {
+        let part = |shift: u32| (word >> shift & 0xff_ffff) as u32;
+        Self { number: (word >> 48) as u16, at: part(24), end: part(0) }
+    }
+}
+
+/// A word of 48 bits with a check of 16 bits; 0 stands for nothing, and comes from what has more bits, too.
+fn checked(word: u64) -> u64 {
+    if word == 0 || word >> 48 != 0 {
+        return 0;
+    }
+    word | check([word]) >> 48 << 48
+}
+
+/// What [`checked`] was made of; 0 where the check is wrong.
+fn unchecked(word: u64) -> u64 {
+    let value = word & ((1 << 48) - 1);
+    if checked(value) == word { value } else { 0 }
+}
+
+impl SavedIntent {
+    fn decode(buffer: u64, pipe: u64) -> Self {
+        let word = unchecked(buffer);
+        // The number is stored plus one.
+        let buffer = ((word >> 32) as u16).checked_sub(1).map(|number| (number, word as u32));
+        Self { buffer, pipe: unchecked(pipe) }
+    }
+
+    /// The word IN_BUFFER. `read`: bytes that were read of the source before the first one of the buffer.
+    pub(super) fn in_buffer(number: u16, read: u64) -> u64 {
+        checked((u64::from(number) + 1) << 32 | read & 0xffff_ffff)
+    }
+
+    /// The word IN_PIPE.
+    pub(super) fn in_pipe(key: DescriptorKey) -> u64 {
+        checked(key)
     }
 }
 
@@ -361,7 +504,13 @@ mod tests {
     }
 
     fn held() -> impl Strategy<Value = SavedBytes> {
-        prop_oneof![Just(SavedBytes::Nothing), Just(SavedBytes::Private), (1..u64::MAX).prop_map(SavedBytes::Pipe)]
+        let part = (any::<u16>(), 0..1_u32 << 24, 0..1_u32 << 24);
+        prop_oneof![
+            Just(SavedBytes::Nothing),
+            Just(SavedBytes::Private),
+            (1..u64::MAX).prop_map(SavedBytes::Pipe),
+            part.prop_map(|(number, at, end)| SavedBytes::Buffer(SavedPart { number, at, end })),
+        ]
     }
 
     fn directions() -> impl Strategy<Value = SavedDirection> {
@@ -389,12 +538,13 @@ mod tests {
         words[slot::STAGE] = word;
         words[slot::ID..slot::ID + 2].copy_from_slice(&id);
         words[slot::KEYS..slot::KEYS + slot::KEY_COUNT].copy_from_slice(&keys);
-        words[slot::RELAY] = relay.encode();
+        words[slot::BANKS[1]..slot::BANKS[1] + bank::WORDS].copy_from_slice(&bank_of(relay));
+        words[slot::BASES..=slot::BASES_CHECK].copy_from_slice(&SavedBases { read: id, written: id }.encode());
         for (n, direction) in [relay.up, relay.down].iter().enumerate() {
-            words[slot::DROPPED + n] = direction.dropped;
-            words[slot::PIPES + n] = if let SavedBytes::Pipe(pipe) = direction.held { pipe } else { 0 };
+            words[slot::IN_BUFFER + n] = SavedIntent::in_buffer(7, direction.dropped);
+            words[slot::IN_PIPE + n] = SavedIntent::in_pipe(id[n] >> 16);
         }
-        words[slot::BUSY] = IDLE;
+        words[slot::BUSY] = IDLE[1];
         words[slot::CHECK] = check(words[..slot::CHECK].iter().copied());
         words[slot::TEXT_CHECK] = text_check(&text);
         (words, text)
@@ -408,6 +558,12 @@ mod tests {
             prop_assert_eq!(session.stage.stage, stage);
             prop_assert_eq!(session.stage.relay, relay);
             prop_assert_eq!(session.id, SavedId(id[0], id[1]));
+            prop_assert_eq!(session.bases, Some(SavedBases { read: id, written: id }));
+            prop_assert!(!session.busy);
+            for (n, direction) in [relay.up, relay.down].iter().enumerate() {
+                let intent = SavedIntent { buffer: Some((7, direction.dropped as u32)), pipe: id[n] >> 16 };
+                prop_assert_eq!(session.intents[n], intent);
+            }
             prop_assert_eq!(&*session.names.name, "a b");
         }
 
@@ -417,10 +573,15 @@ mod tests {
             let whole = read(&words, &text).expect("it is whole");
             words[at / 64] ^= 1 << (at % 64);
             if let Ok(read) = read(&words, &text) {
-                // What is under no check: numbers of reports, a session taken for busy, and what is used by nobody.
-                let SavedSession { bytes, passed, busy, .. } = read;
-                prop_assert_eq!(SavedSession { bytes, passed, busy, ..whole.clone() }, read);
-                prop_assert!(busy || !whole.busy);
+                // What is under no check: numbers of reports, and what is used by nobody.
+                let SavedSession { bytes, passed, intents, bases, .. } = read;
+                prop_assert_eq!(SavedSession { bytes, passed, intents, bases, ..whole.clone() }, read);
+                prop_assert!(bases.is_none() || bases == whole.bases);
+                // An intent is what it was, or none.
+                for (now, before) in intents.iter().zip(whole.intents) {
+                    prop_assert!(now.buffer.is_none() || now.buffer == before.buffer);
+                    prop_assert!(now.pipe == 0 || now.pipe == before.pipe);
+                }
             }
         }
 
@@ -444,7 +605,10 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_session_is_never_idle_by_one_bit() {
-        assert!((IDLE ^ MOVING).count_ones() > 1 && IDLE.count_ones() > 1);
+    fn a_busy_session_is_never_idle_by_one_bit_nor_another_bank_in_force() {
+        let all = [IDLE[0], IDLE[1], MOVING[0], MOVING[1], 0];
+        for (n, one) in all.iter().enumerate() {
+            assert!(all[n + 1..].iter().all(|other| (one ^ other).count_ones() > 8), "{one:x}");
+        }
     }
 }

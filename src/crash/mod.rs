@@ -14,8 +14,14 @@
 //!   its inode. Numbers of descriptors are used again. So a slot never means somebody else's descriptor, and the
 //!   descriptors of several dead processes, which had the same numbers, can be taken together.
 //! * **A session is busy** while its thread moves its bytes: then a read may have happened and the write that belongs
-//!   to it not. One word says so before the first call, and one after the last. A session that was busy when its
-//!   process died, or whose bytes were in private memory, is reset and reported. All others go on.
+//!   to it not. One word says so before the first call, and one after the last. All others go on as they are.
+//! * **Bytes outlive the process**: what is read goes into a buffer behind the slots or into a pipe of the pool, never
+//!   into private memory, as long as there is one ([`region`], [`SavedPart`]). What a receiver does not take stays
+//!   there, and the next process takes that buffer or that pipe over as it is.
+//! * **An intent** ([`SavedIntent`]) is noted before a read: in which buffer the bytes will be, from which byte of the
+//!   stream on, or in which pipe. For a busy session between two TCP sockets the counts of the kernel and the intent
+//!   say which bytes are missing (`handover/ledger.rs`). A busy session of another kind is reset and reported, and so is
+//!   one whose bytes were in private memory.
 //! * **A crash has a cause** ([`history`]): a fault of the program names the session that its thread worked on. A
 //!   session that is named in two crashes in a row is reset before anything looks at it.
 //!
@@ -36,8 +42,8 @@
 //! | keeper | the keeper, which ends them | nothing: the next process makes a new region |
 //!
 //! # What comes later
-//! The layout has room for the intents of threads and for buffers: words of the header and of each slot are free, and
-//! both have their sizes in the header.
+//! UNIX sockets count nothing by themselves: SO_PEEK_OFF would count what was read, and the `msg_len` of sendmmsg(2) what
+//! was written. A child's pipes need neither. Busy sessions with such an end are reset until then.
 
 mod checkpoint;
 mod history;
@@ -48,11 +54,13 @@ mod stage;
 mod text;
 mod thread;
 
-pub use checkpoint::{Checkpoint, ListenerCheckpoint};
+pub use checkpoint::{Checkpoint, DirectionNotes, ListenerCheckpoint};
 pub use history::{CrashCause, CrashVerdict, SavedId};
 pub use layout::{SavedListener, SavedSession};
 pub use owner::{RegionMode, RegionOwner};
-pub use region::{CrashCounts, Region, counts, region, set_region};
-pub use stage::{DescriptorKey, Facts, SavedBytes, SavedDirection, SavedRelay, SavedStage, key};
+pub use region::{CrashCounts, Region, RegionBuffer, counts, region, set_region};
+pub use stage::{
+    DescriptorKey, Facts, SavedBases, SavedBytes, SavedDirection, SavedIntent, SavedPart, SavedRelay, SavedStage, key,
+};
 pub use text::{ListenerNames, Names, SavedAsker};
 pub use thread::{Working, record_fault, record_panics, work_on};

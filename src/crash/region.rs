@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    ops::{Deref, DerefMut},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, OnceLock,
@@ -23,7 +24,11 @@ use super::{
     },
     owner::{RegionMode, RegionOwner},
 };
-use crate::sys::{lock, shadow::monotonic, shared::SharedWords};
+use crate::sys::{
+    lock,
+    shadow::monotonic,
+    shared::{SharedBuffer, SharedBuffers, SharedWords},
+};
 
 /// No text is as long, in bytes: a length that is damaged.
 const LONGEST: usize = 1 << 20;
@@ -56,8 +61,45 @@ pub fn counts() -> CrashCounts {
 /// Memory that outlives the process.
 #[derive(Debug)]
 pub struct Region {
-    words: SharedWords,
+    words: Arc<SharedWords>,
     slots: Mutex<FreeSlots>,
+    small: Arc<SharedBuffers>,
+    large: Arc<SharedBuffers>,
+}
+
+/// Sizes of buffers in bytes, and how many of each there are. Large ones have the numbers behind those of small ones.
+const SMALL: (usize, u16) = (64 << 10, 256);
+const LARGE: (usize, u16) = (256 << 10, 128);
+/// Bytes of all buffers.
+const BUFFERS: usize = SMALL.0 * SMALL.1 as usize + LARGE.0 * LARGE.1 as usize;
+
+/// A buffer that outlives the process.
+#[derive(Debug)]
+pub struct RegionBuffer {
+    memory: SharedBuffer,
+    /// The number of the first buffer of this size.
+    first: u16,
+}
+
+impl RegionBuffer {
+    /// By which the next process finds it.
+    pub fn number(&self) -> u16 {
+        self.first + self.memory.number()
+    }
+}
+
+impl Deref for RegionBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl DerefMut for RegionBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory
+    }
 }
 
 /// Slots that can be taken.
@@ -74,7 +116,7 @@ impl Region {
     /// # Errors
     /// What memfd_create(2) and mmap(2) say.
     pub fn create() -> io::Result<Self> {
-        let words = SharedWords::create(HEADER + SLOTS * SLOT)?;
+        let words = Arc::new(SharedWords::create(HEADER + SLOTS * SLOT, BUFFERS)?);
         let values = [
             (header::VERSION, VERSION),
             (header::SLOT_WORDS, SLOT as u64),
@@ -83,7 +125,56 @@ impl Region {
             (header::MAGIC, MAGIC),
         ];
         values.iter().for_each(|(index, value)| words[*index].store(*value, Release));
-        Ok(Self { words, slots: Mutex::default() })
+        Ok(Self::new(words, &[]))
+    }
+
+    /// With buffers of which those with these numbers were left.
+    fn new(words: Arc<SharedWords>, left: &[u16]) -> Self {
+        let small = left.iter().copied().filter(|number| *number < SMALL.1).collect();
+        let large = left.iter().filter_map(|number| number.checked_sub(SMALL.1)).collect();
+        Self {
+            small: SharedBuffers::new(words.clone(), 0, SMALL.0, SMALL.1, small),
+            large: SharedBuffers::new(words.clone(), SMALL.0 * usize::from(SMALL.1), LARGE.0, LARGE.1, large),
+            words,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// A buffer of 64 KiB; `None` when all are taken.
+    pub fn small_buffer(&self) -> Option<RegionBuffer> {
+        self.small.take().map(|memory| RegionBuffer { memory, first: 0 })
+    }
+
+    /// A buffer of 256 KiB; `None` when all are taken.
+    pub fn large_buffer(&self) -> Option<RegionBuffer> {
+        self.large.take().map(|memory| RegionBuffer { memory, first: SMALL.1 })
+    }
+
+    /// The buffer with this number that the previous process has left, once; `None` where it has fewer bytes than `least`.
+    pub fn left_buffer(&self, number: u16, least: usize) -> Option<RegionBuffer> {
+        let size = if number < SMALL.1 { SMALL.0 } else { LARGE.0 };
+        if least > size {
+            return None;
+        }
+        match number.checked_sub(SMALL.1) {
+            None => self.small.take_left(number).map(|memory| RegionBuffer { memory, first: 0 }),
+            Some(number) => self.large.take_left(number).map(|memory| RegionBuffer { memory, first: SMALL.1 }),
+        }
+    }
+
+    /// All sessions of the previous process were read: what is left of its buffers is nobody's.
+    pub fn forget_left_buffers(&self) {
+        self.small.forget_left();
+        self.large.forget_left();
+    }
+
+    /// The numbers of buffers that bytes of sessions may be in.
+    fn buffers_in_use(&self) -> Vec<u16> {
+        let mut all: Vec<u16> = self.live().into_iter().flat_map(|slot| layout::buffers(&self.copy(slot))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|number| *number < SMALL.1 + LARGE.1);
+        all
     }
 
     /// Maps the region of an earlier process.
@@ -91,9 +182,9 @@ impl Region {
     /// # Errors
     /// `InvalidData` where it is none of this version.
     pub fn open(memfd: OwnedFd) -> io::Result<Self> {
-        let words = SharedWords::open(memfd)?;
+        let words = SharedWords::open(memfd, HEADER + SLOTS * SLOT)?;
         let is = |index: usize, value: u64| words[index].load(Acquire) == value;
-        let fits = words.len() == HEADER + SLOTS * SLOT
+        let fits = words.behind() == BUFFERS
             && is(header::MAGIC, MAGIC)
             && is(header::VERSION, VERSION)
             && is(header::SLOT_WORDS, SLOT as u64)
@@ -104,7 +195,9 @@ impl Region {
                 "the checkpoints of the previous process have another version",
             ));
         }
-        let region = Self { words, slots: Mutex::default() };
+        let words = Arc::new(words);
+        let left = Self::new(words.clone(), &[]).buffers_in_use();
+        let region = Self::new(words, &left);
         let next = u32::try_from(region.header(header::HIGH).load(Acquire)).unwrap_or(u32::MAX).min(SLOTS as u32);
         let free = |index: &u32| matches!(region.slot(*index)[slot::USE].load(Acquire), FREE | TAKEN);
         let given: Vec<u32> = (0..next).rev().filter(free).collect();
@@ -486,7 +579,10 @@ impl Region {
 mod tests {
     use std::os::fd::AsFd as _;
 
-    use super::super::{stage::SavedStage, text::Names};
+    use super::super::{
+        stage::{SavedBytes, SavedDirection, SavedIntent, SavedPart, SavedRelay, SavedStage},
+        text::Names,
+    };
     use super::*;
 
     fn reopened(region: &Region) -> Region {
@@ -502,11 +598,48 @@ mod tests {
         let (word, keys) = SavedStage::Waiting { peer: 7, peer_unix: false }.encode();
         words[slot::STAGE].store(word, Relaxed);
         words[slot::KEYS].store(keys[0], Relaxed);
-        words[slot::BUSY].store(layout::IDLE, Relaxed);
+        hold(region, slot, SavedBytes::Nothing);
         words[slot::USE].store(LIVE, Relaxed);
         let sum = layout::check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
         words[slot::CHECK].store(sum, Relaxed);
         slot
+    }
+
+    /// An idle session holds these bytes on their way up.
+    fn hold(region: &Region, slot: u32, held: SavedBytes) {
+        let relay = SavedRelay { up: SavedDirection { held, ..SavedDirection::default() }, ..SavedRelay::default() };
+        let words = region.slot(slot);
+        let bank = layout::bank_of(&relay);
+        bank.iter().zip(&words[slot::BANKS[0]..]).for_each(|(word, to)| to.store(*word, Relaxed));
+        words[slot::BUSY].store(layout::IDLE[0], Relaxed);
+    }
+
+    #[test]
+    fn buffers_that_a_process_has_left_are_given_to_nobody_before_its_sessions_are_read() {
+        let region = Region::create().expect("memory");
+        let [idle, busy, over] = ["idle", "busy", "over"].map(|name| write(&region, name));
+        let [held, noted, stale] = [region.large_buffer(), region.small_buffer(), region.small_buffer()];
+        let [held, mut noted, stale] = [held, noted, stale].map(|buffer| buffer.expect("there are some"));
+        let (held, number) = (held.number(), noted.number());
+        hold(&region, idle, SavedBytes::Buffer(SavedPart { number: held, at: 1, end: 2 }));
+        noted[..3].copy_from_slice(b"abc");
+        for (slot, buffer) in [(busy, &noted), (over, &stale)] {
+            region.slot(slot)[slot::IN_BUFFER].store(SavedIntent::in_buffer(buffer.number(), 5), Relaxed);
+        }
+        region.slot(busy)[slot::BUSY].store(layout::MOVING[0], Relaxed);
+        let stale = stale.number();
+        // killed: nothing is given back by a process that is dead, and its memory is not its own any more
+        let next = reopened(&region);
+        assert_eq!(next.buffers_in_use(), [number, held], "what an idle session has noted is not in use");
+        let small: Vec<_> = std::iter::from_fn(|| next.small_buffer()).collect();
+        let given: Vec<u16> = small.iter().map(RegionBuffer::number).collect();
+        assert!(given.len() == 255 && given.contains(&stale) && !given.contains(&number));
+        assert!(next.left_buffer(held, (256 << 10) + 1).is_none(), "it has fewer bytes");
+        assert_eq!(next.left_buffer(number, 3).map(|buffer| buffer[..3].to_vec()), Some(b"abc".to_vec()));
+        assert!(next.left_buffer(held, 2).is_some_and(|buffer| buffer.number() == held && buffer.len() == 256 << 10));
+        assert!(next.left_buffer(held, 2).is_none(), "once");
+        assert_eq!(next.small_buffer().map(|buffer| buffer.number()), Some(number), "it was given back");
+        drop(small);
     }
 
     #[test]

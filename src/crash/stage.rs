@@ -93,8 +93,38 @@ pub enum SavedBytes {
     Nothing,
     /// In this pipe.
     Pipe(DescriptorKey),
+    /// In this part of a buffer that outlives the process.
+    Buffer(SavedPart),
     /// In the memory of the process.
     Private,
+}
+
+/// A part of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedPart {
+    /// Of the buffer.
+    pub number: u16,
+    /// From the first byte to the one behind the last: no buffer has more than 2²⁴ bytes.
+    pub at: u32,
+    pub end: u32,
+}
+
+/// Where bytes may be that a direction has read and not written, when its process died in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedIntent {
+    /// A buffer, and the count of bytes that were read of the source before its first byte: the lower half.
+    pub buffer: Option<(u16, u32)>,
+    /// A pipe.
+    pub pipe: DescriptorKey,
+}
+
+/// What TCP had counted on the two sockets of a session when its relay began with all counts at zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedBases {
+    /// Read from the source: up, down.
+    pub read: [u64; 2],
+    /// Written to the destination: up, down.
+    pub written: [u64; 2],
 }
 
 /// What else is known of a session.

@@ -22,10 +22,10 @@ use crate::{
     stream::{Stream, StreamKind},
 };
 
-/// Sends `upstream` the header for `peer`, whom it is connected for.
-pub fn introduce(peer: &Stream, upstream: &Stream, version: ProxyProtocol) -> Result<(), Failure> {
+/// Sends `upstream` the header for `peer`, whom it is connected for: its length.
+pub fn introduce(peer: &Stream, upstream: &Stream, version: ProxyProtocol) -> Result<usize, Failure> {
     let sent = header(peer, version).and_then(|header| match upstream.try_write(&header)? {
-        n if n == header.len() => Ok(()),
+        n if n == header.len() => Ok(n),
         _ => Err(io::ErrorKind::WriteZero.into()),
     });
     sent.map_err(|error| io_failure(DialStep::Other, "send the PROXY header", error))

@@ -3,7 +3,7 @@
 //!
 //! The order matters. The process waits, where crashes come fast, while the keeper still has the sessions; it swaps
 //! itself in as the owner, then it starts its shadow, and only then anything is taken from the pair: a process that is
-//! killed while it takes up the sessions of a crashed one loses those alone whose bytes it was reading from a pipe.
+//! killed while it takes up the sessions of a crashed one loses none.
 
 use std::{
     ffi::CString,

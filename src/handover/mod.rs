@@ -13,6 +13,7 @@
 
 mod gathered;
 mod guard;
+mod ledger;
 mod listeners;
 mod read;
 mod record;

@@ -24,7 +24,7 @@ use crate::{
     listener::Handed,
     log::{End, Event, Kind as EventKind, emit, escape},
     relay::{
-        self, ParkedDirection, ParkedEnd, Side,
+        self, ParkedBytes, ParkedDirection, ParkedEnd, Side,
         datagram::{Asked, Destination},
     },
     session::{
@@ -319,7 +319,7 @@ impl RecordReader<'_> {
     fn direction(&self, record: &DirectionRecord) -> Result<ParkedDirection, String> {
         let (at, len) = record.held;
         let held = at.checked_add(len).and_then(|end| self.held.get(at..end)).ok_or("its bytes did not come")?;
-        Ok(ParkedDirection { phase: record.phase, held: held.to_vec(), dropped: record.dropped })
+        Ok(ParkedDirection { phase: record.phase, held: ParkedBytes::new(held.to_vec()), dropped: record.dropped })
     }
 }
 

@@ -77,6 +77,14 @@ impl Records {
         }
     }
 
+    /// Sessions whose bytes were being moved at the moment of a crash, and how many bytes were on their way.
+    pub fn repaired(&self) -> (usize, u64) {
+        match self {
+            Self::Parked(_) => (0, 0),
+            Self::Rescued(rescued) => rescued.repaired(),
+        }
+    }
+
     /// Counts what became of the sessions of a crash.
     pub fn count(&self, resumed: usize, lost: usize) {
         if let Self::Rescued(rescued) = self {

@@ -11,37 +11,37 @@ use std::{
     },
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use nix::unistd::read;
 use uuid::Uuid;
 
 use super::{
     gathered::{Class, Descriptors, is_stream, is_unix, receive},
     guard::CrashGuard,
+    ledger::{Doubt, Found, Noted, Repaired, repair},
     read::{Adopted, Lost},
 };
 use crate::{
     activation::Socket,
     crash::{
-        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBytes, SavedId, SavedListener, SavedRelay,
-        SavedSession, SavedStage,
+        Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBases, SavedBytes, SavedDirection, SavedId,
+        SavedListener, SavedPart, SavedRelay, SavedSession, SavedStage,
     },
     dial::netns::Id,
     dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
     listener::{Bound, Handed, SocketClaim},
     log::End,
     relay::{
-        self, Counters, ParkedDirection, ParkedEnd, Phase, Side,
+        self, Counters, ParkedBytes, ParkedDirection, ParkedEnd, Phase, Side,
         datagram::{Asked, Destination},
     },
     session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, Routes, SessionInfo, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
-    sys::{self, lock, shadow::monotonic},
+    sys::{self, ClosedSocket, lock, shadow::monotonic},
 };
 
 /// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons
@@ -60,6 +60,9 @@ pub struct Rescued {
     verdict: CrashVerdict,
     /// A session may have descriptors here and no checkpoint: one could not be read, or was not written yet.
     damaged: AtomicBool,
+    /// Sessions whose bytes were being moved and were found, and how many bytes were on their way.
+    repaired: AtomicUsize,
+    on_their_way: AtomicU64,
     /// The process died while it took up a handover.
     pub taking: bool,
     /// The process died while it handed over.
@@ -70,6 +73,7 @@ pub struct Rescued {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LostReason {
     Busy,
+    Doubt,
     Private,
     Missing,
     Poison,
@@ -82,6 +86,7 @@ impl LostReason {
     fn text(self) -> &'static str {
         match self {
             Self::Busy => "the service crashed while it moved bytes of this session: some may be missing",
+            Self::Doubt => "the service crashed, and it is in doubt which bytes of this session were delivered",
             Self::Private => "the service crashed while it held bytes of this session in its memory",
             Self::Missing => "the service crashed, and a descriptor of this session did not come",
             Self::Poison => "the service crashed twice in a row while it worked on this session",
@@ -123,6 +128,7 @@ pub fn seize(memfd: OwnedFd, take: &OwnedFd, generation: u64, stopped: bool) -> 
 
 impl Drop for Rescued {
     fn drop(&mut self) {
+        self.region.forget_left_buffers();
         // The files of a listener that nobody takes are left as a killed process leaves them.
         self.listeners.drain(..).for_each(Handed::release);
         let descriptors = std::mem::take(&mut *lock(&self.descriptors));
@@ -149,6 +155,8 @@ impl Rescued {
             cause,
             verdict,
             damaged: (taking || unsaved).into(),
+            repaired: AtomicUsize::new(0),
+            on_their_way: AtomicU64::new(0),
             taking,
             handing,
         };
@@ -184,6 +192,11 @@ impl Rescued {
         keys.into_iter().filter_map(|key| all.claim(Class::Socket, key)).collect()
     }
 
+    /// Sessions whose bytes were being moved when the process died, and bytes of them that were read and not written.
+    pub fn repaired(&self) -> (usize, u64) {
+        (self.repaired.load(Relaxed), self.on_their_way.load(Relaxed))
+    }
+
     /// Counts what became of the sessions.
     pub fn count(&self, resumed: usize, lost: usize) {
         self.region.count(resumed, lost);
@@ -195,7 +208,7 @@ impl Rescued {
     /// When its checkpoint is damaged, or the session cannot go on.
     pub fn read(&self, index: usize) -> Result<Adopted<'static>, Lost> {
         let slot = self.slots[index];
-        let saved = match self.region.read(slot) {
+        let mut saved = match self.region.read(slot) {
             Ok(saved) => saved,
             Err(_) => {
                 self.damaged.store(true, Relaxed);
@@ -206,22 +219,31 @@ impl Rescued {
             }
         };
         let checkpoint = self.go_on.then(|| Checkpoint::resume(slot));
-        let mut claimed = Vec::new();
+        let (mut claimed, mut repaired) = (Vec::new(), None);
         let stage = self.judged(&saved).and_then(|()| {
-            // What is in a pipe is in the memory of this process from here on.
-            if let Some(checkpoint) = checkpoint.as_ref().filter(|_| saved.stage.relay.in_pipe()) {
-                checkpoint.moving();
-            }
-            ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed }.stage(&saved)
+            let all = &mut lock(&self.descriptors);
+            let (region, repaired) = (&self.region, &mut repaired);
+            ClaimedDescriptors { all, region, claimed: &mut claimed, repaired }.stage(&saved)
         });
+        if let (Ok(_), Some(Repaired { directions: [up, down], .. })) = (&stage, repaired) {
+            self.repaired.fetch_add(1, Relaxed);
+            self.on_their_way.fetch_add(up.on_their_way + down.on_their_way, Relaxed);
+            let (up, down) = (up.delivered, down.delivered);
+            saved.bytes = (up, down);
+            if let Some(checkpoint) = &checkpoint {
+                checkpoint.up().store(up, Relaxed);
+                checkpoint.down().store(down, Relaxed);
+            }
+        }
         if checkpoint.is_none() {
             self.region.forget(slot);
         }
         match stage {
             Ok(stage) => Ok(adopted(saved, stage, checkpoint)),
             Err(why) => {
-                let mut claims = ClaimedDescriptors { all: &mut lock(&self.descriptors), claimed: &mut claimed };
-                claims.rest(&saved);
+                let all = &mut lock(&self.descriptors);
+                let (region, repaired) = (&self.region, &mut repaired);
+                ClaimedDescriptors { all, region, claimed: &mut claimed, repaired }.rest(&saved);
                 // A session that had ended well and was being closed ends well.
                 if why != LostReason::Ending(End::Eof) {
                     claimed.iter().for_each(abandon);
@@ -247,7 +269,7 @@ impl Rescued {
             SavedStage::Waiting { .. } | SavedStage::SettingUp { .. } | SavedStage::Flow { .. } => return Ok(()),
         }
         if saved.busy {
-            return Err(LostReason::Busy);
+            return if saved.bases.is_some() { Ok(()) } else { Err(LostReason::Busy) };
         }
         if [up.held, down.held].contains(&SavedBytes::Private) { Err(LostReason::Private) } else { Ok(()) }
     }
@@ -256,8 +278,11 @@ impl Rescued {
 /// Claims the descriptors of one session.
 struct ClaimedDescriptors<'a> {
     all: &'a mut Descriptors,
+    region: &'a Region,
     /// Those that were claimed for nothing, when a later one is missing.
     claimed: &'a mut Vec<OwnedFd>,
+    /// Set where the session was busy.
+    repaired: &'a mut Option<Repaired>,
 }
 
 impl ClaimedDescriptors<'_> {
@@ -329,7 +354,10 @@ impl ClaimedDescriptors<'_> {
             SavedStage::Sockets { peer, peer_unix, upstream, upstream_unix } => {
                 self.one(Class::Socket, peer)?;
                 self.one(Class::Socket, upstream)?;
-                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
+                let (saved_relay, up, down) = match saved.bases.filter(|_| saved.busy) {
+                    Some(bases) => self.repaired(saved, bases)?,
+                    None => (saved_relay, self.direction(saved_relay.up)?, self.direction(saved_relay.down)?),
+                };
                 let [peer, upstream] = self.whole();
                 let peer = ParkedEnd::Socket(kind(peer_unix), peer);
                 let upstream = ParkedEnd::Socket(kind(upstream_unix), upstream);
@@ -340,7 +368,7 @@ impl ClaimedDescriptors<'_> {
                 self.process(pid, pidfd)?;
                 let (from, to) = (self.one_if(Class::PipeReader, from)?, self.one_if(Class::PipeWriter, to)?);
                 let said = self.one_if(Class::PipeReader, stderr)?;
-                let (up, down) = (self.direction(&saved_relay, 0)?, self.direction(&saved_relay, 1)?);
+                let (up, down) = (self.direction(saved_relay.up)?, self.direction(saved_relay.down)?);
                 let mut all: Vec<_> = std::mem::take(self.claimed).into_iter().map(Some).collect();
                 let mut take = |index: Option<usize>| index.and_then(|index| all[index].take());
                 let (said, from, to) = (take(said), take(from), take(to));
@@ -366,25 +394,68 @@ impl ClaimedDescriptors<'_> {
         <[OwnedFd; N]>::try_from(all).unwrap_or_else(|_| unreachable!("a stage claims what it needs"))
     }
 
-    /// A direction, with the bytes that a pipe of the pool holds.
-    fn direction(&mut self, checkpoint: &SavedRelay, index: usize) -> Result<ParkedDirection, LostReason> {
-        let direction = if index == 0 { checkpoint.up } else { checkpoint.down };
-        let phase = match direction.phase {
-            0 => Phase::Open,
-            1 => Phase::Deaf,
-            _ => Phase::Done,
-        };
-        let held = match direction.held {
-            SavedBytes::Nothing => Vec::new(),
+    /// A direction, with the bytes that it held.
+    fn direction(&mut self, saved: SavedDirection) -> Result<ParkedDirection, LostReason> {
+        let held = match saved.held {
+            SavedBytes::Nothing => ParkedBytes::new(Vec::new()),
             SavedBytes::Private => return Err(LostReason::Private),
-            SavedBytes::Pipe(key) => {
-                let pipe = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
-                // Its other end, which nobody writes to any more.
-                drop(self.all.claim(Class::PipeWriter, key));
-                content(&pipe).ok_or(LostReason::Io)?
-            }
+            SavedBytes::Pipe(key) => self.pipe(key)?,
+            SavedBytes::Buffer(part) => self.part(part)?,
         };
-        Ok(ParkedDirection { phase, held, dropped: direction.dropped })
+        Ok(ParkedDirection { phase: phase(saved.phase), held, dropped: saved.dropped })
+    }
+
+    /// The bytes in a pipe of the pool.
+    fn pipe(&mut self, key: DescriptorKey) -> Result<ParkedBytes, LostReason> {
+        let reader = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
+        let writer = self.all.claim(Class::PipeWriter, key).ok_or(LostReason::Missing)?;
+        Ok(ParkedBytes::in_pipe(reader, writer))
+    }
+
+    /// The bytes in a part of a buffer.
+    fn part(&self, SavedPart { number, at, end }: SavedPart) -> Result<ParkedBytes, LostReason> {
+        let buffer = self.region.left_buffer(number, end as usize).ok_or(LostReason::Doubt)?;
+        ParkedBytes::in_buffer(buffer, at as usize, end as usize).ok_or(LostReason::Doubt)
+    }
+
+    /// The relay of a session that was busy between two TCP sockets, which were claimed.
+    fn repaired(
+        &mut self,
+        saved: &SavedSession,
+        bases: SavedBases,
+    ) -> Result<(SavedRelay, ParkedDirection, ParkedDirection), LostReason> {
+        let counts =
+            |index: usize| sys::tcp_counts(self.claimed[index].as_fd(), ClosedSocket::Ask).ok_or(LostReason::Doubt);
+        let sides = [counts(0)?, counts(1)?];
+        let noted = Noted {
+            bases,
+            intents: saved.intents,
+            relay: saved.stage.relay,
+            delivered: [saved.bytes.0, saved.bytes.1],
+            in_pipe: saved.intents.map(|intent| self.all.bytes_in_pipe(intent.pipe)),
+        };
+        let repaired = repair(&noted, sides).map_err(|Doubt| LostReason::Doubt)?;
+        *self.repaired = Some(repaired);
+        let Repaired { reset_by, directions } = repaired;
+        let mut parked = Vec::with_capacity(2);
+        for (n, direction) in directions.into_iter().enumerate() {
+            let held = match direction.held {
+                Found::Nothing => ParkedBytes::new(Vec::new()),
+                Found::Pipe => self.pipe(saved.intents[n].pipe)?,
+                Found::Buffer(part) => self.part(part)?,
+            };
+            parked.push(ParkedDirection { phase: phase(direction.phase), held, dropped: direction.dropped });
+        }
+        let (Some(down), Some(up)) = (parked.pop(), parked.pop()) else { return Err(LostReason::Doubt) };
+        Ok((SavedRelay { reset_by, ..saved.stage.relay }, up, down))
+    }
+}
+
+fn phase(saved: u8) -> Phase {
+    match saved {
+        0 => Phase::Open,
+        1 => Phase::Deaf,
+        _ => Phase::Done,
     }
 }
 
@@ -428,20 +499,6 @@ fn handed(SavedListener { names, socket, lock }: SavedListener, all: &mut Descri
     };
     let netns = names.netns.map(|(device, inode)| Id { device, inode });
     Some(Handed { listen: names.listen, bound: Bound { socket, local, claim, netns }, before: names.before })
-}
-
-/// All bytes in a pipe.
-fn content(pipe: &OwnedFd) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; sys::unread(pipe.as_fd())];
-    let mut at = 0;
-    while at < bytes.len() {
-        match read(pipe, &mut bytes[at..]) {
-            Ok(n) if n > 0 => at += n,
-            Err(nix::Error::EINTR) => {}
-            _ => return None,
-        }
-    }
-    Some(bytes)
 }
 
 fn uuid(SavedId(high, low): SavedId) -> Uuid {

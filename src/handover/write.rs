@@ -128,8 +128,9 @@ impl RecordWriter {
     }
 
     fn direction(&mut self, d: ParkedDirection) -> DirectionRecord {
-        let held = (self.held.len(), d.held.len());
-        self.held.extend_from_slice(&d.held);
+        let bytes = d.held.into_bytes();
+        let held = (self.held.len(), bytes.len());
+        self.held.extend_from_slice(&bytes);
         DirectionRecord { phase: d.phase, held, dropped: d.dropped }
     }
 }

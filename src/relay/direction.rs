@@ -22,8 +22,8 @@
 use std::{
     cell::RefCell,
     io::{self, ErrorKind},
-    os::fd::AsFd as _,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
 };
 
@@ -32,13 +32,12 @@ use super::{
     pool::{self, Pipe, PoolBuffer, Wide, move_bytes},
 };
 use crate::{
-    crash::{SavedBytes, SavedDirection},
+    crash::{DirectionNotes, RegionBuffer, SavedBytes, SavedDirection, SavedPart},
     stream::{Stream, StreamKind},
 };
 
-/// Bytes read at once in the gear *Small*. 64 KiB is a pipe's capacity (pipe(7)) and what loopback TCP delivers in
-/// one piece.
-const CHUNK: usize = 64 << 10;
+/// Bytes read at once in the gear *Small*.
+const CHUNK: usize = pool::SMALL;
 /// Full reads in a row that make it shift up.
 const FULL_READS: u8 = 2;
 /// Bursts of less than [`CHUNK`] in a row that make it shift down.
@@ -50,8 +49,8 @@ const TURN: usize = 2 << 20;
 const DIRECT: usize = 1 << 20;
 
 thread_local! {
-    /// The buffer of all relays on this thread; no relay keeps bytes in it across a poll.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+    /// The buffer of all relays on this thread; a relay that keeps bytes in it takes it, and the thread gets another.
+    static SCRATCH: RefCell<PoolBuffer> = RefCell::new(pool::scratch());
 }
 
 /// The phase of a direction; see [`super::stream`].
@@ -92,7 +91,7 @@ impl Gear {
 /// Bytes on their way.
 #[derive(Debug)]
 enum Held {
-    /// The rest of what was read into the scratch buffer, or what another process held.
+    /// The rest of what was read into the scratch buffer, or what another process held, where no buffer is left.
     Bytes(Vec<u8>, usize),
     /// `buffer[at..end]`.
     Buffer {
@@ -101,6 +100,24 @@ enum Held {
         end: usize,
     },
     Pipe(Pipe),
+}
+
+/// The same bytes in a buffer that outlives the process, where one is left.
+fn kept(held: Held) -> Held {
+    let Held::Bytes(bytes, at) = held else { return held };
+    let rest = &bytes[at..];
+    let buffer = match rest.len() {
+        len if len > pool::BUFFER => None,
+        len if len > pool::SMALL => pool::buffer(),
+        _ => pool::small_buffer(),
+    };
+    match buffer.filter(|buffer| buffer.number().is_some()) {
+        Some(mut buffer) => {
+            buffer[..rest.len()].copy_from_slice(rest);
+            Held::Buffer { buffer, at: 0, end: rest.len() }
+        }
+        None => Held::Bytes(bytes, at),
+    }
 }
 
 /// What becomes of a source's end.
@@ -132,12 +149,50 @@ enum Step {
     End,
 }
 
+/// Bytes of a parked direction: read from the source, not yet taken by the destination.
+#[derive(Debug)]
+pub struct ParkedBytes(Option<Box<Held>>);
+
+impl ParkedBytes {
+    /// What an earlier process has handed over.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self((!bytes.is_empty()).then(|| Box::new(Held::Bytes(bytes, 0))))
+    }
+
+    /// What is in a part of a buffer that an earlier process has left; `None` where the buffer has no such part.
+    pub fn in_buffer(buffer: RegionBuffer, at: usize, end: usize) -> Option<Self> {
+        let fits = at <= end && end <= buffer.len();
+        let held = || Box::new(Held::Buffer { buffer: PoolBuffer::Kept(buffer), at, end });
+        fits.then(|| Self((at < end).then(held)))
+    }
+
+    /// What is in a pipe that an earlier process has left.
+    pub fn in_pipe(reader: OwnedFd, writer: OwnedFd) -> Self {
+        let pipe = Pipe::resume(reader, writer);
+        Self((pipe.inside() > 0).then(|| Box::new(Held::Pipe(pipe))))
+    }
+
+    /// The bytes. A buffer that outlives the process stays as it is and is nobody's: the process may die before another
+    /// one has the bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self.0.map(|held| *held) {
+            None => Vec::new(),
+            Some(Held::Bytes(bytes, at)) => bytes[at..].to_vec(),
+            Some(Held::Buffer { buffer, at, end }) => {
+                let bytes = buffer[at..end].to_vec();
+                std::mem::forget(buffer);
+                bytes
+            }
+            Some(Held::Pipe(pipe)) => pipe.into_bytes(),
+        }
+    }
+}
+
 /// A parked direction.
 #[derive(Debug)]
 pub struct ParkedDirection {
     pub phase: Phase,
-    /// Read from the source, not yet taken by the destination.
-    pub held: Vec<u8>,
+    pub held: ParkedBytes,
     /// Bytes dropped while deaf.
     pub dropped: u64,
 }
@@ -173,28 +228,53 @@ impl Direction {
     }
 
     pub(super) fn resume(parked: ParkedDirection) -> Self {
-        let held = (!parked.held.is_empty()).then(|| Box::new(Held::Bytes(parked.held, 0)));
+        let held = parked.held.0.map(|held| Box::new(kept(*held)));
         Self { phase: parked.phase, held, dropped: parked.dropped, ..Self::new() }
     }
 
     pub(super) fn park(self) -> ParkedDirection {
-        let held = match self.held.map(|held| *held) {
-            None => Vec::new(),
-            Some(Held::Bytes(bytes, at)) => bytes[at..].to_vec(),
-            Some(Held::Buffer { buffer, at, end }) => buffer[at..end].to_vec(),
-            Some(Held::Pipe(pipe)) => pipe.into_bytes(),
-        };
-        ParkedDirection { phase: self.phase, held, dropped: self.dropped }
+        ParkedDirection { phase: self.phase, held: ParkedBytes(self.held), dropped: self.dropped }
+    }
+
+    /// Notes where the bytes are that are held, before anything is moved.
+    pub(super) fn note(&self, notes: DirectionNotes<'_>) {
+        match self.held.as_deref() {
+            Some(Held::Buffer { buffer, at, .. }) => self.note_buffer(buffer, *at, notes),
+            Some(Held::Pipe(pipe)) => notes.in_pipe(pipe.key()),
+            Some(Held::Bytes(..)) => notes.in_buffer(None, 0),
+            None => {}
+        }
+    }
+
+    /// Notes that bytes are, or come, into this buffer; those before `at` were delivered.
+    fn note_buffer(&self, buffer: &PoolBuffer, at: usize, notes: DirectionNotes<'_>) {
+        let read = notes.delivered().load(Relaxed).wrapping_add(self.dropped);
+        notes.in_buffer(buffer.number(), read.wrapping_sub(at as u64));
     }
 
     /// State of the direction between two moves, for the checkpoint of the relay.
     pub(super) fn saved(&self) -> SavedDirection {
         let held = match self.held.as_deref() {
             None => SavedBytes::Nothing,
-            Some(Held::Bytes(..) | Held::Buffer { .. }) => SavedBytes::Private,
+            Some(Held::Bytes(..)) => SavedBytes::Private,
+            Some(Held::Buffer { buffer, at, end }) => match buffer.number() {
+                Some(number) => SavedBytes::Buffer(SavedPart { number, at: *at as u32, end: *end as u32 }),
+                None => SavedBytes::Private,
+            },
             Some(Held::Pipe(pipe)) => SavedBytes::Pipe(pipe.key()),
         };
         SavedDirection { phase: self.phase as u8, held, dropped: self.dropped }
+    }
+
+    /// Bytes that were read and are not delivered: dropped or held.
+    pub(super) fn not_delivered(&self) -> u64 {
+        self.dropped
+            + match self.held.as_deref() {
+                None => 0,
+                Some(Held::Bytes(bytes, at)) => bytes.len() - at,
+                Some(Held::Buffer { at, end, .. }) => end - at,
+                Some(Held::Pipe(pipe)) => pipe.inside(),
+            } as u64
     }
 
     /// Stays in `gear` for ever.
@@ -241,7 +321,7 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut RelayEnd,
         destination: &mut RelayEnd,
-        count: &AtomicU64,
+        notes: DirectionNotes<'_>,
         lost: bool,
     ) -> Poll<Result<(), Stuck>> {
         let mut turn = TURN;
@@ -255,16 +335,19 @@ impl Direction {
                 break;
             };
             let writer = destination.writer();
+            if reader.was_urgent() {
+                notes.unsure(); // TCP counts an urgent byte, which no read gives
+            }
             let step = match (writer, &self.held) {
-                _ if self.phase == Phase::Deaf => self.small(cx, reader, None, count),
+                _ if self.phase == Phase::Deaf => self.small(cx, reader, None, notes),
                 (None, _) => Poll::Ready(Err(Stuck::Destination(ErrorKind::BrokenPipe.into()))),
-                (Some(writer), Some(_)) => self.deliver(cx, writer, count),
+                (Some(writer), Some(_)) => self.deliver(cx, writer, notes),
                 (Some(writer), None) => match self.gear {
-                    _ if self.decide || lost => self.small(cx, reader, Some(writer), count),
-                    Gear::Small => self.small(cx, reader, Some(writer), count),
-                    Gear::Copy => self.copy(cx, reader, writer, count),
-                    Gear::Splice => self.splice(cx, reader, writer, count),
-                    Gear::Direct => self.direct(cx, reader, writer, count),
+                    _ if self.decide || lost => self.small(cx, reader, Some(writer), notes),
+                    Gear::Small => self.small(cx, reader, Some(writer), notes),
+                    Gear::Copy => self.copy(cx, reader, writer, notes),
+                    Gear::Splice => self.splice(cx, reader, writer, notes),
+                    Gear::Direct => self.direct(cx, reader, writer, notes),
                 },
             };
             match ready!(step)? {
@@ -289,10 +372,16 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &Stream,
         writer: Option<&Stream>,
-        count: &AtomicU64,
+        notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
-        SCRATCH.with_borrow_mut(|buffer| {
-            let buffer = &mut buffer[..CHUNK.min(self.most as usize)];
+        SCRATCH.with_borrow_mut(|scratch| {
+            if scratch.number().is_none() {
+                pool::small_buffer().into_iter().for_each(|kept| *scratch = kept);
+            }
+            if writer.is_some() {
+                self.note_buffer(scratch, 0, notes);
+            }
+            let buffer = &mut scratch[..CHUNK.min(self.most as usize)];
             let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
             let n = read.map_err(Stuck::Source)?;
             if n == 0 {
@@ -304,9 +393,17 @@ impl Direction {
                 return Poll::Ready(Ok(Step::Moved(n)));
             };
             self.count_burst(n, reader, writer);
-            let written = self.write(&buffer[..n], writer, count)?;
+            let written = self.write(&buffer[..n], writer, notes)?;
             if written < n {
-                self.held = Some(Box::new(Held::Bytes(buffer[written..n].to_vec(), 0)));
+                let other = scratch.number().and_then(|_| pool::small_buffer());
+                if other.is_none() {
+                    notes.in_buffer(None, 0); // the scratch buffer is not theirs
+                }
+                self.held = Some(Box::new(match other {
+                    // The bytes stay where they are, for the case of a crash.
+                    Some(other) => Held::Buffer { buffer: std::mem::replace(scratch, other), at: written, end: n },
+                    None => Held::Bytes(scratch[written..n].to_vec(), 0),
+                }));
             }
             Poll::Ready(Ok(Step::Moved(n)))
         })
@@ -318,12 +415,13 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &Stream,
         writer: &Stream,
-        count: &AtomicU64,
+        notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
         if reader.poll_read_ready(cx).is_pending() {
             return self.wait();
         }
-        let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), count) };
+        let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), notes) };
+        self.note_buffer(&buffer, 0, notes);
         let most = pool::BUFFER.min(self.most as usize);
         let Poll::Ready(read) = reader.poll_read(cx, &mut buffer[..most]) else { return self.wait() };
         let end = read.map_err(Stuck::Source)?;
@@ -331,7 +429,7 @@ impl Direction {
             return Poll::Ready(Ok(Step::End));
         }
         self.count_burst(end, reader, writer);
-        let at = self.write(&buffer[..end], writer, count)?;
+        let at = self.write(&buffer[..end], writer, notes)?;
         if at < end {
             self.held = Some(Box::new(Held::Buffer { buffer, at, end }));
         }
@@ -344,7 +442,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &Stream,
         writer: &Stream,
-        count: &AtomicU64,
+        notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
         match reader.poll_read_ready(cx) {
             Poll::Ready(Ok(_)) => {}
@@ -355,9 +453,11 @@ impl Direction {
             self.gear = Gear::Copy;
             return Poll::Ready(Ok(Step::Moved(0)));
         };
+        notes.in_pipe(pipe.key());
         let n = match pipe.fill(reader.as_fd(), self.most as usize) {
             Ok(n) if n > 0 => n,
             nothing => {
+                notes.in_pipe(0);
                 pipe.put();
                 self.decide = true;
                 return match nothing {
@@ -369,17 +469,19 @@ impl Direction {
         self.count_burst(n, reader, writer);
         match pipe.drain(writer.as_fd()) {
             Ok(n) => {
-                count.fetch_add(n as u64, Relaxed);
+                notes.delivered().fetch_add(n as u64, Relaxed);
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
                 self.dropped += pipe.inside() as u64;
+                notes.in_pipe(0);
                 return Poll::Ready(Err(Stuck::Destination(e)));
             }
         }
         if pipe.inside() > 0 {
             self.held = Some(Box::new(Held::Pipe(pipe)));
         } else {
+            notes.in_pipe(0);
             pipe.put();
         }
         Poll::Ready(Ok(Step::Moved(n)))
@@ -391,7 +493,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &Stream,
         writer: &Stream,
-        count: &AtomicU64,
+        notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
         if self.blocked {
             ready!(writer.poll_room(cx)).map_err(Stuck::Destination)?;
@@ -407,7 +509,7 @@ impl Direction {
         match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT.min(self.most as usize)) {
             Ok(0) => self.decide = true,
             Ok(n) => {
-                count.fetch_add(n as u64, Relaxed);
+                notes.delivered().fetch_add(n as u64, Relaxed);
                 self.count_burst(n, reader, writer);
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
@@ -432,10 +534,10 @@ impl Direction {
     }
 
     /// Writes what fits at once; how much that was. What is left of `bytes` when it fails is lost.
-    fn write(&mut self, bytes: &[u8], writer: &Stream, count: &AtomicU64) -> Result<usize, Stuck> {
+    fn write(&mut self, bytes: &[u8], writer: &Stream, notes: DirectionNotes<'_>) -> Result<usize, Stuck> {
         match writer.try_write(bytes) {
             Ok(n) => {
-                count.fetch_add(n as u64, Relaxed);
+                notes.delivered().fetch_add(n as u64, Relaxed);
                 Ok(n)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
@@ -447,7 +549,12 @@ impl Direction {
     }
 
     /// Moves what is held, once there is room.
-    fn deliver(&mut self, cx: &mut Context<'_>, writer: &Stream, count: &AtomicU64) -> Poll<Result<Step, Stuck>> {
+    fn deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &Stream,
+        notes: DirectionNotes<'_>,
+    ) -> Poll<Result<Step, Stuck>> {
         let Some(held) = &mut self.held else { return Poll::Ready(Ok(Step::Moved(0))) };
         let moved = match &mut **held {
             Held::Bytes(bytes, at) => ready!(writer.poll_write(cx, &bytes[*at..])).inspect(|n| *at += n),
@@ -455,7 +562,7 @@ impl Direction {
             Held::Pipe(pipe) => ready!(writer.poll_write_with(cx, |fd| pipe.drain(fd))),
         };
         let n = moved.map_err(Stuck::Destination)?;
-        count.fetch_add(n as u64, Relaxed);
+        notes.delivered().fetch_add(n as u64, Relaxed);
         let empty = match &**held {
             Held::Bytes(bytes, at) => *at == bytes.len(),
             Held::Buffer { at, end, .. } => at == end,
@@ -463,6 +570,7 @@ impl Direction {
         };
         if empty {
             if let Some(Held::Pipe(pipe)) = self.held.take().map(|held| *held) {
+                notes.in_pipe(0);
                 pipe.put();
             }
         }

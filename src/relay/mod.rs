@@ -15,7 +15,7 @@ mod stream;
 mod tests;
 
 pub use counters::Counters;
-pub use direction::{ParkedDirection, Phase};
+pub use direction::{ParkedBytes, ParkedDirection, Phase};
 pub use end::{ParkedEnd, RelayEnd};
 pub use interrupt::{Interrupt, Why};
 pub use outcome::{RelayOutcome, Side};

@@ -21,7 +21,10 @@ use nix::{
     unistd::{pipe2, read},
 };
 
-use crate::crash::{self, DescriptorKey};
+use crate::{
+    crash::{self, DescriptorKey, RegionBuffer},
+    sys,
+};
 
 /// The sizes of pipes, and how many of each there may be.
 const SIZES: [(usize, usize); 2] = [(1 << 20, 32), (256 << 10, 64)];
@@ -32,6 +35,8 @@ const REFUSED_MS: u64 = 1000;
 
 /// Bytes of a large buffer; UNIX sockets hold about 208 KiB by default (wmem_default).
 pub const BUFFER: usize = 256 << 10;
+/// Bytes of a small one: a pipe's capacity (pipe(7)), and what loopback TCP delivers in one piece.
+pub const SMALL: usize = 64 << 10;
 /// Large buffers that a thread keeps for later.
 const BUFFERS_KEPT: usize = 4;
 /// Large buffers that stalled relays may hold in all.
@@ -122,6 +127,16 @@ impl Pipe {
                 None
             }
         }
+    }
+
+    /// Takes up a pipe of the pool of an earlier process, with what is inside.
+    pub fn resume(reader: OwnedFd, writer: OwnedFd) -> Self {
+        let (key, inside) = (crash::key(reader.as_fd()), sys::unread(reader.as_fd()));
+        // It counts as one of ours.
+        let bytes = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).ok().and_then(|bytes| usize::try_from(bytes).ok());
+        let size = usize::from(bytes.unwrap_or(0) < SIZES[0].0);
+        MADE[size].fetch_add(1, Relaxed);
+        Self { reader, writer, inside, size, key }
     }
 
     /// By which checkpoints know the pipe.
@@ -219,41 +234,83 @@ pub fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::
     }
 }
 
-/// A large buffer, given back when dropped.
+/// A buffer, given back when dropped.
 #[derive(Debug)]
-pub struct PoolBuffer(Option<Box<[u8]>>);
+pub enum PoolBuffer {
+    /// It outlives the process.
+    Kept(RegionBuffer),
+    /// In the memory of the process.
+    Private(PrivateBuffer),
+}
+
+/// A large buffer in the memory of the process.
+#[derive(Debug)]
+pub struct PrivateBuffer(Option<Box<[u8]>>);
+
+impl PoolBuffer {
+    /// By which checkpoints know the buffer, where it outlives the process.
+    pub fn number(&self) -> Option<u16> {
+        match self {
+            Self::Kept(buffer) => Some(buffer.number()),
+            Self::Private(_) => None,
+        }
+    }
+}
 
 /// Takes a large buffer; `None` when stalled relays hold too many.
 pub fn buffer() -> Option<PoolBuffer> {
+    if let Some(kept) = crash::region().and_then(crash::Region::large_buffer) {
+        return Some(PoolBuffer::Kept(kept));
+    }
     if TAKEN.fetch_add(1, Relaxed) >= BUFFERS {
         TAKEN.fetch_sub(1, Relaxed);
         return None;
     }
     let kept = KEPT_BUFFERS.with_borrow_mut(Vec::pop);
-    Some(PoolBuffer(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))))
+    let private = PrivateBuffer(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())));
+    Some(PoolBuffer::Private(private))
+}
+
+/// Takes a buffer of [`SMALL`] bytes that outlives the process; `None` where there is none.
+pub fn small_buffer() -> Option<PoolBuffer> {
+    crash::region().and_then(crash::Region::small_buffer).map(PoolBuffer::Kept)
+}
+
+/// A buffer of [`SMALL`] bytes for what is read and written at once.
+pub fn scratch() -> PoolBuffer {
+    small_buffer().unwrap_or_else(|| {
+        TAKEN.fetch_add(1, Relaxed);
+        PoolBuffer::Private(PrivateBuffer(Some(vec![0; SMALL].into_boxed_slice())))
+    })
 }
 
 impl std::ops::Deref for PoolBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
+        match self {
+            Self::Kept(buffer) => buffer,
+            Self::Private(buffer) => buffer.0.as_deref().unwrap_or_default(),
+        }
     }
 }
 
 impl std::ops::DerefMut for PoolBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.0.as_deref_mut().unwrap_or_default()
+        match self {
+            Self::Kept(buffer) => buffer,
+            Self::Private(buffer) => buffer.0.as_deref_mut().unwrap_or_default(),
+        }
     }
 }
 
-impl Drop for PoolBuffer {
+impl Drop for PrivateBuffer {
     fn drop(&mut self) {
         TAKEN.fetch_sub(1, Relaxed);
         // A thread that is ending has nowhere to keep it.
         let _ = KEPT_BUFFERS.try_with(|kept| {
             let mut kept = kept.borrow_mut();
-            if kept.len() < BUFFERS_KEPT {
+            if kept.len() < BUFFERS_KEPT && self.0.as_ref().is_some_and(|buffer| buffer.len() == BUFFER) {
                 kept.extend(self.0.take());
             }
         });

@@ -214,6 +214,17 @@ impl Relay {
         }
     }
 
+    /// Notes where the bytes are that the relay has taken up, before it moves any.
+    pub fn note(&self, counters: &Counters) {
+        self.up.note(counters.checkpoint().notes(0));
+        self.down.note(counters.checkpoint().notes(1));
+    }
+
+    /// Bytes dropped, and bytes held: up, down.
+    pub fn not_delivered(&self) -> [u64; 2] {
+        [&self.up, &self.down].map(Direction::not_delivered)
+    }
+
     /// The peer, and the upstream's output and input: descriptors as far as they are open.
     pub fn streams(&self) -> [Option<&Stream>; 3] {
         [self.peer.writer(), self.upstream.reader(), self.upstream.writer()]
@@ -328,13 +339,13 @@ impl Relay {
 
     /// Moves the bytes that `side` sends.
     fn poll_direction(&mut self, cx: &mut Context<'_>, side: Side, counters: &Counters) {
-        let (direction, source, destination, count) = match side {
-            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, counters.checkpoint().up()),
-            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, counters.checkpoint().down()),
+        let (direction, source, destination, notes) = match side {
+            Side::Peer => (&mut self.up, &mut self.peer, &mut self.upstream, counters.checkpoint().notes(0)),
+            Side::Upstream => (&mut self.down, &mut self.upstream, &mut self.peer, counters.checkpoint().notes(1)),
         };
         loop {
             let lost = self.fault.as_ref().is_some_and(|fault| fault.0 == side);
-            let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, count, lost) else { return };
+            let Poll::Ready(Err(fault)) = direction.poll(cx, source, destination, notes, lost) else { return };
             let (by, error) = match fault {
                 Stuck::Source(error) => {
                     direction.phase = Phase::Done;

@@ -315,7 +315,15 @@ fn tell(records: &Records, summary: &Summary) -> usize {
         0 => String::new(),
         n => format!("; {} could not go on and {} reset", sessions_text(*n), if *n == 1 { "was" } else { "were" }),
     };
-    say(Event::HandoverAdopted, format!("resumed {} after a crash ({cause}){lost}", sessions_text(*taken_up)));
+    let moving = match records.repaired() {
+        (0, _) => String::new(),
+        (n, bytes) => {
+            let were = if n == 1 { "was" } else { "were" };
+            format!("; {n} {were} being moved at that moment, with {bytes} bytes on their way")
+        }
+    };
+    let sessions = sessions_text(*taken_up);
+    say(Event::HandoverAdopted, format!("resumed {sessions} after a crash ({cause}){moving}{lost}"));
     0
 }
 

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    event,
+    checkpoint, event,
     info::{AtGate, SessionInfo},
     keepalive,
     parked::ParkedStage,
@@ -28,7 +28,7 @@ use crate::{
     log::{self, End},
     relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
-    stream::Stream,
+    stream::{Stream, StreamKind},
 };
 
 /// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
@@ -55,11 +55,16 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
         Ok(Ok(Dialled::Stream(upstream, at, noted))) => {
             // What comes from our own front half has its header already.
             let version = info.route.via.proxy_protocol.filter(|_| !info.route.access.is_own(&peer));
-            if let Some(version) = version {
-                if let Err(failure) = dial::proxy::introduce(&peer, &upstream, version) {
+            let preface = match version.map(|version| dial::proxy::introduce(&peer, &upstream, version)) {
+                None => 0,
+                Some(Ok(length)) => length as u64,
+                Some(Err(failure)) => {
                     peer.reset();
                     return story.failed(&failure);
                 }
+            };
+            if [&peer, &upstream].iter().all(|stream| stream.kind() == StreamKind::Tcp) {
+                checkpoint::begin(&info, preface);
             }
             story.hold_note(noted);
             story.connected(&at);

@@ -36,6 +36,9 @@ pub use process::{
     pidfd_exit, pidfd_open, pidfd_send_signal, trim, unset_env, user_exists,
 };
 #[cfg(feature = "forward")]
-pub use socket::{accept, bound_interface, interface_index, is_untouched, net_cookie, socket_cookie};
+pub use socket::{
+    ClosedSocket, TcpCounts, accept, bound_interface, interface_index, is_untouched, net_cookie, socket_cookie,
+    tcp_counts,
+};
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};

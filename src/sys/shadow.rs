@@ -439,7 +439,7 @@ mod tests {
 
     fn words_and_pair() -> (SharedWords, (OwnedFd, OwnedFd)) {
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        (SharedWords::create(16).expect("a memfd"), pair.expect("a pair"))
+        (SharedWords::create(16, 0).expect("a memfd"), pair.expect("a pair"))
     }
 
     /// A listener, a connection that it accepted, a pipe and a file; the inodes of those that belong to sessions.

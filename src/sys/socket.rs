@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "forward")]
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 #[cfg(feature = "forward")]
 use socket2::SockAddr;
@@ -130,8 +132,79 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
     queued(fd)
 }
 
-/// Whether nothing was read from an accepted TCP socket and nothing written to it, whoever had it.
-pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
+/// What TCP has counted on a socket, whoever had the socket.
+#[cfg(feature = "forward")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpCounts {
+    /// Bytes that were read from the socket.
+    pub read: u64,
+    /// What was written to the socket: bytes, and one each for the SYN of a socket that was dialled and for a FIN.
+    pub written: u64,
+    /// The connection is over: both ends came through, or one side was reset.
+    pub closed: bool,
+    /// The other side has ended, and no byte that it sent is missing.
+    pub ended: bool,
+}
+
+/// What to do with a socket whose connection is over.
+#[cfg(feature = "forward")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedSocket {
+    /// Ask whether it has ended. That takes a reset that nobody has heard of from the socket.
+    Ask,
+    /// Tell nothing of it.
+    Leave,
+}
+
+/// Reads what TCP has counted, at one moment; `None` where the kernel does not tell or does not stop changing it, and
+/// where urgent data waits, at whose mark FIONREAD stops.
+#[cfg(feature = "forward")]
+pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<TcpCounts> {
+    /// States after a FIN of the other side (include/net/tcp_states.h).
+    const ENDED: [u8; 4] = [6, 8, 9, 11];
+    const TRIES: usize = 1000;
+    for _ in 0..TRIES {
+        let before = tcp_totals(fd)?;
+        if has_urgent(fd) || (before.state == TCP_CLOSE && of_closed == ClosedSocket::Leave) {
+            return None;
+        }
+        let (unread, queued) = (unread(fd) as u64, queued(fd) as u64);
+        let ended = match before.state {
+            TCP_CLOSE => has_received_end(fd),
+            state => ENDED.contains(&state),
+        };
+        if tcp_totals(fd)? == before && !has_urgent(fd) {
+            return Some(TcpCounts {
+                // An end counts as a byte that was received, and FIONREAD leaves it out.
+                read: before.received.saturating_sub(unread + u64::from(ended)),
+                written: before.acked + queued,
+                closed: before.state == TCP_CLOSE,
+                ended,
+            });
+        }
+    }
+    None
+}
+
+/// Whether urgent data has come and was not passed by a read (POLLPRI, tcp(7)).
+#[cfg(feature = "forward")]
+fn has_urgent(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLPRI)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLPRI))
+}
+
+/// State and counts of TCP_INFO.
+#[cfg(feature = "forward")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TcpTotals {
+    state: u8,
+    acked: u64,
+    received: u64,
+}
+
+#[cfg(feature = "forward")]
+fn tcp_totals(fd: BorrowedFd<'_>) -> Option<TcpTotals> {
     /// Offsets of tcpi_bytes_acked and tcpi_bytes_received in `struct tcp_info` (linux/tcp.h, Linux 4.1).
     const ACKED: usize = 120;
     const RECEIVED: usize = 128;
@@ -142,11 +215,55 @@ pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size)
     };
     if r < 0 || (size as usize) < RECEIVED + 8 {
+        return None;
+    }
+    // The state is the first byte.
+    Some(TcpTotals { state: info[0].to_ne_bytes()[0], acked: info[ACKED / 8], received: info[RECEIVED / 8] })
+}
+
+/// Whether an end of the other side has come to a TCP socket whose connection is over: the hint of TCP_INQ counts it
+/// (net/ipv4/tcp.c `tcp_inq_hint`), FIONREAD does not. A reset that nobody has heard of yet is none.
+#[cfg(feature = "forward")]
+fn has_received_end(fd: BorrowedFd<'_>) -> bool {
+    /// The option, and the control message (linux/tcp.h).
+    const TCP_INQ: libc::c_int = 36;
+    let set = |value: libc::c_int| {
+        let (at, len) = ((&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the option's value is an int, which is read during the call.
+        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, TCP_INQ, at, len) == 0 }
+    };
+    if !set(1) {
         return false;
     }
+    let (mut byte, mut control) = ([0_u8; 1], [0_u64; 8]);
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // SAFETY: a message header of zeros is a valid one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: the header points to `byte` and `control`, with their sizes, and both outlive the call.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    set(0);
+    if n < 0 {
+        return false;
+    }
+    // SAFETY: the kernel has written the control messages that the header tells of.
+    let hint = unsafe {
+        let first = libc::CMSG_FIRSTHDR(&raw const message);
+        let is_hint = !first.is_null() && (*first).cmsg_level == libc::IPPROTO_TCP && (*first).cmsg_type == TCP_INQ;
+        if is_hint { libc::CMSG_DATA(first).cast::<libc::c_int>().read_unaligned() } else { 0 }
+    };
+    usize::try_from(hint).is_ok_and(|hint| hint == unread(fd) + 1)
+}
+
+/// Whether nothing was read from an accepted TCP socket and nothing written to it, whoever had it.
+#[cfg(feature = "forward")]
+pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
+    let Some(TcpTotals { acked, received, .. }) = tcp_totals(fd) else { return false };
     // The end of what the other side sends (FIN) counts as one byte received.
-    let read = info[RECEIVED / 8].saturating_sub(unread(fd) as u64);
-    info[ACKED / 8] == 0 && unacknowledged(fd) == 0 && read <= 1
+    acked == 0 && unacknowledged(fd) == 0 && received.saturating_sub(unread(fd) as u64) <= 1
 }
 
 /// How long ago a TCP peer acknowledged something, while bytes in flight or a probe of its closed window wait for an

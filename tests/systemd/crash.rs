@@ -10,13 +10,13 @@ use std::{
 };
 
 use crate::{
-    crowd::{Crowd, Kind, Knocker, Place, Rate},
+    crowd::{Crowd, Enders, Kind, Knocker, Place, Rate},
     service::{
-        assert_each_session_is_told_once, assert_no_complaints_but, assert_nothing_leaked, assert_stops_clean, calls,
-        enable_now, events, main_pid, messages, processes_called, property, restart, service_drop_in,
-        sessions_told_once, settled, socket, text, wait_for_message,
+        assert_each_session_is_told_once, assert_no_complaints_but, assert_no_session_is_told_twice,
+        assert_nothing_leaked, assert_stops_clean, calls, enable_now, events, main_pid, messages, processes_called,
+        property, restart, service_drop_in, sessions_told_once, settled, socket, text, wait_for_message,
     },
-    support::{PATIENCE, Pace, Wire, eventually, exchange, sample},
+    support::{Moment, PATIENCE, Pace, Wire, eventually, exchange, sample, strike},
     tree::{As, attempt, installed_fake, shell},
 };
 
@@ -139,6 +139,72 @@ fn sessions_of_every_kind_go_on_after_kills_and_those_that_cannot_are_reported()
         assert!(shell("qrexec-connect metrics").contains(&format!("qrexec_connect_crashes_total {kills}\n")));
         assert_nothing_leaked();
         assert_each_session_is_told_once();
+        assert_no_complaints_but(&KILLED);
+        assert_stops_clean();
+    });
+}
+
+/// The moment of the `n`th kill: a call of the relay, before it, after it, or a few instructions later.
+fn moment(n: usize) -> Moment {
+    /// read, write, splice, recvmsg, shutdown, epoll_wait, getsockopt.
+    const CALLS: [&[i64]; 6] = [&[0], &[1], &[275], &[0, 1, 275, 47, 48], &[0, 275], &[1, 275]];
+    // Spread by a linear congruence, so that a failure can be run again.
+    let random = |salt: usize, below: usize| {
+        let mixed = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ salt as u64;
+        usize::try_from(mixed.wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(31) >> 33).unwrap_or(0) % below
+    };
+    Moment {
+        calls: CALLS[random(1, CALLS.len())],
+        skip: random(2, 12) as u32,
+        before: random(3, 3) == 0,
+        steps: random(4, if random(5, 4) == 0 { 5000 } else { 200 }) as u32,
+    }
+}
+
+#[test]
+fn sessions_between_tcp_sockets_lose_nothing_in_kills_under_full_traffic() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("ledger", As::Tester, || {
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        socket("ends", "127.0.0.1:2002", "target=127.0.0.1+7002");
+        service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
+        enable_now(&["tcp", "ends"]);
+        let mut crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        let place = Place::Tcp(2001);
+        for (kind, rate) in [Rate::FLOOD, Rate::BUSY, Rate::CALM]
+            .into_iter()
+            .flat_map(|rate| [Kind::Echo, Kind::PeerEnded, Kind::ServerEnded].map(|kind| (kind, rate)))
+        {
+            crowd.join(6, &place, kind, rate);
+        }
+        crowd.wait_until_served_but(0);
+        let n = crowd.len();
+        let enders = Enders::start(3, &Place::Tcp(2002), 7002);
+        let kills = sample("kills under full traffic", 12, 600);
+        let mut hits = 0;
+        for kill in 0..kills {
+            crowd.wait_for_bytes(2_000_000);
+            let before = main_pid();
+            Checkpoints::open(before).age();
+            hits += usize::from(strike(before, moment(kill)).is_some());
+            another_than(before);
+            assert_eq!(crowd.gone(), 0, "after kill {kill}, {:?}: {:#?}", moment(kill), lost());
+        }
+        crowd.wait_for_bytes(10_000_000);
+        let (ended, wrong) = enders.stop();
+        let bytes = crowd.dismiss_unharmed();
+        let resumed = messages("handover-adopted");
+        let moved = resumed.iter().filter(|text| text.contains(" being moved at that moment, with ")).count();
+        println!(
+            "{n} sessions with {bytes} bytes went through {kills} kills, {hits} of them at a chosen system call, {moved} in \
+             the middle of a move; {ended} others came to their ends meanwhile"
+        );
+        assert!(wrong.is_empty(), "{} of {ended}: {wrong:#?}\n{:#?}", wrong.len(), lost());
+        assert_eq!(lost(), [""; 0]);
+        assert!(moved > 0, "no kill met a session that was being moved: {resumed:#?}");
+        assert_nothing_leaked();
+        assert_no_session_is_told_twice();
         assert_no_complaints_but(&KILLED);
         assert_stops_clean();
     });

@@ -76,6 +76,8 @@ impl Rate {
     pub(crate) const CALM: Self = Self { largest: 1500, pause: Duration::from_millis(500) };
     /// For those who are merely there.
     pub(crate) const RARE: Self = Self { largest: 200, pause: Duration::from_secs(10) };
+    /// Without a pause: the service always moves bytes.
+    pub(crate) const FLOOD: Self = Self { largest: 300_000, pause: Duration::ZERO };
     /// For some: all buffers full, all the time, of which the processors are to have something left.
     pub(crate) const BUSY: Self = Self { largest: 200_000, pause: Duration::from_millis(10) };
 }
@@ -495,4 +497,105 @@ fn knock(place: &Place) -> io::Result<()> {
     let mut rest = Vec::new();
     io::Read::read_to_end(&mut wire, &mut rest)?;
     if rest.is_empty() { Ok(()) } else { Err(io::Error::other(format!("{} bytes too many", rest.len()))) }
+}
+
+/// Pairs whose sessions end after a few bytes, again and again: by an end of the peer, or by a reset of it. Whatever the
+/// service goes through, the server must hear of each ending as what it was.
+pub(crate) struct Enders {
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    peers: Vec<thread::JoinHandle<usize>>,
+    wrong: Arc<Mutex<Vec<String>>>,
+}
+
+impl Enders {
+    /// Begins: what is at `place` leads to this port, which is served here.
+    pub(crate) fn start(n: usize, place: &Place, server: u16) -> Self {
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let wrong = Arc::new(Mutex::new(Vec::new()));
+        let listener = std::net::TcpListener::bind(("127.0.0.1", server)).expect("a free port");
+        let verdicts = wrong.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let verdicts = verdicts.clone();
+                thread::spawn(move || {
+                    let judged = ended_as_said(&stream);
+                    judged.err().into_iter().for_each(|why| verdicts.lock().expect("no panic under it").push(why));
+                });
+            }
+        });
+        let peer = |number: usize| {
+            let (stop, wrong, place) = (stop.clone(), wrong.clone(), place.clone());
+            thread::spawn(move || {
+                let mut count = 0;
+                while !stop.load(Relaxed) {
+                    if let Err(e) = end(&place, (count + number) % 2 == 0, count) {
+                        wrong.lock().expect("no panic under it").push(format!("peer {number}, session {count}: {e}"));
+                    }
+                    count += 1;
+                }
+                count
+            })
+        };
+        Self { peers: (0..n).map(peer).collect(), stop, wrong }
+    }
+
+    /// Ends it: the number of sessions, and what was wrong.
+    pub(crate) fn stop(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Relaxed);
+        let count = self.peers.into_iter().map(|peer| peer.join().expect("no panic")).sum();
+        (count, std::mem::take(&mut *self.wrong.lock().expect("no panic under it")))
+    }
+}
+
+/// A session that ends by a `reset` of the peer or by an end, after all of its bytes have come back.
+fn end(place: &Place, reset: bool, count: usize) -> io::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let mut wire = place.wire()?;
+    let mut sent = vec![if reset { b'r' } else { b'e' }; 1 + count * 7919 % 100_000];
+    sent[1..].fill(b'.');
+    let mut back = wire.try_clone()?;
+    let writing = thread::spawn(move || back.write_all(&sent).map(|()| sent));
+    let mut got = vec![0; 1 + count * 7919 % 100_000];
+    wire.read_exact(&mut got)?;
+    let sent = writing.join().map_err(|_| io::Error::other("a panic"))??;
+    if got != sent {
+        return Err(io::Error::other("other bytes came back"));
+    }
+    if reset {
+        wire.reset();
+        return Ok(());
+    }
+    wire.half_close();
+    match wire.read(&mut got)? {
+        0 => Ok(()),
+        n => Err(io::Error::other(format!("{n} bytes after the end"))),
+    }
+}
+
+/// Echoes a session to its end, which its first byte tells.
+fn ended_as_said(mut stream: &std::net::TcpStream) -> Result<(), String> {
+    use std::io::{Read as _, Write as _};
+    let (mut buffer, mut said, mut count) = (vec![0; 64 << 10], None, 0_usize);
+    let ended = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break b'e',
+            Ok(n) => {
+                said.get_or_insert(buffer[0]);
+                count += n;
+                if stream.write_all(&buffer[..n]).is_err() {
+                    break b'r';
+                }
+            }
+            Err(_) => break b'r',
+        }
+    };
+    // A connection without a byte was dialled by a process that was killed, and dialled again by the next one.
+    match said {
+        None => Ok(()),
+        Some(said) if said == ended => Ok(()),
+        Some(said) => Err(format!(
+            "a session of {count} bytes that was to end by {:?} ended by {:?}",
+            said as char, ended as char
+        )),
+    }
 }

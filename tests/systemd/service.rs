@@ -229,6 +229,15 @@ pub(crate) fn sessions_told_once(journalctl: &str) -> BTreeMap<String, String> {
     stories.into_iter().filter_map(|(session, mut story)| Some((session, story.pop()?))).collect()
 }
 
+/// No session has two starts or two ends in the journal; one that ended just before its process was killed may have none.
+#[track_caller]
+pub(crate) fn assert_no_session_is_told_twice() {
+    for (session, story) in session_stories("journalctl --user -q -t qrexec-connect") {
+        let starts = story.iter().filter(|what| *what == "start").count();
+        assert!(starts <= 1 && story.len() - starts <= 1, "session {session}: {story:?}");
+    }
+}
+
 /// The starts and ends of each session, by its id, in the order of the journal.
 fn session_stories(journalctl: &str) -> BTreeMap<String, Vec<String>> {
     let start = message_id("session-start");

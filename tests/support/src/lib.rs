@@ -19,6 +19,7 @@ mod skip;
 mod store;
 mod story;
 mod stream;
+mod strike;
 pub mod varlink;
 
 pub use activated::{Activated, Activation, Address};
@@ -33,6 +34,7 @@ pub use skip::{sample, skip, tell};
 pub use store::Handed;
 pub use story::{Ended, ends, starts};
 pub use stream::{Pace, Wire, exchange, receive, send};
+pub use strike::{Moment, strike};
 
 use std::{
     env, fs,
