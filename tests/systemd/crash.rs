@@ -144,6 +144,41 @@ fn sessions_of_every_kind_go_on_after_kills_and_those_that_cannot_are_reported()
     });
 }
 
+#[test]
+fn many_sessions_between_tcp_sockets_go_on_after_kill_after_kill() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("many", As::Tester, || {
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
+        enable_now(&["tcp"]);
+        let mut crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        let place = Place::Tcp(2001);
+        let n = sample("sessions", 400, 4000);
+        crowd.join(n / 2, &place, Kind::Echo, Rate::CALM);
+        crowd.join(n / 2, &place, Kind::Echo, Rate::RARE);
+        crowd.join(1, &place, Kind::Echo, Rate::BUSY);
+        crowd.wait_until_served_but(0);
+        let (n, kills) = (crowd.len(), sample("kills", 3, 20));
+        for kill in 0..kills {
+            crowd.wait_for_bytes(200_000);
+            crash(KILL);
+            assert_eq!(crowd.gone(), 0, "after kill {kill}: {:#?}", lost());
+        }
+        crowd.wait_for_bytes(200_000);
+        let stall = crowd.longest_stall();
+        crowd.dismiss_unharmed();
+        println!("{n} sessions went through {kills} kills; the longest stall was {stall:?}");
+        assert_eq!(lost(), [""; 0]);
+        let resumed = messages("handover-adopted");
+        assert_eq!(resumed.iter().filter(|text| text.starts_with(&format!("resumed {n} sessions"))).count(), kills);
+        assert_nothing_leaked();
+        assert_each_session_is_told_once();
+        assert_no_complaints_but(&KILLED);
+        assert_stops_clean();
+    });
+}
+
 /// The moment of the `n`th kill: a call of the relay, before it, after it, or a few instructions later.
 fn moment(n: usize) -> Moment {
     /// read, write, splice, recvmsg, shutdown, epoll_wait, getsockopt.
