@@ -46,13 +46,13 @@ pub use keys::{At, KeyName, Keys};
 pub use limit::{beside_forwards, without_descriptors};
 pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load, load_knowing};
 pub use meant::meant_service;
-pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
+pub use options::{Admit, DEFAULT_BACKLOG, Options, START_RETRY, Via};
 pub use plan::{Forward, Leg, Legs, Listen, ListenKey, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
 pub use together::{ListenPlace, PlaceIndex, PlacedListener, circles, exclusions};
 pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, KeepaliveTimes, Label, LogLevel, Many,
-    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, Timeout,
+    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, StartUnit, StopWhenIdle, Timeout,
 };
 pub use weigh::{Beside, KnowsUser};
 
