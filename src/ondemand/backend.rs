@@ -1,7 +1,7 @@
 //! One unit: who uses it, who waits for it, and the one task that speaks with the manager about it.
 //!
 //! That task, the *conductor*, does one thing at a time: this is the lock of the unit. Sessions never speak with the
-//! manager; they count themselves ([`Use`]) and wait ([`Backend::awake`]).
+//! manager; they count themselves ([`Use`]) and wait ([`Use::awake`]).
 
 use std::{
     fmt, io,
@@ -14,6 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
+    task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -63,6 +64,8 @@ pub struct Common {
     /// Where files of units are; none where the unit of the service has no runtime directory.
     pub directory: Mutex<Option<PathBuf>>,
     pub manager: Arc<dyn Manager>,
+    /// Milliseconds of a clock that all processes until the next boot share.
+    pub clock: fn() -> u64,
 }
 
 /// Finds foreign connections to a target: called in a thread that may block; the target, where there is one.
@@ -99,8 +102,6 @@ struct State {
     failed: Option<Failed>,
     /// When the start began that nobody was connected after yet.
     started: Option<Instant>,
-    /// Somebody was connected to this invocation.
-    answered: bool,
     /// Why it was not stopped, told already; and when it is tried again.
     not_stopped: Option<NotStopped>,
     again: Option<Instant>,
@@ -163,12 +164,41 @@ impl fmt::Debug for Backend {
 #[derive(Debug)]
 pub struct Use(Arc<Backend>);
 
+impl Use {
+    /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after that
+    /// says so ([`Self::look_again`]) and waits again.
+    ///
+    /// # Errors
+    /// The start failed, or failed a moment ago.
+    ///
+    /// # Cancel safety
+    /// Safe: a start goes on.
+    pub async fn awake(&self) -> Result<(), StartFailure> {
+        self.0.awake().await
+    }
+
+    /// A dial was refused: the unit may have gone.
+    pub fn look_again(&self) {
+        self.0.look_again();
+    }
+
+    /// The session has its connection.
+    pub fn answered(&self) {
+        self.0.answered();
+    }
+
+    /// The unit and its state at the last look.
+    pub fn standing(&self) -> (Arc<str>, UnitState) {
+        (self.0.unit.clone(), lock(&self.0.state).unit_state)
+    }
+}
+
 impl Drop for Use {
     fn drop(&mut self) {
         let mut state = lock(&self.0.state);
         state.users -= 1;
         if state.users == 0 {
-            state.kept.idle_since_ms = Some(boot_ms());
+            state.kept.idle_since_ms = Some((self.0.common.clock)());
             drop(state);
             self.0.wake.notify_one();
         }
@@ -182,15 +212,6 @@ impl Drop for Waits<'_> {
     fn drop(&mut self) {
         lock(&self.0.state).waiting -= 1;
     }
-}
-
-/// Milliseconds of CLOCK_BOOTTIME: the clock of all processes until the next boot, suspended or not.
-fn boot_ms() -> u64 {
-    #[cfg(test)]
-    if let Some(now) = super::tests::clock() {
-        return now;
-    }
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| u64::try_from(Duration::from(now).as_millis()).unwrap_or(0))
 }
 
 /// When the state of a unit changed.
@@ -225,7 +246,6 @@ impl Backend {
             kept,
             failed: None,
             started: None,
-            answered: taken_up,
             not_stopped: None,
             again: None,
             unit_state: UnitState::default(),
@@ -277,26 +297,18 @@ impl Backend {
         self.wake.notify_one();
     }
 
-    /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after that
-    /// says so ([`Self::look_again`]) and waits again.
-    ///
-    /// # Errors
-    /// The start failed, or failed a moment ago.
-    ///
-    /// # Cancel safety
-    /// Safe: a start goes on.
-    pub async fn awake(&self, _used: &Use) -> Result<(), StartFailure> {
+    async fn awake(&self) -> Result<(), StartFailure> {
         let mut steps = self.steps.subscribe();
         let mut waits = None;
         loop {
             {
                 let mut state = lock(&self.state);
-                if state.phase == Phase::Awake && !state.look {
+                if state.phase == Phase::Awake {
                     return Ok(());
                 }
                 let failed = state.failed.as_ref().filter(|failed| Instant::now() < failed.until);
                 match (state.phase, failed) {
-                    (Phase::Starting | Phase::Unknown, _) | (_, None) => {}
+                    (Phase::Starting, _) | (_, None) => {}
                     (_, Some(failed)) => return Err(failed.why.clone()),
                 }
                 if waits.is_none() {
@@ -311,17 +323,14 @@ impl Backend {
         }
     }
 
-    /// A dial was refused: the unit may have gone.
-    pub fn look_again(&self) {
+    fn look_again(&self) {
         lock(&self.state).look = true;
         self.wake.notify_one();
     }
 
-    /// A session has its connection.
-    pub fn answered(&self) {
+    fn answered(&self) {
         let took = {
             let mut state = lock(&self.state);
-            state.answered = true;
             state.failed = None;
             let took = state.started.take().map(|started| started.elapsed());
             took.into_iter().for_each(|took| state.kept.started_in(took));
@@ -335,7 +344,7 @@ impl Backend {
     /// What is to be seen of the unit.
     pub fn view(&self) -> BackendView {
         let state = lock(&self.state);
-        let left = state.idle_left();
+        let left = state.idle_left((self.common.clock)());
         BackendView {
             unit: self.unit.clone(),
             state: match state.phase {
@@ -351,6 +360,12 @@ impl Backend {
             memory_before_stop: state.kept.memory_before_stop,
             ours: state.kept.ours.is_some() && state.phase != Phase::Asleep,
         }
+    }
+
+    /// Sessions of an earlier process are taken up: the unit is looked after from now on.
+    pub(super) fn begin(self: &Arc<Self>) {
+        self.conduct_soon();
+        self.wake.notify_one();
     }
 
     /// Has the view be that of now.
@@ -388,6 +403,7 @@ impl Backend {
         let mut mode = self.common.mode.subscribe();
         loop {
             let now = *mode.borrow_and_update();
+            self.count_busy();
             match self.next(now) {
                 Step::Start => self.start().await,
                 Step::Look => self.look().await,
@@ -404,7 +420,6 @@ impl Backend {
                 }
                 Step::End => break,
             }
-            self.count_busy();
             self.steps.send_replace(());
         }
         self.ended.send_replace(true);
@@ -418,23 +433,23 @@ impl Backend {
         let now = Instant::now();
         let mut wait: Option<Instant> = None;
         let mut at = |time: Instant| wait = Some(wait.map_or(time, |wait| wait.min(time)));
-        if state.look || state.phase == Phase::Unknown && state.looked.is_none() {
-            match state.looked.map(|looked| looked + QUIET).filter(|due| *due > now) {
-                None => return Step::Look,
-                Some(due) => at(due),
-            }
-        }
         if state.waiting > 0 && state.phase != Phase::Awake {
             match state.failed.as_ref().map(|failed| failed.until).filter(|until| *until > now) {
                 None => return Step::Start,
                 Some(until) => at(until),
             }
         }
+        if state.look {
+            match state.looked.map(|looked| looked + QUIET).filter(|due| *due > now) {
+                None => return Step::Look,
+                Some(due) => at(due),
+            }
+        }
         if state.users == 0 && state.kept.may_be_ours() {
             if state.kept.idle_since_ms.is_none() {
-                state.kept.idle_since_ms = Some(boot_ms());
+                state.kept.idle_since_ms = Some((self.common.clock)());
             }
-            if let Some(left) = state.idle_left() {
+            if let Some(left) = state.idle_left((self.common.clock)()) {
                 let due = (now + left).max(state.again.unwrap_or(now));
                 match due > now || mode != Mode::Serving {
                     false => return Step::Stop,
@@ -505,30 +520,33 @@ impl Backend {
     }
 
     async fn start(&self) {
-        {
+        let was = {
             let mut state = lock(&self.state);
-            state.phase = Phase::Starting;
             state.look = false;
-        }
+            std::mem::replace(&mut state.phase, Phase::Starting)
+        };
         self.steps.send_replace(());
         let began = Instant::now();
         let down = *self.common.mode.borrow() == Mode::GoingDown;
         if down || self.common.manager.goes_down().await.unwrap_or(false) {
-            return self.refused("nothing is started any more: the system goes down");
+            return self.refused("nothing is started any more: the system goes down", was);
         }
         let before = match self.common.manager.show(&self.unit).await {
             Ok(before) => before,
-            Err(e) => return self.refused(&e.to_string()),
+            Err(e) => return self.refused(&e.to_string(), was),
         };
         self.seen(&before);
         let stops = lock(&self.state).kept.stop_when_idle_ms.is_some();
         if let Some(objection) = objection(&before, stops).filter(|_| before.state.is_down()) {
-            return self.refused(objection);
+            return self.refused(objection, was);
         }
         lock(&self.state).kept.before_start(&before);
         self.write(false);
         if before.state.is_down() {
-            say(Kind::UnitStart, format!("{} is started for a connection; it was {}", self.unit, before.state.as_str()));
+            say(
+                Kind::UnitStart,
+                format!("{} is started for a connection; it was {}", self.unit, before.state.as_str()),
+            );
         }
         let started = self.common.manager.start(&self.unit).await;
         let said = match started {
@@ -540,16 +558,15 @@ impl Backend {
         };
         let after = match self.common.manager.show(&self.unit).await {
             Ok(after) => after,
-            Err(e) => return self.refused(&e.to_string()),
+            Err(e) => return self.refused(&e.to_string(), was),
         };
         {
             let mut state = lock(&self.state);
             state.kept.after_start(&after);
             (state.unit_state, state.since, state.looked) = (after.state, since(&after), Some(Instant::now()));
-            let fresh = after.invocation != before.invocation;
+            let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
             if fresh {
-                (state.started, state.answered) = (Some(began), false);
-                state.not_stopped = None;
+                (state.started, state.not_stopped) = (Some(began), None);
             }
             // A unit that systemd calls started and that has ended by now is one for the dial to find.
             if said.is_none() || !after.state.is_down() {
@@ -560,10 +577,10 @@ impl Backend {
         self.failed(&after, &said.unwrap_or_default()).await;
     }
 
-    /// The start is refused before it was asked for.
-    fn refused(&self, why: &str) {
+    /// The start is refused before it was asked for, or nobody says what became of it.
+    fn refused(&self, why: &str, was: Phase) {
         let why = StartFailure(format!("cannot start {}: {why}", self.unit).into());
-        self.back_off(|_| why);
+        self.back_off(if was == Phase::Unknown { was } else { Phase::Asleep }, |_| why);
     }
 
     /// The start failed.
@@ -572,39 +589,39 @@ impl Backend {
             true => Vec::new(),
             false => self.common.manager.last_lines(look.invocation.clone()).await.unwrap_or_default(),
         };
-        self.back_off(|pause| failure(&self.unit, look, said, &lines, pause));
+        lock(&self.state).kept.forget();
+        self.back_off(Phase::Asleep, |pause| failure(&self.unit, look, said, &lines, pause));
     }
 
-    fn back_off(&self, why: impl FnOnce(Duration) -> StartFailure) {
+    fn back_off(&self, phase: Phase, why: impl FnOnce(Duration) -> StartFailure) {
         let mut state = lock(&self.state);
         let pause = state.failed.as_ref().map_or(BACK_OFF.0, |failed| (failed.pause * 2).min(BACK_OFF.1));
         let why = why(pause);
         say(Kind::UnitFailed, why.to_string());
         state.failed = Some(Failed { why, until: Instant::now() + pause, pause });
-        (state.phase, state.started, state.look) = (Phase::Asleep, None, false);
-        state.kept.forget();
+        (state.phase, state.started, state.look) = (phase, None, false);
     }
 
     async fn look(&self) {
         let look = self.common.manager.show(&self.unit).await;
-        let mut state = lock(&self.state);
-        state.look = false;
-        let Ok(look) = look else {
-            state.looked = Some(Instant::now());
-            return;
-        };
-        drop(state);
-        self.seen(&look);
+        {
+            let mut state = lock(&self.state);
+            (state.look, state.looked) = (false, Some(Instant::now()));
+        }
+        if let Some(look) = look.ok().filter(|look| self.take(look)) {
+            self.failed(&look, "").await;
+        }
+    }
+
+    /// Takes a look for what it means; whether it means that a start of ours failed.
+    fn take(&self, look: &Look) -> bool {
+        self.seen(look);
         let mut state = lock(&self.state);
         match (state.phase, look.state.is_down() && !look.between) {
             (Phase::Awake, true) => {
                 state.phase = Phase::Asleep;
-                // Of an invocation of ours that nobody was connected to: the start failed, as a unit of Type=simple fails.
-                let failed = state.started.is_some() && look.state == UnitState::Failed;
-                if failed {
-                    drop(state);
-                    self.failed(&look, "").await;
-                }
+                // Of an invocation of ours that nobody was connected to: so a unit of Type=simple fails.
+                return state.started.is_some() && look.state == UnitState::Failed;
             }
             (Phase::Unknown, false) => state.phase = Phase::Awake,
             // A start that was under way may begin yet.
@@ -614,6 +631,7 @@ impl Backend {
             }
             _ => {}
         }
+        false
     }
 
     async fn stop(&self) {
@@ -648,9 +666,11 @@ impl Backend {
             }
         }
         let targets: Vec<_> = lock(&self.targets).iter().filter_map(Weak::upgrade).collect();
-        let foreign = tokio::task::spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
-        if let Ok(Some(target)) = foreign.await {
-            return self.not_stopped(NotStopped::Connected(target));
+        if !targets.is_empty() {
+            let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
+            if let Ok(Some(target)) = foreign.await {
+                return self.not_stopped(NotStopped::Connected(target));
+            }
         }
         let idle = {
             let mut state = lock(&self.state);
@@ -659,7 +679,7 @@ impl Backend {
             }
             // From here on a session waits, and its start comes after the stop.
             state.phase = Phase::Stopping;
-            let idle = state.kept.idle_since_ms.map_or(0, |since| boot_ms().saturating_sub(since));
+            let idle = state.kept.idle_since_ms.map_or(0, |since| (self.common.clock)().saturating_sub(since));
             Duration::from_millis(idle)
         };
         let stopped = self.common.manager.stop(&self.unit).await;
@@ -717,10 +737,10 @@ impl Backend {
 
 impl State {
     /// The time until the unit has been idle for long enough; `None` where it is not idle, not ours or never stopped.
-    fn idle_left(&self) -> Option<Duration> {
+    fn idle_left(&self, now_ms: u64) -> Option<Duration> {
         let up = matches!(self.phase, Phase::Awake | Phase::Unknown);
         let since = self.kept.idle_since_ms.filter(|_| up && self.users == 0 && self.kept.may_be_ours())?;
-        let idle = Duration::from_millis(boot_ms().saturating_sub(since));
+        let idle = Duration::from_millis(now_ms.saturating_sub(since));
         Some(self.kept.stop_when_idle()?.saturating_sub(idle))
     }
 }

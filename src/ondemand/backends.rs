@@ -2,13 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -30,28 +29,30 @@ const VIEW: Duration = Duration::from_secs(1);
 pub struct Backends {
     units: Mutex<BTreeMap<Arc<str>, Arc<Backend>>>,
     common: Arc<Common>,
-    /// The other end of what cancels starts.
-    _cancel: Mutex<Option<OwnedFd>>,
 }
 
 impl Default for Backends {
     fn default() -> Self {
-        match nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) {
-            Ok((cancelled, cancel)) => Self::with(Arc::new(Systemctl::new(cancelled)), Some(cancel)),
-            Err(e) => Self::with(Arc::new(super::manager::Unreachable(io::Error::from(e).to_string())), None),
-        }
+        Self::with(Arc::new(Systemctl::new()), boot_ms)
     }
 }
 
+/// Milliseconds of CLOCK_BOOTTIME: the clock of all processes until the next boot, suspended or not.
+fn boot_ms() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| u64::try_from(Duration::from(now).as_millis()).unwrap_or(0))
+}
+
 impl Backends {
-    pub(super) fn with(manager: Arc<dyn Manager>, cancel: Option<OwnedFd>) -> Self {
+    /// Units of a `manager`, with a `clock` in milliseconds that processes share.
+    pub(super) fn with(manager: Arc<dyn Manager>, clock: fn() -> u64) -> Self {
         let common = Common {
             mode: watch::Sender::new(Mode::Settling),
             busy: watch::Sender::new(0),
             directory: Mutex::default(),
             manager,
+            clock,
         };
-        Self { units: Mutex::default(), common: Arc::new(common), _cancel: Mutex::new(cancel) }
+        Self { units: Mutex::default(), common: Arc::new(common) }
     }
 
     /// The unit of a forward.
@@ -126,7 +127,7 @@ impl Backends {
     /// then.
     pub async fn end(&self) {
         self.common.mode.send_replace(Mode::Over);
-        drop(lock(&self._cancel).take());
+        self.common.manager.cancel();
         for backend in self.all() {
             backend.end().await;
         }

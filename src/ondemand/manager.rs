@@ -4,16 +4,18 @@ use std::{
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
+use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::task::spawn_blocking;
 
 use super::look::{Look, PROPERTIES};
 use crate::{
     log::escape,
+    sys::lock,
     systemd::{headroom::Headroom, systemctl::Scope},
 };
 
@@ -43,19 +45,46 @@ pub trait Manager: fmt::Debug + Send + Sync {
     fn last_lines(&self, invocation: String) -> Asked<Vec<String>>;
     /// Whether the manager goes down.
     fn goes_down(&self) -> Asked<bool>;
+    /// Gives up all starts that wait, and those to come.
+    fn cancel(&self);
 }
 
 /// The manager that started this process.
 #[derive(Debug)]
 pub struct Systemctl {
     scope: Scope,
-    /// Readable, or without another end, when a start is to be given up.
-    cancel: Arc<OwnedFd>,
+    cancel: Mutex<Cancel>,
+}
+
+/// What ends a start that waits.
+#[derive(Debug)]
+enum Cancel {
+    /// None was asked for yet.
+    Unneeded,
+    /// Both ends of a pipe: without the second one the first is ready.
+    Open {
+        ready: Arc<OwnedFd>,
+        _other: OwnedFd,
+    },
+    Cancelled,
 }
 
 impl Systemctl {
-    pub fn new(cancel: OwnedFd) -> Self {
-        Self { scope: Scope::own(), cancel: Arc::new(cancel) }
+    pub fn new() -> Self {
+        Self { scope: Scope::own(), cancel: Mutex::new(Cancel::Unneeded) }
+    }
+
+    fn cancellable(&self) -> io::Result<Arc<OwnedFd>> {
+        let mut cancel = lock(&self.cancel);
+        if matches!(*cancel, Cancel::Unneeded) {
+            let _headroom = Headroom::take();
+            let (ready, other) = pipe2(OFlag::O_CLOEXEC)?;
+            *cancel = Cancel::Open { ready: Arc::new(ready), _other: other };
+        }
+        match &*cancel {
+            Cancel::Open { ready, .. } => Ok(ready.clone()),
+            Cancel::Unneeded | Cancel::Cancelled => Err(io::ErrorKind::Interrupted.into()),
+        }
     }
 }
 
@@ -85,8 +114,8 @@ impl Manager for Systemctl {
     }
 
     fn start(&self, unit: &Arc<str>) -> Asked<Result<(), String>> {
-        let (scope, unit, cancel) = (self.scope, unit.clone(), self.cancel.clone());
-        ask(move || match scope.start(&unit, START, cancel.as_fd()) {
+        let (scope, unit, cancel) = (self.scope, unit.clone(), self.cancellable());
+        ask(move || match cancel.and_then(|cancel| scope.start(&unit, START, cancel.as_fd())) {
             Ok(answer) if answer.status.success() => Ok(Ok(())),
             Ok(answer) => Ok(Err(line(&answer.text))),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(Ok(())), // the job goes on
@@ -124,6 +153,10 @@ impl Manager for Systemctl {
         })
     }
 
+    fn cancel(&self) {
+        *lock(&self.cancel) = Cancel::Cancelled;
+    }
+
     fn goes_down(&self) -> Asked<bool> {
         let scope = self.scope;
         ask(move || Ok(scope.ask(&["is-system-running"], PATIENCE)?.text.trim() == "stopping"))
@@ -145,7 +178,8 @@ mod tests {
 
     #[test]
     fn the_first_unit_that_is_up_is_found() {
-        let text = "Id=a.service\nActiveState=inactive\n\nActiveState=active\nId=b.target\n\nId=c\nActiveState=active\n";
+        let text =
+            "Id=a.service\nActiveState=inactive\n\nActiveState=active\nId=b.target\n\nId=c\nActiveState=active\n";
         assert_eq!(first_up(text).as_deref(), Some("b.target"));
         assert_eq!(first_up("Id=a.service\nActiveState=failed\n"), None);
     }
