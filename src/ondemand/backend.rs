@@ -560,9 +560,11 @@ impl Backend {
             Ok(after) => after,
             Err(e) => return self.refused(&e.to_string(), was),
         };
+        lock(&self.state).kept.after_start(&after);
+        // At once: what somebody else starts next must not look like ours after a crash.
+        self.write(false);
         {
             let mut state = lock(&self.state);
-            state.kept.after_start(&after);
             (state.unit_state, state.since, state.looked) = (after.state, since(&after), Some(Instant::now()));
             let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
             if fresh {
