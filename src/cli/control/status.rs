@@ -28,6 +28,7 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{Beside, ConfigFault},
+    systemd::startable::StartableUnits,
 };
 
 /// What `status --json` prints: one object. Fields may be added.
@@ -136,7 +137,10 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
     let units = if service.usual { socket_unit::all(service) } else { Vec::new() };
     let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
     let sockets = check::sockets(found, service.scope);
-    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) });
+    let loaded = sources.load(
+        &Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) },
+        &StartableUnits::of(service.scope),
+    );
     let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
     let faults = faults(live.as_ref(), &loaded.faults);
     let (mut listeners, others) = UnitRows::make(service, &units, config, live.as_ref());
