@@ -55,6 +55,8 @@ pub struct Adopted<'a> {
     /// How long the session had waited for a call of its qube, in milliseconds.
     pub queued_ms: u64,
     pub redials: RedialsKept,
+    /// The unit that the session uses.
+    pub unit: Option<Cow<'a, str>>,
     /// NETNS, once the upstream was dialled in a namespace.
     pub netns: Option<Arc<str>>,
     /// Bytes delivered so far: up, down.
@@ -208,6 +210,7 @@ impl Lines {
             name: record.name,
             listener,
             netns: own(record.netns),
+            unit: record.unit,
             upstream: record.upstream,
             peer: Peer::read(&record.peer).unwrap_or(Peer::Unknown),
             age: Duration::from_millis(record.age_ms),

@@ -67,6 +67,10 @@ pub(super) struct Record<'a> {
     pub(super) listen_netns: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
     pub(super) netns: Option<Cow<'a, str>>,
+    /// The unit that the session uses. A process that does not know this field takes that of the listener, if it knows
+    /// units.
+    #[serde(default, borrow)]
+    pub(super) unit: Option<Cow<'a, str>>,
     pub(super) bytes: (u64, u64),
     pub(super) stage: StageRecord,
 }

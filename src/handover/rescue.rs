@@ -468,6 +468,7 @@ fn adopted(saved: SavedSession, stage: ParkedStage, checkpoint: Option<Checkpoin
         queued_ms: saved.queued_ms,
         redials: RedialsKept { lost: saved.redialled, starting_ms },
         netns: names.netns.map(Into::into),
+        unit: names.unit.map(Into::into),
         bytes: saved.bytes,
         stage,
         checkpoint,

@@ -22,6 +22,7 @@ use crate::{
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
     log::{Kind as Event, say},
+    ondemand::Backend,
     relay::{Counters, Relay},
     session::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
@@ -281,6 +282,11 @@ impl Adoption {
         let counters = session.checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
         let mut info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         info.passage = listening.and_then(|listening| session.stage.passage(&route, listening.entrance()));
+        // One that dials yet takes the unit of the route that it takes.
+        if !matches!(session.stage, ParkedStage::Waiting(_)) {
+            let unit = session.unit.as_deref().and_then(|unit| unit.parse().ok());
+            info.backend = unit.map(|unit| self.routes.backends().of(&unit)).or(info.backend);
+        }
         if let Some(ms) = session.dial_ms {
             info.connected(ms, session.netns);
         }
@@ -293,7 +299,8 @@ impl Adoption {
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call().filter(|_| has_call).map(|limits| limits.qube.resume());
-        let permits = Permits { _session: room, _call: calls, noted };
+        let used = info.backend.as_ref().map(Backend::begin_use);
+        let permits = Permits { _session: room, _call: calls, noted, used };
         if matches!(stage, Stage::Waiting(_)) {
             tally.waiting.push(WaitingSession { info: info.clone(), stage, permits });
         } else {

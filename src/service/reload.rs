@@ -65,7 +65,7 @@ impl RunningService {
         let wanted = (self.sockets.len(), &*self.behind, &*forwards);
         let own = self.posts.reconcile(wanted, held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
-        self.limit_calls(); // in force before a session begins, and before the log and the answer say so
+        self.share_limits(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
         let elsewhere = match changed + own.changed {
             1 => "1 listener leads".to_owned(),
@@ -114,7 +114,7 @@ impl RunningService {
                     match self.serve(listener, route, behind) {
                         Ok(listening) => {
                             emit(event);
-                            self.limit_calls();
+                            self.share_limits();
                             self.accepting.start(&listening, &self.sessions);
                             held.serve(&listening, &self.sessions);
                             served += 1;

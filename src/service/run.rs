@@ -28,8 +28,11 @@ use crate::{
     session::{Route, Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, Loaded, SocketKind},
     sys,
-    systemd::{notify, signals::Signals, sockets::SocketUnits, startable::StartableUnits},
+    systemd::{notify, signals::Signals, sockets::SocketUnits, startable::StartableUnits, unit},
 };
+
+/// The directory with the files of units on demand, in the runtime directory.
+const ON_DEMAND: &str = "on-demand";
 
 /// Runs a service until it is told to stop.
 ///
@@ -48,6 +51,9 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     let group = Group::find().map(Arc::new);
     let (sessions, parking) = Sessions::new(Client { program: setup.client, group: group.clone() });
     let routes = Arc::new(Routes::new(setup.calls_per_qube));
+    if let Some(directory) = unit::runtime_directory() {
+        routes.backends().take_up(directory.join(ON_DEMAND));
+    }
     if let Some(path) = &setup.control {
         Control::take_up(path, &routes);
     }
@@ -205,8 +211,9 @@ impl RunningService {
         let wanted = (self.sockets.len(), &*self.behind, forwards);
         let own = self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
-        self.limit_calls();
+        self.share_limits();
         self.adopt(taken.sessions, taken.lost, config).await;
+        self.routes.backends().begin();
         handover::set_taking(false);
         if let Some(late) = self.guard.as_ref().and_then(CrashGuard::late) {
             tokio::spawn(handover::reset_late(late));
@@ -218,9 +225,12 @@ impl RunningService {
         self.listening.iter().chain(self.posts.listening()).map(|listening| listening.route()).collect()
     }
 
-    /// Gives each qube the limit of calls that its listeners have now.
-    pub(super) fn limit_calls(&self) {
-        self.routes.limit_calls(self.all_routes().iter().map(|route| &**route));
+    /// Gives what several listeners share the limits that these listeners have now: each qube that of its calls, each unit
+    /// that of its idle time.
+    pub(super) fn share_limits(&self) {
+        let routes = self.all_routes();
+        self.routes.limit_calls(routes.iter().map(|route| &**route));
+        self.routes.want_units(routes.iter().map(|route| &**route));
     }
 
     pub(super) fn warn_of_descriptors(&self) {

@@ -1,8 +1,7 @@
 //! Whether the units that forwards start can be started for clients, as the service manager says.
 
-use super::setup::resolve;
 use crate::{
-    spec::{Config, Options, SocketKind, StartUnit, UnitFlaw, UnitUse},
+    spec::{Config, Options, SocketKind, StartUnit, UnitFlaw, UnitUse, fdname},
     systemd::{startable::StartableUnits, systemctl::Scope},
 };
 
@@ -18,7 +17,7 @@ pub fn unit_flaws(known: &StartableUnits, uses: &[UnitUse<'_>]) -> Vec<Option<Un
 
 /// What this process's manager says of the units that the names of these sockets start.
 pub(super) fn of_names(names: impl IntoIterator<Item = (String, SocketKind)>, config: &Config) -> StartableUnits {
-    let unit = |(name, kind): (String, SocketKind)| resolve(config, &name, kind).ok()?.options.start_unit;
+    let unit = |(name, kind): (String, SocketKind)| fdname::resolve(&name, kind, config).ok()?.options.start_unit;
     let units: Vec<StartUnit> = names.into_iter().filter_map(unit).collect();
     let known = StartableUnits::of(Scope::own());
     known.ask(units.iter().map(StartUnit::as_str));

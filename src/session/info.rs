@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{access::Peer, redial::Redials, route::Route};
 use crate::{
     dial::{Passage, qrexec::UNDECIDED},
+    ondemand::Backend,
     relay::{Counters, Interrupt},
     sys::lock,
 };
@@ -28,6 +29,9 @@ pub struct SessionInfo {
     pub peer: Peer,
     /// How the session's bytes came here; `None` where that is not needed, or the listener is gone.
     pub passage: Option<Passage>,
+    /// The unit that the session uses. That of the route, but for a session of an earlier process whose name leads
+    /// elsewhere by now.
+    pub backend: Option<Arc<Backend>>,
     /// When the peer's connection was accepted.
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
@@ -54,6 +58,7 @@ impl SessionInfo {
         let now = Instant::now();
         Self {
             id,
+            backend: route.backend.clone(),
             route,
             peer,
             passage: None,

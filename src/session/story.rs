@@ -19,6 +19,7 @@ use crate::{
         qrexec::{CallPermit, gate::Ticket},
     },
     log::{self, End},
+    ondemand::Use,
     relay::Why,
 };
 
@@ -82,6 +83,11 @@ impl Story {
     /// The upstream socket is closed next.
     pub(super) fn release_note(&mut self) {
         self.permits.noted = None;
+    }
+
+    /// The unit that the session uses.
+    pub(super) fn used(&self) -> Option<&Use> {
+        self.permits.used.as_ref()
     }
 
     /// Gives that place back: the call is over, and the session makes another.

@@ -49,7 +49,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "service",
-        uses: "control handover listener session systemd activation dial relay stream crash spec log sys",
+        uses: "control handover listener session ondemand systemd activation dial relay stream crash spec log sys",
         tokio: true,
         ..PLAIN
     },
@@ -61,8 +61,9 @@ const ROOMS: &[Room] = &[
         ..PLAIN
     },
     Room { name: "listener", uses: "session activation dial relay stream crash spec log sys", tokio: true, ..PLAIN },
-    Room { name: "session", uses: "dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
+    Room { name: "session", uses: "ondemand dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
+    Room { name: "ondemand", uses: "systemd spec log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {
         name: "relay",
