@@ -28,7 +28,8 @@ impl Subject {
     pub(super) async fn start_units(&self) -> Vec<api::StartedUnit> {
         let backends = self.routes.backends();
         backends.refresh().await;
-        backends.view().iter().map(view::started_unit).collect()
+        let waiting = view::waiting_by_unit(&self.sessions);
+        backends.view().iter().map(|unit| view::started_unit(unit, &waiting)).collect()
     }
 }
 

@@ -67,8 +67,18 @@ fn active(state: UnitState) -> api::ActiveState {
     }
 }
 
+/// The sessions of each unit that wait until it answers: for its start, or for its socket.
+pub fn waiting_by_unit(sessions: &Sessions) -> HashMap<Arc<str>, u64> {
+    let mut waiting = HashMap::new();
+    sessions.for_each(|info| {
+        let unit = info.backend.as_ref().filter(|_| info.dial_ms().is_none());
+        unit.into_iter().for_each(|backend| *waiting.entry(backend.unit().clone()).or_default() += 1);
+    });
+    waiting
+}
+
 /// A unit that is started for sessions.
-pub fn started_unit(view: &BackendView) -> api::StartedUnit {
+pub fn started_unit(view: &BackendView, waiting: &HashMap<Arc<str>, u64>) -> api::StartedUnit {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     api::StartedUnit {
@@ -76,7 +86,7 @@ pub fn started_unit(view: &BackendView) -> api::StartedUnit {
         state: active(view.state),
         since: view.since.and_then(seconds),
         sessions: view.users as u64,
-        waiting: view.waiting as u64,
+        waiting: waiting.get(&view.unit).copied().unwrap_or(0),
         stops_at: view.stops_at.and_then(seconds),
         last_start_ms: view.last_start.map(ms),
         median_start_ms: view.median_start.map(ms),
