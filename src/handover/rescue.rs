@@ -355,7 +355,8 @@ impl ClaimedDescriptors<'_> {
                 let [upstream] = self.whole();
                 let at = asked.at.map(|(ip, interface)| Destination { ip, interface });
                 let kept = FlowKept { passed: saved.passed, ..FlowKept::default() };
-                Ok(ParkedStage::Flow { asked: Asked { peer: asked.peer, at }, upstream, kept })
+                let asked = Asked { peer: asked.peer, at };
+                Ok(ParkedStage::Flow { asked, upstream: Some(upstream), kept, held: Vec::new() })
             }
         }
     }

@@ -104,7 +104,6 @@ impl Manager for Systemctl {
     fn show(&self, unit: &Arc<str>) -> Asked<Look> {
         let (scope, unit) = (self.scope, unit.clone());
         ask(move || {
-            let _headroom = Headroom::take(); // sessions may have every other descriptor
             let answer = scope.ask(&["show", "-p", PROPERTIES, "--", &*unit], PATIENCE)?;
             if !answer.status.success() && answer.text.is_empty() {
                 return Err(io::Error::other("systemd does not answer"));

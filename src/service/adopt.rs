@@ -247,10 +247,10 @@ impl Adoption {
         let failed = |e: std::io::Error| e.to_string();
         let connected = |peer: ParkedPeer| Stream::new(peer.fd, peer.kind).map_err(failed);
         Ok(match parked {
-            ParkedStage::Flow { asked, upstream, kept } => {
+            ParkedStage::Flow { asked, upstream, kept, held } => {
                 let flows = listening.and_then(|listening| listening.flows());
                 let flows = flows.ok_or("its listener is gone, through which it was answered")?;
-                Stage::Flow(flows.resume(asked, info.clone(), kept, upstream).map_err(failed)?)
+                Stage::Flow(flows.resume(asked, info.clone(), kept, upstream, held).map_err(failed)?)
             }
             ParkedStage::Waiting(peer) => Stage::Waiting(connected(peer)?),
             ParkedStage::SettingUp { peer, helper, call, passed, told } => {

@@ -21,6 +21,7 @@ mod harness;
 mod journal;
 mod life;
 mod mistakes;
+mod ondemand;
 mod pfwd;
 mod readme;
 mod reload;
