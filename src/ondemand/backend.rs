@@ -635,6 +635,7 @@ impl Backend {
     }
 
     async fn stop(&self) {
+        let idle_since = lock(&self.state).kept.idle_since_ms;
         let look = match self.common.manager.show(&self.unit).await {
             Ok(look) => look,
             Err(_) => return self.try_again_later(),
@@ -668,13 +669,17 @@ impl Backend {
         let targets: Vec<_> = lock(&self.targets).iter().filter_map(Weak::upgrade).collect();
         if !targets.is_empty() {
             let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
-            if let Ok(Some(target)) = foreign.await {
+            let foreign = foreign.await;
+            // The connection of a session that came meanwhile is none of somebody else.
+            let used = lock(&self.state).kept.idle_since_ms != idle_since;
+            if let Some(target) = foreign.ok().flatten().filter(|_| !used) {
                 return self.not_stopped(NotStopped::Connected(target));
             }
         }
         let idle = {
             let mut state = lock(&self.state);
-            if state.users > 0 || *self.common.mode.borrow() != Mode::Serving {
+            if state.users > 0 || state.kept.idle_since_ms != idle_since || *self.common.mode.borrow() != Mode::Serving
+            {
                 return;
             }
             // From here on a session waits, and its start comes after the stop.

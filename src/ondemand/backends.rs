@@ -133,6 +133,12 @@ impl Backends {
         }
     }
 
+    /// As if the process had died: nothing is written any more.
+    #[cfg(test)]
+    pub(super) fn lose_directory(&self) {
+        *lock(&self.common.directory) = None;
+    }
+
     fn all(&self) -> Vec<Arc<Backend>> {
         lock(&self.units).values().cloned().collect()
     }
