@@ -15,6 +15,7 @@ use super::{
     serve::until_stopped,
     setup::{Ended, Setup, StartFailure, identity, resolve},
     state::{MetricsListener, RunningService},
+    units,
 };
 use crate::{
     activation,
@@ -27,7 +28,7 @@ use crate::{
     session::{Route, Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, Loaded, SocketKind},
     sys,
-    systemd::{notify, signals::Signals, sockets::SocketUnits, unit},
+    systemd::{notify, signals::Signals, sockets::SocketUnits, startable::StartableUnits, unit},
 };
 
 /// The directory with the files of units on demand, in the runtime directory.
@@ -84,7 +85,8 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     };
     refused.iter().for_each(|refused| service.refuse(refused));
     let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &config));
-    listeners.into_iter().for_each(|from| service.listen(from, &config));
+    let units = units::of_names(service.sockets.iter().cloned(), &config);
+    listeners.into_iter().for_each(|from| service.listen(from, &config, &units));
     service.take_over(setup.parked, &forwards, config).await;
     service.warn_of_descriptors();
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
@@ -130,8 +132,8 @@ impl RunningService {
     }
 
     /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
-    fn listen(&mut self, from: activation::Listener, config: &Config) {
-        match self.route_of(&from, config) {
+    fn listen(&mut self, from: activation::Listener, config: &Config, units: &StartableUnits) {
+        match self.route_of(&from, config, units) {
             Ok((route, behind)) => {
                 let text = format!("{} leads to {}{}", route.listener, route.upstream_text, route.place_now());
                 let event = route.event(Kind::ListenerServing, text);
@@ -152,8 +154,10 @@ impl RunningService {
         &self,
         from: &activation::Listener,
         config: &Config,
+        units: &StartableUnits,
     ) -> Result<(Route, Vec<Wanted>), String> {
         let forward = resolve(config, &from.name, from.socket.kind())?;
+        units::usable(units, &forward.options)?;
         let behind = wanted(&forward, None);
         let identity = identity(from, forward.label.as_ref());
         let route = self.routes.make(from.name.clone(), identity, forward.legs.front().clone(), forward.options)?;

@@ -62,6 +62,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How the unit that is started is used.
+    pub fn unit_use(&self) -> Option<UnitUse<'_>> {
+        Some(UnitUse { unit: self.start_unit.as_ref()?, stops: self.stop_when_idle.is_some() })
+    }
+
     /// How long a dial is retried while the upstream is not there, the start of `start_unit` included: without a word
     /// [`START_RETRY`] beside `start_unit`, else a UNIX socket for as long as a dial may take, and a TCP address not at
     /// all.
@@ -76,6 +81,24 @@ impl Options {
 
 /// `retry_timeout` beside `start_unit` where nobody gave it: a start of a minute and a service that listens late.
 pub const START_RETRY: Duration = Duration::from_secs(120);
+
+/// A unit that a forward starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitUse<'a> {
+    /// The unit.
+    pub unit: &'a StartUnit,
+    /// Whether the forward has it stopped again.
+    pub stops: bool,
+}
+
+/// Why a unit cannot be started for clients, or not be stopped again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFlaw {
+    /// The flaw, in a sentence that begins with the name of the unit.
+    pub what: String,
+    /// What to do.
+    pub hint: String,
+}
 
 /// The length of a listening socket's queue when nothing else is asked for: that of the shipped units' `Backlog=`. The
 /// kernel cuts it to net.core.somaxconn.

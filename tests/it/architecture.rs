@@ -53,7 +53,12 @@ const ROOMS: &[Room] = &[
         tokio: true,
         ..PLAIN
     },
-    Room { name: "control", uses: "listener session activation relay crash spec log sys", tokio: true, ..PLAIN },
+    Room {
+        name: "control",
+        uses: "listener session ondemand activation relay crash spec log sys",
+        tokio: true,
+        ..PLAIN
+    },
     Room {
         name: "handover",
         uses: "listener session systemd activation dial relay stream crash spec log sys",

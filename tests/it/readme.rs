@@ -16,6 +16,7 @@ const PAGES: &[&str] = &[
     ".github/SECURITY.md",
     "packaging/CHANGELOG.md",
     "packaging/doc/crash.md",
+    "packaging/doc/on-demand.md",
     "packaging/hardening.md",
     "packaging/qubes-rpc/README.md",
 ];

@@ -28,6 +28,7 @@ mod reload;
 mod remote;
 mod security;
 mod service;
+mod start_unit;
 mod states;
 mod storm;
 mod system;
