@@ -128,8 +128,6 @@ pub struct BackendView {
     pub since: Option<SystemTime>,
     /// Sessions that use it.
     pub users: usize,
-    /// Those of them that wait for it.
-    pub waiting: usize,
     /// When it is stopped, if no session comes.
     pub stops_at: Option<SystemTime>,
     pub median_start: Option<Duration>,
@@ -353,7 +351,6 @@ impl Backend {
             },
             since: state.since,
             users: state.users,
-            waiting: state.waiting,
             stops_at: left.map(|left| SystemTime::now() + left),
             median_start: state.kept.median_start(),
             last_start: state.kept.last_start(),
