@@ -24,7 +24,7 @@ fn sentence_at(unit: &StartedUnit, now: u64) -> String {
     match (unit.sessions, unit.waiting) {
         (0, _) => {}
         (all, 0) => parts.push(format!("used by {}", sessions(all))),
-        (all, 1) if all == 1 => parts.push("1 session waits".to_owned()),
+        (1, 1) => parts.push("1 session waits".to_owned()),
         (all, waiting) if all == waiting => parts.push(format!("{waiting} sessions wait")),
         (all, waiting) => parts.push(format!("used by {}, {waiting} of which wait", sessions(all))),
     }
