@@ -187,7 +187,7 @@ fn a_socket_called_metrics_is_scraped_over_http() {
 
 #[test]
 fn a_unit_that_is_started_for_sessions_has_metrics_and_promtool_takes_them() {
-    let service = Activation::new().tcp("target=127.0.0.1+9,start_unit=ai").with_control().start().ready();
+    let service = Activation::qrexec_connect().tcp("target=127.0.0.1+9,start_unit=ai").with_control().start().ready();
     let asking = service.asking();
     let samples = samples(&asking.ok(&["metrics", "--openmetrics"]).stdout);
     for (name, value) in [
@@ -200,6 +200,6 @@ fn a_unit_that_is_started_for_sessions_has_metrics_and_promtool_takes_them() {
     }
     assert_promtool_is_content(&asking.ok(&["metrics"]).stdout);
     // A service that starts no unit says nothing of units.
-    let plain = Activation::new().tcp("target=127.0.0.1+9").with_control().start().ready();
+    let plain = Activation::qrexec_connect().tcp("target=127.0.0.1+9").with_control().start().ready();
     assert!(!plain.asking().ok(&["metrics"]).stdout.contains("start_unit"));
 }
