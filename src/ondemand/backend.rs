@@ -128,8 +128,6 @@ pub struct BackendView {
     pub since: Option<SystemTime>,
     /// Sessions that use it.
     pub users: usize,
-    /// Those of them that wait for it.
-    pub waiting: usize,
     /// When it is stopped, if no session comes.
     pub stops_at: Option<SystemTime>,
     pub median_start: Option<Duration>,
@@ -353,7 +351,6 @@ impl Backend {
             },
             since: state.since,
             users: state.users,
-            waiting: state.waiting,
             stops_at: left.map(|left| SystemTime::now() + left),
             median_start: state.kept.median_start(),
             last_start: state.kept.last_start(),
@@ -560,9 +557,11 @@ impl Backend {
             Ok(after) => after,
             Err(e) => return self.refused(&e.to_string(), was),
         };
+        lock(&self.state).kept.after_start(&after);
+        // At once: what somebody else starts next must not look like ours after a crash.
+        self.write(false);
         {
             let mut state = lock(&self.state);
-            state.kept.after_start(&after);
             (state.unit_state, state.since, state.looked) = (after.state, since(&after), Some(Instant::now()));
             let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
             if fresh {

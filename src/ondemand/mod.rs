@@ -41,24 +41,16 @@
 //!
 //! A stop of the service and a shutdown stop no unit; at a shutdown nothing is started.
 
-// `view` and `refresh` are for `status`.
-#[allow(dead_code)]
 mod backend;
-#[allow(dead_code)]
 mod backends;
-#[allow(dead_code)]
 mod kept;
 mod look;
 mod manager;
 mod told;
 
-#[allow(unused_imports)]
 pub use backend::{Backend, BackendView, Target, Use};
 pub use backends::Backends;
-#[allow(unused_imports)]
 pub use look::UnitState;
-#[allow(unused_imports)]
-pub use told::StartFailure;
 
 #[cfg(test)]
 mod tests;
