@@ -217,7 +217,7 @@ fn postgresql_of_debian_is_started_by_psql_and_stopped_when_it_has_gone() {
         // The listener is in the way of the database itself, and the database is not in the way of the listener.
         let status = shell("COLUMNS=1000 pfwd status");
         assert!(
-            status.contains(&format!("\n          {unit} inactive")) && status.contains("last start took"),
+            status.contains(&format!("\n          {unit} inactive since ")) && status.contains("; last start took "),
             "{status}"
         );
     });
