@@ -242,8 +242,8 @@ fn a_model_server_of_a_user_that_listens_late_is_waited_for_and_stopped() {
     tree.boot("user", As::Tester, || {
         let commands = install("A model server of a user", |text| text.replace(SOON.0, SOON.1));
         let server = "#!/bin/sh\n[ \"$*\" = \"--host 127.0.0.1 --port 8081 --model $HOME/models/model.gguf\" ] || exit 2\n\
-                      sleep 1\nexec python3 -c 'import socket\ns=socket.create_server((\"127.0.0.1\",8081))\n\
-                      while 1:\n c,_=s.accept(); c.sendall(b\"ready\"); c.close()'\n";
+                      sleep 1\nexec perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalAddr => \"127.0.0.1:8081\", \
+                      Listen => 9, ReuseAddr => 1) or die; while ($c = $s->accept) { print $c \"ready\"; close $c }'\n";
         shell("mkdir -p ~/bin");
         fs::write(shell("echo ~/bin/llama-server"), server).expect("one's own home");
         let said = shell(&format!("chmod +x ~/bin/llama-server\n{}", commands.join("\n")));
