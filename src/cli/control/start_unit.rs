@@ -36,9 +36,10 @@ fn sentence_at(unit: &StartedUnit, now: u64) -> String {
         _ => {}
     }
     if matches!(unit.state, ActiveState::Inactive | ActiveState::Failed | ActiveState::Activating) {
-        parts.extend(unit.last_start_ms.map(|ms| format!("last start took {}", seconds(ms))));
-        let median = unit.median_start_ms.filter(|_| unit.median_start_ms != unit.last_start_ms);
-        parts.extend(median.map(|ms| format!("the median is {}", seconds(ms))));
+        let (last, median) = (unit.last_start_ms.map(seconds), unit.median_start_ms.map(seconds));
+        let median = median.filter(|median| last.as_ref() != Some(median));
+        parts.extend(last.map(|time| format!("last start took {time}")));
+        parts.extend(median.map(|time| format!("the median is {time}")));
     }
     let memory = unit.memory_before_stop.filter(|_| unit.state == ActiveState::Inactive);
     parts.extend(memory.map(|n| format!("it had {} of memory", bytes(n))));
@@ -75,7 +76,7 @@ mod tests {
             waiting: 0,
             stops_at: None,
             last_start_ms: Some(7120),
-            median_start_ms: Some(7120),
+            median_start_ms: Some(7130), // the same, as it is shown
             memory_before_stop: None,
             ours: false,
         };
