@@ -181,6 +181,7 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
         of.service("two", "tcp:8002 late:300", "");
         of.service("path", "unix:/run/path.sock", "");
         of.service("slow", "tcp:8003 notify slow:3000", "");
+        of.service("never", "tcp:8001", "");
         of.service("again", "tcp:8004 notify", "Restart=always\nRestartSec=100ms");
         let uds = "[[forward]]\nlisten = \"127.0.0.1:2005\"\nuds = \"/run/path.sock\"\n".to_owned() + &unit("path", 1);
         let slow_start = forward(2006, 8003, "start_unit = \"slow\"\nstop_when_idle = 1\nretry_timeout = 60\n");
@@ -249,13 +250,20 @@ fn a_unit_that_fails_resets_its_clients_with_its_last_line_and_is_not_started_an
         let of = SYSTEM;
         of.service("notify", "tcp:8001 notify fail", "");
         of.service("simple", "tcp:8002 slow:100 fail", "");
-        shell("systemctl mask --runtime --quiet masked.service");
+        for name in ["masked", "nowhere"] {
+            of.service(name, "tcp:8003", "");
+        }
         serve(&[
             forward(2001, 8001, &unit("notify", 1)),
             forward(2002, 8002, &unit("simple", 1)),
             forward(2003, 8003, &unit("masked", 1)),
             forward(2004, 8003, &unit("nowhere", 1)),
         ]);
+        // The service has looked at them when it began; one that goes later is found at the start.
+        shell(
+            "cd /etc/systemd/system; rm masked.service nowhere.service; systemctl mask --quiet masked.service; \
+             systemctl daemon-reload",
+        );
         for (listen, name, why) in [
             (2001, "notify", "the model file is missing; not tried again for 1 s"),
             (2002, "simple", "the model file is missing; not tried again for 1 s"),
@@ -472,7 +480,7 @@ fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_sta
     let Some(tree) = tree!() else { return };
     let each = sample("arrivals at each of 4 services", 4, 150);
     tree.boot("user", As::Tester, || {
-        service_drop_in("idle", "[Service]\nExecStart=\nExecStart=/usr/bin/qrexec-connect --exit-idle-time=0.2\n");
+        service_drop_in("idle", "[Service]\nExecStart=\nExecStart=/usr/bin/qrexec-connect serve --exit-idle-time=1\n");
         storm(Of { user: true }, 4, each, |names| {
             for (name, n) in names {
                 let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=1", 8001 + n);
