@@ -479,3 +479,56 @@ fn the_longest_time_counts_and_a_listener_without_one_keeps_the_unit() {
         assert_eq!(lock(&world).stops, 1);
     });
 }
+
+#[test]
+fn a_service_that_stops_stops_no_unit_and_starts_none_when_the_system_goes_down() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        let unit = service.backends.named(UNIT);
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        service.backends.drain(false);
+        sleep(IDLE * 2).await;
+        assert_eq!(lock(&world).stops, 0);
+        lock(&world).end();
+        connect(&unit.begin_use(), &world).await.expect("a session of the drain is served");
+        assert_eq!(lock(&world).starts, 2);
+        lock(&world).end();
+        service.backends.drain(true);
+        unit.begin_use().look_again();
+        sleep(Duration::from_secs(1)).await;
+        let why = unit.begin_use().awake().await.expect_err("nothing is started");
+        assert!(why.to_string().contains("goes down"), "{why}");
+        service.backends.leave().await;
+        assert_eq!(lock(&world).starts, 2);
+        assert_eq!(lock(&world).stops, 0);
+        assert!(!dir.path().exists(), "the next start begins anew");
+    });
+}
+
+#[test]
+fn the_idle_time_goes_on_over_a_restart_and_over_a_crash() {
+    for crash in [false, true] {
+        let dir = tempfile::tempdir().expect("a directory");
+        paused(async {
+            let world = Arc::new(Mutex::new(World::default()));
+            let mut service = Service::begin(&world, dir.path());
+            service.backends.begin();
+            connect(&service.backends.named(UNIT).begin_use(), &world).await.expect("it is served");
+            sleep(IDLE / 2).await;
+            match crash {
+                false => service.backends.end().await,
+                true => service.crash(),
+            }
+            let service = Service::begin(&world, dir.path());
+            service.backends.begin();
+            sleep(IDLE / 2 - Duration::from_millis(200)).await;
+            assert_eq!(lock(&world).stops, 0);
+            sleep(Duration::from_millis(400)).await;
+            assert_eq!(lock(&world).stops, 1, "crash: {crash}");
+            drop(service);
+        });
+    }
+}

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    service::message_id,
+    service::{enable_now, message_id, property, service_drop_in, socket},
     support::{Wire, eventually, sample},
     tree::{As, PROGRAMS, attempt, shell},
 };
@@ -181,6 +181,7 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
         of.service("two", "tcp:8002 late:300", "");
         of.service("path", "unix:/run/path.sock", "");
         of.service("slow", "tcp:8003 notify slow:3000", "");
+        of.service("never", "tcp:8001", "");
         of.service("again", "tcp:8004 notify", "Restart=always\nRestartSec=100ms");
         let uds = "[[forward]]\nlisten = \"127.0.0.1:2005\"\nuds = \"/run/path.sock\"\n".to_owned() + &unit("path", 1);
         let slow_start = forward(2006, 8003, "start_unit = \"slow\"\nstop_when_idle = 1\nretry_timeout = 60\n");
@@ -249,13 +250,20 @@ fn a_unit_that_fails_resets_its_clients_with_its_last_line_and_is_not_started_an
         let of = SYSTEM;
         of.service("notify", "tcp:8001 notify fail", "");
         of.service("simple", "tcp:8002 slow:100 fail", "");
-        shell("systemctl mask --runtime --quiet masked.service");
+        for name in ["masked", "nowhere"] {
+            of.service(name, "tcp:8003", "");
+        }
         serve(&[
             forward(2001, 8001, &unit("notify", 1)),
             forward(2002, 8002, &unit("simple", 1)),
             forward(2003, 8003, &unit("masked", 1)),
             forward(2004, 8003, &unit("nowhere", 1)),
         ]);
+        // The service has looked at them when it began; one that goes later is found at the start.
+        shell(
+            "cd /etc/systemd/system; rm masked.service nowhere.service; systemctl mask --quiet masked.service; \
+             systemctl daemon-reload",
+        );
         for (listen, name, why) in [
             (2001, "notify", "the model file is missing; not tried again for 1 s"),
             (2002, "simple", "the model file is missing; not tried again for 1 s"),
@@ -427,32 +435,63 @@ fn arrivals(ports: &[u16], each: usize) {
     });
 }
 
+/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
+/// stop is ours.
+#[track_caller]
+fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u16)])) {
+    let names: Vec<_> = (0..services).map(|n| (format!("u{n}"), n)).collect();
+    for (name, n) in &names {
+        let kind = if n % 2 == 0 { "notify slow:30" } else { "late:30" };
+        of.service(name, &format!("tcp:{} {kind}", 8001 + n), &format!("ExecStop=/bin/sleep 0.0{}", n % 5));
+    }
+    forwards(&names);
+    let ports: Vec<u16> = (2001..2001 + services).collect();
+    arrivals(&ports, each);
+    let mut stops = 0;
+    for (name, _) in &names {
+        of.wait_for_state(name, "inactive");
+        assert_eq!(of.told("unit-not-stopped", name), [""; 0]);
+        assert_eq!(of.told("unit-failed", name), [""; 0]);
+        let [started, stopped] = ["unit-start", "unit-stopped"].map(|kind| of.told(kind, name).len());
+        // A stop that waits in the queue still is cancelled by the next start, which then begins nothing.
+        assert!(started <= stopped, "{name}: {started} starts, {stopped} stops");
+        stops += stopped;
+    }
+    println!("SAMPLE {} arrivals, {stops} stops", usize::from(services) * each);
+    assert!(stops > each, "{stops} stops: the arrivals have missed the deadlines");
+}
+
 #[test]
 fn clients_that_come_around_the_deadline_are_all_served() {
     let Some(tree) = tree!() else { return };
-    let each = sample("arrivals", 6, 1250);
-    tree.boot("arrivals", As::Root, || {
-        let of = SYSTEM;
-        let mut forwards = Vec::new();
-        for n in 0..8u16 {
-            let kind = if n % 2 == 0 { "notify slow:30" } else { "late:30" };
-            let stop = format!("ExecStop=/bin/sleep 0.0{}", n % 5);
-            of.service(&format!("u{n}"), &format!("tcp:{} {kind}", 8001 + n), &stop);
-            forwards.push(forward(2001 + n, 8001 + n, &unit(&format!("u{n}"), 1)));
-        }
-        serve(&forwards);
-        let ports: Vec<u16> = (2001..2009).collect();
-        arrivals(&ports, each);
-        let mut stops = 0;
-        for n in 0..8 {
-            let name = format!("u{n}");
-            of.wait_for_state(&name, "inactive");
-            assert_eq!(of.told("unit-not-stopped", &name), [""; 0]);
-            assert_eq!(of.told("unit-failed", &name), [""; 0]);
-            stops += of.told("unit-stopped", &name).len();
-        }
-        println!("SAMPLE {} arrivals, {stops} stops", 8 * each);
-        assert!(stops > each, "{stops} stops: the arrivals have missed the deadlines");
+    let each = sample("arrivals at each of 8 services", 6, 156);
+    for n in 0..if each > 6 { 4 } else { 1 } {
+        tree.boot(&format!("arrivals {n}"), As::Root, || {
+            storm(SYSTEM, 8, each, |names| {
+                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 1));
+                serve(&names.iter().map(one).collect::<Vec<_>>());
+            });
+        });
+    }
+}
+
+#[test]
+fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_stays_for_that() {
+    let Some(tree) = tree!() else { return };
+    let each = sample("arrivals at each of 4 services", 4, 150);
+    tree.boot("user", As::Tester, || {
+        service_drop_in("idle", "[Service]\nExecStart=\nExecStart=/usr/bin/qrexec-connect serve --exit-idle-time=1\n");
+        storm(Of { user: true }, 4, each, |names| {
+            for (name, n) in names {
+                let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=1", 8001 + n);
+                socket(name, &format!("127.0.0.1:{}", 2001 + n), &target);
+            }
+            let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+            enable_now(&names);
+        });
+        // The service ends when there is nothing more to stop.
+        eventually("it has ended", || property("ActiveState") == "inactive");
+        visit(2001);
     });
 }
 
