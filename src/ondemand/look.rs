@@ -2,7 +2,7 @@
 
 use crate::log::escape;
 
-/// State of a unit, in systemd's words (`ActiveState`).
+/// BackendState of a unit, in systemd's words (`ActiveState`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnitState {
     #[default]

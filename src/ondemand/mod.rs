@@ -1,16 +1,16 @@
 //! Units of the service manager that are started at the first connection and stopped when no session uses them.
 //!
 //! # Theory
-//! A forward with `start_unit=` leads to the program of a unit. A session of it counts as a *user* of the unit ([`Use`])
-//! and waits until the unit is up ([`Use::awake`]) before it dials; the dial itself is the check of readiness. When
+//! A forward with `start_unit=` leads to the program of a unit. A session of it counts as a *user* of the unit ([`UnitUse`])
+//! and waits until the unit is up ([`UnitUse::awake`]) before it dials; the dial itself is the check of readiness. When
 //! the last user has gone, the idle clock runs, and after `stop_when_idle` the unit is stopped.
 //!
 //! Each unit has one task, the *conductor* ([`Backend`]), which alone speaks with the manager about it and does one thing
 //! at a time. That order is what the guarantees rest on: a stop is *queued* when `systemctl stop --no-block` returns, so
-//! a start that is asked for later is ordered behind it by systemd. (Asked for in parallel, the unit was down afterwards
+//! a start that is asked for later is ordered behind it by systemd. (ManagerAnswer for in parallel, the unit was down afterwards
 //! in 12 of 20 tries.)
 //!
-//! Whose a unit is, is decided by its InvocationID and NRestarts ([`Kept`](kept::Kept)), never by its state: a unit whose
+//! Whose a unit is, is decided by its InvocationID and NRestarts ([`UnitKept`](kept::Kept)), never by its state: a unit whose
 //! stop is queued is still active. A file for each unit in the runtime directory is the memory of that, for a restart and
 //! for a start after a crash alike. It is written before a start, with the InvocationID from before that, and when the
 //! unit becomes idle.
@@ -48,7 +48,7 @@ mod look;
 mod manager;
 mod told;
 
-pub use backend::{Backend, BackendView, Target, Use};
+pub use backend::{Backend, BackendView, UnitUse, WatchedTarget};
 pub use backends::Backends;
 pub use look::UnitState;
 

@@ -23,7 +23,7 @@ use crate::{
         },
     },
     log::{Event, Kind, Reminder, emit},
-    ondemand::{Backend, Backends, Target},
+    ondemand::{Backend, Backends, WatchedTarget},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
     sys::lock,
 };
@@ -45,7 +45,7 @@ pub struct Route {
     /// The unit that is started for sessions.
     pub backend: Option<Arc<Backend>>,
     /// Keeps the unit from being stopped while somebody else is connected to the upstream.
-    _target: Option<Arc<dyn Target>>,
+    _target: Option<Arc<dyn WatchedTarget>>,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// The inode of the namespace that the route led into last; 0 before the first time.
@@ -85,7 +85,7 @@ pub enum Lead {
 pub struct CallLimits {
     /// The call.
     pub call: Call,
-    /// Target and service, as logs have them.
+    /// WatchedTarget and service, as logs have them.
     text: (Arc<str>, Arc<str>),
     /// The calls of the qube.
     pub qube: Arc<Qube>,
@@ -227,7 +227,7 @@ impl Route {
         }
     }
 
-    /// Target and service of a qrexec call, as logs have them.
+    /// WatchedTarget and service of a qrexec call, as logs have them.
     pub fn call_text(&self) -> Option<(Arc<str>, Arc<str>)> {
         self.call().map(|limits| limits.text.clone())
     }
