@@ -10,7 +10,7 @@
 //! a start that is asked for later is ordered behind it by systemd. (ManagerAnswer for in parallel, the unit was down afterwards
 //! in 12 of 20 tries.)
 //!
-//! Whose a unit is, is decided by its InvocationID and NRestarts ([`UnitKept`](kept::Kept)), never by its state: a unit whose
+//! Whose a unit is, is decided by its InvocationID and NRestarts ([`UnitKept`](kept::UnitKept)), never by its state: a unit whose
 //! stop is queued is still active. A file for each unit in the runtime directory is the memory of that, for a restart and
 //! for a start after a crash alike. It is written before a start, with the InvocationID from before that, and when the
 //! unit becomes idle.
