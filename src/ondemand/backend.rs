@@ -531,7 +531,7 @@ impl Backend {
     /// Notes what a look has shown.
     fn seen(&self, look: &Look) -> Whose {
         let mut state = lock(&self.state);
-        (state.unit_state, state.since, state.looked) = (look.state, since(look), Some(Instant::now()));
+        state.look_shows(look);
         state.kept.seen(look)
     }
 
@@ -581,7 +581,7 @@ impl Backend {
         self.write(false);
         {
             let mut state = lock(&self.state);
-            (state.unit_state, state.since, state.looked) = (after.state, since(&after), Some(Instant::now()));
+            state.look_shows(&after);
             let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
             if fresh {
                 (state.started, state.not_stopped) = (Some(began), None);
@@ -761,6 +761,14 @@ impl Backend {
 }
 
 impl BackendState {
+    /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of the
+    /// look that shows it, where an earlier look showed another state.
+    fn look_shows(&mut self, look: &Look) {
+        let known = if self.unit_state == look.state { self.since } else { self.looked.map(|_| SystemTime::now()) };
+        self.since = since(look).or(known);
+        (self.unit_state, self.looked) = (look.state, Some(Instant::now()));
+    }
+
     /// The time until the unit has been idle for long enough; `None` where it is not idle, not ours or never stopped.
     fn idle_left(&self, now_ms: u64) -> Option<Duration> {
         let up = matches!(self.phase, BackendPhase::Awake | BackendPhase::Unknown);

@@ -85,7 +85,7 @@ pub enum Lead {
 pub struct CallLimits {
     /// The call.
     pub call: Call,
-    /// WatchedTarget and service, as logs have them.
+    /// Target and service, as logs have them.
     text: (Arc<str>, Arc<str>),
     /// The calls of the qube.
     pub qube: Arc<Qube>,
@@ -227,7 +227,7 @@ impl Route {
         }
     }
 
-    /// WatchedTarget and service of a qrexec call, as logs have them.
+    /// Target and service of a qrexec call, as logs have them.
     pub fn call_text(&self) -> Option<(Arc<str>, Arc<str>)> {
         self.call().map(|limits| limits.text.clone())
     }
