@@ -11,6 +11,7 @@
 //! | [`listener`] | binds, accepts, receives; opens and closes the listeners of the configuration |
 //! | [`session`] | the life of one session: its stages, its route, its limits, its counters, its events |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
+//! | [`ondemand`] | units that are started at the first session and stopped when none uses them |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
 //! | [`handover`] | sessions and listeners become bytes and descriptors, and come back in the next process |
 //! | [`crash`] | what outlives a crash: the checkpoint of each session, the causes of crashes |
@@ -48,6 +49,10 @@
 //! not there yet. *set-up*: the part of a call in which dom0 and the other qube decide. *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
 //! stays closed after a refusal. *target*: in a qrexec call, the
 //! qube; in the key `target=`, a TCP or UDP address. The code uses the word for the qube only.
+//!
+//! *Units on demand.* *user* of a unit: a session whose forward names the unit. *conductor*: the task that speaks with the
+//! service manager about one unit. *ours*: an invocation of a unit that our own start brought about. *idle*, of a unit:
+//! without a user.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
 //! direction has ended, the other lives. *tally*: the counters of one listener.
@@ -93,6 +98,8 @@ mod listener;
 // A program with one feature needs a part of these rooms; with all features the compiler finds what nobody uses.
 #[cfg_attr(not(all(feature = "forward", feature = "remote", feature = "dom0")), allow(dead_code, unused_imports))]
 pub mod log;
+#[cfg(feature = "forward")]
+mod ondemand;
 pub mod proto;
 #[cfg(feature = "forward")]
 mod relay;

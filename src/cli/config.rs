@@ -17,9 +17,10 @@ use crate::{
     dial::netns,
     log::{Kind, escape, say},
     report::{Code, Fatal},
-    service::ReadTexts,
-    spec::{Beside, Config, Faults, LastTexts, Loaded, Plan, Text, Texts, load, load_knowing},
+    service::{ReadTexts, unit_flaws},
+    spec::{Beside, Config, Faults, LastTexts, Loaded, Machine, Plan, Text, Texts, load, load_knowing},
     sys,
+    systemd::startable::StartableUnits,
 };
 
 /// A configuration file above this size is a mistake, in bytes.
@@ -81,17 +82,18 @@ impl Sources {
         Texts { main: None, drop_ins: Vec::new(), forwards }
     }
 
-    /// What a first start would make of it `beside` the sockets that there are.
-    pub(super) fn load(&self, beside: &Beside<'_>) -> Loaded {
-        load_beside(&self.texts(), beside)
+    /// What a first start would make of it `beside` the sockets that there are, and the `units` of the manager.
+    pub(super) fn load(&self, beside: &Beside<'_>, units: &StartableUnits) -> Loaded {
+        load_beside(&self.texts(), beside, units)
     }
 
-    /// Reads everything for who takes only a configuration without faults.
+    /// Reads everything for who takes only a configuration without faults. No manager is asked.
     ///
     /// # Errors
     /// Every fault of the files and arguments.
     pub(super) fn read(&self) -> Result<(Config, Plan), Faults> {
-        self.load(&Beside::NOTHING).strict()
+        let machine = Machine { users: sys::user_exists, ..Machine::WILLING };
+        load_knowing(&self.texts(), &LastTexts::default(), &Beside::NOTHING, 0, machine).strict()
     }
 
     /// A function that reads everything each time it is called, and never waits: it reads regular files alone.
@@ -113,12 +115,13 @@ impl Sources {
     }
 }
 
-/// What a first start would make of these texts `beside` the sockets that there are.
-pub(super) fn load_beside(texts: &Texts, beside: &Beside<'_>) -> Loaded {
-    load_knowing(texts, &LastTexts::default(), beside, 0, sys::user_exists)
+/// What a first start would make of these texts `beside` the sockets that there are, and the `units` of the manager.
+pub(super) fn load_beside(texts: &Texts, beside: &Beside<'_>, units: &StartableUnits) -> Loaded {
+    let machine = Machine { users: sys::user_exists, units: &|uses| unit_flaws(units, uses) };
+    load_knowing(texts, &LastTexts::default(), beside, 0, machine)
 }
 
-/// What a first start would make of it without any socket.
+/// What a first start would make of it without any socket; neither users nor units are asked about.
 pub(super) fn load_alone(texts: &Texts) -> Loaded {
     load(texts, &LastTexts::default(), &Beside::NOTHING, 0)
 }

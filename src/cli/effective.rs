@@ -23,6 +23,7 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{Beside, Config, EffectiveValue, Origin, SocketKind, Text, Texts, ValueOrigin, fdname},
+    systemd::startable::StartableUnits,
 };
 
 /// Options of `config`.
@@ -212,7 +213,11 @@ fn in_force(configuration: api::Configuration, sources: &Sources, program: Progr
 fn report(texts: &Texts, sockets: &[NamedSocket], program: Program, scope: Scope) -> EffectiveReport {
     let names = texts.main.iter().chain(&texts.drop_ins).map(|text| escape(text.name.as_bytes())).collect();
     let beside: Vec<_> = sockets.iter().map(|(_, name, kind, _)| (name.clone(), *kind)).collect();
-    let loaded = load_beside(texts, &Beside { sockets: &beside, no_namespaces: check::no_namespaces(scope) });
+    let loaded = load_beside(
+        texts,
+        &Beside { sockets: &beside, no_namespaces: check::no_namespaces(scope) },
+        &StartableUnits::of(scope),
+    );
     let config = &loaded.config;
     let mut listeners: Vec<EffectiveListener> = Vec::new();
     for entry in config.entries() {

@@ -204,6 +204,16 @@ impl Placed {
 
 /// Rows under a heading.
 pub(super) fn render<const N: usize>(style: Style, columns: &[Column; N], rows: &[[Cell; N]]) -> String {
+    render_with_notes(style, columns, rows, |_| None)
+}
+
+/// Rows under a heading, some with a note below: a sentence that begins below the second column.
+pub(super) fn render_with_notes<const N: usize>(
+    style: Style,
+    columns: &[Column; N],
+    rows: &[[Cell; N]],
+    note: impl Fn(usize) -> Option<String>,
+) -> String {
     let natural = |index: usize, column: &Column| {
         rows.iter().map(|row| row[index].text.width()).max().unwrap_or(0).max(column.head.width())
     };
@@ -216,7 +226,7 @@ pub(super) fn render<const N: usize>(style: Style, columns: &[Column; N], rows: 
         // On a terminal a column without a word is not worth its place.
         placed.retain(|one| rows.is_empty() || rows.iter().any(|row| !row[one.index].text.is_empty()));
         if width < NARROW || !fit(&mut placed, width) {
-            return blocks(style, width, columns, rows);
+            return blocks(style, width, columns, rows, note);
         }
     }
     let head = columns.map(|column| Cell::from(column.head).painted(Colour::Dim));
@@ -241,8 +251,19 @@ pub(super) fn render<const N: usize>(style: Style, columns: &[Column; N], rows: 
         }
         out += line.trim_end();
         out.push('\n');
+        if let Some(note) = number.checked_sub(1).and_then(&note) {
+            out += &noted(style, &note, placed.first().map_or(0, |first| first.width) + GAP.len());
+        }
     }
     out
+}
+
+/// A note in lines that begin behind `indent` columns, or further to the left where the terminal is narrow.
+fn noted(style: Style, note: &str, indent: usize) -> String {
+    let width = style.width.unwrap_or(usize::MAX);
+    let indent = if indent > COMFORTABLE || width.saturating_sub(indent) < COMFORTABLE { GAP.len() } else { indent };
+    let lines = wrapped(&clean(note), width.saturating_sub(indent).max(1));
+    lines.iter().map(|line| format!("{}{}\n", " ".repeat(indent), style.paint(Some(Colour::Dim), line))).collect()
 }
 
 /// Gives each column its width, so that a line has at most `width` columns. False where that is impossible.
@@ -269,9 +290,15 @@ fn fit(placed: &mut Vec<Placed>, width: usize) -> bool {
 }
 
 /// Each row as a block of lines: the first cell, and below it the others, each behind its heading.
-fn blocks<const N: usize>(style: Style, width: usize, columns: &[Column; N], rows: &[[Cell; N]]) -> String {
+fn blocks<const N: usize>(
+    style: Style,
+    width: usize,
+    columns: &[Column; N],
+    rows: &[[Cell; N]],
+    note: impl Fn(usize) -> Option<String>,
+) -> String {
     let widest = columns.iter().skip(1).map(|column| column.head.width()).max().unwrap_or(0);
-    let blocks = rows.iter().map(|row| {
+    let blocks = rows.iter().enumerate().map(|(index, row)| {
         let first = shortened(&row[0].text, width);
         let mut out = format!("{}\n", style.paint(row[0].colour, if first.is_empty() { "-" } else { &first }));
         for (column, cell) in columns.iter().zip(row).skip(1).filter(|(_, cell)| !cell.text.is_empty()) {
@@ -280,6 +307,7 @@ fn blocks<const N: usize>(style: Style, width: usize, columns: &[Column; N], row
             let head = style.paint(Some(Colour::Dim), column.head);
             out += &format!("{GAP}{head}{pad}{GAP}{}\n", style.paint(cell.colour, &text));
         }
+        out.extend(note(index).map(|note| noted(style, &note, GAP.len())));
         out
     });
     blocks.collect::<Vec<_>>().join("\n")
@@ -438,6 +466,24 @@ mod tests {
         let columns = [Column::long("NAME", 8), Column::whole("STATE"), Column::long("LEADS TO", 12)];
         let rows = [["a", "up", "x"].map(Cell::from), ["", "down", ""].map(Cell::from)];
         assert_eq!(render(on(69), &columns, &rows), "a\n  STATE     up\n  LEADS TO  x\n\n-\n  STATE     down\n");
+    }
+
+    #[test]
+    fn a_note_stands_below_its_row_and_is_no_wider_than_the_terminal() {
+        let columns = [Column::long("NAME", 8), Column::whole("STATE"), Column::long("LEADS TO", 12)];
+        let rows = [["localai", "up", "x"].map(Cell::from), ["b", "down", "y"].map(Cell::from)];
+        let note = |index| (index == 0).then(|| "localai.service inactive".to_owned() + &" word".repeat(14));
+        let text = render_with_notes(Style::default(), &columns, &rows, note);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[2].starts_with("         localai.service inactive word") && lines[3].starts_with("b  "),
+            "{text}"
+        );
+        let text = render_with_notes(on(80), &columns, &rows, note);
+        assert!(text.lines().nth(3).is_some_and(|line| line.starts_with("         word")), "{text}");
+        let text = render_with_notes(on(60), &columns, &rows, note);
+        assert!(text.contains("  LEADS TO  x\n  localai.service inactive word"), "{text}");
+        assert!(text.lines().all(|line| line.width() <= 60), "{text}");
     }
 
     #[test]

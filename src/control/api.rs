@@ -65,6 +65,65 @@ pub struct Listener {
     /// Sessions that wait for dom0's decision about their call or about earlier ones, where the listener leads to a qube.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undecided: Option<u64>,
+    /// The unit that is started for its sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_unit: Option<String>,
+}
+
+/// State of a unit, in systemd's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActiveState {
+    Inactive,
+    Activating,
+    Active,
+    Deactivating,
+    Failed,
+}
+
+impl ActiveState {
+    /// All states.
+    pub const ALL: [Self; 5] = [Self::Inactive, Self::Activating, Self::Active, Self::Deactivating, Self::Failed];
+
+    /// systemd's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inactive => "inactive",
+            Self::Activating => "activating",
+            Self::Active => "active",
+            Self::Deactivating => "deactivating",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A unit that listeners start for their sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartedUnit {
+    /// Full name of the unit.
+    pub unit: String,
+    pub state: ActiveState,
+    /// When it came into that state, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Sessions that use it, of all listeners.
+    pub sessions: u64,
+    /// Of these, those that wait until it answers.
+    pub waiting: u64,
+    /// When it will be stopped if no session comes, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_at: Option<u64>,
+    /// Milliseconds from the order to start it until it answered, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_start_ms: Option<u64>,
+    /// The median of the last times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_start_ms: Option<u64>,
+    /// Bytes that it had before the last stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_before_stop: Option<u64>,
+    /// Whether this service started it.
+    pub ours: bool,
 }
 
 /// A process of this machine.
@@ -125,6 +184,12 @@ pub struct Session {
     /// Who connected, when asked for and where the kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
+    /// The unit that is started for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_unit: Option<String>,
+    /// The state of that unit, while the session waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_unit_state: Option<ActiveState>,
 }
 
 /// What a session waits for before it is connected.
@@ -175,6 +240,9 @@ pub struct Status {
     /// Crashes since the last stop or restart, if there were any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crashes: Option<Crashes>,
+    /// The units that are started for sessions.
+    #[serde(default)]
+    pub start_units: Vec<StartedUnit>,
 }
 
 /// Crashes of the service, and what became of the sessions.

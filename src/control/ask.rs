@@ -23,6 +23,16 @@ pub struct Subject {
     pub faults: ConfigFaults,
 }
 
+impl Subject {
+    /// The units that are started for sessions, as they are now.
+    pub(super) async fn start_units(&self) -> Vec<api::StartedUnit> {
+        let backends = self.routes.backends();
+        backends.refresh().await;
+        let waiting = view::waiting_by_unit(&self.sessions);
+        backends.view().iter().map(|unit| view::started_unit(unit, &waiting)).collect()
+    }
+}
+
 /// What is wrong with the configuration that the service read last; shared with who tells of it.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFaults(Arc<Mutex<Vec<api::Fault>>>);

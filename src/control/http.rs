@@ -87,7 +87,7 @@ async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io
                 Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             };
-            let text = metrics::text(subject, format, None);
+            let text = metrics::text(subject, format, None).await;
             response("200 OK", kind, &text, whole)
         }
         Some(ScrapeRequest::NotFound) => response("404 Not Found", "text/plain", "metrics are at /metrics\n", true),

@@ -16,16 +16,20 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{api::Format, ask::Subject};
+use super::{
+    api::{ActiveState, Format, StartedUnit},
+    ask::Subject,
+};
 use crate::{
     crash,
     session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor},
 };
 
 /// The metrics of this service, or the series of some listeners `only`. Names begin with that of the program.
-pub fn text(subject: &Subject, format: Format, only: Option<HashSet<TallyKey>>) -> String {
+pub async fn text(subject: &Subject, format: Format, only: Option<HashSet<TallyKey>>) -> String {
+    let units = if only.is_some() { Vec::new() } else { subject.start_units().await };
     let mut registry = Registry::with_prefix(subject.program.replace('-', "_"));
-    registry.register_collector(Box::new(Scrape { subject: subject.clone(), only }));
+    registry.register_collector(Box::new(Scrape { subject: subject.clone(), only, units }));
     let mut out = String::new();
     let encoded = text::encode(&mut out, &registry);
     debug_assert!(encoded.is_ok(), "a String takes everything");
@@ -57,6 +61,8 @@ struct Scrape {
     subject: Subject,
     /// The listeners that are asked for; `None`: all of them, and what is counted for the whole service.
     only: Option<HashSet<TallyKey>>,
+    /// The units that are started for sessions.
+    units: Vec<StartedUnit>,
 }
 
 /// A listener and what belongs to it.
@@ -136,6 +142,61 @@ where
     Ok(())
 }
 
+/// Writes what there is to know about units.
+fn units(to: &mut DescriptorEncoder<'_>, all: &[StartedUnit]) -> fmt::Result {
+    if all.is_empty() {
+        return Ok(()); // most services have none
+    }
+    let help = "Whether a unit that is started for sessions is in this state.";
+    let mut metric = to.encode_descriptor("start_unit_state", help, None, MetricType::Gauge)?;
+    for unit in all {
+        for state in ActiveState::ALL {
+            let labels: &[MetricLabel<'_>] = &[("unit", &unit.unit), ("state", state.as_str())];
+            ConstGauge::new(u64::from(unit.state == state)).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    type Number = fn(&StartedUnit) -> Option<f64>;
+    let numbers: [(&str, &str, Option<Unit>, Number); 7] = [
+        ("start_unit_changed", "When the unit came into its state, since 1970.", Some(Unit::Seconds), |unit| {
+            unit.since.map(|at| at as f64)
+        }),
+        ("start_unit_sessions", "Sessions that use the unit.", None, |unit| Some(unit.sessions as f64)),
+        ("start_unit_sessions_waiting", "Sessions that wait until the unit answers.", None, |unit| {
+            Some(unit.waiting as f64)
+        }),
+        (
+            "start_unit_stop",
+            "When the unit will be stopped if no session comes, since 1970.",
+            Some(Unit::Seconds),
+            |unit| unit.stops_at.map(|at| at as f64),
+        ),
+        (
+            "start_unit_last_start",
+            "How long the last start took until the unit answered.",
+            Some(Unit::Seconds),
+            |unit| unit.last_start_ms.map(|ms| ms as f64 / 1000.0),
+        ),
+        ("start_unit_median_start", "The median of the last starts.", Some(Unit::Seconds), |unit| {
+            unit.median_start_ms.map(|ms| ms as f64 / 1000.0)
+        }),
+        (
+            "start_unit_memory_before_stop",
+            "Memory that the unit had before its last stop.",
+            Some(Unit::Bytes),
+            |unit| unit.memory_before_stop.map(|bytes| bytes as f64),
+        ),
+    ];
+    for (name, help, measured, number) in numbers {
+        let mut metric = to.encode_descriptor(name, help, measured.as_ref(), MetricType::Gauge)?;
+        for unit in all {
+            let Some(number) = number(unit) else { continue };
+            let labels: &[MetricLabel<'_>] = &[("unit", &unit.unit)];
+            ConstGauge::new(number).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         use MetricType::{Counter, Gauge, Histogram};
@@ -200,6 +261,7 @@ impl Collector for Scrape {
         if self.only.is_some() {
             return Ok(());
         }
+        units(to, &self.units)?;
         let help = "Faults of the configuration, by place and by what each does.";
         let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
         for fault in self.subject.faults.all() {

@@ -121,6 +121,7 @@ impl Server {
     }
 
     async fn status(&self) -> api::Status {
+        let start_units = self.subject.start_units().await;
         let listeners = self.ask(Ask::Listeners).await;
         api::Status {
             program: self.subject.program.to_owned(),
@@ -131,6 +132,7 @@ impl Server {
             sessions: self.subject.sessions.count() as u64,
             faults: self.subject.faults.all(),
             crashes: crashes(),
+            start_units,
         }
     }
 
@@ -227,7 +229,7 @@ impl Server {
                     Some(words) => Some(self.series(&words).await?),
                     None => None,
                 };
-                json(api::Text { text: metrics::text(&self.subject, asked.format.unwrap_or_default(), only) })
+                json(api::Text { text: metrics::text(&self.subject, asked.format.unwrap_or_default(), only).await })
             }
             _ => return Err(Refusal::MethodNotFound(format!("{}.{}", api::INTERFACE, escape(method.as_bytes())))),
         };

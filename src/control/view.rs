@@ -1,11 +1,17 @@
 //! What there is, put into words when somebody asks.
 
-use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::AsFd as _,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::api;
 use crate::{
     listener::{Post, RefusedListener, ServedListener, Standing},
     log::escape,
+    ondemand::{BackendView, UnitState},
     session::{Figures, Happened, Happening, ListenerIdentity, Route, SessionInfo, Sessions, TallyKey, WaitsFor},
     spec::{ConfigFault, SocketKind},
     sys,
@@ -46,6 +52,46 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
         waits_for: waits_for.map(wait),
         behind: behind.map(|n| n as u64),
         process: None,
+        start_unit: info.backend().map(|backend| backend.unit().to_string()),
+        start_unit_state: info.backend().filter(|_| figures.dial_ms.is_none()).map(|b| active(b.view().state)),
+    }
+}
+
+fn active(state: UnitState) -> api::ActiveState {
+    match state {
+        UnitState::Inactive => api::ActiveState::Inactive,
+        UnitState::Activating => api::ActiveState::Activating,
+        UnitState::Active => api::ActiveState::Active,
+        UnitState::Deactivating => api::ActiveState::Deactivating,
+        UnitState::Failed => api::ActiveState::Failed,
+    }
+}
+
+/// The sessions of each unit that wait until it answers: for its start, or for its socket.
+pub fn waiting_by_unit(sessions: &Sessions) -> HashMap<Arc<str>, u64> {
+    let mut waiting = HashMap::new();
+    sessions.for_each(|info| {
+        let unit = info.backend().filter(|_| info.dial_ms().is_none());
+        unit.into_iter().for_each(|backend| *waiting.entry(backend.unit().clone()).or_default() += 1);
+    });
+    waiting
+}
+
+/// A unit that is started for sessions.
+pub fn started_unit(view: &BackendView, waiting: &HashMap<Arc<str>, u64>) -> api::StartedUnit {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    api::StartedUnit {
+        unit: view.unit.to_string(),
+        state: active(view.state),
+        since: view.since.and_then(seconds),
+        sessions: view.users as u64,
+        waiting: waiting.get(&view.unit).copied().unwrap_or(0),
+        stops_at: view.stops_at.and_then(seconds),
+        last_start_ms: view.last_start.map(ms),
+        median_start_ms: view.median_start.map(ms),
+        memory_before_stop: view.memory_before_stop,
+        ours: view.ours,
     }
 }
 
@@ -114,6 +160,7 @@ pub fn listener(listening: &ServedListener, sessions: &HashMap<TallyKey, Load>) 
         },
         queued: route.call().map(|_| load.queued),
         undecided: route.call().map(|_| load.undecided),
+        start_unit: route.backend.as_ref().map(|backend| backend.unit().to_string()),
     }
 }
 
@@ -211,5 +258,6 @@ pub fn troubled(address: &str, kind: Option<SocketKind>, name: &str, state: api:
         waiting: None,
         queued: None,
         undecided: None,
+        start_unit: None,
     }
 }

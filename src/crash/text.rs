@@ -20,6 +20,9 @@ pub struct Names {
     pub listen_netns: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
+    /// The unit that the session uses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// Of a flow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked: Option<SavedAsker>,

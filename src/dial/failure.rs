@@ -35,6 +35,8 @@ pub enum Failure {
     },
     /// The peer went away meanwhile.
     PeerGone,
+    /// The unit of the upstream could not be started, or is not up in time.
+    Unit(String),
     /// The network namespace to dial from could not be used.
     Netns(netns::Trouble),
     /// A program could not be started.

@@ -34,7 +34,9 @@ impl RetryUntil {
             Failure::Addresses { tried, .. } => {
                 tried.iter().filter_map(|(_, failure)| self.of(failure.as_ref()?)).max()
             }
-            Failure::Io { step: step @ (DialStep::Tcp | DialStep::Unix), error, .. } => match error.raw_os_error()? {
+            Failure::Io { step: step @ (DialStep::Tcp | DialStep::Unix | DialStep::Udp), error, .. } => match error
+                .raw_os_error()?
+            {
                 libc::ECONNREFUSED | libc::ENOENT => Some(self.absent),
                 libc::EAGAIN if *step == DialStep::Unix => Some(self.busy),
                 // EADDRNOTAVAIL: a route, and no address of that family yet.

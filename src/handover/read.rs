@@ -55,6 +55,8 @@ pub struct Adopted<'a> {
     /// How long the session had waited for a call of its qube, in milliseconds.
     pub queued_ms: u64,
     pub redials: RedialsKept,
+    /// The unit that the session uses.
+    pub unit: Option<Cow<'a, str>>,
     /// NETNS, once the upstream was dialled in a namespace.
     pub netns: Option<Arc<str>>,
     /// Bytes delivered so far: up, down.
@@ -208,6 +210,7 @@ impl Lines {
             name: record.name,
             listener,
             netns: own(record.netns),
+            unit: record.unit,
             upstream: record.upstream,
             peer: Peer::read(&record.peer).unwrap_or(Peer::Unknown),
             age: Duration::from_millis(record.age_ms),
@@ -279,10 +282,13 @@ impl RecordReader<'_> {
                 let call = ParkedCall { pipes, taken: Duration::from_millis(taken_ms) };
                 ParkedStage::SettingUp { peer, helper, call, passed, told }
             }
-            StageRecord::Flow { peer, at, quiet_ms, doubt, passed } => {
+            StageRecord::Flow { peer, at, quiet_ms, doubt, passed, held } => {
                 let at = at.map(|(ip, interface)| Destination { ip, interface });
                 let kept = FlowKept { quiet: Duration::from_millis(quiet_ms), doubt, passed };
-                ParkedStage::Flow { asked: Asked { peer, at }, upstream: self.fd()?, kept }
+                let held = self.datagrams(&held)?;
+                // Without one it waits for its unit.
+                let upstream = if held.is_empty() { Some(self.fd()?) } else { self.fds.next() };
+                ParkedStage::Flow { asked: Asked { peer, at }, upstream, kept, held }
             }
             StageRecord::Relaying { peer, upstream, up, down, reset_by, child } => {
                 let (up, down) = (self.direction(&up)?, self.direction(&down)?);
@@ -296,6 +302,16 @@ impl RecordReader<'_> {
                 ParkedStage::Relaying { relay, helper }
             }
         })
+    }
+
+    fn datagrams(&self, (at, lengths): &(usize, Vec<usize>)) -> Result<Vec<Vec<u8>>, String> {
+        let mut rest = self.held.get(*at..).ok_or("its datagrams did not come")?;
+        let mut datagram = |len: &usize| {
+            let (bytes, after) = rest.split_at_checked(*len).ok_or("its datagrams did not come")?;
+            rest = after;
+            Ok(bytes.to_vec())
+        };
+        lengths.iter().map(&mut datagram).collect()
     }
 
     fn peer(&mut self, kind: SocketKind) -> Result<ParkedPeer, String> {

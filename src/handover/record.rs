@@ -67,6 +67,10 @@ pub(super) struct Record<'a> {
     pub(super) listen_netns: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
     pub(super) netns: Option<Cow<'a, str>>,
+    /// The unit that the session uses. A process that does not know this field takes that of the listener, if it knows
+    /// units.
+    #[serde(default, borrow)]
+    pub(super) unit: Option<Cow<'a, str>>,
     pub(super) bytes: (u64, u64),
     pub(super) stage: StageRecord,
 }
@@ -107,6 +111,10 @@ pub(super) enum StageRecord {
         /// 0; it knows no `udp_responses` either.
         #[serde(default)]
         passed: (u64, u64),
+        /// Where its datagrams are among the held bytes, which wait for its unit, and how many bytes each has; such a flow
+        /// may have no descriptor. A process that does not know this field ends the flow where it has none.
+        #[serde(default)]
+        held: (usize, Vec<usize>),
     },
 }
 

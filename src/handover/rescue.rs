@@ -383,7 +383,8 @@ impl ClaimedDescriptors<'_> {
                 let [upstream] = self.whole();
                 let at = asked.at.map(|(ip, interface)| Destination { ip, interface });
                 let kept = FlowKept { passed: saved.passed, ..FlowKept::default() };
-                Ok(ParkedStage::Flow { asked: Asked { peer: asked.peer, at }, upstream, kept })
+                let asked = Asked { peer: asked.peer, at };
+                Ok(ParkedStage::Flow { asked, upstream: Some(upstream), kept, held: Vec::new() })
             }
         }
     }
@@ -525,6 +526,7 @@ fn adopted(saved: SavedSession, stage: ParkedStage, checkpoint: Option<Checkpoin
         queued_ms: saved.queued_ms,
         redials: RedialsKept { lost: saved.redialled, starting_ms },
         netns: names.netns.map(Into::into),
+        unit: names.unit.map(Into::into),
         bytes: saved.bytes,
         stage,
         checkpoint,

@@ -62,6 +62,7 @@ impl RecordWriter {
             label: info.route.listener.label.as_deref().map(Cow::Borrowed),
             listen_netns: info.route.listener.netns.as_deref().map(Cow::Borrowed),
             netns: info.netns().map(|netns| Cow::Owned(netns.to_string())),
+            unit: info.backend().map(|backend| Cow::Borrowed(&**backend.unit())),
             bytes: (info.counters.up(), info.counters.down()),
             stage,
         };
@@ -94,11 +95,14 @@ impl RecordWriter {
                 }),
                 child: helper.map(|helper| self.child(helper)),
             },
-            ParkedStage::Flow { asked, upstream, kept } => {
-                self.fds.push(upstream);
+            ParkedStage::Flow { asked, upstream, kept, held } => {
+                self.fds.extend(upstream);
+                let at_held = (self.held.len(), held.iter().map(Vec::len).collect());
+                held.iter().for_each(|bytes| self.held.extend_from_slice(bytes));
                 let quiet_ms = u64::try_from(kept.quiet.as_millis()).unwrap_or(u64::MAX);
                 let at = asked.at.map(|at| (at.ip, at.interface));
-                StageRecord::Flow { peer: asked.peer, at, quiet_ms, doubt: kept.doubt, passed: kept.passed }
+                let (doubt, passed) = (kept.doubt, kept.passed);
+                StageRecord::Flow { peer: asked.peer, at, quiet_ms, doubt, passed, held: at_held }
             }
         }
     }

@@ -155,6 +155,16 @@ kinds! {
     CallsUnowned "calls-unowned" Warning "eba3517ac4dd4295bf29150d3e15a73a",
     /// Out of descriptors or memory for new connections.
     DescriptorPressure "descriptor-pressure" Warning "46c2f28a3aaf41138cbc9496c5fc338b",
+    /// A unit of the service manager is started for a session.
+    UnitStart "unit-start" Info "7059c9e34ec74eeaaed1c2761dc9c2a5",
+    /// A unit that was started answers.
+    UnitReady "unit-ready" Info "d9c528c0f2784bb9a520761334883207",
+    /// A unit could not be started.
+    UnitFailed "unit-failed" Warning "e168d31735f44662ab00137dfed06465",
+    /// A unit is stopped because no session used it.
+    UnitStopped "unit-stopped" Info "d78aa61cca2b4701a6ea876b60bc266a",
+    /// A unit is left running although no session uses it.
+    UnitNotStopped "unit-not-stopped" Warning "3c9ab5e364ec4032acb8b4b7ab0cd929",
     /// A command of a VM was started in dom0.
     CommandStart "command-start" Info "fdd8a5409b8b4989a3e694cce2323758",
     /// A command of a VM ended.
@@ -277,6 +287,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 42);
+        assert_eq!(kinds.len(), 47);
     }
 }

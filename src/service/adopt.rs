@@ -246,10 +246,10 @@ impl Adoption {
         let failed = |e: std::io::Error| e.to_string();
         let connected = |peer: ParkedPeer| Stream::new(peer.fd, peer.kind).map_err(failed);
         Ok(match parked {
-            ParkedStage::Flow { asked, upstream, kept } => {
+            ParkedStage::Flow { asked, upstream, kept, held } => {
                 let flows = listening.and_then(|listening| listening.flows());
                 let flows = flows.ok_or("its listener is gone, through which it was answered")?;
-                Stage::Flow(flows.resume(asked, info.clone(), kept, upstream).map_err(failed)?)
+                Stage::Flow(flows.resume(asked, info.clone(), kept, upstream, held).map_err(failed)?)
             }
             ParkedStage::Waiting(peer) => Stage::Waiting(connected(peer)?),
             ParkedStage::SettingUp { peer, helper, call, passed, told } => {
@@ -281,6 +281,12 @@ impl Adoption {
         let counters = session.checkpoint.map_or_else(|| Counters::starting_at(up, down), Counters::resume);
         let mut info = SessionInfo::new(session.id, route.clone(), session.peer, session.age, counters);
         info.passage = listening.and_then(|listening| session.stage.passage(&route, listening.entrance()));
+        // One that dials yet takes the unit of the route that it takes.
+        if !matches!(session.stage, ParkedStage::Waiting(_)) {
+            let unit = session.unit.as_deref().and_then(|unit| unit.parse().ok());
+            let used = unit.map(|unit| self.routes.backends().of(&unit).begin_use());
+            info.used = used.or(info.used);
+        }
         if let Some(ms) = session.dial_ms {
             info.connected(ms, session.netns);
         }

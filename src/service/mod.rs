@@ -16,8 +16,10 @@ mod serve;
 mod setup;
 mod state;
 mod stop;
+mod units;
 
 pub use keeper::{Stay, keep};
 pub use last::read as last_texts;
 pub use run::{run, sockets};
 pub use setup::{Ended, ReadTexts, Setup, load};
+pub use units::{unit_flaws, usable};

@@ -8,6 +8,7 @@ use super::{
     last,
     setup::{identity, load, resolve},
     state::RunningService,
+    units,
 };
 use crate::{
     control::api,
@@ -15,7 +16,7 @@ use crate::{
     log::{Event, Kind, emit, say},
     session::ListenerIdentity,
     spec::{Config, FaultEffect, Forward, Loaded},
-    systemd::{headroom::Headroom, notify, reload::answer},
+    systemd::{headroom::Headroom, notify, reload::answer, startable::StartableUnits},
 };
 
 /// How much of a fault the status line has, in characters; `status` has all.
@@ -47,20 +48,24 @@ impl RunningService {
         let forwards = config.plan().forwards;
         (self.config, self.faults, self.texts) = (Arc::new(config), faults, texts);
         let config = self.config.clone();
+        let names = self.listening.iter().map(|listening| (listening.route().name.clone(), listening.kind()));
+        let refused =
+            self.refused.iter().map(|refused| (refused.listener.name.clone(), refused.listener.socket.kind()));
+        let units = units::of_names(names.chain(refused), &config);
         let (mut changed, mut unchanged) = (0, Vec::new());
         for index in 0..self.listening.len() {
-            match self.lead_anew(index, &config) {
+            match self.lead_anew(index, &config, &units) {
                 Ok(true) => changed += 1,
                 Ok(false) => {}
                 Err(why) => unchanged.push(why),
             }
         }
-        let served = self.serve_refused(&config).await;
+        let served = self.serve_refused(&config, &units).await;
         let held = self.posts.let_go();
         let wanted = (self.sockets.len(), &*self.behind, &*forwards);
         let own = self.posts.reconcile(wanted, held, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
-        self.limit_calls(); // in force before a session begins, and before the log and the answer say so
+        self.share_limits(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
         let elsewhere = match changed + own.changed {
             1 => "1 listener leads".to_owned(),
@@ -97,10 +102,10 @@ impl RunningService {
     }
 
     /// Serves the inherited listeners that were refused and whose name has a meaning now; their number.
-    async fn serve_refused(&mut self, config: &Config) -> usize {
+    async fn serve_refused(&mut self, config: &Config, units: &StartableUnits) -> usize {
         let mut served = 0;
         for refused in std::mem::take(&mut self.refused) {
-            match self.route_of(&refused.listener, config) {
+            match self.route_of(&refused.listener, config, units) {
                 Ok((route, behind)) => {
                     let (to, was) = (route.upstream_text.clone(), refused.why());
                     let text = format!("{} leads to {to}; before, it was not served: {was}", route.listener);
@@ -109,7 +114,7 @@ impl RunningService {
                     match self.serve(listener, route, behind) {
                         Ok(listening) => {
                             emit(event);
-                            self.limit_calls();
+                            self.share_limits();
                             self.accepting.start(&listening, &self.sessions);
                             held.serve(&listening, &self.sessions);
                             served += 1;
@@ -131,11 +136,12 @@ impl RunningService {
     }
 
     /// Gives an inherited listener its new route; whether that changes anything.
-    fn lead_anew(&mut self, index: usize, config: &Config) -> Result<bool, String> {
+    fn lead_anew(&mut self, index: usize, config: &Config, units: &StartableUnits) -> Result<bool, String> {
         let listening = &self.listening[index];
         let old = listening.route();
         let made = resolve(config, &old.name, listening.kind()).and_then(|forward| {
             let Forward { legs, options, label } = &forward;
+            units::usable(units, options)?;
             let label = label.as_ref().map(|label| label.as_str().into());
             let identity = ListenerIdentity { label, ..old.listener.clone() };
             let route = self.routes.make(old.name.clone(), identity, legs.front().clone(), options.clone())?;

@@ -15,6 +15,7 @@ use super::{
     serve::until_stopped,
     setup::{Ended, Setup, StartFailure, identity, resolve},
     state::{MetricsListener, RunningService},
+    units,
 };
 use crate::{
     activation,
@@ -27,8 +28,11 @@ use crate::{
     session::{Route, Routes, Sessions, descriptor_warning},
     spec::{Config, Forward, Loaded, SocketKind},
     sys,
-    systemd::{notify, signals::Signals, sockets::SocketUnits},
+    systemd::{notify, signals::Signals, sockets::SocketUnits, startable::StartableUnits, unit},
 };
+
+/// The directory with the files of units on demand, in the runtime directory.
+const ON_DEMAND: &str = "on-demand";
 
 /// Runs a service until it is told to stop.
 ///
@@ -47,6 +51,9 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     let group = Group::find().map(Arc::new);
     let (sessions, parking) = Sessions::new(Client { program: setup.client, group: group.clone() });
     let routes = Arc::new(Routes::new(setup.calls_per_qube));
+    if let Some(directory) = unit::runtime_directory() {
+        routes.backends().take_up(directory.join(ON_DEMAND));
+    }
     if let Some(path) = &setup.control {
         Control::take_up(path, &routes);
     }
@@ -78,7 +85,8 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     };
     refused.iter().for_each(|refused| service.refuse(refused));
     let (scraped, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|l| is_for_metrics(l, &config));
-    listeners.into_iter().for_each(|from| service.listen(from, &config));
+    let units = units::of_names(service.sockets.iter().cloned(), &config);
+    listeners.into_iter().for_each(|from| service.listen(from, &config, &units));
     service.take_over(setup.parked, &forwards, config).await;
     service.warn_of_descriptors();
     if let Some(trouble) = service.trouble().filter(|_| setup.strict) {
@@ -124,8 +132,8 @@ impl RunningService {
     }
 
     /// Gives an inherited listener its route; one that cannot have one is refused, and the others are served.
-    fn listen(&mut self, from: activation::Listener, config: &Config) {
-        match self.route_of(&from, config) {
+    fn listen(&mut self, from: activation::Listener, config: &Config, units: &StartableUnits) {
+        match self.route_of(&from, config, units) {
             Ok((route, behind)) => {
                 let text = format!("{} leads to {}{}", route.listener, route.upstream_text, route.place_now());
                 let event = route.event(Kind::ListenerServing, text);
@@ -146,8 +154,10 @@ impl RunningService {
         &self,
         from: &activation::Listener,
         config: &Config,
+        units: &StartableUnits,
     ) -> Result<(Route, Vec<Wanted>), String> {
         let forward = resolve(config, &from.name, from.socket.kind())?;
+        units::usable(units, &forward.options)?;
         let behind = wanted(&forward, None);
         let identity = identity(from, forward.label.as_ref());
         let route = self.routes.make(from.name.clone(), identity, forward.legs.front().clone(), forward.options)?;
@@ -201,8 +211,9 @@ impl RunningService {
         let wanted = (self.sockets.len(), &*self.behind, forwards);
         let own = self.posts.reconcile(wanted, taken.listeners, &self.sessions, &self.routes).await;
         self.posts.settle(own.unwanted, self.refuses_forwards());
-        self.limit_calls();
+        self.share_limits();
         self.adopt(taken.sessions, taken.lost, config).await;
+        self.routes.backends().begin();
         handover::set_taking(false);
         if let Some(late) = self.guard.as_ref().and_then(CrashGuard::late) {
             tokio::spawn(handover::reset_late(late));
@@ -214,9 +225,12 @@ impl RunningService {
         self.listening.iter().chain(self.posts.listening()).map(|listening| listening.route()).collect()
     }
 
-    /// Gives each qube the limit of calls that its listeners have now.
-    pub(super) fn limit_calls(&self) {
-        self.routes.limit_calls(self.all_routes().iter().map(|route| &**route));
+    /// Gives what several listeners share the limits that these listeners have now: each qube that of its calls, each unit
+    /// that of its idle time.
+    pub(super) fn share_limits(&self) {
+        let routes = self.all_routes();
+        self.routes.limit_calls(routes.iter().map(|route| &**route));
+        self.routes.want_units(routes.iter().map(|route| &**route));
     }
 
     pub(super) fn warn_of_descriptors(&self) {

@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::{
     io::unix::AsyncFd,
+    sync::watch,
     task::{AbortHandle, JoinSet, yield_now},
     time::sleep,
 };
@@ -91,9 +92,10 @@ pub(super) async fn until_stopped(
                     false
                 }
             },
-            () = nothing_left(&service.sessions, nothing, exit_idle) => {
+            () = nothing_left(&service.sessions, service.routes.backends().busy(), nothing, exit_idle) => {
                 service.accepting.stop().await;
                 if service.sessions.count() == 0 {
+                    service.routes.backends().leave().await;
                     handover::set_mode(RegionMode::Ended);
                     last::remove();
                     let why = if nothing { nothing_asked } else { "ending until the next connection" };
@@ -107,7 +109,7 @@ pub(super) async fn until_stopped(
             }
         };
         if changed {
-            service.limit_calls();
+            service.share_limits();
             status.abort();
             status = tell_status(&service, &mut keep, None);
         }
@@ -137,9 +139,14 @@ fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<us
 }
 
 /// Waits until the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for
-/// the time after which it is to end. One whose listeners were all refused stays: whoever waits in their backlogs would
+/// the time after which it is to end. A unit that only this service would stop is something to do. One whose listeners were all refused stays: whoever waits in their backlogs would
 /// have systemd start it again at once, until that gives the sockets up.
-async fn nothing_left(sessions: &Arc<Sessions>, no_listeners: bool, exit_idle: Option<Duration>) {
+async fn nothing_left(
+    sessions: &Arc<Sessions>,
+    mut units: watch::Receiver<usize>,
+    no_listeners: bool,
+    exit_idle: Option<Duration>,
+) {
     let patience = match exit_idle {
         _ if no_listeners => Duration::ZERO,
         Some(patience) => patience,
@@ -147,9 +154,10 @@ async fn nothing_left(sessions: &Arc<Sessions>, no_listeners: bool, exit_idle: O
     };
     let mut count = sessions.watch();
     loop {
-        let busy = *count.borrow_and_update() > 0;
+        let busy = *count.borrow_and_update() > 0 || *units.borrow_and_update() > 0;
         tokio::select! {
             changed = count.changed() => if changed.is_err() { return },
+            changed = units.changed() => if changed.is_err() { return },
             () = sleep(patience), if !busy => return,
         }
     }

@@ -7,14 +7,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::units::unit_flaws;
 use crate::{
     activation,
     dial::netns,
     handover::CrashGuard,
     session::ListenerIdentity,
-    spec::{self, Beside, Config, Forward, Label, LastTexts, Loaded, SocketKind, Texts, fdname},
+    spec::{self, Beside, Config, Forward, Label, LastTexts, Loaded, Machine, SocketKind, Texts, fdname},
     sys,
-    systemd::signals::{Hangup, HeldSignals},
+    systemd::{
+        signals::{Hangup, HeldSignals},
+        startable::StartableUnits,
+        systemctl::Scope,
+    },
 };
 
 /// Reads the files of the configuration.
@@ -57,7 +62,9 @@ pub struct Setup {
 pub fn load(texts: &Texts, last: &LastTexts, sockets: &[(String, SocketKind)]) -> Loaded {
     let no_namespaces = (!netns::permitted()).then_some(netns::NEEDS);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    spec::load_knowing(texts, last, &Beside { sockets, no_namespaces }, now, sys::user_exists)
+    let known = StartableUnits::of(Scope::own());
+    let machine = Machine { users: sys::user_exists, units: &|uses| unit_flaws(&known, uses) };
+    spec::load_knowing(texts, last, &Beside { sockets, no_namespaces }, now, machine)
 }
 
 /// The meaning, in `config`, of a name on a socket of that kind.

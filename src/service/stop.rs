@@ -33,6 +33,7 @@ impl RunningService {
     /// Parks all sessions and gives them to the service manager.
     pub async fn hand_over(mut self, ended: Ended) -> Ended {
         self.shadow = None;
+        self.routes.backends().end().await;
         let state = self.control.take().map(Control::close);
         self.accepting.stop().await;
         let began = Instant::now();
@@ -81,6 +82,7 @@ impl RunningService {
     pub async fn drain(mut self, signals: &mut Signals, at_most: Option<Duration>) -> Ended {
         // From here on a crash keeps nothing: a stop ends every session.
         handover::set_mode(RegionMode::Stopping);
+        self.routes.backends().drain(at_most.is_some());
         self.control.iter_mut().for_each(Control::deafen);
         self.accepting.stop().await;
         self.posts.close();
@@ -134,6 +136,7 @@ impl RunningService {
         if self.sessions.count() == 0 {
             handover::set_mode(RegionMode::Ended);
         }
+        self.routes.backends().leave().await;
         last::remove();
         say(
             Kind::ServiceStopped,

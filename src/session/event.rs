@@ -185,6 +185,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         }
         Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
         Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::Unit(why) => (End::DialFailed, why.clone()),
         Failure::Netns(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) if !route.is_datagram() => {
             (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
         }
@@ -217,9 +218,9 @@ fn kernel_error(route: &Route, step: DialStep, error: &io::Error) -> String {
 
 /// What `retry_timeout` has to do with an upstream that is not there.
 fn retry_advice(route: &Route) -> String {
-    match route.options.retry_timeout {
-        None | Some(Duration::ZERO) => " (retry_timeout=SECONDS retries for that long)".to_owned(),
-        Some(time) => format!(" (retries end after {} s: retry_timeout)", seconds(time)),
+    match route.options.retry_for(false) {
+        Duration::ZERO => " (retry_timeout=SECONDS retries for that long)".to_owned(),
+        time => format!(" (retries end after {} s: retry_timeout)", seconds(time)),
     }
 }
 

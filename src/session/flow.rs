@@ -29,10 +29,12 @@ use super::{
     sessions::Sessions,
     stage::NextStage,
     story::{DialledAt, Story},
+    stream::{retry_until, with_unit},
 };
 use crate::{
     dial::{self, DialStep, Failure, Present, TimeLimit, Way, netns, netns::Namespace},
     log::{self, End},
+    ondemand::UnitUse,
     relay::Why,
     spec::Host,
 };
@@ -57,7 +59,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
         let connected = tokio::select! {
             biased;
             why = info.interrupt.requested_async() => return interrupted(story, flow, why),
-            connected = connect(&info, flow, &story.sessions) => connected,
+            connected = begin(story, flow) => connected,
         };
         match connected {
             Ok(namespace) => {
@@ -151,8 +153,23 @@ async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &FlowUpstrea
     }
 }
 
+/// Gives a flow its upstream: with a unit, when that is up and takes the first datagram.
+async fn begin(story: &Story, flow: &Flow) -> Result<Option<Namespace>, Failure> {
+    let info = &story.info;
+    let Some(used) = story.used() else { return connect(info, flow, &story.sessions, None).await };
+    let netns = info.route.netns().is_some();
+    let until = retry_until(info, false, netns);
+    let dial = || with_unit(Some(used), until, || connect(info, flow, &story.sessions, Some(used)));
+    dial::retrying(until, |_, _| {}, dial).await
+}
+
 /// Gives a flow its upstream; the namespace that the upstream is in when that is not our own.
-async fn connect(info: &SessionInfo, flow: &Flow, sessions: &Sessions) -> Result<Option<Namespace>, Failure> {
+async fn connect(
+    info: &SessionInfo,
+    flow: &Flow,
+    sessions: &Sessions,
+    used: Option<&UnitUse>,
+) -> Result<Option<Namespace>, Failure> {
     let (upstream, at) = match dial_upstream(info, None).await {
         Err(failure) if lacks_descriptors(&failure, flow) => dial_with_room(info, sessions, failure).await?,
         dialled => dialled?,
@@ -161,7 +178,13 @@ async fn connect(info: &SessionInfo, flow: &Flow, sessions: &Sessions) -> Result
         let doing = format!("watch the socket to {}", info.route.upstream_text);
         Failure::Io { step: DialStep::Other, doing, error }
     })?;
-    flow.open(upstream);
+    match used {
+        None => flow.open(upstream),
+        Some(_) => flow.open_trying(upstream).await.map_err(|error| {
+            let doing = format!("send to {}", info.route.upstream_text);
+            Failure::Io { step: DialStep::Udp, doing, error }
+        })?,
+    }
     Ok(at)
 }
 

@@ -6,7 +6,7 @@
 //! from which it is answered ([`crate::relay::datagram`]).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
@@ -42,6 +42,8 @@ use crate::{
 const BATCH: usize = 64;
 /// Datagrams that wait for a flow's upstream to be looked up; further datagrams are dropped.
 const WAITING: usize = 64;
+/// When a refusal of a datagram is known: over loopback and veth it takes 0.3 ms.
+const REFUSED: Duration = Duration::from_millis(1);
 /// What a flow's task waits for: an answer, or an ICMP error.
 const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
 /// How long an answer waits for room in the listener's socket: that of some hundred datagrams on a fast network.
@@ -76,7 +78,7 @@ pub struct Flow {
 #[derive(Debug)]
 enum FlowWay {
     /// They wait for the upstream.
-    Waiting(Vec<Vec<u8>>),
+    Waiting(VecDeque<Vec<u8>>),
     Open(Arc<FlowUpstream>),
     /// The flow is over: the next datagram begins another.
     Over,
@@ -144,11 +146,14 @@ impl Flows {
         asked: Asked,
         info: Arc<SessionInfo>,
         kept: FlowKept,
-        upstream: OwnedFd,
+        upstream: Option<OwnedFd>,
+        held: Vec<Vec<u8>>,
     ) -> io::Result<Arc<Flow>> {
         let flow = Arc::new(Flow::new(asked, info, self, kept));
-        let upstream = FlowUpstream::new(upstream, &flow.info)?;
-        flow.open(upstream);
+        match upstream {
+            Some(upstream) => flow.open(FlowUpstream::new(upstream, &flow.info)?),
+            None => *lock(&flow.way) = FlowWay::Waiting(held.into()),
+        }
         self.enter(&flow, u32::MAX);
         Ok(flow)
     }
@@ -199,7 +204,7 @@ impl Flow {
             asked,
             info,
             listener: Arc::downgrade(listener),
-            way: Mutex::new(FlowWay::Waiting(Vec::new())),
+            way: Mutex::new(FlowWay::Waiting(VecDeque::new())),
             last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
             doubt: Doubt::resume(kept.doubt, ms(age)),
@@ -276,7 +281,7 @@ impl Flow {
         // The lock is free but for moments: when the upstream comes or is changed, and at the end.
         match &mut *lock(&self.way) {
             FlowWay::Open(upstream) => self.send(upstream, bytes, now),
-            FlowWay::Waiting(waiting) if waiting.len() < WAITING => waiting.push(bytes.to_vec()),
+            FlowWay::Waiting(waiting) if waiting.len() < WAITING => waiting.push_back(bytes.to_vec()),
             FlowWay::Waiting(_) => self.doubt.lost(1),
             FlowWay::Over => return false,
         }
@@ -287,11 +292,7 @@ impl Flow {
         let outcome = datagram::send_connected(upstream.io.get_ref().as_fd(), bytes);
         outcome.earlier.iter().for_each(|error| self.doubt.refused(error));
         match outcome.sent {
-            Ok(()) => {
-                self.info.counters.add_up(bytes.len());
-                self.info.counters.checkpoint().sent().fetch_add(1, Relaxed);
-                self.doubt.asked(now);
-            }
+            Ok(()) => self.counted(bytes.len(), now),
             Err(error) => self.doubt.unsent(&error),
         }
     }
@@ -305,6 +306,41 @@ impl Flow {
             waiting.iter().for_each(|bytes| self.send(&upstream, bytes, now));
         }
         *way = FlowWay::Open(Arc::new(upstream));
+    }
+
+    /// The upstream comes to be: sends what waits for it, one by one and each until it is not refused, and opens it then.
+    /// A refusal is known at the next call; the kernel has it after [`REFUSED`] at the latest where the upstream is on this
+    /// machine.
+    ///
+    /// # Errors
+    /// The first datagram that waits is refused; it waits on.
+    pub(super) async fn open_trying(&self, upstream: FlowUpstream) -> io::Result<()> {
+        let fd = upstream.io.get_ref();
+        loop {
+            let first = match &*lock(&self.way) {
+                FlowWay::Waiting(waiting) => waiting.front().cloned(),
+                FlowWay::Open(_) | FlowWay::Over => return Ok(()),
+            };
+            let Some(bytes) = first else { break };
+            let sent = datagram::send_connected(fd.as_fd(), &bytes);
+            sent.sent?;
+            sleep(REFUSED).await;
+            if let Some(refused) = SockRef::from(fd).take_error()? {
+                return Err(refused);
+            }
+            if let FlowWay::Waiting(waiting) = &mut *lock(&self.way) {
+                waiting.pop_front();
+            }
+            self.counted(bytes.len(), self.now());
+        }
+        self.open(upstream);
+        Ok(())
+    }
+
+    fn counted(&self, bytes: usize, now: u64) {
+        self.info.counters.add_up(bytes);
+        self.info.counters.checkpoint().sent().fetch_add(1, Relaxed);
+        self.doubt.asked(now);
     }
 
     /// The flow is over: datagrams that still wait are lost. An error that the last one met is reported now.
@@ -388,13 +424,22 @@ impl Flow {
     /// The flow for the next process.
     ///
     /// # Errors
-    /// EMFILE and its kin; `NotConnected` before the flow has an upstream.
+    /// EMFILE and its kin; `NotConnected` before the flow has an upstream, unless it waits for a unit.
     pub(super) fn park(&self) -> io::Result<ParkedStage> {
-        let upstream = self.upstream().ok_or(io::ErrorKind::NotConnected)?;
-        self.take_error(&upstream);
-        let upstream = upstream.io.get_ref().try_clone()?;
+        let upstream = match self.upstream() {
+            Some(upstream) => {
+                self.take_error(&upstream);
+                Some(upstream.io.get_ref().try_clone()?)
+            }
+            None if self.info.used.is_some() => None,
+            None => return Err(io::ErrorKind::NotConnected.into()),
+        };
+        let held = match &mut *lock(&self.way) {
+            FlowWay::Waiting(waiting) => std::mem::take(waiting).into(),
+            FlowWay::Open(_) | FlowWay::Over => Vec::new(),
+        };
         let kept = FlowKept { quiet: self.quiet(), doubt: self.doubt.keep(self.now()), passed: self.passed() };
-        Ok(ParkedStage::Flow { asked: self.asked, upstream, kept })
+        Ok(ParkedStage::Flow { asked: self.asked, upstream, kept, held })
     }
 }
 

@@ -18,8 +18,8 @@
 //! them, `doubt` says when the upstream of one is looked at again). `redial` says when a call is made again. `story` is what
 //! became of a session so far; it tells the end. `parked` is a session for the next process.
 //! `sessions` is the registry that other rooms hold; `info` is what they may know about one session, `watch` how they
-//! subscribe. `event` words what the journal says, `checkpoint` what a process after a crash needs. `descriptors` and
-//! `tidy` keep house.
+//! subscribe. `event` words what the journal says, `checkpoint` what a process after a crash needs. `foreign` finds
+//! connections to an upstream that no session has. `descriptors` and `tidy` keep house.
 
 mod access;
 mod call;
@@ -29,6 +29,7 @@ mod doubt;
 mod event;
 mod flow;
 mod flows;
+mod foreign;
 mod identity;
 mod info;
 mod keepalive;

@@ -59,9 +59,11 @@ pub enum ParkedStage {
     Flow {
         /// The key of the flow among those of its listener.
         asked: Asked,
-        /// The upstream socket.
-        upstream: OwnedFd,
+        /// The upstream socket; `None` while the unit of the flow is not up.
+        upstream: Option<OwnedFd>,
         kept: FlowKept,
+        /// Datagrams that wait for the upstream.
+        held: Vec<Vec<u8>>,
     },
 }
 

@@ -4,8 +4,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::dial::{NotedSocket, qrexec::CallPermit};
 
-/// The places that a session takes up, on its listener, among the calls into its qube and among the outgoing sockets;
-/// given back when the session ends.
+/// The places that a session takes up, on its listener, among the calls into its qube among the outgoing sockets
+/// and among the users of a unit; given back when the session ends.
 #[derive(Debug, Default)]
 pub struct Permits {
     /// On the listener.

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     access::Access,
+    foreign,
     identity::ListenerIdentity,
     tally::{Snapshot, Tallies, Tally},
 };
@@ -22,6 +23,7 @@ use crate::{
         },
     },
     log::{Event, Kind, Reminder, emit},
+    ondemand::{Backend, Backends, WatchedTarget},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
     sys::lock,
 };
@@ -40,6 +42,10 @@ pub struct Route {
     pub access: Access,
     /// Options of the dial.
     pub via: Via,
+    /// The unit that is started for sessions.
+    pub backend: Option<Arc<Backend>>,
+    /// Keeps the unit from being stopped while somebody else is connected to the upstream.
+    _target: Option<Arc<dyn WatchedTarget>>,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// The inode of the namespace that the route led into last; 0 before the first time.
@@ -111,18 +117,29 @@ impl Eq for CallLimits {}
 pub struct Routes {
     gates: Gates,
     tallies: Tallies,
+    backends: Backends,
 }
 
 impl Routes {
     /// Routes that let at most `calls_per_qube` calls into one qube at a time, where no `max_calls` is given.
     pub fn new(calls_per_qube: usize) -> Self {
-        Self { gates: Gates::new(calls_per_qube), tallies: Tallies::default() }
+        Self { gates: Gates::new(calls_per_qube), tallies: Tallies::default(), backends: Backends::default() }
     }
 
     /// Gives each qube the smallest limit of calls that the routes of all listeners have.
     pub fn limit_calls<'a>(&self, listeners: impl IntoIterator<Item = &'a Route>) {
         let limit = |route: &'a Route| Some((route.call()?.call.target.as_str(), route.options.max_calls));
         self.gates.qubes().set_limits(listeners.into_iter().filter_map(limit));
+    }
+
+    /// Gives each unit the longest time that its listeners let it be idle.
+    pub fn want_units<'a>(&self, listeners: impl IntoIterator<Item = &'a Route>) {
+        let wanted = |route: &'a Route| Some((route.backend.as_ref()?, route.options.stop_when_idle));
+        self.backends.want(listeners.into_iter().filter_map(wanted));
+    }
+
+    pub fn backends(&self) -> &Backends {
+        &self.backends
     }
 
     pub fn tallies(&self) -> &Tallies {
@@ -146,6 +163,11 @@ impl Routes {
     /// What can only be found out here: a user that does not exist.
     pub fn make(&self, name: String, listener: ListenerIdentity, leg: Leg, options: Options) -> Result<Route, String> {
         let upstream_text = leg.upstream.to_string().into();
+        let backend = options.start_unit.as_ref().map(|unit| self.backends.of(unit));
+        let target = backend.as_ref().and_then(|_| foreign::target(&leg.upstream));
+        if let (Some(backend), Some(target)) = (&backend, &target) {
+            backend.add_target(target);
+        }
         let lead = match leg.upstream {
             Upstream::Qrexec(call) => Lead::Call(CallLimits {
                 text: (call.target.as_str().into(), call.service.as_str().into()),
@@ -168,6 +190,8 @@ impl Routes {
             room: Arc::new(Semaphore::new(usize::try_from(options.max_connections).unwrap_or(Semaphore::MAX_PERMITS))),
             access: Access::new(&leg.admit)?,
             via: leg.via,
+            backend,
+            _target: target,
             entered: AtomicU64::new(0),
             no_port: Mutex::default(),
             options,
@@ -185,6 +209,8 @@ impl Routes {
             room: Arc::new(Semaphore::new(0)),
             access: Access::default(),
             via: Via::default(),
+            backend: None,
+            _target: None,
             entered: AtomicU64::new(0),
             no_port: Mutex::default(),
             options: Options::default(),

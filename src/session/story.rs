@@ -19,6 +19,7 @@ use crate::{
         qrexec::{CallPermit, gate::Ticket},
     },
     log::{self, End},
+    ondemand::UnitUse,
     relay::Why,
 };
 
@@ -53,6 +54,7 @@ enum Fate {
 impl Drop for Story {
     fn drop(&mut self) {
         self.sessions.remove(&self.info.id);
+        self.info.used.iter().for_each(UnitUse::end);
         if !matches!(self.fate, Fate::Parked) {
             self.info.counters.checkpoint().over();
         }
@@ -82,6 +84,11 @@ impl Story {
     /// The upstream socket is closed next.
     pub(super) fn release_note(&mut self) {
         self.permits.noted = None;
+    }
+
+    /// The unit that the session uses.
+    pub(super) fn used(&self) -> Option<&UnitUse> {
+        self.info.used.as_ref()
     }
 
     /// Gives that place back: the call is over, and the session makes another.

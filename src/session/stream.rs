@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     checkpoint, event,
@@ -26,6 +26,7 @@ use crate::{
         },
     },
     log::{self, End},
+    ondemand::UnitUse,
     relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
     stream::{Stream, StreamKind},
@@ -89,18 +90,25 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
 
 async fn dial(story: &Story) -> Result<Dialled, Failure> {
     let info = &story.info;
-    let waiting = |failure: &Failure, pause| event::waiting(info, failure, pause);
+    // A unit that is being started is no news: the unit has its own events.
+    let waiting = |failure: &Failure, pause| match story.used() {
+        Some(_) => {}
+        None => event::waiting(info, failure, pause),
+    };
     match &info.route.lead {
         Lead::Call(limits) => begin_call(story, limits).await,
         Lead::Unix(addr) => {
-            let dial = || std::future::ready(dial::unix(addr, info.passage.as_ref()));
-            let (upstream, noted) = dial::retrying(retry_until(info, true, false), waiting, dial).await?;
+            let until = retry_until(info, true, false);
+            let dial =
+                || with_unit(story.used(), until, || std::future::ready(dial::unix(addr, info.passage.as_ref())));
+            let (upstream, noted) = dial::retrying(until, waiting, dial).await?;
             Ok(Dialled::Stream(upstream, DialledAt::default(), noted))
         }
         Lead::Tcp { addr, netns } => {
             let until = retry_until(info, false, netns.is_some());
             let again = !info.route.options.retry_for(false).is_zero();
-            dial::retrying(until, waiting, || dial_tcp(info, addr, netns.as_ref(), again)).await
+            let dial = || with_unit(story.used(), until, || dial_tcp(info, addr, netns.as_ref(), again));
+            dial::retrying(until, waiting, dial).await
         }
         Lead::Udp { .. } | Lead::Unknown => {
             let error = std::io::ErrorKind::Unsupported.into();
@@ -109,8 +117,32 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     }
 }
 
+/// One try, when the unit of the session is up. What comes of it is told to the unit.
+pub(super) async fn with_unit<T, F: Future<Output = Result<T, Failure>>>(
+    used: Option<&UnitUse>,
+    until: RetryUntil,
+    dial: impl FnOnce() -> F,
+) -> Result<T, Failure> {
+    let Some(used) = used else { return dial().await };
+    match timeout_at(until.absent, used.awake()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => return Err(Failure::Unit(failure.to_string())),
+        Err(_) => {
+            let (unit, state) = used.standing();
+            let state = state.as_str();
+            return Err(Failure::Unit(format!("{unit} is not up yet ({state}); retry_timeout gives it more time")));
+        }
+    }
+    let dialled = dial().await;
+    match dialled {
+        Ok(_) => used.answered(),
+        Err(_) => used.look_again(),
+    }
+    dialled
+}
+
 /// Until when the dial of a session is retried; times count from accept, in whichever process that was.
-fn retry_until(info: &SessionInfo, unix: bool, in_namespace: bool) -> RetryUntil {
+pub(super) fn retry_until(info: &SessionInfo, unix: bool, in_namespace: bool) -> RetryUntil {
     let options = &info.route.options;
     let retry = options.retry_for(unix);
     RetryUntil { absent: info.accepted + retry, busy: info.accepted + retry.max(options.connect_timeout), in_namespace }

@@ -68,7 +68,7 @@ impl From<&Failure> for Reason {
             Failure::Call(Some(SetUp::Missing)) => Self::NoService,
             Failure::Call(Some(SetUp::Qrexec)) => Self::NobodyListens,
             Failure::Call(Some(SetUp::Local | SetUp::Usage)) => Self::Agent,
-            Failure::Call(Some(SetUp::Service(_)) | None) => Self::Other,
+            Failure::Call(Some(SetUp::Service(_)) | None) | Failure::Unit(_) => Self::Other,
             Failure::TimedOut(_) | Failure::ManyUndecided(_) | Failure::Unresolved { .. } => Self::Timeout,
             Failure::Addresses { timed_out: Some(_), .. } => Self::Timeout,
             Failure::Addresses { tried, .. } => {

@@ -6,12 +6,13 @@ use super::{
     fdname::Name,
     forward::forward,
     keys::{KeyName, Keys},
+    options::START_RETRY,
     plan::{Legs, SocketKind},
     role::{ListenSide, mean},
 };
 
 /// What holds for options that nobody gave, as somebody would write it. (`idle_timeout`, `source`, `bind_device`,
-/// `proxy_protocol`, `buffer_size`, `udp_responses`, `allow_from` and `allow_uid` are off then.)
+/// `proxy_protocol`, `buffer_size`, `udp_responses`, `start_unit`, `stop_when_idle`, `allow_from` and `allow_uid` are off then.)
 const BUILT_IN: &str = "mode=0600,dir_mode=0755,backlog=4096,connect_timeout=10,udp_idle_timeout=600,\
                         max_connections=1024,setup_timeout=300,max_setups=4,max_calls=32,drain_timeout=5,keepalive=true,on_remove=keep";
 
@@ -85,14 +86,16 @@ impl Config {
         values
     }
 
-    /// `retry_timeout` where nobody gave it: 0 for a TCP address, as `connect_timeout` for a UNIX socket. A pipeline, which
-    /// dials both, has no single value.
+    /// `retry_timeout` where nobody gave it: [`START_RETRY`] beside `start_unit`; else 0 for a TCP address, as
+    /// `connect_timeout` for a UNIX socket. A pipeline, which dials both, has no single value then.
     fn built_in_retry(&self, keys: &Keys, side: ListenSide, values: &[EffectiveValue]) -> Option<EffectiveValue> {
         let key = KeyName::RetryTimeout;
-        let legs = mean(keys, side, &self.defaults).ok()?.legs;
-        match &legs.front().upstream {
-            _ if matches!(legs, Legs::Two { .. }) => None,
-            Upstream::Tcp { .. } => Some(EffectiveValue { key, value: "0".into(), origin: ValueOrigin::BuiltIn }),
+        let built_in = |seconds: u64| EffectiveValue { key, value: seconds.to_string(), origin: ValueOrigin::BuiltIn };
+        let forward = mean(keys, side, &self.defaults).ok()?;
+        match &forward.legs.front().upstream {
+            _ if forward.options.start_unit.is_some() => Some(built_in(START_RETRY.as_secs())),
+            _ if matches!(forward.legs, Legs::Two { .. }) => None,
+            Upstream::Tcp { .. } => Some(built_in(0)),
             Upstream::Unix(_) => {
                 let dial = values.iter().find(|value| value.key == KeyName::ConnectTimeout)?;
                 Some(EffectiveValue { key, ..dial.clone() })
@@ -155,6 +158,15 @@ mod tests {
         let name = fdname::parse("uds=/run/a.sock,connect_timeout=7").unwrap();
         let values = shown(&Config::default().effective_name(&name, SocketKind::Tcp));
         assert!(values.iter().any(|value| value.starts_with("retry_timeout 7 name")), "{values:?}");
+        for (written, kind) in [
+            ("uds=/run/a.sock,start_unit=a", SocketKind::Tcp),
+            ("target=10.0.0.1+2,start_unit=a,stop_when_idle=600", SocketKind::Udp),
+            ("uds=/run/a.sock,target=10.0.0.1+2,start_unit=a.target", SocketKind::Tcp),
+        ] {
+            let values = shown(&Config::default().effective_name(&fdname::parse(written).unwrap(), kind));
+            assert!(values.contains(&"retry_timeout 120 built in".to_owned()), "{values:?}");
+            assert!(values.iter().any(|value| value.starts_with("start_unit a.")), "{values:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{
     text::{Word, escaped, quoted},
     value::{
         Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, Label, Many, NetnsName, NetnsPath,
-        Network, OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, Timeout, Value,
+        Network, OnRemove, Owner, Pause, ProxyProtocol, Raw, Responses, StartUnit, StopWhenIdle, Timeout, Value,
     },
 };
 
@@ -161,6 +161,10 @@ keys! {
     connect_timeout: Timeout = ConnectTimeout;
     /// How long a dial is retried while the upstream is not there.
     retry_timeout: Pause = RetryTimeout;
+    /// The unit to start when a client comes and the unit is not active.
+    start_unit: StartUnit = StartUnit;
+    /// How long that unit runs on after the last session of all listeners that name it.
+    stop_when_idle: StopWhenIdle = StopWhenIdle;
     /// After how long without bytes a session ends.
     idle_timeout: Idle = IdleTimeout;
     /// After how long without datagrams a flow ends.
@@ -196,7 +200,7 @@ keys! {
 }
 
 /// Words that people use for a key of another name.
-const SYNONYMS: [(&str, KeyName); 23] = [
+const SYNONYMS: [(&str, KeyName); 26] = [
     ("upstream", KeyName::Target),
     ("dest", KeyName::Target),
     ("destination", KeyName::Target),
@@ -220,6 +224,9 @@ const SYNONYMS: [(&str, KeyName); 23] = [
     ("interface", KeyName::BindDevice),
     ("timeout", KeyName::ConnectTimeout),
     ("retry", KeyName::RetryTimeout),
+    ("start", KeyName::StartUnit),
+    ("unit", KeyName::StartUnit),
+    ("stop_after", KeyName::StopWhenIdle),
 ];
 
 impl KeyName {
@@ -231,14 +238,14 @@ impl KeyName {
 
     /// Whether its value is a time, plain numbers of which are seconds.
     fn is_time(self) -> bool {
-        self.name().ends_with("_timeout")
+        self.name().ends_with("_timeout") || self == Self::StopWhenIdle
     }
 
     /// Whether it says how to forward rather than what: such a key can stand in `[defaults]`.
     pub(super) fn is_option(self) -> bool {
         use KeyName::*;
-        let what = [Label, Qrexec, Listen, UdpListen, ListenNamespace, Uds, Namespace, SetnsPath, Target, UdpTarget];
-        !what.contains(&self)
+        let place = [Label, Qrexec, Listen, UdpListen, ListenNamespace, Uds, Namespace, SetnsPath, Target, UdpTarget];
+        !place.contains(&self) && self != StartUnit
     }
 }
 

@@ -46,15 +46,15 @@ pub use keys::{At, KeyName, Keys};
 pub use limit::{beside_forwards, without_descriptors};
 pub use load::{ConfigFault, FaultEffect, LastText, LastTexts, Loaded, Text, Texts, load, load_knowing};
 pub use meant::meant_service;
-pub use options::{Admit, DEFAULT_BACKLOG, Options, Via};
+pub use options::{Admit, DEFAULT_BACKLOG, Options, START_RETRY, UnitFlaw, UnitUse, Via};
 pub use plan::{Forward, Leg, Legs, Listen, ListenKey, Plan, SocketKind, UnixRights};
 pub use resolve::{PREFIXES, unnamed};
 pub use together::{ListenPlace, PlaceIndex, PlacedListener, circles, exclusions};
 pub use value::{
     Account, Backlog, BufferSize, Count, Device, FileMode, Idle, Keepalive, KeepaliveTimes, Label, LogLevel, Many,
-    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, Timeout,
+    NetnsName, NetnsPath, Network, OnRemove, Owner, Pause, ProxyProtocol, StartUnit, StopWhenIdle, Timeout,
 };
-pub use weigh::{Beside, KnowsUser};
+pub use weigh::{Beside, Machine};
 
 #[cfg(test)]
 mod tests;

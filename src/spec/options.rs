@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
-use super::value::{Account, Device, Keepalive, Network, OnRemove, ProxyProtocol};
+use super::value::{Account, Device, Keepalive, Network, OnRemove, ProxyProtocol, StartUnit};
 
 /// Limits and times of one forward. Every field has its default from DESIGN's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,10 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long a dial is retried while the upstream is not there, from accept on; see [`Options::retry_for`].
     pub retry_timeout: Option<Duration>,
+    /// The unit to start when a client comes and the unit is not active (default: none). Never beside a qrexec call.
+    pub start_unit: Option<StartUnit>,
+    /// How long `start_unit` runs on after its last session, at least 1 s (default: for ever). `None` without `start_unit`.
+    pub stop_when_idle: Option<Duration>,
     /// How long a qrexec set-up may take, `ask` prompts included, above zero (default 5 min).
     pub setup_timeout: Duration,
     /// Concurrent qrexec set-ups per target and service, at least 1 (default 4).
@@ -41,6 +45,8 @@ impl Default for Options {
             max_connections: 1024,
             connect_timeout: Duration::from_secs(10),
             retry_timeout: None,
+            start_unit: None,
+            stop_when_idle: None,
             setup_timeout: Duration::from_secs(300),
             max_setups: 4,
             max_calls: None,
@@ -56,11 +62,42 @@ impl Default for Options {
 }
 
 impl Options {
-    /// How long a dial is retried while the upstream is not there: without a word a UNIX socket for as long as a dial
-    /// may take, and a TCP address not at all.
-    pub fn retry_for(&self, unix: bool) -> Duration {
-        self.retry_timeout.unwrap_or(if unix { self.connect_timeout } else { Duration::ZERO })
+    /// How the unit that is started is used.
+    pub fn unit_use(&self) -> Option<UnitUse<'_>> {
+        Some(UnitUse { unit: self.start_unit.as_ref()?, stops: self.stop_when_idle.is_some() })
     }
+
+    /// How long a dial is retried while the upstream is not there, the start of `start_unit` included: without a word
+    /// [`START_RETRY`] beside `start_unit`, else a UNIX socket for as long as a dial may take, and a TCP address not at
+    /// all.
+    pub fn retry_for(&self, unix: bool) -> Duration {
+        self.retry_timeout.unwrap_or(match &self.start_unit {
+            Some(_) => START_RETRY,
+            None if unix => self.connect_timeout,
+            None => Duration::ZERO,
+        })
+    }
+}
+
+/// `retry_timeout` beside `start_unit` where nobody gave it: a start of a minute and a service that listens late.
+pub const START_RETRY: Duration = Duration::from_secs(120);
+
+/// A unit that a forward starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitUse<'a> {
+    /// The unit.
+    pub unit: &'a StartUnit,
+    /// Whether the forward has it stopped again.
+    pub stops: bool,
+}
+
+/// Why a unit cannot be started for clients, or not be stopped again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFlaw {
+    /// The flaw, in a sentence that begins with the name of the unit.
+    pub what: String,
+    /// What to do.
+    pub hint: String,
 }
 
 /// The length of a listening socket's queue when nothing else is asked for: that of the shipped units' `Backlog=`. The

@@ -39,6 +39,8 @@ fn value(key: KeyName) -> BoxedStrategy<String> {
             "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?|[1-9](ms|min|h)".boxed()
         }
         KeyName::IdleTimeout | KeyName::DrainTimeout | KeyName::RetryTimeout => "[0-9]{1,4}".boxed(),
+        KeyName::StartUnit => "[a-z]{1,9}|[a-z][a-z0-9:._-]{0,9}x(@[a-z]{1,3})?\\.(service|target)".boxed(),
+        KeyName::StopWhenIdle => "[1-9][0-9]{0,4}(\\.[0-9]{1,3})?".boxed(),
         KeyName::UdpResponses => (0u32..1000).prop_map(|n| n.to_string()).boxed(),
         KeyName::Keepalive => "true|false|yes|off|60/10/[1-9]".boxed(),
         KeyName::OnRemove => "keep|drain".boxed(),
@@ -133,14 +135,14 @@ fn every_key_of_the_contract_is_there_and_no_other() {
     let contract = "label qrexec listen udp_listen listen_namespace uds namespace setns_path target udp_target mode owner \
                     backlog connect_timeout idle_timeout udp_idle_timeout udp_responses max_connections setup_timeout max_setups max_calls \
                     drain_timeout keepalive on_remove proxy_protocol allow_from allow_uid source bind_device buffer_size \
-                    dir_mode dir_owner retry_timeout";
+                    dir_mode dir_owner retry_timeout start_unit stop_when_idle";
     let mut names: Vec<&str> = KeyName::ALL.iter().map(|key| key.name()).collect();
     let mut expected: Vec<&str> = contract.split_whitespace().collect();
     names.sort_unstable();
     expected.sort_unstable();
     assert_eq!(names, expected);
-    for time in
-        ["connect_timeout", "idle_timeout", "udp_idle_timeout", "setup_timeout", "drain_timeout", "retry_timeout"]
+    for time in "connect_timeout idle_timeout udp_idle_timeout setup_timeout drain_timeout retry_timeout stop_when_idle"
+        .split_whitespace()
     {
         assert_eq!(KeyName::named(&format!("{time}_secs")), KeyName::named(time));
     }

@@ -13,6 +13,7 @@ use super::{
     file::FileText,
     keys::{At, KeyName, Keys},
     merge::overlay,
+    options::{UnitFlaw, UnitUse},
     plan::{Forward, ListenKey, SocketKind},
     role::{Defaults, ListenSide, mean},
     value::{Account, Label},
@@ -32,8 +33,19 @@ impl Beside<'_> {
     pub const NOTHING: Self = Self { sockets: &[], no_namespaces: None };
 }
 
-/// Whether a user of this name exists.
-pub type KnowsUser = fn(&str) -> bool;
+/// What only the machine knows of a configuration.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// Whether a user of this name exists.
+    pub users: fn(&str) -> bool,
+    /// For each of these uses, why the unit cannot be used so, if it cannot. All units are asked about at once.
+    pub units: &'a dyn Fn(&[UnitUse<'_>]) -> Vec<Option<UnitFlaw>>,
+}
+
+impl Machine<'_> {
+    /// Every user exists, and every unit can be started and stopped.
+    pub const WILLING: Self = Self { users: |_| true, units: &|uses| uses.iter().map(|_| None).collect() };
+}
 
 /// How much of the configuration a fault takes away when there is no last good text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +91,7 @@ pub(super) fn weigh(
     files: &[&FileText],
     arguments: &[(Keys, Vec<SpecFault>)],
     beside: &Beside<'_>,
-    users: KnowsUser,
+    machine: Machine<'_>,
 ) -> Weighed {
     let mut config = Config::default();
     let mut parts = Vec::new(); // the entries of each file
@@ -100,8 +112,9 @@ pub(super) fn weigh(
     let taken = taken(&config, beside.sockets);
     for entry in &mut config.entries {
         entry.weigh(&config.defaults, &taken, beside.no_namespaces);
-        entry.refuse_unknown_users(&config.defaults, users);
+        entry.refuse_unknown_users(&config.defaults, machine.users);
     }
+    refuse_units(&mut config, machine);
     for part in parts.iter().cloned().chain(std::iter::once(in_files..config.entries.len())) {
         refuse_second(config.entries[part].iter_mut());
     }
@@ -158,6 +171,24 @@ fn judge(index: usize, file: &FileText, entries: &mut [ConfigEntry]) -> Vec<Foun
     faults
 }
 
+/// Refuses the forwards that name a unit which cannot be started for clients, or not be stopped again.
+fn refuse_units(config: &mut Config, machine: Machine<'_>) {
+    let defaults = &config.defaults;
+    let named = |entry: &ConfigEntry| entry.unit_use(defaults).is_some();
+    let named: Vec<usize> = (0..config.entries.len()).filter(|index| named(&config.entries[*index])).collect();
+    if named.is_empty() {
+        return; // so that no manager is asked
+    }
+    let uses: Vec<UnitUse<'_>> = named.iter().filter_map(|index| config.entries[*index].unit_use(defaults)).collect();
+    let flaws = (machine.units)(&uses);
+    for (index, flaw) in named.into_iter().zip(flaws) {
+        let Some(UnitFlaw { what, hint }) = flaw else { continue };
+        let entry = &mut config.entries[index];
+        let place = entry.keys.start_unit.as_ref().map(|at| at.place().clone());
+        entry.refuse(place.map(|place| SpecFault::at(&place, format!("start_unit: {what}")).hint(hint)));
+    }
+}
+
 /// The labels that sockets have, and the kinds of those sockets.
 fn taken(config: &Config, sockets: &[(String, SocketKind)]) -> Vec<(Label, SocketKind)> {
     let label = |(name, kind): &(String, SocketKind)| {
@@ -175,8 +206,15 @@ impl ConfigEntry {
         self.waits = false;
     }
 
+    /// The unit that it starts, where nothing else is wrong with it.
+    fn unit_use<'a>(&'a self, defaults: &Defaults) -> Option<UnitUse<'a>> {
+        let unit = self.keys.start_unit.as_ref().filter(|_| self.refused.is_empty())?.value();
+        let stops = self.keys.stop_when_idle.is_some() || defaults.keys.stop_when_idle.is_some();
+        Some(UnitUse { unit, stops })
+    }
+
     /// A list with a user who does not exist would keep out whom it was written for.
-    fn refuse_unknown_users(&mut self, defaults: &Defaults, users: KnowsUser) {
+    fn refuse_unknown_users(&mut self, defaults: &Defaults, users: fn(&str) -> bool) {
         let Some(at) = self.keys.allow_uid.as_ref().or(defaults.keys.allow_uid.as_ref()) else { return };
         let unknown = at.value().as_slice().iter().filter_map(|account| match account {
             Account::Name(name) if !users(name) => Some(name),

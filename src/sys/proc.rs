@@ -248,6 +248,43 @@ pub fn sockets_towards(to: SocketAddr) -> usize {
     count
 }
 
+/// Whether a connection of the network namespace of the calling thread has `place` as one of its two ends: of TCP, or of a
+/// connected UDP socket.
+pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
+    /// `TCP_ESTABLISHED` of linux/tcp_states.h, of connected UDP sockets too.
+    const ESTABLISHED: &str = "01";
+    let tables = match datagrams {
+        false => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
+        true => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
+    };
+    let same = |at: SocketAddr| (at.ip().to_canonical(), at.port()) == (place.ip().to_canonical(), place.port());
+    let has = |line: &[u8]| {
+        let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
+        let ends = [address(words.next()?)?, address(words.next()?)?];
+        (words.next()? == ESTABLISHED).then(|| ends.into_iter().any(same))
+    };
+    let mut found = false;
+    for table in tables {
+        lines(table, |line| found |= has(line) == Some(true));
+    }
+    found
+}
+
+/// Whether somebody is connected to the UNIX socket at a path, or at an abstract name with `@` before it: the socket that
+/// the other side accepted has that address.
+pub fn is_connected_unix(path: &OsStr) -> bool {
+    /// `SS_CONNECTED` of linux/net.h.
+    const CONNECTED: &[u8] = b"03";
+    let has = |line: &[u8]| {
+        let state = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(5);
+        let at = line.strip_suffix(path.as_bytes()).is_some_and(|before| before.ends_with(b" "));
+        at && state == Some(CONNECTED)
+    };
+    let mut found = false;
+    lines("/proc/thread-self/net/unix", |line| found |= has(line));
+    found
+}
+
 /// The number of local ports that the kernel chooses from in the network namespace of the calling thread (ip(7),
 /// ip_local_port_range).
 pub fn local_ports() -> Option<u32> {

@@ -7,6 +7,7 @@
 //! where connections have used up all others, so some are kept back ([`headroom`]). The manager gives a process a unit
 //! ([`unit`]): a name, a control group, directories. The unit's ExecReload= runs a process beside the service
 //! ([`reload`]). Of the socket units that pass their sockets, the process hears when they stop ([`sockets`]).
+//! Of units that are to be started for clients, it asks beforehand whether they can be ([`startable`]).
 //!
 //! # Vocabulary
 //! *manager*: systemd, of the system or of a user. *unit*: what the manager runs this process for. *job*: what the
@@ -25,5 +26,7 @@ pub mod shown;
 pub mod signals;
 #[cfg(feature = "forward")]
 pub mod sockets;
+#[cfg(feature = "forward")]
+pub mod startable;
 pub mod systemctl;
 pub mod unit;

@@ -8,7 +8,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -61,7 +61,44 @@ impl Scope {
     pub fn ask<S: AsRef<OsStr>>(self, arguments: &[S], patience: Duration) -> io::Result<Answer> {
         let mut command = self.systemctl(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
-        run(command, patience)
+        run(command, patience, None)
+    }
+
+    /// Has systemd start a unit and waits until that is done; `text` is what systemctl says about a failure. It is killed
+    /// when `cancel` can be read or has no other end any more: the job goes on, and the next start of the unit joins it.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; `Interrupted` when it was cancelled.
+    pub fn start(self, unit: &str, patience: Duration, cancel: BorrowedFd<'_>) -> io::Result<Answer> {
+        let mut command = self.systemctl(&["start", "--", unit]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        run(command, patience, Some(cancel))
+    }
+
+    /// Queues a stop of a unit. systemd refuses it where it would replace another job (systemctl(1),
+    /// `--job-mode=fail`); `text` is what systemctl says about that.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn queue_stop(self, unit: &str, patience: Duration) -> io::Result<Answer> {
+        let mut command = self.systemctl(&["--no-block", "--job-mode=fail", "stop", "--", unit]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        run(command, patience, None)
+    }
+
+    /// The last lines that an invocation of a unit has logged, where this user may read them.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn last_lines(self, invocation: &str, lines: u8, patience: Duration) -> io::Result<String> {
+        let mut command = Command::new("journalctl");
+        command.args(["--quiet", "--no-pager", "--output=cat"]).arg(format!("--lines={lines}"));
+        command.arg(format!("_SYSTEMD_INVOCATION_ID={invocation}")).stdin(Stdio::null());
+        for name in sys::OURS_ALONE {
+            command.env_remove(name);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        run(command, patience, None).map(|answer| answer.text)
     }
 
     /// Queues a restart of this unit where it runs. Whether systemd took the order: a stop that waits in the queue stays,
@@ -88,7 +125,7 @@ impl Scope {
             command.env_remove(name);
         }
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        run(command, patience).map(|answer| answer.text)
+        run(command, patience, None).map(|answer| answer.text)
     }
 
     /// Has systemctl do something; what it says goes where this process's words go.
@@ -96,7 +133,7 @@ impl Scope {
     /// # Errors
     /// It cannot be run, or it does not end in time (`TimedOut`): then it is killed.
     pub fn order<S: AsRef<OsStr>>(self, arguments: &[S]) -> io::Result<ExitStatus> {
-        run(self.systemctl(arguments), ORDER).map(|answer| answer.status)
+        run(self.systemctl(arguments), ORDER, None).map(|answer| answer.status)
     }
 }
 
@@ -114,8 +151,8 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Runs a program to its end, for at most `patience`; its piped output comes back.
-fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
+/// Runs a program to its end, for at most `patience` and until `cancel` is ready; its piped output comes back.
+fn run(mut command: Command, patience: Duration, cancel: Option<BorrowedFd<'_>>) -> io::Result<Answer> {
     let deadline = Instant::now() + patience;
     let headroom = Headroom::take();
     let mut running = Running { child: command.spawn()?, ended: false };
@@ -127,7 +164,7 @@ fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
         let mut output = File::from(output);
         let mut part = [0; 16 << 10];
         loop {
-            wait(&output, deadline)?;
+            wait(&output, deadline, cancel)?;
             match output.read(&mut part)? {
                 0 => break,
                 n => bytes.extend_from_slice(&part[..n]),
@@ -137,14 +174,16 @@ fn run(mut command: Command, patience: Duration) -> io::Result<Answer> {
             }
         }
     }
-    wait(&process, deadline)?;
+    wait(&process, deadline, cancel)?;
     let status = running.child.wait()?;
     running.ended = true;
     Ok(Answer { status, text: String::from_utf8_lossy(&bytes).into_owned() })
 }
 
-/// Waits until something can be read there, until `deadline`.
-fn wait(fd: &impl AsFd, deadline: Instant) -> io::Result<()> {
+/// Waits until something can be read there, until `deadline` or until `cancel` is ready.
+fn wait(fd: &impl AsFd, deadline: Instant, cancel: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::POLLIN)));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -152,8 +191,11 @@ fn wait(fd: &impl AsFd, deadline: Instant) -> io::Result<()> {
         }
         // Rounded up, so that a rest below a millisecond is no busy loop.
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(&mut fds, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) if fds.get(1).is_some_and(|cancel| cancel.any() == Some(true)) => {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             Ok(_) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
@@ -187,7 +229,7 @@ mod tests {
 
     #[test]
     fn an_answer_comes_with_its_status() {
-        let answer = run(shell("echo stopping; exit 1"), Duration::from_secs(30)).expect("it runs");
+        let answer = run(shell("echo stopping; exit 1"), Duration::from_secs(30), None).expect("it runs");
         assert_eq!((answer.text.as_str(), answer.status.code()), ("stopping\n", Some(1)));
     }
 
@@ -195,15 +237,26 @@ mod tests {
     fn whoever_does_not_end_in_time_is_killed() {
         for script in ["exec sleep 600", "exec sleep 600 >&-", "while echo x; do sleep 0.01; done"] {
             let began = Instant::now();
-            let failed = run(shell(script), Duration::from_millis(200)).expect_err("no end");
+            let failed = run(shell(script), Duration::from_millis(200), None).expect_err("no end");
             assert_eq!(failed.kind(), io::ErrorKind::TimedOut, "{script}");
             assert!(began.elapsed() < Duration::from_secs(60), "{script}");
         }
     }
 
     #[test]
+    fn whoever_is_cancelled_is_killed() {
+        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
+        let cancelled = std::thread::spawn(move || {
+            let run = run(shell("exec sleep 600"), Duration::from_secs(60), Some(ours.as_fd()));
+            run.expect_err("no end").kind()
+        });
+        drop(theirs);
+        assert_eq!(cancelled.join().expect("no panic"), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
     fn an_answer_without_end_is_cut() {
-        let failed = run(shell("exec cat /dev/zero"), Duration::from_secs(60)).expect_err("too long");
+        let failed = run(shell("exec cat /dev/zero"), Duration::from_secs(60), None).expect_err("too long");
         assert_eq!(failed.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -49,11 +49,16 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "service",
-        uses: "control handover listener session systemd activation dial relay stream crash spec log sys",
+        uses: "control handover listener session ondemand systemd activation dial relay stream crash spec log sys",
         tokio: true,
         ..PLAIN
     },
-    Room { name: "control", uses: "listener session activation relay crash spec log sys", tokio: true, ..PLAIN },
+    Room {
+        name: "control",
+        uses: "listener session ondemand activation relay crash spec log sys",
+        tokio: true,
+        ..PLAIN
+    },
     Room {
         name: "handover",
         uses: "listener session systemd activation dial relay stream crash spec log sys",
@@ -61,8 +66,9 @@ const ROOMS: &[Room] = &[
         ..PLAIN
     },
     Room { name: "listener", uses: "session activation dial relay stream crash spec log sys", tokio: true, ..PLAIN },
-    Room { name: "session", uses: "dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
+    Room { name: "session", uses: "ondemand dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
+    Room { name: "ondemand", uses: "systemd spec log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {
         name: "relay",

@@ -44,6 +44,7 @@ fn every_reply_is_as_the_committed_description_says() {
     let port = v4.local_addr().expect("bound").port();
     let activation = Activation::qrexec_connect().tcp(&server.name()).tcp("bad").with_control();
     let activation = activation.inherit(&server.name(), v4).inherit(&format!("{} ", server.name()), v6);
+    let activation = activation.tcp("target=127.0.0.1+9,start_unit=ai");
     let socket = activation.dir().join("run/qrexec-connect/control");
     let service = activation.start().ready();
     assert!(fs::metadata(&socket).expect("it is there").file_type().is_socket());
@@ -83,6 +84,14 @@ fn every_reply_is_as_the_committed_description_says() {
         assert_eq!(interface.faults_of_reply(name, &reply["parameters"]), Vec::<String>::new());
         asked.push(name);
     }
+    let status = asking.call("Status", &json!({}))["parameters"].take();
+    let units = status["start_units"].as_array().expect("a list");
+    assert_eq!(
+        units[..],
+        [json!({"unit": "ai.service", "state": "inactive", "sessions": 0, "waiting": 0, "ours": false})]
+    );
+    let named = status["listeners"].as_array().expect("a list").iter().filter(|l| l["start_unit"] == "ai.service");
+    assert_eq!(named.count(), 1, "{status}");
     for event in ["began", "connected", "ended"] {
         let reply = receive(&mut watch).expect("an event");
         assert_eq!(reply["parameters"]["event"], event, "{reply}");

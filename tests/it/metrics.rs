@@ -184,3 +184,22 @@ fn a_socket_called_metrics_is_scraped_over_http() {
     assert_eq!(report["listeners"][1]["upstream"], "the metrics of this service");
     service.stop();
 }
+
+#[test]
+fn a_unit_that_is_started_for_sessions_has_metrics_and_promtool_takes_them() {
+    let service = Activation::qrexec_connect().tcp("target=127.0.0.1+9,start_unit=ai").with_control().start().ready();
+    let asking = service.asking();
+    let samples = samples(&asking.ok(&["metrics", "--openmetrics"]).stdout);
+    for (name, value) in [
+        ("state{unit=\"ai.service\",state=\"inactive\"}", 1.0),
+        ("state{unit=\"ai.service\",state=\"active\"}", 0.0),
+        ("sessions{unit=\"ai.service\"}", 0.0),
+        ("sessions_waiting{unit=\"ai.service\"}", 0.0),
+    ] {
+        assert_eq!(samples.get(&format!("qrexec_connect_start_unit_{name}")), Some(&value), "{name} in {samples:#?}");
+    }
+    assert_promtool_is_content(&asking.ok(&["metrics"]).stdout);
+    // A service that starts no unit says nothing of units.
+    let plain = Activation::qrexec_connect().tcp("target=127.0.0.1+9").with_control().start().ready();
+    assert!(!plain.asking().ok(&["metrics"]).stdout.contains("start_unit"));
+}

@@ -16,6 +16,7 @@ const PAGES: &[&str] = &[
     ".github/SECURITY.md",
     "packaging/CHANGELOG.md",
     "packaging/doc/crash.md",
+    "packaging/doc/on-demand.md",
     "packaging/hardening.md",
     "packaging/qubes-rpc/README.md",
 ];
@@ -304,4 +305,18 @@ fn each_service_comes_back_once_a_second_as_the_pages_say() {
     for page in [README, include_str!("../../packaging/doc/crash.md")] {
         assert!(page.contains("within about one and a half seconds"));
     }
+}
+
+#[test]
+fn each_guarantee_of_a_unit_on_demand_names_a_test_that_there_is() {
+    let page = include_str!("../../packaging/doc/on-demand.md");
+    let tests = include_str!("../systemd/ondemand.rs");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | `"));
+    let named: Vec<(&str, &str)> = rows.filter(|(which, _)| which.starts_with(|c: char| c.is_ascii_digit())).collect();
+    for (_, name) in &named {
+        let name = name.trim_end_matches("` |");
+        assert!(tests.contains(&format!("#[test]\nfn {name}()")), "{name}");
+    }
+    let sentences: String = named.iter().map(|(which, _)| *which).collect::<Vec<_>>().join(", ");
+    assert_eq!(sentences, "1, 2, 4, 3");
 }

@@ -3,6 +3,8 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -71,6 +73,31 @@ fn a_try_that_begins_late_has_the_whole_connect_timeout_and_no_more() {
     let after = |line: String| line.split(": timeout after ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
     let ms = service.log().into_iter().find_map(after).expect("the end is logged");
     assert!(ms >= 2_100 + 2_000, "a try has 2 s, however late it begins: {ms} ms");
+    service.stop();
+}
+
+#[test]
+fn timing_a_target_that_listens_after_two_seconds_is_reached_within_a_second() {
+    sandbox!();
+    let target = unused("127.0.0.1");
+    let text = target.to_string();
+    let service = pfwd()
+        .args(["--forward", &format!("listen=127.0.0.1:0,target={text},retry_timeout=5")])
+        .args(["--forward", &format!("label=plain,listen=127.0.0.1:0,target={text}")])
+        .start()
+        .ready();
+    let line = service.process.stderr.wait_for("plain: 127.0.0.1:");
+    Wire::tcp(line.split(' ').find_map(|word| word.parse().ok()).expect("its address")).expect_reset();
+    let after = |line: &str, word: &str| line.split(word).nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let ended = service.process.stderr.wait_for("dial-failed after ");
+    assert!(after(&ended, "dial-failed after ").is_some_and(|ms| ms < 50), "without the key: {ended}");
+    let began = Instant::now();
+    let mut wire = Wire::tcp(told_address(&service, &format!("tcp {text}")));
+    thread::sleep(Duration::from_secs(2).saturating_sub(began.elapsed()));
+    echo_tcp(TcpListener::bind(target).expect("still free"), "late ");
+    wire.expect(b"late ");
+    let connected = service.process.stderr.wait_for("connected after ");
+    assert!(after(&connected, "connected after ").is_some_and(|ms| (1_900..3_000).contains(&ms)), "{connected}");
     service.stop();
 }
 

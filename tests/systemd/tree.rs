@@ -31,7 +31,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(1800);
 pub(crate) const INSIDE: &str = "FORWARDER_TEST_BOOT";
 
 /// Where the tests' own programs lie inside, laid out as in cargo's target directory.
-const PROGRAMS: &str = "usr/lib/forwarder-tests";
+pub(crate) const PROGRAMS: &str = "usr/lib/forwarder-tests";
 
 /// Where the fake `qrexec-client-vm`, its journal and its gates lie inside, writable for all;
 /// `/usr/bin/qrexec-client-vm` leads there.

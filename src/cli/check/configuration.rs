@@ -25,6 +25,7 @@ use crate::{
         self, Beside, Config, ConfigEntry, Forward, Host, HostPort, Listen, Origin, Plan, SocketKind, UnixAddr,
         Upstream, fdname, meant_service, unit::Consequence,
     },
+    systemd::startable::StartableUnits,
 };
 
 /// Warnings of files that are not read, at most.
@@ -41,8 +42,13 @@ pub(super) struct CheckedConfig {
 }
 
 /// Reads the configuration as a first start does, beside the sockets that the service would be passed.
-pub(super) fn read(sources: &Sources, sockets: &[(String, SocketKind)], scope: Scope) -> CheckedConfig {
-    let loaded = sources.load(&Beside { sockets, no_namespaces: no_namespaces(scope) });
+pub(super) fn read(
+    sources: &Sources,
+    sockets: &[(String, SocketKind)],
+    scope: Scope,
+    units: &StartableUnits,
+) -> CheckedConfig {
+    let loaded = sources.load(&Beside { sockets, no_namespaces: no_namespaces(scope) }, units);
     let mut findings: Vec<Finding> = loaded.faults.into_iter().map(Finding::configured).collect();
     let place = main_file(&sources.places).filter(|_| sources.file.is_none());
     findings.extend(sources.file.as_deref().or(place).and_then(writable));
@@ -56,12 +62,13 @@ pub(super) fn read_file(
     program: Program,
     sockets: &[(String, SocketKind)],
     scope: Scope,
+    units: &StartableUnits,
 ) -> CheckedConfig {
     let Some((place, name)) = as_drop_in(file) else {
-        return read(&(program.sources)(Some(file.to_owned()), scope), sockets, scope);
+        return read(&(program.sources)(Some(file.to_owned()), scope), sockets, scope, units);
     };
     let sources = Sources { file: None, places: vec![place], forwards: Vec::new() };
-    let loaded = sources.load(&Beside { sockets, no_namespaces: no_namespaces(scope) });
+    let loaded = sources.load(&Beside { sockets, no_namespaces: no_namespaces(scope) }, units);
     let here = |origin: &Origin| *origin == Origin::File(name.clone());
     let faults = loaded.faults.into_iter().filter(|found| here(found.fault.origin()));
     let findings = faults.map(Finding::configured).collect();

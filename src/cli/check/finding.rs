@@ -124,6 +124,9 @@ fn effect(consequence: Consequence) -> &'static str {
         Consequence::CannotListen => "systemd cannot listen there, and the socket unit fails",
         Consequence::NotServed => "the listener is not served, nor after a reload",
         Consequence::Misled => "it is served, and connections go to another place than is written",
+        Consequence::SharedUnit => {
+            "both are served, and the service that stops the unit cuts the sessions of the other one"
+        }
         Consequence::Served => "",
     }
 }

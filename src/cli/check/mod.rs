@@ -9,6 +9,7 @@ mod finding;
 mod machine;
 mod manager;
 mod meaning;
+mod on_demand;
 mod together;
 mod unit;
 
@@ -43,6 +44,7 @@ use crate::{
         unit::{Consequence, Unit},
     },
     sys::hard_limit,
+    systemd::startable::StartableUnits,
 };
 
 /// The units and the configuration that a check is about.
@@ -95,7 +97,8 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let (program, scope) = (request.program, request.scope);
     let mut tally = CheckTally::default();
     let (files, names): (Vec<_>, Vec<_>) = request.what.iter().partition(|what| what.ends_with(".toml"));
-    let mut all = Vec::new();
+    let (mut all, mut named) = (Vec::new(), Vec::new());
+    let start_units = StartableUnits::of(scope);
     let everything = request.what.is_empty() && !request.sources_named;
     let found = asked(request, &names, everything, &mut tally);
     let others = others(&found, scope);
@@ -103,16 +106,20 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
     let theirs = others.iter().filter(|(unit, of)| *of == scope && unit.name.starts_with(program.prefix));
     let sockets = sockets(found.iter().chain(theirs.map(|(unit, _)| unit)), scope);
     for file in &files {
-        let mut checked = configuration::read_file(Path::new(file), program, &sockets, scope);
+        let mut checked = configuration::read_file(Path::new(file), program, &sockets, scope, &start_units);
         look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, true, &mut all);
+        named.extend(on_demand::of_forwards(&checked));
     }
     let config = if files.is_empty() || !names.is_empty() || request.sources_named {
-        let mut checked = configuration::read(&request.sources, &sockets, scope);
+        let mut checked = configuration::read(&request.sources, &sockets, scope, &start_units);
         look_at_descriptors(&mut checked, request, &sockets);
         show_configuration(&checked, &mut tally);
         place_forwards(&checked, names.is_empty(), &mut all);
+        if names.is_empty() {
+            named.extend(on_demand::of_forwards(&checked));
+        }
         checked.config
     } else {
         CheckedConfig::default().config
@@ -137,9 +144,13 @@ pub(super) fn run(request: &CheckRequest) -> Result<ExitCode, Fatal> {
         let active = manager.as_ref().is_some_and(|manager| manager.is_active(&unit.name));
         place_unit(report, true, active, &mut all);
     }
+    let asked = found.iter().filter(|unit| !unit.name.contains("@."));
+    named.extend(on_demand::of_units(asked, &config, scope));
+    let of_other = if scope == Scope::System { on_demand::of_other(program.name, &others) } else { Vec::new() };
     for (unit, scope) in others {
         place_unit(unit::look(&unit, &config, program, scope), false, false, &mut all);
     }
+    tally.tell(&on_demand::look(&named, &of_other, &start_units), "");
     let calls_per_qube = || manager::calls_per_qube(scope, program.name);
     tally.tell(&together::look(&all, program.name, manager.is_some(), calls_per_qube), "");
     if everything && found.is_empty() && all.iter().all(|one| !one.what.asked) && tally.faults == 0 {

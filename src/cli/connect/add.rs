@@ -22,6 +22,7 @@ use crate::{
     },
     log::escape,
     report::{Code, Fatal},
+    service,
     spec::{
         Beside, Faults, Forward, ListenAddr, SocketKind, Upstream,
         fdname::{self, Name},
@@ -29,6 +30,7 @@ use crate::{
         unit::{Unit, rejected, repair, with_double_zone_percents},
     },
     sys::file::create,
+    systemd::startable::StartableUnits,
 };
 
 const PREFIX: &str = "qrexec-connect-";
@@ -189,7 +191,8 @@ fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fat
         return Err(refused(dropped));
     }
     let name = fdname::parse(&fd_name.replace("%%", "%")).map_err(refused)?;
-    let loaded = config::sources(None, scope).load(&Beside::NOTHING);
+    let units = StartableUnits::of(scope);
+    let loaded = config::sources(None, scope).load(&Beside::NOTHING, &units);
     let resolved = name.resolve(kind, &loaded.config);
     let faults: Vec<_> = loaded.faults.into_iter().map(|found| found.fault).collect();
     if resolved.is_err() && matches!(name, Name::Label(_)) && !faults.is_empty() {
@@ -199,7 +202,9 @@ fn meaning(fd_name: &str, kind: SocketKind, scope: Scope) -> Result<Forward, Fat
     for fault in faults {
         eprintln!("warning: {fault}");
     }
-    resolved.map_err(refused)
+    let forward = resolved.map_err(refused)?;
+    service::usable(&units, &forward.options).map_err(|why| Fatal::new(Code::Config, why))?;
+    Ok(forward)
 }
 
 /// The unit. Whoever can connect to a path is served as its owner is, so that is its owner alone.

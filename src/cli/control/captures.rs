@@ -68,8 +68,15 @@ fn report() -> StatusReport {
         });
         listener.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
         let unit = (index != 3).then(|| format!("pfwd-{name}.socket"));
-        listeners.push(ListenerRow { unit, ..ListenerRow::of_service(json(listener)) });
+        let start_unit = Some(format!("{kind}.service")).filter(|_| index < 3);
+        listeners.push(ListenerRow { unit, start_unit, ..ListenerRow::of_service(json(listener)) });
     }
+    let start_units = json(serde_json::json!([
+        { "unit": "short.service", "state": "inactive", "sessions": 0, "waiting": 0, "last_start_ms": 7100,
+          "median_start_ms": 6900, "memory_before_stop": 1_610_612_736u64, "ours": false },
+        { "unit": "ordinary.service", "state": "active", "sessions": 3, "waiting": 1, "ours": true },
+        { "unit": "long.service", "state": "active", "sessions": 0, "waiting": 0, "ours": false }
+    ]));
     let state = ServiceState {
         unit: "pfwd.service".into(),
         running: true,
@@ -80,7 +87,7 @@ fn report() -> StatusReport {
         crashes: Some(api::Crashes { crashes: 1, resumed: 9, lost: 1 }),
         trouble: None,
     };
-    StatusReport { program: "pfwd", served: false, service: state, listeners, faults: Vec::new() }
+    StatusReport { program: "pfwd", served: false, service: state, listeners, faults: Vec::new(), start_units }
 }
 
 fn all_sessions() -> Vec<api::Session> {
@@ -101,7 +108,14 @@ fn all_sessions() -> Vec<api::Session> {
             "behind": waits_for.map(|_| 5), "process": process
         }))
     };
-    names().into_iter().enumerate().map(session).collect()
+    let mut sessions: Vec<api::Session> = names().into_iter().enumerate().map(session).collect();
+    sessions.push(api::Session {
+        connected: false,
+        start_unit: Some("ordinary.service".into()),
+        start_unit_state: Some(api::ActiveState::Activating),
+        ..sessions[1].clone()
+    });
+    sessions
 }
 
 /// What `--json` prints is filled in every field, and each state is printed.
@@ -127,7 +141,14 @@ fn no_field_that_json_printed_goes_away() {
             crashes: Some(api::Crashes { crashes: 1, resumed: 1, lost: 1 }),
             trouble: Some("it does not answer".into()),
         };
-        StatusReport { program: "pfwd", served: true, service, listeners: vec![listener], faults: vec!["x".into()] }
+        StatusReport {
+            program: "pfwd",
+            served: true,
+            service,
+            listeners: vec![listener],
+            faults: vec!["x".into()],
+            start_units: Vec::new(),
+        }
     };
     let listener = serde_json::json!({
         "address": "a", "kind": "tcp", "name": "n", "upstream": "u", "state": "serving", "sessions": 1, "max_sessions": 1

@@ -10,6 +10,7 @@ mod row;
 mod service;
 mod sessions;
 mod socket_unit;
+mod start_unit;
 mod status;
 mod step;
 mod trial;

@@ -115,6 +115,9 @@ pub(super) struct ListenerRow {
     /// Its sessions that wait for dom0's decision about their call or about earlier ones, where it leads to a qube.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) undecided: Option<u64>,
+    /// The unit that is started for its sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) start_unit: Option<String>,
     /// Socket unit that holds the listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unit: Option<String>,
@@ -170,6 +173,7 @@ impl ListenerRow {
             queued: listener.queued,
             unit: listener.unit,
             undecided: listener.undecided,
+            start_unit: listener.start_unit,
             ..Self::default()
         }
     }
@@ -200,6 +204,7 @@ impl ListenerRow {
             netns: netns.map(ToString::to_string),
             listen_netns: listen_netns.map(ToString::to_string),
             upstream: leg.upstream.to_string(),
+            start_unit: forward.options.start_unit.as_ref().map(ToString::to_string),
             state: RowState::Down,
             reason: Some(format!("the service does not run; run: systemctl {flag}start {unit}")),
             ..Self::default()

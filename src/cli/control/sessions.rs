@@ -142,6 +142,7 @@ fn state(s: &api::Session) -> Cell {
         (true, _) => return Cell::from("connected"),
         (false, Some(api::Wait::Dom0 | api::Wait::Turn)) => "waiting for dom0",
         (false, Some(api::Wait::Call)) => "waiting for call",
+        (false, None) if s.start_unit.is_some() => "waiting for unit",
         (false, None) => "dialling",
     };
     Cell::from(word).painted(Colour::Yellow)
@@ -151,6 +152,10 @@ fn state(s: &api::Session) -> Cell {
 fn wait(s: &api::Session) -> Option<String> {
     let calls = |n: u64| if n == 1 { "1 undecided call".to_owned() } else { format!("{n} undecided calls") };
     let behind = s.behind.unwrap_or(0);
+    if let (false, None, Some(unit)) = (s.connected, s.waits_for, &s.start_unit) {
+        let state = s.start_unit_state.map(|state| format!(", which is {}", state.as_str())).unwrap_or_default();
+        return Some(format!("{unit}{state}"));
+    }
     Some(match s.waits_for? {
         api::Wait::Dom0 if behind > 1 => format!("dom0's decision about its call, beside {}", calls(behind - 1)),
         api::Wait::Dom0 => "dom0's decision about its call".to_owned(),
@@ -181,6 +186,7 @@ fn details(s: &api::Session) -> String {
         ("leads to", s.upstream.clone()),
         ("connected", s.dial_ms.map_or_else(|| "not yet".to_owned(), |ms| format!("after {ms} ms"))),
         ("waits for", wait(s).unwrap_or_default()),
+        ("on demand", s.start_unit.clone().filter(|_| s.connected).unwrap_or_default()),
         ("up", bytes(s.up_bytes)),
         ("down", bytes(s.down_bytes)),
         ("peer", s.peer.clone()),

@@ -12,6 +12,7 @@ use super::{
     row::{ListenerRow, RowState},
     service::{AskedService, print, print_json},
     socket_unit::{self, UnitRows},
+    start_unit,
 };
 use crate::{
     cli::{
@@ -28,6 +29,7 @@ use crate::{
     log::escape,
     report::{Code, Fatal},
     spec::{Beside, ConfigFault},
+    systemd::startable::StartableUnits,
 };
 
 /// What `status --json` prints: one object. Fields may be added.
@@ -42,6 +44,8 @@ pub(super) struct StatusReport {
     pub(super) listeners: Vec<ListenerRow>,
     /// What is wrong with the configuration, and what each fault does.
     pub(super) faults: Vec<String>,
+    /// The units that are started for sessions, while the service runs.
+    pub(super) start_units: Vec<api::StartedUnit>,
 }
 
 /// The service, as systemd and the service itself report it.
@@ -87,6 +91,10 @@ impl StatusReport {
         let listeners = std::mem::take(&mut self.listeners).into_iter().enumerate();
         self.listeners = listeners.filter(|(index, _)| meant.contains(index)).map(|(_, row)| row).collect();
         self.served = self.listeners.iter().all(|row| row.state.fine());
+        let named = |unit: &api::StartedUnit| {
+            self.listeners.iter().any(|row| row.start_unit.as_deref() == Some(unit.unit.as_str()))
+        };
+        self.start_units.retain(named);
         Ok(())
     }
 }
@@ -136,7 +144,10 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
     let units = if service.usual { socket_unit::all(service) } else { Vec::new() };
     let found: Vec<&FoundUnit> = units.iter().filter_map(|unit| unit.found.as_ref()).collect();
     let sockets = check::sockets(found, service.scope);
-    let loaded = sources.load(&Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) });
+    let loaded = sources.load(
+        &Beside { sockets: &sockets, no_namespaces: check::no_namespaces(service.scope) },
+        &StartableUnits::of(service.scope),
+    );
     let (config, plan) = (&loaded.config, loaded.config.plan().forwards);
     let faults = faults(live.as_ref(), &loaded.faults);
     let (mut listeners, others) = UnitRows::make(service, &units, config, live.as_ref());
@@ -159,7 +170,8 @@ fn gather(service: &AskedService, sources: &Sources) -> Result<StatusReport, Fat
         crashes: live.as_ref().and_then(|live| live.crashes),
         trouble,
     };
-    Ok(StatusReport { program: service.program.name, served, service: state, listeners, faults })
+    let start_units = live.map(|live| live.start_units).unwrap_or_default();
+    Ok(StatusReport { program: service.program.name, served, service: state, listeners, faults, start_units })
 }
 
 /// What is wrong with the configuration: as the service has read it, and in the files since then.
@@ -216,7 +228,7 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
     }
     let rows: Vec<_> = report.listeners.iter().map(row).collect();
     out += "\n";
-    out += &table::render(style, &COLUMNS, &rows);
+    out += &table::render_with_notes(style, &COLUMNS, &rows, |index| unit_of(report, index));
     // Ports of one range have one name, and often one reason.
     let mut told = BTreeSet::new();
     let reasons = report.listeners.iter().filter_map(|row| reason(style, row));
@@ -225,6 +237,14 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
         out.push('\n');
     }
     out + &reasons.concat()
+}
+
+/// The unit of a listener, below the last of consecutive listeners that start it.
+fn unit_of(report: &StatusReport, index: usize) -> Option<String> {
+    let name = report.listeners[index].start_unit.as_ref()?;
+    let next = report.listeners.get(index + 1).and_then(|next| next.start_unit.as_ref());
+    let unit = report.start_units.iter().find(|unit| unit.unit == *name).filter(|_| next != Some(name))?;
+    Some(start_unit::sentence(unit))
 }
 
 /// Why a listener is not as it should be, below the table: what to run has a line of its own.

@@ -37,7 +37,7 @@ use super::{
     forward::read_all,
     keys::Keys,
     plan::Plan,
-    weigh::{Beside, FaultScope, FoundFault, KnowsUser, Weighed, weigh},
+    weigh::{Beside, FaultScope, FoundFault, Machine, Weighed, weigh},
 };
 
 /// The text of a configuration file, or why it cannot be read.
@@ -158,19 +158,19 @@ struct Loading<'a> {
     files: Vec<FileCandidate>,
     arguments: Vec<(Keys, Vec<SpecFault>)>,
     beside: &'a Beside<'a>,
-    users: KnowsUser,
+    machine: Machine<'a>,
     weighed: Weighed,
     faults: Vec<ConfigFault>,
 }
 
-/// As [`load_knowing`], where every user is believed to exist.
+/// As [`load_knowing`], on a machine of which nothing is known ([`Machine::WILLING`]).
 pub fn load(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64) -> Loaded {
-    load_knowing(texts, last, beside, now, |_| true)
+    load_knowing(texts, last, beside, now, Machine::WILLING)
 }
 
 /// Loads a configuration. `last` has the texts that were in force before, `beside` what stands beside the
-/// configuration, `now` the time in seconds since 1970; `users` knows who exists.
-pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64, users: KnowsUser) -> Loaded {
+/// configuration, `now` the time in seconds since 1970; `machine` says what only the machine knows.
+pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u64, machine: Machine<'_>) -> Loaded {
     let drop_ins: HashMap<&str, &LastText> = last.drop_ins.iter().map(|last| (&*last.name, last)).collect();
     let of_drop_in = |name: &str| drop_ins.get(name).copied();
     let of_main = |name: &str| last.main.as_ref().filter(|last| last.name == name);
@@ -186,8 +186,8 @@ pub fn load_knowing(texts: &Texts, last: &LastTexts, beside: &Beside<'_>, now: u
         }
     }
     let arguments = read_all(&texts.forwards);
-    let weighed = weigh_all(&files, &arguments, beside, users);
-    let mut loading = Loading { files, arguments, beside, users, weighed, faults: Vec::new() };
+    let weighed = weigh_all(&files, &arguments, beside, machine);
+    let mut loading = Loading { files, arguments, beside, machine, weighed, faults: Vec::new() };
     let of_main_in_force = texts.main.as_ref().and_then(|text| of_main(&text.name));
     let (mut main, mut drop_ins) = (Vec::new(), Vec::new());
     for (index, file) in loading.files.iter().enumerate() {
@@ -209,9 +209,9 @@ fn weigh_all(
     files: &[FileCandidate],
     arguments: &[(Keys, Vec<SpecFault>)],
     beside: &Beside<'_>,
-    users: KnowsUser,
+    machine: Machine<'_>,
 ) -> Weighed {
-    weigh(&files.iter().map(|file| &file.read).collect::<Vec<_>>(), arguments, beside, users)
+    weigh(&files.iter().map(|file| &file.read).collect::<Vec<_>>(), arguments, beside, machine)
 }
 
 impl Loading<'_> {
@@ -230,7 +230,7 @@ impl Loading<'_> {
         for (index, old) in &faulty {
             files[*index] = FileCandidate::kept(old, files[*index].read.drop_in);
         }
-        let mut weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
+        let mut weighed = weigh_all(&files, &self.arguments, self.beside, self.machine);
         let tried = faulty.len();
         faulty.retain(|(index, old)| {
             let better = self.is_better(&weighed, *index, old);
@@ -240,7 +240,7 @@ impl Loading<'_> {
             better
         });
         if faulty.len() < tried {
-            weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
+            weighed = weigh_all(&files, &self.arguments, self.beside, self.machine);
         }
         for (index, _) in faulty {
             let own = self.weighed.own_faults(index);
@@ -276,7 +276,7 @@ impl Loading<'_> {
                 }
                 let mut files = self.files.clone();
                 files[index] = FileCandidate::kept(old, file.read.drop_in);
-                let weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
+                let weighed = weigh_all(&files, &self.arguments, self.beside, self.machine);
                 // No new fault in exchange.
                 if !there(&weighed) && weighed.faults.len() < self.weighed.faults.len() {
                     self.faults.push(ConfigFault { effect: FaultEffect::Kept, ..(&found).into() });
@@ -302,7 +302,7 @@ impl Loading<'_> {
         let Some(main) = main.filter(|_| !faulty.is_empty()) else { return };
         let mut files = self.files.clone();
         files[main] = FileCandidate::kept(old, false);
-        let weighed = weigh_all(&files, &self.arguments, self.beside, self.users);
+        let weighed = weigh_all(&files, &self.arguments, self.beside, self.machine);
         if faulty.iter().all(|index| weighed.own_faults(*index).next().is_none()) {
             for index in faulty {
                 let own = self.weighed.own_faults(index);
@@ -340,7 +340,7 @@ impl Loading<'_> {
                         index
                     }
                 };
-                let weighed = weigh_all(&files, &self.arguments, beside, self.users);
+                let weighed = weigh_all(&files, &self.arguments, beside, self.machine);
                 let entry = name.entry(&weighed.config).filter(|entry| entry.file == Some(index));
                 let Some(entry) = entry.filter(|_| name.resolve(*kind, &weighed.config).is_ok()) else { continue };
                 let label = entry.label().map(ToString::to_string).unwrap_or_default();

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::{Name, SocketKind};
+use crate::spec::{Name, SocketKind, StartUnit, UnitFlaw, UnitUse};
 
 const A: &str = "[[forward]]\nlabel = \"a\"\nlisten = \"127.0.0.1:1\"\ntarget = \"a:1\"\n";
 const B: &str = "[[forward]]\nlabel = \"b\"\nlisten = \"127.0.0.1:2\"\ntarget = \"b:1\"\n";
@@ -270,7 +270,8 @@ fn a_fault_of_an_argument_takes_the_forward_that_it_is_about() {
 fn a_list_with_a_user_who_does_not_exist_is_a_fault_of_its_forward_or_of_the_defaults_alone() {
     let unix = "[[forward]]\nlabel = \"u\"\nuds = \"/u\"\ntarget = \"u:1\"\n";
     let load = |text: &str, last: &LastTexts| {
-        load_knowing(&files(text, &[]), last, &Beside::NOTHING, 7, |name| name != "gone")
+        let machine = Machine { users: |name| name != "gone", ..Machine::WILLING };
+        load_knowing(&files(text, &[]), last, &Beside::NOTHING, 7, machine)
     };
     let own = format!("{unix}allow_uid = [\"root\", \"gone\"]\n{A}");
     let loaded = load(&own, &LastTexts::default());
@@ -281,6 +282,40 @@ fn a_list_with_a_user_who_does_not_exist_is_a_fault_of_its_forward_or_of_the_def
     assert_eq!(served(&loaded), ["a"]);
     let good = load(&format!("{unix}{A}"), &LastTexts::default());
     assert_eq!(served(&load(&own, &good.texts)), ["u", "a"]);
+}
+
+#[test]
+fn a_forward_with_a_unit_that_cannot_be_used_is_refused_and_all_units_are_asked_about_once() {
+    let asked = std::cell::RefCell::new(Vec::new());
+    let units = |uses: &[UnitUse<'_>]| {
+        asked.borrow_mut().push(uses.iter().map(|one| (one.unit.to_string(), one.stops)).collect::<Vec<_>>());
+        let flaw = |unit: &StartUnit| UnitFlaw { what: format!("{unit} is masked"), hint: "unmask it".to_owned() };
+        uses.iter().map(|one| (one.unit.as_str() == "gone.service").then(|| flaw(one.unit))).collect()
+    };
+    let machine = Machine { units: &units, ..Machine::WILLING };
+    let load =
+        |text: &str, beside: &Beside<'_>, last: &LastTexts| load_knowing(&files(text, &[]), last, beside, 7, machine);
+    let unit = |name: &str| format!("start_unit = \"{name}\"\n");
+    let stops = "stop_when_idle = 60\n";
+    let faulty = format!("{A}{}{B}{}{stops}", unit("gone"), unit("there"));
+    let loaded = load(&faulty, &Beside::NOTHING, &LastTexts::default());
+    assert_eq!((served(&loaded), loaded.faults.len()), (vec!["b".to_owned()], 1));
+    let told = loaded.faults[0].to_string();
+    assert!(told.contains("start_unit: gone.service is masked") && told.contains("unmask it"), "{told}");
+    let both = [("gone.service".to_owned(), false), ("there.service".to_owned(), true)];
+    assert_eq!(asked.take(), [both]);
+    // Without such a unit nobody is asked.
+    load(&format!("{A}{B}"), &Beside::NOTHING, &LastTexts::default());
+    assert_eq!(asked.take().len(), 0);
+    // The last good text stays in force; behind a socket the forward is refused, too.
+    let good = load(&format!("{A}{B}"), &Beside::NOTHING, &LastTexts::default());
+    assert_eq!(served(&load(&faulty, &Beside::NOTHING, &good.texts)), ["a", "b"]);
+    let sockets = [("n".to_owned(), SocketKind::Tcp)];
+    let text = format!("[defaults]\n{stops}[[forward]]\nlabel = \"n\"\ntarget = \"127.0.0.1:1\"\n{}", unit("gone"));
+    asked.take();
+    let loaded = load(&text, &Beside { sockets: &sockets, ..Beside::NOTHING }, &LastTexts::default());
+    assert_eq!(asked.take(), [[("gone.service".to_owned(), true)]]);
+    assert!(fdname::resolve("n", SocketKind::Tcp, &loaded.config).is_err());
 }
 
 #[test]

@@ -63,7 +63,15 @@ impl Reading<'_> {
             KeyName::RetryTimeout if only_calls => {
                 Some(("a qrexec call is not connected", "setup_timeout is its limit"))
             }
-            KeyName::RetryTimeout if self.datagram => Some(("datagrams are sent to whoever is there", leave)),
+            KeyName::StartUnit if calls => {
+                Some(("a qrexec call leads to another qube, and a unit of this system is not what answers it", leave))
+            }
+            KeyName::StopWhenIdle if self.keys.start_unit.is_none() => {
+                Some(("it stops a unit that this forward has started", "start_unit=NAME.service names that unit"))
+            }
+            KeyName::RetryTimeout if self.datagram && self.keys.start_unit.is_none() => {
+                Some(("datagrams are sent to whoever is there", leave))
+            }
             KeyName::SetupTimeout | KeyName::MaxSetups if !calls => {
                 Some(("no qrexec call is made", "connect_timeout limits a dial"))
             }

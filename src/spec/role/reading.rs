@@ -378,6 +378,8 @@ impl Reading<'_> {
             max_connections: pick!(self, max_connections).map_or(default.max_connections, |count| count.0.get()),
             connect_timeout: pick!(self, connect_timeout).map_or(default.connect_timeout, |timeout| timeout.0),
             retry_timeout: pick!(self, retry_timeout).map(|pause| pause.0),
+            start_unit: self.keys.start_unit.as_ref().map(|unit| unit.value().clone()),
+            stop_when_idle: pick!(self, stop_when_idle).filter(|_| self.keys.start_unit.is_some()).map(|time| time.0),
             setup_timeout: pick!(self, setup_timeout).map_or(default.setup_timeout, |timeout| timeout.0),
             max_setups: pick!(self, max_setups).map_or(default.max_setups, |count| count.0.get()),
             max_calls: pick!(self, max_calls).map(|count| count.0.get()).or(default.max_calls),

@@ -120,6 +120,10 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
             "listen=127.0.0.1:1,qrexec=work svc,connect_timeout=1,retry_timeout=1,bind_device=lo",
             &["connect_timeout does", "retry_timeout does", "bind_device does"],
         ),
+        ("listen=127.0.0.1:1,qrexec=work svc,start_unit=a", &["start_unit does nothing here: a qrexec call"]),
+        ("listen=127.0.0.1:1,uds=/a,qrexec=work svc,start_unit=a,stop_when_idle=9", &["start_unit does nothing here"]),
+        ("listen=127.0.0.1:1,target=a:1,stop_when_idle=9", &["stop_when_idle does nothing here: it stops a unit"]),
+        ("udp_listen=127.0.0.1:1,udp_target=a:1,retry_timeout=9", &["retry_timeout does nothing here"]),
     ] {
         let faults = own(text).expect_err(text);
         assert_eq!(faults.0.len(), whats.len(), "{text}: {faults}");
@@ -225,4 +229,32 @@ fn without_options_the_documented_defaults_hold() {
     let times = [options.connect_timeout, options.setup_timeout, options.drain_timeout, options.udp_idle_timeout];
     assert_eq!(times.map(|time| time.as_secs()), [10, 300, 5, 600]);
     assert!(options.keepalive == Keepalive::On && options.idle_timeout.is_none());
+}
+
+#[test]
+fn a_unit_is_started_for_streams_and_datagrams_and_waited_for() {
+    let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
+    for text in [
+        "listen=127.0.0.1:1,target=a:1,start_unit=ai,stop_when_idle=600",
+        "listen=127.0.0.1:1,uds=/a,start_unit=ai,stop_when_idle=600",
+        "listen=127.0.0.1:1,uds=/a,target=a:1,start_unit=ai,stop_when_idle=600",
+        "udp_listen=127.0.0.1:1,udp_target=a:1,start_unit=ai,stop_when_idle=10min",
+        "listen=127.0.0.1:1-9,target=a:1-9,start_unit=ai.service,stop_when_idle=600",
+    ] {
+        let options = own(text).expect(text).options;
+        assert_eq!(options.start_unit.as_ref().map(|unit| unit.as_str()), Some("ai.service"), "{text}");
+        assert_eq!(seconds(options.stop_when_idle), Some(600), "{text}");
+        assert_eq!([true, false].map(|unix| options.retry_for(unix).as_secs()), [120, 120], "{text}");
+    }
+    let udp = own("udp_listen=127.0.0.1:1,udp_target=a:1,start_unit=ai,retry_timeout=9").unwrap().options;
+    assert_eq!((udp.retry_for(false).as_secs(), udp.stop_when_idle), (9, None));
+    let text = "[defaults]\nstop_when_idle = 60\n";
+    let defaults = Config::gather(Some(("x", text)), [""; 0]).unwrap().0.defaults;
+    let stops =
+        |text: &str| seconds(mean(&forward(text).unwrap(), ListenSide::Own, &defaults).unwrap().options.stop_when_idle);
+    assert_eq!(stops("listen=127.0.0.1:1,target=a:1,start_unit=a"), Some(60));
+    assert_eq!(stops("listen=127.0.0.1:1,target=a:1"), None);
+    assert_eq!(stops("listen=127.0.0.1:2,qrexec=work svc"), None);
+    let faults = Config::gather(Some(("x", "[defaults]\nstart_unit = \"a\"\n")), [""; 0]).unwrap_err();
+    assert!(faults.to_string().contains("start_unit cannot be a default"), "{faults}");
 }

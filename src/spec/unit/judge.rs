@@ -57,6 +57,8 @@ pub enum Consequence {
     Circle,
     /// Connections go to another place than is written.
     Misled,
+    /// Two services start one unit, and each may stop it while clients of the other one use it.
+    SharedUnit,
     /// It is served; something else is to be known.
     Served,
 }

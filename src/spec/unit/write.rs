@@ -55,7 +55,8 @@ impl Config {
                 Legs::Two { front, back } => {
                     let beyond =
                         [KeyName::Target, KeyName::Qrexec, KeyName::Namespace, KeyName::SetnsPath, KeyName::AllowUid];
-                    let beyond = [&beyond[..], &[KeyName::Source, KeyName::BindDevice]].concat();
+                    let more = [KeyName::Source, KeyName::BindDevice, KeyName::StartUnit, KeyName::StopWhenIdle];
+                    let beyond = [&beyond[..], &more].concat();
                     units.push(unit(prefix, &stem, entry, front, &defaults, &beyond));
                     let before = [KeyName::Uds, KeyName::AllowFrom, KeyName::ProxyProtocol];
                     units.push(unit(prefix, &format!("{stem}-endpoint"), entry, back, &defaults, &before));

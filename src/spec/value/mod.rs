@@ -11,6 +11,7 @@ mod network;
 mod place;
 mod quantity;
 mod raw;
+mod start_unit;
 mod word;
 
 pub use account::{Account, Owner};
@@ -20,7 +21,8 @@ pub use mode::FileMode;
 pub use network::Network;
 pub(super) use place::UdsDir;
 pub use place::{NetnsName, NetnsPath};
-pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Responses, Timeout};
+pub use quantity::{Backlog, BufferSize, Count, Idle, Pause, Responses, StopWhenIdle, Timeout};
 pub use raw::Many;
 pub(super) use raw::{Raw, Value};
+pub use start_unit::StartUnit;
 pub use word::{LogLevel, OnRemove, ProxyProtocol};

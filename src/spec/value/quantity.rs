@@ -58,6 +58,10 @@ pub struct Pause(pub(in crate::spec) Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Idle(pub(in crate::spec) Option<Duration>);
 
+/// How long a unit that a forward has started runs on without sessions: at least 1 s, at most 366 days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StopWhenIdle(pub(in crate::spec) Duration);
+
 /// A number of things at once, 1 to 2^30.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Count(pub(in crate::spec) NonZeroU32);
@@ -107,6 +111,21 @@ impl Value for Idle {
 
     fn texts(&self) -> Vec<Vec<u8>> {
         vec![self.0.map_or("0".to_owned(), seconds).into_bytes()]
+    }
+}
+
+impl Value for StopWhenIdle {
+    fn read(raw: Raw<'_>) -> Result<Self, Flaw> {
+        let time = time(raw)?;
+        if time < Duration::from_secs(1) {
+            let what = "a unit that stops within 1 s of its last session would be started for nearly every session";
+            return Err(Flaw::new(0..0, what).note("at least 1 s; without the key the unit is never stopped"));
+        }
+        Ok(Self(time))
+    }
+
+    fn texts(&self) -> Vec<Vec<u8>> {
+        vec![seconds(self.0).into_bytes()]
     }
 }
 
@@ -234,6 +253,16 @@ mod tests {
         }
         assert_eq!(text("90"), Ok(Idle(Some(Duration::from_secs(90)))));
         assert!(Idle::read(Raw::Boolean(true)).is_err());
+    }
+
+    #[test]
+    fn a_unit_runs_on_for_at_least_a_second() {
+        assert_eq!(text("600"), Ok(StopWhenIdle(Duration::from_secs(600))));
+        assert_eq!(text("10min"), Ok(StopWhenIdle(Duration::from_secs(600))));
+        assert_eq!(text("1"), Ok(StopWhenIdle(Duration::from_secs(1))));
+        for bad in ["0", "0.999", "999ms", "off", "never", ""] {
+            assert!(text::<StopWhenIdle>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

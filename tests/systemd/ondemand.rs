@@ -1,0 +1,547 @@
+//! Units that are started at the first connection and stopped when nobody uses them, by a real systemd.
+//!
+//! The program of each unit is this test binary ([`the_program_of_a_unit`]): an echo server that can come late.
+
+use std::{
+    env, fs,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::unix::net::{UnixDatagram, UnixListener},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    service::{enable_now, message_id, property, service_drop_in, socket},
+    support::{Wire, eventually, sample},
+    tree::{As, PROGRAMS, attempt, shell},
+};
+
+/// What the program of a unit is to do: words, `tcp:8001`, `udp:8001`, `unix:/run/x`, `notify`, `fail`, `late:MS` (it
+/// listens late), `slow:MS` (all of it comes late).
+const PROGRAM: &str = "FORWARDER_PROGRAM";
+
+#[test]
+fn the_program_of_a_unit() {
+    let Ok(words) = env::var(PROGRAM) else { return };
+    let value = |name: &str| words.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+    let pause = |name| thread::sleep(Duration::from_millis(value(name).map_or(0, |ms| ms.parse().expect("a number"))));
+    pause("slow");
+    if words.contains("fail") {
+        eprintln!("the model file is missing");
+        std::process::exit(3);
+    }
+    pause("late");
+    if let Some(port) = value("udp") {
+        let socket = UdpSocket::bind(format!("127.0.0.1:{port}")).expect("a free port");
+        let mut buffer = [0; 2048];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..n], from).expect("it is sent");
+        }
+    }
+    let tcp = value("tcp").map(|port| TcpListener::bind(format!("127.0.0.1:{port}")).expect("a free port"));
+    let unix = value("unix").map(|path| {
+        let _ = fs::remove_file(path);
+        UnixListener::bind(path).expect("a free path")
+    });
+    if words.contains("notify") {
+        let socket = UnixDatagram::unbound().expect("a socket");
+        let at = env::var("NOTIFY_SOCKET").expect("Type=notify");
+        socket.send_to(b"READY=1", at).expect("systemd listens");
+    }
+    loop {
+        let wire = match (&tcp, &unix) {
+            (Some(tcp), _) => tcp.accept().map(|(stream, _)| Wire::Tcp(stream)),
+            (None, Some(unix)) => unix.accept().map(|(stream, _)| Wire::Unix(stream)),
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        };
+        let mut wire = wire.expect("a listener");
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = wire.read(&mut buffer) {
+                let _ = wire.write_all(&buffer[..n]);
+            }
+        });
+    }
+}
+
+/// The words that make a manager this one: `systemctl` and `journalctl` of the system, or of the user.
+#[derive(Clone, Copy)]
+struct Of {
+    user: bool,
+}
+
+const SYSTEM: Of = Of { user: false };
+
+impl Of {
+    fn flag(self) -> &'static str {
+        if self.user { "--user" } else { "--system" }
+    }
+
+    fn unit_file(self, name: &str, text: &str) {
+        if self.user {
+            return crate::tree::user_unit(name, text);
+        }
+        let path = Path::new("/etc/systemd/system").join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("root's own tree");
+        fs::write(path, text).expect("root's own tree");
+    }
+
+    /// Writes a service whose program does what `words` say.
+    fn service(self, name: &str, words: &str, more: &str) {
+        let kind = if words.contains("notify") { "notify" } else { "simple" };
+        self.unit_file(
+            &format!("{name}.service"),
+            &format!(
+                "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType={kind}\nEnvironment=\"{PROGRAM}={words}\"\n\
+                 ExecStart=/{PROGRAMS}/deps/systemd --exact ondemand::the_program_of_a_unit --nocapture\n{more}\n"
+            ),
+        );
+    }
+
+    #[track_caller]
+    fn systemctl(self, words: &str) -> String {
+        shell(&format!("systemctl {} {words}", self.flag()))
+    }
+
+    fn state(self, name: &str) -> String {
+        attempt(&format!("systemctl {} show -p ActiveState --value {name}.service", self.flag())).1
+    }
+
+    /// The messages of the events of this kind about that unit.
+    fn told(self, kind: &str, name: &str) -> Vec<String> {
+        let id = message_id(kind);
+        let all = attempt(&format!("journalctl {} -q -o cat MESSAGE_ID={id}", self.flag())).1;
+        all.lines().filter(|line| line.contains(&format!("{name}.service"))).map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn wait_for(self, kind: &str, name: &str, part: &str) {
+        eventually(&format!("a {kind} of {name} with {part:?}: {:?}", self.told(kind, name)), || {
+            self.told(kind, name).iter().any(|message| message.contains(part))
+        });
+    }
+
+    #[track_caller]
+    fn wait_for_state(self, name: &str, state: &str) {
+        eventually(&format!("{name} is {state}"), || self.state(name) == state);
+    }
+}
+
+#[track_caller]
+fn port(port: u16) -> Wire {
+    Wire::tcp(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+#[track_caller]
+fn echoes(wire: &mut Wire) {
+    wire.write_all(b"hello").expect("it is connected");
+    wire.expect(b"hello");
+}
+
+/// A session through `from`, from its beginning to its end.
+#[track_caller]
+fn visit(from: u16) {
+    echoes(&mut port(from));
+}
+
+/// One forward of a file.
+fn forward(listen: u16, to: u16, more: &str) -> String {
+    format!("[[forward]]\nlisten = \"127.0.0.1:{listen}\"\ntarget = \"127.0.0.1:{to}\"\n{more}\n")
+}
+
+/// The keys of a unit, in a file.
+fn unit(name: &str, idle: u32) -> String {
+    format!("start_unit = \"{name}\"\nstop_when_idle = {idle}\n")
+}
+
+fn configure(forwards: &[String]) {
+    fs::write("/etc/pfwd.toml", forwards.concat()).expect("root's own tree");
+}
+
+#[track_caller]
+fn reload(forwards: &[String]) {
+    configure(forwards);
+    shell("systemctl reload pfwd.service");
+}
+
+#[track_caller]
+fn serve(forwards: &[String]) {
+    configure(forwards);
+    shell("systemctl daemon-reload; systemctl start pfwd.service");
+}
+
+#[test]
+fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_session_of_both_its_listeners() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("hundred", As::Root, || {
+        let of = SYSTEM;
+        of.service("one", "tcp:8001 notify slow:500", "");
+        of.service("two", "tcp:8002 late:300", "");
+        of.service("path", "unix:/run/path.sock", "");
+        of.service("slow", "tcp:8003 notify slow:3000", "");
+        of.service("never", "tcp:8001", "");
+        of.service("again", "tcp:8004 notify", "Restart=always\nRestartSec=100ms");
+        let uds = "[[forward]]\nlisten = \"127.0.0.1:2005\"\nuds = \"/run/path.sock\"\n".to_owned() + &unit("path", 1);
+        let slow_start = forward(2006, 8003, "start_unit = \"slow\"\nstop_when_idle = 1\nretry_timeout = 60\n");
+        serve(&[
+            forward(2001, 8001, &unit("one", 1)),
+            forward(2002, 8001, &unit("one.service", 2)),
+            forward(2003, 8002, &unit("two", 1)),
+            uds,
+            slow_start,
+            forward(2004, 8004, &unit("again", 1)),
+            forward(2007, 8001, &(unit("never", 1) + "allow_from = [\"192.0.2.0/24\"]\n")),
+        ]);
+        thread::scope(|scope| {
+            scope.spawn(|| visit(2005));
+            scope.spawn(|| visit(2006));
+            scope.spawn(|| {
+                let mut wires: Vec<_> = (0..10).map(|_| port(2003)).collect();
+                wires.iter_mut().for_each(echoes);
+            });
+            scope.spawn(|| {
+                visit(2004);
+                let invocation = || of.systemctl("show -p InvocationID --value again.service");
+                let before = invocation();
+                of.systemctl("kill -s KILL again.service");
+                eventually("Restart= has begun another", || invocation() != before && of.state("again") == "active");
+            });
+            scope.spawn(|| port(2007).expect_reset());
+            let mut wires: Vec<_> = (0..100).map(|_| port(2001)).collect();
+            wires.iter_mut().for_each(echoes);
+            let mut other = port(2002);
+            echoes(&mut other);
+            drop(wires);
+            // The unit is used for longer than both listeners let it be idle.
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(2500) {
+                echoes(&mut other);
+                thread::sleep(Duration::from_millis(50));
+            }
+            assert_eq!(of.state("one"), "active");
+        });
+        for name in ["one", "two", "path", "slow", "again"] {
+            of.wait_for_state(name, "inactive");
+            let idle = if name == "one" { "after 2 s without a session" } else { "after 1 s without a session" };
+            of.wait_for("unit-stopped", name, idle);
+            let told = ["unit-start", "unit-ready", "unit-stopped"].map(|kind| of.told(kind, name).len());
+            assert_eq!(told, [1, 1, 1], "{name}");
+        }
+        assert_eq!(of.told("unit-start", "never").len() + of.told("unit-failed", "never").len(), 0, "allow_from");
+        assert_eq!(
+            attempt("journalctl -q -o cat -p warning -t pfwd | grep -vE 'not in allow_from|LimitNOFILE' || true").1,
+            ""
+        );
+        // A stop of the service stops no unit.
+        visit(2001);
+        shell("systemctl stop pfwd.service");
+        assert_eq!(of.state("one"), "active");
+        of.wait_for("unit-not-stopped", "one", "left running");
+        assert!(!Path::new("/run/pfwd").exists());
+    });
+}
+
+#[test]
+fn a_unit_that_fails_resets_its_clients_with_its_last_line_and_is_not_started_anew_for_each() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("fails", As::Root, || {
+        let of = SYSTEM;
+        of.service("notify", "tcp:8001 notify fail", "");
+        of.service("simple", "tcp:8002 slow:100 fail", "");
+        for name in ["masked", "nowhere"] {
+            of.service(name, "tcp:8003", "");
+        }
+        serve(&[
+            forward(2001, 8001, &unit("notify", 1)),
+            forward(2002, 8002, &unit("simple", 1)),
+            forward(2003, 8003, &unit("masked", 1)),
+            forward(2004, 8003, &unit("nowhere", 1)),
+        ]);
+        // The service has looked at them when it began; one that goes later is found at the start.
+        shell(
+            "cd /etc/systemd/system; rm masked.service nowhere.service; systemctl mask --quiet masked.service; \
+             systemctl daemon-reload",
+        );
+        for (listen, name, why) in [
+            (2001, "notify", "the model file is missing; not tried again for 1 s"),
+            (2002, "simple", "the model file is missing; not tried again for 1 s"),
+            (2003, "masked", "it is masked"),
+            (2004, "nowhere", "there is no such unit"),
+        ] {
+            let mut wires: Vec<_> = (0..10).map(|_| port(listen)).collect();
+            wires.iter_mut().for_each(Wire::expect_reset);
+            of.wait_for("unit-failed", name, why);
+            of.wait_for("session-failed", name, why);
+            let told = of.told("unit-failed", name).len();
+            assert!(told <= 2, "{name}: {told} failures told");
+        }
+        let starts = shell("journalctl -q -o cat -u notify.service -u simple.service | grep -c missing");
+        assert!(starts.parse::<u32>().expect("a number") <= 4, "{starts} starts for 20 clients");
+        // It is mended: the next client after the pause is served.
+        of.service("notify", "tcp:8001 notify", "");
+        shell("systemctl daemon-reload");
+        eventually("a client is served", || {
+            let mut wire = port(2001);
+            let _ = wire.write_all(b"x");
+            wire.read(&mut [0]).is_ok_and(|n| n == 1)
+        });
+    });
+}
+
+#[test]
+fn a_unit_that_others_have_or_need_is_not_stopped_and_one_line_says_why() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("others", As::Root, || {
+        let of = SYSTEM;
+        let names = ["by-hand", "restarted", "needed", "enabled", "refuses", "connected"];
+        let mut forwards = Vec::new();
+        for (n, name) in (0u16..).zip(names) {
+            of.service(name, &format!("tcp:{} notify", 8001 + n), "[Install]\nWantedBy=multi-user.target");
+            forwards.push(forward(2001 + n, 8001 + n, &unit(name, 1)));
+        }
+        of.unit_file("needs.service", "[Unit]\nRequires=needed.service\n[Service]\nExecStart=/bin/sleep infinity\n");
+        serve(&forwards);
+        shell("systemctl enable --quiet enabled.service; systemctl start by-hand.service");
+        let mut wires: Vec<_> = (0..6).map(|n| port(2001 + n)).collect();
+        wires.iter_mut().for_each(echoes);
+        shell("systemctl restart restarted.service; systemctl start needs.service");
+        of.unit_file("refuses.service.d/stop.conf", "[Unit]\nRefuseManualStop=yes\n");
+        shell("systemctl daemon-reload");
+        let mut foreign = port(8006);
+        echoes(&mut foreign);
+        drop(wires);
+        for (name, why) in names.into_iter().zip([
+            "somebody else started it",
+            "somebody else started it, or restarted it",
+            "needs.service is active",
+            "multi-user.target is active",
+            "RefuseManualStop=yes",
+            "somebody else is connected to 127.0.0.1:8006",
+        ]) {
+            if name != "by-hand" {
+                of.wait_for("unit-not-stopped", name, why);
+            }
+        }
+        for name in names {
+            assert_eq!(of.state(name), "active", "{name}");
+            assert_eq!(of.told("unit-stopped", name).len(), 0, "{name}");
+            assert!(of.told("unit-not-stopped", name).len() <= 1, "{name}");
+        }
+        assert_eq!(of.told("unit-start", "by-hand").len(), 0);
+        echoes(&mut foreign);
+        drop(foreign);
+        shell("systemctl stop needs.service");
+        for name in ["connected", "needed"] {
+            of.wait_for_state(name, "inactive");
+        }
+    });
+}
+
+#[test]
+fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("over", As::Root, || {
+        let of = SYSTEM;
+        let names = ["restart", "removed", "changed", "gone", "kept", "killed", "starting", "left", "held", "long"];
+        for (n, name) in (0u16..).zip(names) {
+            let slow = if ["starting", "left"].contains(&name) { "slow:2500" } else { "" };
+            of.service(name, &format!("tcp:{} notify {slow}", 8001 + n), "");
+        }
+        of.service("other", "tcp:8099 notify", "");
+        let idle = |name: &str| if name == "restart" { 3 } else { 2 };
+        let all: Vec<_> =
+            (0u16..).zip(names).map(|(n, name)| forward(2001 + n, 8001 + n, &unit(name, idle(name)))).collect();
+        serve(&all);
+        thread::scope(|scope| (0..6).for_each(|n| _ = scope.spawn(move || visit(2001 + n))));
+        let mut long = port(2010);
+        echoes(&mut long);
+        let mut held = port(2009);
+        echoes(&mut held);
+        // All of them are idle from here on but for the last two.
+        let mut changed = all.clone();
+        changed[1] = forward(2002, 8002, "");
+        changed[2] = forward(2003, 8099, &unit("other", 2));
+        changed.remove(3);
+        changed[3] = forward(2005, 8005, "start_unit = \"kept\"\n");
+        changed[7] = forward(2009, 8009, "");
+        reload(&changed);
+        thread::sleep(Duration::from_millis(1000)); // a part of the idle time passes
+        shell("systemctl restart pfwd.service");
+        for (name, after) in [("restart", 3), ("removed", 2), ("changed", 2), ("gone", 2), ("killed", 2)] {
+            of.wait_for_state(name, "inactive");
+            of.wait_for("unit-stopped", name, &format!("after {after} s without a session"));
+        }
+        assert_eq!(of.state("kept"), "active", "its listener lets it be idle for ever");
+        assert_eq!(of.state("held"), "active", "its session lives on a route that no listener has any more");
+        echoes(&mut held);
+        echoes(&mut long);
+        drop(held);
+        of.wait_for_state("held", "inactive");
+        // A crash while systemctl start runs: one client waits on, another one leaves.
+        let (mut stays, leaves) = (port(2007), port(2008));
+        stays.write_all(b"x").expect("it is accepted");
+        for name in ["starting", "left"] {
+            of.wait_for_state(name, "activating");
+        }
+        shell("systemctl kill --kill-whom=main -s KILL pfwd.service");
+        drop(leaves);
+        stays.expect(b"x");
+        echoes(&mut long);
+        of.wait_for_state("left", "inactive");
+        of.wait_for("unit-stopped", "left", "without a session");
+        assert_eq!(of.told("unit-start", "left").len(), 1);
+        // A restart while it runs, and a crash while the unit is idle.
+        drop(stays);
+        of.wait_for_state("starting", "inactive");
+        let mut waits = port(2007);
+        waits.write_all(b"y").expect("it is accepted");
+        of.wait_for_state("starting", "activating");
+        shell("systemctl restart pfwd.service");
+        waits.expect(b"y");
+        drop((waits, long));
+        shell("systemctl kill --kill-whom=main -s KILL pfwd.service");
+        for name in ["starting", "long"] {
+            of.wait_for_state(name, "inactive");
+        }
+        for name in ["restart", "removed", "changed", "gone", "killed", "left", "held", "long"] {
+            let told = ["unit-start", "unit-stopped", "unit-not-stopped"].map(|kind| of.told(kind, name).len());
+            assert_eq!(told, [1, 1, 0], "{name}");
+        }
+        assert_eq!(of.state("kept"), "active");
+        assert_eq!(of.told("unit-stopped", "kept").len(), 0);
+    });
+}
+
+/// Clients that come around the deadline, each of which must get its echo.
+fn arrivals(ports: &[u16], each: usize) {
+    thread::scope(|scope| {
+        for from in ports {
+            scope.spawn(move || {
+                let mut dice = u64::from(*from);
+                for n in 0..each {
+                    let mut wire = port(*from);
+                    wire.write_all(b"hello").unwrap_or_else(|e| panic!("{from}, client {n}: {e}"));
+                    let mut bytes = [0; 5];
+                    wire.read_exact(&mut bytes).unwrap_or_else(|e| panic!("{from}, client {n}: {e}"));
+                    drop(wire);
+                    dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    // -30 to +60 ms around the deadline
+                    thread::sleep(Duration::from_millis(970 + (dice >> 33) % 90));
+                }
+            });
+        }
+    });
+}
+
+/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
+/// stop is ours.
+#[track_caller]
+fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u16)])) {
+    let names: Vec<_> = (0..services).map(|n| (format!("u{n}"), n)).collect();
+    for (name, n) in &names {
+        let kind = if n % 2 == 0 { "notify slow:30" } else { "late:30" };
+        of.service(name, &format!("tcp:{} {kind}", 8001 + n), &format!("ExecStop=/bin/sleep 0.0{}", n % 5));
+    }
+    forwards(&names);
+    let ports: Vec<u16> = (2001..2001 + services).collect();
+    arrivals(&ports, each);
+    let mut stops = 0;
+    for (name, _) in &names {
+        of.wait_for_state(name, "inactive");
+        assert_eq!(of.told("unit-not-stopped", name), [""; 0]);
+        assert_eq!(of.told("unit-failed", name), [""; 0]);
+        let [started, stopped] = ["unit-start", "unit-stopped"].map(|kind| of.told(kind, name).len());
+        // A stop that waits in the queue still is cancelled by the next start, which then begins nothing.
+        assert!(started <= stopped, "{name}: {started} starts, {stopped} stops");
+        stops += stopped;
+    }
+    println!("SAMPLE {} arrivals, {stops} stops", usize::from(services) * each);
+    assert!(stops > each, "{stops} stops: the arrivals have missed the deadlines");
+}
+
+#[test]
+fn clients_that_come_around_the_deadline_are_all_served() {
+    let Some(tree) = tree!() else { return };
+    let each = sample("arrivals at each of 8 services", 6, 156);
+    for n in 0..if each > 6 { 4 } else { 1 } {
+        tree.boot(&format!("arrivals {n}"), As::Root, || {
+            storm(SYSTEM, 8, each, |names| {
+                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 1));
+                serve(&names.iter().map(one).collect::<Vec<_>>());
+            });
+        });
+    }
+}
+
+#[test]
+fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_stays_for_that() {
+    let Some(tree) = tree!() else { return };
+    let each = sample("arrivals at each of 4 services", 4, 150);
+    tree.boot("user", As::Tester, || {
+        service_drop_in("idle", "[Service]\nExecStart=\nExecStart=/usr/bin/qrexec-connect serve --exit-idle-time=1\n");
+        storm(Of { user: true }, 4, each, |names| {
+            for (name, n) in names {
+                let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=1", 8001 + n);
+                socket(name, &format!("127.0.0.1:{}", 2001 + n), &target);
+            }
+            let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+            enable_now(&names);
+        });
+        // The service ends when there is nothing more to stop.
+        eventually("it has ended", || property("ActiveState") == "inactive");
+        visit(2001);
+    });
+}
+
+/// Fifty datagrams through a listener come back in order, each once.
+#[track_caller]
+fn fifty_datagrams(to: u16, between: impl FnOnce()) {
+    let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    asker.connect(("127.0.0.1", to)).expect("an address");
+    asker.set_read_timeout(Some(Duration::from_secs(20))).expect("not zero");
+    for n in 0..50u8 {
+        asker.send(&[n]).expect("it is sent");
+    }
+    between();
+    let mut answers = Vec::new();
+    while answers.len() < 50 {
+        let mut buffer = [0; 16];
+        let n = asker.recv(&mut buffer).unwrap_or_else(|e| panic!("after {answers:?}: {e}"));
+        assert_eq!(n, 1);
+        answers.push(buffer[0]);
+    }
+    assert_eq!(answers, (0..50).collect::<Vec<u8>>());
+}
+
+#[test]
+fn datagrams_wait_for_their_unit_and_come_in_order_over_a_restart_too() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("udp", As::Root, || {
+        let of = SYSTEM;
+        let udp = |listen: u16, to: u16, name: &str| {
+            format!(
+                "[[forward]]\nudp_listen = \"127.0.0.1:{listen}\"\nudp_target = \"127.0.0.1:{to}\"\n\
+                 udp_idle_timeout = 1\n{}",
+                unit(name, 1)
+            )
+        };
+        of.service("late", "udp:8001 late:400", "");
+        of.service("slow", "udp:8002", "ExecStartPre=/bin/sleep 2");
+        of.service("bad", "udp:8003 fail", "");
+        serve(&[udp(2001, 8001, "late"), udp(2002, 8002, "slow"), udp(2003, 8003, "bad")]);
+        fifty_datagrams(2001, || {});
+        fifty_datagrams(2002, || {
+            of.wait_for_state("slow", "activating");
+            shell("systemctl restart pfwd.service");
+        });
+        let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        asker.send_to(b"x", "127.0.0.1:2003").expect("it is sent");
+        of.wait_for("session-failed", "bad", "the model file is missing");
+        for name in ["late", "slow"] {
+            of.wait_for_state(name, "inactive");
+            assert_eq!(of.told("unit-start", name).len(), 1, "{name}");
+        }
+    });
+}
