@@ -148,7 +148,7 @@ fn sessions_of_every_kind_go_on_after_kills_and_those_that_cannot_are_reported()
 fn many_sessions_between_tcp_sockets_go_on_after_kill_after_kill() {
     let Some(tree) = tree!() else { return };
     tree.boot("many", As::Tester, || {
-        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001,max_connections=8000");
         service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
         enable_now(&["tcp"]);
         let mut crowd = Crowd::new();
