@@ -41,6 +41,8 @@ struct World {
     /// Requests of one process under way.
     asking: usize,
     users: usize,
+    /// Those that are connected.
+    connected: usize,
     starts: usize,
     stops: usize,
     /// The start fails.
@@ -194,6 +196,9 @@ impl Manager for Model {
                         return;
                     }
                     (now.stop_queued, now.deactivating) = (false, true);
+                    if now.connected > 0 {
+                        now.faults.push("a session was cut".into());
+                    }
                 }
                 sleep(Duration::from_millis(40)).await;
                 lock(&later).end();
@@ -339,7 +344,9 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
                 clients.spawn(async move {
                     let outcome = connect(&used, &world).await;
                     if outcome.is_ok() {
+                        lock(&world).connected += 1;
                         sleep(Duration::from_millis(stays.into())).await;
+                        lock(&world).connected -= 1;
                     }
                     lock(&world).users -= 1;
                     drop(used);
@@ -379,7 +386,10 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
                 }
                 clients.abort_all();
                 while clients.join_next().await.is_some() {}
-                lock(&world).users = 0;
+                {
+                    let mut now = lock(&world);
+                    (now.users, now.connected) = (0, 0);
+                }
                 let orphaned = lock(&world).asking > 0 || lock(&world).activating;
                 service = Service::begin(&world, directory);
                 service.backends.begin();
