@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    backend::UnitUse,
+    backend::BackendUse,
     backends::Backends,
     look::{Look, UnitState},
     manager::{Manager, ManagerAnswer},
@@ -41,6 +41,8 @@ struct World {
     /// Requests of one process under way.
     asking: usize,
     users: usize,
+    /// Those that are connected.
+    connected: usize,
     starts: usize,
     stops: usize,
     /// The start fails.
@@ -194,6 +196,9 @@ impl Manager for Model {
                         return;
                     }
                     (now.stop_queued, now.deactivating) = (false, true);
+                    if now.connected > 0 {
+                        now.faults.push("a session was cut".into());
+                    }
                 }
                 sleep(Duration::from_millis(40)).await;
                 lock(&later).end();
@@ -236,7 +241,7 @@ fn clock() -> u64 {
 struct Service {
     backends: Arc<Backends>,
     model: Model,
-    sessions: BTreeMap<u32, Option<UnitUse>>,
+    sessions: BTreeMap<u32, Option<BackendUse>>,
 }
 
 impl Service {
@@ -258,7 +263,7 @@ impl Service {
 }
 
 /// What a client does: waits for the unit, dials until it is connected.
-async fn connect(used: &UnitUse, world: &Mutex<World>) -> Result<(), String> {
+async fn connect(used: &BackendUse, world: &Mutex<World>) -> Result<(), String> {
     let mut pause = Duration::from_millis(31);
     for _ in 0..200 {
         used.awake().await.map_err(|failure| failure.to_string())?;
@@ -339,7 +344,9 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
                 clients.spawn(async move {
                     let outcome = connect(&used, &world).await;
                     if outcome.is_ok() {
+                        lock(&world).connected += 1;
                         sleep(Duration::from_millis(stays.into())).await;
+                        lock(&world).connected -= 1;
                     }
                     lock(&world).users -= 1;
                     drop(used);
@@ -379,7 +386,10 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
                 }
                 clients.abort_all();
                 while clients.join_next().await.is_some() {}
-                lock(&world).users = 0;
+                {
+                    let mut now = lock(&world);
+                    (now.users, now.connected) = (0, 0);
+                }
                 let orphaned = lock(&world).asking > 0 || lock(&world).activating;
                 service = Service::begin(&world, directory);
                 service.backends.begin();
