@@ -52,8 +52,8 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
         waits_for: waits_for.map(wait),
         behind: behind.map(|n| n as u64),
         process: None,
-        start_unit: info.backend.as_ref().map(|backend| backend.unit().to_string()),
-        start_unit_state: info.backend.as_ref().filter(|_| figures.dial_ms.is_none()).map(|b| active(b.view().state)),
+        start_unit: info.backend().map(|backend| backend.unit().to_string()),
+        start_unit_state: info.backend().filter(|_| figures.dial_ms.is_none()).map(|b| active(b.view().state)),
     }
 }
 
@@ -71,7 +71,7 @@ fn active(state: UnitState) -> api::ActiveState {
 pub fn waiting_by_unit(sessions: &Sessions) -> HashMap<Arc<str>, u64> {
     let mut waiting = HashMap::new();
     sessions.for_each(|info| {
-        let unit = info.backend.as_ref().filter(|_| info.dial_ms().is_none());
+        let unit = info.backend().filter(|_| info.dial_ms().is_none());
         unit.into_iter().for_each(|backend| *waiting.entry(backend.unit().clone()).or_default() += 1);
     });
     waiting

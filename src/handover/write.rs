@@ -62,7 +62,7 @@ impl RecordWriter {
             label: info.route.listener.label.as_deref().map(Cow::Borrowed),
             listen_netns: info.route.listener.netns.as_deref().map(Cow::Borrowed),
             netns: info.netns().map(|netns| Cow::Owned(netns.to_string())),
-            unit: info.backend.as_ref().map(|backend| Cow::Borrowed(&**backend.unit())),
+            unit: info.backend().map(|backend| Cow::Borrowed(&**backend.unit())),
             bytes: (info.counters.up(), info.counters.down()),
             stage,
         };

@@ -1,12 +1,15 @@
 //! One unit: who uses it, who waits for it, and the one task that speaks with the manager about it.
 //!
 //! That task, the *conductor*, does one thing at a time: this is the lock of the unit. Sessions never speak with the
-//! manager; they count themselves ([`Use`]) and wait ([`Use::awake`]).
+//! manager; they count themselves ([`UnitUse`]) and wait ([`UnitUse::awake`]).
 
 use std::{
     fmt, io,
     path::PathBuf,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -19,10 +22,10 @@ use tokio::{
 };
 
 use super::{
-    kept::{self, Kept, Whose},
+    kept::{self, UnitKept, Whose},
     look::{Look, UnitState},
     manager::Manager,
-    told::{NotStopped, StartFailure, failure, mebibytes, objection, seconds},
+    told::{NotStopped, UnitFailure, failure, mebibytes, objection, seconds},
 };
 use crate::{
     log::{Kind, say},
@@ -42,7 +45,7 @@ const ENDING: Duration = Duration::from_secs(3);
 
 /// What the service allows conductors to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
+pub enum ConductorMode {
     /// Sessions of an earlier process are taken up: units are started, none is stopped.
     Settling,
     /// Both.
@@ -58,7 +61,7 @@ pub enum Mode {
 /// What all units of a process share.
 #[derive(Debug)]
 pub struct Common {
-    pub mode: watch::Sender<Mode>,
+    pub mode: watch::Sender<ConductorMode>,
     /// Units that are ours to stop, and that are not stopped.
     pub busy: watch::Sender<usize>,
     /// Where files of units are; none where the unit of the service has no runtime directory.
@@ -69,13 +72,13 @@ pub struct Common {
 }
 
 /// Finds foreign connections to a target: called in a thread that may block; the target, where there is one.
-pub trait Target: fmt::Debug + Send + Sync {
+pub trait WatchedTarget: fmt::Debug + Send + Sync {
     fn foreign(&self) -> Option<String>;
 }
 
 /// Where a unit stands, for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum BackendPhase {
     /// A file says that it may be ours; it was not looked at yet.
     Unknown,
     /// Who wants it has it started.
@@ -87,16 +90,16 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct State {
-    phase: Phase,
+struct BackendState {
+    phase: BackendPhase,
     users: usize,
     waiting: usize,
     /// A dial was refused, or the view is old: the unit is to be looked at.
     look: bool,
     looked: Option<Instant>,
-    kept: Kept,
+    kept: UnitKept,
     /// What the file holds, and when it was written.
-    written: (Kept, Option<Instant>),
+    written: (UnitKept, Option<Instant>),
     /// It was told that the file cannot be written.
     unwritten: bool,
     failed: Option<Failed>,
@@ -114,7 +117,7 @@ struct State {
 /// A start that failed.
 #[derive(Clone, Debug)]
 struct Failed {
-    why: StartFailure,
+    why: UnitFailure,
     until: Instant,
     pause: Duration,
 }
@@ -142,8 +145,8 @@ pub struct BackendView {
 pub struct Backend {
     unit: Arc<str>,
     common: Arc<Common>,
-    state: Mutex<State>,
-    targets: Mutex<Vec<Weak<dyn Target>>>,
+    state: Mutex<BackendState>,
+    targets: Mutex<Vec<Weak<dyn WatchedTarget>>>,
     /// Wakes the conductor.
     wake: Notify,
     /// Changes with each step of the conductor.
@@ -158,11 +161,14 @@ impl fmt::Debug for Backend {
     }
 }
 
-/// A session uses the unit while this lives.
+/// A session uses the unit while this lives, until its end.
 #[derive(Debug)]
-pub struct Use(Arc<Backend>);
+pub struct UnitUse {
+    backend: Arc<Backend>,
+    over: AtomicBool,
+}
 
-impl Use {
+impl UnitUse {
     /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after that
     /// says so ([`Self::look_again`]) and waits again.
     ///
@@ -171,35 +177,47 @@ impl Use {
     ///
     /// # Cancel safety
     /// Safe: a start goes on.
-    pub async fn awake(&self) -> Result<(), StartFailure> {
-        self.0.awake().await
+    pub async fn awake(&self) -> Result<(), UnitFailure> {
+        self.backend.awake().await
     }
 
     /// A dial was refused: the unit may have gone.
     pub fn look_again(&self) {
-        self.0.look_again();
+        self.backend.look_again();
     }
 
     /// The session has its connection.
     pub fn answered(&self) {
-        self.0.answered();
+        self.backend.answered();
+    }
+
+    /// The session is over: it does not count any more.
+    pub fn end(&self) {
+        if self.over.swap(true, Relaxed) {
+            return;
+        }
+        let mut state = lock(&self.backend.state);
+        state.users -= 1;
+        if state.users == 0 {
+            state.kept.idle_since_ms = Some((self.backend.common.clock)());
+            drop(state);
+            self.backend.wake.notify_one();
+        }
+    }
+
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
     }
 
     /// The unit and its state at the last look.
     pub fn standing(&self) -> (Arc<str>, UnitState) {
-        (self.0.unit.clone(), lock(&self.0.state).unit_state)
+        (self.backend.unit.clone(), lock(&self.backend.state).unit_state)
     }
 }
 
-impl Drop for Use {
+impl Drop for UnitUse {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.users -= 1;
-        if state.users == 0 {
-            state.kept.idle_since_ms = Some((self.0.common.clock)());
-            drop(state);
-            self.0.wake.notify_one();
-        }
+        self.end();
     }
 }
 
@@ -220,7 +238,7 @@ fn since(look: &Look) -> Option<SystemTime> {
 
 /// What the conductor does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum ConductorStep {
     Start,
     Look,
     Stop,
@@ -230,16 +248,16 @@ enum Step {
 }
 
 impl Backend {
-    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<Kept>) -> Arc<Self> {
+    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<UnitKept>) -> Arc<Self> {
         let taken_up = kept.is_some();
-        let kept = kept.unwrap_or_else(|| Kept { unit: unit.to_string(), ..Kept::default() });
-        let state = State {
-            phase: if taken_up && kept.may_be_ours() { Phase::Unknown } else { Phase::Asleep },
+        let kept = kept.unwrap_or_else(|| UnitKept { unit: unit.to_string(), ..UnitKept::default() });
+        let state = BackendState {
+            phase: if taken_up && kept.may_be_ours() { BackendPhase::Unknown } else { BackendPhase::Asleep },
             users: 0,
             waiting: 0,
             look: true,
             looked: None,
-            written: (if taken_up { kept.clone() } else { Kept::default() }, None),
+            written: (if taken_up { kept.clone() } else { UnitKept::default() }, None),
             unwritten: false,
             kept,
             failed: None,
@@ -268,7 +286,7 @@ impl Backend {
     }
 
     /// Counts a session among those that use the unit.
-    pub fn begin_use(self: &Arc<Self>) -> Use {
+    pub fn begin_use(self: &Arc<Self>) -> UnitUse {
         {
             let mut state = lock(&self.state);
             state.users += 1;
@@ -277,11 +295,11 @@ impl Backend {
         }
         self.conduct_soon();
         self.wake.notify_one();
-        Use(self.clone())
+        UnitUse { backend: self.clone(), over: AtomicBool::new(false) }
     }
 
     /// Has foreign connections to this target keep the unit from being stopped, for as long as the target lives.
-    pub fn add_target(&self, target: &Arc<dyn Target>) {
+    pub fn add_target(&self, target: &Arc<dyn WatchedTarget>) {
         let mut targets = lock(&self.targets);
         targets.retain(|target| target.strong_count() > 0);
         targets.push(Arc::downgrade(target));
@@ -295,18 +313,18 @@ impl Backend {
         self.wake.notify_one();
     }
 
-    async fn awake(&self) -> Result<(), StartFailure> {
+    async fn awake(&self) -> Result<(), UnitFailure> {
         let mut steps = self.steps.subscribe();
         let mut waits = None;
         loop {
             {
                 let mut state = lock(&self.state);
-                if state.phase == Phase::Awake {
+                if state.phase == BackendPhase::Awake {
                     return Ok(());
                 }
                 let failed = state.failed.as_ref().filter(|failed| Instant::now() < failed.until);
                 match (state.phase, failed) {
-                    (Phase::Starting, _) | (_, None) => {}
+                    (BackendPhase::Starting, _) | (_, None) => {}
                     (_, Some(failed)) => return Err(failed.why.clone()),
                 }
                 if waits.is_none() {
@@ -346,7 +364,7 @@ impl Backend {
         BackendView {
             unit: self.unit.clone(),
             state: match state.phase {
-                Phase::Starting if state.unit_state.is_down() => UnitState::Activating,
+                BackendPhase::Starting if state.unit_state.is_down() => UnitState::Activating,
                 _ => state.unit_state,
             },
             since: state.since,
@@ -355,7 +373,7 @@ impl Backend {
             median_start: state.kept.median_start(),
             last_start: state.kept.last_start(),
             memory_before_stop: state.kept.memory_before_stop,
-            ours: state.kept.ours.is_some() && state.phase != Phase::Asleep,
+            ours: state.kept.ours.is_some() && state.phase != BackendPhase::Asleep,
         }
     }
 
@@ -375,11 +393,12 @@ impl Backend {
     /// Whether a start of ours brought the unit about, and it is up.
     pub(super) fn is_left_running(&self) -> bool {
         let state = lock(&self.state);
-        state.kept.may_be_ours() && matches!(state.phase, Phase::Awake | Phase::Starting | Phase::Unknown)
+        state.kept.may_be_ours()
+            && matches!(state.phase, BackendPhase::Awake | BackendPhase::Starting | BackendPhase::Unknown)
     }
 
     /// Waits until the conductor has ended, and leaves the file as things stand. To be called when the mode is
-    /// [`Mode::Over`].
+    /// [`ConductorMode::Over`].
     pub(super) async fn end(&self) {
         self.wake.notify_one();
         let mut ended = self.ended.subscribe();
@@ -402,11 +421,11 @@ impl Backend {
             let now = *mode.borrow_and_update();
             self.count_busy();
             match self.next(now) {
-                Step::Start => self.start().await,
-                Step::Look => self.look().await,
-                Step::Stop => self.stop().await,
-                Step::Write => self.write(false),
-                Step::Wait(until) => {
+                ConductorStep::Start => self.start().await,
+                ConductorStep::Look => self.look().await,
+                ConductorStep::Stop => self.stop().await,
+                ConductorStep::Write => self.write(false),
+                ConductorStep::Wait(until) => {
                     let far = Instant::now() + AGAIN; // and the clocks may have parted: suspended
                     tokio::select! {
                         () = self.wake.notified() => {}
@@ -415,30 +434,30 @@ impl Backend {
                     }
                     continue;
                 }
-                Step::End => break,
+                ConductorStep::End => break,
             }
             self.steps.send_replace(());
         }
         self.ended.send_replace(true);
     }
 
-    fn next(&self, mode: Mode) -> Step {
-        if mode == Mode::Over {
-            return Step::End;
+    fn next(&self, mode: ConductorMode) -> ConductorStep {
+        if mode == ConductorMode::Over {
+            return ConductorStep::End;
         }
         let mut state = lock(&self.state);
         let now = Instant::now();
         let mut wait: Option<Instant> = None;
         let mut at = |time: Instant| wait = Some(wait.map_or(time, |wait| wait.min(time)));
-        if state.waiting > 0 && state.phase != Phase::Awake {
+        if state.waiting > 0 && state.phase != BackendPhase::Awake {
             match state.failed.as_ref().map(|failed| failed.until).filter(|until| *until > now) {
-                None => return Step::Start,
+                None => return ConductorStep::Start,
                 Some(until) => at(until),
             }
         }
         if state.look {
             match state.looked.map(|looked| looked + QUIET).filter(|due| *due > now) {
-                None => return Step::Look,
+                None => return ConductorStep::Look,
                 Some(due) => at(due),
             }
         }
@@ -448,33 +467,33 @@ impl Backend {
             }
             if let Some(left) = state.idle_left((self.common.clock)()) {
                 let due = (now + left).max(state.again.unwrap_or(now));
-                match due > now || mode != Mode::Serving {
-                    false => return Step::Stop,
-                    true if mode == Mode::Serving => at(due),
+                match due > now || mode != ConductorMode::Serving {
+                    false => return ConductorStep::Stop,
+                    true if mode == ConductorMode::Serving => at(due),
                     true => {}
                 }
             }
         }
         if state.kept != state.written.0 && state.kept.may_be_ours() | state.written.1.is_some() && !state.unwritten {
             match state.written.1.map(|written| written + QUIET).filter(|due| *due > now) {
-                None => return Step::Write,
+                None => return ConductorStep::Write,
                 Some(due) => at(due),
             }
         }
-        if state.phase == Phase::Asleep && state.unit_state == UnitState::Deactivating {
+        if state.phase == BackendPhase::Asleep && state.unit_state == UnitState::Deactivating {
             let due = state.looked.map_or(now, |looked| looked + ON_ITS_WAY);
             if due <= now {
-                return Step::Look;
+                return ConductorStep::Look;
             }
             at(due);
         }
-        Step::Wait(wait)
+        ConductorStep::Wait(wait)
     }
 
     /// Tells the number of units for which the service has to stay.
     fn count_busy(&self) {
         let mut state = lock(&self.state);
-        let asleep = matches!(state.phase, Phase::Asleep | Phase::Stopping);
+        let asleep = matches!(state.phase, BackendPhase::Asleep | BackendPhase::Stopping);
         let busy = !asleep && state.kept.may_be_ours() && state.kept.stop_when_idle_ms.is_some();
         if busy != state.busy {
             state.busy = busy;
@@ -520,11 +539,11 @@ impl Backend {
         let was = {
             let mut state = lock(&self.state);
             state.look = false;
-            std::mem::replace(&mut state.phase, Phase::Starting)
+            std::mem::replace(&mut state.phase, BackendPhase::Starting)
         };
         self.steps.send_replace(());
         let began = Instant::now();
-        let down = *self.common.mode.borrow() == Mode::GoingDown;
+        let down = *self.common.mode.borrow() == ConductorMode::GoingDown;
         if down || self.common.manager.goes_down().await.unwrap_or(false) {
             return self.refused("nothing is started any more: the system goes down", was);
         }
@@ -569,7 +588,7 @@ impl Backend {
             }
             // A unit that systemd calls started and that has ended by now is one for the dial to find.
             if said.is_none() || !after.state.is_down() {
-                state.phase = Phase::Awake;
+                state.phase = BackendPhase::Awake;
                 return;
             }
         }
@@ -577,9 +596,9 @@ impl Backend {
     }
 
     /// The start is refused before it was asked for, or nobody says what became of it.
-    fn refused(&self, why: &str, was: Phase) {
-        let why = StartFailure(format!("cannot start {}: {why}", self.unit).into());
-        self.back_off(if was == Phase::Unknown { was } else { Phase::Asleep }, |_| why);
+    fn refused(&self, why: &str, was: BackendPhase) {
+        let why = UnitFailure(format!("cannot start {}: {why}", self.unit).into());
+        self.back_off(if was == BackendPhase::Unknown { was } else { BackendPhase::Asleep }, |_| why);
     }
 
     /// The start failed.
@@ -589,10 +608,10 @@ impl Backend {
             false => self.common.manager.last_lines(look.invocation.clone()).await.unwrap_or_default(),
         };
         lock(&self.state).kept.forget();
-        self.back_off(Phase::Asleep, |pause| failure(&self.unit, look, said, &lines, pause));
+        self.back_off(BackendPhase::Asleep, |pause| failure(&self.unit, look, said, &lines, pause));
     }
 
-    fn back_off(&self, phase: Phase, why: impl FnOnce(Duration) -> StartFailure) {
+    fn back_off(&self, phase: BackendPhase, why: impl FnOnce(Duration) -> UnitFailure) {
         let mut state = lock(&self.state);
         let pause = state.failed.as_ref().map_or(BACK_OFF.0, |failed| (failed.pause * 2).min(BACK_OFF.1));
         let why = why(pause);
@@ -617,15 +636,15 @@ impl Backend {
         self.seen(look);
         let mut state = lock(&self.state);
         match (state.phase, look.state.is_down() && !look.between) {
-            (Phase::Awake, true) => {
-                state.phase = Phase::Asleep;
+            (BackendPhase::Awake, true) => {
+                state.phase = BackendPhase::Asleep;
                 // Of an invocation of ours that nobody was connected to: so a unit of Type=simple fails.
                 return state.started.is_some() && look.state == UnitState::Failed;
             }
-            (Phase::Unknown, false) => state.phase = Phase::Awake,
+            (BackendPhase::Unknown, false) => state.phase = BackendPhase::Awake,
             // A start that was under way may begin yet.
-            (Phase::Unknown, true) if state.kept.starting.is_none() => {
-                state.phase = Phase::Asleep;
+            (BackendPhase::Unknown, true) if state.kept.starting.is_none() => {
+                state.phase = BackendPhase::Asleep;
                 state.kept.forget();
             }
             _ => {}
@@ -646,7 +665,7 @@ impl Backend {
             Whose::Nobodys => {
                 let mut state = lock(&self.state);
                 if state.users == 0 {
-                    state.phase = Phase::Asleep;
+                    state.phase = BackendPhase::Asleep;
                     state.kept.forget();
                 }
                 return;
@@ -677,12 +696,14 @@ impl Backend {
         }
         let idle = {
             let mut state = lock(&self.state);
-            if state.users > 0 || state.kept.idle_since_ms != idle_since || *self.common.mode.borrow() != Mode::Serving
+            if state.users > 0
+                || state.kept.idle_since_ms != idle_since
+                || *self.common.mode.borrow() != ConductorMode::Serving
             {
                 return;
             }
             // From here on a session waits, and its start comes after the stop.
-            state.phase = Phase::Stopping;
+            state.phase = BackendPhase::Stopping;
             let idle = state.kept.idle_since_ms.map_or(0, |since| (self.common.clock)().saturating_sub(since));
             Duration::from_millis(idle)
         };
@@ -690,7 +711,7 @@ impl Backend {
         match stopped {
             Ok(Ok(())) => {
                 let mut state = lock(&self.state);
-                state.phase = Phase::Asleep;
+                state.phase = BackendPhase::Asleep;
                 state.unit_state = UnitState::Deactivating;
                 state.since = Some(SystemTime::now());
                 state.kept.memory_before_stop = look.memory.or(state.kept.memory_before_stop);
@@ -700,11 +721,11 @@ impl Backend {
                 say(Kind::UnitStopped, format!("{} is stopped after {idle} s without a session{memory}", self.unit));
             }
             Ok(Err(said)) => {
-                lock(&self.state).phase = Phase::Awake;
+                lock(&self.state).phase = BackendPhase::Awake;
                 self.not_stopped(NotStopped::Job(said));
             }
             Err(_) => {
-                lock(&self.state).phase = Phase::Awake;
+                lock(&self.state).phase = BackendPhase::Awake;
                 self.try_again_later();
             }
         }
@@ -722,7 +743,7 @@ impl Backend {
         let told = {
             let mut state = lock(&self.state);
             if !again {
-                state.phase = Phase::Asleep;
+                state.phase = BackendPhase::Asleep;
                 state.kept.forget();
             }
             let told = state.not_stopped.as_ref() == Some(&why);
@@ -739,7 +760,7 @@ impl Backend {
     }
 }
 
-impl State {
+impl BackendState {
     /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of the
     /// look that shows it, where an earlier look showed another state.
     fn look_shows(&mut self, look: &Look) {
@@ -750,7 +771,7 @@ impl State {
 
     /// The time until the unit has been idle for long enough; `None` where it is not idle, not ours or never stopped.
     fn idle_left(&self, now_ms: u64) -> Option<Duration> {
-        let up = matches!(self.phase, Phase::Awake | Phase::Unknown);
+        let up = matches!(self.phase, BackendPhase::Awake | BackendPhase::Unknown);
         let since = self.kept.idle_since_ms.filter(|_| up && self.users == 0 && self.kept.may_be_ours())?;
         let idle = Duration::from_millis(now_ms.saturating_sub(since));
         Some(self.kept.stop_when_idle()?.saturating_sub(idle))

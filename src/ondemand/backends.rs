@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    backend::{Backend, BackendView, Common, Mode},
+    backend::{Backend, BackendView, Common, ConductorMode},
     kept,
     manager::{Manager, Systemctl},
 };
@@ -46,7 +46,7 @@ impl Backends {
     /// Units of a `manager`, with a `clock` in milliseconds that processes share.
     pub(super) fn with(manager: Arc<dyn Manager>, clock: fn() -> u64) -> Self {
         let common = Common {
-            mode: watch::Sender::new(Mode::Settling),
+            mode: watch::Sender::new(ConductorMode::Settling),
             busy: watch::Sender::new(0),
             directory: Mutex::default(),
             manager,
@@ -96,7 +96,7 @@ impl Backends {
 
     /// The sessions of an earlier process are taken up: units that nobody uses may be stopped from now on.
     pub fn begin(&self) {
-        self.common.mode.send_replace(Mode::Serving);
+        self.common.mode.send_replace(ConductorMode::Serving);
         for backend in self.all() {
             backend.begin();
         }
@@ -105,7 +105,7 @@ impl Backends {
     /// The service stops, or (`machine`) the whole manager does: no unit is stopped any more; in the latter case none is
     /// started.
     pub fn drain(&self, machine: bool) {
-        self.common.mode.send_replace(if machine { Mode::GoingDown } else { Mode::Draining });
+        self.common.mode.send_replace(if machine { ConductorMode::GoingDown } else { ConductorMode::Draining });
     }
 
     /// The service has stopped for good: says which units are left running.
@@ -126,7 +126,7 @@ impl Backends {
     /// stand. A start goes on in the manager. To be called before sessions are parked, which are no longer counted
     /// then.
     pub async fn end(&self) {
-        self.common.mode.send_replace(Mode::Over);
+        self.common.mode.send_replace(ConductorMode::Over);
         self.common.manager.cancel();
         for backend in self.all() {
             backend.end().await;

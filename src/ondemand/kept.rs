@@ -26,7 +26,7 @@ pub struct Invocation {
 /// What is kept of a unit. Fields are added with a default, and ignored by older readers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Kept {
+pub struct UnitKept {
     pub unit: String,
     /// The invocation that our own start brought about.
     pub ours: Option<Invocation>,
@@ -54,7 +54,7 @@ pub enum Whose {
     Nobodys,
 }
 
-impl Kept {
+impl UnitKept {
     /// Whether a stop of this unit may become ours to do.
     pub fn may_be_ours(&self) -> bool {
         self.ours.is_some() || self.starting.is_some()
@@ -136,10 +136,10 @@ impl Kept {
 }
 
 /// Everything that lies in a directory. What cannot be read says nothing.
-pub fn read(directory: &Path) -> Vec<Kept> {
+pub fn read(directory: &Path) -> Vec<UnitKept> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let read = |entry: fs::DirEntry| -> Option<Kept> {
-        let kept: Kept = serde_json::from_slice(&file::read(&entry.path(), LIMIT).ok()?).ok()?;
+    let read = |entry: fs::DirEntry| -> Option<UnitKept> {
+        let kept: UnitKept = serde_json::from_slice(&file::read(&entry.path(), LIMIT).ok()?).ok()?;
         (entry.file_name().to_str() == Some(kept.unit.as_str())).then_some(kept)
     };
     entries.filter_map(read).collect()
@@ -149,7 +149,7 @@ pub fn read(directory: &Path) -> Vec<Kept> {
 ///
 /// # Errors
 /// What the file system says.
-pub fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
+pub fn write(directory: &Path, kept: &UnitKept) -> io::Result<()> {
     match fs::create_dir(directory) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
@@ -170,8 +170,8 @@ mod tests {
         Look { state, invocation: id.into(), restarts, ..Look::default() }
     }
 
-    fn started() -> Kept {
-        let mut kept = Kept::default();
+    fn started() -> UnitKept {
+        let mut kept = UnitKept::default();
         kept.before_start(&look(UnitState::Inactive, "a", 0));
         kept.after_start(&look(UnitState::Active, "b", 0));
         kept
@@ -187,11 +187,11 @@ mod tests {
         let mut kept = started();
         assert_eq!(kept.seen(&Look { between: true, ..look(Activating, "", 0) }), Whose::Between);
         assert_eq!(kept.seen(&look(Active, "c", 1)), Whose::Ours, "after a look between the two halves");
-        let mut kept = Kept::default();
+        let mut kept = UnitKept::default();
         kept.before_start(&look(Active, "x", 0));
         kept.after_start(&look(Active, "x", 0));
         assert_eq!(kept.seen(&look(Active, "x", 0)), Whose::Foreign, "somebody had started it");
-        let mut kept = Kept::default();
+        let mut kept = UnitKept::default();
         kept.before_start(&look(Inactive, "", 0));
         assert_eq!(kept.seen(&look(Inactive, "", 0)), Whose::Nobodys, "the start has not begun");
         assert!(kept.may_be_ours());
@@ -213,7 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let directory = dir.path().join("on-demand");
         assert_eq!(read(&directory), []);
-        let kept = Kept { unit: "x.service".into(), stop_when_idle_ms: Some(7), ..started() };
+        let kept = UnitKept { unit: "x.service".into(), stop_when_idle_ms: Some(7), ..started() };
         write(&directory, &kept).expect("it is written");
         fs::write(directory.join("y.service"), "{\"unit\":\"x.service\"}").expect("ours");
         fs::write(directory.join("z.service"), "{").expect("ours");
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_median_is_of_the_last_nine_starts() {
-        let mut kept = Kept::default();
+        let mut kept = UnitKept::default();
         assert_eq!((kept.last_start(), kept.median_start()), (None, None));
         (1..=20).for_each(|s| kept.started_in(Duration::from_secs(s)));
         assert_eq!(kept.last_start(), Some(Duration::from_secs(20)));

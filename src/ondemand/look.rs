@@ -134,8 +134,8 @@ mod tests {
         let id = "0123456789abcdef0123456789abcdef";
         let look = Look::parse(&format!(
             "LoadState=loaded\nActiveState=failed\nSubState=failed\nInvocationID={id}\nNRestarts=2\nResult=exit-code\n\
-             ExecMainCode=1\nExecMainStatus=3\nCanStart=yes\nCanStop=no\nStopWhenUnneeded=no\nJob=\nRequiredBy=a.service\n\
-             WantedBy=b.target c.target\nMemoryCurrent=[not set]\nStateChangeTimestampMonotonic=7\n"
+             ExecMainCode=1\nExecMainStatus=3\nCanStart=yes\nCanStop=no\nStopWhenUnneeded=no\nJob=\n\
+             RequiredBy=a.service\nWantedBy=b.target c.target\nMemoryCurrent=[not set]\nStateChangeTimestampMonotonic=7\n"
         ));
         assert_eq!((look.state, look.invocation.as_str(), look.restarts), (UnitState::Failed, id, 2));
         assert_eq!((look.can_start, look.can_stop, look.job, look.memory), (true, false, false, None));

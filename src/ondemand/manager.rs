@@ -30,21 +30,21 @@ const LINES: (u8, usize) = (3, 200);
 const JOURNAL: Duration = Duration::from_millis(50);
 
 /// A request on its way.
-pub type Asked<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+pub type ManagerAnswer<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 
 /// The service manager, or what stands for it in tests.
 pub trait Manager: fmt::Debug + Send + Sync {
-    fn show(&self, unit: &Arc<str>) -> Asked<Look>;
+    fn show(&self, unit: &Arc<str>) -> ManagerAnswer<Look>;
     /// Starts a unit and waits for that; what systemctl says where it fails. `Interrupted`: the service stops.
-    fn start(&self, unit: &Arc<str>) -> Asked<Result<(), String>>;
+    fn start(&self, unit: &Arc<str>) -> ManagerAnswer<Result<(), String>>;
     /// Queues a stop; what systemctl says where systemd refuses it.
-    fn stop(&self, unit: &Arc<str>) -> Asked<Result<(), String>>;
+    fn stop(&self, unit: &Arc<str>) -> ManagerAnswer<Result<(), String>>;
     /// The first of these units that is up.
-    fn first_up(&self, units: Vec<String>) -> Asked<Option<String>>;
+    fn first_up(&self, units: Vec<String>) -> ManagerAnswer<Option<String>>;
     /// What an invocation has logged last.
-    fn last_lines(&self, invocation: String) -> Asked<Vec<String>>;
+    fn last_lines(&self, invocation: String) -> ManagerAnswer<Vec<String>>;
     /// Whether the manager goes down.
-    fn goes_down(&self) -> Asked<bool>;
+    fn goes_down(&self) -> ManagerAnswer<bool>;
     /// Gives up all starts that wait, and those to come.
     fn cancel(&self);
 }
@@ -89,7 +89,7 @@ impl Systemctl {
 }
 
 /// Runs what blocks in a thread.
-fn ask<T: Send + 'static>(question: impl FnOnce() -> io::Result<T> + Send + 'static) -> Asked<T> {
+fn ask<T: Send + 'static>(question: impl FnOnce() -> io::Result<T> + Send + 'static) -> ManagerAnswer<T> {
     let asking = spawn_blocking(question);
     Box::pin(async { asking.await.map_err(io::Error::other)? })
 }
@@ -101,7 +101,7 @@ fn line(text: &str) -> String {
 }
 
 impl Manager for Systemctl {
-    fn show(&self, unit: &Arc<str>) -> Asked<Look> {
+    fn show(&self, unit: &Arc<str>) -> ManagerAnswer<Look> {
         let (scope, unit) = (self.scope, unit.clone());
         ask(move || {
             let answer = scope.ask(&["show", "-p", PROPERTIES, "--", &*unit], PATIENCE)?;
@@ -112,7 +112,7 @@ impl Manager for Systemctl {
         })
     }
 
-    fn start(&self, unit: &Arc<str>) -> Asked<Result<(), String>> {
+    fn start(&self, unit: &Arc<str>) -> ManagerAnswer<Result<(), String>> {
         let (scope, unit, cancel) = (self.scope, unit.clone(), self.cancellable());
         ask(move || match cancel.and_then(|cancel| scope.start(&unit, START, cancel.as_fd())) {
             Ok(answer) if answer.status.success() => Ok(Ok(())),
@@ -122,7 +122,7 @@ impl Manager for Systemctl {
         })
     }
 
-    fn stop(&self, unit: &Arc<str>) -> Asked<Result<(), String>> {
+    fn stop(&self, unit: &Arc<str>) -> ManagerAnswer<Result<(), String>> {
         let (scope, unit) = (self.scope, unit.clone());
         ask(move || {
             let answer = scope.queue_stop(&unit, PATIENCE)?;
@@ -130,7 +130,7 @@ impl Manager for Systemctl {
         })
     }
 
-    fn first_up(&self, units: Vec<String>) -> Asked<Option<String>> {
+    fn first_up(&self, units: Vec<String>) -> ManagerAnswer<Option<String>> {
         let scope = self.scope;
         ask(move || {
             let mut arguments = vec!["show".to_owned(), "-p".into(), "Id,ActiveState".into(), "--".into()];
@@ -140,7 +140,7 @@ impl Manager for Systemctl {
         })
     }
 
-    fn last_lines(&self, invocation: String) -> Asked<Vec<String>> {
+    fn last_lines(&self, invocation: String) -> ManagerAnswer<Vec<String>> {
         let scope = self.scope;
         ask(move || {
             let mut text = scope.last_lines(&invocation, LINES.0, PATIENCE)?;
@@ -156,7 +156,7 @@ impl Manager for Systemctl {
         *lock(&self.cancel) = Cancel::Cancelled;
     }
 
-    fn goes_down(&self) -> Asked<bool> {
+    fn goes_down(&self) -> ManagerAnswer<bool> {
         let scope = self.scope;
         ask(move || Ok(scope.ask(&["is-system-running"], PATIENCE)?.text.trim() == "stopping"))
     }

@@ -1,24 +1,26 @@
 //! Units of the service manager that are started at the first connection and stopped when no session uses them.
 //!
 //! # Theory
-//! A forward with `start_unit=` leads to the program of a unit. A session of it counts as a *user* of the unit ([`Use`])
-//! and waits until the unit is up ([`Use::awake`]) before it dials; the dial itself is the check of readiness. When
-//! the last user has gone, the idle clock runs, and after `stop_when_idle` the unit is stopped.
+//! A forward with `start_unit=` leads to the program of a unit. A session of it counts as a *user* of the unit
+//! ([`UnitUse`]) and waits until the unit is up ([`UnitUse::awake`]) before it dials; the dial itself is the check of
+//! readiness. When the last user has gone, the idle clock runs, and after `stop_when_idle` the unit is stopped.
 //!
-//! Each unit has one task, the *conductor* ([`Backend`]), which alone speaks with the manager about it and does one thing
-//! at a time. That order is what the guarantees rest on: a stop is *queued* when `systemctl stop --no-block` returns, so
-//! a start that is asked for later is ordered behind it by systemd. (Asked for in parallel, the unit was down afterwards
-//! in 12 of 20 tries.)
+//! Each unit has one task, the *conductor* ([`Backend`]), which alone speaks with the manager about it and does one
+//! thing at a time. The guarantees rest on that order: when `systemctl stop --no-block` returns, the stop is queued, so
+//! systemd orders a later start behind it. (When both were asked for in parallel, the unit was down afterwards in 12 of
+//! 20 tries.)
 //!
-//! Whose a unit is, is decided by its InvocationID and NRestarts ([`Kept`](kept::Kept)), never by its state: a unit whose
-//! stop is queued is still active. A file for each unit in the runtime directory is the memory of that, for a restart and
-//! for a start after a crash alike. It is written before a start, with the InvocationID from before that, and when the
-//! unit becomes idle.
+//! InvocationID and NRestarts decide whose a unit is ([`UnitKept`](kept::UnitKept)); its state does not: a unit whose
+//! stop is queued is still active. A file for each unit in the runtime directory keeps that, for a restart and for a
+//! start after a crash alike. It is written before a start, with the InvocationID from before that, after the start, and
+//! when the unit becomes idle.
+//!
+//! Datagrams of a flow wait in memory. A restart hands them over; a crash loses them, and the flow.
 //!
 //! # The states of a unit
-//! | state | means | a client comes | nobody uses it for `stop_when_idle` | looks show it down |
+//! | state | means | a client comes | idle for `stop_when_idle` | a look shows it down |
 //! |---|---|---|---|---|
-//! | unknown | a file says that it may be ours | started: joins a start that is under way | looked at, stopped if ours | asleep; unknown while a start may begin yet |
+//! | unknown | a file says: maybe ours | joins a start under way | stopped if ours | asleep, unless a start may begin yet |
 //! | asleep | down, or up and not ours | `show`, `start`, `show` | nothing | nothing |
 //! | starting | `systemctl start` runs | waits | the start ends first | failed |
 //! | awake, ours | | dials | stopping | asleep; failed where nobody was ever connected and it has failed |
@@ -35,8 +37,8 @@
 //!    or `retry_timeout` passes.
 //! 2. At most one start and one stop of ours are under way for a unit; 100 waiting clients cause one start.
 //! 3. We stop only an invocation that our own start brought about, that no session uses, for which no foreign job is
-//!    pending, which no active unit needs, and to whose target no foreign connection exists. (A person's `systemctl start`
-//!    of a unit that runs already leaves no trace in systemd.)
+//!    pending, which no active unit needs, and to whose target no foreign connection exists. (A person's
+//!    `systemctl start` of a unit that runs already leaves no trace in systemd.)
 //! 4. `allow_from`, `allow_uid`, grants and limits are checked before anything is started.
 //!
 //! A stop of the service and a shutdown stop no unit; at a shutdown nothing is started.
@@ -48,7 +50,7 @@ mod look;
 mod manager;
 mod told;
 
-pub use backend::{Backend, BackendView, Target, Use};
+pub use backend::{Backend, BackendView, UnitUse, WatchedTarget};
 pub use backends::Backends;
 pub use look::UnitState;
 

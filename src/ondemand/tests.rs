@@ -14,10 +14,10 @@ use proptest::prelude::*;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    backend::Use,
+    backend::UnitUse,
     backends::Backends,
     look::{Look, UnitState},
-    manager::{Asked, Manager},
+    manager::{Manager, ManagerAnswer},
 };
 use crate::sys::lock;
 
@@ -104,7 +104,7 @@ struct Model {
 }
 
 impl Model {
-    fn ask<T: Send + 'static>(&self, answer: impl Future<Output = io::Result<T>> + Send + 'static) -> Asked<T> {
+    fn ask<T: Send + 'static>(&self, answer: impl Future<Output = io::Result<T>> + Send + 'static) -> ManagerAnswer<T> {
         let model = self.clone();
         Box::pin(async move {
             if *lock(&model.dead) {
@@ -128,7 +128,7 @@ impl Model {
 }
 
 impl Manager for Model {
-    fn show(&self, _: &Arc<str>) -> Asked<Look> {
+    fn show(&self, _: &Arc<str>) -> ManagerAnswer<Look> {
         let world = self.world.clone();
         self.ask(async move {
             sleep(Duration::from_millis(8)).await;
@@ -136,7 +136,7 @@ impl Manager for Model {
         })
     }
 
-    fn start(&self, _: &Arc<str>) -> Asked<Result<(), String>> {
+    fn start(&self, _: &Arc<str>) -> ManagerAnswer<Result<(), String>> {
         let world = self.world.clone();
         // The job goes on without the one who asked.
         let job = tokio::spawn(async move {
@@ -168,7 +168,7 @@ impl Manager for Model {
         self.ask(async { job.await.map_err(io::Error::other)? })
     }
 
-    fn stop(&self, _: &Arc<str>) -> Asked<Result<(), String>> {
+    fn stop(&self, _: &Arc<str>) -> ManagerAnswer<Result<(), String>> {
         let world = self.world.clone();
         self.ask(async move {
             {
@@ -203,15 +203,15 @@ impl Manager for Model {
         })
     }
 
-    fn first_up(&self, units: Vec<String>) -> Asked<Option<String>> {
+    fn first_up(&self, units: Vec<String>) -> ManagerAnswer<Option<String>> {
         self.ask(async { Ok(units.into_iter().next()) })
     }
 
-    fn last_lines(&self, _: String) -> Asked<Vec<String>> {
+    fn last_lines(&self, _: String) -> ManagerAnswer<Vec<String>> {
         self.ask(async { Ok(vec!["a line".into()]) })
     }
 
-    fn goes_down(&self) -> Asked<bool> {
+    fn goes_down(&self) -> ManagerAnswer<bool> {
         self.ask(async { Ok(false) })
     }
 
@@ -236,7 +236,7 @@ fn clock() -> u64 {
 struct Service {
     backends: Arc<Backends>,
     model: Model,
-    sessions: BTreeMap<u32, Option<Use>>,
+    sessions: BTreeMap<u32, Option<UnitUse>>,
 }
 
 impl Service {
@@ -258,7 +258,7 @@ impl Service {
 }
 
 /// What a client does: waits for the unit, dials until it is connected.
-async fn connect(used: &Use, world: &Mutex<World>) -> Result<(), String> {
+async fn connect(used: &UnitUse, world: &Mutex<World>) -> Result<(), String> {
     let mut pause = Duration::from_millis(31);
     for _ in 0..200 {
         used.awake().await.map_err(|failure| failure.to_string())?;

@@ -6,15 +6,15 @@ use super::look::Look;
 
 /// Why a unit could not be started, in one sentence; the same for all who waited.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartFailure(pub(super) Arc<str>);
+pub struct UnitFailure(pub(super) Arc<str>);
 
-impl fmt::Display for StartFailure {
+impl fmt::Display for UnitFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for StartFailure {}
+impl std::error::Error for UnitFailure {}
 
 /// Why a unit is not stopped although no session uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub fn objection(look: &Look, stops: bool) -> Option<&'static str> {
 }
 
 /// The sentence about a start that failed.
-pub fn failure(unit: &str, look: &Look, said: &str, lines: &[String], pause: Duration) -> StartFailure {
+pub fn failure(unit: &str, look: &Look, said: &str, lines: &[String], pause: Duration) -> UnitFailure {
     let mut text = format!("cannot start {unit}");
     match &*look.result {
         "" | "success" if said.is_empty() => text += ": it ended before anybody was connected",
@@ -83,7 +83,7 @@ pub fn failure(unit: &str, look: &Look, said: &str, lines: &[String], pause: Dur
         text += &format!("; it said last: {}", lines.join(" | "));
     }
     text += &format!("; not tried again for {} s; see `systemctl status {unit}`", seconds(pause));
-    StartFailure(text.into())
+    UnitFailure(text.into())
 }
 
 /// A time as logs have it: 0.25, 7.1, 600.

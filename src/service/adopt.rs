@@ -22,7 +22,6 @@ use crate::{
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
     log::{Kind as Event, say},
-    ondemand::Backend,
     relay::{Counters, Relay},
     session::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
@@ -285,7 +284,8 @@ impl Adoption {
         // One that dials yet takes the unit of the route that it takes.
         if !matches!(session.stage, ParkedStage::Waiting(_)) {
             let unit = session.unit.as_deref().and_then(|unit| unit.parse().ok());
-            info.backend = unit.map(|unit| self.routes.backends().of(&unit)).or(info.backend);
+            let used = unit.map(|unit| self.routes.backends().of(&unit).begin_use());
+            info.used = used.or(info.used);
         }
         if let Some(ms) = session.dial_ms {
             info.connected(ms, session.netns);
@@ -299,8 +299,7 @@ impl Adoption {
         // Over a limit that was lowered meanwhile, a session goes on all the same.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call().filter(|_| has_call).map(|limits| limits.qube.resume());
-        let used = info.backend.as_ref().map(Backend::begin_use);
-        let permits = Permits { _session: room, _call: calls, noted, used };
+        let permits = Permits { _session: room, _call: calls, noted };
         if matches!(stage, Stage::Waiting(_)) {
             tally.waiting.push(WaitingSession { info: info.clone(), stage, permits });
         } else {

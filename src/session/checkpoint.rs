@@ -121,7 +121,7 @@ fn names(info: &SessionInfo, asked: Option<Asked>) -> Names {
         label: own(listener.label.as_deref()),
         listen_netns: own(listener.netns.as_deref()),
         netns: info.netns().map(ToString::to_string),
-        unit: info.backend.as_ref().map(|backend| backend.unit().to_string()),
+        unit: info.backend().map(|backend| backend.unit().to_string()),
         asked: asked.map(|Asked { peer, at }| SavedAsker { peer, at: at.map(|at| (at.ip, at.interface)) }),
     }
 }

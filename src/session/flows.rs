@@ -431,7 +431,7 @@ impl Flow {
                 self.take_error(&upstream);
                 Some(upstream.io.get_ref().try_clone()?)
             }
-            None if self.info.backend.is_some() => None,
+            None if self.info.used.is_some() => None,
             None => return Err(io::ErrorKind::NotConnected.into()),
         };
         let held = match &mut *lock(&self.way) {

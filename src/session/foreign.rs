@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     dial::netns,
-    ondemand::Target,
+    ondemand::WatchedTarget,
     spec::{Host, HostPort, Netns, UnixAddr, Upstream},
     sys::proc,
 };
@@ -27,7 +27,7 @@ enum Upstreams {
 }
 
 /// Who watches that upstream; `None` where it is a qrexec call.
-pub(super) fn target(upstream: &Upstream) -> Option<Arc<dyn Target>> {
+pub(super) fn target(upstream: &Upstream) -> Option<Arc<dyn WatchedTarget>> {
     let inet = |addr: &HostPort, netns: &Option<Netns>, datagrams| Upstreams::Inet {
         addr: addr.clone(),
         netns: netns.clone(),
@@ -41,7 +41,7 @@ pub(super) fn target(upstream: &Upstream) -> Option<Arc<dyn Target>> {
     }))
 }
 
-impl Target for Upstreams {
+impl WatchedTarget for Upstreams {
     fn foreign(&self) -> Option<String> {
         match self {
             Self::Unix(addr) => {

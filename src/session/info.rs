@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{access::Peer, redial::Redials, route::Route};
 use crate::{
     dial::{Passage, qrexec::UNDECIDED},
-    ondemand::Backend,
+    ondemand::{Backend, UnitUse},
     relay::{Counters, Interrupt},
     sys::lock,
 };
@@ -29,9 +29,8 @@ pub struct SessionInfo {
     pub peer: Peer,
     /// How the session's bytes came here; `None` where that is not needed, or the listener is gone.
     pub passage: Option<Passage>,
-    /// The unit that the session uses. That of the route, but for a session of an earlier process whose name leads
-    /// elsewhere by now.
-    pub backend: Option<Arc<Backend>>,
+    /// The use of a unit: of that of the route, but for a session of an earlier process whose name leads elsewhere by now.
+    pub used: Option<UnitUse>,
     /// When the peer's connection was accepted.
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
@@ -58,7 +57,7 @@ impl SessionInfo {
         let now = Instant::now();
         Self {
             id,
-            backend: route.backend.clone(),
+            used: route.backend.as_ref().map(Backend::begin_use),
             route,
             peer,
             passage: None,
@@ -72,6 +71,11 @@ impl SessionInfo {
             counters,
             interrupt: Interrupt::default(),
         }
+    }
+
+    /// The unit that the session uses.
+    pub fn backend(&self) -> Option<&Arc<Backend>> {
+        self.used.as_ref().map(UnitUse::backend)
     }
 
     /// Notes how the session's bytes came here.

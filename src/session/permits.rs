@@ -2,10 +2,7 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{
-    dial::{NotedSocket, qrexec::CallPermit},
-    ondemand::Use,
-};
+use crate::dial::{NotedSocket, qrexec::CallPermit};
 
 /// The places that a session takes up, on its listener, among the calls into its qube among the outgoing sockets
 /// and among the users of a unit; given back when the session ends.
@@ -17,6 +14,4 @@ pub struct Permits {
     pub _call: Option<CallPermit>,
     /// The note of the upstream socket, where it can lead back to this service.
     pub noted: Option<Box<NotedSocket>>,
-    /// Among the users of the unit, where the route names one.
-    pub used: Option<Use>,
 }

@@ -23,7 +23,7 @@ use crate::{
         },
     },
     log::{Event, Kind, Reminder, emit},
-    ondemand::{Backend, Backends, Target},
+    ondemand::{Backend, Backends, WatchedTarget},
     spec::{Call, HostPort, Leg, Netns, Options, UnixAddr, Upstream, Via},
     sys::lock,
 };
@@ -45,7 +45,7 @@ pub struct Route {
     /// The unit that is started for sessions.
     pub backend: Option<Arc<Backend>>,
     /// Keeps the unit from being stopped while somebody else is connected to the upstream.
-    _target: Option<Arc<dyn Target>>,
+    _target: Option<Arc<dyn WatchedTarget>>,
     /// Timeouts, limits and the rest.
     pub options: Options,
     /// The inode of the namespace that the route led into last; 0 before the first time.

@@ -6,12 +6,10 @@ use super::{
     call, checkpoint, flow, info::SessionInfo, permits::Permits, sessions::Sessions, stage::Stage, story::Story,
     stream, watch::Happened,
 };
-use crate::{crash::Working, ondemand::Backend};
+use crate::crash::Working;
 
 /// Begins a session that was accepted just now.
 pub fn begin(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, permits: Permits) {
-    let used = info.backend.as_ref().map(Backend::begin_use);
-    let permits = Permits { used, ..permits };
     info.route.tally.session_began();
     sessions.tell(Happened::Began, &info);
     resume(sessions, info, stage, permits);

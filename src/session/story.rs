@@ -19,7 +19,7 @@ use crate::{
         qrexec::{CallPermit, gate::Ticket},
     },
     log::{self, End},
-    ondemand::Use,
+    ondemand::UnitUse,
     relay::Why,
 };
 
@@ -54,6 +54,7 @@ enum Fate {
 impl Drop for Story {
     fn drop(&mut self) {
         self.sessions.remove(&self.info.id);
+        self.info.used.iter().for_each(UnitUse::end);
         if !matches!(self.fate, Fate::Parked) {
             self.info.counters.checkpoint().over();
         }
@@ -86,8 +87,8 @@ impl Story {
     }
 
     /// The unit that the session uses.
-    pub(super) fn used(&self) -> Option<&Use> {
-        self.permits.used.as_ref()
+    pub(super) fn used(&self) -> Option<&UnitUse> {
+        self.info.used.as_ref()
     }
 
     /// Gives that place back: the call is over, and the session makes another.

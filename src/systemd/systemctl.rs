@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn whoever_is_cancelled_is_killed() {
-        let (ours, theirs) = nix::unistd::pipe().expect("a pipe");
+        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
         let cancelled = std::thread::spawn(move || {
             let run = run(shell("exec sleep 600"), Duration::from_secs(60), Some(ours.as_fd()));
             run.expect_err("no end").kind()
