@@ -1,7 +1,7 @@
 //! One unit: who uses it, who waits for it, and the one task that speaks with the manager about it.
 //!
 //! That task, the *conductor*, does one thing at a time: this is the lock of the unit. Sessions never speak with the
-//! manager; they count themselves ([`UnitUse`]) and wait ([`UnitUse::awake`]).
+//! manager; they count themselves ([`BackendUse`]) and wait ([`BackendUse::awake`]).
 
 use std::{
     fmt, io,
@@ -163,12 +163,12 @@ impl fmt::Debug for Backend {
 
 /// A session uses the unit while this lives, until its end.
 #[derive(Debug)]
-pub struct UnitUse {
+pub struct BackendUse {
     backend: Arc<Backend>,
     over: AtomicBool,
 }
 
-impl UnitUse {
+impl BackendUse {
     /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after that
     /// says so ([`Self::look_again`]) and waits again.
     ///
@@ -215,7 +215,7 @@ impl UnitUse {
     }
 }
 
-impl Drop for UnitUse {
+impl Drop for BackendUse {
     fn drop(&mut self) {
         self.end();
     }
@@ -286,7 +286,7 @@ impl Backend {
     }
 
     /// Counts a session among those that use the unit.
-    pub fn begin_use(self: &Arc<Self>) -> UnitUse {
+    pub fn begin_use(self: &Arc<Self>) -> BackendUse {
         {
             let mut state = lock(&self.state);
             state.users += 1;
@@ -295,7 +295,7 @@ impl Backend {
         }
         self.conduct_soon();
         self.wake.notify_one();
-        UnitUse { backend: self.clone(), over: AtomicBool::new(false) }
+        BackendUse { backend: self.clone(), over: AtomicBool::new(false) }
     }
 
     /// Has foreign connections to this target keep the unit from being stopped, for as long as the target lives.

@@ -2,7 +2,7 @@
 //!
 //! # Theory
 //! A forward with `start_unit=` leads to the program of a unit. A session of it counts as a *user* of the unit
-//! ([`UnitUse`]) and waits until the unit is up ([`UnitUse::awake`]) before it dials; the dial itself is the check of
+//! ([`BackendUse`]) and waits until the unit is up ([`BackendUse::awake`]) before it dials; the dial itself is the check of
 //! readiness. When the last user has gone, the idle clock runs, and after `stop_when_idle` the unit is stopped.
 //!
 //! Each unit has one task, the *conductor* ([`Backend`]), which alone speaks with the manager about it and does one
@@ -50,7 +50,7 @@ mod look;
 mod manager;
 mod told;
 
-pub use backend::{Backend, BackendView, UnitUse, WatchedTarget};
+pub use backend::{Backend, BackendUse, BackendView, WatchedTarget};
 pub use backends::Backends;
 pub use look::UnitState;
 

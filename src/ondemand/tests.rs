@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    backend::UnitUse,
+    backend::BackendUse,
     backends::Backends,
     look::{Look, UnitState},
     manager::{Manager, ManagerAnswer},
@@ -236,7 +236,7 @@ fn clock() -> u64 {
 struct Service {
     backends: Arc<Backends>,
     model: Model,
-    sessions: BTreeMap<u32, Option<UnitUse>>,
+    sessions: BTreeMap<u32, Option<BackendUse>>,
 }
 
 impl Service {
@@ -258,7 +258,7 @@ impl Service {
 }
 
 /// What a client does: waits for the unit, dials until it is connected.
-async fn connect(used: &UnitUse, world: &Mutex<World>) -> Result<(), String> {
+async fn connect(used: &BackendUse, world: &Mutex<World>) -> Result<(), String> {
     let mut pause = Duration::from_millis(31);
     for _ in 0..200 {
         used.awake().await.map_err(|failure| failure.to_string())?;

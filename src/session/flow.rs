@@ -34,7 +34,7 @@ use super::{
 use crate::{
     dial::{self, DialStep, Failure, Present, TimeLimit, Way, netns, netns::Namespace},
     log::{self, End},
-    ondemand::UnitUse,
+    ondemand::BackendUse,
     relay::Why,
     spec::Host,
 };
@@ -168,7 +168,7 @@ async fn connect(
     info: &SessionInfo,
     flow: &Flow,
     sessions: &Sessions,
-    used: Option<&UnitUse>,
+    used: Option<&BackendUse>,
 ) -> Result<Option<Namespace>, Failure> {
     let (upstream, at) = match dial_upstream(info, None).await {
         Err(failure) if lacks_descriptors(&failure, flow) => dial_with_room(info, sessions, failure).await?,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{access::Peer, redial::Redials, route::Route};
 use crate::{
     dial::{Passage, qrexec::UNDECIDED},
-    ondemand::{Backend, UnitUse},
+    ondemand::{Backend, BackendUse},
     relay::{Counters, Interrupt},
     sys::lock,
 };
@@ -30,7 +30,7 @@ pub struct SessionInfo {
     /// How the session's bytes came here; `None` where that is not needed, or the listener is gone.
     pub passage: Option<Passage>,
     /// The use of a unit: of that of the route, but for a session of an earlier process whose name leads elsewhere by now.
-    pub used: Option<UnitUse>,
+    pub used: Option<BackendUse>,
     /// When the peer's connection was accepted.
     pub accepted: Instant,
     /// Milliseconds from accept to connected, plus one; 0 while the session is not connected.
@@ -75,7 +75,7 @@ impl SessionInfo {
 
     /// The unit that the session uses.
     pub fn backend(&self) -> Option<&Arc<Backend>> {
-        self.used.as_ref().map(UnitUse::backend)
+        self.used.as_ref().map(BackendUse::backend)
     }
 
     /// Notes how the session's bytes came here.

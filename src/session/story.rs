@@ -19,7 +19,7 @@ use crate::{
         qrexec::{CallPermit, gate::Ticket},
     },
     log::{self, End},
-    ondemand::UnitUse,
+    ondemand::BackendUse,
     relay::Why,
 };
 
@@ -54,7 +54,7 @@ enum Fate {
 impl Drop for Story {
     fn drop(&mut self) {
         self.sessions.remove(&self.info.id);
-        self.info.used.iter().for_each(UnitUse::end);
+        self.info.used.iter().for_each(BackendUse::end);
         if !matches!(self.fate, Fate::Parked) {
             self.info.counters.checkpoint().over();
         }
@@ -87,7 +87,7 @@ impl Story {
     }
 
     /// The unit that the session uses.
-    pub(super) fn used(&self) -> Option<&UnitUse> {
+    pub(super) fn used(&self) -> Option<&BackendUse> {
         self.info.used.as_ref()
     }
 

@@ -26,7 +26,7 @@ use crate::{
         },
     },
     log::{self, End},
-    ondemand::UnitUse,
+    ondemand::BackendUse,
     relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
     stream::Stream,
@@ -114,7 +114,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
 
 /// One try, when the unit of the session is up. What comes of it is told to the unit.
 pub(super) async fn with_unit<T, F: Future<Output = Result<T, Failure>>>(
-    used: Option<&UnitUse>,
+    used: Option<&BackendUse>,
     until: RetryUntil,
     dial: impl FnOnce() -> F,
 ) -> Result<T, Failure> {

@@ -49,7 +49,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "service",
-        uses: "control handover listener session ondemand systemd activation dial relay stream crash spec log sys",
+        uses: "control handover listener session systemd activation dial relay stream crash spec log sys",
         tokio: true,
         ..PLAIN
     },
