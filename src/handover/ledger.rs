@@ -41,7 +41,7 @@ pub(super) struct Repaired {
 pub(super) struct RepairedDirection {
     /// As in [`crate::crash::SavedDirection`].
     pub(super) phase: u8,
-    pub(super) held: Found,
+    pub(super) held: FoundBytes,
     pub(super) dropped: u64,
     pub(super) delivered: u64,
     /// Bytes that are held now.
@@ -50,7 +50,7 @@ pub(super) struct RepairedDirection {
 
 /// Where bytes were found that were read and not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum FoundBytes {
     Nothing,
     Pipe,
     Buffer(SavedPart),
@@ -58,14 +58,14 @@ pub(super) enum Found {
 
 /// The numbers do not agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Doubt;
+pub(super) struct InDoubt;
 
 const OPEN: u8 = 0;
 const DEAF: u8 = 1;
 const DONE: u8 = 2;
 
 /// Finds the bytes of a session between two TCP sockets, by the counts of the peer and of the upstream.
-pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<Repaired, Doubt> {
+pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<Repaired, InDoubt> {
     let sides = [peer, upstream];
     let saved = [noted.relay.up, noted.relay.down];
     let read = |direction: usize| sides[direction].read.wrapping_sub(noted.bases.read[direction]);
@@ -80,7 +80,7 @@ pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<
     let reset_by = noted.relay.reset_by.or_else(|| (0..2).find(|side| resets[usize::from(*side)]));
     let nothing = |n: usize| RepairedDirection {
         phase: saved[n].phase,
-        held: Found::Nothing,
+        held: FoundBytes::Nothing,
         dropped: saved[n].dropped,
         delivered: noted.delivered[n],
         on_their_way: 0,
@@ -91,7 +91,7 @@ pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<
         match phase {
             OPEN if !resets[1 - n] => {
                 let (read, written) = (read(n), written(n));
-                let kept = read.checked_sub(dropped).ok_or(Doubt)?;
+                let kept = read.checked_sub(dropped).ok_or(InDoubt)?;
                 direction.delivered = written;
                 match kept.checked_sub(written) {
                     Some(0) => {}
@@ -101,7 +101,7 @@ pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<
                     }
                     // The destination was told of the end, which counts as one.
                     None if written == kept.wrapping_add(1) && sides[n].ended => direction.delivered = kept,
-                    None => return Err(Doubt),
+                    None => return Err(InDoubt),
                 }
             }
             // The destination takes no more: what was not delivered is lost.
@@ -116,15 +116,15 @@ pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<
 }
 
 /// Finds the last `missing` of the bytes that were read.
-fn find(intent: &SavedIntent, in_pipe: u64, read: u64, missing: u64) -> Result<Found, Doubt> {
+fn find(intent: &SavedIntent, in_pipe: u64, read: u64, missing: u64) -> Result<FoundBytes, InDoubt> {
     if intent.pipe != 0 {
-        return if in_pipe == missing { Ok(Found::Pipe) } else { Err(Doubt) };
+        return if in_pipe == missing { Ok(FoundBytes::Pipe) } else { Err(InDoubt) };
     }
-    let (number, before) = intent.buffer.ok_or(Doubt)?;
+    let (number, before) = intent.buffer.ok_or(InDoubt)?;
     // No buffer has as many bytes as the half of the count that was noted can tell.
     let at = (read.wrapping_sub(missing) as u32).wrapping_sub(before);
-    let end = u32::try_from(missing).ok().and_then(|missing| at.checked_add(missing)).ok_or(Doubt)?;
-    Ok(Found::Buffer(SavedPart { number, at, end }))
+    let end = u32::try_from(missing).ok().and_then(|missing| at.checked_add(missing)).ok_or(InDoubt)?;
+    Ok(FoundBytes::Buffer(SavedPart { number, at, end }))
 }
 
 #[cfg(test)]
@@ -165,15 +165,15 @@ mod tests {
         }
 
         /// What the ledger says, when this was noted for *up*.
-        fn repair(&self, relay: SavedRelay, buffer: Option<(u16, u32)>, delivered: u64) -> Result<Repaired, Doubt> {
+        fn repair(&self, relay: SavedRelay, buffer: Option<(u16, u32)>, delivered: u64) -> Result<Repaired, InDoubt> {
             let intents = [SavedIntent { buffer, pipe: 0 }, SavedIntent::default()];
             let bases = SavedBases { read: [0; 2], written: [1, 0] };
             repair(&Noted { bases, intents, relay, delivered: [delivered, 0], in_pipe: [0; 2] }, self.counts())
         }
     }
 
-    fn part(at: u32, end: u32) -> Found {
-        Found::Buffer(SavedPart { number: 3, at, end })
+    fn part(at: u32, end: u32) -> FoundBytes {
+        FoundBytes::Buffer(SavedPart { number: 3, at, end })
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         let mut between = Between::new();
         between.client.write_all(b"0123456789").expect("it takes them");
         let nothing = between.repair(SavedRelay::default(), Some((3, 0)), 0).expect("no doubt");
-        assert_eq!(nothing.directions[0].held, Found::Nothing, "nothing was read");
+        assert_eq!(nothing.directions[0].held, FoundBytes::Nothing, "nothing was read");
         let mut buffer = [0; 16];
         assert_eq!(between.peer.read(&mut buffer).expect("they came"), 10);
         let all = between.repair(SavedRelay::default(), Some((3, 0)), 0).expect("no doubt");
@@ -190,12 +190,12 @@ mod tests {
         between.upstream.write_all(&buffer[..4]).expect("it takes them");
         let rest = between.repair(SavedRelay::default(), Some((3, 0)), 0).expect("no doubt");
         assert_eq!((rest.directions[0].held, rest.directions[0].delivered), (part(4, 10), 4));
-        assert_eq!(between.repair(SavedRelay::default(), None, 0), Err(Doubt), "nobody knows where they are");
+        assert_eq!(between.repair(SavedRelay::default(), None, 0), Err(InDoubt), "nobody knows where they are");
         between.upstream.write_all(&buffer[4..10]).expect("it takes them");
         let done = between.repair(SavedRelay::default(), None, 0).expect("no doubt");
-        assert_eq!((done.directions[0].held, done.directions[0].delivered), (Found::Nothing, 10));
+        assert_eq!((done.directions[0].held, done.directions[0].delivered), (FoundBytes::Nothing, 10));
         between.upstream.write_all(b"!").expect("it takes it");
-        assert_eq!(between.repair(SavedRelay::default(), None, 0), Err(Doubt), "more than was read");
+        assert_eq!(between.repair(SavedRelay::default(), None, 0), Err(InDoubt), "more than was read");
         between.server.read_exact(&mut [0; 11]).expect("all came");
     }
 
@@ -213,7 +213,7 @@ mod tests {
         between.upstream.write_all(&got).expect("it takes them");
         for _ in 0..2 {
             let repaired = between.repair(SavedRelay::default(), None, 3).expect("no doubt");
-            assert_eq!((repaired.reset_by, repaired.directions[0].held), (None, Found::Nothing));
+            assert_eq!((repaired.reset_by, repaired.directions[0].held), (None, FoundBytes::Nothing));
             assert_eq!((repaired.directions[0].delivered, repaired.directions[0].phase), (3, OPEN));
             between.upstream.shutdown(Shutdown::Write).expect("connected");
         }
@@ -256,7 +256,8 @@ mod tests {
         assert_eq!(between.peer.read(&mut [0; 16]).expect("they came"), 10);
         let intents = [SavedIntent { buffer: Some((3, 0)), pipe: 9 }, SavedIntent::default()];
         let bases = SavedBases { read: [0; 2], written: [1, 0] };
-        for (in_pipe, wanted) in [(10, Ok(Found::Pipe)), (9, Err(Doubt)), (11, Err(Doubt)), (0, Err(Doubt))] {
+        for (in_pipe, wanted) in [(10, Ok(FoundBytes::Pipe)), (9, Err(InDoubt)), (11, Err(InDoubt)), (0, Err(InDoubt))]
+        {
             let relay = SavedRelay::default();
             let noted = Noted { bases, intents, relay, delivered: [0; 2], in_pipe: [in_pipe, 0] };
             let found = repair(&noted, between.counts()).map(|repaired| repaired.directions[0].held);
@@ -290,12 +291,12 @@ mod tests {
             };
             let up = repair(&noted, sides).expect("no doubt").directions[0];
             if deaf {
-                prop_assert_eq!((up.held, up.dropped), (Found::Nothing, dropped + read));
+                prop_assert_eq!((up.held, up.dropped), (FoundBytes::Nothing, dropped + read));
             } else if read == wrote {
-                prop_assert_eq!((up.held, up.delivered), (Found::Nothing, moved + wrote));
+                prop_assert_eq!((up.held, up.delivered), (FoundBytes::Nothing, moved + wrote));
             } else {
                 let part = SavedPart { number: 3, at: wrote as u32, end: read as u32 };
-                prop_assert_eq!((up.held, up.delivered), (Found::Buffer(part), moved + wrote));
+                prop_assert_eq!((up.held, up.delivered), (FoundBytes::Buffer(part), moved + wrote));
             }
         }
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     gathered::{Class, Descriptors, is_stream, is_unix, receive},
     guard::CrashGuard,
-    ledger::{Doubt, Found, Noted, Repaired, repair},
+    ledger::{FoundBytes, InDoubt, Noted, Repaired, repair},
     read::{Adopted, Lost},
 };
 use crate::{
@@ -410,7 +410,8 @@ impl ClaimedDescriptors<'_> {
     fn pipe(&mut self, key: DescriptorKey) -> Result<ParkedBytes, LostReason> {
         let reader = self.all.claim(Class::PipeReader, key).ok_or(LostReason::Missing)?;
         let writer = self.all.claim(Class::PipeWriter, key).ok_or(LostReason::Missing)?;
-        Ok(ParkedBytes::in_pipe(reader, writer))
+        let bytes = sys::unread(reader.as_fd());
+        Ok(ParkedBytes::in_pipe(reader, writer, bytes))
     }
 
     /// The bytes in a part of a buffer.
@@ -435,15 +436,15 @@ impl ClaimedDescriptors<'_> {
             delivered: [saved.bytes.0, saved.bytes.1],
             in_pipe: saved.intents.map(|intent| self.all.bytes_in_pipe(intent.pipe)),
         };
-        let repaired = repair(&noted, sides).map_err(|Doubt| LostReason::Doubt)?;
+        let repaired = repair(&noted, sides).map_err(|InDoubt| LostReason::Doubt)?;
         *self.repaired = Some(repaired);
         let Repaired { reset_by, directions } = repaired;
         let mut parked = Vec::with_capacity(2);
         for (n, direction) in directions.into_iter().enumerate() {
             let held = match direction.held {
-                Found::Nothing => ParkedBytes::new(Vec::new()),
-                Found::Pipe => self.pipe(saved.intents[n].pipe)?,
-                Found::Buffer(part) => self.part(part)?,
+                FoundBytes::Nothing => ParkedBytes::new(Vec::new()),
+                FoundBytes::Pipe => self.pipe(saved.intents[n].pipe)?,
+                FoundBytes::Buffer(part) => self.part(part)?,
             };
             parked.push(ParkedDirection { phase: phase(direction.phase), held, dropped: direction.dropped });
         }

@@ -166,9 +166,9 @@ impl ParkedBytes {
         fits.then(|| Self((at < end).then(held)))
     }
 
-    /// What is in a pipe that an earlier process has left.
-    pub fn in_pipe(reader: OwnedFd, writer: OwnedFd) -> Self {
-        let pipe = Pipe::resume(reader, writer);
+    /// What is in a pipe that an earlier process has left: so many bytes.
+    pub fn in_pipe(reader: OwnedFd, writer: OwnedFd, bytes: usize) -> Self {
+        let pipe = Pipe::resume(reader, writer, bytes);
         Self((pipe.inside() > 0).then(|| Box::new(Held::Pipe(pipe))))
     }
 

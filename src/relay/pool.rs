@@ -21,10 +21,7 @@ use nix::{
     unistd::{pipe2, read},
 };
 
-use crate::{
-    crash::{self, DescriptorKey, RegionBuffer},
-    sys,
-};
+use crate::crash::{self, DescriptorKey, RegionBuffer};
 
 /// The sizes of pipes, and how many of each there may be.
 const SIZES: [(usize, usize); 2] = [(1 << 20, 32), (256 << 10, 64)];
@@ -129,9 +126,9 @@ impl Pipe {
         }
     }
 
-    /// Takes up a pipe of the pool of an earlier process, with what is inside.
-    pub fn resume(reader: OwnedFd, writer: OwnedFd) -> Self {
-        let (key, inside) = (crash::key(reader.as_fd()), sys::unread(reader.as_fd()));
+    /// Takes up a pipe of the pool of an earlier process, with the bytes that are `inside`.
+    pub fn resume(reader: OwnedFd, writer: OwnedFd, inside: usize) -> Self {
+        let key = crash::key(reader.as_fd());
         // It counts as one of ours.
         let bytes = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).ok().and_then(|bytes| usize::try_from(bytes).ok());
         let size = usize::from(bytes.unwrap_or(0) < SIZES[0].0);

@@ -118,7 +118,7 @@ impl Obtained {
 }
 
 /// What the policy says now: of the request, and how much its qube may have.
-pub(super) struct Decision {
+pub(super) struct CurrentRuling {
     pub(super) judged: Judged,
     /// Bytes of the log that are the qube's.
     quota: Option<u64>,
@@ -169,7 +169,7 @@ pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected
 }
 
 /// Decides about a request, by what the owner says at this very moment.
-pub(super) async fn decide(candidate: Candidate<'_>) -> Result<Decision, Rejected> {
+pub(super) async fn decide(candidate: Candidate<'_>) -> Result<CurrentRuling, Rejected> {
     try_to_decide(candidate, DiskNews::Told).await?.map_err(|NoAnswer| candidate.unanswered())
 }
 
@@ -186,7 +186,7 @@ enum DiskNews {
     Kept,
 }
 
-async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<Decision, NoAnswer>, Rejected> {
+async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Result<CurrentRuling, NoAnswer>, Rejected> {
     loop {
         let sight = match candidate.look(news).await? {
             Ok(sight) => sight,
@@ -196,7 +196,7 @@ async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Resul
         if sight.words.is_empty() || ask(candidate)? == sight.read {
             let judged = judge(candidate.case, candidate.authentic, candidate.payload, &sight)?;
             let most = candidate.case.shared.places(&sight.read);
-            return Ok(Ok(Decision { judged, quota: quota(&sight.read), most }));
+            return Ok(Ok(CurrentRuling { judged, quota: quota(&sight.read), most }));
         }
     }
 }
@@ -251,8 +251,8 @@ fn quota(policy: &Policy) -> Option<u64> {
 impl Candidate<'_> {
     /// Takes what the request can have without a wait, so that the decision is still one of this moment; what it needs
     /// then.
-    fn take_what_is_free(&self, held: &mut Obtained, decision: &Decision) -> Need {
-        let Decision { judged, quota, most } = decision;
+    fn take_what_is_free(&self, held: &mut Obtained, decision: &CurrentRuling) -> Need {
+        let CurrentRuling { judged, quota, most } = decision;
         loop {
             match held.need(judged) {
                 Need::Room if self.take_room(judged, *quota).is_ok() => held.room = true,
