@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     log::{Kind, say},
+    spec::Upstream,
     sys::lock,
 };
 
@@ -76,6 +77,9 @@ pub trait WatchedTarget: fmt::Debug + Send + Sync {
     fn foreign(&self) -> Option<String>;
 }
 
+/// Watches an upstream, where that is possible.
+pub type Watch = fn(&Upstream) -> Option<Arc<dyn WatchedTarget>>;
+
 /// Where a unit stands, for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BackendPhase {
@@ -98,6 +102,8 @@ struct BackendState {
     look: bool,
     looked: Option<Instant>,
     kept: UnitKept,
+    /// Those of [`UnitKept::targets`], in the same order.
+    targets: Vec<Arc<dyn WatchedTarget>>,
     /// What the file holds, and when it was written.
     written: (UnitKept, Option<Instant>),
     /// It was told that the file cannot be written.
@@ -146,7 +152,6 @@ pub struct Backend {
     unit: Arc<str>,
     common: Arc<Common>,
     state: Mutex<BackendState>,
-    targets: Mutex<Vec<Weak<dyn WatchedTarget>>>,
     /// Wakes the conductor.
     wake: Notify,
     /// Changes with each step of the conductor.
@@ -248,9 +253,14 @@ enum ConductorStep {
 }
 
 impl Backend {
-    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<UnitKept>) -> Arc<Self> {
+    /// A unit; `kept` is what an earlier process has left of it, `watch` watches the targets in there.
+    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<UnitKept>, watch: Watch) -> Arc<Self> {
         let taken_up = kept.is_some();
-        let kept = kept.unwrap_or_else(|| UnitKept { unit: unit.to_string(), ..UnitKept::default() });
+        let mut kept = kept.unwrap_or_else(|| UnitKept { unit: unit.to_string(), ..UnitKept::default() });
+        let watched =
+            std::mem::take(&mut kept.targets).into_iter().filter_map(|at| watch(&at).map(|target| (at, target)));
+        let (upstreams, targets) = watched.unzip();
+        kept.targets = upstreams;
         let state = BackendState {
             phase: if taken_up && kept.may_be_ours() { BackendPhase::Unknown } else { BackendPhase::Asleep },
             users: 0,
@@ -260,6 +270,7 @@ impl Backend {
             written: (if taken_up { kept.clone() } else { UnitKept::default() }, None),
             unwritten: false,
             kept,
+            targets,
             failed: None,
             started: None,
             not_stopped: None,
@@ -273,7 +284,6 @@ impl Backend {
             unit,
             common,
             state: Mutex::new(state),
-            targets: Mutex::default(),
             wake: Notify::new(),
             steps: watch::Sender::new(()),
             ended: watch::Sender::new(true),
@@ -298,11 +308,18 @@ impl Backend {
         BackendUse { backend: self.clone(), over: AtomicBool::new(false) }
     }
 
-    /// Has foreign connections to this target keep the unit from being stopped, for as long as the target lives.
-    pub fn add_target(&self, target: &Arc<dyn WatchedTarget>) {
-        let mut targets = lock(&self.targets);
-        targets.retain(|target| target.strong_count() > 0);
-        targets.push(Arc::downgrade(target));
+    /// Has foreign connections to this target keep the unit from being stopped, for as long as the answer lives or the
+    /// unit may be ours: whoever is connected stays so when no listener names the target any more.
+    pub fn add_target(&self, upstream: &Upstream, target: Arc<dyn WatchedTarget>) -> Arc<dyn WatchedTarget> {
+        let mut state = lock(&self.state);
+        state.drop_targets();
+        let known = state.kept.targets.iter().zip(&state.targets).find(|(known, _)| *known == upstream);
+        if let Some((_, known)) = known {
+            return known.clone();
+        }
+        state.kept.targets.push(upstream.clone());
+        state.targets.push(target.clone());
+        target
     }
 
     /// How long the listeners that name the unit let it be idle (`None`: for ever). To be called when at least one does.
@@ -556,7 +573,11 @@ impl Backend {
         if let Some(objection) = objection(&before, stops).filter(|_| before.state.is_down()) {
             return self.refused(objection, was);
         }
-        lock(&self.state).kept.before_start(&before);
+        {
+            let mut state = lock(&self.state);
+            state.drop_targets();
+            state.kept.before_start(&before);
+        }
         self.write(false);
         if before.state.is_down() {
             say(
@@ -684,7 +705,7 @@ impl Backend {
                 Err(_) => return self.try_again_later(),
             }
         }
-        let targets: Vec<_> = lock(&self.targets).iter().filter_map(Weak::upgrade).collect();
+        let targets = lock(&self.state).targets.clone();
         if !targets.is_empty() {
             let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
             let foreign = foreign.await;
@@ -761,6 +782,15 @@ impl Backend {
 }
 
 impl BackendState {
+    /// Drops the targets that no route names any more, unless the unit may be ours.
+    fn drop_targets(&mut self) {
+        if self.kept.may_be_ours() {
+            return;
+        }
+        let pairs = std::mem::take(&mut self.kept.targets).into_iter().zip(std::mem::take(&mut self.targets));
+        (self.kept.targets, self.targets) = pairs.filter(|(_, target)| Arc::strong_count(target) > 1).unzip();
+    }
+
     /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of the
     /// look that shows it, where an earlier look showed another state.
     fn look_shows(&mut self, look: &Look) {

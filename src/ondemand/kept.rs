@@ -7,7 +7,7 @@ use std::{collections::VecDeque, fs, io, path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::look::Look;
-use crate::sys::file;
+use crate::{spec::Upstream, sys::file};
 
 /// How many starts the median is of.
 const STARTS: usize = 9;
@@ -40,6 +40,9 @@ pub struct UnitKept {
     pub starts_ms: VecDeque<u64>,
     /// MemoryCurrent before the last stop, in bytes.
     pub memory_before_stop: Option<u64>,
+    /// Where the listeners lead that name the unit, and those that named it while it was ours: a foreign connection to one
+    /// of these keeps the unit, also when the configuration has changed since.
+    pub targets: Vec<Upstream>,
 }
 
 /// Whose the invocation is that runs now.

@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     io,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,12 +17,15 @@ use proptest::prelude::*;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    backend::BackendUse,
+    backend::{BackendUse, WatchedTarget},
     backends::Backends,
     look::{Look, UnitState},
     manager::{Manager, ManagerAnswer},
 };
-use crate::sys::lock;
+use crate::{
+    spec::{UnixAddr, Upstream},
+    sys::lock,
+};
 
 /// The unit of all tests.
 const UNIT: &str = "x.service";
@@ -223,6 +229,23 @@ impl Manager for Model {
     fn cancel(&self) {}
 }
 
+/// A target to which somebody else is connected, or not.
+#[derive(Debug)]
+struct Somebody(&'static AtomicBool);
+
+impl WatchedTarget for Somebody {
+    fn foreign(&self) -> Option<String> {
+        self.0.load(Relaxed).then(|| "the target".to_owned())
+    }
+}
+
+/// Whether somebody is connected to [`watch`]ed targets; of one test alone.
+static CONNECTED: AtomicBool = AtomicBool::new(false);
+
+fn watch(_: &Upstream) -> Option<Arc<dyn WatchedTarget>> {
+    Some(Arc::new(Somebody(&CONNECTED)))
+}
+
 thread_local! {
     static BEGAN: Cell<Option<tokio::time::Instant>> = const { Cell::new(None) };
 }
@@ -248,7 +271,7 @@ impl Service {
     fn begin(world: &Arc<Mutex<World>>, directory: &Path) -> Self {
         let model = Model { world: world.clone(), dead: Arc::default() };
         let backends = Arc::new(Backends::with(Arc::new(model.clone()), clock));
-        backends.take_up(directory.to_owned());
+        backends.take_up(directory.to_owned(), watch);
         let unit = backends.named(UNIT);
         backends.want([(&unit, Some(IDLE))]);
         Self { backends, model, sessions: BTreeMap::new() }
@@ -541,4 +564,30 @@ fn the_idle_time_goes_on_over_a_restart_and_over_a_crash() {
             drop(service);
         });
     }
+}
+
+#[test]
+fn a_target_that_no_listener_names_any_more_keeps_the_unit_over_a_reload_and_over_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let mut service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        CONNECTED.store(true, Relaxed);
+        let unit = service.backends.named(UNIT);
+        let at = Upstream::Unix(UnixAddr::Path("/run/x".into()));
+        let route = unit.add_target(&at, watch(&at).expect("it is watched"));
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        drop(route);
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 0, "after a reload");
+        service.crash();
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 0, "after a crash");
+        CONNECTED.store(false, Relaxed);
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 1, "nobody is connected any more");
+    });
 }
