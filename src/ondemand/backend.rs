@@ -654,7 +654,11 @@ impl Backend {
 
     /// Takes a look for what it means; whether it means that a start of ours failed.
     fn take(&self, look: &Look) -> bool {
-        self.seen(look);
+        let was_ours = lock(&self.state).kept.ours.is_some();
+        let whose = self.seen(look);
+        if was_ours && whose == Whose::Foreign {
+            self.lost();
+        }
         let mut state = lock(&self.state);
         match (state.phase, look.state.is_down() && !look.between) {
             (BackendPhase::Awake, true) => {
@@ -756,6 +760,13 @@ impl Backend {
         let mut state = lock(&self.state);
         let pause = state.kept.stop_when_idle().unwrap_or(AGAIN).clamp(ON_ITS_WAY, AGAIN);
         state.again = Some(Instant::now() + pause);
+    }
+
+    /// Somebody started the unit again while we took it for ours: told once.
+    fn lost(&self) {
+        let why = NotStopped::Foreign;
+        say(Kind::UnitNotStopped, format!("{} is not stopped when it is idle: {why}", self.unit));
+        lock(&self.state).not_stopped = Some(why);
     }
 
     /// The unit stays up, and this is why: told once.

@@ -103,6 +103,12 @@ impl UnitKept {
         if changed || self.continues(look) {
             self.take(look);
             self.starting = None;
+        } else if !look.state.is_down() {
+            self.ours = None;
+        }
+        // What begins after an end, or after another's invocation, is no `Restart=` of ours, whatever NRestarts says.
+        if look.has_ended() {
+            self.ours = None;
         }
         let ours = self.ours.as_ref().is_some_and(|ours| ours.id == look.invocation);
         match (look.state.is_down(), ours) {
@@ -199,6 +205,22 @@ mod tests {
         assert_eq!(kept.seen(&look(Inactive, "", 0)), Whose::Nobodys, "the start has not begun");
         assert!(kept.may_be_ours());
         assert_eq!(kept.seen(&look(Activating, "b", 0)), Whose::Ours, "we died during the start");
+    }
+
+    #[test]
+    fn a_restart_of_what_somebody_started_later_is_not_ours() {
+        use UnitState::{Active, Deactivating, Failed, Inactive};
+        for end in [Inactive, Failed] {
+            let mut kept = started();
+            assert_eq!(kept.seen(&look(end, "b", 0)), Whose::Nobodys);
+            assert_eq!(kept.seen(&look(Active, "d", 1)), Whose::Foreign, "after {end:?}");
+        }
+        let mut kept = started();
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Foreign, "systemctl restart");
+        assert_eq!(kept.seen(&look(Active, "d", 1)), Whose::Foreign, "Restart= of that");
+        let mut kept = started();
+        assert_eq!(kept.seen(&look(Deactivating, "b", 0)), Whose::Nobodys);
+        assert_eq!(kept.seen(&look(Active, "c", 1)), Whose::Ours, "the first half of Restart= was seen");
     }
 
     #[test]

@@ -53,6 +53,8 @@ struct World {
     stops: usize,
     /// The start fails.
     fails: bool,
+    /// A look has shown that the last invocation of ours is over.
+    known_over: bool,
     /// An active unit that needs this one.
     needed: bool,
     faults: Vec<String>,
@@ -71,6 +73,7 @@ impl World {
         self.last = format!("{:032x}", self.number);
         self.state = Some(Invocation { restarts, ours });
         (self.deactivating, self.activating) = (false, true);
+        self.known_over &= !ours;
     }
 
     fn end(&mut self) {
@@ -140,7 +143,9 @@ impl Manager for Model {
         let world = self.world.clone();
         self.ask(async move {
             sleep(Duration::from_millis(8)).await;
-            Ok(lock(&world).look())
+            let mut now = lock(&world);
+            now.known_over = now.state.as_ref().is_none_or(|invocation| !invocation.ours);
+            Ok(now.look())
         })
     }
 
@@ -395,8 +400,9 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
             Event::Dies => {
                 let mut now = lock(&world);
                 // Of a foreign one that was not looked at since it took the place of ours, nobody can know.
-                if let Some(invocation) = now.state.clone().filter(|invocation| invocation.ours) {
-                    now.begin(invocation.restarts + 1, true);
+                let known = now.known_over;
+                if let Some(invocation) = now.state.clone().filter(|invocation| invocation.ours || known) {
+                    now.begin(invocation.restarts + 1, invocation.ours);
                     now.activating = false;
                 }
             }
