@@ -729,9 +729,12 @@ impl Backend {
             }
             // From here on a session waits, and its start comes after the stop.
             state.phase = BackendPhase::Stopping;
+            state.kept.stopping = Some(look.invocation.clone());
             let idle = state.kept.idle_since_ms.map_or(0, |since| (self.common.clock)().saturating_sub(since));
             Duration::from_millis(idle)
         };
+        // A later start, of the next process too, has to tell this stop from the first half of a restart.
+        self.write(false);
         let stopped = self.common.manager.stop(&self.unit).await;
         match stopped {
             Ok(Ok(())) => {
@@ -746,7 +749,10 @@ impl Backend {
                 say(Kind::UnitStopped, format!("{} is stopped after {idle} s without a session{memory}", self.unit));
             }
             Ok(Err(said)) => {
-                lock(&self.state).phase = BackendPhase::Awake;
+                {
+                    let mut state = lock(&self.state);
+                    (state.phase, state.kept.stopping) = (BackendPhase::Awake, None);
+                }
                 self.not_stopped(NotStopped::Job(said));
             }
             Err(_) => {

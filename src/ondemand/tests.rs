@@ -42,6 +42,10 @@ struct World {
     number: u32,
     /// A stop is queued that has not begun.
     stop_queued: bool,
+    /// Somebody restarts the unit, and it is being stopped.
+    restarted: bool,
+    /// Between the two halves of a `Restart=`.
+    between: bool,
     /// A start that waits for the end of a stop.
     start_queued: bool,
     /// Requests of one process under way.
@@ -72,30 +76,38 @@ impl World {
         self.number += 1;
         self.last = format!("{:032x}", self.number);
         self.state = Some(Invocation { restarts, ours });
-        (self.deactivating, self.activating) = (false, true);
+        (self.deactivating, self.activating, self.restarted, self.between) = (false, true, false, false);
         self.known_over &= !ours;
     }
 
     fn end(&mut self) {
         self.state = None;
         (self.deactivating, self.activating, self.stop_queued) = (false, false, false);
+        (self.restarted, self.between) = (false, false);
+    }
+
+    /// Whether the next invocation, if any, has to wait.
+    fn is_on_its_way(&self) -> bool {
+        self.deactivating || self.between
     }
 
     /// Whether a dial succeeds.
     fn answers(&self) -> bool {
-        self.state.is_some() && !self.deactivating && !self.activating
+        self.state.is_some() && !self.deactivating && !self.activating && !self.between
     }
 
     fn look(&self) -> Look {
         let state = match &self.state {
             None => UnitState::Inactive,
             Some(_) if self.deactivating => UnitState::Deactivating,
-            Some(_) if self.activating => UnitState::Activating,
+            Some(_) if self.activating || self.between => UnitState::Activating,
             Some(_) => UnitState::Active,
         };
         Look {
             load: "loaded".into(),
             state,
+            between: self.between,
+            job: self.stop_queued || self.start_queued || self.deactivating,
             invocation: self.last.clone(),
             restarts: self.state.as_ref().map_or(0, |invocation| invocation.restarts),
             can_start: true,
@@ -160,7 +172,7 @@ impl Manager for Model {
                 now.stop_queued = false; // cancelled, where it has not begun
                 now.start_queued = now.deactivating;
             }
-            while lock(&world).deactivating {
+            while lock(&world).is_on_its_way() {
                 sleep(Duration::from_millis(5)).await;
             }
             if lock(&world).fails {
@@ -341,6 +353,19 @@ fn events() -> impl Strategy<Value = Vec<(u16, Event)>> {
     proptest::collection::vec((pause, event), 1..40)
 }
 
+/// The second half of a restart.
+fn begin_later(world: &Arc<Mutex<World>>, restarts: u64, ours: bool) {
+    let world = world.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(40)).await;
+        let mut now = lock(&world);
+        if now.restarted || now.between {
+            now.begin(restarts, ours);
+            now.activating = false;
+        }
+    });
+}
+
 /// Runs one story to its end; what was wrong.
 async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
     let world = Arc::new(Mutex::new(World::default()));
@@ -359,7 +384,7 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
         // In the moments of a request nobody can know whose order came first; and a job of the unit orders others.
         while somebody && {
             let now = lock(&world);
-            now.asking > 0 || now.activating || now.deactivating || now.start_queued || now.stop_queued
+            now.asking > 0 || now.activating || now.is_on_its_way() || now.start_queued || now.stop_queued
         } {
             sleep(Duration::from_millis(1)).await;
         }
@@ -393,8 +418,8 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
             Event::Restart => {
                 let mut now = lock(&world);
                 if now.state.is_some() {
-                    now.begin(0, false);
-                    now.activating = false;
+                    (now.deactivating, now.restarted) = (true, true);
+                    begin_later(&world, 0, false);
                 }
             }
             Event::Dies => {
@@ -402,8 +427,8 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
                 // Of a foreign one that was not looked at since it took the place of ours, nobody can know.
                 let known = now.known_over;
                 if let Some(invocation) = now.state.clone().filter(|invocation| invocation.ours || known) {
-                    now.begin(invocation.restarts + 1, invocation.ours);
-                    now.activating = false;
+                    now.between = true;
+                    begin_later(&world, invocation.restarts + 1, invocation.ours);
                 }
             }
             Event::Fails => lock(&world).end(),
