@@ -595,7 +595,13 @@ impl Backend {
         };
         let after = match self.common.manager.show(&self.unit).await {
             Ok(after) => after,
-            Err(e) => return self.refused(&e.to_string(), was),
+            // The start was asked for: the unit may be up, and ours to stop.
+            Err(e) if said.is_some() => return self.refused(&e.to_string(), BackendPhase::Unknown),
+            Err(_) => {
+                let mut state = lock(&self.state);
+                (state.phase, state.look) = (BackendPhase::Unknown, true);
+                return;
+            }
         };
         lock(&self.state).kept.after_start(&after);
         // At once: what somebody else starts next must not look like ours after a crash.
@@ -638,7 +644,7 @@ impl Backend {
         let why = why(pause);
         say(Kind::UnitFailed, why.to_string());
         state.failed = Some(Failed { why, until: Instant::now() + pause, pause });
-        (state.phase, state.started, state.look) = (phase, None, false);
+        (state.phase, state.started, state.look) = (phase, None, phase == BackendPhase::Unknown);
     }
 
     async fn look(&self) {

@@ -57,6 +57,8 @@ struct World {
     stops: usize,
     /// The start fails.
     fails: bool,
+    /// Looks that go well before one that does not.
+    fails_to_show: Option<usize>,
     /// A look has shown that the last invocation of ours is over.
     known_over: bool,
     /// An active unit that needs this one.
@@ -156,6 +158,11 @@ impl Manager for Model {
         self.ask(async move {
             sleep(Duration::from_millis(8)).await;
             let mut now = lock(&world);
+            if now.fails_to_show == Some(0) {
+                now.fails_to_show = None;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            now.fails_to_show = now.fails_to_show.map(|looks| looks - 1);
             now.known_over = now.state.as_ref().is_none_or(|invocation| !invocation.ours);
             Ok(now.look())
         })
@@ -620,5 +627,59 @@ fn a_target_that_no_listener_names_any_more_keeps_the_unit_over_a_reload_and_ove
         CONNECTED.store(false, Relaxed);
         sleep(IDLE * 3).await;
         assert_eq!(lock(&world).stops, 1, "nobody is connected any more");
+    });
+}
+
+#[test]
+fn a_unit_that_nobody_saw_after_its_start_serves_and_is_stopped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        sleep(Duration::from_secs(1)).await;
+        lock(&world).fails_to_show = Some(1);
+        let used = service.backends.named(UNIT).begin_use();
+        connect(&used, &world).await.expect("it is served");
+        assert_eq!(lock(&world).fails_to_show, None, "the look after the start failed");
+        drop(used);
+        sleep(IDLE * 2).await;
+        assert_eq!(lock(&world).stops, 1);
+    });
+}
+
+#[test]
+fn a_client_that_leaves_during_a_start_leaves_no_time_for_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        let unit = service.backends.named(UNIT);
+        {
+            let used = unit.begin_use();
+            tokio::time::timeout(Duration::from_millis(30), used.awake()).await.expect_err("it is being started");
+        }
+        sleep(IDLE / 2).await;
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        assert_eq!((lock(&world).starts, service.backends.view()[0].last_start), (1, None));
+    });
+}
+
+#[test]
+fn who_waits_for_a_start_that_fails_waits_no_second_for_the_journal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        {
+            let mut now = lock(&world);
+            (now.fails, now.journal) = (true, Duration::from_secs(20));
+        }
+        let used = service.backends.named(UNIT).begin_use();
+        let told = tokio::time::timeout(Duration::from_secs(1), used.awake()).await.expect("at once");
+        let why = told.expect_err("the start fails").to_string();
+        assert!(why.contains("it fails") && !why.contains("a line"), "{why}");
     });
 }
