@@ -111,6 +111,8 @@ struct BackendState {
     failed: Option<Failed>,
     /// When the start began that nobody was connected after yet.
     started: Option<Instant>,
+    /// Somebody has waited or dialled ever since.
+    awaited: bool,
     /// Why it was not stopped, told already; and when it is tried again.
     not_stopped: Option<NotStopped>,
     again: Option<Instant>,
@@ -205,6 +207,7 @@ impl BackendUse {
         state.users -= 1;
         if state.users == 0 {
             state.kept.idle_since_ms = Some((self.backend.common.clock)());
+            state.awaited = false;
             drop(state);
             self.backend.wake.notify_one();
         }
@@ -273,6 +276,7 @@ impl Backend {
             targets,
             failed: None,
             started: None,
+            awaited: false,
             not_stopped: None,
             again: None,
             unit_state: UnitState::default(),
@@ -362,15 +366,20 @@ impl Backend {
     }
 
     fn answered(&self) {
-        let took = {
+        let (took, awaited) = {
             let mut state = lock(&self.state);
             state.failed = None;
             let took = state.started.take().map(|started| started.elapsed());
-            took.into_iter().for_each(|took| state.kept.started_in(took));
-            took
+            // Otherwise it may have answered long before somebody dialled.
+            took.filter(|_| state.awaited).into_iter().for_each(|took| state.kept.started_in(took));
+            (took, state.awaited)
         };
-        if let Some(took) = took {
-            say(Kind::UnitReady, format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)));
+        match took {
+            Some(took) if awaited => {
+                say(Kind::UnitReady, format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)));
+            }
+            Some(_) => say(Kind::UnitReady, format!("{} answers; who its start was for had left", self.unit)),
+            None => {}
         }
     }
 
@@ -556,6 +565,7 @@ impl Backend {
         let was = {
             let mut state = lock(&self.state);
             state.look = false;
+            state.awaited = state.users > 0;
             std::mem::replace(&mut state.phase, BackendPhase::Starting)
         };
         self.steps.send_replace(());
