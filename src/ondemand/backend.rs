@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     kept::{self, UnitKept, Whose},
     look::{Look, UnitState},
-    manager::Manager,
+    manager::{LAST_LINES, Manager},
     told::{NotStopped, UnitFailure, failure, mebibytes, objection, seconds},
 };
 use crate::{
@@ -376,7 +376,10 @@ impl Backend {
         };
         match took {
             Some(took) if awaited => {
-                say(Kind::UnitReady, format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)));
+                say(
+                    Kind::UnitReady,
+                    format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)),
+                );
             }
             Some(_) => say(Kind::UnitReady, format!("{} answers; who its start was for had left", self.unit)),
             None => {}
@@ -642,7 +645,10 @@ impl Backend {
     async fn failed(&self, look: &Look, said: &str) {
         let lines = match look.invocation.is_empty() {
             true => Vec::new(),
-            false => self.common.manager.last_lines(look.invocation.clone()).await.unwrap_or_default(),
+            false => {
+                let lines = timeout(LAST_LINES, self.common.manager.last_lines(look.invocation.clone())).await;
+                lines.ok().and_then(Result::ok).unwrap_or_default()
+            }
         };
         lock(&self.state).kept.forget();
         self.back_off(BackendPhase::Asleep, |pause| failure(&self.unit, look, said, &lines, pause));

@@ -57,6 +57,8 @@ struct World {
     stops: usize,
     /// The start fails.
     fails: bool,
+    /// How long the journal takes.
+    journal: Duration,
     /// Looks that go well before one that does not.
     fails_to_show: Option<usize>,
     /// A look has shown that the last invocation of ours is over.
@@ -243,7 +245,11 @@ impl Manager for Model {
     }
 
     fn last_lines(&self, _: String) -> ManagerAnswer<Vec<String>> {
-        self.ask(async { Ok(vec!["a line".into()]) })
+        let takes = lock(&self.world).journal;
+        self.ask(async move {
+            sleep(takes).await;
+            Ok(vec!["a line".into()])
+        })
     }
 
     fn goes_down(&self) -> ManagerAnswer<bool> {
