@@ -503,8 +503,12 @@ impl Backend {
                 }
             }
         }
-        if state.kept != state.written.0 && state.kept.may_be_ours() | state.written.1.is_some() && !state.unwritten {
-            match state.written.1.map(|written| written + QUIET).filter(|due| *due > now) {
+        let (file, written) = &state.written;
+        let matters = state.kept.may_be_ours() | file.may_be_ours() | written.is_some();
+        if state.kept != *file && matters && !state.unwritten {
+            // What is not ours any more must not look like ours after a crash.
+            let hurry = file.ours.is_some() && state.kept.ours.is_none();
+            match written.map(|written| written + QUIET).filter(|due| *due > now && !hurry) {
                 None => return ConductorStep::Write,
                 Some(due) => at(due),
             }
@@ -537,11 +541,12 @@ impl Backend {
             state.written = (state.kept.clone(), Some(Instant::now()));
             return;
         };
-        let (kept, same) = {
+        let (kept, needless) = {
             let state = lock(&self.state);
-            (state.kept.clone(), state.kept == state.written.0)
+            let matters = state.kept.may_be_ours() || state.written.0.may_be_ours();
+            (state.kept.clone(), state.kept == state.written.0 || !matters)
         };
-        if all && (same || !kept.may_be_ours()) {
+        if all && needless {
             return;
         }
         let written = kept::write(&directory, &kept);
