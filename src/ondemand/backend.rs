@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -24,11 +24,12 @@ use tokio::{
 use super::{
     kept::{self, UnitKept, Whose},
     look::{Look, UnitState},
-    manager::Manager,
+    manager::{LAST_LINES, Manager},
     told::{NotStopped, UnitFailure, failure, mebibytes, objection, seconds},
 };
 use crate::{
     log::{Kind, say},
+    spec::Upstream,
     sys::lock,
 };
 
@@ -76,6 +77,9 @@ pub trait WatchedTarget: fmt::Debug + Send + Sync {
     fn foreign(&self) -> Option<String>;
 }
 
+/// Watches an upstream, where that is possible.
+pub type Watch = fn(&Upstream) -> Option<Arc<dyn WatchedTarget>>;
+
 /// Where a unit stands, for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BackendPhase {
@@ -98,6 +102,8 @@ struct BackendState {
     look: bool,
     looked: Option<Instant>,
     kept: UnitKept,
+    /// Those of [`UnitKept::targets`], in the same order.
+    targets: Vec<Arc<dyn WatchedTarget>>,
     /// What the file holds, and when it was written.
     written: (UnitKept, Option<Instant>),
     /// It was told that the file cannot be written.
@@ -105,6 +111,8 @@ struct BackendState {
     failed: Option<Failed>,
     /// When the start began that nobody was connected after yet.
     started: Option<Instant>,
+    /// Somebody has waited or dialled ever since.
+    awaited: bool,
     /// Why it was not stopped, told already; and when it is tried again.
     not_stopped: Option<NotStopped>,
     again: Option<Instant>,
@@ -146,7 +154,6 @@ pub struct Backend {
     unit: Arc<str>,
     common: Arc<Common>,
     state: Mutex<BackendState>,
-    targets: Mutex<Vec<Weak<dyn WatchedTarget>>>,
     /// Wakes the conductor.
     wake: Notify,
     /// Changes with each step of the conductor.
@@ -200,6 +207,7 @@ impl BackendUse {
         state.users -= 1;
         if state.users == 0 {
             state.kept.idle_since_ms = Some((self.backend.common.clock)());
+            state.awaited = false;
             drop(state);
             self.backend.wake.notify_one();
         }
@@ -248,9 +256,14 @@ enum ConductorStep {
 }
 
 impl Backend {
-    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<UnitKept>) -> Arc<Self> {
+    /// A unit; `kept` is what an earlier process has left of it, `watch` watches the targets in there.
+    pub(super) fn new(unit: Arc<str>, common: Arc<Common>, kept: Option<UnitKept>, watch: Watch) -> Arc<Self> {
         let taken_up = kept.is_some();
-        let kept = kept.unwrap_or_else(|| UnitKept { unit: unit.to_string(), ..UnitKept::default() });
+        let mut kept = kept.unwrap_or_else(|| UnitKept { unit: unit.to_string(), ..UnitKept::default() });
+        let watched =
+            std::mem::take(&mut kept.targets).into_iter().filter_map(|at| watch(&at).map(|target| (at, target)));
+        let (upstreams, targets) = watched.unzip();
+        kept.targets = upstreams;
         let state = BackendState {
             phase: if taken_up && kept.may_be_ours() { BackendPhase::Unknown } else { BackendPhase::Asleep },
             users: 0,
@@ -260,8 +273,10 @@ impl Backend {
             written: (if taken_up { kept.clone() } else { UnitKept::default() }, None),
             unwritten: false,
             kept,
+            targets,
             failed: None,
             started: None,
+            awaited: false,
             not_stopped: None,
             again: None,
             unit_state: UnitState::default(),
@@ -273,7 +288,6 @@ impl Backend {
             unit,
             common,
             state: Mutex::new(state),
-            targets: Mutex::default(),
             wake: Notify::new(),
             steps: watch::Sender::new(()),
             ended: watch::Sender::new(true),
@@ -298,11 +312,18 @@ impl Backend {
         BackendUse { backend: self.clone(), over: AtomicBool::new(false) }
     }
 
-    /// Has foreign connections to this target keep the unit from being stopped, for as long as the target lives.
-    pub fn add_target(&self, target: &Arc<dyn WatchedTarget>) {
-        let mut targets = lock(&self.targets);
-        targets.retain(|target| target.strong_count() > 0);
-        targets.push(Arc::downgrade(target));
+    /// Has foreign connections to this target keep the unit from being stopped, for as long as the answer lives or the
+    /// unit may be ours: whoever is connected stays so when no listener names the target any more.
+    pub fn add_target(&self, upstream: &Upstream, target: Arc<dyn WatchedTarget>) -> Arc<dyn WatchedTarget> {
+        let mut state = lock(&self.state);
+        state.drop_targets();
+        let known = state.kept.targets.iter().zip(&state.targets).find(|(known, _)| *known == upstream);
+        if let Some((_, known)) = known {
+            return known.clone();
+        }
+        state.kept.targets.push(upstream.clone());
+        state.targets.push(target.clone());
+        target
     }
 
     /// How long the listeners that name the unit let it be idle (`None`: for ever). To be called when at least one does.
@@ -345,15 +366,23 @@ impl Backend {
     }
 
     fn answered(&self) {
-        let took = {
+        let (took, awaited) = {
             let mut state = lock(&self.state);
             state.failed = None;
             let took = state.started.take().map(|started| started.elapsed());
-            took.into_iter().for_each(|took| state.kept.started_in(took));
-            took
+            // Otherwise it may have answered long before somebody dialled.
+            took.filter(|_| state.awaited).into_iter().for_each(|took| state.kept.started_in(took));
+            (took, state.awaited)
         };
-        if let Some(took) = took {
-            say(Kind::UnitReady, format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)));
+        match took {
+            Some(took) if awaited => {
+                say(
+                    Kind::UnitReady,
+                    format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)),
+                );
+            }
+            Some(_) => say(Kind::UnitReady, format!("{} answers; who its start was for had left", self.unit)),
+            None => {}
         }
     }
 
@@ -474,8 +503,12 @@ impl Backend {
                 }
             }
         }
-        if state.kept != state.written.0 && state.kept.may_be_ours() | state.written.1.is_some() && !state.unwritten {
-            match state.written.1.map(|written| written + QUIET).filter(|due| *due > now) {
+        let (file, written) = &state.written;
+        let matters = state.kept.may_be_ours() | file.may_be_ours() | written.is_some();
+        if state.kept != *file && matters && !state.unwritten {
+            // What is not ours any more must not look like ours after a crash.
+            let hurry = file.ours.is_some() && state.kept.ours.is_none();
+            match written.map(|written| written + QUIET).filter(|due| *due > now && !hurry) {
                 None => return ConductorStep::Write,
                 Some(due) => at(due),
             }
@@ -508,11 +541,12 @@ impl Backend {
             state.written = (state.kept.clone(), Some(Instant::now()));
             return;
         };
-        let (kept, same) = {
+        let (kept, needless) = {
             let state = lock(&self.state);
-            (state.kept.clone(), state.kept == state.written.0)
+            let matters = state.kept.may_be_ours() || state.written.0.may_be_ours();
+            (state.kept.clone(), state.kept == state.written.0 || !matters)
         };
-        if all && (same || !kept.may_be_ours()) {
+        if all && needless {
             return;
         }
         let written = kept::write(&directory, &kept);
@@ -539,6 +573,7 @@ impl Backend {
         let was = {
             let mut state = lock(&self.state);
             state.look = false;
+            state.awaited = state.users > 0;
             std::mem::replace(&mut state.phase, BackendPhase::Starting)
         };
         self.steps.send_replace(());
@@ -556,7 +591,11 @@ impl Backend {
         if let Some(objection) = objection(&before, stops).filter(|_| before.state.is_down()) {
             return self.refused(objection, was);
         }
-        lock(&self.state).kept.before_start(&before);
+        {
+            let mut state = lock(&self.state);
+            state.drop_targets();
+            state.kept.before_start(&before);
+        }
         self.write(false);
         if before.state.is_down() {
             say(
@@ -574,7 +613,13 @@ impl Backend {
         };
         let after = match self.common.manager.show(&self.unit).await {
             Ok(after) => after,
-            Err(e) => return self.refused(&e.to_string(), was),
+            // The start was asked for: the unit may be up, and ours to stop.
+            Err(e) if said.is_some() => return self.refused(&e.to_string(), BackendPhase::Unknown),
+            Err(_) => {
+                let mut state = lock(&self.state);
+                (state.phase, state.look) = (BackendPhase::Unknown, true);
+                return;
+            }
         };
         lock(&self.state).kept.after_start(&after);
         // At once: what somebody else starts next must not look like ours after a crash.
@@ -605,7 +650,10 @@ impl Backend {
     async fn failed(&self, look: &Look, said: &str) {
         let lines = match look.invocation.is_empty() {
             true => Vec::new(),
-            false => self.common.manager.last_lines(look.invocation.clone()).await.unwrap_or_default(),
+            false => {
+                let lines = timeout(LAST_LINES, self.common.manager.last_lines(look.invocation.clone())).await;
+                lines.ok().and_then(Result::ok).unwrap_or_default()
+            }
         };
         lock(&self.state).kept.forget();
         self.back_off(BackendPhase::Asleep, |pause| failure(&self.unit, look, said, &lines, pause));
@@ -617,7 +665,7 @@ impl Backend {
         let why = why(pause);
         say(Kind::UnitFailed, why.to_string());
         state.failed = Some(Failed { why, until: Instant::now() + pause, pause });
-        (state.phase, state.started, state.look) = (phase, None, false);
+        (state.phase, state.started, state.look) = (phase, None, phase == BackendPhase::Unknown);
     }
 
     async fn look(&self) {
@@ -633,7 +681,11 @@ impl Backend {
 
     /// Takes a look for what it means; whether it means that a start of ours failed.
     fn take(&self, look: &Look) -> bool {
-        self.seen(look);
+        let was_ours = lock(&self.state).kept.ours.is_some();
+        let whose = self.seen(look);
+        if was_ours && whose == Whose::Foreign {
+            self.lost();
+        }
         let mut state = lock(&self.state);
         match (state.phase, look.state.is_down() && !look.between) {
             (BackendPhase::Awake, true) => {
@@ -684,7 +736,7 @@ impl Backend {
                 Err(_) => return self.try_again_later(),
             }
         }
-        let targets: Vec<_> = lock(&self.targets).iter().filter_map(Weak::upgrade).collect();
+        let targets = lock(&self.state).targets.clone();
         if !targets.is_empty() {
             let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
             let foreign = foreign.await;
@@ -704,9 +756,12 @@ impl Backend {
             }
             // From here on a session waits, and its start comes after the stop.
             state.phase = BackendPhase::Stopping;
+            state.kept.stopping = Some(look.invocation.clone());
             let idle = state.kept.idle_since_ms.map_or(0, |since| (self.common.clock)().saturating_sub(since));
             Duration::from_millis(idle)
         };
+        // A later start, of the next process too, has to tell this stop from the first half of a restart.
+        self.write(false);
         let stopped = self.common.manager.stop(&self.unit).await;
         match stopped {
             Ok(Ok(())) => {
@@ -721,7 +776,10 @@ impl Backend {
                 say(Kind::UnitStopped, format!("{} is stopped after {idle} s without a session{memory}", self.unit));
             }
             Ok(Err(said)) => {
-                lock(&self.state).phase = BackendPhase::Awake;
+                {
+                    let mut state = lock(&self.state);
+                    (state.phase, state.kept.stopping) = (BackendPhase::Awake, None);
+                }
                 self.not_stopped(NotStopped::Job(said));
             }
             Err(_) => {
@@ -735,6 +793,13 @@ impl Backend {
         let mut state = lock(&self.state);
         let pause = state.kept.stop_when_idle().unwrap_or(AGAIN).clamp(ON_ITS_WAY, AGAIN);
         state.again = Some(Instant::now() + pause);
+    }
+
+    /// Somebody started the unit again while we took it for ours: told once.
+    fn lost(&self) {
+        let why = NotStopped::Foreign;
+        say(Kind::UnitNotStopped, format!("{} is not stopped when it is idle: {why}", self.unit));
+        lock(&self.state).not_stopped = Some(why);
     }
 
     /// The unit stays up, and this is why: told once.
@@ -761,6 +826,15 @@ impl Backend {
 }
 
 impl BackendState {
+    /// Drops the targets that no route names any more, unless the unit may be ours.
+    fn drop_targets(&mut self) {
+        if self.kept.may_be_ours() {
+            return;
+        }
+        let pairs = std::mem::take(&mut self.kept.targets).into_iter().zip(std::mem::take(&mut self.targets));
+        (self.kept.targets, self.targets) = pairs.filter(|(_, target)| Arc::strong_count(target) > 1).unzip();
+    }
+
     /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of the
     /// look that shows it, where an earlier look showed another state.
     fn look_shows(&mut self, look: &Look) {

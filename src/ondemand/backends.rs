@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    backend::{Backend, BackendView, Common, ConductorMode},
+    backend::{Backend, BackendView, Common, ConductorMode, Watch},
     kept,
     manager::{Manager, Systemctl},
 };
@@ -67,18 +67,18 @@ impl Backends {
             return backend.clone();
         }
         let unit: Arc<str> = unit.into();
-        let backend = Backend::new(unit.clone(), self.common.clone(), None);
+        let backend = Backend::new(unit.clone(), self.common.clone(), None, |_| None);
         units.insert(unit, backend.clone());
         backend
     }
 
-    /// Takes up what an earlier process has left in `directory`, and leaves things there from now on. To be called
-    /// before there are routes.
-    pub fn take_up(&self, directory: PathBuf) {
+    /// Takes up what an earlier process has left in `directory`, and leaves things there from now on; `watch`
+    /// watches where listeners of that process led. To be called before there are routes.
+    pub fn take_up(&self, directory: PathBuf, watch: Watch) {
         let mut units = lock(&self.units);
         for kept in kept::read(&directory) {
             let unit: Arc<str> = kept.unit.as_str().into();
-            units.insert(unit.clone(), Backend::new(unit, self.common.clone(), Some(kept)));
+            units.insert(unit.clone(), Backend::new(unit, self.common.clone(), Some(kept), watch));
         }
         *lock(&self.common.directory) = Some(directory);
     }

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, fs, io, path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::look::Look;
-use crate::sys::file;
+use crate::{spec::Upstream, sys::file};
 
 /// How many starts the median is of.
 const STARTS: usize = 9;
@@ -32,6 +32,8 @@ pub struct UnitKept {
     pub ours: Option<Invocation>,
     /// While a start of ours is under way: the InvocationID from before it.
     pub starting: Option<String>,
+    /// The invocation that a stop of ours was queued for, until that is done.
+    pub stopping: Option<String>,
     /// Since when no session uses the unit, in milliseconds of CLOCK_BOOTTIME.
     pub idle_since_ms: Option<u64>,
     /// How long it may be idle, in milliseconds; `None`: for ever.
@@ -40,6 +42,9 @@ pub struct UnitKept {
     pub starts_ms: VecDeque<u64>,
     /// MemoryCurrent before the last stop, in bytes.
     pub memory_before_stop: Option<u64>,
+    /// Where the listeners lead that name the unit, and those that named it while it was ours: a foreign connection to one
+    /// of these keeps the unit, also when the configuration has changed since.
+    pub targets: Vec<Upstream>,
 }
 
 /// Whose the invocation is that runs now.
@@ -73,8 +78,11 @@ impl UnitKept {
 
     /// A start of ours follows this look. To be written before the start.
     pub fn before_start(&mut self, look: &Look) {
+        // The job of somebody else, such as the restart whose first half stops the unit, begins what our start joins.
+        let joins = look.job && self.starting.is_none() && self.stopping.as_ref() != Some(&look.invocation);
         // A stop of ours may be queued: the unit is active still, and our start gives it another invocation.
-        let makes_one = look.state.is_down() || look.between || self.continues(look);
+        let follows = look.state.is_down() || self.continues(look);
+        let makes_one = if look.between { self.may_be_ours() } else { follows && !joins };
         self.starting = makes_one.then(|| look.invocation.clone());
     }
 
@@ -92,6 +100,9 @@ impl UnitKept {
 
     /// Whose the invocation of this look is; it stays so until the next one.
     pub fn seen(&mut self, look: &Look) -> Whose {
+        if !look.job || self.stopping.as_ref() != Some(&look.invocation) {
+            self.stopping = None;
+        }
         if look.between {
             return Whose::Between;
         }
@@ -100,6 +111,12 @@ impl UnitKept {
         if changed || self.continues(look) {
             self.take(look);
             self.starting = None;
+        } else if !look.state.is_down() {
+            self.ours = None;
+        }
+        // What begins after an end, or after another's invocation, is no `Restart=` of ours, whatever NRestarts says.
+        if look.has_ended() {
+            self.ours = None;
         }
         let ours = self.ours.as_ref().is_some_and(|ours| ours.id == look.invocation);
         match (look.state.is_down(), ours) {
@@ -196,6 +213,47 @@ mod tests {
         assert_eq!(kept.seen(&look(Inactive, "", 0)), Whose::Nobodys, "the start has not begun");
         assert!(kept.may_be_ours());
         assert_eq!(kept.seen(&look(Activating, "b", 0)), Whose::Ours, "we died during the start");
+    }
+
+    #[test]
+    fn a_start_that_joins_what_somebody_else_began_makes_nothing_ours() {
+        use UnitState::{Activating, Active, Deactivating};
+        let mut kept = UnitKept::default();
+        let between = Look { between: true, ..look(Activating, "x", 1) };
+        assert_eq!(kept.seen(&between), Whose::Between);
+        kept.before_start(&between);
+        kept.after_start(&look(Active, "y", 1));
+        assert_eq!(kept.seen(&look(Active, "y", 1)), Whose::Foreign, "Restart= of a foreign one");
+
+        let stops = Look { job: true, ..look(Deactivating, "b", 0) };
+        let mut kept = started();
+        kept.seen(&stops);
+        kept.before_start(&stops);
+        kept.after_start(&look(Active, "c", 0));
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Foreign, "the stop half of systemctl restart");
+
+        let mut kept = UnitKept { stopping: Some("b".into()), ..started() };
+        kept.seen(&stops);
+        kept.before_start(&stops);
+        kept.after_start(&look(Active, "c", 0));
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Ours, "a stop of ours");
+        assert_eq!(kept.stopping, None);
+    }
+
+    #[test]
+    fn a_restart_of_what_somebody_started_later_is_not_ours() {
+        use UnitState::{Active, Deactivating, Failed, Inactive};
+        for end in [Inactive, Failed] {
+            let mut kept = started();
+            assert_eq!(kept.seen(&look(end, "b", 0)), Whose::Nobodys);
+            assert_eq!(kept.seen(&look(Active, "d", 1)), Whose::Foreign, "after {end:?}");
+        }
+        let mut kept = started();
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Foreign, "systemctl restart");
+        assert_eq!(kept.seen(&look(Active, "d", 1)), Whose::Foreign, "Restart= of that");
+        let mut kept = started();
+        assert_eq!(kept.seen(&look(Deactivating, "b", 0)), Whose::Nobodys);
+        assert_eq!(kept.seen(&look(Active, "c", 1)), Whose::Ours, "the first half of Restart= was seen");
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Look {
         look
     }
 
+    /// Whether the invocation is over, and no `Restart=` follows it.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, UnitState::Inactive | UnitState::Failed) && !self.between
+    }
+
     /// How the main process ended, as a part of a sentence; empty where it has not.
     pub fn ending(&self) -> String {
         /// CLD_EXITED of sigaction(2); the others are signals.

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{fcntl::OFlag, unistd::pipe2};
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(600);
 /// How many lines of a failed invocation are told, and how long each may be, in characters.
 const LINES: (u8, usize) = (3, 200);
+/// How long whoever waits for a start that failed waits for the last lines of its invocation, in all.
+pub const LAST_LINES: Duration = Duration::from_millis(500);
 /// How long the journal may take to have the last lines of a process.
 const JOURNAL: Duration = Duration::from_millis(50);
 
@@ -41,7 +43,7 @@ pub trait Manager: fmt::Debug + Send + Sync {
     fn stop(&self, unit: &Arc<str>) -> ManagerAnswer<Result<(), String>>;
     /// The first of these units that is up.
     fn first_up(&self, units: Vec<String>) -> ManagerAnswer<Option<String>>;
-    /// What an invocation has logged last.
+    /// What an invocation has logged last, as far as that is known within [`LAST_LINES`].
     fn last_lines(&self, invocation: String) -> ManagerAnswer<Vec<String>>;
     /// Whether the manager goes down.
     fn goes_down(&self) -> ManagerAnswer<bool>;
@@ -143,10 +145,11 @@ impl Manager for Systemctl {
     fn last_lines(&self, invocation: String) -> ManagerAnswer<Vec<String>> {
         let scope = self.scope;
         ask(move || {
-            let mut text = scope.last_lines(&invocation, LINES.0, PATIENCE)?;
+            let until = Instant::now() + LAST_LINES;
+            let mut text = scope.last_lines(&invocation, LINES.0, LAST_LINES)?;
             if text.is_empty() {
                 thread::sleep(JOURNAL);
-                text = scope.last_lines(&invocation, LINES.0, PATIENCE)?;
+                text = scope.last_lines(&invocation, LINES.0, until.saturating_duration_since(Instant::now()))?;
             }
             Ok(text.lines().map(line).filter(|line| !line.is_empty()).collect())
         })

@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     io,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,12 +17,15 @@ use proptest::prelude::*;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    backend::BackendUse,
+    backend::{BackendUse, WatchedTarget},
     backends::Backends,
     look::{Look, UnitState},
     manager::{Manager, ManagerAnswer},
 };
-use crate::sys::lock;
+use crate::{
+    spec::{UnixAddr, Upstream},
+    sys::lock,
+};
 
 /// The unit of all tests.
 const UNIT: &str = "x.service";
@@ -36,6 +42,10 @@ struct World {
     number: u32,
     /// A stop is queued that has not begun.
     stop_queued: bool,
+    /// Somebody restarts the unit, and it is being stopped.
+    restarted: bool,
+    /// Between the two halves of a `Restart=`.
+    between: bool,
     /// A start that waits for the end of a stop.
     start_queued: bool,
     /// Requests of one process under way.
@@ -47,6 +57,12 @@ struct World {
     stops: usize,
     /// The start fails.
     fails: bool,
+    /// How long the journal takes.
+    journal: Duration,
+    /// Looks that go well before one that does not.
+    fails_to_show: Option<usize>,
+    /// A look has shown that the last invocation of ours is over.
+    known_over: bool,
     /// An active unit that needs this one.
     needed: bool,
     faults: Vec<String>,
@@ -64,29 +80,38 @@ impl World {
         self.number += 1;
         self.last = format!("{:032x}", self.number);
         self.state = Some(Invocation { restarts, ours });
-        (self.deactivating, self.activating) = (false, true);
+        (self.deactivating, self.activating, self.restarted, self.between) = (false, true, false, false);
+        self.known_over &= !ours;
     }
 
     fn end(&mut self) {
         self.state = None;
         (self.deactivating, self.activating, self.stop_queued) = (false, false, false);
+        (self.restarted, self.between) = (false, false);
+    }
+
+    /// Whether the next invocation, if any, has to wait.
+    fn is_on_its_way(&self) -> bool {
+        self.deactivating || self.between
     }
 
     /// Whether a dial succeeds.
     fn answers(&self) -> bool {
-        self.state.is_some() && !self.deactivating && !self.activating
+        self.state.is_some() && !self.deactivating && !self.activating && !self.between
     }
 
     fn look(&self) -> Look {
         let state = match &self.state {
             None => UnitState::Inactive,
             Some(_) if self.deactivating => UnitState::Deactivating,
-            Some(_) if self.activating => UnitState::Activating,
+            Some(_) if self.activating || self.between => UnitState::Activating,
             Some(_) => UnitState::Active,
         };
         Look {
             load: "loaded".into(),
             state,
+            between: self.between,
+            job: self.stop_queued || self.start_queued || self.deactivating,
             invocation: self.last.clone(),
             restarts: self.state.as_ref().map_or(0, |invocation| invocation.restarts),
             can_start: true,
@@ -134,7 +159,14 @@ impl Manager for Model {
         let world = self.world.clone();
         self.ask(async move {
             sleep(Duration::from_millis(8)).await;
-            Ok(lock(&world).look())
+            let mut now = lock(&world);
+            if now.fails_to_show == Some(0) {
+                now.fails_to_show = None;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            now.fails_to_show = now.fails_to_show.map(|looks| looks - 1);
+            now.known_over = now.state.as_ref().is_none_or(|invocation| !invocation.ours);
+            Ok(now.look())
         })
     }
 
@@ -149,7 +181,7 @@ impl Manager for Model {
                 now.stop_queued = false; // cancelled, where it has not begun
                 now.start_queued = now.deactivating;
             }
-            while lock(&world).deactivating {
+            while lock(&world).is_on_its_way() {
                 sleep(Duration::from_millis(5)).await;
             }
             if lock(&world).fails {
@@ -213,7 +245,11 @@ impl Manager for Model {
     }
 
     fn last_lines(&self, _: String) -> ManagerAnswer<Vec<String>> {
-        self.ask(async { Ok(vec!["a line".into()]) })
+        let takes = lock(&self.world).journal;
+        self.ask(async move {
+            sleep(takes).await;
+            Ok(vec!["a line".into()])
+        })
     }
 
     fn goes_down(&self) -> ManagerAnswer<bool> {
@@ -221,6 +257,23 @@ impl Manager for Model {
     }
 
     fn cancel(&self) {}
+}
+
+/// A target to which somebody else is connected, or not.
+#[derive(Debug)]
+struct Somebody(&'static AtomicBool);
+
+impl WatchedTarget for Somebody {
+    fn foreign(&self) -> Option<String> {
+        self.0.load(Relaxed).then(|| "the target".to_owned())
+    }
+}
+
+/// Whether somebody is connected to [`watch`]ed targets; of one test alone.
+static CONNECTED: AtomicBool = AtomicBool::new(false);
+
+fn watch(_: &Upstream) -> Option<Arc<dyn WatchedTarget>> {
+    Some(Arc::new(Somebody(&CONNECTED)))
 }
 
 thread_local! {
@@ -248,7 +301,7 @@ impl Service {
     fn begin(world: &Arc<Mutex<World>>, directory: &Path) -> Self {
         let model = Model { world: world.clone(), dead: Arc::default() };
         let backends = Arc::new(Backends::with(Arc::new(model.clone()), clock));
-        backends.take_up(directory.to_owned());
+        backends.take_up(directory.to_owned(), watch);
         let unit = backends.named(UNIT);
         backends.want([(&unit, Some(IDLE))]);
         Self { backends, model, sessions: BTreeMap::new() }
@@ -313,6 +366,19 @@ fn events() -> impl Strategy<Value = Vec<(u16, Event)>> {
     proptest::collection::vec((pause, event), 1..40)
 }
 
+/// The second half of a restart.
+fn begin_later(world: &Arc<Mutex<World>>, restarts: u64, ours: bool) {
+    let world = world.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(40)).await;
+        let mut now = lock(&world);
+        if now.restarted || now.between {
+            now.begin(restarts, ours);
+            now.activating = false;
+        }
+    });
+}
+
 /// Runs one story to its end; what was wrong.
 async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
     let world = Arc::new(Mutex::new(World::default()));
@@ -331,7 +397,7 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
         // In the moments of a request nobody can know whose order came first; and a job of the unit orders others.
         while somebody && {
             let now = lock(&world);
-            now.asking > 0 || now.activating || now.deactivating || now.start_queued || now.stop_queued
+            now.asking > 0 || now.activating || now.is_on_its_way() || now.start_queued || now.stop_queued
         } {
             sleep(Duration::from_millis(1)).await;
         }
@@ -365,16 +431,17 @@ async fn story(events: Vec<(u16, Event)>, directory: &Path) -> Vec<String> {
             Event::Restart => {
                 let mut now = lock(&world);
                 if now.state.is_some() {
-                    now.begin(0, false);
-                    now.activating = false;
+                    (now.deactivating, now.restarted) = (true, true);
+                    begin_later(&world, 0, false);
                 }
             }
             Event::Dies => {
                 let mut now = lock(&world);
                 // Of a foreign one that was not looked at since it took the place of ours, nobody can know.
-                if let Some(invocation) = now.state.clone().filter(|invocation| invocation.ours) {
-                    now.begin(invocation.restarts + 1, true);
-                    now.activating = false;
+                let known = now.known_over;
+                if let Some(invocation) = now.state.clone().filter(|invocation| invocation.ours || known) {
+                    now.between = true;
+                    begin_later(&world, invocation.restarts + 1, invocation.ours);
                 }
             }
             Event::Fails => lock(&world).end(),
@@ -541,4 +608,84 @@ fn the_idle_time_goes_on_over_a_restart_and_over_a_crash() {
             drop(service);
         });
     }
+}
+
+#[test]
+fn a_target_that_no_listener_names_any_more_keeps_the_unit_over_a_reload_and_over_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let mut service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        CONNECTED.store(true, Relaxed);
+        let unit = service.backends.named(UNIT);
+        let at = Upstream::Unix(UnixAddr::Path("/run/x".into()));
+        let route = unit.add_target(&at, watch(&at).expect("it is watched"));
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        drop(route);
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 0, "after a reload");
+        service.crash();
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 0, "after a crash");
+        CONNECTED.store(false, Relaxed);
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 1, "nobody is connected any more");
+    });
+}
+
+#[test]
+fn a_unit_that_nobody_saw_after_its_start_serves_and_is_stopped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        sleep(Duration::from_secs(1)).await;
+        lock(&world).fails_to_show = Some(1);
+        let used = service.backends.named(UNIT).begin_use();
+        connect(&used, &world).await.expect("it is served");
+        assert_eq!(lock(&world).fails_to_show, None, "the look after the start failed");
+        drop(used);
+        sleep(IDLE * 2).await;
+        assert_eq!(lock(&world).stops, 1);
+    });
+}
+
+#[test]
+fn a_client_that_leaves_during_a_start_leaves_no_time_for_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        let unit = service.backends.named(UNIT);
+        {
+            let used = unit.begin_use();
+            tokio::time::timeout(Duration::from_millis(30), used.awake()).await.expect_err("it is being started");
+        }
+        sleep(IDLE / 2).await;
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        assert_eq!((lock(&world).starts, service.backends.view()[0].last_start), (1, None));
+    });
+}
+
+#[test]
+fn who_waits_for_a_start_that_fails_waits_no_second_for_the_journal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        {
+            let mut now = lock(&world);
+            (now.fails, now.journal) = (true, Duration::from_secs(20));
+        }
+        let used = service.backends.named(UNIT).begin_use();
+        let told = tokio::time::timeout(Duration::from_secs(1), used.awake()).await.expect("at once");
+        let why = told.expect_err("the start fails").to_string();
+        assert!(why.contains("it fails") && !why.contains("a line"), "{why}");
+    });
 }

@@ -52,7 +52,7 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
     let (sessions, parking) = Sessions::new(Client { program: setup.client, group: group.clone() });
     let routes = Arc::new(Routes::new(setup.calls_per_qube));
     if let Some(directory) = unit::runtime_directory() {
-        routes.backends().take_up(directory.join(ON_DEMAND));
+        routes.take_up_units(directory.join(ON_DEMAND));
     }
     if let Some(path) = &setup.control {
         Control::take_up(path, &routes);

@@ -1,8 +1,11 @@
 //! Where the connections of one listener go, and under which conditions.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use tokio::sync::Semaphore;
@@ -138,6 +141,11 @@ impl Routes {
         self.backends.want(listeners.into_iter().filter_map(wanted));
     }
 
+    /// Takes up the units that an earlier process has left in `directory`. To be called before there are routes.
+    pub fn take_up_units(&self, directory: PathBuf) {
+        self.backends.take_up(directory, foreign::target);
+    }
+
     pub fn backends(&self) -> &Backends {
         &self.backends
     }
@@ -164,10 +172,8 @@ impl Routes {
     pub fn make(&self, name: String, listener: ListenerIdentity, leg: Leg, options: Options) -> Result<Route, String> {
         let upstream_text = leg.upstream.to_string().into();
         let backend = options.start_unit.as_ref().map(|unit| self.backends.of(unit));
-        let target = backend.as_ref().and_then(|_| foreign::target(&leg.upstream));
-        if let (Some(backend), Some(target)) = (&backend, &target) {
-            backend.add_target(target);
-        }
+        let watched = |backend: &Arc<Backend>| Some(backend.add_target(&leg.upstream, foreign::target(&leg.upstream)?));
+        let target = backend.as_ref().and_then(watched);
         let lead = match leg.upstream {
             Upstream::Qrexec(call) => Lead::Call(CallLimits {
                 text: (call.target.as_str().into(), call.service.as_str().into()),
