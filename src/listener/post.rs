@@ -32,7 +32,7 @@ const REMEMBERED: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Wanted {
     leg: Leg,
-    /// The options of the forward.
+    /// The options of the leg.
     pub(super) options: Options,
     /// Label of the forward.
     label: Option<String>,
@@ -51,8 +51,9 @@ pub fn wanted(forward: &Forward, number: Option<usize>) -> Vec<Wanted> {
     let legs = forward.legs.iter().enumerate().filter(|(_, leg)| leg.listen != Listen::Inherited);
     let pipeline = matches!(forward.legs, Legs::Two { .. });
     let wanted = |(index, leg): (usize, &Leg)| {
-        let (leg, options, label) = (leg.clone(), forward.options.clone(), label.clone());
-        Wanted { leg, options, label, number, back: pipeline && index > 0, no_room: None }
+        let back = pipeline && index > 0;
+        let options = if back { forward.options.clone() } else { forward.front_options() };
+        Wanted { leg: leg.clone(), options, label: label.clone(), number, back, no_room: None }
     };
     legs.map(wanted).collect()
 }
@@ -387,5 +388,26 @@ impl Serving {
         if let Some(flows) = self.listening.flows() {
             flows.end();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Config;
+
+    #[test]
+    fn the_unit_of_a_pipeline_is_that_of_the_leg_that_leads_to_its_program() {
+        let legs = |more: &str| {
+            let text = format!("listen=127.0.0.1:1,uds=/run/a,target=127.0.0.1:2,stop_when_idle=9,start_unit=a{more}");
+            let forwards = Config::gather(None, [text]).unwrap().0.plan().forwards;
+            let legs = wanted(&forwards[0], Some(0)).into_iter();
+            let [front, back] = legs.map(|leg| leg.options).collect::<Vec<_>>().try_into().unwrap();
+            assert_eq!((front.start_unit, front.stop_when_idle), (None, None));
+            assert!(back.start_unit.is_some() && back.stop_when_idle.is_some());
+            [front.retry_timeout, back.retry_timeout].map(|time| time.map(|time| time.as_secs()))
+        };
+        assert_eq!(legs(""), [Some(120), None]);
+        assert_eq!(legs(",retry_timeout=7"), [Some(7), Some(7)]);
     }
 }

@@ -193,6 +193,16 @@ impl BackendUse {
         self.backend.look_again();
     }
 
+    /// Whether the unit is down and nobody starts it, as a look at it shows now.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn is_down(&self) -> bool {
+        self.backend.refresh().await;
+        let state = lock(&self.backend.state);
+        state.phase == BackendPhase::Asleep && state.unit_state.is_down()
+    }
+
     /// The session has its connection.
     pub fn answered(&self) {
         self.backend.answered();

@@ -224,8 +224,8 @@ impl Adoption {
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
         let mut route = match resolve(&self.config, &session.name, kind) {
             Ok(forward) => {
-                let leg = forward.legs.front().clone();
-                self.routes.make(session.name.to_string(), session.listener.clone(), leg, forward.options)?
+                let (leg, options) = (forward.legs.front().clone(), forward.front_options());
+                self.routes.make(session.name.to_string(), session.listener.clone(), leg, options)?
             }
             Err(_) if relaying => {
                 self.routes.unknown(session.name.to_string(), session.listener.clone(), &session.upstream)

@@ -15,7 +15,7 @@ use crate::{
     listener::{RefusedListener, refusal, refuse, wanted},
     log::{Event, Kind, emit, say},
     session::ListenerIdentity,
-    spec::{Config, FaultEffect, Forward, Loaded},
+    spec::{Config, FaultEffect, Loaded},
     systemd::{headroom::Headroom, notify, reload::answer, startable::StartableUnits},
 };
 
@@ -140,11 +140,11 @@ impl RunningService {
         let listening = &self.listening[index];
         let old = listening.route();
         let made = resolve(config, &old.name, listening.kind()).and_then(|forward| {
-            let Forward { legs, options, label } = &forward;
-            units::usable(units, options)?;
-            let label = label.as_ref().map(|label| label.as_str().into());
+            units::usable(units, &forward.options)?;
+            let (leg, options) = (forward.legs.front().clone(), forward.front_options());
+            let label = forward.label.as_ref().map(|label| label.as_str().into());
             let identity = ListenerIdentity { label, ..old.listener.clone() };
-            let route = self.routes.make(old.name.clone(), identity, legs.front().clone(), options.clone())?;
+            let route = self.routes.make(old.name.clone(), identity, leg, options)?;
             Ok((route, wanted(&forward, None)))
         });
         let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;

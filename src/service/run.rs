@@ -160,7 +160,8 @@ impl RunningService {
         units::usable(units, &forward.options)?;
         let behind = wanted(&forward, None);
         let identity = identity(from, forward.label.as_ref());
-        let route = self.routes.make(from.name.clone(), identity, forward.legs.front().clone(), forward.options)?;
+        let (leg, options) = (forward.legs.front().clone(), forward.front_options());
+        let route = self.routes.make(from.name.clone(), identity, leg, options)?;
         Ok((route, behind))
     }
 

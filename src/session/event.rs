@@ -74,6 +74,20 @@ pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>
     route.event(Kind::LimitReached, text)
 }
 
+/// Datagrams that wait for an upstream take all the room that a UDP listener has for them, in bytes. `left_out` datagrams
+/// met that since it was reported last.
+pub fn datagrams_full(route: &Route, room: usize, left_out: u64) -> Event {
+    let more = if left_out > 0 { format!("; {left_out} more times since the last report") } else { String::new() };
+    let text = format!(
+        "{}: datagrams that wait for {} take {} MiB, the most that a listener holds; the newest ones of the oldest peers \
+         are dropped{more}",
+        route.listener,
+        route.upstream_text,
+        room >> 20
+    );
+    route.event(Kind::LimitReached, text)
+}
+
 /// The gate of the service is full of `calls` that are undecided.
 pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event {
     let (listener, call) = (&info.route.listener, &limits.call);

@@ -8,7 +8,8 @@
 //!
 //! An error and silence raise a doubt about the upstream ([`super::doubt`]). Then a second socket is connected: after a
 //! look-up of the name, in the namespace that has the name now, from the source address that the kernel chooses now.
-//! Where its ends are not those of the first socket, it takes the place of that one.
+//! Where its ends are not those of the first socket, it takes the place of that one. A flow whose unit is down ends: the
+//! next datagram begins another, which has the unit started.
 
 use std::{
     io,
@@ -95,6 +96,9 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
                     return story.over(end, note);
                 }
                 other = &mut other => {
+                    let Some(other) = other else {
+                        return story.over(End::Eof, "its unit is down; the next datagram has the unit started");
+                    };
                     flow.open(other);
                     checkpoint::flow_open(&info, flow);
                     break;
@@ -130,23 +134,28 @@ fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
     }
 }
 
-/// Waits until another upstream is to take the place of `present`.
+/// Waits until another upstream is to take the place of `present`; `None`: the unit of the flow is down.
 ///
 /// # Cancel safety
 /// Dropped, it closes what it began.
-async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &FlowUpstream) -> FlowUpstream {
+async fn another_upstream(info: &SessionInfo, flow: &Flow, present: &FlowUpstream) -> Option<FlowUpstream> {
     let named = matches!(&info.route.lead, Lead::Udp { addr, .. } if matches!(addr.host, Host::Name(_)));
     loop {
         flow.doubt().raised().await;
         sleep(flow.doubt().pause(flow.now())).await;
         let Some(cause) = flow.doubt().cause() else { continue }; // an answer came meanwhile
+        if let Some(used) = &info.used {
+            if used.is_down().await {
+                return None;
+            }
+        }
         let failed = matches!(cause, Cause::Error(_));
         let dialled = dial_upstream(info, Some(Present { target: present.ends.target, failed })).await;
         match dialled.map(|(fd, _)| FlowUpstream::new(fd, info)) {
             Ok(Ok(other)) if other.ends != present.ends => {
                 log::emit(event::flow_moved(info, &present.ends, &other.ends, cause));
                 flow.doubt().changed(flow.now());
-                return other;
+                return Some(other);
             }
             _ => flow.doubt().compared(flow.now(), named),
         }

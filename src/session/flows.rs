@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,12 +25,14 @@ use tokio::{
 
 use super::{
     doubt::Doubt,
+    event,
     info::SessionInfo,
     parked::{FlowKept, ParkedStage},
 };
 use crate::{
     crash::{self, DescriptorKey},
     dial::{NotedSocket, UdpEnds, note_flow},
+    log::{self, Reminder},
     relay::{
         Why,
         datagram::{self, Asked},
@@ -42,6 +44,8 @@ use crate::{
 const BATCH: usize = 64;
 /// Datagrams that wait for a flow's upstream to be looked up; further datagrams are dropped.
 const WAITING: usize = 64;
+/// The most bytes that wait so in all flows of a listener.
+const HELD: usize = 16 << 20;
 /// When a refusal of a datagram is known: over loopback and veth it takes 0.3 ms.
 const REFUSED: Duration = Duration::from_millis(1);
 /// What a flow's task waits for: an answer, or an ICMP error.
@@ -54,6 +58,10 @@ const FULL: Duration = Duration::from_millis(1);
 pub struct Flows {
     io: AsyncFd<OwnedFd>,
     table: Mutex<HashMap<Asked, Arc<Flow>>>,
+    /// Bytes of all datagrams that wait for an upstream.
+    held: Arc<AtomicUsize>,
+    /// When it was told last that these are [`HELD`].
+    full: Mutex<Reminder>,
 }
 
 /// A peer of a UDP listener, and its upstream socket.
@@ -78,10 +86,52 @@ pub struct Flow {
 #[derive(Debug)]
 enum FlowWay {
     /// They wait for the upstream.
-    Waiting(VecDeque<Vec<u8>>),
+    Waiting(HeldDatagrams),
     Open(Arc<FlowUpstream>),
     /// The flow is over: the next datagram begins another.
     Over,
+}
+
+/// The datagrams of a flow that wait for its upstream, the first one first.
+#[derive(Debug)]
+struct HeldDatagrams {
+    datagrams: VecDeque<Vec<u8>>,
+    /// Bytes of those of all flows of the listener.
+    held: Arc<AtomicUsize>,
+}
+
+impl HeldDatagrams {
+    fn of(listener: &Flows) -> Self {
+        Self { datagrams: VecDeque::new(), held: listener.held.clone() }
+    }
+
+    /// Whether there was room for it.
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        let room = self.held.fetch_add(bytes.len(), Relaxed) + bytes.len() <= HELD;
+        match room {
+            true => self.datagrams.push_back(bytes.to_vec()),
+            false => _ = self.held.fetch_sub(bytes.len(), Relaxed),
+        }
+        room
+    }
+
+    /// Lets the first one go, or the last one (`newest`).
+    fn pop(&mut self, newest: bool) {
+        let popped = if newest { self.datagrams.pop_back() } else { self.datagrams.pop_front() };
+        self.held.fetch_sub(popped.map_or(0, |bytes| bytes.len()), Relaxed);
+    }
+
+    fn take(&mut self) -> Vec<Vec<u8>> {
+        let taken = std::mem::take(&mut self.datagrams);
+        self.held.fetch_sub(taken.iter().map(Vec::len).sum(), Relaxed);
+        taken.into()
+    }
+}
+
+impl Drop for HeldDatagrams {
+    fn drop(&mut self) {
+        self.take();
+    }
 }
 
 /// The upstream socket of a flow, and where it leads.
@@ -117,7 +167,7 @@ pub(super) enum Eviction {
 impl Flows {
     /// The flows, none yet, of a socket.
     pub fn new(io: AsyncFd<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { io, table: Mutex::default() })
+        Arc::new(Self { io, table: Mutex::default(), held: Arc::default(), full: Mutex::default() })
     }
 
     /// The socket, as the runtime has it.
@@ -152,7 +202,11 @@ impl Flows {
         let flow = Arc::new(Flow::new(asked, info, self, kept));
         match upstream {
             Some(upstream) => flow.open(FlowUpstream::new(upstream, &flow.info)?),
-            None => *lock(&flow.way) = FlowWay::Waiting(held.into()),
+            None => {
+                let mut waiting = HeldDatagrams::of(self);
+                flow.doubt.lost(held.iter().filter(|bytes| !waiting.push(bytes)).count());
+                *lock(&flow.way) = FlowWay::Waiting(waiting);
+            }
         }
         self.enter(&flow, u32::MAX);
         Ok(flow)
@@ -170,6 +224,22 @@ impl Flows {
     /// The flow with an upstream that was quiet the longest.
     pub(super) fn quietest(&self) -> Option<Arc<Flow>> {
         lock(&self.table).values().filter(|flow| flow.upstream().is_some()).max_by_key(|flow| flow.quiet()).cloned()
+    }
+
+    /// Drops the newest datagram of the oldest flow that holds several, so that one of `flow` finds room. `false`: that is
+    /// the oldest one.
+    fn make_room(&self, flow: &Flow) -> bool {
+        if let Some(left_out) = lock(&self.full).due() {
+            log::emit(event::datagrams_full(&flow.info.route, HELD, left_out));
+        }
+        let flows = lock(&self.table);
+        let several = flows.values().filter(|other| other.held() > 1 && other.began < flow.began);
+        let Some(oldest) = several.min_by_key(|other| other.began) else { return false };
+        if let FlowWay::Waiting(held) = &mut *lock(&oldest.way) {
+            held.pop(true);
+            oldest.doubt.lost(1);
+        }
+        true
     }
 
     fn leave(&self, flow: &Arc<Flow>) {
@@ -204,7 +274,7 @@ impl Flow {
             asked,
             info,
             listener: Arc::downgrade(listener),
-            way: Mutex::new(FlowWay::Waiting(VecDeque::new())),
+            way: Mutex::new(FlowWay::Waiting(HeldDatagrams::of(listener))),
             last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
             doubt: Doubt::resume(kept.doubt, ms(age)),
@@ -279,13 +349,33 @@ impl Flow {
     pub fn up(&self, bytes: &[u8]) -> bool {
         let now = self.touch();
         // The lock is free but for moments: when the upstream comes or is changed, and at the end.
-        match &mut *lock(&self.way) {
-            FlowWay::Open(upstream) => self.send(upstream, bytes, now),
-            FlowWay::Waiting(waiting) if waiting.len() < WAITING => waiting.push_back(bytes.to_vec()),
-            FlowWay::Waiting(_) => self.doubt.lost(1),
+        while !match &mut *lock(&self.way) {
+            FlowWay::Open(upstream) => {
+                self.send(upstream, bytes, now);
+                true
+            }
+            FlowWay::Waiting(held) if held.datagrams.len() < WAITING => held.push(bytes),
+            FlowWay::Waiting(_) => {
+                self.doubt.lost(1);
+                true
+            }
             FlowWay::Over => return false,
+        } {
+            // Without that lock: the table's comes before the flows'.
+            if !self.listener.upgrade().is_some_and(|listener| listener.make_room(self)) {
+                self.doubt.lost(1);
+                break;
+            }
         }
         true
+    }
+
+    /// Number of datagrams that wait for the upstream.
+    fn held(&self) -> usize {
+        match &*lock(&self.way) {
+            FlowWay::Waiting(held) => held.datagrams.len(),
+            FlowWay::Open(_) | FlowWay::Over => 0,
+        }
     }
 
     fn send(&self, upstream: &FlowUpstream, bytes: &[u8], now: u64) {
@@ -303,7 +393,7 @@ impl Flow {
         let before = std::mem::replace(&mut *way, FlowWay::Over);
         if let FlowWay::Waiting(waiting) = &before {
             let now = self.now();
-            waiting.iter().for_each(|bytes| self.send(&upstream, bytes, now));
+            waiting.datagrams.iter().for_each(|bytes| self.send(&upstream, bytes, now));
         }
         *way = FlowWay::Open(Arc::new(upstream));
     }
@@ -318,7 +408,7 @@ impl Flow {
         let fd = upstream.io.get_ref();
         loop {
             let first = match &*lock(&self.way) {
-                FlowWay::Waiting(waiting) => waiting.front().cloned(),
+                FlowWay::Waiting(waiting) => waiting.datagrams.front().cloned(),
                 FlowWay::Open(_) | FlowWay::Over => return Ok(()),
             };
             let Some(bytes) = first else { break };
@@ -329,7 +419,7 @@ impl Flow {
                 return Err(refused);
             }
             if let FlowWay::Waiting(waiting) = &mut *lock(&self.way) {
-                waiting.pop_front();
+                waiting.pop(false);
             }
             self.counted(bytes.len(), self.now());
         }
@@ -346,7 +436,7 @@ impl Flow {
     /// The flow is over: datagrams that still wait are lost. An error that the last one met is reported now.
     pub(super) fn close(&self) {
         match std::mem::replace(&mut *lock(&self.way), FlowWay::Over) {
-            FlowWay::Waiting(waiting) => self.doubt.lost(waiting.len()),
+            FlowWay::Waiting(waiting) => self.doubt.lost(waiting.datagrams.len()),
             FlowWay::Open(upstream) => self.take_error(&upstream),
             FlowWay::Over => {}
         }
@@ -435,7 +525,7 @@ impl Flow {
             None => return Err(io::ErrorKind::NotConnected.into()),
         };
         let held = match &mut *lock(&self.way) {
-            FlowWay::Waiting(waiting) => std::mem::take(waiting).into(),
+            FlowWay::Waiting(waiting) => waiting.take(),
             FlowWay::Open(_) | FlowWay::Over => Vec::new(),
         };
         let kept = FlowKept { quiet: self.quiet(), doubt: self.doubt.keep(self.now()), passed: self.passed() };
@@ -451,5 +541,47 @@ impl Drop for Entry<'_> {
         if let Some(listener) = self.0.listener.upgrade() {
             listener.leave(self.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket};
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        relay::Counters,
+        session::{access::Peer, identity::ListenerIdentity, route::Routes},
+        spec::{Config, SocketKind, fdname},
+    };
+
+    #[tokio::test]
+    async fn datagrams_that_wait_take_a_bounded_room_and_the_oldest_flow_gives_way() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let flows = Flows::new(sys::register(socket.into(), Interest::READABLE).unwrap());
+        let forward = fdname::resolve("udp_target=127.0.0.1+9", SocketKind::Udp, &Config::default()).unwrap();
+        let identity = ListenerIdentity::new("x", SocketKind::Udp, None);
+        let (leg, options) = (forward.legs.front().clone(), forward.options);
+        let route = Arc::new(Routes::new(1).make(String::new(), identity, leg, options).unwrap());
+        let datagram = [0; 65_000];
+        let flow = |port| {
+            let info =
+                SessionInfo::new(Uuid::new_v4(), route.clone(), Peer::Unknown, Duration::ZERO, Counters::default());
+            let asked = Asked { peer: SocketAddr::from(([127, 0, 0, 1], port)), at: None };
+            let flow = flows.begin(asked, Arc::new(info), u32::MAX);
+            assert!((0..WAITING).all(|_| flow.up(&datagram)));
+            flow
+        };
+        let begun: Vec<_> = (1..7).map(flow).collect();
+        let held: Vec<usize> = begun.iter().map(|flow| flow.held()).collect();
+        assert_eq!(held, [1, 1, WAITING, WAITING, WAITING, WAITING]);
+        assert_eq!(flows.held.load(Relaxed), (4 * WAITING + 2) * datagram.len());
+        assert!(flows.held.load(Relaxed) <= HELD);
+        assert_eq!(begun[0].doubt().losses(), "63 datagrams not sent");
+        begun.iter().for_each(|flow| flow.close());
+        assert_eq!(flows.held.load(Relaxed), 0);
     }
 }

@@ -265,6 +265,23 @@ pub struct Forward {
     pub options: Options,
 }
 
+impl Forward {
+    /// The options of the leg that accepts from the listening side. In a pipeline the unit is that of the back leg alone,
+    /// which leads to the program of the unit; the front leg keeps the `retry_timeout` that the unit has it have.
+    pub fn front_options(&self) -> Options {
+        let options = self.options.clone();
+        match &self.legs {
+            Legs::Two { .. } if options.start_unit.is_some() => Options {
+                retry_timeout: Some(options.retry_for(true)),
+                start_unit: None,
+                stop_when_idle: None,
+                ..options
+            },
+            Legs::One(_) | Legs::Two { .. } | Legs::Range { .. } => options,
+        }
+    }
+}
+
 /// All that a configuration and its `--forward` arguments ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {

@@ -6,8 +6,8 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    io::{self, BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -249,7 +249,8 @@ pub fn sockets_towards(to: SocketAddr) -> usize {
 }
 
 /// Whether a connection of the network namespace of the calling thread has `place` as one of its two ends: of TCP, or of a
-/// connected UDP socket.
+/// connected UDP socket. Where `place` is an address of that namespace, whoever serves it may serve all others too: then a
+/// connection to any address of the namespace with that port counts.
 pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
     /// `TCP_ESTABLISHED` of linux/tcp_states.h, of connected UDP sockets too.
     const ESTABLISHED: &str = "01";
@@ -257,11 +258,13 @@ pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
         false => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
         true => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
     };
+    let here = UdpSocket::bind((place.ip(), 0)).is_ok(); // bind(2) refuses addresses of others
     let same = |at: SocketAddr| (at.ip().to_canonical(), at.port()) == (place.ip().to_canonical(), place.port());
     let has = |line: &[u8]| {
         let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
-        let ends = [address(words.next()?)?, address(words.next()?)?];
-        (words.next()? == ESTABLISHED).then(|| ends.into_iter().any(same))
+        let [local, remote] = [address(words.next()?)?, address(words.next()?)?];
+        let served = same(local) || same(remote) || (here && local.port() == place.port());
+        (words.next()? == ESTABLISHED).then_some(served)
     };
     let mut found = false;
     for table in tables {
@@ -271,18 +274,52 @@ pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
 }
 
 /// Whether somebody is connected to the UNIX socket at a path, or at an abstract name with `@` before it: the socket that
-/// the other side accepted has that address.
+/// the other side accepted has the address that its listener was bound to. Paths that lead to the same directory are the
+/// same; a relative path, whose directory nobody knows, counts wherever it is.
 pub fn is_connected_unix(path: &OsStr) -> bool {
     /// `SS_CONNECTED` of linux/net.h.
     const CONNECTED: &[u8] = b"03";
-    let has = |line: &[u8]| {
-        let state = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(5);
-        let at = line.strip_suffix(path.as_bytes()).is_some_and(|before| before.ends_with(b" "));
-        at && state == Some(CONNECTED)
+    let given = Path::new(path);
+    let real = fs::canonicalize(given).or_else(|_| in_real_directory(given));
+    let same = |at: &[u8]| {
+        let at = Path::new(OsStr::from_bytes(at));
+        match &real {
+            _ if at == given => true,
+            Ok(real) if at.file_name() == real.file_name() && !at.as_os_str().as_bytes().starts_with(b"@") => {
+                at.is_relative() || in_real_directory(at).is_ok_and(|at| at == *real)
+            }
+            _ => false,
+        }
     };
     let mut found = false;
-    lines("/proc/thread-self/net/unix", |line| found |= has(line));
+    lines("/proc/thread-self/net/unix", |line| {
+        found |= unix_address(line).is_some_and(|(state, at)| state == CONNECTED && same(at));
+    });
     found
+}
+
+/// The path by the real name of its directory.
+fn in_real_directory(path: &Path) -> io::Result<PathBuf> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    Ok(fs::canonicalize(directory)?.join(name))
+}
+
+/// State and address of a line of /proc/net/unix (unix(7)): `Num RefCount Protocol Flags Type St Inode Path`.
+fn unix_address(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    /// The fields before the path.
+    const FIELDS: usize = 7;
+    let (mut rest, mut state) = (line, None);
+    for field in 0..FIELDS {
+        rest = rest.trim_ascii_start();
+        let end = rest.iter().position(|byte| *byte == b' ')?;
+        if field == FIELDS - 2 {
+            state = Some(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    Some((state?, &rest[1..]))
 }
 
 /// The number of local ports that the kernel chooses from in the network namespace of the calling thread (ip(7),
@@ -369,7 +406,10 @@ fn listener(line: &[u8], path: &OsStr) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::{UnixDatagram, UnixListener};
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::unix::net::{UnixDatagram, UnixListener, UnixStream},
+    };
 
     use super::*;
 
@@ -410,6 +450,38 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_to_another_address_of_the_same_server_counts() {
+        let server = TcpListener::bind("0.0.0.0:0").expect("a free port");
+        let port = server.local_addr().expect("it is bound").port();
+        let place = |ip: [u8; 4]| SocketAddr::from((ip, port));
+        assert!(!is_connected(place([127, 0, 0, 1]), false));
+        let _client = TcpStream::connect(place([127, 0, 0, 2])).expect("it listens");
+        let _served = server.accept().expect("it is connected");
+        assert!(is_connected(place([127, 0, 0, 1]), false));
+        assert!(is_connected(place([127, 0, 0, 2]), false));
+        assert!(!is_connected(place([192, 0, 2, 1]), false), "another machine's port");
+    }
+
+    #[test]
+    fn a_unix_socket_is_the_same_by_each_path_to_its_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [real, link, other] = ["real", "link", "other"].map(|name| dir.path().join(name));
+        [&real, &other].into_iter().for_each(|dir| fs::create_dir(dir).expect("a free name"));
+        std::os::unix::fs::symlink(&real, &link).expect("a free name");
+        let connected = |directory: &Path| is_connected_unix(directory.join("a b").as_os_str());
+        let _other = UnixListener::bind(other.join("a b")).expect("a free path");
+        for (bound, asked) in [(&link, &real), (&real, &link), (&real, &real)] {
+            let server = UnixListener::bind(bound.join("a b")).expect("a free path");
+            assert!(!connected(asked));
+            let _client = UnixStream::connect(asked.join("a b")).expect("it listens");
+            let _served = server.accept().expect("it is connected");
+            assert!(connected(asked), "{bound:?} {asked:?}");
+            assert!(!connected(&other));
+            fs::remove_file(real.join("a b")).expect("it is there");
+        }
+    }
+
+    #[test]
     fn a_tcp_socket_is_found_with_its_owner_and_inode() {
         let v4 = "0: 0100007F:0050 0A00000A:1F90 01 00000000:00000000 00:00000000 00000000  1000        0 98765 1 0";
         let words = if cfg!(target_endian = "little") { v4.to_owned() } else { v4.replace("0100007F", "7F000001") };
@@ -419,12 +491,12 @@ mod tests {
         {
             assert_eq!(Tcp::parse(bad), None, "{bad}");
         }
-        let listener = std::net::TcpListener::bind("[::1]:0").expect("loopback");
+        let listener = TcpListener::bind("[::1]:0").expect("loopback");
         let (at, mut found) = (listener.local_addr().expect("it has one"), None);
         Tcp::all(|socket| found = found.or(Some(socket).filter(|socket| socket.local == at)));
         let inode = found.expect("it listens").inode;
         assert!(bound(false).iter().any(|socket| socket.local == at && socket.inode == inode));
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("loopback");
         let udp_at = udp.local_addr().expect("it has one");
         assert!(bound(true).iter().any(|socket| socket.local == udp_at));
         assert!(Process::own().sockets().any(|socket| socket == inode));

@@ -24,6 +24,8 @@ pub enum UnitObstacle {
     Masked,
     /// systemd does not load the unit; its reason.
     Broken(String),
+    /// The name is an alias of this unit.
+    Alias(String),
     /// `RefuseManualStart=yes`.
     RefusesStart,
     /// `RefuseManualStop=yes`, and the unit is to be stopped when it is idle.
@@ -39,6 +41,7 @@ impl UnitObstacle {
             Self::NotFound => "correct the name, or make the unit",
             Self::Masked => "run: systemctl unmask",
             Self::Broken(_) => "systemctl status shows the fault of the unit",
+            Self::Alias(_) => "write that name: by two names, one unit would be taken for two",
             Self::RefusesStart => "start_unit names a unit that may be started: take that line out of the unit",
             Self::RefusesStop => "leave stop_when_idle out, or take that line out of the unit",
             Self::StopsUnneeded => "take that line out of the unit: stop_when_idle stops the unit",
@@ -53,6 +56,7 @@ impl fmt::Display for UnitObstacle {
             Self::NotFound => f.write_str("does not exist"),
             Self::Masked => f.write_str("is masked, so systemd does not start it"),
             Self::Broken(why) => write!(f, "is not loaded by systemd: {why}"),
+            Self::Alias(id) => write!(f, "is an alias of {id}"),
             Self::RefusesStart => f.write_str("has RefuseManualStart=yes, so nothing can start it for a client"),
             Self::RefusesStop => f.write_str("has RefuseManualStop=yes, so nothing can stop it when it is idle"),
             Self::StopsUnneeded => {
@@ -95,7 +99,7 @@ impl StartableUnits {
 
     /// Why a unit that was asked about cannot be started, or not stopped where it is to be stopped (`stops`).
     pub fn obstacle(&self, unit: &str, stops: bool) -> Option<UnitObstacle> {
-        obstacle(lock(&self.known).get(unit)?.as_ref()?, stops)
+        obstacle(unit, lock(&self.known).get(unit)?.as_ref()?, stops)
     }
 
     /// What keeps a unit that was asked about active, in words: `is needed by multi-user.target`.
@@ -104,7 +108,7 @@ impl StartableUnits {
     }
 }
 
-fn obstacle(shown: &ShownUnit, stops: bool) -> Option<UnitObstacle> {
+fn obstacle(unit: &str, shown: &ShownUnit, stops: bool) -> Option<UnitObstacle> {
     let yes = |key| shown.last(key).as_deref() == Some("yes");
     match shown.last("LoadState").unwrap_or_default().as_str() {
         "not-found" => return Some(UnitObstacle::NotFound),
@@ -116,6 +120,9 @@ fn obstacle(shown: &ShownUnit, stops: bool) -> Option<UnitObstacle> {
             return Some(UnitObstacle::Broken(text.to_owned()));
         }
         _ => {}
+    }
+    if let Some(id) = shown.last("Id").filter(|id| id != unit) {
+        return Some(UnitObstacle::Alias(id));
     }
     if yes("RefuseManualStart") {
         return Some(UnitObstacle::RefusesStart);
@@ -165,11 +172,20 @@ mod tests {
             ),
             ("", None, None),
         ] {
-            assert_eq!([false, true].map(|stop| obstacle(&shown(lines), stop)), [starts, stops], "{lines}");
+            assert_eq!(
+                [false, true].map(|stop| obstacle("a.service", &shown(lines), stop)),
+                [starts, stops],
+                "{lines}"
+            );
         }
         let error =
             "LoadState=bad-setting\nLoadError=org.freedesktop.systemd1.BadUnitSetting \"Unit has no ExecStart.\"";
-        assert_eq!(obstacle(&shown(error), false), Some(UnitObstacle::Broken("Unit has no ExecStart.".into())));
+        assert_eq!(
+            obstacle("a.service", &shown(error), false),
+            Some(UnitObstacle::Broken("Unit has no ExecStart.".into()))
+        );
+        let alias = obstacle("alias.service", &shown("LoadState=loaded\nRefuseManualStart=yes"), false);
+        assert_eq!(alias, Some(UnitObstacle::Alias("a.service".into())));
     }
 
     #[test]

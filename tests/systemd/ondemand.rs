@@ -516,6 +516,29 @@ fn fifty_datagrams(to: u16, between: impl FnOnce()) {
 }
 
 #[test]
+fn a_flow_whose_unit_has_gone_has_the_unit_started_by_its_next_datagrams() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("udp-again", As::Root, || {
+        let of = SYSTEM;
+        of.service("gone", "udp:8001", "");
+        serve(&[format!(
+            "[[forward]]\nudp_listen = \"127.0.0.1:2001\"\nudp_target = \"127.0.0.1:8001\"\n{}",
+            unit("gone", 600)
+        )]);
+        let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        asker.connect("127.0.0.1:2001").expect("an address");
+        asker.set_read_timeout(Some(Duration::from_secs(1))).expect("not zero");
+        let answered = || asker.send(b"x").is_ok() && asker.recv(&mut [0; 16]).is_ok();
+        eventually("it answers", answered);
+        for starts in 2..4 {
+            of.systemctl("stop gone.service");
+            eventually("it answers again", answered);
+            assert_eq!(of.told("unit-start", "gone").len(), starts);
+        }
+    });
+}
+
+#[test]
 fn datagrams_wait_for_their_unit_and_come_in_order_over_a_restart_too() {
     let Some(tree) = tree!() else { return };
     tree.boot("udp", As::Root, || {

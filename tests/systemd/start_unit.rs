@@ -8,6 +8,7 @@ use crate::{
 };
 
 /// Units of which `good` alone can be started for a client and stopped again without a word; `kept` is enabled.
+/// Another one, `other`, is an alias of `good`.
 const UNITS: [(&str, &str); 6] = [
     ("good", ""),
     ("hidden", ""),
@@ -18,12 +19,13 @@ const UNITS: [(&str, &str); 6] = [
 ];
 
 /// What is said of each unit, beside stop_when_idle.
-const SAID: [&str; 5] = [
+const SAID: [&str; 6] = [
     "start_unit: missing.service does not exist",
     "start_unit: hidden.service is masked",
     "start_unit: manual.service has RefuseManualStart=yes",
     "start_unit: lasting.service has RefuseManualStop=yes",
     "start_unit: unneeded.service has StopWhenUnneeded=yes",
+    "start_unit: other.service is an alias of good.service",
 ];
 
 fn unit_text(lines: &str) -> String {
@@ -34,7 +36,7 @@ fn unit_text(lines: &str) -> String {
 
 /// A forward from port 2001 on for each unit.
 fn forwards() -> String {
-    let names = ["missing"].into_iter().chain(UNITS.map(|(name, _)| name));
+    let names = ["missing"].into_iter().chain(UNITS.map(|(name, _)| name)).chain(["other"]);
     let forward = |(index, name)| {
         format!(
             "[[forward]]\nlabel = \"{name}\"\nlisten = \"127.0.0.1:{}\"\ntarget = \"127.0.0.1:1\"\n\
@@ -58,6 +60,7 @@ fn check_and_the_service_refuse_units_that_cannot_be_used_and_serve_the_others()
         for (name, lines) in UNITS {
             fs::write(format!("/etc/systemd/system/{name}.service"), unit_text(lines)).expect("root's own tree");
         }
+        shell("ln -s good.service /etc/systemd/system/other.service");
         shell("rm /etc/systemd/system/hidden.service; systemctl daemon-reload; systemctl mask hidden.service");
         shell("systemctl enable kept.service");
         fs::write("/etc/pfwd.toml", forwards()).expect("root's own tree");
@@ -94,6 +97,7 @@ fn check_and_the_service_refuse_units_that_cannot_be_used_and_serve_the_others()
     });
     tree.boot("user", As::Tester, || {
         UNITS.iter().for_each(|(name, lines)| user_unit(&format!("{name}.service"), &unit_text(lines)));
+        shell("ln -s good.service ~/.config/systemd/user/other.service");
         shell("rm ~/.config/systemd/user/hidden.service; systemctl --user daemon-reload; systemctl --user mask hidden.service");
         shell("systemctl --user enable kept.service");
         fs::write(shell("echo ~/.config/qrexec-connect.toml"), forwards()).expect("one's own home");

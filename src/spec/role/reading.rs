@@ -95,6 +95,11 @@ impl Reading<'_> {
         if given(KeyName::Namespace) && given(KeyName::SetnsPath) {
             self.fault(KeyName::SetnsPath, "namespace and setns_path both name the namespace to dial from", "keep one");
         }
+        if given(KeyName::StartUnit) && pick!(self, retry_timeout).is_some_and(|pause| pause.0.is_zero()) {
+            let what = "retry_timeout is 0, and a client has to wait for the start of start_unit";
+            let hint = format!("leave it out, or give the start time: {}", self.pair(KeyName::RetryTimeout, "120"));
+            self.fault(KeyName::RetryTimeout, what, &hint);
+        }
         if given(KeyName::Qrexec) && given(KeyName::Target) {
             self.fault(KeyName::Qrexec, "qrexec and target both say where connections go", "keep one");
         }

@@ -123,6 +123,10 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("listen=127.0.0.1:1,qrexec=work svc,start_unit=a", &["start_unit does nothing here: a qrexec call"]),
         ("listen=127.0.0.1:1,uds=/a,qrexec=work svc,start_unit=a,stop_when_idle=9", &["start_unit does nothing here"]),
         ("listen=127.0.0.1:1,target=a:1,stop_when_idle=9", &["stop_when_idle does nothing here: it stops a unit"]),
+        (
+            "listen=127.0.0.1:1,target=a:1,start_unit=a,retry_timeout=0",
+            &["retry_timeout is 0, and a client has to wait for the start"],
+        ),
         ("udp_listen=127.0.0.1:1,udp_target=a:1,retry_timeout=9", &["retry_timeout does nothing here"]),
     ] {
         let faults = own(text).expect_err(text);
@@ -257,4 +261,9 @@ fn a_unit_is_started_for_streams_and_datagrams_and_waited_for() {
     assert_eq!(stops("listen=127.0.0.1:2,qrexec=work svc"), None);
     let faults = Config::gather(Some(("x", "[defaults]\nstart_unit = \"a\"\n")), [""; 0]).unwrap_err();
     assert!(faults.to_string().contains("start_unit cannot be a default"), "{faults}");
+    let defaults = Config::gather(Some(("x", "[defaults]\nretry_timeout = 0\n")), [""; 0]).unwrap().0.defaults;
+    let own = |text: &str| mean(&forward(text).unwrap(), ListenSide::Own, &defaults);
+    assert!(own("listen=127.0.0.1:1,target=a:1").is_ok());
+    let faults = own("listen=127.0.0.1:1,target=a:1,start_unit=a").unwrap_err();
+    assert!(faults.to_string().contains("retry_timeout is 0"), "{faults}");
 }
