@@ -12,8 +12,9 @@
 //!
 //! InvocationID and NRestarts decide whose a unit is ([`UnitKept`](kept::UnitKept)); its state does not: a unit whose
 //! stop is queued is still active. A file for each unit in the runtime directory keeps that, for a restart and for a
-//! start after a crash alike. It is written before a start, with the InvocationID from before that, after the start, and
-//! when the unit becomes idle.
+//! start after a crash alike. It is written before a start, with the InvocationID from before that, after the start,
+//! before a stop, when the unit becomes idle, and when a look shows that it is not ours any more. It has the targets, too:
+//! a foreign connection to one of these keeps the unit, although no listener may name the target any more.
 //!
 //! Datagrams of a flow wait in memory. A restart hands them over; a crash loses them, and the flow.
 //!
