@@ -74,8 +74,8 @@ pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>
     route.event(Kind::LimitReached, text)
 }
 
-/// Datagrams that wait for an upstream take all the room that a UDP listener has for them, in bytes. `left_out` datagrams
-/// met that since it was reported last.
+/// Datagrams that wait for an upstream take all the room (in bytes) that a UDP listener has for them. `left_out`
+/// datagrams met that since it was reported last.
 pub fn datagrams_full(route: &Route, room: usize, left_out: u64) -> Event {
     let more = if left_out > 0 { format!("; {left_out} more times since the last report") } else { String::new() };
     let text = format!(

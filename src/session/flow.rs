@@ -8,8 +8,8 @@
 //!
 //! An error and silence raise a doubt about the upstream ([`super::doubt`]). Then a second socket is connected: after a
 //! look-up of the name, in the namespace that has the name now, from the source address that the kernel chooses now.
-//! Where its ends are not those of the first socket, it takes the place of that one. A flow whose unit is down ends: the
-//! next datagram begins another, which has the unit started.
+//! Where its ends are not those of the first socket, it takes the place of that one. A flow whose unit is down ends:
+//! the next datagram begins another, which has the unit started.
 
 use std::{
     io,

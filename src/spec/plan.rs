@@ -266,8 +266,8 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// The options of the leg that accepts from the listening side. In a pipeline the unit is that of the back leg alone,
-    /// which leads to the program of the unit; the front leg keeps the `retry_timeout` that the unit has it have.
+    /// The options of the leg that accepts from the listening side. In a pipeline the unit is that of the back leg
+    /// alone, which leads to the program of the unit; the front leg keeps the `retry_timeout` that the unit implies.
     pub fn front_options(&self) -> Options {
         let options = self.options.clone();
         match &self.legs {

@@ -248,9 +248,9 @@ pub fn sockets_towards(to: SocketAddr) -> usize {
     count
 }
 
-/// Whether a connection of the network namespace of the calling thread has `place` as one of its two ends: of TCP, or of a
-/// connected UDP socket. Where `place` is an address of that namespace, whoever serves it may serve all others too: then a
-/// connection to any address of the namespace with that port counts.
+/// Whether a connection of the network namespace of the calling thread has `place` as one of its two ends: of TCP, or of
+/// a connected UDP socket. Where `place` is an address of that namespace, whoever serves it may serve all others too:
+/// then a connection to any address of the namespace with that port counts.
 pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
     /// `TCP_ESTABLISHED` of linux/tcp_states.h, of connected UDP sockets too.
     const ESTABLISHED: &str = "01";
@@ -273,9 +273,9 @@ pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
     found
 }
 
-/// Whether somebody is connected to the UNIX socket at a path, or at an abstract name with `@` before it: the socket that
-/// the other side accepted has the address that its listener was bound to. Paths that lead to the same directory are the
-/// same; a relative path, whose directory nobody knows, counts wherever it is.
+/// Whether somebody is connected to the UNIX socket at a path, or at an abstract name with `@` before it: the socket
+/// that the other side accepted has the address that its listener was bound to. Paths that lead to the same directory
+/// are the same; a relative path, whose directory nobody knows, counts wherever it is.
 pub fn is_connected_unix(path: &OsStr) -> bool {
     /// `SS_CONNECTED` of linux/net.h.
     const CONNECTED: &[u8] = b"03";
