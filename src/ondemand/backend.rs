@@ -72,9 +72,13 @@ pub struct Common {
     pub clock: fn() -> u64,
 }
 
-/// Finds foreign connections to a target: called in a thread that may block; the target, where there is one.
+/// Finds foreign connections to a target.
 pub trait WatchedTarget: fmt::Debug + Send + Sync {
-    fn foreign(&self) -> Option<String>;
+    /// The target, where somebody else is connected to it. Called in a thread that may block.
+    ///
+    /// # Errors
+    /// Nobody can tell: the unit is not stopped then.
+    fn foreign(&self) -> io::Result<Option<String>>;
 }
 
 /// Watches an upstream, where that is possible.
@@ -748,11 +752,13 @@ impl Backend {
         }
         let targets = lock(&self.state).targets.clone();
         if !targets.is_empty() {
-            let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign()));
-            let foreign = foreign.await;
+            let foreign = spawn_blocking(move || targets.iter().find_map(|target| target.foreign().transpose()));
+            let Ok(foreign) = foreign.await.unwrap_or_else(|e| Some(Err(io::Error::other(e)))).transpose() else {
+                return self.try_again_later();
+            };
             // The connection of a session that came meanwhile is none of somebody else.
             let used = lock(&self.state).kept.idle_since_ms != idle_since;
-            if let Some(target) = foreign.ok().flatten().filter(|_| !used) {
+            if let Some(target) = foreign.filter(|_| !used) {
                 return self.not_stopped(NotStopped::Connected(target));
             }
         }

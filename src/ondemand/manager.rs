@@ -137,8 +137,11 @@ impl Manager for Systemctl {
         ask(move || {
             let mut arguments = vec!["show".to_owned(), "-p".into(), "Id,ActiveState".into(), "--".into()];
             arguments.extend(units);
-            let text = scope.ask(&arguments, PATIENCE)?.text;
-            Ok(first_up(&text))
+            let answer = scope.ask(&arguments, PATIENCE)?;
+            if !answer.status.success() {
+                return Err(io::Error::other("systemctl cannot show the units that need it"));
+            }
+            Ok(first_up(&answer.text))
         })
     }
 

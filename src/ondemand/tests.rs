@@ -264,8 +264,8 @@ impl Manager for Model {
 struct Somebody(&'static AtomicBool);
 
 impl WatchedTarget for Somebody {
-    fn foreign(&self) -> Option<String> {
-        self.0.load(Relaxed).then(|| "the target".to_owned())
+    fn foreign(&self) -> io::Result<Option<String>> {
+        Ok(self.0.load(Relaxed).then(|| "the target".to_owned()))
     }
 }
 
@@ -633,6 +633,34 @@ fn a_target_that_no_listener_names_any_more_keeps_the_unit_over_a_reload_and_ove
         CONNECTED.store(false, Relaxed);
         sleep(IDLE * 3).await;
         assert_eq!(lock(&world).stops, 1, "nobody is connected any more");
+    });
+}
+
+/// A target of which nobody can tell whether somebody is connected to it, until this is set.
+#[derive(Debug, Default)]
+struct Unreadable(AtomicBool);
+
+impl WatchedTarget for Unreadable {
+    fn foreign(&self) -> io::Result<Option<String>> {
+        if self.0.load(Relaxed) { Ok(None) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+    }
+}
+
+#[test]
+fn a_unit_is_not_stopped_while_nobody_can_tell_who_is_connected_to_its_target() {
+    let dir = tempfile::tempdir().expect("a directory");
+    paused(async {
+        let world = Arc::new(Mutex::new(World::default()));
+        let service = Service::begin(&world, dir.path());
+        service.backends.begin();
+        let (unit, target) = (service.backends.named(UNIT), Arc::new(Unreadable::default()));
+        let _route = unit.add_target(&Upstream::Unix(UnixAddr::Path("/run/x".into())), target.clone());
+        connect(&unit.begin_use(), &world).await.expect("it is served");
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 0, "nobody can tell");
+        target.0.store(true, Relaxed);
+        sleep(IDLE * 3).await;
+        assert_eq!(lock(&world).stops, 1, "nobody is connected");
     });
 }
 

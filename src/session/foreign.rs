@@ -3,8 +3,10 @@
 //! It is asked when no session uses the unit: whoever is connected then is somebody else.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    io,
     net::{SocketAddr, ToSocketAddrs as _},
+    os::unix::ffi::OsStrExt as _,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -42,36 +44,39 @@ pub(super) fn target(upstream: &Upstream) -> Option<Arc<dyn WatchedTarget>> {
 }
 
 impl WatchedTarget for Upstreams {
-    fn foreign(&self) -> Option<String> {
+    fn foreign(&self) -> io::Result<Option<String>> {
         match self {
             Self::Unix(addr) => {
                 let path = match addr {
                     UnixAddr::Path(path) => path.clone().into_os_string(),
                     UnixAddr::Abstract(name) => {
                         let mut path = OsString::from("@");
-                        path.push(std::str::from_utf8(name).ok()?);
+                        path.push(OsStr::from_bytes(name));
                         path
                     }
                 };
-                proc::is_connected_unix(&path).then(|| addr.to_string())
+                Ok(proc::is_connected_unix(&path)?.then(|| addr.to_string()))
             }
             Self::Inet { addr, netns, datagrams } => {
                 let places: Vec<SocketAddr> = match &addr.host {
-                    Host::Name(name) => (name.as_str(), addr.port).to_socket_addrs().ok()?.collect(),
+                    Host::Name(name) => (name.as_str(), addr.port).to_socket_addrs()?.collect(),
                     Host::Ip(ip) => vec![(*ip, addr.port).into()],
-                    Host::LinkLocal(..) => return None, // another machine
+                    Host::LinkLocal(..) => return Ok(None), // another machine
                 };
                 let (send, receive) = mpsc::channel();
                 let datagrams = *datagrams;
                 let look = move || {
-                    let found = places.iter().any(|place| proc::is_connected(*place, datagrams));
+                    let mut found = places.iter().map(|place| proc::is_connected(*place, datagrams));
+                    let found = found.find(|found| !matches!(found, Ok(false))).unwrap_or(Ok(false));
                     let _ = send.send(found);
                 };
                 match netns {
                     Some(netns) => netns::spawn_inside(Some(netns), look),
                     None => look(),
                 }
-                receive.recv_timeout(PATIENCE).unwrap_or(false).then(|| addr.to_string())
+                // Nothing comes where the namespace cannot be entered.
+                let found = receive.recv_timeout(PATIENCE).map_err(io::Error::other)??;
+                Ok(found.then(|| addr.to_string()))
             }
         }
     }

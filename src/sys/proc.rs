@@ -182,17 +182,23 @@ fn unified_in(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Calls `each` with the lines of a table, without the heading. No line of the kernel reaches the limit.
-fn lines(table: &str, mut each: impl FnMut(&[u8])) {
-    let Ok(file) = File::open(table) else { return };
-    let mut reader = BufReader::with_capacity(64 << 10, file);
+/// Calls `each` with the lines of a table, without the heading, as far as the table can be read.
+fn lines(table: &str, each: impl FnMut(&[u8])) {
+    let _ = all_lines(table, each);
+}
+
+/// Calls `each` with all lines of a table, without the heading. No line of the kernel reaches the limit.
+///
+/// # Errors
+/// The table cannot be read to its end.
+fn all_lines(table: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(64 << 10, File::open(table)?);
     let mut line = Vec::new();
     let mut heading = true;
     loop {
         line.clear();
-        match reader.by_ref().take(LINE).read_until(b'\n', &mut line) {
-            Ok(n) if n > 0 => {}
-            _ => return,
+        if reader.by_ref().take(LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
         }
         if !std::mem::take(&mut heading) {
             each(line.strip_suffix(b"\n").unwrap_or(&line));
@@ -251,7 +257,10 @@ pub fn sockets_towards(to: SocketAddr) -> usize {
 /// Whether a connection of the network namespace of the calling thread has `place` as one of its two ends: of TCP, or of
 /// a connected UDP socket. Where `place` is an address of that namespace, whoever serves it may serve all others too:
 /// then a connection to any address of the namespace with that port counts.
-pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
+///
+/// # Errors
+/// The tables cannot be read.
+pub fn is_connected(place: SocketAddr, datagrams: bool) -> io::Result<bool> {
     /// `TCP_ESTABLISHED` of linux/tcp_states.h, of connected UDP sockets too.
     const ESTABLISHED: &str = "01";
     let tables = match datagrams {
@@ -268,15 +277,22 @@ pub fn is_connected(place: SocketAddr, datagrams: bool) -> bool {
     };
     let mut found = false;
     for table in tables {
-        lines(table, |line| found |= has(line) == Some(true));
+        match all_lines(table, |line| found |= has(line) == Some(true)) {
+            // There is no IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && table.ends_with('6') => {}
+            read => read?,
+        }
     }
-    found
+    Ok(found)
 }
 
 /// Whether somebody is connected to the UNIX socket at a path, or at an abstract name with `@` before it: the socket
 /// that the other side accepted has the address that its listener was bound to. Paths that lead to the same directory
 /// are the same; a relative path, whose directory nobody knows, counts wherever it is.
-pub fn is_connected_unix(path: &OsStr) -> bool {
+///
+/// # Errors
+/// The table cannot be read.
+pub fn is_connected_unix(path: &OsStr) -> io::Result<bool> {
     /// `SS_CONNECTED` of linux/net.h.
     const CONNECTED: &[u8] = b"03";
     let given = Path::new(path);
@@ -292,10 +308,10 @@ pub fn is_connected_unix(path: &OsStr) -> bool {
         }
     };
     let mut found = false;
-    lines("/proc/thread-self/net/unix", |line| {
+    all_lines("/proc/thread-self/net/unix", |line| {
         found |= unix_address(line).is_some_and(|(state, at)| state == CONNECTED && same(at));
-    });
-    found
+    })?;
+    Ok(found)
 }
 
 /// The path by the real name of its directory.
@@ -454,6 +470,7 @@ mod tests {
         let server = TcpListener::bind("0.0.0.0:0").expect("a free port");
         let port = server.local_addr().expect("it is bound").port();
         let place = |ip: [u8; 4]| SocketAddr::from((ip, port));
+        let is_connected = |place, datagrams| is_connected(place, datagrams).expect("the tables are there");
         assert!(!is_connected(place([127, 0, 0, 1]), false));
         let _client = TcpStream::connect(place([127, 0, 0, 2])).expect("it listens");
         let _served = server.accept().expect("it is connected");
@@ -468,7 +485,8 @@ mod tests {
         let [real, link, other] = ["real", "link", "other"].map(|name| dir.path().join(name));
         [&real, &other].into_iter().for_each(|dir| fs::create_dir(dir).expect("a free name"));
         std::os::unix::fs::symlink(&real, &link).expect("a free name");
-        let connected = |directory: &Path| is_connected_unix(directory.join("a b").as_os_str());
+        let connected =
+            |directory: &Path| is_connected_unix(directory.join("a b").as_os_str()).expect("the table is there");
         let _other = UnixListener::bind(other.join("a b")).expect("a free path");
         for (bound, asked) in [(&link, &real), (&real, &link), (&real, &real)] {
             let server = UnixListener::bind(bound.join("a b")).expect("a free path");
