@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     sandbox::{echo_tcp, forwarding, pfwd, run},
-    support::{Activated, Pace, Process, Wire, exchange},
+    support::{Activated, Pace, Process, Wire, eventually, exchange},
 };
 
 const UDS: &str = "/run/served/a.sock";
@@ -88,6 +88,10 @@ fn each_thing_in_the_way_has_its_outcome() {
     assert!(other.accept().is_err(), "nobody connected to find out");
     // gone, it leaves a dead socket, which is replaced
     drop(other);
+    // a child that another test starts at this moment has a copy of the socket until its execve(2)
+    eventually("nobody listens there", || {
+        !fs::read_to_string("/proc/thread-self/net/unix").expect("procfs").contains(UDS)
+    });
     let first = forwarding(&[&forward]);
     works();
 
