@@ -51,18 +51,19 @@ use crate::{
 /// The name of our entries in the descriptor store.
 pub const NAME: &str = "handover";
 
-/// Gives parked sessions and listeners of our own to the service manager; to be followed by the process's exit.
+/// Gives parked sessions and listeners of our own to the service manager; to be followed by the process's exit. Their
+/// descriptors, which are to be closed when the region says that all was handed over: then a crash needs them no more.
 ///
 /// # Errors
 /// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
-pub fn give(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<()> {
+pub fn give(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<Vec<OwnedFd>> {
     let _headroom = Headroom::take();
     let (records, descriptors) = write::write(parked, listeners)?;
     let given = store(&records, &descriptors);
     if given.is_err() {
         descriptors.iter().for_each(abandon);
     }
-    given
+    given.map(|()| descriptors)
 }
 
 fn store(records: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
@@ -95,14 +96,15 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     taken
 }
 
-/// Closes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Nothing is
-/// reset, because the sockets are the same.
-pub fn discard(ends: Vec<OwnedFd>) -> Taken {
+/// Takes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Its descriptors
+/// are those of the sessions, which the process may have closed already.
+pub fn discard(ends: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let received = ends.iter().filter_map(|end| transport::receive(end.as_fd()).ok().flatten());
+    let descriptors = received.flat_map(|received| received.descriptors.into_iter().flatten()).collect();
     if !ends.is_empty() {
-        ends.iter().for_each(|end| drop(transport::receive(end.as_fd())));
         tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]);
     }
-    Taken::default()
+    descriptors
 }
 
 /// Takes what waits in these ends, each of another pair.

@@ -168,6 +168,13 @@ impl Rescued {
         self.slots.len()
     }
 
+    /// Adds descriptors of the sessions that came in another way. They may have come already.
+    pub fn add(&self, descriptors: Vec<OwnedFd>) {
+        let mut all = lock(&self.descriptors);
+        descriptors.into_iter().for_each(|fd| all.add(fd));
+        all.close_unclaimed_listeners();
+    }
+
     /// The listeners of its own that the process had. The others that it had are closed.
     fn take_listeners(&self) -> Vec<Handed> {
         let mut all = lock(&self.descriptors);

@@ -638,10 +638,13 @@ impl Backend {
         lock(&self.state).kept.after_start(&after);
         // At once: what somebody else starts next must not look like ours after a crash.
         self.write(false);
+        let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
+        if !fresh && self.is_left_alone() {
+            self.lost();
+        }
         {
             let mut state = lock(&self.state);
             state.look_shows(&after);
-            let fresh = after.invocation != before.invocation || before.state != UnitState::Active;
             if fresh {
                 (state.started, state.not_stopped) = (Some(began), None);
             }
@@ -652,6 +655,13 @@ impl Backend {
             }
         }
         self.failed(&after, &said.unwrap_or_default()).await;
+    }
+
+    /// Whether the unit runs already by somebody else, would be stopped otherwise, and nobody was told yet.
+    fn is_left_alone(&self) -> bool {
+        let state = lock(&self.state);
+        let stops = state.kept.stop_when_idle_ms.is_some() && !state.kept.may_be_ours();
+        stops && state.not_stopped != Some(NotStopped::Foreign)
     }
 
     /// The start is refused before it was asked for, or nobody says what became of it.
@@ -811,7 +821,7 @@ impl Backend {
         state.again = Some(Instant::now() + pause);
     }
 
-    /// Somebody started the unit again while we took it for ours: told once.
+    /// Somebody else started the unit: told once.
     fn lost(&self) {
         let why = NotStopped::Foreign;
         say(Kind::UnitNotStopped, format!("{} is not stopped when it is idle: {why}", self.unit));

@@ -25,7 +25,7 @@
 //! | asleep | down, or up and not ours | `show`, `start`, `show` | nothing | nothing |
 //! | starting | `systemctl start` runs | waits | the start ends first | failed |
 //! | awake, ours | | dials | stopping | asleep; failed where nobody was ever connected and it has failed |
-//! | awake, foreign | somebody else started it | dials | nothing: it is not ours | asleep |
+//! | awake, foreign | somebody else started it, which is told once | dials | nothing: it is not ours | asleep |
 //! | stopping | the stop is being queued | waits, then is started | | |
 //! | asleep, stop queued | as asleep | started: systemd cancels the stop or starts after it; ours | nothing | nothing |
 //! | failed | back-off, 1 to 30 s | is reset with the reason of the failure | nothing | nothing |

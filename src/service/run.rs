@@ -197,7 +197,13 @@ impl RunningService {
         let mut crashed = self.guard.as_ref().and_then(CrashGuard::rescue);
         let has_all = crashed.as_ref().is_some_and(|rescued| rescued.handing && rescued.len() > 0);
         handover::set_taking(!has_all && !parked.is_empty());
-        let mut taken = if has_all { handover::discard(parked) } else { handover::take(parked) };
+        let mut taken = match &crashed {
+            Some(rescued) if has_all => {
+                rescued.add(handover::discard(parked));
+                handover::Taken::default()
+            }
+            _ => handover::take(parked),
+        };
         if crashed.as_ref().is_some_and(|rescued| rescued.taking) {
             taken.after_a_kill();
         }

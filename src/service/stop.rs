@@ -60,8 +60,10 @@ impl RunningService {
         let count = parked.len();
         handover::set_handing();
         match handover::give(parked, &listeners) {
-            Ok(()) => {
+            Ok(descriptors) => {
                 handover::set_mode(RegionMode::Handed);
+                // Not before: killed until here, the process has them still.
+                drop(descriptors);
                 listeners.into_iter().for_each(Handed::release);
                 let ms = began.elapsed().as_millis();
                 say(Kind::HandoverParked, format!("{} parked for the next process in {ms} ms", n_sessions(count)));
