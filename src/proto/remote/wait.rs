@@ -43,7 +43,7 @@ impl<'a> WaitReason<'a> {
         if let Some(id) = text.strip_prefix(APPROVAL) {
             return Self::Approval(id);
         }
-        if let Some(seconds) = text.strip_prefix(SPENT).and_then(|seconds| seconds.parse().ok()) {
+        if let Some(seconds) = text.strip_prefix(SPENT).and_then(number) {
             return Self::Spent(seconds);
         }
         match text {
@@ -57,10 +57,15 @@ impl<'a> WaitReason<'a> {
     }
 }
 
+/// A number in the one way that it is written: no sign, no zero in front.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
+}
+
 fn recorded<'a>(text: &str) -> Option<WaitReason<'a>> {
     let mut words = text.split(' ');
-    let digest = |word: Option<&str>| unhex(word?.as_bytes());
-    let number = words.next()?.parse().ok()?;
+    let digest = |word: Option<&str>| word.and_then(|word| unhex(word.as_bytes()).filter(|digest| hex(digest) == word));
+    let number = number(words.next()?)?;
     let (head, code) = (digest(words.next())?, digest(words.next())?);
     words.next().is_none().then_some(WaitReason::Recorded(number, head, code))
 }
@@ -104,6 +109,10 @@ mod tests {
                 WaitReason::Other("no longer: its time is over, seconds by its policy: x"),
                 "no longer: its time is over, seconds by its policy: x",
             ),
+            (
+                WaitReason::Other("no longer: its time is over, seconds by its policy: 00"),
+                "no longer: its time is over, seconds by its policy: 00",
+            ),
         ] {
             assert_eq!(reason.to_string(), text);
             assert_eq!(WaitReason::parse(text), reason);
@@ -111,7 +120,13 @@ mod tests {
         let recorded = WaitReason::Recorded(17, [0xab; 32], [1; 32]);
         let text = recorded.to_string();
         assert_eq!(WaitReason::parse(&text), recorded);
-        for other in [format!("{text} x"), text[..text.len() - 1].to_owned(), text.replace("17", "-1")] {
+        for other in [
+            format!("{text} x"),
+            text[..text.len() - 1].to_owned(),
+            text.replace("17", "-1"),
+            text.replace("17", "017"),
+            text.replace("ab", "AB"),
+        ] {
             assert_eq!(WaitReason::parse(&other), WaitReason::Other(&other));
         }
     }
