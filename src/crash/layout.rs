@@ -2,6 +2,7 @@
 //!
 //! The header is `HEADER` words, then come `SLOTS` slots of `SLOT` words. A slot has words, then text; a text that is
 //! longer goes on in further slots. Behind the slots are the buffers, which have no form.
+//! The file is long because all words are named and read in one place; half of it is its tests.
 
 use super::{
     history::SavedId,

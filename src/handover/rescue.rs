@@ -1,5 +1,7 @@
 //! The sessions of a process that crashed: its checkpoints and its descriptors become what a handover gives.
 //!
+//! The file is long because a descriptor is claimed, used or reset in one place, whatever the stage of its session is.
+//!
 //! Each descriptor is claimed once, by its key. Descriptors that no checkpoint names were accepted or dialled in the
 //! last moment: nothing of them was read.
 

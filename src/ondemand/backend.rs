@@ -2,6 +2,8 @@
 //!
 //! That task, the *conductor*, does one thing at a time: this is the lock of the unit. Sessions never speak with the
 //! manager; they count themselves ([`BackendUse`]) and wait ([`BackendUse::awake`]).
+//!
+//! The file is long because each step of the conductor reads and changes the one state of the unit.
 
 use std::{
     fmt, io,
