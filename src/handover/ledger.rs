@@ -28,7 +28,7 @@ pub(super) struct Noted {
     pub(super) in_pipe: [u64; 2],
 }
 
-/// What became of the relay.
+/// The state of the relay that the next process begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Repaired {
     /// The side that was reset: 0 the peer, 1 the upstream.
@@ -36,7 +36,7 @@ pub(super) struct Repaired {
     pub(super) directions: [RepairedDirection; 2],
 }
 
-/// What became of a direction.
+/// The state of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RepairedDirection {
     /// As in [`crate::crash::SavedDirection`].

@@ -125,7 +125,7 @@ fn effect(consequence: Consequence) -> &'static str {
         Consequence::NotServed => "the listener is not served, nor after a reload",
         Consequence::Misled => "it is served, and connections go to another place than is written",
         Consequence::SharedUnit => {
-            "both are served, and the service that stops the unit cuts the sessions of the other one"
+            "both forwards are served; when one service stops the unit, the sessions of the other service end"
         }
         Consequence::Served => "",
     }
