@@ -27,8 +27,8 @@ const START: Duration = Duration::from_secs(600);
 /// How many lines of a failed invocation are told, and how long each may be, in characters.
 const LINES: (u8, usize) = (3, 200);
 /// How long whoever waits for a start that failed waits for the last lines of its invocation, in all.
-pub const LAST_LINES: Duration = Duration::from_millis(500);
-/// How long the journal may take to have the last lines of a process.
+pub const LAST_LINES: Duration = Duration::from_millis(700);
+/// How long to wait before the journal is asked again for lines that it does not have yet.
 const JOURNAL: Duration = Duration::from_millis(50);
 
 /// A request on its way.
@@ -149,10 +149,11 @@ impl Manager for Systemctl {
         let scope = self.scope;
         ask(move || {
             let until = Instant::now() + LAST_LINES;
-            let mut text = scope.last_lines(&invocation, LINES.0, LAST_LINES)?;
-            if text.is_empty() {
+            let left = || until.saturating_duration_since(Instant::now());
+            let mut text = scope.last_lines(&invocation, LINES.0, left())?;
+            while text.is_empty() && left() > JOURNAL {
                 thread::sleep(JOURNAL);
-                text = scope.last_lines(&invocation, LINES.0, until.saturating_duration_since(Instant::now()))?;
+                text = scope.last_lines(&invocation, LINES.0, left())?;
             }
             Ok(text.lines().map(line).filter(|line| !line.is_empty()).collect())
         })

@@ -146,10 +146,11 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
             return next;
         }
     }
-    story.connected(&DialledAt::default());
     let upstream = relay::RelayEnd::pipes(call.from, call.to);
     let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
-    Some(Stage::Relaying(Box::new(relay), Some(Box::new(call.helper))))
+    let stage = Stage::Relaying(Box::new(relay), Some(Box::new(call.helper)));
+    story.connected(&DialledAt::default(), &stage);
+    Some(stage)
 }
 
 /// Closes the pipes of a call that is not to go on, and ends its child.

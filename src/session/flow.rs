@@ -28,7 +28,7 @@ use super::{
     info::SessionInfo,
     route::Lead,
     sessions::Sessions,
-    stage::NextStage,
+    stage::{NextStage, Stage},
     story::{DialledAt, Story},
     stream::{retry_until, with_unit},
 };
@@ -64,8 +64,7 @@ async fn run(story: &mut Story, flow: &Arc<Flow>) -> NextStage {
         };
         match connected {
             Ok(namespace) => {
-                story.connected(&DialledAt { address: None, namespace });
-                checkpoint::flow_open(&info, flow);
+                story.connected(&DialledAt { address: None, namespace }, &Stage::Flow(flow.clone()));
             }
             Err(failure) => {
                 let next = story.failed(&failure);

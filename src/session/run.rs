@@ -42,7 +42,10 @@ pub(super) fn run(mut story: Story, mut stage: Stage) -> impl Future<Output = ()
             };
             match next {
                 Some(next) => {
-                    checkpoint::save(&story.info, &next);
+                    // A relay was saved when the session was connected.
+                    if !matches!(next, Stage::Relaying(..)) {
+                        checkpoint::save(&story.info, &next);
+                    }
                     stage = next;
                 }
                 None => return,

@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{
-    event,
+    checkpoint, event,
     info::SessionInfo,
     parked::{ParkedSession, ParkedStage},
     permits::Permits,
     sessions::Sessions,
-    stage::NextStage,
+    stage::{NextStage, Stage},
     tally::Reason,
     watch::{Happened, SessionEnding},
 };
@@ -154,11 +154,13 @@ impl Story {
         self.over(end, note)
     }
 
-    /// The session has both its ends.
-    pub(super) fn connected(&self, at: &DialledAt) {
+    /// The session has both its ends, and this is what it does from now on. That is saved before it is told: a process
+    /// that comes after a crash does not tell it again.
+    pub(super) fn connected(&self, at: &DialledAt, stage: &Stage) {
         let ms = self.info.age_ms();
         self.info.connected(ms, at.namespace.as_ref().map(|at| at.to_string().into()));
         self.info.route.tally.dialled(ms);
+        checkpoint::save(&self.info, stage);
         self.sessions.tell(Happened::Connected, &self.info);
         log::emit(event::started(&self.info, at.address));
     }

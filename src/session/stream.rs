@@ -68,9 +68,10 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
                 checkpoint::begin(&info, preface);
             }
             story.hold_note(noted);
-            story.connected(&at);
             let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
-            Some(Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None))
+            let stage = Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None);
+            story.connected(&at, &stage);
+            Some(stage)
         }
         Ok(Ok(Dialled::Call(call, ticket, permit))) => {
             story.hold(permit);

@@ -22,6 +22,13 @@ fn possess(world: &World, vm: &str, mode: &str) {
         .expect(0, "");
 }
 
+/// Waits until so many commands of the qube run, and only then lets them write: who reads nothing is not asked for more
+/// commands once its channel is full.
+fn let_all_write(world: &World, running: usize) {
+    eventually("all run", || world.log().matches("CMD vm=work").count() == running);
+    world.dom0("touch /root/go").expect(0, "");
+}
+
 /// What the hostile agent was answered.
 fn answers(world: &World, vm: &str) -> String {
     fs::read_to_string(world.home(vm).join("answers")).unwrap_or_default()
@@ -192,11 +199,14 @@ fn timing_a_qube_that_reads_nothing_keeps_no_command_beyond_its_time_and_no_daem
     let world = world!("work", "dev");
     world.authorize();
     world.policy("work", "max-running = 20\nallow shell * [timeout=2]\n");
-    // enough output to fill every buffer between the two, and a command that is started when nothing is read any more
-    possess(&world, "work", "deaf 20 head -c 250000 /dev/zero; exec sleep 4774");
+    // enough output to fill every buffer between the two
+    possess(
+        &world,
+        "work",
+        "deaf 20 until [ -e /root/go ]; do sleep 0.01; done; head -c 250000 /dev/zero; exec sleep 4774",
+    );
     let daemon = world.daemon();
-    eventually("it has asked", || world.home("work").join("asked").exists());
-    eventually("they run", || world.processes("sleep 4774") > 0 || world.log().contains("TIMEOUT vm=work"));
+    let_all_write(&world, 20);
     let began = std::time::Instant::now();
     eventually("its commands ended", || {
         world.processes("sleep 4774") == 0 && world.log().matches("TIMEOUT vm=work").count() == 20
@@ -214,10 +224,13 @@ fn a_revocation_ends_the_commands_of_a_qube_that_reads_nothing() {
     let world = world!("work", "dev");
     world.authorize();
     world.policy("work", "max-running = 20\nallow shell *\n");
-    possess(&world, "work", "deaf 20 head -c 250000 /dev/zero; exec sleep 4775");
+    possess(
+        &world,
+        "work",
+        "deaf 20 until [ -e /root/go ]; do sleep 0.01; done; head -c 250000 /dev/zero; exec sleep 4775",
+    );
     let _daemon = world.daemon();
-    eventually("it has asked", || world.home("work").join("asked").exists());
-    eventually("all run", || world.log().matches("CMD vm=work").count() == 20);
+    let_all_write(&world, 20);
     world.dom0("qvm-remote-dom0 revoke --kill work");
     eventually("all have ended", || world.log().matches("CANCEL vm=work").count() == 20);
     assert_eq!(world.processes("sleep 4775"), 0);
