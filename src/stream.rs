@@ -20,7 +20,8 @@ use tokio::io::{
     unix::{AsyncFd, AsyncFdReadyGuard},
 };
 
-use crate::sys;
+pub use crate::sys::READS_COUNTED;
+use crate::sys::{self, ClosedSocket, SendNote, SocketCounts, UnixEnd};
 
 /// What the descriptor is; decides how a half-close and a reset are expressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,13 @@ impl Stream {
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
+            if self.is_ending(&guard) {
+                match sys::unix_end(self.as_fd()) {
+                    Some(UnixEnd::Ended) => return Poll::Ready(Ok(0)),
+                    Some(UnixEnd::Reset) => return Poll::Ready(Err(nix::Error::ECONNRESET.into())),
+                    None => {}
+                }
+            }
             match self.read(buf) {
                 Ok((n, more)) => {
                     if n < buf.len() && !more {
@@ -124,6 +132,30 @@ impl Stream {
                 Err(nix::Error::EINTR) => {}
                 Err(e) => return Poll::Ready(Err(e.into())),
             }
+        }
+    }
+
+    /// Whether the other side of a UNIX socket has ended, so that a read without a byte would give the end. A read that
+    /// gives a reset takes that from the socket: for a process that comes after a crash, it must still be there.
+    pub fn is_ending(&self, guard: &ReadyGuard<'_>) -> bool {
+        self.kind == StreamKind::Unix && guard.ready().is_read_closed()
+    }
+
+    /// Has a UNIX socket count what is read from it; whether the reads of this socket are counted.
+    pub fn count_reads(&self) -> bool {
+        match self.kind {
+            StreamKind::Tcp => true,
+            StreamKind::Unix => sys::count_unix_reads(self.as_fd()).is_ok(),
+            StreamKind::PipeReader | StreamKind::PipeWriter => false,
+        }
+    }
+
+    /// What the kernel has counted on the socket; a UNIX socket counts from here on at the latest.
+    pub fn counts(&self) -> Option<SocketCounts> {
+        match self.kind {
+            StreamKind::Tcp => sys::tcp_counts(self.as_fd(), ClosedSocket::Leave),
+            StreamKind::Unix => sys::unix_counts_or_begin(self.as_fd()),
+            StreamKind::PipeReader | StreamKind::PipeWriter => None,
         }
     }
 
@@ -163,6 +195,14 @@ impl Stream {
                 r => return Ok(r?),
             }
         }
+    }
+
+    /// As [`Self::try_write`] to a UNIX socket, with a note of how much that was, for a process that comes after a crash.
+    ///
+    /// # Errors
+    /// As [`Self::try_write`].
+    pub fn try_send(&self, buf: &[u8], note: &SendNote<'_>) -> io::Result<usize> {
+        note.send(self.as_fd(), buf)
     }
 
     /// Writes what fits, once something does.

@@ -8,11 +8,12 @@ use std::sync::atomic::{
 
 use super::{
     history::SavedId,
-    layout::{ENDING, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, bank_of, check, in_force, slot},
-    region::{Region, region},
+    layout::{ENDING, HEARS, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, bank_of, check, in_force, slot},
+    region::{Region, RegionBuffer, region},
     stage::{DescriptorKey, Facts, SavedBases, SavedIntent, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
 };
+use crate::sys::SendNote;
 
 /// The checkpoint of one session.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ impl Checkpoint {
             })
     }
 
-    /// Saves what TCP had counted on the two sockets of the session when its relay began.
+    /// Saves what the kernel had counted on the two sockets of the session when its relay began.
     pub fn bases(&self, bases: &SavedBases) {
         let Some(words) = self.words() else { return };
         words[slot::BASES_CHECK].store(0, Release);
@@ -237,7 +238,30 @@ impl DirectionNotes<'_> {
         self.delivered
     }
 
-    /// From here on the counts of TCP do not tell which bytes were delivered.
+    /// Who sends: another value for each direction of each session.
+    fn owner(&self) -> u64 {
+        self.words.map_or(0, |words| send_owner(words[slot::ID + 1].load(Relaxed), self.direction))
+    }
+
+    /// A read of a UNIX socket is under way from here on, or is over.
+    pub fn hears(&self, hears: bool) {
+        if let Some(words) = self.words {
+            let half = 32 * self.direction;
+            let others = words[slot::HEARS].load(Relaxed) & !(0xffff_ffff << half);
+            compiler_fence(SeqCst);
+            words[slot::HEARS].store(others | if hears { HEARS << half } else { 0 }, Relaxed);
+            compiler_fence(SeqCst);
+        }
+    }
+
+    /// For a send out of this buffer, of which the next process is to know how much was sent; `None` without a
+    /// checkpoint.
+    pub fn send_note<'b>(&self, buffer: &'b RegionBuffer) -> Option<SendNote<'b>> {
+        self.words?;
+        Some(SendNote::new(buffer.send_note(), self.owner(), self.delivered.load(Relaxed)))
+    }
+
+    /// From here on the counts of the kernel do not tell which bytes were delivered.
     pub fn unsure(&self) {
         if let Some(words) = self.words {
             words[slot::BASES_CHECK].store(0, Relaxed);
@@ -264,6 +288,11 @@ impl DirectionNotes<'_> {
             compiler_fence(SeqCst);
         }
     }
+}
+
+/// Who sends, by the lower half of the id of the session and the direction: 0 up, 1 down.
+pub fn send_owner(id: u64, direction: usize) -> u64 {
+    id ^ direction as u64
 }
 
 impl Drop for Checkpoint {

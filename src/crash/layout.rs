@@ -1,7 +1,8 @@
 //! What the words of the region mean. Pure: words in, values out.
 //!
 //! The header is `HEADER` words, then come `SLOTS` slots of `SLOT` words. A slot has words, then text; a text that is
-//! longer goes on in further slots. Behind the slots are the buffers, which have no form.
+//! longer goes on in further slots. Behind the slots are a note for each buffer of the last send out of it, and the
+//! buffers, which have no form.
 //! The file is long because all words are named and read in one place; half of it is its tests.
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 
 /// `QRXCRASH`, and the version of the layout. A reader takes its own version only.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"QRXCRASH");
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 /// Words of the header: two pages.
 pub(super) const HEADER: usize = 1024;
 /// Words of a slot: 768 bytes.
@@ -107,6 +108,8 @@ pub(super) mod slot {
     pub const BASES_CHECK: usize = 32;
     /// Two banks with the state of a relay. The one that is not in force is written, then BUSY changes.
     pub const BANKS: [usize; 2] = [33, 39];
+    /// Whether a read of a UNIX socket is under way, which may hear of a reset: up in the lower half, down in the upper.
+    pub const HEARS: usize = 45;
     /// The text.
     pub const BODY: usize = 46;
     /// In a slot that another text goes on in: the next one (plus 1), then text.
@@ -125,7 +128,7 @@ pub(super) mod bank {
     pub const CHECK: usize = 5;
     pub const WORDS: usize = 6;
     const _: () = assert!(super::slot::BANKS[0] + WORDS == super::slot::BANKS[1]);
-    const _: () = assert!(super::slot::BANKS[1] + WORDS < super::slot::BODY);
+    const _: () = assert!(super::slot::BANKS[1] + WORDS <= super::slot::HEARS);
 }
 
 /// Uses of a slot.
@@ -160,6 +163,9 @@ pub(super) fn bank_of(relay: &SavedRelay) -> [u64; bank::WORDS] {
     words[bank::CHECK] = check(words[..bank::CHECK].iter().copied());
     words
 }
+/// Half of the word HEARS: far from 0, so that no flipped bit makes one the other.
+pub(super) const HEARS: u64 = 0x5a3c_c3a5;
+
 /// The word ENDING of a session that ends; its END in the lowest byte.
 pub(super) const ENDING: u64 = 0xe2d1_2600_0000_0000;
 
@@ -194,9 +200,11 @@ pub struct SavedSession {
     pub redialled: bool,
     /// Until when the server may take to start, in nanoseconds of CLOCK_MONOTONIC.
     pub starting: Option<u64>,
-    /// Of two TCP sockets.
+    /// Of two sockets.
     pub bases: Option<SavedBases>,
     pub intents: [SavedIntent; 2],
+    /// Whether a read of a UNIX socket was under way: up, down.
+    pub hears: [bool; 2],
     pub bytes: (u64, u64),
     /// Datagrams sent to the upstream, and those that it answered.
     pub passed: (u64, u64),
@@ -253,6 +261,7 @@ pub(super) fn read(words: &[u64; SLOT], text: &[u8]) -> Result<SavedSession, Dam
         starting: words[slot::STARTING].checked_sub(1),
         bases: SavedBases::decode(&words[slot::BASES..=slot::BASES_CHECK]),
         intents: [0, 1].map(|n| SavedIntent::decode(words[slot::IN_BUFFER + n], words[slot::IN_PIPE + n])),
+        hears: [0, 1].map(|n| words[slot::HEARS] >> (32 * n) & 0xffff_ffff != 0),
         bytes: (words[slot::BYTES], words[slot::BYTES + 1]),
         passed: (words[slot::PASSED], words[slot::PASSED + 1]),
         busy,
@@ -545,6 +554,7 @@ mod tests {
             words[slot::IN_BUFFER + n] = SavedIntent::in_buffer(7, direction.dropped);
             words[slot::IN_PIPE + n] = SavedIntent::in_pipe(id[n] >> 16);
         }
+        words[slot::HEARS] = HEARS << 32;
         words[slot::BUSY] = IDLE[1];
         words[slot::CHECK] = check(words[..slot::CHECK].iter().copied());
         words[slot::TEXT_CHECK] = text_check(&text);
@@ -575,8 +585,10 @@ mod tests {
             words[at / 64] ^= 1 << (at % 64);
             if let Ok(read) = read(&words, &text) {
                 // What is under no check: numbers of reports, and what is used by nobody.
-                let SavedSession { bytes, passed, intents, bases, .. } = read;
-                prop_assert_eq!(SavedSession { bytes, passed, intents, bases, ..whole.clone() }, read);
+                let SavedSession { bytes, passed, intents, bases, hears, .. } = read;
+                prop_assert_eq!(SavedSession { bytes, passed, intents, bases, hears, ..whole.clone() }, read);
+                // A read that was under way is never forgotten.
+                prop_assert!(hears[1]);
                 prop_assert!(bases.is_none() || bases == whole.bases);
                 // An intent is what it was, or none.
                 for (now, before) in intents.iter().zip(whole.intents) {

@@ -54,7 +54,7 @@ mod stage;
 mod text;
 mod thread;
 
-pub use checkpoint::{Checkpoint, DirectionNotes, ListenerCheckpoint};
+pub use checkpoint::{Checkpoint, DirectionNotes, ListenerCheckpoint, send_owner};
 pub use history::{CrashCause, CrashVerdict, SavedId};
 pub use layout::{SavedListener, SavedSession};
 pub use owner::{RegionMode, RegionOwner};

@@ -25,7 +25,7 @@ use super::{
     owner::{RegionMode, RegionOwner},
 };
 use crate::sys::{
-    lock,
+    SEND_NOTE, SendNote, lock,
     shadow::monotonic,
     shared::{SharedBuffer, SharedBuffers, SharedWords},
 };
@@ -70,6 +70,11 @@ pub struct Region {
 /// Sizes of buffers in bytes, and how many of each there are. Large ones have the numbers behind those of small ones.
 const SMALL: (usize, u16) = (64 << 10, 256);
 const LARGE: (usize, u16) = (256 << 10, 128);
+/// Words of the notes of the last send out of each buffer, behind the slots: whole pages.
+const NOTES: usize = SEND_NOTE * (SMALL.1 + LARGE.1) as usize;
+/// All words.
+const WORDS: usize = HEADER + SLOTS * SLOT + NOTES;
+const _: () = assert!(WORDS * 8 % 4096 == 0);
 /// Bytes of all buffers.
 const BUFFERS: usize = SMALL.0 * SMALL.1 as usize + LARGE.0 * LARGE.1 as usize;
 
@@ -86,6 +91,17 @@ impl RegionBuffer {
     pub fn number(&self) -> u16 {
         self.first + self.memory.number()
     }
+
+    /// Where the last send out of it is noted.
+    pub(super) fn send_note(&self) -> &[AtomicU64; SEND_NOTE] {
+        send_note(self.memory.words(), self.number())
+    }
+}
+
+/// The note of a buffer.
+fn send_note(words: &[AtomicU64], number: u16) -> &[AtomicU64; SEND_NOTE] {
+    let at = HEADER + SLOTS * SLOT + SEND_NOTE * usize::from(number);
+    words[at..].first_chunk().unwrap_or_else(|| unreachable!("each buffer has a note"))
 }
 
 impl Deref for RegionBuffer {
@@ -116,7 +132,7 @@ impl Region {
     /// # Errors
     /// What memfd_create(2) and mmap(2) say.
     pub fn create() -> io::Result<Self> {
-        let words = Arc::new(SharedWords::create(HEADER + SLOTS * SLOT, BUFFERS)?);
+        let words = Arc::new(SharedWords::create(WORDS, BUFFERS)?);
         let values = [
             (header::VERSION, VERSION),
             (header::SLOT_WORDS, SLOT as u64),
@@ -162,6 +178,12 @@ impl Region {
         }
     }
 
+    /// Bytes that a direction of a session had sent after its last send out of the buffer with this number; `None` where
+    /// that is not known.
+    pub fn sent(&self, number: u16, owner: u64) -> Option<u64> {
+        (number < SMALL.1 + LARGE.1).then(|| SendNote::sent(send_note(&self.words, number), owner))?
+    }
+
     /// All sessions of the previous process were read: what is left of its buffers is nobody's.
     pub fn forget_left_buffers(&self) {
         self.small.forget_left();
@@ -182,7 +204,7 @@ impl Region {
     /// # Errors
     /// `InvalidData` where it is none of this version.
     pub fn open(memfd: OwnedFd) -> io::Result<Self> {
-        let words = SharedWords::open(memfd, HEADER + SLOTS * SLOT)?;
+        let words = SharedWords::open(memfd, WORDS)?;
         let is = |index: usize, value: u64| words[index].load(Acquire) == value;
         let fits = words.behind() == BUFFERS
             && is(header::MAGIC, MAGIC)

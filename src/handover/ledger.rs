@@ -1,9 +1,11 @@
-//! Where the bytes of a session are whose process died while it moved them: between two TCP sockets, from what TCP has
+//! Where the bytes of a session are whose process died while it moved them between two sockets, from what the kernel has
 //! counted.
 //!
 //! # Theory
 //! A kill never stops the kernel half-way: each system call has happened wholly, in part with a count, or not at all; only
-//! the count is lost. For a TCP socket the kernel keeps the count. So what was read of the source and not written to the
+//! the count is lost. For a TCP socket the kernel keeps the count. A UNIX socket counts what is read from it
+//! (SO_PEEK_OFF). Of what is written to it, sendmmsg(2) has left the count beside the buffer, and of a splice the pipe
+//! has what was not written. So what was read of the source and not written to the
 //! destination is the difference of two numbers, and these bytes are in one place: in the pipe that the direction has
 //! noted, or in the buffer that it has noted, before it read them. Where the numbers and the place do not agree, the
 //! session is in doubt: it is reset, and no byte is guessed.
@@ -13,7 +15,7 @@
 
 use crate::{
     crash::{SavedBases, SavedIntent, SavedPart, SavedRelay},
-    sys::TcpCounts,
+    sys::SocketCounts,
 };
 
 /// What the process knew and noted.
@@ -64,8 +66,17 @@ const OPEN: u8 = 0;
 const DEAF: u8 = 1;
 const DONE: u8 = 2;
 
-/// Finds the bytes of a session between two TCP sockets, by the counts of the peer and of the upstream.
-pub(super) fn repair(noted: &Noted, [peer, upstream]: [TcpCounts; 2]) -> Result<Repaired, InDoubt> {
+/// Bytes that a direction had written to a UNIX socket, of which it had read so many: what is not in the pipe that was
+/// noted, else what the last send has left as the count. `sent`: that count, where there is one.
+pub(super) fn written_to_unix(read: u64, dropped: u64, delivered: u64, pipe: Option<u64>, sent: Option<u64>) -> u64 {
+    match pipe {
+        Some(in_pipe) => read.wrapping_sub(dropped).wrapping_sub(in_pipe),
+        None => sent.map_or(delivered, |sent| sent.max(delivered)),
+    }
+}
+
+/// Finds the bytes of a session between two sockets, by the counts of the peer and of the upstream.
+pub(super) fn repair(noted: &Noted, [peer, upstream]: [SocketCounts; 2]) -> Result<Repaired, InDoubt> {
     let sides = [peer, upstream];
     let saved = [noted.relay.up, noted.relay.down];
     let read = |direction: usize| sides[direction].read.wrapping_sub(noted.bases.read[direction]);
@@ -159,7 +170,7 @@ mod tests {
             Self { client, peer, upstream, server }
         }
 
-        fn counts(&self) -> [TcpCounts; 2] {
+        fn counts(&self) -> [SocketCounts; 2] {
             [&self.peer, &self.upstream]
                 .map(|socket| sys::tcp_counts(socket.as_fd(), sys::ClosedSocket::Ask).expect("TCP counts"))
         }
@@ -275,10 +286,10 @@ mod tests {
             let moved: u64 = before + steps.iter().map(|(n, _)| n).sum::<u64>();
             let wrote = wrote.min(read);
             let bases = SavedBases { read: [bases[0].into(), 0], written: [bases[1].into(), 0] };
-            let open = TcpCounts { read: 0, written: 0, closed: false, ended: false };
+            let open = SocketCounts { read: 0, written: 0, closed: false, ended: false };
             let sides = [
-                TcpCounts { read: bases.read[0] + moved + dropped + read, ..open },
-                TcpCounts { written: bases.written[0] + moved + wrote, ..open },
+                SocketCounts { read: bases.read[0] + moved + dropped + read, ..open },
+                SocketCounts { written: bases.written[0] + moved + wrote, ..open },
             ];
             let up = SavedDirection { phase: if deaf { DEAF } else { OPEN }, dropped, ..SavedDirection::default() };
             let intent = SavedIntent { buffer: Some((3, (moved + dropped) as u32)), pipe: 0 };
@@ -302,7 +313,7 @@ mod tests {
 
         #[test]
         fn any_numbers_are_repaired_or_doubted(numbers: [[u64; 6]; 2], flags: [[bool; 2]; 2], phases: [[u8; 2]; 2]) {
-            let side = |n: usize| TcpCounts {
+            let side = |n: usize| SocketCounts {
                 read: numbers[n][0],
                 written: numbers[n][1],
                 closed: flags[n][0],

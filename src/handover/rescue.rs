@@ -23,14 +23,14 @@ use uuid::Uuid;
 use super::{
     gathered::{Class, Descriptors, is_stream, is_unix, receive},
     guard::CrashGuard,
-    ledger::{FoundBytes, InDoubt, Noted, Repaired, repair},
+    ledger::{FoundBytes, InDoubt, Noted, Repaired, repair, written_to_unix},
     read::{Adopted, Lost},
 };
 use crate::{
     activation::Socket,
     crash::{
         Checkpoint, CrashCause, CrashVerdict, DescriptorKey, Region, SavedBases, SavedBytes, SavedDirection, SavedId,
-        SavedListener, SavedPart, SavedRelay, SavedSession, SavedStage,
+        SavedListener, SavedPart, SavedRelay, SavedSession, SavedStage, send_owner,
     },
     dial::netns::Id,
     dial::qrexec::{Child, Helper, ParkedCall, Passed, Stderr},
@@ -43,7 +43,7 @@ use crate::{
     session::{FlowKept, ListenerIdentity, ParkedPeer, ParkedStage, Peer, RedialsKept, Routes, SessionInfo, abandon},
     spec::SocketKind,
     stream::{Stream, StreamKind},
-    sys::{self, ClosedSocket, lock, shadow::monotonic},
+    sys::{self, ClosedSocket, SocketCounts, lock, shadow::monotonic},
 };
 
 /// The sessions of a process that crashed, to be read one by one, by several threads if need be. Dropped, it abandons
@@ -278,7 +278,8 @@ impl Rescued {
             SavedStage::Waiting { .. } | SavedStage::SettingUp { .. } | SavedStage::Flow { .. } => return Ok(()),
         }
         if saved.busy {
-            return if saved.bases.is_some() { Ok(()) } else { Err(LostReason::Busy) };
+            let is_known = saved.bases.is_some() && matches!(saved.stage.stage, SavedStage::Sockets { .. });
+            return if is_known { Ok(()) } else { Err(LostReason::Busy) };
         }
         if [up.held, down.held].contains(&SavedBytes::Private) { Err(LostReason::Private) } else { Ok(()) }
     }
@@ -364,7 +365,7 @@ impl ClaimedDescriptors<'_> {
                 self.one(Class::Socket, peer)?;
                 self.one(Class::Socket, upstream)?;
                 let (saved_relay, up, down) = match saved.bases.filter(|_| saved.busy) {
-                    Some(bases) => self.repaired(saved, bases)?,
+                    Some(bases) => self.repaired(saved, bases, [peer_unix, upstream_unix])?,
                     None => (saved_relay, self.direction(saved_relay.up)?, self.direction(saved_relay.down)?),
                 };
                 let [peer, upstream] = self.whole();
@@ -429,15 +430,43 @@ impl ClaimedDescriptors<'_> {
         ParkedBytes::in_buffer(buffer, at as usize, end as usize).ok_or(LostReason::Doubt)
     }
 
-    /// The relay of a session that was busy between two TCP sockets, which were claimed.
+    /// What the kernel has counted on the sockets of the peer and of the upstream, which were claimed.
+    fn counts(&self, saved: &SavedSession, noted: &Noted, unix: [bool; 2]) -> Result<[SocketCounts; 2], LostReason> {
+        let of = |side: usize| {
+            let fd = self.claimed[side].as_fd();
+            let counts = if unix[side] { sys::unix_counts(fd) } else { sys::tcp_counts(fd, ClosedSocket::Ask) };
+            counts.ok_or(LostReason::Doubt)
+        };
+        let mut sides = [of(0)?, of(1)?];
+        let relay = [saved.stage.relay.up, saved.stage.relay.down];
+        for n in [0, 1] {
+            // A read that was under way may have heard of a reset, which the kernel tells once.
+            let is_noted = saved.stage.relay.reset_by.map(usize::from) == Some(n);
+            if unix[n] && saved.hears[n] && sides[n].ended && !is_noted {
+                return Err(LostReason::Doubt);
+            }
+            let to = 1 - n;
+            if unix[to] {
+                let intent = &saved.intents[n];
+                let owner = send_owner(saved.id.1, n);
+                let sent = intent.buffer.and_then(|(number, _)| self.region.sent(number, owner));
+                let pipe = (intent.pipe != 0).then_some(noted.in_pipe[n]);
+                let read = sides[n].read.wrapping_sub(noted.bases.read[n]);
+                let (dropped, delivered) = (relay[n].dropped, noted.delivered[n]);
+                let written = written_to_unix(read, dropped, delivered, pipe, sent);
+                sides[to].written = noted.bases.written[n].wrapping_add(written);
+            }
+        }
+        Ok(sides)
+    }
+
+    /// The relay of a session that was busy between two sockets, which were claimed.
     fn repaired(
         &mut self,
         saved: &SavedSession,
         bases: SavedBases,
+        unix: [bool; 2],
     ) -> Result<(SavedRelay, ParkedDirection, ParkedDirection), LostReason> {
-        let counts =
-            |index: usize| sys::tcp_counts(self.claimed[index].as_fd(), ClosedSocket::Ask).ok_or(LostReason::Doubt);
-        let sides = [counts(0)?, counts(1)?];
         let noted = Noted {
             bases,
             intents: saved.intents,
@@ -445,6 +474,7 @@ impl ClaimedDescriptors<'_> {
             delivered: [saved.bytes.0, saved.bytes.1],
             in_pipe: saved.intents.map(|intent| self.all.bytes_in_pipe(intent.pipe)),
         };
+        let sides = self.counts(saved, &noted, unix)?;
         let repaired = repair(&noted, sides).map_err(|InDoubt| LostReason::Doubt)?;
         *self.repaired = Some(repaired);
         let Repaired { reset_by, directions } = repaired;

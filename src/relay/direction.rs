@@ -22,6 +22,7 @@
 use std::{
     cell::RefCell,
     io::{self, ErrorKind},
+    ops::Range,
     os::fd::{AsFd as _, OwnedFd},
     sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
@@ -117,6 +118,33 @@ fn kept(held: Held) -> Held {
             Held::Buffer { buffer, at: 0, end: rest.len() }
         }
         None => Held::Bytes(bytes, at),
+    }
+}
+
+/// Reads; of a UNIX socket with the note that the read may hear of a reset. An error is passed on before that is over.
+fn read(
+    cx: &mut Context<'_>,
+    reader: &Stream,
+    buffer: &mut [u8],
+    notes: DirectionNotes<'_>,
+) -> Poll<io::Result<usize>> {
+    if reader.kind() != StreamKind::Unix {
+        return reader.poll_read(cx, buffer);
+    }
+    notes.hears(true);
+    let read = reader.poll_read(cx, buffer);
+    if !matches!(read, Poll::Ready(Err(_))) {
+        notes.hears(false);
+    }
+    read
+}
+
+/// Writes what fits now of a part of a buffer; to a UNIX socket with a note of how much that was.
+fn send(buffer: &PoolBuffer, part: Range<usize>, writer: &Stream, notes: DirectionNotes<'_>) -> io::Result<usize> {
+    let kept = buffer.kept().filter(|_| writer.kind() == StreamKind::Unix);
+    match kept.and_then(|buffer| notes.send_note(buffer)) {
+        Some(note) => writer.try_send(&buffer[part], &note),
+        None => writer.try_write(&buffer[part]),
     }
 }
 
@@ -381,8 +409,8 @@ impl Direction {
             if writer.is_some() {
                 self.note_buffer(scratch, 0, notes);
             }
-            let buffer = &mut scratch[..CHUNK.min(self.most as usize)];
-            let Poll::Ready(read) = reader.poll_read(cx, buffer) else { return self.wait() };
+            let most = CHUNK.min(self.most as usize);
+            let Poll::Ready(read) = read(cx, reader, &mut scratch[..most], notes) else { return self.wait() };
             let n = read.map_err(Stuck::Source)?;
             if n == 0 {
                 return Poll::Ready(Ok(Step::End));
@@ -393,7 +421,7 @@ impl Direction {
                 return Poll::Ready(Ok(Step::Moved(n)));
             };
             self.count_burst(n, reader, writer);
-            let written = self.write(&buffer[..n], writer, notes)?;
+            let written = self.write(scratch, n, writer, notes)?;
             if written < n {
                 let other = scratch.number().and_then(|_| pool::small_buffer());
                 if other.is_none() {
@@ -423,13 +451,13 @@ impl Direction {
         let Some(mut buffer) = pool::buffer() else { return self.small(cx, reader, Some(writer), notes) };
         self.note_buffer(&buffer, 0, notes);
         let most = pool::BUFFER.min(self.most as usize);
-        let Poll::Ready(read) = reader.poll_read(cx, &mut buffer[..most]) else { return self.wait() };
+        let Poll::Ready(read) = read(cx, reader, &mut buffer[..most], notes) else { return self.wait() };
         let end = read.map_err(Stuck::Source)?;
         if end == 0 {
             return Poll::Ready(Ok(Step::End));
         }
         self.count_burst(end, reader, writer);
-        let at = self.write(&buffer[..end], writer, notes)?;
+        let at = self.write(&buffer, end, writer, notes)?;
         if at < end {
             self.held = Some(Box::new(Held::Buffer { buffer, at, end }));
         }
@@ -445,6 +473,10 @@ impl Direction {
         notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
         match reader.poll_read_ready(cx) {
+            Poll::Ready(Ok(guard)) if reader.is_ending(&guard) => {
+                self.decide = true; // only a read hears of an end as it has to
+                return Poll::Ready(Ok(Step::Moved(0)));
+            }
             Poll::Ready(Ok(_)) => {}
             Poll::Ready(Err(e)) => return Poll::Ready(Err(Stuck::Source(e))),
             Poll::Pending => return self.wait(),
@@ -454,7 +486,15 @@ impl Direction {
             return Poll::Ready(Ok(Step::Moved(0)));
         };
         notes.in_pipe(pipe.key());
-        let n = match pipe.fill(reader.as_fd(), self.most as usize) {
+        let hears = reader.kind() == StreamKind::Unix;
+        if hears {
+            notes.hears(true);
+        }
+        let filled = pipe.fill(reader.as_fd(), self.most as usize);
+        if hears && filled.as_ref().map_or_else(|e| e.kind() == ErrorKind::WouldBlock, |_| true) {
+            notes.hears(false);
+        }
+        let n = match filled {
             Ok(n) if n > 0 => n,
             nothing => {
                 notes.in_pipe(0);
@@ -533,16 +573,23 @@ impl Direction {
         Poll::Ready(Ok(Step::Moved(0)))
     }
 
-    /// Writes what fits at once; how much that was. What is left of `bytes` when it fails is lost.
-    fn write(&mut self, bytes: &[u8], writer: &Stream, notes: DirectionNotes<'_>) -> Result<usize, Stuck> {
-        match writer.try_write(bytes) {
+    /// Writes what fits at once of the first `end` bytes of a buffer; how much that was. What is left of them when it
+    /// fails is lost.
+    fn write(
+        &mut self,
+        buffer: &PoolBuffer,
+        end: usize,
+        writer: &Stream,
+        notes: DirectionNotes<'_>,
+    ) -> Result<usize, Stuck> {
+        match send(buffer, 0..end, writer, notes) {
             Ok(n) => {
                 notes.delivered().fetch_add(n as u64, Relaxed);
                 Ok(n)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             Err(e) => {
-                self.dropped += bytes.len() as u64;
+                self.dropped += end as u64;
                 Err(Stuck::Destination(e))
             }
         }
@@ -558,7 +605,9 @@ impl Direction {
         let Some(held) = &mut self.held else { return Poll::Ready(Ok(Step::Moved(0))) };
         let moved = match &mut **held {
             Held::Bytes(bytes, at) => ready!(writer.poll_write(cx, &bytes[*at..])).inspect(|n| *at += n),
-            Held::Buffer { buffer, at, end } => ready!(writer.poll_write(cx, &buffer[*at..*end])).inspect(|n| *at += n),
+            Held::Buffer { buffer, at, end } => {
+                ready!(writer.poll_write_with(cx, |_| send(buffer, *at..*end, writer, notes))).inspect(|n| *at += n)
+            }
             Held::Pipe(pipe) => ready!(writer.poll_write_with(cx, |fd| pipe.drain(fd))),
         };
         let n = moved.map_err(Stuck::Destination)?;

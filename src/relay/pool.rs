@@ -245,12 +245,14 @@ pub enum PoolBuffer {
 pub struct PrivateBuffer(Option<Box<[u8]>>);
 
 impl PoolBuffer {
-    /// By which checkpoints know the buffer, where it outlives the process.
+    /// The buffer, where it outlives the process.
+    pub fn kept(&self) -> Option<&RegionBuffer> {
+        if let Self::Kept(buffer) = self { Some(buffer) } else { None }
+    }
+
+    /// By which checkpoints know it.
     pub fn number(&self) -> Option<u16> {
-        match self {
-            Self::Kept(buffer) => Some(buffer.number()),
-            Self::Private(_) => None,
-        }
+        self.kept().map(RegionBuffer::number)
     }
 }
 

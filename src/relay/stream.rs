@@ -50,8 +50,8 @@ use super::{
     outcome::{RelayOutcome, Side},
 };
 use crate::{
-    crash::{SavedRelay, work_on},
-    stream::{Gone, Stream},
+    crash::{SavedBases, SavedRelay, work_on},
+    stream::{Gone, READS_COUNTED, Stream, StreamKind},
 };
 
 /// How long a peer that still sends is read and dropped after the last byte to it was written; and how long the last
@@ -146,13 +146,17 @@ pub struct Relay {
     idle: Option<Duration>,
     /// Set only when there is something to wait for: an idle relay without a limit costs no timer.
     timer: Option<Box<Timer>>,
+    /// At how many bytes that were read the sockets count them anew.
+    count_at: u64,
 }
 
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        Self { peer, upstream, up, down, fault: None, idle, timer: None }
+        let mut relay = Self { peer, upstream, up, down, fault: None, idle, timer: None, count_at: 0 };
+        relay.count_at = relay.reads_counted();
+        relay
     }
 
     /// Moves at most `bytes` at a time, and so holds no more; it knows best by itself.
@@ -170,7 +174,12 @@ impl Relay {
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
             timer: None,
+            count_at: 0,
         };
+        // What was counted before this process is not known here.
+        if relay.reads_counted() == u64::MAX {
+            relay.count_at = u64::MAX;
+        }
         if parked.end_held {
             relay.down.end = Passing::Held;
         }
@@ -218,6 +227,39 @@ impl Relay {
     pub fn note(&self, counters: &Counters) {
         self.up.note(counters.checkpoint().notes(0));
         self.down.note(counters.checkpoint().notes(1));
+    }
+
+    /// Bytes read, in both directions together.
+    fn read(&self, counters: &Counters) -> u64 {
+        counters.up() + counters.down() + self.up.not_delivered() + self.down.not_delivered()
+    }
+
+    /// After how many bytes the sockets have to count anew.
+    fn reads_counted(&self) -> u64 {
+        let is_unix = |stream: &Stream| stream.kind() == StreamKind::Unix;
+        let counts_down = [self.peer.writer(), self.upstream.writer()].into_iter().flatten().any(is_unix);
+        if counts_down { READS_COUNTED } else { u64::MAX }
+    }
+
+    /// Saves from where the counts of the kernel go on. To be called while no byte is being moved.
+    pub fn count_anew(&self, counters: &Counters) {
+        if let Some(bases) = self.bases(counters) {
+            counters.checkpoint().bases(&bases);
+        }
+    }
+
+    /// What the kernel has counted on the two sockets when nothing was relayed: `None` where one does not count.
+    fn bases(&self, counters: &Counters) -> Option<SavedBases> {
+        let [peer, _, upstream] = self.streams();
+        // Who dies here has moved no byte: nobody asks for the bases.
+        counters.checkpoint().notes(0).unsure();
+        let (peer, upstream) = (peer?.counts()?, upstream?.counts()?);
+        let (delivered, rest) = ([counters.up(), counters.down()], self.not_delivered());
+        // An end that was passed on counts as one, which the phase of its direction tells already.
+        let (sides, others) = ([&peer, &upstream], [&upstream, &peer]);
+        let read = [0, 1].map(|n| sides[n].read.wrapping_sub(delivered[n] + rest[n]));
+        let written = [0, 1].map(|n| others[n].written.wrapping_sub(delivered[n]));
+        Some(SavedBases { read, written })
     }
 
     /// Bytes dropped, and bytes held: up, down.
@@ -288,6 +330,10 @@ impl Relay {
         }
         let checkpoint = counters.checkpoint();
         let _working = work_on(checkpoint.number());
+        if checkpoint.has_bases() && self.read(counters) >= self.count_at {
+            self.count_anew(counters);
+            self.count_at = self.read(counters).saturating_add(self.reads_counted());
+        }
         checkpoint.moving();
         let outcome = self.go_on(cx, counters);
         checkpoint.moved(&self.saved());

@@ -11,7 +11,7 @@ use crate::{
     dial::qrexec::Helper,
     relay::{Relay, datagram::Asked},
     stream::{Stream, StreamKind},
-    sys::{ClosedSocket, TcpCounts, shadow::monotonic, tcp_counts},
+    sys::shadow::monotonic,
 };
 
 /// Saves the stage that a session is at from now on. To be called before a descriptor of the stage before is closed.
@@ -67,9 +67,7 @@ fn relaying(info: &SessionInfo, relay: &Relay, child: Option<&Helper>) {
     // Where its bytes are comes first: a relay that was taken up may hold some.
     let checkpoint = info.counters.checkpoint();
     if !checkpoint.has_bases() {
-        if let Some(bases) = taken_up(info, relay, &stage) {
-            checkpoint.bases(&bases);
-        }
+        relay.count_anew(&info.counters);
     }
     relay.note(&info.counters);
     checkpoint.moved(&relay.saved());
@@ -78,27 +76,16 @@ fn relaying(info: &SessionInfo, relay: &Relay, child: Option<&Helper>) {
     }
 }
 
-/// Saves what TCP has counted on the two sockets of a session, of which nothing was relayed yet. `preface`: bytes that the
-/// upstream got before.
-pub(super) fn begin(info: &SessionInfo, preface: u64) {
-    // Of the handshake, only the SYN of the side that dials counts.
-    let bases = SavedBases { read: [0, 0], written: [1 + preface, 0] };
-    info.counters.checkpoint().bases(&bases);
-}
-
-/// What TCP had counted on the two sockets of a session that an earlier process has begun.
-fn taken_up(info: &SessionInfo, relay: &Relay, stage: &SavedStage) -> Option<SavedBases> {
-    if !matches!(stage, SavedStage::Sockets { peer_unix: false, upstream_unix: false, .. }) {
-        return None;
+/// Saves what the kernel has counted on the two sockets of a session, of which nothing was relayed yet. `preface`: bytes
+/// that the upstream got before.
+pub(super) fn begin(info: &SessionInfo, [peer, upstream]: [&Stream; 2], preface: u64) {
+    let checkpoint = info.counters.checkpoint();
+    if !checkpoint.is_kept() || ![peer, upstream].iter().all(|stream| stream.count_reads()) {
+        return;
     }
-    let [peer, _, upstream] = relay.streams();
-    let counts = |stream: &Stream| tcp_counts(stream.as_fd(), ClosedSocket::Leave);
-    let (peer, upstream) = (counts(peer?)?, counts(upstream?)?);
-    let (delivered, rest) = ([info.counters.up(), info.counters.down()], relay.not_delivered());
-    // An end that was passed on counts as one, which the phase of its direction tells already.
-    let read = |n: usize, side: &TcpCounts| side.read.wrapping_sub(delivered[n] + rest[n]);
-    let written = |n: usize, side: &TcpCounts| side.written.wrapping_sub(delivered[n]);
-    Some(SavedBases { read: [read(0, &peer), read(1, &upstream)], written: [written(0, &upstream), written(1, &peer)] })
+    // Of the handshake, only the SYN of the side that dials counts. A UNIX socket does not count what is written.
+    let written = if is_unix(upstream) { 0 } else { 1 + preface };
+    checkpoint.bases(&SavedBases { read: [0, 0], written: [written, 0] });
 }
 
 /// The keys of a child.

@@ -29,7 +29,7 @@ use crate::{
     ondemand::BackendUse,
     relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
-    stream::{Stream, StreamKind},
+    stream::Stream,
 };
 
 /// How long a slow receiver may take nothing before the reset that waits behind its last bytes is passed on.
@@ -64,9 +64,7 @@ pub(super) async fn wait(story: &mut Story, peer: Stream) -> NextStage {
                     return story.failed(&failure);
                 }
             };
-            if [&peer, &upstream].iter().all(|stream| stream.kind() == StreamKind::Tcp) {
-                checkpoint::begin(&info, preface);
-            }
+            checkpoint::begin(&info, [&peer, &upstream], preface);
             story.hold_note(noted);
             let (peer, upstream) = (relay::RelayEnd::Socket(peer), relay::RelayEnd::Socket(upstream));
             let stage = Stage::Relaying(Box::new(new_relay(peer, upstream, &info.route)), None);

@@ -197,6 +197,11 @@ impl SharedBuffer {
     pub fn number(&self) -> u16 {
         self.number
     }
+
+    /// The words before all buffers.
+    pub fn words(&self) -> &[AtomicU64] {
+        &self.of.words
+    }
 }
 
 impl Deref for SharedBuffer {

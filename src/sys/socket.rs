@@ -1,6 +1,12 @@
 //! Sockets: what is accepted, received and not read yet.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "forward")]
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release, SeqCst},
+    compiler_fence,
+};
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
@@ -132,13 +138,14 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
     queued(fd)
 }
 
-/// What TCP has counted on a socket, whoever had the socket.
+/// What the kernel has counted on a socket, whoever had the socket.
 #[cfg(feature = "forward")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcpCounts {
+pub struct SocketCounts {
     /// Bytes that were read from the socket.
     pub read: u64,
-    /// What was written to the socket: bytes, and one each for the SYN of a socket that was dialled and for a FIN.
+    /// What was written to the socket: bytes, and one each for the SYN of a socket that was dialled and for a FIN. A
+    /// UNIX socket does not count this: 0.
     pub written: u64,
     /// The connection is over: both ends came through, or one side was reset.
     pub closed: bool,
@@ -159,7 +166,7 @@ pub enum ClosedSocket {
 /// Reads what TCP has counted, at one moment; `None` where the kernel does not tell or does not stop changing it, and
 /// where urgent data waits, at whose mark FIONREAD stops.
 #[cfg(feature = "forward")]
-pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<TcpCounts> {
+pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<SocketCounts> {
     /// States after a FIN of the other side (include/net/tcp_states.h).
     const ENDED: [u8; 4] = [6, 8, 9, 11];
     const TRIES: usize = 1000;
@@ -174,7 +181,7 @@ pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<TcpCoun
             state => ENDED.contains(&state),
         };
         if tcp_totals(fd)? == before && !has_urgent(fd) {
-            return Some(TcpCounts {
+            return Some(SocketCounts {
                 // An end counts as a byte that was received, and FIONREAD leaves it out.
                 read: before.received.saturating_sub(unread + u64::from(ended)),
                 written: before.acked + queued,
@@ -184,6 +191,157 @@ pub fn tcp_counts(fd: BorrowedFd<'_>, of_closed: ClosedSocket) -> Option<TcpCoun
         }
     }
     None
+}
+
+/// From where a UNIX stream socket counts down the bytes that are read from it. The option SO_PEEK_OFF (socket(7)) is
+/// the offset of the next MSG_PEEK, and each read takes its bytes off, down to 0 (net/core/sock.c
+/// `sk_peek_offset_bwd`). So such a socket must not be peeked at any more.
+#[cfg(feature = "forward")]
+const READS_START: libc::c_int = 1 << 30;
+/// A count that is lower begins anew when it is asked for: bytes.
+#[cfg(feature = "forward")]
+const READS_LOW: libc::c_int = 1 << 29;
+/// After how many bytes at most the reads of a UNIX socket have to be counted anew.
+#[cfg(feature = "forward")]
+pub const READS_COUNTED: u64 = 1 << 28;
+
+/// Has a UNIX stream socket count what is read from it, from 0 on.
+///
+/// # Errors
+/// What setsockopt(2) says.
+#[cfg(feature = "forward")]
+pub fn count_unix_reads(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let start = READS_START;
+    let (at, len) = ((&raw const start).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the option's value is an int, which is read during the call.
+    let r = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, at, len) };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What a UNIX stream socket has counted; `None` where nobody had it count.
+#[cfg(feature = "forward")]
+pub fn unix_counts(fd: BorrowedFd<'_>) -> Option<SocketCounts> {
+    // SAFETY: the option's value is an int.
+    let left: libc::c_int = unsafe { option(fd, libc::SO_PEEK_OFF) }?;
+    let read = u64::try_from(READS_START.checked_sub(left)?).ok().filter(|_| left > 0)?;
+    Some(SocketCounts { read, written: 0, closed: false, ended: unix_end(fd) == Some(UnixEnd::Ended) })
+}
+
+/// As [`unix_counts`], and has it count anew, from 0 on, where nobody did so yet or little room is left.
+#[cfg(feature = "forward")]
+pub fn unix_counts_or_begin(fd: BorrowedFd<'_>) -> Option<SocketCounts> {
+    let is_high = |counts: &SocketCounts| counts.read < (READS_START - READS_LOW) as u64;
+    unix_counts(fd).filter(is_high).or_else(|| {
+        count_unix_reads(fd).ok()?;
+        unix_counts(fd)
+    })
+}
+
+/// How a UNIX stream socket has ended from which all was read.
+#[cfg(feature = "forward")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnixEnd {
+    /// The other side has closed the socket, or its half of it.
+    Ended,
+    /// The other side has closed the socket before it had read everything (ECONNRESET).
+    Reset,
+}
+
+/// Looks for the end without a read, which would take a reset from the socket; `None` while bytes wait or may come.
+#[cfg(feature = "forward")]
+pub fn unix_end(fd: BorrowedFd<'_>) -> Option<UnixEnd> {
+    let events = || {
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::ZERO);
+        fds[0].revents().unwrap_or(PollFlags::empty())
+    };
+    // Readable without a byte: that is an end.
+    if !events().intersects(PollFlags::POLLIN | PollFlags::POLLHUP) || unread(fd) > 0 {
+        return None;
+    }
+    // Who closes a socket marks its other side as ended first and as reset next, both under the lock of that side
+    // (net/unix/af_unix.c `unix_release_sock`). shutdown(2) takes that lock, and nothing can come any more.
+    let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Read);
+    Some(if events().contains(PollFlags::POLLERR) { UnixEnd::Reset } else { UnixEnd::Ended })
+}
+
+/// The note of one send in memory that outlives the process: a message header of sendmmsg(2), into which the kernel
+/// writes how much was sent, and who sends.
+#[cfg(feature = "forward")]
+#[derive(Clone, Copy, Debug)]
+pub struct SendNote<'a> {
+    words: &'a [AtomicU64; SEND_NOTE],
+    owner: u64,
+    /// Bytes that the owner had sent before.
+    before: u64,
+}
+
+/// Words of the note of a send.
+#[cfg(feature = "forward")]
+pub const SEND_NOTE: usize = 16;
+/// The words behind the message header.
+#[cfg(feature = "forward")]
+const OWNER: usize = 8;
+#[cfg(feature = "forward")]
+const BEFORE: usize = 9;
+/// Where the kernel writes the result: a `u32`, which this never is before.
+#[cfg(feature = "forward")]
+const RESULT: usize = std::mem::offset_of!(libc::mmsghdr, msg_len);
+#[cfg(feature = "forward")]
+const NOT_SENT: u32 = u32::MAX;
+#[cfg(feature = "forward")]
+const _: () = assert!(size_of::<libc::mmsghdr>() <= OWNER * size_of::<u64>() && RESULT % 8 <= 4);
+
+#[cfg(feature = "forward")]
+impl<'a> SendNote<'a> {
+    pub fn new(words: &'a [AtomicU64; SEND_NOTE], owner: u64, before: u64) -> Self {
+        Self { words, owner, before }
+    }
+
+    /// Bytes that this owner had sent after its last send that is noted in these words; `None` where there is none, or
+    /// it sent nothing.
+    pub fn sent(words: &[AtomicU64; SEND_NOTE], owner: u64) -> Option<u64> {
+        let word = words[RESULT / 8].load(Acquire).to_ne_bytes();
+        let result = u32::from_ne_bytes(word[RESULT % 8..][..4].try_into().ok()?);
+        let is_noted = result != NOT_SENT && words[OWNER].load(Acquire) == owner;
+        is_noted.then(|| words[BEFORE].load(Acquire).wrapping_add(result.into()))
+    }
+
+    /// Sends what fits now, with a note of how much that is.
+    ///
+    /// # Errors
+    /// As sendmsg(2); nothing was sent then.
+    pub fn send(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: a message header of zeros is a valid one.
+        let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        header.msg_hdr.msg_iov = &raw mut part;
+        header.msg_hdr.msg_iovlen = 1;
+        header.msg_len = NOT_SENT;
+        let at = self.words.as_ptr().cast_mut().cast::<libc::mmsghdr>();
+        // SAFETY: the words have room for the header and are aligned for it; atomics may be written through a shared
+        // reference, and the buffer that the note belongs to has one owner, so nobody else writes them.
+        unsafe { at.write(header) };
+        compiler_fence(SeqCst);
+        self.words[OWNER].store(self.owner, Release);
+        self.words[BEFORE].store(self.before, Release);
+        compiler_fence(SeqCst);
+        let flags = (MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).bits();
+        loop {
+            // SAFETY: the header points to `part`, which points to `bytes`; the kernel reads them during the call, and
+            // writes one u32 into the header.
+            let n = unsafe { libc::sendmmsg(fd.as_raw_fd(), at, 1, flags) };
+            if n > 0 {
+                // SAFETY: the kernel has written it.
+                let sent = unsafe { (*at).msg_len };
+                return Ok(sent as usize);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// Whether urgent data has come and was not passed by a read (POLLPRI, tcp(7)).
@@ -339,5 +497,88 @@ fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
             return None;
         }
         Some(info.assume_init())
+    }
+}
+
+#[cfg(all(test, feature = "forward"))]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::Shutdown,
+        os::{fd::AsFd as _, unix::net::UnixStream},
+    };
+
+    use nix::fcntl::{SpliceFFlags, splice};
+
+    use super::*;
+
+    fn reads(socket: &UnixStream) -> Option<u64> {
+        unix_counts(socket.as_fd()).map(|counts| counts.read)
+    }
+
+    #[test]
+    fn a_unix_socket_counts_what_is_read_in_any_way_and_begins_anew_before_it_runs_out() {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair");
+        assert_eq!(reads(&here), None, "nobody had it count");
+        there.write_all(b"0123456789").expect("room");
+        assert_eq!(unix_counts_or_begin(here.as_fd()).map(|counts| counts.read), Some(0));
+        here.read_exact(&mut [0; 3]).expect("they came");
+        let (from, to) = nix::unistd::pipe().expect("a pipe");
+        let spliced = splice(&here, None, &to, None, 4, SpliceFFlags::SPLICE_F_NONBLOCK).expect("they came");
+        assert_eq!((spliced, reads(&here), unread(here.as_fd())), (4, Some(7), 3));
+        assert_eq!(unix_counts_or_begin(here.as_fd()).map(|counts| counts.read), Some(7), "it goes on");
+        drop((from, to));
+        let low = READS_LOW - 1;
+        // SAFETY: the option's value is an int, which is read during the call.
+        let set = unsafe {
+            let at = (&raw const low).cast();
+            libc::setsockopt(here.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, at, size_of_val(&low) as _)
+        };
+        assert_eq!((set, reads(&here)), (0, Some((READS_START - low) as u64)));
+        assert_eq!(unix_counts_or_begin(here.as_fd()).map(|counts| counts.read), Some(0));
+        // Before this much has been read, a relay has it begin anew.
+        assert!(READS_COUNTED + (64 << 20) < READS_LOW as u64);
+    }
+
+    #[test]
+    fn an_end_and_a_reset_of_a_unix_socket_are_seen_and_stay() {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair");
+        assert_eq!(unix_end(here.as_fd()), None);
+        there.write_all(b"x").expect("room");
+        there.shutdown(Shutdown::Write).expect("connected");
+        assert_eq!(unix_end(here.as_fd()), None, "a byte waits");
+        here.read_exact(&mut [0; 1]).expect("it came");
+        assert_eq!([(); 2].map(|()| unix_end(here.as_fd())), [Some(UnixEnd::Ended); 2]);
+        here.write_all(b"the other half is open").expect("room");
+        there.read_exact(&mut [0; 22]).expect("it came");
+
+        let (mut here, there) = UnixStream::pair().expect("a pair");
+        here.write_all(b"unread").expect("room");
+        drop(there);
+        assert_eq!([(); 2].map(|()| unix_end(here.as_fd())), [Some(UnixEnd::Reset); 2]);
+        assert!(here.read(&mut [0]).is_err(), "nobody has taken it from the socket");
+        assert_eq!(unix_end(here.as_fd()), Some(UnixEnd::Ended), "the kernel tells a reset once");
+    }
+
+    #[test]
+    fn a_send_leaves_how_much_was_sent_and_one_that_sends_nothing_leaves_nothing() {
+        let words: [AtomicU64; SEND_NOTE] = Default::default();
+        let (here, there) = UnixStream::pair().expect("a pair");
+        let send = |owner: u64, before: u64| SendNote::new(&words, owner, before).send(here.as_fd(), &[7; 5000]);
+        assert_eq!(SendNote::sent(&words, 0), Some(0), "words of zeros say that nothing was sent");
+        assert_eq!(send(9, 100).expect("room"), 5000);
+        assert_eq!((SendNote::sent(&words, 9), SendNote::sent(&words, 8)), (Some(5100), None));
+        let mut all = 5000;
+        let full = loop {
+            match send(9, all) {
+                Ok(n) => all += n as u64,
+                Err(e) => break e.kind(),
+            }
+            assert_eq!(SendNote::sent(&words, 9), Some(all));
+        };
+        assert_eq!((full, SendNote::sent(&words, 9)), (io::ErrorKind::WouldBlock, None));
+        drop(there);
+        assert_eq!(send(9, all).map_err(|e| e.kind()), Err(io::ErrorKind::BrokenPipe));
+        assert_eq!(SendNote::sent(&words, 9), None);
     }
 }
