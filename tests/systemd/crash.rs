@@ -182,8 +182,8 @@ fn many_sessions_between_tcp_sockets_go_on_after_kill_after_kill() {
 
 /// The moment of the `n`th kill: a call of the relay, before it, after it, or a few instructions later.
 fn moment(n: usize) -> Moment {
-    /// read, write, splice, recvmsg, shutdown, epoll_wait, getsockopt.
-    const CALLS: [&[i64]; 6] = [&[0], &[1], &[275], &[0, 1, 275, 47, 48], &[0, 275], &[1, 275]];
+    /// read, write, splice, recvmsg, shutdown, sendmmsg.
+    const CALLS: [&[i64]; 8] = [&[0], &[1], &[275], &[0, 1, 275, 47, 48, 307], &[0, 275], &[1, 275], &[307], &[47]];
     // Spread by a linear congruence, so that a failure can be run again.
     let random = |salt: usize, below: usize| {
         let mixed = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ salt as u64;
@@ -198,21 +198,25 @@ fn moment(n: usize) -> Moment {
 }
 
 #[test]
-fn sessions_between_tcp_sockets_lose_nothing_in_kills_under_full_traffic() {
+fn sessions_between_sockets_lose_nothing_in_kills_under_full_traffic() {
     let Some(tree) = tree!() else { return };
     tree.boot("ledger", As::Tester, || {
         socket("tcp", "127.0.0.1:2001", "target=127.0.0.1+7001");
+        socket("unix", "%t/unix", "uds=%t/server");
+        socket("up", "%t/up", "target=127.0.0.1+7001");
+        socket("down", "127.0.0.1:2003", "uds=%t/server");
         socket("ends", "127.0.0.1:2002", "target=127.0.0.1+7002");
         service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
-        enable_now(&["tcp", "ends"]);
+        enable_now(&["tcp", "unix", "up", "down", "ends"]);
         let mut crowd = Crowd::new();
         crowd.serve(&Place::Tcp(7001));
-        let place = Place::Tcp(2001);
+        crowd.serve(&Place::Unix(here("server")));
+        let places = [Place::Tcp(2001), Place::Unix(here("unix")), Place::Unix(here("up")), Place::Tcp(2003)];
         for (kind, rate) in [Rate::FLOOD, Rate::BUSY, Rate::CALM]
             .into_iter()
             .flat_map(|rate| [Kind::Echo, Kind::PeerEnded, Kind::ServerEnded].map(|kind| (kind, rate)))
         {
-            crowd.join(6, &place, kind, rate);
+            places.iter().for_each(|place| crowd.join(2, place, kind, rate));
         }
         crowd.wait_until_served_but(0);
         let n = crowd.len();
