@@ -138,6 +138,13 @@ impl Checkpoint {
         all.iter().zip(&words[slot::BASES..]).for_each(|(base, word)| word.store(*base, Release));
     }
 
+    /// What the source of a direction had counted when nothing was read of it: 0 up, 1 down; `None` where that is not
+    /// known.
+    pub fn base(&self, direction: usize) -> Option<u64> {
+        let words = self.words().filter(|words| words[slot::BASES_CHECK].load(Relaxed) != 0)?;
+        Some(words[slot::BASES + direction].load(Relaxed))
+    }
+
     /// Whether the bases are known.
     pub fn has_bases(&self) -> bool {
         self.words().is_some_and(|words| words[slot::BASES_CHECK].load(Relaxed) != 0)

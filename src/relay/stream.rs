@@ -146,17 +146,13 @@ pub struct Relay {
     idle: Option<Duration>,
     /// Set only when there is something to wait for: an idle relay without a limit costs no timer.
     timer: Option<Box<Timer>>,
-    /// At how many bytes that were read the sockets count them anew.
-    count_at: u64,
 }
 
 impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        let mut relay = Self { peer, upstream, up, down, fault: None, idle, timer: None, count_at: 0 };
-        relay.count_at = relay.reads_counted();
-        relay
+        Self { peer, upstream, up, down, fault: None, idle, timer: None }
     }
 
     /// Moves at most `bytes` at a time, and so holds no more; it knows best by itself.
@@ -174,12 +170,7 @@ impl Relay {
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
             timer: None,
-            count_at: 0,
         };
-        // What was counted before this process is not known here.
-        if relay.reads_counted() == u64::MAX {
-            relay.count_at = u64::MAX;
-        }
         if parked.end_held {
             relay.down.end = Passing::Held;
         }
@@ -229,16 +220,17 @@ impl Relay {
         self.down.note(counters.checkpoint().notes(1));
     }
 
-    /// Bytes read, in both directions together.
-    fn read(&self, counters: &Counters) -> u64 {
-        counters.up() + counters.down() + self.up.not_delivered() + self.down.not_delivered()
-    }
-
-    /// After how many bytes the sockets have to count anew.
-    fn reads_counted(&self) -> u64 {
-        let is_unix = |stream: &Stream| stream.kind() == StreamKind::Unix;
-        let counts_down = [self.peer.writer(), self.upstream.writer()].into_iter().flatten().any(is_unix);
-        if counts_down { READS_COUNTED } else { u64::MAX }
+    /// Whether a UNIX socket has counted so much that it has to begin anew.
+    fn has_counted_much(&self, counters: &Counters) -> bool {
+        let has = |stream: Option<&Stream>, n: usize, delivered: u64, direction: &Direction| {
+            stream.is_some_and(|stream| stream.kind() == StreamKind::Unix)
+                && counters
+                    .checkpoint()
+                    .base(n)
+                    .is_some_and(|base| base.wrapping_add(delivered + direction.not_delivered()) >= READS_COUNTED)
+        };
+        has(self.peer.writer(), 0, counters.up(), &self.up)
+            || has(self.upstream.writer(), 1, counters.down(), &self.down)
     }
 
     /// Saves from where the counts of the kernel go on. To be called while no byte is being moved.
@@ -330,9 +322,8 @@ impl Relay {
         }
         let checkpoint = counters.checkpoint();
         let _working = work_on(checkpoint.number());
-        if checkpoint.has_bases() && self.read(counters) >= self.count_at {
+        if self.has_counted_much(counters) {
             self.count_anew(counters);
-            self.count_at = self.read(counters).saturating_add(self.reads_counted());
         }
         checkpoint.moving();
         let outcome = self.go_on(cx, counters);
