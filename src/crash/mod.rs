@@ -19,7 +19,7 @@
 //!   into private memory, as long as there is one ([`region`], [`SavedPart`]). What a receiver does not take stays
 //!   there, and the next process takes that buffer or that pipe over as it is.
 //! * **An intent** ([`SavedIntent`]) is noted before a read: in which buffer the bytes will be, from which byte of the
-//!   stream on, or in which pipe. For a busy session between two TCP sockets the counts of the kernel and the intent
+//!   stream on, or in which pipe. For a busy session between two sockets the counts of the kernel and the intent
 //!   say which bytes are missing (`handover/ledger.rs`). A busy session of another kind is reset and reported, and so is
 //!   one whose bytes were in private memory.
 //! * **A crash has a cause** ([`history`]): a fault of the program names the session that its thread worked on. A
@@ -42,8 +42,8 @@
 //! | keeper | the keeper, which ends them | nothing: the next process makes a new region |
 //!
 //! # What comes later
-//! UNIX sockets count nothing by themselves: SO_PEEK_OFF would count what was read, and the `msg_len` of sendmmsg(2) what
-//! was written. A child's pipes need neither. Busy sessions with such an end are reset until then.
+//! A child's pipe counts nothing. Bytes that are spliced between it and a socket, without a buffer between, are never on
+//! their way. Busy sessions with such an end are reset until then.
 
 mod checkpoint;
 mod history;

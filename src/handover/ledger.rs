@@ -276,6 +276,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_written_to_a_unix_socket_is_what_the_pipe_lacks_or_what_the_last_send_has_left() {
+        // a splice: what was read and is not in the pipe, whatever was sent before
+        assert_eq!(written_to_unix(110, 10, 60, Some(30), Some(60)), 70);
+        assert_eq!(written_to_unix(110, 10, 100, Some(0), None), 100, "the pipe was noted, and nothing came");
+        // a send: the process had counted it, or not yet; or there was none
+        assert_eq!(written_to_unix(110, 10, 60, None, Some(85)), 85);
+        assert_eq!(written_to_unix(110, 10, 85, None, Some(60)), 85, "the note is of an earlier buffer");
+        assert_eq!(written_to_unix(110, 10, 60, None, None), 60);
+    }
+
     proptest! {
         /// A direction as the process moves it, killed after any of its steps: the ledger finds what is missing.
         #[test]
