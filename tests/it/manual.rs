@@ -60,7 +60,7 @@ fn every_key_is_in_the_manual() {
 }
 
 #[test]
-fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
+fn defaults_in_the_manual_and_the_pages_are_those_of_the_code() {
     let Options {
         max_connections,
         connect_timeout,
@@ -83,9 +83,9 @@ fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
         ("drain_timeout", drain_timeout.as_secs().to_string()),
         ("keepalive", keepalive.to_string()),
     ];
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let options = include_str!("../../packaging/doc/qubes.md");
     for (key, value) in &defaults {
-        assert!(readme.contains(&format!("| `{key}` | {value} |")), "README.md: {key} is {value} by default");
+        assert!(options.contains(&format!("| `{key}` | {value} |")), "qubes.md: {key} is {value} by default");
     }
     let udp = ("udp_idle_timeout", udp_idle_timeout.as_secs().to_string());
     for (name, keys) in
