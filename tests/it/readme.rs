@@ -173,6 +173,21 @@ fn each_attack_names_the_one_test_that_shows_what_stops_it() {
     }
 }
 
+/// A figure that the comparison repeats is one of the page with the measurements.
+#[test]
+fn every_figure_of_the_comparison_is_one_that_was_measured() {
+    let measured = include_str!("../../packaging/doc/performance.md");
+    let rows = include_str!("../../packaging/doc/compared.md").lines().filter(|line| line.contains("CPU"));
+    let words = rows.flat_map(|row| row.split([' ', '|'])).map(|word| word.trim_end_matches([',', ';']));
+    let is_figure = |word: &&str| word.len() > 2 && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let figures: Vec<&str> = words.filter(is_figure).collect();
+    assert!(figures.len() > 15, "{figures:?}");
+    for figure in figures {
+        let found = measured.split([' ', '|', '*']).any(|word| word == figure);
+        assert!(found, "{figure} is not in performance.md");
+    }
+}
+
 #[test]
 fn what_something_else_becomes_is_understood() {
     let (mut forwards, mut names, mut adds) = (0, 0, 0);
