@@ -173,6 +173,7 @@ impl RunningService {
     /// What makes the status line for a number of sessions.
     pub(super) fn status_line(&self) -> impl Fn(usize) -> String + Send + Sync + use<> {
         let count = self.count();
+        self.standing.set(count.served, count.all);
         let fault = self.faults.first().map(|fault| {
             let more = match self.faults.len() {
                 1 => String::new(),
