@@ -63,7 +63,7 @@ impl fmt::Display for CallFailed {
                     "NoSuchListener" => {
                         write!(
                             f,
-                            "no listener that is served has the address, port, name or label {}",
+                            "no active listener has the address, port, name or label {}; `status` lists all",
                             text("listener")
                         )
                     }

@@ -67,13 +67,13 @@ impl RunningService {
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.share_limits(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
-        let elsewhere = match changed + own.changed {
-            1 => "1 listener leads".to_owned(),
-            n => format!("{n} listeners lead"),
+        let n_changed = match changed + own.changed {
+            1 => "1 listener".to_owned(),
+            n => format!("{n} listeners"),
         };
-        let mut text = format!("configuration read again: {elsewhere} elsewhere or otherwise");
+        let mut text = format!("configuration reloaded: {n_changed} changed");
         if served > 0 {
-            text += &format!(", {served} that were refused are served");
+            text += &format!(", {served} served that had been refused");
         }
         if own.opened + own.gone > 0 {
             text += &format!(", {} opened, {} closed", own.opened, own.gone);

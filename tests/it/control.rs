@@ -254,7 +254,7 @@ fn status_without_a_service_says_what_is_configured_and_what_is_wrong() {
     let said = asking.say(&["sessions"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("does not run"), "{said:?}");
-    assert_eq!(asking.ok(&["status"]).stdout, "qrexec-connect.service: not answering\nno listeners are configured\n");
+    assert_eq!(asking.ok(&["status"]).stdout, "qrexec-connect.service: no answer\nno listeners are configured\n");
 
     // as systemd shows a socket that it listens on
     fs::write(dir.join("bin/show.qrexec-connect.service"), "ActiveState=inactive\n").expect("writable");

@@ -38,7 +38,7 @@ fn check_prints_the_plan_or_all_faults_with_their_places() {
         "unknown key \"upsteam\"",
         "^^^^^^^",
         "--forward #1",
-        "relative is relative",
+        "relative path relative",
     ] {
         assert!(err.contains(part), "{part} is missing in\n{err}");
     }
