@@ -38,11 +38,11 @@ const PREFIX: &str = "qrexec-connect-";
 /// Options of `add`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Add {
-    /// What to call it: `gitweb` makes qrexec-connect-gitweb.socket
+    /// The name of the unit: `gitweb` makes qrexec-connect-gitweb.socket
     name: String,
     /// Where to listen: a port (on 127.0.0.1), ADDRESS:PORT, /PATH (%t is $XDG_RUNTIME_DIR) or @ABSTRACT
     listen: String,
-    /// Where it leads: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
+    /// Where each connection goes: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
     fd_name: String,
     /// Enable and start it at once
     #[arg(long)]
@@ -58,7 +58,7 @@ pub(super) struct Add {
 /// Options of `remove`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Remove {
-    /// What it was called for `add`
+    /// The name that `add` got
     name: String,
     /// It is a system unit
     #[arg(long)]
