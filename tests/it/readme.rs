@@ -228,6 +228,166 @@ fn fixed_parts(message: &str) -> Vec<String> {
     let differs = |word: &&str| *word == "N" || word.contains(|c: char| c.is_ascii_digit() || ['/', '_'].contains(&c));
     let mut parts = Vec::new();
     for text in message.split(['…', '(']) {
+        let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+        parts.extend(words.split(differs).map(|words| words.join(" ").trim_start_matches(": ").to_owned()));
+    }
+    parts.retain(|part| part.len() > 3);
+    parts
+}
+
+/// The code below these folders, without this file: that of the programs, and that of tests. A text that goes on in the
+/// next line behind a backslash is one text.
+fn code(folders: &[&str]) -> (String, String) {
+    let (mut programs, mut tests) = (String::new(), String::new());
+    for path in folders.iter().flat_map(|folder| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))) {
+        if !path.ends_with(".rs") || path.ends_with(file!()) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("text");
+        let text: String = text.split("\\\n").map(str::trim_start).collect();
+        let all_tests = path.ends_with("tests.rs") || !path.contains("/src/");
+        let (program, test) =
+            if all_tests { ("", &*text) } else { text.split_once("#[cfg(test)]").unwrap_or((&text, "")) };
+        programs += program;
+        tests += test;
+    }
+    (programs, tests)
+}
+
+#[test]
+fn each_message_that_a_page_explains_is_one_of_the_programs_and_of_a_test() {
+    const OF_SYSTEMD: &str = "The unit files have no installation config";
+    let (source, tests) = code(&["src", "tests"]);
+    let mut seen = 0;
+    for row in table(TROUBLESHOOTING.split("\n## Frequent messages\n").nth(1).expect("the section")) {
+        for message in row[0].split('`').skip(1).step_by(2).filter(|message| !message.contains("systemctl")) {
+            for part in fixed_parts(message).iter().filter(|part| *part != OF_SYSTEMD) {
+                assert!(source.contains(part.as_str()), "`{message}`: no program says `{part}`");
+                let words = part.trim_end_matches([':', ';']);
+                assert!(tests.contains(words), "`{message}`: no test sees `{words}`");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 17, "only {seen} parts of messages");
+}
+
+/// The files below a folder.
+fn files(folder: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.arg(folder).args(["-name", "target", "-prune", "-o", "!", "-type", "d", "-print"]); // what cargo makes is not ours
+    let output = run(find);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn pages_are_installed_with_what_they_link_to_and_an_uninstall_takes_away_what_an_install_has_put() {
+    if Command::new("make").arg("--version").output().is_err() {
+        return skip("make is missing");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (binaries, root) = (dir.path().join("binaries"), dir.path().join("root"));
+    fs::create_dir(&binaries).expect("a new directory");
+    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+        fs::write(binaries.join(program), "").expect("a new directory");
+    }
+    let make = |target: &str| {
+        let mut make = Command::new("make");
+        make.args(["--silent", "-C"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")).arg(target);
+        make.arg(format!("DESTDIR={}", root.display())).arg(format!("BINARIES={}", binaries.display()));
+        let output = run(make);
+        assert!(output.status.success(), "{target}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("install");
+    assert!(files(&root).len() > 40, "{:#?}", files(&root));
+    // every page comes with a program that it is about, and its links hold there, too
+    let installed = files(&root);
+    for (page, _) in pages().iter().filter(|(page, _)| page.starts_with("packaging/doc/")) {
+        let name = page.trim_start_matches("packaging/doc");
+        let places: Vec<_> = installed.iter().filter(|file| file.ends_with(name)).collect();
+        assert_eq!(places.len(), 2, "{page}: {places:?}");
+        places.iter().for_each(|place| {
+            follow_links(Path::new(place));
+        });
+    }
+    make("uninstall");
+    assert_eq!(files(&root), Vec::<String>::new());
+}
+
+#[test]
+fn the_picture_is_the_one_that_the_script_draws() {
+    let mut picture = Command::new("python3");
+    if picture.arg("--version").output().is_err() {
+        return skip("the picture is drawn by a script in Python, and python3 is missing");
+    }
+    let mut picture = Command::new("python3");
+    picture.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/picture")).arg("--check");
+    let output = run(picture);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_link_of_a_page_leads_to_a_file_or_a_section() {
+    let seen: usize = pages().iter().map(|(path, _)| follow_links(&root().join(path))).sum();
+    assert!(seen >= 30, "only {seen} links seen");
+}
+
+/// Each link of a page leads to a file, and to a section of it; how many there are.
+fn follow_links(page: &Path) -> usize {
+    let text = fs::read_to_string(page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+    let links: Vec<_> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let folder = page.parent().expect("a file in a directory");
+    for link in links.iter().filter(|link| !link.starts_with("http")) {
+        let (file, section) = link.split_once('#').map_or((*link, None), |(file, section)| (file, Some(section)));
+        let file = if file.is_empty() { page.to_owned() } else { folder.join(file) };
+        assert!(file.exists(), "{}: {link}: no such file", page.display());
+        let Some(section) = section else { continue };
+        let text = fs::read_to_string(&file).expect("a page");
+        let found = text.lines().any(|line| anchor(line).as_deref() == Some(section));
+        assert!(found, "{}: {link}: no such section", page.display());
+    }
+    links.len()
+}
+
+/// Words that a reader who is no native speaker of English reads twice, each with the plainer ones.
+const RIDDLES: &[(&str, &str)] = &[
+    ("all the same", "still"),
+    ("anew", "again"),
+    ("are told", "get, see"),
+    ("as such", "leave it out"),
+    ("be told", "get, see"),
+    ("begins so", "starts with this"),
+    ("brings another", "depends on another"),
+    ("by itself", "name who does it"),
+    ("by themselves", "name who does it"),
+    ("elsewhere or otherwise", "changed"),
+    ("is told", "gets, sees"),
+    ("is tried again", "pfwd retries"),
+    ("likewise", "the same for …"),
+    ("make no sense", "are wrong"),
+    ("makes no sense", "is wrong"),
+    ("mended", "corrected"),
+    ("of its own", "its own, separate"),
+    ("of one's own", "local"),
+    ("the latter", "name it"),
+    ("was told", "got, saw"),
+    ("what listens", "the listener"),
+];
+
+#[test]
+fn no_riddle_is_in_what_a_user_reads() {
+    let folder = |folder: &str, ends: &[&str]| {
+        let all = files(&root().join("packaging").join(folder)).into_iter();
+        all.filter(|file| ends.iter().any(|end| file.ends_with(end))).collect::<Vec<_>>()
+    };
+    // a manual has the help of its program, options and commands
+    let manuals = folder("man", &[".1", ".5", ".7", ".8"]);
+    let texts = [folder("doc", &[".md"]), folder("catalog", &[".catalog"]), manuals].concat();
+    assert!(texts.len() >= 15, "{texts:?}");
+    let mut found = Vec::new();
+    for file in texts.into_iter().chain([root().join("README.md").display().to_string()]) {
+        let text = fs::read_to_string(&file).expect("text").to_lowercase();
         // a mark between two words parts them
         let marked = text.replace(|c: char| c.is_ascii_punctuation() && c != '\'', " | ");
         let text = format!(" {} ", marked.split_whitespace().collect::<Vec<_>>().join(" "));
