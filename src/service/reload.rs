@@ -147,7 +147,7 @@ impl RunningService {
             let route = self.routes.make(old.name.clone(), identity, leg, options)?;
             Ok((route, wanted(&forward, None)))
         });
-        let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;
+        let (route, behind) = made.map_err(|why| format!("{} keeps its old configuration: {why}", old.listener))?;
         self.behind[index] = behind;
         let changes = !old.leads_as(&route);
         if changes {

@@ -255,7 +255,7 @@ impl RunningService {
         match Control::open(path, self.subject(program)) {
             Ok(control) => self.control = Some(control),
             Err(why) => {
-                let text = format!("nobody can ask what goes on here: the control socket is not there: {why}");
+                let text = format!("no control socket, so `status`, `sessions` and `kill` do not work: {why}");
                 say(Kind::ControlTrouble, text);
             }
         }

@@ -161,7 +161,7 @@ fn what_else_is_wrong_in_a_unit_is_a_fault_that_says_what_a_start_does() {
         }
     }
     for (text, what) in [
-        ("ListenStream=127.0.0.1:1\nFileDescriptorName=a b\n", "stands in no section"),
+        ("ListenStream=127.0.0.1:1\nFileDescriptorName=a b\n", "is in no section"),
         ("[Sockets]\nListenStream=127.0.0.1:1\nFileDescriptorName=a b\n", "did you mean [Socket]?"),
         ("[Socket\nListenStream=127.0.0.1:1\n", "header has no ]"),
         ("[Socket]\njunk\nListenStream=127.0.0.1:1\nFileDescriptorName=a b\n", "not Key=value"),

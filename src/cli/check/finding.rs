@@ -111,8 +111,8 @@ impl From<UnitFault> for Finding {
 /// What a start and a reload do, in words.
 fn effect(consequence: Consequence) -> &'static str {
     match consequence {
-        Consequence::LeftOut => "systemd goes on without the line, and tells only the journal",
-        Consequence::DropInLeftOut => "systemd goes on without the file, and tells only the journal",
+        Consequence::LeftOut => "systemd ignores the line, and only the journal says so",
+        Consequence::DropInLeftOut => "systemd ignores the file, and only the journal says so",
         Consequence::Refused => "systemd does not load the unit, so nothing listens",
         Consequence::Unknown => "there is no unit that systemd could start",
         Consequence::Deletes => "systemd deletes it, and listens there",

@@ -125,7 +125,7 @@ pub(super) fn remove(options: &Remove) -> Result<ExitCode, Fatal> {
     systemctl::order(scope, &["disable", "--now", &unit])?;
     fs::remove_file(&file).map_err(|e| Fatal::new(Code::Failure, format!("{}: {e}", file.display())))?;
     systemctl::order(scope, &["daemon-reload"])?;
-    println!("removed {}; sessions that were open go on", file.display());
+    println!("removed {}; open sessions continue", file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -174,7 +174,7 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
                 IpAddr::V6(ip) => ip.is_unspecified(),
             };
             let warning =
-                wide.then(|| format!("{address} lets everybody who can reach this machine in; 127.0.0.1 does not"));
+                wide.then(|| format!("{address} is open to every host that reaches this machine; 127.0.0.1 is not"));
             Ok((address.to_string(), SocketKind::Tcp, warning))
         }
         _ => Err(usage(format!("cannot listen on \"{}\"", escape(text.as_bytes()))).hint(

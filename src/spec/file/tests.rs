@@ -90,7 +90,7 @@ source = "\u00e9"
 [extra]
 "#;
     let expected = [
-        "f:2:1: listen stands in no table (put it under [[forward]])",
+        "f:2:1: listen is in no table (put it under [[forward]])",
         "f:4:8: mode: 600 is a decimal number, not a file mode (write: mode = \"0600\")",
         "f:5:1: target cannot be a default: it makes one forward what it is (it belongs in a [[forward]])",
         "f:6:12: uds_dir: expected an absolute path (such as /run/pfwd)",
