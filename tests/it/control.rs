@@ -320,7 +320,7 @@ fn a_control_socket_that_a_crash_left_is_taken_over_and_one_that_cannot_be_had_s
 
     fs::write(asking.socket(), "somebody's own").expect("writable");
     service.start_again();
-    service.process.stderr.wait_for("the control socket is not there");
+    service.process.stderr.wait_for("no control socket");
     let mut peer = service.connect(0);
     drop(server.accept());
     peer.expect_end();

@@ -177,6 +177,33 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
 }
 
 #[test]
+fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
+    let folder = fs::read_dir(packaging().join("man")).expect("a folder").flatten();
+    let names = folder.map(|entry| entry.file_name().into_string().expect("a plain name"));
+    let names: Vec<String> = names.filter(|name| !name.ends_with(".in")).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    let mut references = 0;
+    for name in &names {
+        let page = page(name);
+        let (commands, all) = (["EXIT STATUS", "FILES", "EXAMPLES"], ["NAME", "DESCRIPTION", "SEE ALSO"]);
+        let of_a_program = name.ends_with(".1") || name.ends_with(".8");
+        for section in commands.iter().filter(|_| of_a_program).chain(&all) {
+            assert!(page.contains(&format!("\n.SH {section}\n")), "{name} has no {section}");
+        }
+        assert!(page.contains("\n.EX\n"), "{name} has no example");
+        for line in page.lines().filter_map(|line| line.strip_prefix(".BR ")) {
+            let Some((called, rest)) = line.split_once(" (") else { continue };
+            let ours = ["qrexec-connect", "pfwd", "qvm-remote"].iter().any(|program| called.starts_with(program));
+            if ours && rest.starts_with(|c: char| c.is_ascii_digit()) {
+                assert!(names.contains(&format!("{called}.{}", &rest[..1])), "{name}: {line}: no such manual");
+                references += 1;
+            }
+        }
+    }
+    assert!(references >= 20, "only {references} references");
+}
+
+#[test]
 fn each_example_in_the_manual_is_a_configuration() {
     let manual = page("pfwd.toml.5");
     let examples = manual.split(".EX\n").skip(1).map(|rest| rest.split_once(".EE").expect("an end").0);

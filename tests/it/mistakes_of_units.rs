@@ -102,7 +102,7 @@ fn an_address_that_systemd_leaves_out_is_a_fault_with_its_line_and_the_right_val
         let (code, said) = desk.says(CONNECT, &["check"]);
         assert_eq!(code, Some(78), "{listen}: {said}");
         let place = format!("{}:2:", unit.display());
-        for part in [&place, *what, *next, "systemd goes on without the line"] {
+        for part in [&place, *what, *next, "systemd ignores the line"] {
             assert!(said.contains(part), "{listen}: {part} is missing in\n{said}");
         }
         assert!(!said.contains("can be served"), "{listen}: {said}");
@@ -113,8 +113,8 @@ fn an_address_that_systemd_leaves_out_is_a_fault_with_its_line_and_the_right_val
 const UNITS: &[(&str, &str, &str)] = &[
     ("ListenStream=127.0.0.1:1\nAccept=yes\nFileDescriptorName=a b", "Accept=yes", "does not load the unit"),
     ("ListenStream=127.0.0.1:1\nAccept=on\nFileDescriptorName=a b", "Accept=yes", "does not load the unit"),
-    ("ListenSteam=127.0.0.1:1\nFileDescriptorName=a b", "did you mean ListenStream=", "goes on without the line"),
-    ("ListenStream=127.0.0.1:1\nFileDescriptorname=a b", "did you mean FileDescriptorName=", "without the line"),
+    ("ListenSteam=127.0.0.1:1\nFileDescriptorName=a b", "did you mean ListenStream=", "systemd ignores the line"),
+    ("ListenStream=127.0.0.1:1\nFileDescriptorname=a b", "did you mean FileDescriptorName=", "ignores the line"),
     ("FileDescriptorName=a b", "listens nowhere", "does not load the unit"),
     ("ListenStream=127.0.0.1:1\nListenStream=\nFileDescriptorName=a b", "listens nowhere", "does not load the unit"),
     (
@@ -478,7 +478,7 @@ fn left_out_by_check(desk: &Desk, unit: &Path) -> BTreeSet<usize> {
     for line in said.lines() {
         if let Some(rest) = line.trim_start().strip_prefix(&place) {
             at = rest.split(':').next().and_then(|number| number.parse().ok());
-        } else if line.contains("systemd goes on without the line") {
+        } else if line.contains("systemd ignores the line") {
             lines.extend(at.take());
         }
     }

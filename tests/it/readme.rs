@@ -254,12 +254,17 @@ fn code(folders: &[&str]) -> (String, String) {
     (programs, tests)
 }
 
+fn frequent_messages() -> &'static str {
+    let (_, section) = TROUBLESHOOTING.split_once("\n## Frequent messages\n").expect("there is such a section");
+    section.split("\n## ").next().expect("its end")
+}
+
 #[test]
 fn each_message_that_a_page_explains_is_one_of_the_programs_and_of_a_test() {
     const OF_SYSTEMD: &str = "The unit files have no installation config";
     let (source, tests) = code(&["src", "tests"]);
     let mut seen = 0;
-    for row in table(TROUBLESHOOTING.split("\n## Frequent messages\n").nth(1).expect("the section")) {
+    for row in table(frequent_messages()) {
         for message in row[0].split('`').skip(1).step_by(2).filter(|message| !message.contains("systemctl")) {
             for part in fixed_parts(message).iter().filter(|part| *part != OF_SYSTEMD) {
                 assert!(source.contains(part.as_str()), "`{message}`: no program says `{part}`");
