@@ -196,7 +196,7 @@ fn files_that_are_no_units_and_units_that_nobody_reads_are_named() {
         "qrexec-connect-empty.socket: the file is empty, and systemd takes that for a masked unit",
         "b.conf: the link leads to gone, which does not exist",
         "c.conf: this is a directory",
-        "systemd goes on without the file",
+        "systemd ignores the file",
     ] {
         assert!(said.contains(part), "{part} is missing in\n{said}");
     }
