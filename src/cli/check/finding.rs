@@ -116,7 +116,7 @@ fn effect(consequence: Consequence) -> &'static str {
         Consequence::Refused => "systemd does not load the unit, so nothing listens",
         Consequence::Unknown => "there is no unit that systemd could start",
         Consequence::Deletes => "systemd deletes it, and listens there",
-        Consequence::Retried => "not served until that is mended; the service retries",
+        Consequence::Retried => "not served until this is corrected; the service retries",
         Consequence::LabelGone => "not served; a reload: a socket that was served keeps its last label",
         Consequence::Circle => {
             "it is served, and the service resets a connection that comes back; through two services a connection would go round without end"
