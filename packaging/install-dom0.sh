@@ -44,7 +44,7 @@ WARNING: this lets a qube run commands in dom0 with root privileges.
 It breaks the security model of Qubes OS by design. Use it only on a machine that you fully control.
 WARNING
 if [[ -z $yes ]]; then
-  [[ -t 0 ]] || die "it is asked on a terminal; elsewhere: --yes"
+  [[ -t 0 ]] || die "no terminal to ask on; without one use --yes"
   read -rp "Type 'yes' to install: " answer
   [[ $answer == yes ]] || { echo "Aborted."; exit 1; }
 fi

@@ -26,14 +26,14 @@ end
 
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s t -l timeout -d 'end the command after so long, and exit 124 (no limit; without a terminal 300)' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l connect-timeout -d 'exit 255 when dom0 does not answer within so long (10)' -r
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l user -d 'run as this user of dom0, where its policy names him' -r
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l user -d 'run as this user of dom0, if the policy allows that user' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s i -l stdin -d 'pass standard input on to the command'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l tty -d 'give the command a terminal'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l argv -d 'pass the words on as they are: policies can rely on them'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l queue -d 'wait for a daemon that is not up yet'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l argv -d 'no shell in dom0 reads the words: a policy can check each of them'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l queue -d 'wait for a daemon that does not run yet'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l v1 -d 'for the Python qvm-remote-dom0: nothing is authenticated but the id'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s q -l quiet -d 'no progress, no hints'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s v -l verbose -d 'say more'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s v -l verbose -d 'print more'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s h -l help -d 'print this help'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l version -d 'print the version'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "get" -d 'copy a file out of dom0, where its policy allows'

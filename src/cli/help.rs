@@ -4,11 +4,11 @@ use crate::report::Code;
 
 /// The exit codes, with what each means.
 pub const EXIT_CODES: [(u8, &str); 5] = [
-    (0, "it is fine"),
-    (Code::Failure as u8, "it broke at run time; status, try: something is not served or does not work"),
-    (Code::Usage as u8, "the arguments make no sense"),
+    (0, "success"),
+    (Code::Failure as u8, "runtime failure; status, try: something is not served or does not work"),
+    (Code::Usage as u8, "usage error"),
     (Code::Permission as u8, "a permission is missing; the message says which"),
-    (Code::Config as u8, "a configuration, name or unit makes no sense"),
+    (Code::Config as u8, "error in the configuration, a name or a unit"),
 ];
 
 /// The exit codes for `--help`.

@@ -410,9 +410,9 @@ pub struct Text {
 /// The errors of the interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No session has an id that begins so.
+    /// No session has an id that starts with this.
     NoSuchSession(String),
-    /// Several sessions have an id that begins so: how many.
+    /// Several sessions have an id that starts with this: how many.
     AmbiguousSession(String, usize),
     /// The session did not end in time.
     StillThere(String),

@@ -1,6 +1,9 @@
 //! What the control room may look at, and what it has to ask.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use tokio::sync::oneshot;
 
@@ -21,6 +24,8 @@ pub struct Subject {
     pub routes: Arc<Routes>,
     /// What is wrong with the configuration.
     pub faults: ConfigFaults,
+    /// How many listeners are served.
+    pub standing: ListenerCounts,
 }
 
 impl Subject {
@@ -46,6 +51,23 @@ impl ConfigFaults {
     /// All of them.
     pub fn all(&self) -> Vec<api::Fault> {
         lock(&self.0).clone()
+    }
+}
+
+/// How many listeners there are, and how many are served; the service's own task writes it, metrics read it.
+#[derive(Clone, Debug, Default)]
+pub struct ListenerCounts(Arc<[AtomicUsize; 2]>);
+
+impl ListenerCounts {
+    /// Listeners were opened, closed or refused.
+    pub fn set(&self, served: usize, all: usize) {
+        self.0[0].store(served, Relaxed);
+        self.0[1].store(all, Relaxed);
+    }
+
+    /// Served listeners, and all of them.
+    pub fn get(&self) -> (usize, usize) {
+        (self.0[0].load(Relaxed), self.0[1].load(Relaxed))
     }
 }
 

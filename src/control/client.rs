@@ -48,7 +48,7 @@ impl fmt::Display for CallFailed {
         match self {
             Self::Connect(error) => error.fmt(f),
             Self::Cut => f.write_str("the service ended the connection"),
-            Self::Strange(what) => write!(f, "the service's answer makes no sense: {what}"),
+            Self::Strange(what) => write!(f, "cannot read the service's answer: {what}"),
             Self::Refused(name, parameters) => {
                 let text = |key| match &parameters[key] {
                     Value::String(text) => escape(text.as_bytes()),
@@ -59,11 +59,11 @@ impl fmt::Display for CallFailed {
                     "AmbiguousSession" => {
                         write!(f, "{} sessions have an id that begins with {}", text("matches"), text("id"))
                     }
-                    "StillThere" => write!(f, "session {} was told to end, and is still there", text("id")),
+                    "StillThere" => write!(f, "session {} was asked to end, and still runs", text("id")),
                     "NoSuchListener" => {
                         write!(
                             f,
-                            "no listener that is served has the address, port, name or label {}",
+                            "no active listener has the address, port, name or label {}; `status` lists all",
                             text("listener")
                         )
                     }

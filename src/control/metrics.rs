@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     crash,
-    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor},
+    session::{Counted, DIAL_BOUNDS_MS, Reason, Tally, TallyKey, TallyLabels, WaitsFor, descriptor_limit},
+    sys::proc::Process,
 };
 
 /// The metrics of this service, or the series of some listeners `only`. Names begin with that of the program.
@@ -267,6 +268,19 @@ impl Collector for Scrape {
         for fault in self.subject.faults.all() {
             let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];
             ConstGauge::new(1u64).encode(metric.encode_family(&labels)?)?;
+        }
+
+        let (served, all) = self.subject.standing.get();
+        for (name, help, number) in [
+            ("listeners", "Listeners, served or not.", Some(all as u64)),
+            ("listeners_served", "Listeners that are served.", Some(served as u64)),
+            ("descriptors_open", "Descriptors that the service has open.", Process::own().open_descriptors()),
+            ("descriptors_limit", "Descriptors that the service may have open (LimitNOFILE=).", descriptor_limit()),
+        ] {
+            let metric = to.encode_descriptor(name, help, None, Gauge)?;
+            if let Some(number) = number {
+                ConstGauge::new(number).encode(metric)?;
+            }
         }
 
         let help = "Restarts of the service that handed over to the process that answers.";

@@ -28,7 +28,7 @@ use std::{
 
 use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
 
-pub use ask::{Ask, ConfigFaults, Subject, WordMeaning};
+pub use ask::{Ask, ConfigFaults, ListenerCounts, Subject, WordMeaning};
 pub use http::{NAME as METRICS, UPSTREAM as METRICS_UPSTREAM, serve as serve_metrics};
 pub use view::{listener, post, refused, sessions_by_listener, troubled};
 

@@ -332,13 +332,13 @@ impl Post {
                 changed = true;
             }
             Ok(_) => {}
-            Err(why) => refuse(&old.listener, None, &format!("it goes on as it was: {why}")),
+            Err(why) => refuse(&old.listener, None, &format!("it keeps its old configuration: {why}")),
         }
         if let (Listen::Unix { rights, .. }, Some(claim)) = (wanted.listen(), &serving.claim) {
             if matches!(self.wanted.listen(), Listen::Unix { rights: old, .. } if old != rights) {
                 changed = true;
                 if let Err(why) = claim.change(rights) {
-                    refuse(&old.listener, None, &format!("it goes on with the rights it had: {why}"));
+                    refuse(&old.listener, None, &format!("it keeps its old mode and owner: {why}"));
                 }
             }
         }

@@ -219,7 +219,7 @@ impl Adoption {
     fn orphan(&self, session: &Adopted<'_>) -> Result<Arc<Route>, String> {
         let kind = session.listener.transport;
         if kind == SocketKind::Udp {
-            return Err("its listener is gone, through which it was answered".to_owned());
+            return Err("its UDP listener no longer exists".to_owned());
         }
         let relaying = matches!(session.stage, ParkedStage::Relaying { .. });
         let mut route = match resolve(&self.config, &session.name, kind) {
@@ -248,7 +248,7 @@ impl Adoption {
         Ok(match parked {
             ParkedStage::Flow { asked, upstream, kept, held } => {
                 let flows = listening.and_then(|listening| listening.flows());
-                let flows = flows.ok_or("its listener is gone, through which it was answered")?;
+                let flows = flows.ok_or("its UDP listener no longer exists")?;
                 Stage::Flow(flows.resume(asked, info.clone(), kept, upstream, held).map_err(failed)?)
             }
             ParkedStage::Waiting(peer) => Stage::Waiting(connected(peer)?),

@@ -67,13 +67,13 @@ impl RunningService {
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.share_limits(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
-        let elsewhere = match changed + own.changed {
-            1 => "1 listener leads".to_owned(),
-            n => format!("{n} listeners lead"),
+        let n_changed = match changed + own.changed {
+            1 => "1 listener".to_owned(),
+            n => format!("{n} listeners"),
         };
-        let mut text = format!("configuration read again: {elsewhere} elsewhere or otherwise");
+        let mut text = format!("configuration reloaded: {n_changed} changed");
         if served > 0 {
-            text += &format!(", {served} that were refused are served");
+            text += &format!(", {served} served that had been refused");
         }
         if own.opened + own.gone > 0 {
             text += &format!(", {} opened, {} closed", own.opened, own.gone);
@@ -147,7 +147,7 @@ impl RunningService {
             let route = self.routes.make(old.name.clone(), identity, leg, options)?;
             Ok((route, wanted(&forward, None)))
         });
-        let (route, behind) = made.map_err(|why| format!("{} goes on as it was: {why}", old.listener))?;
+        let (route, behind) = made.map_err(|why| format!("{} keeps its old configuration: {why}", old.listener))?;
         self.behind[index] = behind;
         let changes = !old.leads_as(&route);
         if changes {
@@ -173,6 +173,7 @@ impl RunningService {
     /// What makes the status line for a number of sessions.
     pub(super) fn status_line(&self) -> impl Fn(usize) -> String + Send + Sync + use<> {
         let count = self.count();
+        self.standing.set(count.served, count.all);
         let fault = self.faults.first().map(|fault| {
             let more = match self.faults.len() {
                 1 => String::new(),

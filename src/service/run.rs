@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     activation,
-    control::{self, ConfigFaults, Control, Subject, api},
+    control::{self, ConfigFaults, Control, ListenerCounts, Subject, api},
     crash::RegionMode,
     dial::qrexec::{Client, Group},
     handover::{self, CrashGuard, Records},
@@ -71,6 +71,7 @@ pub async fn run(mut setup: Setup) -> Result<Ended, StartFailure> {
         forwards: setup.forwards,
         faults,
         told_faults: ConfigFaults::default(),
+        standing: ListenerCounts::default(),
         sockets,
         passed,
         group,
@@ -254,7 +255,7 @@ impl RunningService {
         match Control::open(path, self.subject(program)) {
             Ok(control) => self.control = Some(control),
             Err(why) => {
-                let text = format!("nobody can ask what goes on here: the control socket is not there: {why}");
+                let text = format!("no control socket, so `status`, `sessions` and `kill` do not work: {why}");
                 say(Kind::ControlTrouble, text);
             }
         }
@@ -266,6 +267,7 @@ impl RunningService {
             sessions: self.sessions.clone(),
             routes: self.routes.clone(),
             faults: self.told_faults.clone(),
+            standing: self.standing.clone(),
         }
     }
 

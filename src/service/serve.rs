@@ -62,14 +62,14 @@ pub(super) async fn until_stopped(
             () = ended(service.shadow.as_ref()) => {
                 service.shadow = None;
                 if notify::managed() {
-                    let text = "the process that shares the descriptors was killed: starting anew, with all sessions";
+                    let text = "the process that shares the descriptors was killed: restarting with all sessions";
                     say(Kind::CallsUnowned, text);
                     return service.hand_over(Ended::Broken).await;
                 }
                 false
             }
             () = service.accepting.panicked() => {
-                say(Kind::ServiceStopped, "a listener's task panicked: starting anew, with all sessions");
+                say(Kind::ServiceStopped, "a listener's task panicked: restarting with all sessions");
                 if !notify::managed() {
                     service.drain(signals, None).await;
                     return Ended::Broken;

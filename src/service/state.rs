@@ -6,7 +6,7 @@ use tokio::{io::unix::AsyncFd, sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::setup::ReadTexts;
 use crate::{
-    control::{ConfigFaults, Control, api},
+    control::{ConfigFaults, Control, ListenerCounts, api},
     dial::qrexec::Group,
     handover::CrashGuard,
     listener::{Accepting, Posts, RefusedListener, ServedListener, Wanted},
@@ -41,6 +41,8 @@ pub(super) struct RunningService {
     pub(super) faults: Vec<ConfigFault>,
     /// The same, for who tells of it.
     pub(super) told_faults: ConfigFaults,
+    /// How many listeners are served, for who tells of it.
+    pub(super) standing: ListenerCounts,
     /// The names and kinds of inherited listeners, as far as they could be taken.
     pub(super) sockets: Vec<(String, SocketKind)>,
     /// The number of inherited listeners, served or not.

@@ -142,7 +142,12 @@ impl RunningService {
         last::remove();
         say(
             Kind::ServiceStopped,
-            format!("stopped: {} of {count} sessions ended by themselves", count - cut.min(count)),
+            match (count, cut.min(count)) {
+                (0, _) => "stopped: no session was open".to_owned(),
+                (1, 0) => "stopped: 1 session was open; it finished".to_owned(),
+                (1, _) => "stopped: 1 session was open; it was cut".to_owned(),
+                (n, cut) => format!("stopped: {n} sessions were open; {} finished, {cut} cut", n - cut),
+            },
         );
         Ended::Done
     }

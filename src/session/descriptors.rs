@@ -13,7 +13,7 @@ const CALL: u64 = 6;
 
 /// A warning when the limit of descriptors (`RLIMIT_NOFILE`, getrlimit(2)) is below what `routes` may need.
 pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Option<String> {
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let limit = limit()?;
     let needed = needed(routes);
     (needed > limit).then(|| {
         format!(
@@ -21,6 +21,11 @@ pub fn warning<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Option<String
              LimitNOFILE= of the service, or lower max_connections of the listeners"
         )
     })
+}
+
+/// How many descriptors the process may have open (`RLIMIT_NOFILE`).
+pub fn limit() -> Option<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(limit, _)| limit)
 }
 
 fn needed<'a>(routes: impl IntoIterator<Item = &'a Route>) -> u64 {

@@ -344,7 +344,7 @@ pub fn waiting(info: &SessionInfo, failure: &Failure, pause: Duration) {
     let why = match (&info.route.lead, number) {
         (Lead::Unix(addr), Some(libc::ENOENT)) => format!("{addr} does not exist yet: its endpoint has not started"),
         (Lead::Unix(addr), Some(libc::ECONNREFUSED)) => {
-            format!("{addr} has nobody listening: its endpoint has stopped")
+            format!("no program listens on {addr}: its endpoint has stopped")
         }
         (Lead::Unix(addr), _) => format!("{addr} has a full backlog: its endpoint does not accept"),
         _ => format!("{}: {}", info.route.upstream_text, self::failure(&info.route, failure).1),

@@ -48,7 +48,7 @@ mod tidy;
 mod watch;
 
 pub use access::Peer;
-pub use descriptors::warning as descriptor_warning;
+pub use descriptors::{limit as descriptor_limit, warning as descriptor_warning};
 pub use doubt::DoubtKept;
 pub use event::{ended as ended_event, seconds};
 pub use flows::Flows;

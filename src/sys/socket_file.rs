@@ -80,7 +80,7 @@ impl fmt::Display for BindFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doing = match self.doing {
             Doing::Thread => "cannot start a thread",
-            Doing::Umask => "cannot have a umask of its own",
+            Doing::Umask => "cannot set a separate umask",
             Doing::Work => "a thread failed",
             Doing::Make => "cannot make a UNIX socket",
             Doing::Bind => "cannot bind it",

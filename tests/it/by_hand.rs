@@ -111,7 +111,7 @@ fn without_a_terminal_sighup_reads_a_file_again_and_ends_what_has_none() {
     let detached = [&DEFAULT[..], &["setsid", "--wait"]].concat();
     let (process, _) = forwarding(&detached, &["--config", file.to_str().expect("plain")], Stdio::null());
     signal_child(&process, Signal::SIGHUP);
-    process.stderr.wait_for("configuration read again");
+    process.stderr.wait_for("configuration reloaded");
     drop(process);
 
     let (mut process, _) = forwarding(&detached, &[], Stdio::null());

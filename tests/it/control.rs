@@ -254,7 +254,7 @@ fn status_without_a_service_says_what_is_configured_and_what_is_wrong() {
     let said = asking.say(&["sessions"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("does not run"), "{said:?}");
-    assert_eq!(asking.ok(&["status"]).stdout, "qrexec-connect.service: not answering\nno listeners are configured\n");
+    assert_eq!(asking.ok(&["status"]).stdout, "qrexec-connect.service: no answer\nno listeners are configured\n");
 
     // as systemd shows a socket that it listens on
     fs::write(dir.join("bin/show.qrexec-connect.service"), "ActiveState=inactive\n").expect("writable");
@@ -320,7 +320,7 @@ fn a_control_socket_that_a_crash_left_is_taken_over_and_one_that_cannot_be_had_s
 
     fs::write(asking.socket(), "somebody's own").expect("writable");
     service.start_again();
-    service.process.stderr.wait_for("the control socket is not there");
+    service.process.stderr.wait_for("no control socket");
     let mut peer = service.connect(0);
     drop(server.accept());
     peer.expect_end();

@@ -27,6 +27,7 @@ mod manual;
 mod metrics;
 mod mistakes;
 mod mistakes_of_units;
+mod monitoring;
 mod names;
 mod notify;
 mod pause;

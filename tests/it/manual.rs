@@ -60,7 +60,7 @@ fn every_key_is_in_the_manual() {
 }
 
 #[test]
-fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
+fn defaults_in_the_manual_and_the_pages_are_those_of_the_code() {
     let Options {
         max_connections,
         connect_timeout,
@@ -83,9 +83,9 @@ fn defaults_in_the_manual_and_the_readme_are_those_of_the_code() {
         ("drain_timeout", drain_timeout.as_secs().to_string()),
         ("keepalive", keepalive.to_string()),
     ];
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let options = include_str!("../../packaging/doc/qubes.md");
     for (key, value) in &defaults {
-        assert!(readme.contains(&format!("| `{key}` | {value} |")), "README.md: {key} is {value} by default");
+        assert!(options.contains(&format!("| `{key}` | {value} |")), "qubes.md: {key} is {value} by default");
     }
     let udp = ("udp_idle_timeout", udp_idle_timeout.as_secs().to_string());
     for (name, keys) in
@@ -174,6 +174,33 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
     }
     let remote = page("qvm-remote-dom0.8");
     commands(&dom0::command(), &remote, &mut 0);
+}
+
+#[test]
+fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
+    let folder = fs::read_dir(packaging().join("man")).expect("a folder").flatten();
+    let names = folder.map(|entry| entry.file_name().into_string().expect("a plain name"));
+    let names: Vec<String> = names.filter(|name| !name.ends_with(".in")).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    let mut references = 0;
+    for name in &names {
+        let page = page(name);
+        let (commands, all) = (["EXIT STATUS", "FILES", "EXAMPLES"], ["NAME", "DESCRIPTION", "SEE ALSO"]);
+        let of_a_program = name.ends_with(".1") || name.ends_with(".8");
+        for section in commands.iter().filter(|_| of_a_program).chain(&all) {
+            assert!(page.contains(&format!("\n.SH {section}\n")), "{name} has no {section}");
+        }
+        assert!(page.contains("\n.EX\n"), "{name} has no example");
+        for line in page.lines().filter_map(|line| line.strip_prefix(".BR ")) {
+            let Some((called, rest)) = line.split_once(" (") else { continue };
+            let ours = ["qrexec-connect", "pfwd", "qvm-remote"].iter().any(|program| called.starts_with(program));
+            if ours && rest.starts_with(|c: char| c.is_ascii_digit()) {
+                assert!(names.contains(&format!("{called}.{}", &rest[..1])), "{name}: {line}: no such manual");
+                references += 1;
+            }
+        }
+    }
+    assert!(references >= 20, "only {references} references");
 }
 
 #[test]

@@ -120,6 +120,8 @@ fn metrics_count_what_happened_and_go_on_after_a_restart() {
             (format!("qrexec_connect_peers_denied_total{{{d}}}"), 1.0),
             (format!("qrexec_connect_listener_paused{{{a}}}"), 0.0),
             ("qrexec_connect_handovers_total".into(), handovers),
+            ("qrexec_connect_listeners".into(), 5.0),
+            ("qrexec_connect_listeners_served".into(), 5.0),
         ]
     };
     let check = |sessions: f64, handovers: f64| {
@@ -131,6 +133,8 @@ fn metrics_count_what_happened_and_go_on_after_a_restart() {
         for (name, value) in expected(sessions, handovers) {
             assert_eq!(samples.get(&name), Some(&value), "{name} in {samples:#?}");
         }
+        let [open, limit] = ["open", "limit"].map(|what| samples[&format!("qrexec_connect_descriptors_{what}")]);
+        assert!(open > 10.0 && open < limit, "{open} of {limit}");
         samples["qrexec_connect_start_time_seconds"]
     };
     let began = check(1.0, 0.0);
@@ -202,4 +206,15 @@ fn a_unit_that_is_started_for_sessions_has_metrics_and_promtool_takes_them() {
     // A service that starts no unit says nothing of units.
     let plain = Activation::qrexec_connect().tcp("target=127.0.0.1+9").with_control().start().ready();
     assert!(!plain.asking().ok(&["metrics"]).stdout.contains("start_unit"));
+}
+
+#[test]
+fn a_listener_that_is_not_served_is_counted_as_one() {
+    let server = Server::tcp();
+    let service = Activation::qrexec_connect().tcp(&server.name()).tcp("nonsense").with_control().start().ready();
+    let samples = samples(&service.asking().ok(&["metrics", "--openmetrics"]).stdout);
+    for (name, value) in [("listeners", 2.0), ("listeners_served", 1.0)] {
+        assert_eq!(samples.get(&format!("qrexec_connect_{name}")), Some(&value), "{name} in {samples:#?}");
+    }
+    service.stop();
 }

@@ -103,7 +103,7 @@ fn a_reload_changes_where_new_sessions_lead_and_leaves_old_ones_alone() {
     let mut old_far = old.accept();
     fs::write(service.dir().join("it.toml"), toml(&new.port().to_string())).expect("writable");
     reload(&service);
-    service.process.stderr.wait_for("configuration read again: 2 listeners lead elsewhere");
+    service.process.stderr.wait_for("configuration reloaded: 2 listeners changed");
     for listener in 0..2 {
         let mut peer = service.connect(listener);
         let mut far = new.accept();
@@ -114,7 +114,7 @@ fn a_reload_changes_where_new_sessions_lead_and_leaves_old_ones_alone() {
     before.expect(b"old");
     assert!(old.try_accept().is_none());
     reload(&service);
-    service.process.stderr.wait_for("configuration read again: 0 listeners lead elsewhere");
+    service.process.stderr.wait_for("configuration reloaded: 0 listeners changed");
     service.stop();
 }
 

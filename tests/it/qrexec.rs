@@ -578,7 +578,7 @@ fn the_smallest_max_calls_of_a_qube_holds_and_a_reload_changes_it_without_ending
     };
     let reload = |service: &Activated, n: usize| {
         service.process.signal(Signal::SIGHUP);
-        service.process.stderr.wait_for_nth("configuration read again", n);
+        service.process.stderr.wait_for_nth("configuration reloaded", n);
     };
     let mut first = call(&service, 0);
     first.expect(b"x");

@@ -353,7 +353,7 @@ fn what_came_through_which_listener_is_known_after_a_restart() {
     over(client);
     let expected = "127.0.0.1:4000 -> /run/way.sock -> 127.0.0.1:4001 -> 127.0.0.1:4002 -> 127.0.0.1:4000";
     assert_eq!(refused_on(&service, "127.0.0.1:4000"), expected);
-    service.process.stderr.wait_for("configuration read again");
+    service.process.stderr.wait_for("configuration reloaded");
     eventually("the datagram comes back", || {
         asker.send_to(b"x", at("127.0.0.1:5300")).expect("sent");
         service.process.stderr.count(&format!("127.0.0.1:5300: {BACK}")) == 1

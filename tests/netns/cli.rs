@@ -38,7 +38,7 @@ fn check_prints_the_plan_or_all_faults_with_their_places() {
         "unknown key \"upsteam\"",
         "^^^^^^^",
         "--forward #1",
-        "relative is relative",
+        "relative path relative",
     ] {
         assert!(err.contains(part), "{part} is missing in\n{err}");
     }
@@ -53,7 +53,7 @@ fn check_prints_the_plan_or_all_faults_with_their_places() {
 fn a_name_inside_a_namespace_is_refused_before_anything_starts() {
     let (code, err, _) = pfwd(&["--check", "--forward", "listen=127.0.0.1:0,namespace=a,target=db.internal:22"]);
     assert_eq!(code, Some(78), "{err}");
-    assert!(err.contains("db.internal") && err.contains("an address"), "{err}");
+    assert!(err.contains("db.internal") && err.contains("use an IP address"), "{err}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn restart(service: &mut Activated) {
 
 fn reload(service: &Activated) {
     service.process.signal(Signal::SIGHUP);
-    service.process.stderr.wait_for("configuration read again");
+    service.process.stderr.wait_for("configuration reloaded");
 }
 
 #[test]

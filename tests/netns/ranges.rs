@@ -34,7 +34,7 @@ fn reload(service: &Activated, text: &str, n: usize) -> String {
     fs::write("/run/new.toml", text).expect("ours");
     fs::rename("/run/new.toml", "/run/pfwd.toml").expect("ours");
     service.process.signal(Signal::SIGHUP);
-    service.process.stderr.wait_for_nth("configuration read again", n)
+    service.process.stderr.wait_for_nth("configuration reloaded", n)
 }
 
 fn rows(service: &Activated, word: &str) -> Vec<Value> {
@@ -204,7 +204,7 @@ fn a_reload_of_a_range_touches_only_the_ports_that_come_and_go() {
 
     // it grows at both ends, and leads elsewhere
     let line = reload(&service, &text("8000-8006", two), 1);
-    assert!(line.contains("3 listeners lead elsewhere or otherwise, 8 opened, 0 closed"), "{line}");
+    assert!(line.contains("3 listeners changed, 8 opened, 0 closed"), "{line}");
     assert_eq!(inodes(8002..=8004), before, "the same sockets");
     wires.iter_mut().for_each(echo);
     Wire::tcp(at(8000)).expect(b"two ");

@@ -37,7 +37,7 @@ fn a_reload_adds_removes_and_changes_without_touching_the_others() {
     fs::write(config, forward(4002, two, "") + &forward(4003, two, "") + &uds("0660")).expect("ours");
     let reload = |n: usize| {
         service.process.signal(Signal::SIGHUP);
-        service.process.stderr.wait_for_nth("configuration read again", n);
+        service.process.stderr.wait_for_nth("configuration reloaded", n);
     };
     reload(1);
     assert!(TcpStream::connect(at(4001)).is_err(), "it is gone");

@@ -238,7 +238,7 @@ fn a_reload_ends_the_flows_of_the_forward_that_goes_and_of_no_other() {
     }
     std::fs::write("/run/pfwd.toml", forward(5301) + &forward(5302)).expect("ours");
     service.process.signal(Signal::SIGHUP);
-    service.process.stderr.wait_for("configuration read again");
+    service.process.stderr.wait_for("configuration reloaded");
     service.process.stderr.wait("the end of its flow", |lines| {
         lines.iter().find(|line| line.contains("on 127.0.0.1:5300 ") && line.contains(": drained after")).cloned()
     });

@@ -1,4 +1,4 @@
-//! The walk-through of the README, as it is written there.
+//! The page about pfwd, and the forwards of the README, as they are written there.
 
 use std::{
     fs,
@@ -15,20 +15,16 @@ use crate::{
     support::{Activation, Pace, Process, Wire, exchange},
 };
 
-/// The blocks of the README's section about pfwd: their language, and their text.
-fn blocks() -> Vec<(String, String)> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("it is there");
-    let section = readme.split("\n## ").find(|part| part.starts_with("Into network namespaces: pfwd"));
-    let mut parts = section.expect("the section").split("```");
-    let mut blocks = Vec::new();
-    while let (Some(_prose), Some(block)) = (parts.next(), parts.next()) {
-        let (language, text) = block.split_once('\n').expect("a language, then lines");
-        blocks.push((language.to_owned(), text.to_owned()));
-    }
-    blocks
+const README: &str = include_str!("../../README.md");
+const PAGE: &str = include_str!("../../packaging/doc/pfwd.md");
+
+/// The blocks of a text: their language, and their text.
+fn blocks(text: &'static str) -> Vec<(&'static str, &'static str)> {
+    let blocks = text.split("\n```").skip(1).step_by(2);
+    blocks.map(|block| block.split_once('\n').expect("a language, then lines")).collect()
 }
 
-/// A command line of the README, with this pfwd in the path.
+/// A command line of a page, with this pfwd in the path.
 fn shell(line: &str) -> Command {
     let binaries = Path::new(env!("CARGO_BIN_EXE_pfwd")).parent().expect("a directory");
     let mut command = Command::new("/bin/sh");
@@ -42,7 +38,7 @@ fn at(port: u16) -> SocketAddr {
 }
 
 #[test]
-fn the_readme_is_followed_step_by_step() {
+fn the_page_is_followed_step_by_step() {
     sandbox!();
     let (dhcp, router, metadata) = ("qdhcp-27a7...", "qrouter-5b0a...", "ovnmeta-0c2d...");
     for (name, address) in [(dhcp, "192.168.31.201"), (dhcp, "192.168.31.2"), (router, "10.0.0.12")] {
@@ -59,8 +55,8 @@ fn the_readme_is_followed_step_by_step() {
     echo_udp(inside(dhcp, || UdpSocket::bind("192.168.31.2:53").expect("nobody has it")));
     echo_tcp(TcpListener::bind("127.0.0.1:8775").expect("nobody has it"), "metadata");
 
-    let blocks = blocks();
-    let languages: Vec<&str> = blocks.iter().map(|(language, _)| language.as_str()).collect();
+    let blocks = blocks(PAGE);
+    let languages: Vec<&str> = blocks.iter().map(|(language, _)| *language).collect();
     assert_eq!(languages, ["sh", "sh", "toml", "ini", "sh"]);
 
     // on the command line, straight and in two steps
@@ -75,7 +71,7 @@ fn the_readme_is_followed_step_by_step() {
     }
 
     // the file; the namespace that comes late is served when it is there
-    fs::write("/run/pfwd.toml", &blocks[2].1).expect("ours");
+    fs::write("/run/pfwd.toml", blocks[2].1).expect("ours");
     let checked = support::run(shell("pfwd --check --config /run/pfwd.toml"));
     assert!(checked.status.success());
     let mut service = Process::start(shell("exec pfwd --config /run/pfwd.toml"));
@@ -123,4 +119,53 @@ fn the_readme_is_followed_step_by_step() {
     wire.expect(b"ssh");
     exchange(&mut wire, 1, 1000, Pace::BULK);
     service.stop();
+}
+
+/// What takes the place of five lines of socat is one file; each of its forwards serves.
+#[test]
+fn the_forwards_of_the_readme_are_served() {
+    sandbox!();
+    let (dhcp, router, metadata) = ("qdhcp-27a7...", "qrouter-5b0a...", "ovnmeta-0c2d...");
+    for (name, address) in
+        [(dhcp, "192.168.31.201"), (dhcp, "192.168.31.2"), (router, "10.0.0.12"), (metadata, "169.254.169.254")]
+    {
+        if !Path::new("/run/netns").join(name).exists() {
+            netns(name);
+        }
+        run(&format!("ip -n {name} addr add {address}/32 dev lo"));
+    }
+    for (name, address, says) in [
+        (dhcp, "192.168.31.201:22", "ssh"),
+        (router, "10.0.0.12:9000", "first"),
+        (router, "10.0.0.12:9010", "last"),
+        (router, "10.0.0.12:80", "web"),
+    ] {
+        echo_tcp(inside(name, || TcpListener::bind(address).expect("nobody has it")), says);
+    }
+    echo_udp(inside(dhcp, || UdpSocket::bind("192.168.31.2:53").expect("nobody has it")));
+    echo_tcp(TcpListener::bind("127.0.0.1:8775").expect("nobody has it"), "metadata");
+
+    let (_, section) = README.split_once("\n## pfwd: forwards into network namespaces\n").expect("the section");
+    let blocks = blocks(section.split("\n## ").next().expect("its end"));
+    let [("toml", file), ("sh", commands)] = blocks[..] else { panic!("{blocks:?}") };
+    let commands: Vec<&str> = commands.lines().collect();
+    // tests/package enables the unit, tests/systemd asks for the status: there is no manager here
+    let ["pfwd check", "systemctl enable --now pfwd.service", "pfwd status"] = commands[..] else {
+        panic!("{commands:?}")
+    };
+    fs::write("/run/pfwd.toml", file).expect("ours");
+    let checked = support::run(shell(&format!("{} --config /run/pfwd.toml", commands[0])));
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    let mut service = Process::start(shell("exec pfwd --config /run/pfwd.toml"));
+    service.stderr.wait_for("ready: 5 forwards");
+    for (port, says) in [(2222, "ssh"), (8000, "first"), (8010, "last")] {
+        Wire::tcp(at(port)).expect(says.as_bytes());
+    }
+    Wire::from_unix(std::os::unix::net::UnixStream::connect("/run/web.sock").expect("it listens")).expect(b"web");
+    let asker = asker("127.0.0.1");
+    asker.send_to(b"name?", at(5353)).expect("sent");
+    assert_eq!(asker.recv(&mut [0; 9]).expect("answered"), 5);
+    inside(metadata, || Wire::tcp("169.254.169.254:80".parse().expect("one")).expect(b"metadata"));
+    service.signal(Signal::SIGTERM);
+    assert!(service.wait().success());
 }

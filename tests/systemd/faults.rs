@@ -344,7 +344,7 @@ fn refused_listeners_are_served_by_the_reload_that_gives_their_name_a_meaning(co
     assert!(why.contains("ListenFIFO") && !why.contains("127.0.0.1:1234"), "{why}");
     waits.expect(b"early");
     exchange(&mut port(1234), 2, 1000, Pace::BULK);
-    wait_for_message("configuration-reloaded", "1 that were refused are served");
+    wait_for_message("configuration-reloaded", "1 served that had been refused");
     assert!(property("StatusText").starts_with("2 of 4 listeners"), "{}", property("StatusText"));
     // a client in a loop costs nothing
     let ticks = || {

@@ -1,4 +1,4 @@
-//! Figures for the README, by `tests/bench/handover`; in an ordinary run of the tests nothing is measured.
+//! Figures for packaging/doc/performance.md, by `tests/bench/handover`; in an ordinary run of the tests nothing is measured.
 
 use std::{fmt::Write as _, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The README's commands for users of socket units, run as they stand there by a user of a real manager.
+//! The commands of the README and of packaging/doc/troubleshooting.md for users of socket units, run as they stand there
+//! by a user of a real manager.
 
 use std::{
     fs,
@@ -14,20 +15,22 @@ use crate::{
 };
 
 const README: &str = include_str!("../../README.md");
+const TROUBLESHOOTING: &str = include_str!("../../packaging/doc/troubleshooting.md");
+const MONITORING: &str = "Monitoring: listeners and sessions";
 
 /// The blocks of a section in their order, each with its language.
-fn blocks(title: &str) -> Vec<(&'static str, &'static str)> {
-    let (_, section) = README.split_once(&format!("\n## {title}\n")).expect("there is such a section");
+fn blocks(page: &'static str, title: &str) -> Vec<(&'static str, &'static str)> {
+    let (_, section) = page.split_once(&format!("\n## {title}\n")).expect("there is such a section");
     let section = section.split("\n## ").next().expect("its end");
     section.split("\n```").skip(1).step_by(2).filter_map(|block| block.split_once('\n')).collect()
 }
 
-fn commands(title: &str) -> Vec<Vec<&'static str>> {
-    let blocks = blocks(title).into_iter().filter(|(language, _)| *language == "sh");
+fn commands(page: &'static str, title: &str) -> Vec<Vec<&'static str>> {
+    let blocks = blocks(page, title).into_iter().filter(|(language, _)| *language == "sh");
     blocks.map(|(_, text)| text.lines().filter(|line| !line.is_empty()).collect()).collect()
 }
 
-/// A command of the README as it is for this manager.
+/// A command of a page as it is for this manager.
 fn to(who: As, command: &str) -> String {
     match who {
         As::Tester => command.to_owned(),
@@ -56,9 +59,10 @@ fn follow(who: As) {
     };
     let attempt = |text: &str| attempt(&to(who, text));
     // The first socket
-    let (_, text) = blocks("The first socket").into_iter().find(|(language, _)| *language == "ini").expect("a unit");
+    let (_, text) =
+        blocks(README, "The first socket").into_iter().find(|(language, _)| *language == "ini").expect("a unit");
     unit(who, "qrexec-connect-gitweb.socket", text);
-    let [by_hand, by_add] = &commands("The first socket")[..] else { panic!("two ways to a socket") };
+    let [by_hand, by_add] = &commands(README, "The first socket")[..] else { panic!("two ways to a socket") };
     shell(&by_hand.join("\n"));
     let state = "systemctl --user is-active qrexec-connect-gitweb.socket; systemctl --user is-enabled qrexec-connect-gitweb.socket";
     assert_eq!(shell(state), "active\nenabled");
@@ -83,7 +87,7 @@ fn follow(who: As) {
         session.read_exact(&mut answer).expect("the session lives");
     };
     alive();
-    let [promised] = &commands("What you may rely on")[..] else { panic!("one block") };
+    let [promised] = &commands(README, "What you may rely on")[..] else { panic!("one block") };
     assert_eq!(promised.len(), 3);
     for command in promised {
         shell(command);
@@ -91,8 +95,8 @@ fn follow(who: As) {
     }
     assert_eq!(attempt("systemctl --user is-active qrexec-connect-old.socket").1, "inactive");
 
-    // What is it doing, for whom? with the id of the session that is there
-    let [asked, varlink] = &commands("What is it doing, for whom?")[..] else { panic!("two blocks") };
+    // Monitoring, with the id of the session that is there
+    let [asked, varlink] = &commands(TROUBLESHOOTING, MONITORING)[..] else { panic!("two blocks") };
     eventually("the service answers", || attempt("qrexec-connect status").0 == Some(0));
     let table = shell("qrexec-connect sessions --json");
     let id = table.split("\"id\":").nth(1).and_then(|rest| rest.split('"').nth(1)).expect("a session").to_owned();

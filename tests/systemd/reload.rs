@@ -58,7 +58,7 @@ impl Managed {
         let more = format!("\n[[forward]]\nlisten = \"{taken}\"\ntarget = \"127.0.0.1:7001\"\n");
         self.write(&format!("{GOOD}{more}"));
         let busy = format!("{taken} is not served: ");
-        self.assert_each_once(&[&busy, "configuration read again: "]);
+        self.assert_each_once(&[&busy, "configuration reloaded: "]);
         let (code, _, why) = attempt(&self.command(&format!("{program} reload{}", self.scope())));
         assert!(code == Some(1) && why.contains(&busy), "who types it reads why: {why}");
         drop(holder);
@@ -75,7 +75,7 @@ impl Managed {
         self.assert_each_once(&[
             "127.0.0.1:2004 (FileDescriptorName=nobody)",
             "ListenFIFO=",
-            "configuration read again: ",
+            "configuration reloaded: ",
         ]);
         // A socket that is stopped has the service restarted.
         self.order("stop PROGRAM-nobody.socket PROGRAM-fifo.socket PROGRAM-ssh.socket");

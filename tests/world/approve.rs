@@ -29,7 +29,7 @@ pub(crate) fn whole_id(world: &World) -> String {
 fn shown(world: &World) -> String {
     let done = world.dom0(&format!("qvm-remote-dom0 approve {} </dev/null", waiting(world)));
     assert_eq!(done.code, 1, "{done:#?}");
-    done.says("it is asked on a terminal");
+    done.says("no terminal to ask on");
     assert!(done.text().lines().all(|line| line.len() <= 80), "{}", done.text());
     done.text()
 }

@@ -429,7 +429,7 @@ fn a_service_whose_daemon_does_not_answer_can_be_restarted() {
     fs::write(world.path().join("state"), "activating\n").expect("written");
     world.dom0("qvm-remote-dom0 restart --when-idle").expect(1, "").says("its daemon does not listen yet");
     let asked = world.dom0("qvm-remote-dom0 restart </dev/null");
-    asked.says("it is asked on a terminal; elsewhere: --yes");
+    asked.says("no terminal to ask on; without one use --yes");
     assert!(asked.code == 1 && asked.text().starts_with("The daemon does not answer ("), "{asked:#?}");
     world.dom0("qvm-remote-dom0 restart --yes").expect(0, "Restarted.\n");
 }
@@ -450,7 +450,7 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     assert!(!ordered().contains("restart"), "{}", ordered());
     // what it would cut is shown, and asked
     let shown = world.dom0("qvm-remote-dom0 restart </dev/null");
-    shown.says("it is asked on a terminal; elsewhere: --yes").says("qvm-remote-dom0 restart --when-idle");
+    shown.says("no terminal to ask on; without one use --yes").says("qvm-remote-dom0 restart --when-idle");
     assert!(shown.code == 1 && shown.text().contains("cmd=qvm-remote-dom0 restart --when-idle"), "{shown:#?}");
     let typed = "mkfifo /root/typed; exec 8<>/root/typed; echo n >&8; \
         script -qec 'qvm-remote-dom0 restart' /dev/null <&8";

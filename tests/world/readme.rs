@@ -1,5 +1,5 @@
-//! The README's section about qvm-remote is true: its commands, as they are printed, lead from nothing to a command in
-//! dom0; its policy is one; the tests that its table of attacks names are there.
+//! The page about qvm-remote, and its section in the README, are true: the commands, as they are printed, lead from
+//! nothing to a command in dom0; the policy is one; the tests that the table of threats names are there.
 
 use std::{fs, path::Path};
 
@@ -8,16 +8,23 @@ use crate::{
     world::{Done, World},
 };
 
+const PAGE: &str = include_str!("../../packaging/doc/qvm-remote.md");
 const README: &str = include_str!("../../README.md");
 
+/// The section of the README.
 fn section() -> &'static str {
-    let (_, rest) = README.split_once("\n## qvm-remote\n").expect("there is such a section");
+    let (_, rest) = README.split_once("\n## qvm-remote: commands in dom0\n").expect("there is such a section");
     rest.split("\n## ").next().expect("its end")
 }
 
-/// The blocks of commands, in their order: of each, its lines.
-fn blocks(kind: &str) -> Vec<Vec<&'static str>> {
-    let parts = section().split("\n```").skip(1).step_by(2);
+/// The threats of the page.
+fn threats() -> &'static str {
+    PAGE.split_once("\n## Threats\n").expect("there is such a section").1
+}
+
+/// The blocks of commands of a text, in their order: of each, its lines.
+fn blocks(text: &'static str, kind: &str) -> Vec<Vec<&'static str>> {
+    let parts = text.split("\n```").skip(1).step_by(2);
     let of_kind = parts.filter_map(|block| block.strip_prefix(kind)?.strip_prefix('\n'));
     of_kind.map(|block| block.lines().filter(|line| !line.is_empty()).collect()).collect()
 }
@@ -61,8 +68,12 @@ fn everything_in_the_qube_works(world: &World, vm: &str, lines: &[&str]) {
 #[test]
 fn whoever_follows_the_readme_with_the_installer_reaches_dom0() {
     let world = world!("visyble");
-    let [in_qube, in_dom0, _, again] = &blocks("sh")[..] else { panic!("other blocks: {:#?}", blocks("sh")) };
+    let [in_qube, in_dom0, _, again] = &blocks(PAGE, "sh")[..] else {
+        panic!("other blocks: {:#?}", blocks(PAGE, "sh"))
+    };
     assert_eq!((in_qube.len(), again.last().map(|l| l.contains("rsync"))), (1, Some(true)));
+    // the README has the same, and the first lines of the last block
+    assert_eq!(blocks(section(), "sh"), [in_qube.clone(), in_dom0.clone(), again[..2].to_vec()]);
     fs::write(world.path().join("starts"), "").expect("written");
     // what its template and its owner have put there
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/install-dom0.sh");
@@ -75,12 +86,12 @@ fn whoever_follows_the_readme_with_the_installer_reaches_dom0() {
     world.dom0(template).expect(0, "");
     let hash = world.dom0("sha256sum $WORLD/vms/visyble/bin/qvm-remote-dom0 | cut -c1-64").text();
     world.shell("visyble", in_qube[0]).says("Register in dom0:");
-    // as it is printed, but for the two words that are everybody's own
+    // as it is printed, but for the place of the installer, which no package has put there, and the hash
     let text = in_dom0.join("\n");
-    for own in ["/path/to/packaging/", "HASH"] {
+    for own in ["/usr/share/doc/qvm-remote-dom0/examples/", "HASH"] {
         assert_eq!(text.matches(own).count(), 1, "{text}");
     }
-    let text = text.replace("/path/to/packaging/", "/home/user/").replace("HASH", hash.trim());
+    let text = text.replace("/usr/share/doc/qvm-remote-dom0/examples/", "/home/user/").replace("HASH", hash.trim());
     // the pager shows and goes on, as with -F
     let done = at_dom0s_terminal(&world, &format!("less() {{ cat \"$@\"; }}\n{text}"), "yes");
     assert_eq!(done.code, 0, "{}{}", done.text(), done.err);
@@ -92,9 +103,11 @@ fn whoever_follows_the_readme_with_the_installer_reaches_dom0() {
 }
 
 #[test]
-fn whoever_follows_the_readme_by_hand_reaches_dom0() {
+fn whoever_follows_the_page_by_hand_reaches_dom0() {
     let world = world!("visyble");
-    let [in_qube, pull, by_hand, again] = &blocks("sh")[..] else { panic!("other blocks: {:#?}", blocks("sh")) };
+    let [in_qube, pull, by_hand, again] = &blocks(PAGE, "sh")[..] else {
+        panic!("other blocks: {:#?}", blocks(PAGE, "sh"))
+    };
     fs::write(world.path().join("starts"), "").expect("written");
     // "where the program is in dom0 already", so is its unit
     world.dom0("mkdir -p /etc/systemd/system; qvm-remote-dom0 unit | sed s,/usr/bin/,/usr/local/sbin/, >/etc/systemd/system/qvm-remote-dom0.service").expect(0, "");
@@ -109,7 +122,7 @@ fn whoever_follows_the_readme_by_hand_reaches_dom0() {
     eventually("an answer", || world.shell("visyble", again[0]).code == 0);
     everything_in_the_qube_works(&world, "visyble", again);
     // the policy that is shown is one
-    let [policy] = &blocks("")[..] else { panic!("one block without a language: {:#?}", blocks("")) };
+    let [policy] = &blocks(PAGE, "")[..] else { panic!("one block without a language: {:#?}", blocks(PAGE, "")) };
     world.dom0(&format!("cat >/root/policy <<'X'\n{}\nX", policy.join("\n"))).expect(0, "");
     let done = world.dom0(&format!("qvm-remote-dom0 authorize --policy /root/policy visyble {line}"));
     assert_eq!((done.code, done.err.as_str()), (0, ""));
@@ -118,7 +131,7 @@ fn whoever_follows_the_readme_by_hand_reaches_dom0() {
 }
 
 #[test]
-fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
+fn each_attack_in_the_table_of_threats_has_the_tests_that_it_names() {
     let sources = [
         ("approve", include_str!("approve.rs")),
         ("attacks", include_str!("attacks.rs")),
@@ -135,7 +148,7 @@ fn each_attack_in_the_readmes_table_has_the_tests_that_it_names() {
         ("v1", include_str!("v1.rs")),
         ("systemd", include_str!("../systemd/remote.rs")),
     ];
-    let rows: Vec<Vec<&str>> = section()
+    let rows: Vec<Vec<&str>> = threats()
         .lines()
         .filter(|line| line.starts_with("| ") && !line.starts_with("| attack"))
         .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())

@@ -111,12 +111,12 @@ impl From<UnitFault> for Finding {
 /// What a start and a reload do, in words.
 fn effect(consequence: Consequence) -> &'static str {
     match consequence {
-        Consequence::LeftOut => "systemd goes on without the line, and tells only the journal",
-        Consequence::DropInLeftOut => "systemd goes on without the file, and tells only the journal",
+        Consequence::LeftOut => "systemd ignores the line, and only the journal says so",
+        Consequence::DropInLeftOut => "systemd ignores the file, and only the journal says so",
         Consequence::Refused => "systemd does not load the unit, so nothing listens",
         Consequence::Unknown => "there is no unit that systemd could start",
         Consequence::Deletes => "systemd deletes it, and listens there",
-        Consequence::Retried => "not served until that is mended; the service retries",
+        Consequence::Retried => "not served until this is corrected; the service retries",
         Consequence::LabelGone => "not served; a reload: a socket that was served keeps its last label",
         Consequence::Circle => {
             "it is served, and the service resets a connection that comes back; through two services a connection would go round without end"

@@ -180,8 +180,8 @@ pub(super) fn of_places(name: &str, text: &str, program: Program, scope: Scope) 
 fn summary(tally: &CheckTally, found: &[FoundUnit]) -> Result<ExitCode, Fatal> {
     let warnings = if tally.warnings > 0 { format!(", {}", count(tally.warnings, "warning")) } else { String::new() };
     if tally.faults > 0 {
-        let units = if found.is_empty() { String::new() } else { format!(" and {}", count(found.len(), "unit")) };
-        let what = format!("{} in the configuration{units}{warnings}", count(tally.faults, "fault"));
+        let units = if found.is_empty() { String::new() } else { format!(", {}", count(found.len(), "unit")) };
+        let what = format!("{} found{warnings} (checked: configuration{units})", count(tally.faults, "error"));
         return Err(Fatal::new(Code::Config, what));
     }
     println!("{} can be served{warnings}", count(tally.served, "listener"));

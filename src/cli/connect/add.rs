@@ -38,11 +38,11 @@ const PREFIX: &str = "qrexec-connect-";
 /// Options of `add`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Add {
-    /// What to call it: `gitweb` makes qrexec-connect-gitweb.socket
+    /// The name of the unit: `gitweb` makes qrexec-connect-gitweb.socket
     name: String,
     /// Where to listen: a port (on 127.0.0.1), ADDRESS:PORT, /PATH (%t is $XDG_RUNTIME_DIR) or @ABSTRACT
     listen: String,
-    /// Where it leads: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
+    /// Where each connection goes: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
     fd_name: String,
     /// Enable and start it at once
     #[arg(long)]
@@ -58,7 +58,7 @@ pub(super) struct Add {
 /// Options of `remove`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Remove {
-    /// What it was called for `add`
+    /// The name that `add` got
     name: String,
     /// It is a system unit
     #[arg(long)]
@@ -125,7 +125,7 @@ pub(super) fn remove(options: &Remove) -> Result<ExitCode, Fatal> {
     systemctl::order(scope, &["disable", "--now", &unit])?;
     fs::remove_file(&file).map_err(|e| Fatal::new(Code::Failure, format!("{}: {e}", file.display())))?;
     systemctl::order(scope, &["daemon-reload"])?;
-    println!("removed {}; sessions that were open go on", file.display());
+    println!("removed {}; open sessions continue", file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -174,7 +174,7 @@ fn listen(text: &str) -> Result<(String, SocketKind, Option<String>), Fatal> {
                 IpAddr::V6(ip) => ip.is_unspecified(),
             };
             let warning =
-                wide.then(|| format!("{address} lets everybody who can reach this machine in; 127.0.0.1 does not"));
+                wide.then(|| format!("{address} is open to every host that reaches this machine; 127.0.0.1 is not"));
             Ok((address.to_string(), SocketKind::Tcp, warning))
         }
         _ => Err(usage(format!("cannot listen on \"{}\"", escape(text.as_bytes()))).hint(

@@ -72,9 +72,9 @@ fn more_help() -> String {
 enum ConnectCommand {
     /// Serve the sockets that systemd passes (the default; started by qrexec-connect.service)
     Serve(Serve),
-    /// Say what each socket unit leads to, and what is wrong with it
+    /// Show where each socket unit leads, and what is wrong
     Check(Check),
-    /// Print each value of the running service with its origin; where none runs, as a start would read the files
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
     Config {
         #[command(flatten)]
         options: effective::EffectiveOptions,
@@ -94,7 +94,7 @@ enum ConnectCommand {
         #[arg(long)]
         check: bool,
     },
-    /// Have the running service read its configuration again, and wait until it has
+    /// Reload the configuration of the running service, and wait for the result
     Reload {
         /// The system's service instead of the user's
         #[arg(long)]
@@ -125,7 +125,7 @@ struct WhichConnect {
     /// Ask the system's service instead of the user's
     #[arg(long)]
     system: bool,
-    /// Ask at this control socket
+    /// Use this control socket
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }

@@ -36,14 +36,14 @@ use words::listeners_of_unit;
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ControlCommand<P: WhichService> {
-    /// Say what is configured, what systemd says of the sockets, what the service makes of them, and what is wrong.
+    /// Show all listeners, their state, and what is wrong.
     /// Exits with 1 when a listener is not served
     Status(StatusOptions<P>),
-    /// List the sessions that live now, with who connected
+    /// List the open sessions, with their clients
     Sessions(SessionsOptions<P>),
     /// End sessions; their END in the journal is `killed`
     Kill(KillOptions<P>),
-    /// Accept no more on a listener: whoever connects waits in the backlog, and sessions go on
+    /// Pause a listener: new clients wait in the backlog, sessions continue
     Pause(PauseOptions<P>),
     /// Accept on a paused listener again
     Resume(PauseOptions<P>),
@@ -78,10 +78,10 @@ pub(super) struct StatusOptions<P: WhichService> {
 pub(super) struct SessionsOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Only the session with this id, or with an id that begins so
+    /// Only the session with this id, or whose id starts with this
     #[arg(value_name = "ID", conflicts_with = "follow")]
     id: Option<String>,
-    /// Go on and tell when sessions begin, are connected and end
+    /// Keep running and print events: sessions begin, connect and end
     #[arg(long, short)]
     follow: bool,
     /// Print one JSON object instead of a table; with --follow one in each line

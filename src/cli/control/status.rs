@@ -206,10 +206,8 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
             let rest = if ready { "; the first connection starts it" } else { "" };
             ("not running", Colour::Dim, rest.to_owned())
         }
-        (false, _, Some(active)) => {
-            ("not answering", Colour::Red, format!(", which systemd calls {}", table::clean(active)))
-        }
-        (false, _, None) => ("not answering", Colour::Dim, String::new()),
+        (false, _, Some(active)) => ("no answer", Colour::Red, format!(" (systemd state: {})", table::clean(active))),
+        (false, _, None) => ("no answer", Colour::Dim, String::new()),
     };
     out += &format!("{}: {}{rest}\n", state.unit, style.paint(Some(colour), word));
     if let Some(api::Crashes { crashes, resumed, lost }) = state.crashes {

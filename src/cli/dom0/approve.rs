@@ -67,7 +67,7 @@ fn whole<'a>(prefix: &str, waiting: &'a [(String, String)]) -> Result<&'a str, F
 /// Asks at the terminal.
 fn confirmed() -> Result<bool, Fatal> {
     if !io::stdin().is_terminal() {
-        return Err(fail("it is asked on a terminal; elsewhere: --yes, with the whole id"));
+        return Err(fail("no terminal to ask on; without one use --yes, with the whole id"));
     }
     print!("Allow it? [y/N] ");
     let _ = io::stdout().flush();

@@ -22,16 +22,16 @@ pub(super) struct Dom0Arguments {
 /// Options of the daemon.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DaemonArguments {
-    /// Serve this qube, whatever the configuration lists
+    /// Serve this qube instead of those in the configuration
     #[arg(long, value_name = "VM")]
     pub(super) vm: Option<String>,
     /// Do what waits now, then end
     #[arg(long)]
     pub(super) once: bool,
-    /// Say what would be done; touch nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Say more
+    /// Print more
     #[arg(short, long)]
     pub(super) verbose: bool,
 }
@@ -67,7 +67,7 @@ pub(super) enum Dom0Command {
         #[command(flatten)]
         look: LookOptions,
     },
-    /// Take the tokens of the Python client from a qube, or no longer
+    /// Accept the tokens of the Python client from a qube, or stop accepting them
     #[cfg(feature = "v1")]
     V1 {
         /// The qube
@@ -80,7 +80,7 @@ pub(super) enum Dom0Command {
     Enable,
     /// Stop the service, now and at every boot
     Disable,
-    /// Start the service for a while; then it is stopped. Again: another while
+    /// Start the service for some time, then stop it; a second `start` replaces the time
     Start {
         /// For so long: 30min, 2h (systemd.time(7))
         #[arg(long, value_name = "SPAN", default_value = "1h")]
@@ -120,12 +120,12 @@ pub(super) enum Dom0Command {
         #[arg(long, value_name = "FILE", requires = "verify")]
         against: Option<PathBuf>,
     },
-    /// Say what is wrong with the configuration, the keys and the policies, and what to write instead
+    /// Show what is wrong with the configuration, the keys and the policies, and what to write instead
     Check {
         /// A policy; without it, everything in its place
         file: Option<PathBuf>,
     },
-    /// Say which rule decides about a command, and why; nothing runs
+    /// Show which rule decides about a command, and why; nothing runs
     Test(TestArguments),
     /// End a command that runs, waits, or left processes in the background
     Kill {

@@ -162,7 +162,7 @@ pub(super) fn restart(run: &Path, yes: bool) -> Result<ExitCode, Fatal> {
     if !cut.is_empty() && !yes {
         print!("{cut}");
         if !io::stdin().is_terminal() {
-            return Err(fail("it is asked on a terminal; elsewhere: --yes").hint(WHEN_IDLE));
+            return Err(fail("no terminal to ask on; without one use --yes").hint(WHEN_IDLE));
         }
         if !answered_by("Restart now? [y/N] ", &["y", "Y", "yes"])? {
             println!("Not restarted; {WHEN_IDLE}");

@@ -4,7 +4,7 @@
 pub(super) const ABOUT: &str = "\
 Runs commands of authorised qubes in dom0, as root where their policy allows.
 
-Without a command it is the daemon (qvm-remote-dom0.service). What a qube may do stands in
+Without a command this is the daemon (qvm-remote-dom0.service). What a qube may do is in
 /etc/qubes/remote.d/QUBE.policy; who it is, in QUBE.key beside it; which qubes are served, in
 /etc/qubes/remote.conf as QVM_REMOTE_VMS=\"QUBE...\".";
 

@@ -67,7 +67,7 @@ struct PfwdArguments {
     /// Print socket units that do the same, and end
     #[arg(long, group = "instead")]
     print_units: bool,
-    /// Print the network namespaces that are asked for, with their paths and inodes, and end
+    /// Print the network namespaces of the configuration, with their paths and inodes, and exit
     #[arg(long, group = "instead")]
     show_netns: bool,
     /// As the command `reload`, for ExecReload= of units from before there was one
@@ -98,11 +98,11 @@ struct PfwdArguments {
 /// The commands of `pfwd`.
 #[derive(Clone, Debug, Subcommand)]
 enum PfwdCommand {
-    /// Say what each socket unit and each forward leads to, and what is wrong with it
+    /// Show where each socket unit and each forward leads, and what is wrong
     Check(check::CheckOptions),
-    /// Print each value of the running service with its origin; where none runs, as a start would read the files
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
     Config(effective::EffectiveOptions),
-    /// Have the running service read its configuration again, and wait until it has
+    /// Reload the configuration of the running service, and wait for the result
     Reload,
     #[command(flatten)]
     Control(control::ControlCommand<WhichPfwd>),
@@ -117,7 +117,7 @@ enum PfwdCommand {
 /// Which service is asked: there is one.
 #[derive(Clone, Debug, Args)]
 struct WhichPfwd {
-    /// Ask at this control socket instead of /run/pfwd/control
+    /// Use this control socket instead of /run/pfwd/control
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }

@@ -106,18 +106,23 @@ pub const OPTIONS: &[OptionEntry] = &[
     },
     flag(Some('i'), "stdin", "pass standard input on to the command", Effect::Set(|o| o.stdin = true)),
     flag(None, "tty", "give the command a terminal", Effect::Set(|o| o.tty = true)),
-    flag(None, "argv", "pass the words on as they are: policies can rely on them", Effect::Set(|o| o.argv = true)),
+    flag(
+        None,
+        "argv",
+        "no shell in dom0 reads the words: a policy can check each of them",
+        Effect::Set(|o| o.argv = true),
+    ),
     OptionEntry {
         short: None,
         long: "user",
         value: Some("NAME"),
-        help: "run as this user of dom0, where its policy names him",
+        help: "run as this user of dom0, if the policy allows that user",
         effect: Effect::Text(|o, name| o.user = name),
     },
     flag(
         None,
         "queue",
-        "wait for a daemon that is not up yet",
+        "wait for a daemon that does not run yet",
         Effect::Set(|o| {
             if o.delivery == Delivery::Live {
                 o.delivery = Delivery::Queue;
@@ -132,7 +137,7 @@ pub const OPTIONS: &[OptionEntry] = &[
         Effect::Set(|o| o.delivery = Delivery::V1),
     ),
     flag(Some('q'), "quiet", "no progress, no hints", Effect::Set(|o| o.quiet = true)),
-    flag(Some('v'), "verbose", "say more", Effect::Set(|o| o.verbose = true)),
+    flag(Some('v'), "verbose", "print more", Effect::Set(|o| o.verbose = true)),
     flag(Some('h'), "help", "print this help", Effect::Help),
     flag(None, "version", "print the version", Effect::Version),
 ];

@@ -33,7 +33,7 @@ Usage:
     text + "
 Exit status: the command's; 128+n when signal n ended it; 124 timed out; 125 ended by a limit of
 the policy; 126 refused by dom0; 127 with --argv, no such program; 255 dom0 was not reached, could
-not do it, or did not sign the answer; 1 a fault here, or of a file of get or put.
+not do it, or did not sign the answer; 1 a local error, or a file of get or put.
 
 What an allowed qube may do is in dom0: /etc/qubes/remote.d/QUBE.policy. A qube that may run any
 command there is as good as dom0 itself.

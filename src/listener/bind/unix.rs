@@ -281,7 +281,7 @@ fn told(failed: &BindFailure, at: &str, mode: FileMode) -> String {
         }
         Doing::Thread => format!("cannot start a thread: {error}"),
         Doing::Work => "a thread panicked".to_owned(),
-        Doing::Umask => format!("cannot have a umask of its own: {desc}"),
+        Doing::Umask => format!("cannot set a separate umask: {desc}"),
         Doing::Make => format!("cannot make a UNIX socket: {desc}"),
     }
 }

@@ -245,7 +245,7 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello, Fault> {
     let seq = u64::from_be_bytes(r.array()?);
     let vm = r.rest_text()?;
     if !valid_vm(vm) || streams == 0 {
-        return Err(Fault("a greeting that makes no sense"));
+        return Err(Fault("a greeting with a wrong name or no streams"));
     }
     Ok(Hello { version, nonce, vm: vm.to_owned(), streams, seq })
 }

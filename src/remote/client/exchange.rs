@@ -251,7 +251,7 @@ impl<'a> Exchange<'a> {
             }
             Frame::Reject(refusal, why) => return Err(self.rejected(refusal, why)),
             Frame::Exit(ending, code) => return Ok(Some((ending, code))),
-            _ => return Err(ClientError::Transport("dom0 sent what makes no sense".into()).into()),
+            _ => return Err(ClientError::Transport("dom0 sent an answer that cannot be read".into()).into()),
         }
         Ok(None)
     }

@@ -86,7 +86,7 @@ impl RuleOptions {
                 }
                 _ => {
                     return Err(Complaint::new(
-                        format!("option \"{word}\" makes no sense"),
+                        format!("unknown option \"{word}\""),
                         "options are user= cwd= umask= timeout= max-output= max-size= stdin= tty= env=",
                     ));
                 }

@@ -282,3 +282,21 @@ proptest! {
         prop_assert_eq!(shell(&policy("allow qvm-ls *\nallow * *"), &text), Verdict::Deny);
     }
 }
+
+#[test]
+fn the_manual_has_every_option_and_setting_and_its_examples_are_policies() {
+    let manual =
+        include_str!("../../../packaging/man/qvm-remote-dom0.policy.5").replace("\\-", "-").replace("\\(aq", "'");
+    let examples: Vec<&str> = manual.split(".EX\n").skip(1).filter_map(|rest| rest.split(".EE").next()).collect();
+    let (policies, commands): (Vec<&str>, Vec<&str>) = examples.iter().partition(|text| text.contains("allow "));
+    assert_eq!((policies.len(), commands.len()), (2, 1));
+    let [all, settings] = policies[..].iter().map(|text| policy(text)).collect::<Vec<_>>().try_into().expect("two");
+    assert_eq!((all.rules.len(), settings.rules.len()), (8, 1));
+    assert_eq!((settings.max_running, settings.audit_quota), (Some(2), Some(1 << 20)));
+    for key in ["user", "cwd", "umask", "timeout", "max-output", "max-size", "stdin", "tty", "env"] {
+        assert!(manual.contains(&format!("\n.BI {key}= ")) || manual.contains(&format!("\n.BR {key}= ")), "{key}=");
+    }
+    for key in ["force", "max-running", "audit-quota"] {
+        assert!(manual.contains(&format!("\n.BI \"{key} = \"")), "{key}");
+    }
+}

@@ -125,7 +125,7 @@ impl FromStr for HostPort {
         }
         let (host, port, port_at) = host_and_port(text, "10.0.0.5:22")?;
         if port == 0 {
-            return Err(Flaw::new(port_at, "nothing can be dialled at port 0").note("a number from 1 to 65535"));
+            return Err(Flaw::new(port_at, "port 0 cannot be a target").note("a number from 1 to 65535"));
         }
         let at = usize::from(text.starts_with('['));
         Ok(Self { host: host_name(host).map_err(|flaw| flaw.shifted(at))?, port })
@@ -145,7 +145,7 @@ fn host_name(host: &str) -> Result<Host, Flaw> {
     }
     if host.contains([':', '+']) {
         let what = format!("\"{host}\" is neither an address nor a name");
-        return Err(Flaw::new(whole, what).example("an IPv6 address stands in brackets: ", "[fd00::1]:22"));
+        return Err(Flaw::new(whole, what).example("write an IPv6 address in brackets: ", "[fd00::1]:22"));
     }
     let labels: Vec<&str> = host.strip_suffix('.').unwrap_or(host).split('.').collect();
     let good = |label: &&str| {

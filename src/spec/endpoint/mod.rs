@@ -113,7 +113,7 @@ impl UnixAddr {
         match (self, dir) {
             (Self::Path(path), Some(dir)) if path.is_relative() => Self::path(dir.join(path)),
             (Self::Path(path), None) if path.is_relative() => {
-                Err(format!("the path {} is relative, and no uds_dir says to what", path.display()))
+                Err(format!("relative path {}, but uds_dir is not set", path.display()))
             }
             _ => Ok(self.clone()),
         }

@@ -154,7 +154,7 @@ fn bare(source: &Arc<Source>, service: &Word, word: &Word) -> SpecFault {
     let place = Place::new(source, word.span.clone());
     if text.starts_with(['#', ';']) {
         let fault = SpecFault::at(&place, "systemd knows no comment behind a value: this one is a part of the name");
-        return fault.hint("put it into a line of its own");
+        return fault.hint("put it into a separate line");
     }
     let fault = SpecFault::at(&place, format!("after the qube and the service comes key=value, not \"{text}\""));
     let argument = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
@@ -174,15 +174,15 @@ fn stray(source: &Arc<Source>, list: &Word, more: &[Word]) -> Option<SpecFault> 
     let place = Place::new(source, first.span.start..last.span.end);
     if first.lossy().starts_with(['#', ';']) {
         let fault = SpecFault::at(&place, "systemd knows no comment behind a value: this one is a part of the name");
-        return Some(fault.hint("put it into a line of its own"));
+        return Some(fault.hint("put it into a separate line"));
     }
     if more.iter().all(has_equals) {
         let written = [list].into_iter().chain(more).map(|word| source.text[word.span.clone()].trim_end_matches(','));
         let fault = SpecFault::at(&place, "a list has commas between its items, and no blanks");
         return Some(fault.hint(format!("write: {}", written.collect::<Vec<_>>().join(","))));
     }
-    let fault = SpecFault::at(&place, format!("\"{}\" stands after the list, behind a blank", first.lossy()));
-    Some(fault.hint("a blank that is data is written \\x20, or the value stands in quotes"))
+    let fault = SpecFault::at(&place, format!("\"{}\" follows the list after a blank", first.lossy()));
+    Some(fault.hint("write a blank in a value as \\x20, or put the value in quotes"))
 }
 
 /// The canonical form: printable ASCII that systemd takes and does not expand, which reads back as the same name.

@@ -92,7 +92,7 @@ fn each_mistake_has_its_own_words_its_place_and_the_text_to_write() {
         ("uds=/a,,label=b", 8, "nothing between two commas", ""),
         ("uds=/a,x", 8, "\"x\" is not key=value", ""),
         ("uds=/a target=10.0.0.5+22", 8, "commas between its items", "write: uds=/a,target=10.0.0.5+22"),
-        ("uds=/run/my sock", 13, "stands after the list", "\\x20"),
+        ("uds=/run/my sock", 13, "follows the list", "\\x20"),
         ("uds=/a,mode=600", 13, "decimal number", "write: uds=/a,mode=0600"),
         ("target=10.0.0.5", 8, "has no port", ""),
         ("listen=localhost+22", 8, "not an address to listen on", "write: listen=127.0.0.1+22"),

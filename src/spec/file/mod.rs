@@ -304,9 +304,9 @@ fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> SpecFault {
 /// The fault of a key outside of all tables.
 fn stray(name: &str, place: &Place) -> SpecFault {
     match KeyName::named(name) {
-        Some(_) => SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [[forward]]"),
+        Some(_) => SpecFault::at(place, format!("{name} is in no table")).hint("put it under [[forward]]"),
         None if name == "uds_dir" || name == "log_level" => {
-            SpecFault::at(place, format!("{name} stands in no table")).hint("put it under [defaults]")
+            SpecFault::at(place, format!("{name} is in no table")).hint("put it under [defaults]")
         }
         None => match nearest(name, ["defaults", "forward"]) {
             Some("forward") => {

@@ -90,8 +90,8 @@ source = "\u00e9"
 [extra]
 "#;
     let expected = [
-        "f:2:1: listen stands in no table (put it under [[forward]])",
-        "f:4:8: mode: 600 is a decimal number, and as such no mode (write: mode = \"0600\")",
+        "f:2:1: listen is in no table (put it under [[forward]])",
+        "f:4:8: mode: 600 is a decimal number, not a file mode (write: mode = \"0600\")",
         "f:5:1: target cannot be a default: it makes one forward what it is (it belongs in a [[forward]])",
         "f:6:12: uds_dir: expected an absolute path (such as /run/pfwd)",
         "f:7:14: log_level: \"inf\" is not one of error, warn, info, debug, trace (write: log_level = \"info\")",

@@ -83,7 +83,7 @@ impl Reading<'_> {
                 Some(("streams have sessions, not flows", "write: idle_timeout"))
             }
             KeyName::UdpResponses if !self.datagram => {
-                Some(("streams end by themselves", "it is for forwards with udp_target"))
+                Some(("a stream has an end, and needs no count", "it is for forwards with udp_target"))
             }
             KeyName::Keepalive | KeyName::ProxyProtocol | KeyName::BufferSize if self.datagram => {
                 Some(("it is for streams", leave))

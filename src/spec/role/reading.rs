@@ -124,10 +124,11 @@ impl Reading<'_> {
                     Host::Ip(_) | Host::LinkLocal(..) => None,
                 });
                 if let Some(name) = name {
-                    let what =
-                        format!("the name {name} is not looked up inside a namespace, where other servers may hold");
+                    let what = format!(
+                        "{name}: host names are not resolved inside a namespace, where other DNS servers may apply"
+                    );
                     let example = pair(key.name(), "192.168.31.201:22", origin);
-                    self.fault(key, what, &format!("write an address, such as {example}"));
+                    self.fault(key, what, &format!("use an IP address: {example}"));
                 }
             }
         }

@@ -86,7 +86,7 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("udp_listen=127.0.0.1:1,udp_target=a:1,listen=127.0.0.1:1", &["listen accepts streams"]),
         ("udp_listen=127.0.0.1:1,udp_target=a:1,qrexec=work svc", &["carries streams"]),
         ("uds=/a,target=10.0.0.5:1,listen_namespace=x", &["listen_namespace needs listen"]),
-        ("listen=127.0.0.1:1,uds=a.sock", &["is relative"]),
+        ("listen=127.0.0.1:1,uds=a.sock", &["relative path a.sock"]),
         (
             "listen=127.0.0.1:1,target=1.1.1.1:1,source=::1,mode=0600,allow_uid=0,setup_timeout=1,udp_idle_timeout=1,udp_responses=1,max_calls=1",
             &[

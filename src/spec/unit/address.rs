@@ -104,7 +104,7 @@ fn flaw(text: &str) -> Flaw {
     if let Some(at) = text.find([' ', '\t']).filter(|at| text[*at..].trim_start().starts_with(['#', ';'])) {
         let what = "systemd knows no comment behind a value: this one is a part of the address";
         let flaw = Flaw::new(at..text.len(), what);
-        return if reads(&text[..at]) { flaw.fix(&text[..at]) } else { flaw.note("put it into a line of its own") };
+        return if reads(&text[..at]) { flaw.fix(&text[..at]) } else { flaw.note("put it into a separate line") };
     }
     if let Some(flaw) = several(text, "write a line for each") {
         return flaw;

@@ -219,12 +219,12 @@ impl UnitReader<'_> {
             return;
         }
         let Some(section) = &self.section else {
-            self.drop(line, "this stands in no section, and systemd leaves it out", "put it under [Socket]");
+            self.drop(line, "this line is in no section, and systemd ignores it", "put it under [Socket]");
             return;
         };
         match joined.split_once('=') {
-            None => self.drop(line, "this is not Key=value, and systemd leaves it out", ""),
-            Some(("", _)) => self.drop(line, "there is no key before the =, and systemd leaves it out", ""),
+            None => self.drop(line, "this is not Key=value, and systemd ignores it", ""),
+            Some(("", _)) => self.drop(line, "there is no key before the =, and systemd ignores it", ""),
             Some((key, value)) => {
                 // Where the value begins on the first line; at its end when the value is all on later ones.
                 let after = line.first.find('=').map_or(line.first.len(), |at| at + 1);

@@ -63,7 +63,7 @@ impl Value for Keepalive {
             return Ok(if on { Self::On } else { Self::Off });
         }
         let expected = "true, false or IDLE/INTERVAL/COUNT";
-        let text = raw.text(&format!("{expected}, the latter"))?;
+        let text = raw.text(expected)?;
         let whole = 0..text.len();
         let mut parts = text.split('/');
         let (Some(idle), Some(interval), Some(count), None) = (parts.next(), parts.next(), parts.next(), parts.next())

@@ -34,7 +34,7 @@ impl FileMode {
             }
             (Some(mode), _) => Ok(mode),
             (None, Some(bits)) => {
-                let what = format!("{number} is a decimal number, and as such no mode");
+                let what = format!("{number} is a decimal number, not a file mode");
                 Err(flaw(what).fix(format!("0{bits:o}")))
             }
             (None, None) => Err(flaw(format!("{number} is not a mode")).note("from \"0000\" to \"0777\"")),
