@@ -3,7 +3,9 @@
 //! The program of each unit is this test binary ([`the_program_of_a_unit`]): an echo server that can come late.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Display,
+    fs,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, UdpSocket},
     ops::Range,
@@ -67,6 +69,11 @@ fn the_program_of_a_unit() {
     }
 }
 
+/// The full name of a unit.
+fn full(name: &str) -> String {
+    if name.ends_with(".target") { name.to_owned() } else { format!("{name}.service") }
+}
+
 /// The words that make a manager this one: `systemctl` and `journalctl` of the system, or of the user.
 #[derive(Clone, Copy)]
 struct Of {
@@ -107,14 +114,14 @@ impl Of {
     }
 
     fn state(self, name: &str) -> String {
-        attempt(&format!("systemctl {} show -p ActiveState --value {name}.service", self.flag())).1
+        attempt(&format!("systemctl {} show -p ActiveState --value {}", self.flag(), full(name))).1
     }
 
     /// The messages of the events of this kind about that unit.
     fn told(self, kind: &str, name: &str) -> Vec<String> {
         let id = message_id(kind);
         let all = attempt(&format!("journalctl {} -q -o cat MESSAGE_ID={id}", self.flag())).1;
-        all.lines().filter(|line| line.contains(&format!("{name}.service"))).map(str::to_owned).collect()
+        all.lines().filter(|line| line.contains(&full(name))).map(str::to_owned).collect()
     }
 
     #[track_caller]
@@ -141,10 +148,12 @@ fn echoes(wire: &mut Wire) {
     wire.expect(b"hello");
 }
 
-/// A session through `from`, from its beginning to its end.
+/// A session through `from`, from its beginning to its end; the first answer may come late.
 #[track_caller]
 fn visit(from: u16) {
-    echoes(&mut port(from));
+    let mut wire = port(from);
+    wire.wait_for_ever().expect("it is connected");
+    echoes(&mut wire);
 }
 
 /// One forward of a file.
@@ -152,8 +161,31 @@ fn forward(listen: u16, to: u16, more: &str) -> String {
     format!("[[forward]]\nlisten = \"127.0.0.1:{listen}\"\ntarget = \"127.0.0.1:{to}\"\n{more}\n")
 }
 
+/// One forward of datagrams, of a file; its flows are over after a second.
+fn datagrams(listen: u16, to: u16, more: &str) -> String {
+    format!(
+        "[[forward]]\nudp_listen = \"127.0.0.1:{listen}\"\nudp_target = \"127.0.0.1:{to}\"\nudp_idle_timeout = 1\n{more}\n"
+    )
+}
+
+/// Somebody who sends datagrams to a port, and waits for answers.
+fn asker_of(to: u16) -> UdpSocket {
+    let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    asker.connect(("127.0.0.1", to)).expect("an address");
+    asker.set_read_timeout(Some(Duration::from_secs(20))).expect("not zero");
+    asker
+}
+
+#[track_caller]
+fn asks(asker: &UdpSocket) {
+    asker.send(b"hello").expect("it is sent");
+    let mut answer = [0; 16];
+    let n = asker.recv(&mut answer).expect("an answer");
+    assert_eq!(&answer[..n], b"hello");
+}
+
 /// The keys of a unit, in a file.
-fn unit(name: &str, idle: u32) -> String {
+fn unit(name: &str, idle: impl Display) -> String {
     format!("start_unit = \"{name}\"\nstop_when_idle = {idle}\n")
 }
 
@@ -176,28 +208,42 @@ fn serve(forwards: &[String]) {
 #[test]
 fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_session_of_both_its_listeners() {
     let Some(tree) = tree!() else { return };
+    let start = sample("seconds of a start", 3, 60);
     tree.boot("hundred", As::Root, || {
         let of = SYSTEM;
         of.service("one", "tcp:8001 notify slow:500", "");
         of.service("two", "tcp:8002 late:300", "");
         of.service("path", "unix:/run/path.sock", "");
-        of.service("slow", "tcp:8003 notify slow:3000", "");
+        of.service("slow", &format!("tcp:8003 notify slow:{}", 1000 * start), "");
         of.service("never", "tcp:8001", "");
         of.service("again", "tcp:8004 notify", "Restart=always\nRestartSec=100ms");
         let uds = "[[forward]]\nlisten = \"127.0.0.1:2005\"\nuds = \"/run/path.sock\"\n".to_owned() + &unit("path", 1);
-        let slow_start = forward(2006, 8003, "start_unit = \"slow\"\nstop_when_idle = 1\nretry_timeout = 60\n");
+        of.service("part", "tcp:8006 notify", "[Unit]\nPartOf=stack.target");
+        // Its connections outlive it: somebody else serves them.
+        of.service("limited", "tcp:8008 notify", "");
+        of.service("server", "tcp:8007 notify", "");
+        of.systemctl("start server.service");
+        of.unit_file("stack.target", "[Unit]\nRequires=part.service\nAfter=part.service\n");
+        let closed = "[[forward]]\nuds = \"/run/forwards/closed.sock\"\nmode = \"0666\"\ntarget = \"127.0.0.1:8001\"\n\
+                      allow_uid = 12345\n"
+            .to_owned();
         serve(&[
             forward(2001, 8001, &unit("one", 1)),
             forward(2002, 8001, &unit("one.service", 2)),
             forward(2003, 8002, &unit("two", 1)),
             uds,
-            slow_start,
+            forward(2006, 8003, &unit("slow", 1)),
+            forward(2008, 8006, &unit("stack.target", 1)),
+            closed + &unit("never", 1),
+            forward(2009, 8007, &(unit("limited", 600) + "max_connections = 1\n")),
+            forward(2010, 8007, ""),
             forward(2004, 8004, &unit("again", 1)),
             forward(2007, 8001, &(unit("never", 1) + "allow_from = [\"192.0.2.0/24\"]\n")),
         ]);
         thread::scope(|scope| {
             scope.spawn(|| visit(2005));
             scope.spawn(|| visit(2006));
+            scope.spawn(|| visit(2008));
             scope.spawn(|| {
                 let mut wires: Vec<_> = (0..10).map(|_| port(2003)).collect();
                 wires.iter_mut().for_each(echoes);
@@ -209,7 +255,11 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
                 of.systemctl("kill -s KILL again.service");
                 eventually("Restart= has begun another", || invocation() != before && of.state("again") == "active");
             });
-            scope.spawn(|| port(2007).expect_reset());
+            scope.spawn(|| {
+                port(2007).expect_reset();
+                let mut refused = Wire::unix(Path::new("/run/forwards/closed.sock"));
+                assert!(matches!(refused.read(&mut [0]), Ok(0) | Err(_)), "root is none of allow_uid");
+            });
             let mut wires: Vec<_> = (0..100).map(|_| port(2001)).collect();
             wires.iter_mut().for_each(echoes);
             let mut other = port(2002);
@@ -223,18 +273,39 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
             }
             assert_eq!(of.state("one"), "active");
         });
-        for name in ["one", "two", "path", "slow", "again"] {
+        for name in ["one", "two", "path", "slow", "again", "stack.target"] {
             of.wait_for_state(name, "inactive");
             let idle = if name == "one" { "after 2 s without a session" } else { "after 1 s without a session" };
             of.wait_for("unit-stopped", name, idle);
             let told = ["unit-start", "unit-ready", "unit-stopped"].map(|kind| of.told(kind, name).len());
             assert_eq!(told, [1, 1, 1], "{name}");
         }
-        assert_eq!(of.told("unit-start", "never").len() + of.told("unit-failed", "never").len(), 0, "allow_from");
-        assert_eq!(
-            attempt("journalctl -q -o cat -p warning -t pfwd | grep -vE 'not in allow_from|LimitNOFILE' || true").1,
-            ""
-        );
+        of.wait_for_state("part", "inactive");
+        let warnings = attempt("journalctl -q -o cat -p warning -t pfwd").1;
+        for list in ["allow_from", "allow_uid"] {
+            assert_eq!(warnings.matches(&format!("not in {list}")).count(), 1, "{warnings}");
+        }
+        let others = |line: &&str| !["not in allow_", "LimitNOFILE"].iter().any(|part| line.contains(part));
+        assert_eq!(warnings.lines().find(others), None);
+        assert_eq!(of.told("unit-start", "never").len() + of.told("unit-failed", "never").len(), 0, "{warnings}");
+        assert_eq!(of.state("never"), "inactive");
+        // A connection above the limit starts nothing until there is a place.
+        let mut first = port(2009);
+        echoes(&mut first);
+        of.systemctl("stop limited.service");
+        let looked = || _ = attempt("pfwd status");
+        looked();
+        let mut second = port(2009);
+        second.write_all(b"hello").expect("the kernel takes it");
+        echoes(&mut first);
+        visit(2010);
+        looked();
+        assert_eq!((of.told("unit-start", "limited").len(), of.state("limited").as_str()), (1, "inactive"));
+        drop(first);
+        second.expect(b"hello");
+        of.wait_for_state("limited", "active");
+        assert_eq!(of.told("unit-start", "limited").len(), 2);
+        drop(second);
         // A stop of the service stops no unit.
         visit(2001);
         shell("systemctl stop pfwd.service");
@@ -316,22 +387,33 @@ fn a_unit_that_others_have_or_need_is_not_stopped_and_one_line_says_why() {
     let Some(tree) = tree!() else { return };
     tree.boot("others", As::Root, || {
         let of = SYSTEM;
-        let names = ["by-hand", "restarted", "needed", "enabled", "refuses", "connected"];
+        let names = ["by-hand", "restarted", "needed", "enabled", "refuses", "connected", "by-unix", "by-udp"];
         let mut forwards = Vec::new();
         for (n, name) in (0u16..).zip(names) {
-            of.service(name, &format!("tcp:{} notify", 8001 + n), "[Install]\nWantedBy=multi-user.target");
-            forwards.push(forward(2001 + n, 8001 + n, &unit(name, 1)));
+            let (program, forward) = match name {
+                "by-unix" => (
+                    "unix:/run/by.sock notify".to_owned(),
+                    "[[forward]]\nlisten = \"127.0.0.1:2007\"\nuds = \"/run/by.sock\"\n".to_owned() + &unit(name, 1),
+                ),
+                "by-udp" => ("udp:8008".to_owned(), datagrams(2008, 8008, &unit(name, 1))),
+                _ => (format!("tcp:{} notify", 8001 + n), forward(2001 + n, 8001 + n, &unit(name, 1))),
+            };
+            of.service(name, &program, "[Install]\nWantedBy=multi-user.target");
+            forwards.push(forward);
         }
         of.unit_file("needs.service", "[Unit]\nRequires=needed.service\n[Service]\nExecStart=/bin/sleep infinity\n");
         serve(&forwards);
         shell("systemctl enable --quiet enabled.service; systemctl start by-hand.service");
-        let mut wires: Vec<_> = (0..6).map(|n| port(2001 + n)).collect();
+        let mut wires: Vec<_> = (0..7).map(|n| port(2001 + n)).collect();
         wires.iter_mut().for_each(echoes);
+        asks(&asker_of(2008));
         shell("systemctl restart restarted.service; systemctl start needs.service");
         of.unit_file("refuses.service.d/stop.conf", "[Unit]\nRefuseManualStop=yes\n");
         shell("systemctl daemon-reload");
-        let mut foreign = port(8006);
-        echoes(&mut foreign);
+        let mut foreign = [port(8006), Wire::unix(Path::new("/run/by.sock"))];
+        foreign.iter_mut().for_each(echoes);
+        let foreign_asker = asker_of(8008);
+        asks(&foreign_asker);
         drop(wires);
         for (name, why) in names.into_iter().zip([
             "somebody else started it",
@@ -340,6 +422,8 @@ fn a_unit_that_others_have_or_need_is_not_stopped_and_one_line_says_why() {
             "multi-user.target is active",
             "RefuseManualStop=yes",
             "somebody else is connected to 127.0.0.1:8006",
+            "somebody else is connected to /run/by.sock",
+            "somebody else is connected to 127.0.0.1:8008",
         ]) {
             of.wait_for("unit-not-stopped", name, why);
         }
@@ -349,10 +433,11 @@ fn a_unit_that_others_have_or_need_is_not_stopped_and_one_line_says_why() {
             assert!(of.told("unit-not-stopped", name).len() <= 1, "{name}");
         }
         assert_eq!(of.told("unit-start", "by-hand").len(), 0);
-        echoes(&mut foreign);
-        drop(foreign);
+        foreign.iter_mut().for_each(echoes);
+        asks(&foreign_asker);
+        drop((foreign, foreign_asker));
         shell("systemctl stop needs.service");
-        for name in ["connected", "needed"] {
+        for name in ["connected", "needed", "by-unix", "by-udp"] {
             of.wait_for_state(name, "inactive");
         }
     });
@@ -365,13 +450,11 @@ fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
         let of = SYSTEM;
         let names = ["restart", "removed", "changed", "gone", "kept", "killed", "starting", "left", "held", "long"];
         for (n, name) in (0u16..).zip(names) {
-            let slow = if ["starting", "left"].contains(&name) { "slow:2500" } else { "" };
+            let slow = if ["starting", "left"].contains(&name) { "slow:1500" } else { "" };
             of.service(name, &format!("tcp:{} notify {slow}", 8001 + n), "");
         }
         of.service("other", "tcp:8099 notify", "");
-        let idle = |name: &str| if name == "restart" { 3 } else { 2 };
-        let all: Vec<_> =
-            (0u16..).zip(names).map(|(n, name)| forward(2001 + n, 8001 + n, &unit(name, idle(name)))).collect();
+        let all: Vec<_> = (0u16..).zip(names).map(|(n, name)| forward(2001 + n, 8001 + n, &unit(name, 2))).collect();
         serve(&all);
         thread::scope(|scope| (0..6).for_each(|n| _ = scope.spawn(move || visit(2001 + n))));
         let mut long = port(2010);
@@ -390,9 +473,9 @@ fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
         reload(&changed);
         thread::sleep(Duration::from_millis(1000)); // a part of the idle time passes
         shell("systemctl restart pfwd.service");
-        for (name, after) in [("restart", 3), ("removed", 2), ("changed", 2), ("gone", 2), ("killed", 2)] {
+        for name in ["restart", "removed", "changed", "gone", "killed"] {
             of.wait_for_state(name, "inactive");
-            of.wait_for("unit-stopped", name, &format!("after {after} s without a session"));
+            of.wait_for("unit-stopped", name, "after 2 s without a session");
         }
         assert_eq!(of.state("kept"), "active", "its listener lets it be idle for ever");
         assert_eq!(of.state("held"), "active", "its session lives on a route that no listener has any more");
@@ -435,6 +518,59 @@ fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
     });
 }
 
+/// A shutdown of a manager, begun by `off`, with a service of ours that ends late in it.
+#[track_caller]
+fn shut_down(of: Of, service: &str, file: &str, off: &str) {
+    for (name, words) in [("kept", "tcp:8001 notify"), ("due", "tcp:8002 notify"), ("new", "tcp:8003 notify")] {
+        of.service(name, words, &format!("[Unit]\nBefore={service}")); // systemd stops it after the service
+    }
+    // systemd stops this one before the service: whoever comes meanwhile comes during the shutdown.
+    let brake = "ExecStart=/bin/sleep infinity\nExecStop=/bin/sh -c 'until [ -e /tmp/go-on ]; do sleep 0.02; done'";
+    of.unit_file("brake.service", &format!("[Unit]\nAfter={service}\n[Service]\n{brake}\n"));
+    let idle = [("kept", 600), ("due", 1), ("new", 600)];
+    let forwards = (0u16..).zip(idle).map(|(n, (name, idle))| forward(2001 + n, 8001 + n, &unit(name, idle)));
+    fs::write(file, forwards.collect::<String>()).expect("one's own tree");
+    of.systemctl("daemon-reload");
+    of.systemctl(&format!("start {service} brake.service"));
+    let mut due = port(2002);
+    echoes(&mut due);
+    visit(2001);
+    shell(off);
+    of.wait_for_state("brake", "deactivating");
+    drop(due);
+    port(2003).expect_reset();
+    of.wait_for("unit-failed", "new", "the system goes down");
+    // Its time is over during the shutdown.
+    of.wait_for("unit-not-stopped", "due", "another job of it is pending");
+    for name in ["kept", "due"] {
+        assert_eq!((of.state(name).as_str(), of.told("unit-stopped", name).len()), ("active", 0), "{name}");
+    }
+    fs::write("/tmp/go-on", "").expect("/tmp is for all");
+    of.wait_for("unit-not-stopped", "kept", "left running");
+    of.wait_for("unit-not-stopped", "due", "left running");
+    let told = ["unit-start", "unit-stopped", "unit-not-stopped"];
+    assert_eq!(told.map(|kind| of.told(kind, "kept").len()), [1, 0, 1]);
+    assert_eq!(told.map(|kind| of.told(kind, "due").len()), [1, 0, 2]);
+    assert_eq!(told.map(|kind| of.told(kind, "new").len()), [0, 0, 0]);
+}
+
+#[test]
+fn at_a_shutdown_nothing_is_started_or_stopped_and_one_line_says_what_is_left() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("machine", As::Root, || {
+        // As poweroff.target, but for what pulls the plug.
+        let off = "[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\n";
+        SYSTEM.unit_file("off.target", off);
+        let off = "systemctl start --no-block --job-mode=replace-irreversibly off.target";
+        shut_down(SYSTEM, "pfwd.service", "/etc/pfwd.toml", off);
+        SYSTEM.wait_for_state("kept", "inactive");
+    });
+    tree.boot("user", As::Tester, || {
+        let file = shell("echo ~/.config/qrexec-connect.toml");
+        shut_down(Of { user: true }, "qrexec-connect.service", &file, "systemctl --user --no-block exit");
+    });
+}
+
 /// Clients that come around the deadline, one after another at each port; what those have met who got no echo.
 fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
     let visits = |from: u16| {
@@ -449,7 +585,7 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
             drop(wire);
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // -30 to +60 ms around the deadline
-            thread::sleep(Duration::from_millis(970 + (dice >> 33) % 90));
+            thread::sleep(Duration::from_millis(IDLE_MS - 30 + (dice >> 33) % 90));
         }
         bad
     };
@@ -458,6 +594,9 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
         all.into_iter().flat_map(|one| one.join().expect("it connects")).collect()
     })
 }
+
+/// How long a unit of a storm may be idle.
+const IDLE_MS: u64 = 500;
 
 /// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
 /// stop is ours.
@@ -506,7 +645,7 @@ fn clients_that_come_around_the_deadline_are_all_served() {
         let Some(tree) = tree!() else { return }; // a journal of its own
         tree.boot(&format!("arrivals {n}"), As::Root, || {
             storm(SYSTEM, 8, each, |names| {
-                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 1));
+                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 0.5));
                 serve(&names.iter().map(one).collect::<Vec<_>>());
             });
         });
@@ -526,7 +665,7 @@ fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_sta
             let services = if each >= STORM { 8 } else { 4 };
             storm(Of { user: true }, services, each, |names| {
                 for (name, n) in names {
-                    let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=1", 8001 + n);
+                    let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=0.5", 8001 + n);
                     socket(name, &format!("127.0.0.1:{}", 2001 + n), &target);
                 }
                 let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
@@ -542,9 +681,7 @@ fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_sta
 /// Fifty datagrams through a listener come back in order, each once.
 #[track_caller]
 fn fifty_datagrams(to: u16, between: impl FnOnce()) {
-    let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    asker.connect(("127.0.0.1", to)).expect("an address");
-    asker.set_read_timeout(Some(Duration::from_secs(20))).expect("not zero");
+    let asker = asker_of(to);
     for n in 0..50u8 {
         asker.send(&[n]).expect("it is sent");
     }
@@ -560,44 +697,20 @@ fn fifty_datagrams(to: u16, between: impl FnOnce()) {
 }
 
 #[test]
-fn a_flow_whose_unit_has_gone_has_the_unit_started_by_its_next_datagrams() {
-    let Some(tree) = tree!() else { return };
-    tree.boot("udp-again", As::Root, || {
-        let of = SYSTEM;
-        of.service("gone", "udp:8001", "");
-        serve(&[format!(
-            "[[forward]]\nudp_listen = \"127.0.0.1:2001\"\nudp_target = \"127.0.0.1:8001\"\n{}",
-            unit("gone", 600)
-        )]);
-        let asker = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        asker.connect("127.0.0.1:2001").expect("an address");
-        asker.set_read_timeout(Some(Duration::from_secs(1))).expect("not zero");
-        let answered = || asker.send(b"x").is_ok() && asker.recv(&mut [0; 16]).is_ok();
-        eventually("it answers", answered);
-        for starts in 2..4 {
-            of.systemctl("stop gone.service");
-            eventually("it answers again", answered);
-            assert_eq!(of.told("unit-start", "gone").len(), starts);
-        }
-    });
-}
-
-#[test]
-fn datagrams_wait_for_their_unit_and_come_in_order_over_a_restart_too() {
+fn datagrams_wait_for_their_unit_over_a_restart_too_and_start_it_again_when_it_has_gone() {
     let Some(tree) = tree!() else { return };
     tree.boot("udp", As::Root, || {
         let of = SYSTEM;
-        let udp = |listen: u16, to: u16, name: &str| {
-            format!(
-                "[[forward]]\nudp_listen = \"127.0.0.1:{listen}\"\nudp_target = \"127.0.0.1:{to}\"\n\
-                 udp_idle_timeout = 1\n{}",
-                unit(name, 1)
-            )
-        };
         of.service("late", "udp:8001 late:400", "");
-        of.service("slow", "udp:8002", "ExecStartPre=/bin/sleep 2");
+        of.service("slow", "udp:8002", "ExecStartPre=/bin/sleep 1");
         of.service("bad", "udp:8003 fail", "");
-        serve(&[udp(2001, 8001, "late"), udp(2002, 8002, "slow"), udp(2003, 8003, "bad")]);
+        of.service("gone", "udp:8004", "");
+        serve(&[
+            datagrams(2001, 8001, &unit("late", 1)),
+            datagrams(2002, 8002, &unit("slow", 1)),
+            datagrams(2003, 8003, &unit("bad", 1)),
+            datagrams(2004, 8004, &unit("gone", 600)).replace("udp_idle_timeout = 1\n", "udp_idle_timeout = 600\n"),
+        ]);
         fifty_datagrams(2001, || {});
         fifty_datagrams(2002, || {
             of.wait_for_state("slow", "activating");
@@ -612,6 +725,16 @@ fn datagrams_wait_for_their_unit_and_come_in_order_over_a_restart_too() {
         for name in ["late", "slow"] {
             of.wait_for_state(name, "inactive");
             assert_eq!(of.told("unit-start", name).len(), 1, "{name}");
+        }
+        // A flow that goes on when its unit has gone.
+        let asker = asker_of(2004);
+        asker.set_read_timeout(Some(Duration::from_secs(1))).expect("not zero");
+        let answered = || asker.send(b"x").is_ok() && asker.recv(&mut [0; 16]).is_ok();
+        eventually("it answers", answered);
+        for starts in 2..4 {
+            of.systemctl("stop gone.service");
+            eventually("it answers again", answered);
+            assert_eq!(of.told("unit-start", "gone").len(), starts);
         }
     });
 }

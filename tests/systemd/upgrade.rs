@@ -401,6 +401,68 @@ fn pfwd_property(name: &str) -> String {
     shell(&format!("systemctl show -p {name} --value pfwd.service"))
 }
 
+/// The earlier version knows no `start_unit`: it refuses the listener, and leaves the unit and its file alone.
+#[test]
+fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_stops_it() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    tree.boot("upgrade", As::Root, || {
+        let unit = "[Service]\nType=notify\nEnvironment=\"FORWARDER_PROGRAM=tcp:7001 notify\"\n\
+                    ExecStart=/usr/lib/forwarder-tests/deps/systemd --exact ondemand::the_program_of_a_unit --nocapture\n";
+        fs::write("/etc/systemd/system/echo.service", unit).expect("root's own tree");
+        for (name, port, to) in [("plain", 2001, "7009"), ("asked", 2002, "7001,start_unit=echo,stop_when_idle=1")] {
+            let text = format!("[Socket]\nListenStream=127.0.0.1:{port}\nFileDescriptorName=target=127.0.0.1+{to}\n");
+            fs::write(format!("/etc/systemd/system/pfwd-{name}.socket"), text).expect("root's own tree");
+        }
+        echo_at(7009);
+        shell("systemctl daemon-reload; systemctl start pfwd-plain.socket pfwd-asked.socket");
+        let mut plain = port(2001);
+        exchange_some(&mut plain);
+        pfwd_settled();
+        let said = |text: &str| shell("journalctl -q -o cat -t pfwd").matches(text).count();
+        let state = || attempt("systemctl is-active echo.service").1;
+        let become_version = |version: &str| {
+            install(version);
+            shell("systemctl restart pfwd.service");
+            pfwd_settled();
+            assert_runs(pfwd_property("MainPID").parse().expect("a number"), version, "pfwd");
+        };
+        assert_runs(pfwd_property("MainPID").parse().expect("a number"), "earlier", "pfwd");
+        eventually("the earlier version refuses the key", || said("start_unit") > 0);
+        assert_eq!(state(), "inactive");
+        // Twice: the file outlives a restart of the earlier version; its stop loses it.
+        for stopped in [false, true] {
+            become_version("present");
+            exchange_some(&mut plain);
+            let mut asked = port(2002);
+            exchange_some(&mut asked);
+            assert_eq!(state(), "active");
+            become_version("earlier");
+            exchange_some(&mut plain);
+            exchange_some(&mut asked);
+            drop(asked);
+            eventually("the session is over", || pfwd_property("StatusText").ends_with(", 1 session"));
+            if stopped {
+                drop(plain);
+                shell("systemctl stop pfwd-plain.socket pfwd-asked.socket pfwd.service");
+                assert_eq!(state(), "active");
+                install("present");
+                shell("systemctl start pfwd-plain.socket pfwd-asked.socket");
+                exchange_some(&mut port(2002));
+                eventually("it is somebody else's", || said("echo.service is not stopped when it is idle") == 1);
+                break;
+            }
+            assert_eq!(state(), "active");
+            become_version("present");
+            exchange_some(&mut plain);
+            eventually("it is stopped", || state() == "inactive");
+            eventually("that is told", || said("echo.service is stopped after ") == 1);
+        }
+        assert_eq!((state().as_str(), said("echo.service is stopped after ")), ("active", 1));
+        assert_eq!(said("echo.service is started for a connection"), 2);
+    });
+}
+
 #[test]
 fn an_upgrade_and_the_way_back_keep_the_listeners_of_the_file_with_their_sessions() {
     let Some(tree) = tree!() else { return };
