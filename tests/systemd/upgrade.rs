@@ -410,12 +410,21 @@ fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_st
         let unit = "[Service]\nType=notify\nEnvironment=\"FORWARDER_PROGRAM=tcp:7001 notify\"\n\
                     ExecStart=/usr/lib/forwarder-tests/deps/systemd --exact ondemand::the_program_of_a_unit --nocapture\n";
         fs::write("/etc/systemd/system/echo.service", unit).expect("root's own tree");
-        for (name, port, to) in [("plain", 2001, "7009"), ("asked", 2002, "7001,start_unit=echo,stop_when_idle=1")] {
-            let text = format!("[Socket]\nListenStream=127.0.0.1:{port}\nFileDescriptorName=target=127.0.0.1+{to}\n");
+        let never = unit.replace("tcp:7001", "tcp:7003 slow:600000");
+        fs::write("/etc/systemd/system/never.service", never).expect("root's own tree");
+        for (name, kind, port, to) in [
+            ("plain", "Stream", 2001, "7009"),
+            ("asked", "Stream", 2002, "7001,start_unit=echo,stop_when_idle=1"),
+            ("waits", "Stream", 2003, "7003,start_unit=never"),
+            ("sent", "Datagram", 2004, "7004,start_unit=never"),
+        ] {
+            let text =
+                format!("[Socket]\nListen{kind}=127.0.0.1:{port}\nFileDescriptorName=target=127.0.0.1+{to}\n");
             fs::write(format!("/etc/systemd/system/pfwd-{name}.socket"), text).expect("root's own tree");
         }
         echo_at(7009);
-        shell("systemctl daemon-reload; systemctl start pfwd-plain.socket pfwd-asked.socket");
+        let sockets = "pfwd-plain.socket pfwd-asked.socket pfwd-waits.socket pfwd-sent.socket";
+        shell(&format!("systemctl daemon-reload; systemctl start {sockets}"));
         let mut plain = port(2001);
         exchange_some(&mut plain);
         pfwd_settled();
@@ -437,17 +446,27 @@ fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_st
             let mut asked = port(2002);
             exchange_some(&mut asked);
             assert_eq!(state(), "active");
+            let mut waits = None;
+            if stopped {
+                let wire = port(2003);
+                let asker = Asker::new(2004);
+                asker.0.send(b"x").expect("sent");
+                let wait = || json("pfwd sessions")["sessions"].as_array().map(|all| all.iter().filter(|s| s["connected"] == false).count());
+                eventually("both wait for their unit", || wait() == Some(2));
+                waits = Some((wire, asker));
+            }
             become_version("earlier");
+            waits.into_iter().for_each(|(mut wire, _)| wire.expect_reset());
             exchange_some(&mut plain);
             exchange_some(&mut asked);
             drop(asked);
             eventually("the session is over", || pfwd_property("StatusText").ends_with(", 1 session"));
             if stopped {
                 drop(plain);
-                shell("systemctl stop pfwd-plain.socket pfwd-asked.socket pfwd.service");
+                shell(&format!("systemctl stop {sockets} pfwd.service"));
                 assert_eq!(state(), "active");
                 install("present");
-                shell("systemctl start pfwd-plain.socket pfwd-asked.socket");
+                shell(&format!("systemctl start {sockets}"));
                 exchange_some(&mut port(2002));
                 eventually("it is somebody else's", || said("echo.service is not stopped when it is idle") == 1);
                 break;
