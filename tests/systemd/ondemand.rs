@@ -3,9 +3,7 @@
 //! The program of each unit is this test binary ([`the_program_of_a_unit`]): an echo server that can come late.
 
 use std::{
-    env,
-    fmt::Display,
-    fs,
+    env, fs,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, UdpSocket},
     ops::Range,
@@ -17,7 +15,7 @@ use std::{
 
 use crate::{
     service::{enable_now, message_id, property, service_drop_in, socket},
-    support::{Wire, eventually, sample},
+    support::{Wire, eventually, sample, tell},
     tree::{As, PROGRAMS, attempt, shell},
 };
 
@@ -185,7 +183,7 @@ fn asks(asker: &UdpSocket) {
 }
 
 /// The keys of a unit, in a file.
-fn unit(name: &str, idle: impl Display) -> String {
+fn unit(name: &str, idle: u32) -> String {
     format!("start_unit = \"{name}\"\nstop_when_idle = {idle}\n")
 }
 
@@ -585,7 +583,7 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
             drop(wire);
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // -30 to +60 ms around the deadline
-            thread::sleep(Duration::from_millis(IDLE_MS - 30 + (dice >> 33) % 90));
+            thread::sleep(Duration::from_millis(970 + (dice >> 33) % 90));
         }
         bad
     };
@@ -594,9 +592,6 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
         all.into_iter().flat_map(|one| one.join().expect("it connects")).collect()
     })
 }
-
-/// How long a unit of a storm may be idle.
-const IDLE_MS: u64 = 500;
 
 /// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
 /// stop is ours.
@@ -621,11 +616,12 @@ fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u1
         stops[usize::from(n % 2)] += stopped;
     }
     let [notify, simple] = stops;
-    println!(
+    // On stderr: on stdout the name of the test stands before it.
+    tell(&format!(
         "SAMPLE {} arrivals at Type=notify, {notify} stops; as many at services that listen late, {simple} stops; {} bad",
         usize::from(services / 2) * each,
         bad.len()
-    );
+    ));
     assert_eq!(bad, [""; 0]);
     assert!(notify + simple > each, "{stops:?} stops: the arrivals have missed the deadlines");
 }
@@ -645,7 +641,7 @@ fn clients_that_come_around_the_deadline_are_all_served() {
         let Some(tree) = tree!() else { return }; // a journal of its own
         tree.boot(&format!("arrivals {n}"), As::Root, || {
             storm(SYSTEM, 8, each, |names| {
-                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 0.5));
+                let one = |(name, n): &(String, u16)| forward(2001 + n, 8001 + n, &unit(name, 1));
                 serve(&names.iter().map(one).collect::<Vec<_>>());
             });
         });
@@ -665,7 +661,7 @@ fn units_of_a_user_are_started_and_stopped_by_the_service_of_that_user_which_sta
             let services = if each >= STORM { 8 } else { 4 };
             storm(Of { user: true }, services, each, |names| {
                 for (name, n) in names {
-                    let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=0.5", 8001 + n);
+                    let target = format!("target=127.0.0.1+{},start_unit={name},stop_when_idle=1", 8001 + n);
                     socket(name, &format!("127.0.0.1:{}", 2001 + n), &target);
                 }
                 let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
