@@ -224,9 +224,9 @@ fn a_stop_of_the_service_of_dom0_ends_every_tree_and_a_crash_answers_what_was_ru
         assert_eq!(answer("cat /root/ran"), "x");
         assert_eq!(property("NRestarts"), "1");
         // a stop: commands may end; a second TERM is for those that do not
+        shell("mkfifo /root/fifo");
         let mut polite = remote("'echo up; read x </root/fifo; echo end'");
         let mut deaf = remote("'trap \"\" TERM; echo up; setsid -f sleep 4753; while :; do sleep 4753; done'");
-        shell("mkfifo /root/fifo");
         polite.stdout.wait_for("up");
         deaf.stdout.wait_for("up");
         shell(&format!("systemctl stop --no-block {UNIT}"));
