@@ -129,6 +129,16 @@ impl Of {
         });
     }
 
+    /// Waits for its stop, not before so many seconds without a session.
+    #[track_caller]
+    fn wait_for_stop(self, name: &str, idle: u64) {
+        self.wait_for_state(name, "inactive");
+        self.wait_for("unit-stopped", name, " s without a session");
+        let told = self.told("unit-stopped", name).concat();
+        let after = told.split_once(" after ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+        assert!(after.is_some_and(|after| after >= idle), "{told}");
+    }
+
     #[track_caller]
     fn wait_for_state(self, name: &str, state: &str) {
         eventually(&format!("{name} is {state}"), || self.state(name) == state);
@@ -272,9 +282,7 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
             assert_eq!(of.state("one"), "active");
         });
         for name in ["one", "two", "path", "slow", "again", "stack.target"] {
-            of.wait_for_state(name, "inactive");
-            let idle = if name == "one" { "after 2 s without a session" } else { "after 1 s without a session" };
-            of.wait_for("unit-stopped", name, idle);
+            of.wait_for_stop(name, if name == "one" { 2 } else { 1 });
             let told = ["unit-start", "unit-ready", "unit-stopped"].map(|kind| of.told(kind, name).len());
             assert_eq!(told, [1, 1, 1], "{name}");
         }
@@ -457,7 +465,7 @@ fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
         let of = SYSTEM;
         let names = ["restart", "removed", "changed", "gone", "kept", "killed", "starting", "left", "held", "long"];
         for (n, name) in (0u16..).zip(names) {
-            let slow = if ["starting", "left"].contains(&name) { "slow:1500" } else { "" };
+            let slow = if ["starting", "left"].contains(&name) { "slow:2500" } else { "" };
             of.service(name, &format!("tcp:{} notify {slow}", 8001 + n), "");
         }
         of.service("other", "tcp:8099 notify", "");
@@ -481,8 +489,7 @@ fn a_unit_is_stopped_over_restarts_reloads_and_crashes_of_the_service() {
         thread::sleep(Duration::from_millis(1000)); // a part of the idle time passes
         shell("systemctl restart pfwd.service");
         for name in ["restart", "removed", "changed", "gone", "killed"] {
-            of.wait_for_state(name, "inactive");
-            of.wait_for("unit-stopped", name, "after 2 s without a session");
+            of.wait_for_stop(name, 2);
         }
         assert_eq!(of.state("kept"), "active", "its listener lets it be idle for ever");
         assert_eq!(of.state("held"), "active", "its session lives on a route that no listener has any more");
