@@ -589,7 +589,10 @@ fn at_a_shutdown_nothing_is_started_or_stopped_and_one_line_says_what_is_left() 
 fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
     let visits = |from: u16| {
         let (mut dice, mut bad) = (u64::from(from), Vec::new());
+        // When the unit is really stopped, in milliseconds after a session: its time, and what the service needs.
+        let mut stop = 1000;
         for n in 0..each {
+            let came = Instant::now();
             let mut wire = port(from);
             let mut bytes = [0; 5];
             match wire.write_all(b"hello").and_then(|()| wire.read_exact(&mut bytes)) {
@@ -597,9 +600,11 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
                 Err(e) => bad.push(format!("{from}, client {n}: {e}")),
             }
             drop(wire);
+            // A start takes longer than 30 ms: this client came after the stop.
+            stop = if came.elapsed() > Duration::from_millis(30) { stop - 20 } else { stop + 20 }.clamp(1000, 1500);
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // -30 to +60 ms around the deadline
-            thread::sleep(Duration::from_millis(970 + (dice >> 33) % 90));
+            // -30 to +60 ms around it
+            thread::sleep(Duration::from_millis(stop - 30 + (dice >> 33) % 90));
         }
         bad
     };

@@ -433,7 +433,9 @@ fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_st
         let become_version = |version: &str| {
             install(version);
             shell("systemctl restart pfwd.service");
-            pfwd_settled();
+            eventually("pfwd is ready", || {
+                shell("systemctl is-active pfwd.service || true; systemctl list-jobs --no-legend 'pfwd*'") == "active"
+            });
             assert_runs(pfwd_property("MainPID").parse().expect("a number"), version, "pfwd");
         };
         assert_runs(pfwd_property("MainPID").parse().expect("a number"), "earlier", "pfwd");
