@@ -590,7 +590,7 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
     let visits = |from: u16| {
         let (mut dice, mut bad) = (u64::from(from), Vec::new());
         // When the unit is really stopped, in milliseconds after a session: its time, and what the service needs.
-        let mut stop = 1000;
+        let mut stop = 1050;
         for n in 0..each {
             let came = Instant::now();
             let mut wire = port(from);
