@@ -110,7 +110,10 @@ impl UnitKept {
             self.starting.as_ref().is_some_and(|before| !look.invocation.is_empty() && look.invocation != *before);
         if changed || self.continues(look) {
             self.take(look);
-            self.starting = None;
+            // A start of ours may wait in the queue until the end of this invocation.
+            if changed || !(look.job || look.state.is_down()) {
+                self.starting = None;
+            }
         } else if !look.state.is_down() {
             self.ours = None;
         }
@@ -185,6 +188,23 @@ mod tests {
 
     fn look(state: UnitState, id: &str, restarts: u64) -> Look {
         Look { state, invocation: id.into(), restarts, ..Look::default() }
+    }
+
+    #[test]
+    fn a_start_that_waits_behind_a_stop_of_ours_makes_an_invocation_of_ours_whoever_looks_meanwhile() {
+        use UnitState::{Active, Deactivating};
+        let stops = Look { job: true, ..look(Deactivating, "b", 0) };
+        let mut kept = started();
+        kept.stopping = Some("b".into());
+        kept.before_start(&stops);
+        // the process is killed, and the next one looks before the stop is done
+        assert_eq!(kept.seen(&stops), Whose::Nobodys);
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Ours);
+        // a start of a unit that runs makes none
+        let mut kept = started();
+        kept.before_start(&look(Active, "b", 0));
+        assert_eq!(kept.seen(&look(Active, "b", 0)), Whose::Ours);
+        assert_eq!(kept.seen(&look(Active, "c", 0)), Whose::Foreign);
     }
 
     fn started() -> UnitKept {

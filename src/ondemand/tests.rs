@@ -502,6 +502,18 @@ proptest! {
 }
 
 #[test]
+fn a_crash_while_a_start_waits_behind_a_stop_of_ours_leaves_no_unit_behind() {
+    use Event::{Client, ServiceCrashes, ServiceRestarts};
+    let before = [(0, Client(0)), (52, Client(1508)), (4984, ServiceRestarts), (1518, Client(0))];
+    for pause in 0..80 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let events = before.into_iter().chain([(pause, ServiceCrashes)]).collect();
+        let faults = paused(story(events, &dir.path().join("units")));
+        assert!(faults.is_empty(), "after {pause} ms: {faults:?}");
+    }
+}
+
+#[test]
 fn a_hundred_clients_cause_one_start_and_ten_in_the_back_off_one_failure() {
     let dir = tempfile::tempdir().expect("a directory");
     paused(async {

@@ -214,6 +214,8 @@ fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_c
     waiting.clear();
     fs::write(config, "[[forward]]\nlisten = 1\n").expect("ours");
     restart(&mut service);
+    // a process that does not wait for signals yet would be ended by the next one
+    service.process.stderr.wait_for("the configuration has faults: ");
     let mut late = Wire::tcp(at(4000));
     fs::write(config, &good).expect("ours");
     restart(&mut service);

@@ -293,9 +293,10 @@ impl Activated {
     /// Returns how the first one ended.
     #[track_caller]
     pub fn restart(&mut self, how: impl FnOnce(&Process)) -> ExitStatus {
-        let before = self.notifications.count("READY", "1");
         how(&self.process);
         let status = self.process.wait();
+        // After its end, because a reload says READY=1, too.
+        let before = self.notifications.count("READY", "1");
         self.start_again();
         self.notifications.wait(&format!("READY=1, number {}", before + 1), |messages| {
             (messages.iter().filter(|m| m.get("READY") == Some("1")).count() > before).then_some(())
