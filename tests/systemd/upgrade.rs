@@ -465,7 +465,9 @@ fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_st
             eventually("the session is over", || pfwd_property("StatusText").ends_with(", 1 session"));
             if stopped {
                 drop(plain);
-                shell(&format!("systemctl stop {sockets} pfwd.service"));
+                // The service first: a socket that stops asks for a restart, which keeps the file.
+                shell(&format!("systemctl stop pfwd.service; systemctl stop {sockets}"));
+                assert!(!Path::new("/run/pfwd").exists());
                 assert_eq!(state(), "active");
                 install("present");
                 shell(&format!("systemctl start {sockets}"));
