@@ -190,6 +190,9 @@ pub struct Session {
     /// The state of that unit, while the session waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_unit_state: Option<ActiveState>,
+    /// The same unit, as `Status` tells of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_unit_now: Option<StartedUnit>,
 }
 
 /// What a session waits for before it is connected.

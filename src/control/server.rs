@@ -1,6 +1,10 @@
 //! Varlink on a socket: who may ask, how much, and the answers.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -141,6 +145,13 @@ impl Server {
         let mut all = self.subject.sessions.all();
         all.retain(|info| only.is_none_or(|id| id == info.id));
         let mut sessions: Vec<_> = all.iter().map(|info| view::session(info)).collect();
+        if sessions.iter().any(|session| session.start_unit.is_some()) {
+            let units: HashMap<_, _> =
+                self.subject.start_units().await.into_iter().map(|unit| (unit.unit.clone(), unit)).collect();
+            for session in &mut sessions {
+                session.start_unit_now = session.start_unit.as_ref().and_then(|unit| units.get(unit).cloned());
+            }
+        }
         if which.processes != Some(true) {
             return Ok(sessions);
         }

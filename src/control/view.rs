@@ -54,6 +54,7 @@ fn session_with(info: &SessionInfo, figures: Figures) -> api::Session {
         process: None,
         start_unit: info.backend().map(|backend| backend.unit().to_string()),
         start_unit_state: info.backend().filter(|_| figures.dial_ms.is_none()).map(|b| active(b.view().state)),
+        start_unit_now: None,
     }
 }
 

@@ -376,7 +376,7 @@ impl Backend {
         }
     }
 
-    fn look_again(&self) {
+    pub(super) fn look_again(&self) {
         lock(&self.state).look = true;
         self.wake.notify_one();
     }
@@ -429,10 +429,19 @@ impl Backend {
     }
 
     /// Has the view be that of now.
-    pub(super) async fn refresh(&self) {
-        let mut steps = self.steps.subscribe();
+    async fn refresh(&self) {
         self.look_again();
-        while lock(&self.state).look && steps.changed().await.is_ok() {}
+        self.looked().await;
+    }
+
+    /// Waits for the look that was asked for. While a start or a stop is under way there is none, and nothing new to see.
+    pub(super) async fn looked(&self) {
+        let mut steps = self.steps.subscribe();
+        let waits = || {
+            let state = lock(&self.state);
+            state.look && !matches!(state.phase, BackendPhase::Starting | BackendPhase::Stopping)
+        };
+        while waits() && steps.changed().await.is_ok() {}
     }
 
     /// Whether a start of ours brought the unit about, and it is up.
@@ -614,6 +623,10 @@ impl Backend {
         }
         self.write(false);
         if before.state.is_down() {
+            {
+                let mut state = lock(&self.state);
+                (state.unit_state, state.since) = (UnitState::Activating, Some(SystemTime::now()));
+            }
             say(
                 Kind::UnitStart,
                 format!("{} is started for a connection; it was {}", self.unit, before.state.as_str()),
@@ -808,7 +821,12 @@ impl Backend {
                     let mut state = lock(&self.state);
                     (state.phase, state.kept.stopping) = (BackendPhase::Awake, None);
                 }
-                self.not_stopped(NotStopped::Job(said));
+                // A job of somebody else came after the look, or this service may not stop the unit.
+                match self.common.manager.show(&self.unit).await {
+                    Ok(look) if look.job => self.not_stopped(NotStopped::Job(said)),
+                    Ok(_) => self.not_stopped(NotStopped::Refused(said)),
+                    Err(_) => self.try_again_later(),
+                }
             }
             Err(_) => {
                 lock(&self.state).phase = BackendPhase::Awake;

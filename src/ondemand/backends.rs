@@ -153,14 +153,16 @@ impl Backends {
         self.all().iter().map(|backend| backend.view()).collect()
     }
 
-    /// Looks at all units, for a second at most, so that the view is that of now.
+    /// Looks at all units side by side, for a second at most, so that the view is that of now.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn refresh(&self) {
+        let all = self.all();
+        all.iter().for_each(|backend| backend.look_again());
         let _ = timeout(VIEW, async {
-            for backend in self.all() {
-                backend.refresh().await;
+            for backend in all {
+                backend.looked().await;
             }
         })
         .await;

@@ -34,15 +34,19 @@
 //! the earlier process are taken up, nothing is stopped.
 //!
 //! # Guarantees
+//! Each has its tests in `tests/systemd/ondemand.rs`; `tests.rs` holds the conductor against a model of systemd.
 //! 1. A client that is accepted while the unit is inactive, activating or deactivating is served, unless the start fails
-//!    or `retry_timeout` passes.
+//!    or `retry_timeout` passes. (`clients_that_come_around_the_deadline_are_all_served`)
 //! 2. At most one start and one stop of ours are under way for a unit; 100 waiting clients cause one start.
+//!    (`a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_session_of_both_its_listeners`)
 //! 3. We stop only an invocation that our own start brought about, that no session uses, for which no foreign job is
 //!    pending, which no active unit needs, and to whose target no foreign connection exists. (A person's
 //!    `systemctl start` of a unit that runs already leaves no trace in systemd.)
-//! 4. `allow_from`, `allow_uid`, grants and limits are checked before anything is started.
+//!    (`a_unit_that_others_have_or_need_is_not_stopped_and_one_line_says_why`)
+//! 4. `allow_from`, `allow_uid` and `max_connections` are checked before anything is started. (The test of 2.)
 //!
 //! A stop of the service and a shutdown stop no unit; at a shutdown nothing is started.
+//! (`at_a_shutdown_nothing_is_started_or_stopped_and_one_line_says_what_is_left`)
 
 mod backend;
 mod backends;

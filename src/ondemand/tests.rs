@@ -57,6 +57,8 @@ struct World {
     stops: usize,
     /// The start fails.
     fails: bool,
+    /// How long a start takes besides.
+    start_takes: Duration,
     /// How long the journal takes.
     journal: Duration,
     /// Looks that go well before one that does not.
@@ -195,7 +197,8 @@ impl Manager for Model {
                     now.begin(0, true);
                 }
             }
-            sleep(Duration::from_millis(30)).await;
+            let takes = Duration::from_millis(30) + lock(&world).start_takes;
+            sleep(takes).await;
             lock(&world).activating = false;
             Ok(Ok(()))
         });
@@ -691,6 +694,30 @@ fn a_unit_that_nobody_saw_after_its_start_serves_and_is_stopped() {
         drop(used);
         sleep(IDLE * 2).await;
         assert_eq!(lock(&world).stops, 1);
+    });
+}
+
+#[test]
+fn all_units_are_looked_at_side_by_side_and_one_that_is_being_started_keeps_nobody_waiting() {
+    paused(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let world = Arc::new(Mutex::new(World { start_takes: Duration::from_secs(60), ..World::default() }));
+        let service = Service::begin(&world, directory.path());
+        service.backends.begin();
+        let backend = service.backends.named(UNIT);
+        let used = backend.begin_use();
+        let waits = tokio::spawn(async move { used.awake().await.is_ok() });
+        sleep(Duration::from_secs(1)).await;
+        for n in 0..50 {
+            service.backends.want([(&service.backends.named(&format!("{n}.service")), None)]);
+        }
+        sleep(Duration::from_secs(1)).await;
+        let began = tokio::time::Instant::now(); // of the test's own clock
+        service.backends.refresh().await;
+        assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+        assert_eq!(backend.view().state, UnitState::Activating);
+        assert!(backend.view().since.is_some());
+        assert!(!waits.is_finished());
     });
 }
 

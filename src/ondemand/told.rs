@@ -29,6 +29,8 @@ pub enum NotStopped {
     Connected(String),
     /// Somebody else has a job for it.
     Job(String),
+    /// systemd refuses the stop, with these words.
+    Refused(String),
 }
 
 impl NotStopped {
@@ -47,6 +49,10 @@ impl fmt::Display for NotStopped {
             Self::Connected(target) => write!(f, "somebody else is connected to {target}"),
             Self::Job(text) if text.is_empty() => f.write_str("another job of it is pending"),
             Self::Job(text) => write!(f, "another job of it is pending: {text}"),
+            Self::Refused(text) => write!(
+                f,
+                "systemd refuses the stop: {text}; a service with User= needs a rule of polkit for start and stop"
+            ),
         }
     }
 }

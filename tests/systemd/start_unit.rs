@@ -2,6 +2,8 @@
 
 use std::{fs, net::SocketAddr, path::Path};
 
+use serde_json::Value;
+
 use crate::{
     support::{Wire, eventually, skip},
     tree::{As, Tree, attempt, shell, user_unit},
@@ -265,6 +267,11 @@ fn a_model_server_of_a_user_that_listens_late_is_waited_for_and_stopped() {
         let json = shell("qrexec-connect sessions --json");
         assert_eq!(json.matches("\"start_unit\":\"localai.service\"").count(), 2, "{json}");
         assert_eq!(json.matches("\"start_unit_state\":\"acti").count(), 2, "{json}");
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        for session in json["sessions"].as_array().expect("a list") {
+            let unit = &session["start_unit_now"];
+            assert!(unit["since"].is_u64() && unit["waiting"] == 2 && unit["ours"].is_boolean(), "{session}");
+        }
         assert_eq!((first.read_to_end(), second.read_to_end()), (b"ready".to_vec(), b"ready".to_vec()));
         drop((first, second));
         eventually("its end is known", || {
@@ -276,6 +283,27 @@ fn a_model_server_of_a_user_that_listens_late_is_waited_for_and_stopped() {
         assert!(metrics.contains("qrexec_connect_start_unit_stop_seconds{unit=\"localai.service\"} "), "{metrics}");
         eventually("it is stopped", || state() == "inactive");
         assert_eq!(shell("journalctl --user -q -o cat -t qrexec-connect | grep -c 'is started for a connection'"), "1");
+        // Each surface has all that is known of it then. Whether there is a memory controller is the machine's affair.
+        let status: Value = serde_json::from_str(&shell("qrexec-connect status --json")).expect("JSON");
+        let unit = &status["start_units"][0];
+        assert_eq!((&unit["state"], &unit["waiting"], &unit["ours"]), (&"inactive".into(), &0.into(), &false.into()));
+        assert!(["since", "last_start_ms", "median_start_ms"].iter().all(|name| unit[name].is_u64()), "{unit}");
+        let metrics = shell("qrexec-connect metrics");
+        for metric in ["changed_seconds", "sessions_waiting", "last_start_seconds", "median_start_seconds"] {
+            assert!(metrics.contains(&format!("start_unit_{metric}{{unit=\"localai.service\"}} ")), "{metrics}");
+        }
+        let said = shell("journalctl --user -q -o cat -t qrexec-connect | grep 'localai.service is stopped'");
+        assert_eq!(unit["memory_before_stop"].is_u64(), said.contains("; it had "), "{unit}: {said}");
+        assert_eq!(metrics.contains("start_unit_memory_before_stop_bytes{"), said.contains("; it had "), "{metrics}");
+        // A session that is connected tells of its unit, too.
+        shell("sed -i 's/print $c .*close $c/push @all, $c/' ~/bin/llama-server");
+        let _third = asked();
+        eventually("it is connected", || {
+            let sessions: Value = serde_json::from_str(&shell("qrexec-connect sessions --json")).expect("JSON");
+            let Some(id) = sessions["sessions"][0]["id"].as_str() else { return false };
+            let all = shell(&format!("COLUMNS=1000 qrexec-connect sessions {id}"));
+            all.contains("on demand: localai.service active since ") && all.contains("; used by 1 session")
+        });
     });
 }
 
@@ -328,6 +356,16 @@ fn a_system_service_with_a_user_needs_the_rule_of_the_page_and_no_more() {
         dial_reset(8082);
         assert_eq!(state("other"), "inactive");
         said("cannot start other.service: ");
+        // A rule that allows the start alone.
+        let rule = section("A system service with User=").0[0].1;
+        let half = rule.replace("\"user\"", "\"tester\"").replace("localai", "other").replace("\"start\", \"stop\"", "\"start\"");
+        fs::write("/etc/polkit-1/rules.d/60-half.rules", half).expect("root's own tree");
+        eventually("the rule is in force", || {
+            dial_reset(8082);
+            state("other") == "active"
+        });
+        said("other.service is idle and not stopped: systemd refuses the stop: ");
+        assert_eq!(state("other"), "active");
     });
 }
 

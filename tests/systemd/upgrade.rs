@@ -401,6 +401,91 @@ fn pfwd_property(name: &str) -> String {
     shell(&format!("systemctl show -p {name} --value pfwd.service"))
 }
 
+/// The earlier version knows no `start_unit`: it refuses the listener, and leaves the unit and its file alone.
+#[test]
+fn a_unit_started_for_sessions_goes_on_over_the_way_back_and_the_next_upgrade_stops_it() {
+    let Some(tree) = tree!() else { return };
+    let Some(tree) = with_both_versions(tree) else { return };
+    tree.boot("upgrade", As::Root, || {
+        let unit = "[Service]\nType=notify\nEnvironment=\"FORWARDER_PROGRAM=tcp:7001 notify\"\n\
+                    ExecStart=/usr/lib/forwarder-tests/deps/systemd --exact ondemand::the_program_of_a_unit --nocapture\n";
+        fs::write("/etc/systemd/system/echo.service", unit).expect("root's own tree");
+        let never = unit.replace("tcp:7001", "tcp:7003 slow:600000");
+        fs::write("/etc/systemd/system/never.service", never).expect("root's own tree");
+        for (name, kind, port, to) in [
+            ("plain", "Stream", 2001, "7009"),
+            ("asked", "Stream", 2002, "7001,start_unit=echo,stop_when_idle=1"),
+            ("waits", "Stream", 2003, "7003,start_unit=never"),
+            ("sent", "Datagram", 2004, "7004,start_unit=never"),
+        ] {
+            let text =
+                format!("[Socket]\nListen{kind}=127.0.0.1:{port}\nFileDescriptorName=target=127.0.0.1+{to}\n");
+            fs::write(format!("/etc/systemd/system/pfwd-{name}.socket"), text).expect("root's own tree");
+        }
+        echo_at(7009);
+        let sockets = "pfwd-plain.socket pfwd-asked.socket pfwd-waits.socket pfwd-sent.socket";
+        shell(&format!("systemctl daemon-reload; systemctl start {sockets}"));
+        let mut plain = port(2001);
+        exchange_some(&mut plain);
+        pfwd_settled();
+        let said = |text: &str| shell("journalctl -q -o cat -t pfwd").matches(text).count();
+        let state = || attempt("systemctl is-active echo.service").1;
+        let become_version = |version: &str| {
+            install(version);
+            shell("systemctl restart pfwd.service");
+            eventually("pfwd is ready", || {
+                shell("systemctl is-active pfwd.service || true; systemctl list-jobs --no-legend 'pfwd*'") == "active"
+            });
+            assert_runs(pfwd_property("MainPID").parse().expect("a number"), version, "pfwd");
+        };
+        assert_runs(pfwd_property("MainPID").parse().expect("a number"), "earlier", "pfwd");
+        eventually("the earlier version refuses the key", || said("start_unit") > 0);
+        assert_eq!(state(), "inactive");
+        // Twice: the file outlives a restart of the earlier version; its stop loses it.
+        for stopped in [false, true] {
+            become_version("present");
+            exchange_some(&mut plain);
+            let mut asked = port(2002);
+            exchange_some(&mut asked);
+            assert_eq!(state(), "active");
+            let mut waits = None;
+            if stopped {
+                let wire = port(2003);
+                let asker = Asker::new(2004);
+                asker.0.send(b"x").expect("sent");
+                let wait = || json("pfwd sessions")["sessions"].as_array().map(|all| all.iter().filter(|s| s["connected"] == false).count());
+                eventually("both wait for their unit", || wait() == Some(2));
+                waits = Some((wire, asker));
+            }
+            become_version("earlier");
+            waits.into_iter().for_each(|(mut wire, _)| wire.expect_reset());
+            exchange_some(&mut plain);
+            exchange_some(&mut asked);
+            drop(asked);
+            eventually("the session is over", || pfwd_property("StatusText").ends_with(", 1 session"));
+            if stopped {
+                drop(plain);
+                // The service first: a socket that stops asks for a restart, which keeps the file.
+                shell(&format!("systemctl stop pfwd.service; systemctl stop {sockets}"));
+                assert!(!Path::new("/run/pfwd").exists());
+                assert_eq!(state(), "active");
+                install("present");
+                shell(&format!("systemctl start {sockets}"));
+                exchange_some(&mut port(2002));
+                eventually("it is somebody else's", || said("echo.service is not stopped when it is idle") == 1);
+                break;
+            }
+            assert_eq!(state(), "active");
+            become_version("present");
+            exchange_some(&mut plain);
+            eventually("it is stopped", || state() == "inactive");
+            eventually("that is told", || said("echo.service is stopped after ") == 1);
+        }
+        assert_eq!((state().as_str(), said("echo.service is stopped after ")), ("active", 1));
+        assert_eq!(said("echo.service is started for a connection"), 2);
+    });
+}
+
 #[test]
 fn an_upgrade_and_the_way_back_keep_the_listeners_of_the_file_with_their_sessions() {
     let Some(tree) = tree!() else { return };

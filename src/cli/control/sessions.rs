@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::service::{AskedService, PAUSE, print, print_json};
+use super::{
+    service::{AskedService, PAUSE, print, print_json},
+    start_unit,
+};
 use crate::{
     cli::table::{self, Cell, Colour, Column, LookOptions, Style, bytes, duration},
     control::{
@@ -154,7 +157,7 @@ fn wait(s: &api::Session) -> Option<String> {
     let behind = s.behind.unwrap_or(0);
     if let (false, None, Some(unit)) = (s.connected, s.waits_for, &s.start_unit) {
         let state = s.start_unit_state.map(|state| format!(", which is {}", state.as_str())).unwrap_or_default();
-        return Some(format!("{unit}{state}"));
+        return Some(s.start_unit_now.as_ref().map_or_else(|| format!("{unit}{state}"), start_unit::sentence));
     }
     Some(match s.waits_for? {
         api::Wait::Dom0 if behind > 1 => format!("dom0's decision about its call, beside {}", calls(behind - 1)),
@@ -163,6 +166,12 @@ fn wait(s: &api::Session) -> Option<String> {
         api::Wait::Turn => format!("dom0's decision, behind {}", calls(behind)),
         api::Wait::Call => "a call of the qube: as many as it may have are in use (max_calls)".to_owned(),
     })
+}
+
+/// The unit of a session that is connected; who waits for it tells of it there.
+fn on_demand(s: &api::Session) -> String {
+    let unit = s.start_unit_now.as_ref().map(start_unit::sentence).or_else(|| s.start_unit.clone());
+    unit.filter(|_| s.connected).unwrap_or_default()
 }
 
 /// `4711 app-firefox.scope /usr/lib/firefox …`.
@@ -186,7 +195,7 @@ fn details(s: &api::Session) -> String {
         ("leads to", s.upstream.clone()),
         ("connected", s.dial_ms.map_or_else(|| "not yet".to_owned(), |ms| format!("after {ms} ms"))),
         ("waits for", wait(s).unwrap_or_default()),
-        ("on demand", s.start_unit.clone().filter(|_| s.connected).unwrap_or_default()),
+        ("on demand", on_demand(s)),
         ("up", bytes(s.up_bytes)),
         ("down", bytes(s.down_bytes)),
         ("peer", s.peer.clone()),

@@ -85,8 +85,8 @@ impl Wire {
         };
     }
 
-    /// Without a deadline for what comes: for servers that serve as long as the test takes.
-    pub(crate) fn wait_for_ever(&self) -> io::Result<()> {
+    /// Without a deadline for what comes: for servers that serve as long as the test takes, and answers that come late.
+    pub fn wait_for_ever(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(None).and(stream.set_write_timeout(None)),
             Self::Unix(stream) => stream.set_read_timeout(None).and(stream.set_write_timeout(None)),
