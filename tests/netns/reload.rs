@@ -214,7 +214,7 @@ fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_c
     waiting.clear();
     fs::write(config, "[[forward]]\nlisten = 1\n").expect("ours");
     restart(&mut service);
-    // a process that does not wait for signals yet would be ended by the next one
+    // the READY=1 of the reload may have been taken for that of the next process, which the next signal would end
     service.process.stderr.wait_for("the configuration has faults: ");
     let mut late = Wire::tcp(at(4000));
     fs::write(config, &good).expect("ours");

@@ -290,13 +290,12 @@ impl Activated {
     }
 
     /// `systemctl restart` in short: `how` ends the process, it is started again, and it says `READY=1` once more.
-    /// Returns how the first one ended.
+    /// Returns how the first one ended. A reload says `READY=1`, too: one that is not over counts as the next process.
     #[track_caller]
     pub fn restart(&mut self, how: impl FnOnce(&Process)) -> ExitStatus {
+        let before = self.notifications.count("READY", "1");
         how(&self.process);
         let status = self.process.wait();
-        // After its end, because a reload says READY=1, too.
-        let before = self.notifications.count("READY", "1");
         self.start_again();
         self.notifications.wait(&format!("READY=1, number {}", before + 1), |messages| {
             (messages.iter().filter(|m| m.get("READY") == Some("1")).count() > before).then_some(())
