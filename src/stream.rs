@@ -112,6 +112,11 @@ impl Stream {
     /// call costs no system call to learn that nothing is there; bytes that arrive meanwhile count (the readiness is
     /// cleared for the event seen, not for later ones).
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.poll_read_after(cx, buf, || {})
+    }
+
+    /// As [`Stream::poll_read`]; `before` is called before each system call that may take a reset from the socket.
+    pub fn poll_read_after(&self, cx: &mut Context<'_>, buf: &mut [u8], before: impl Fn()) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
             if self.is_ending(&guard) {
@@ -121,6 +126,7 @@ impl Stream {
                     None => {}
                 }
             }
+            before();
             match self.read(buf) {
                 Ok((n, more)) => {
                     if n < buf.len() && !more {

@@ -8,7 +8,7 @@ use std::sync::atomic::{
 
 use super::{
     history::SavedId,
-    layout::{ENDING, HEARS, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, bank_of, check, in_force, slot},
+    layout::{ENDING, HEARD, HEARS, IDLE, LISTENER, LIVE, MOVING, SLOT, TAKEN, bank_of, check, in_force, slot},
     region::{Region, RegionBuffer, region},
     stage::{DescriptorKey, Facts, SavedBases, SavedIntent, SavedRelay, SavedStage},
     text::{ListenerNames, Names},
@@ -250,13 +250,36 @@ impl DirectionNotes<'_> {
         self.words.map_or(0, |words| send_owner(words[slot::ID + 1].load(Relaxed), self.direction))
     }
 
-    /// A read of a UNIX socket is under way from here on, or is over.
+    /// A read of a UNIX socket, which is the source, is under way from here on, or is over.
     pub fn hears(&self, hears: bool) {
+        self.change_hears(self.direction, |before| match before {
+            HEARD => HEARD,
+            _ if hears => HEARS,
+            _ => 0,
+        });
+    }
+
+    /// The source has told of a reset. The kernel tells that once.
+    pub fn heard(&self) {
+        self.change_hears(self.direction, |_| HEARD);
+    }
+
+    /// As [`Self::heard`], of the destination.
+    pub fn heard_of_destination(&self) {
+        self.change_hears(1 - self.direction, |_| HEARD);
+    }
+
+    /// The state of the relay tells all that was heard.
+    pub fn forget_heard(&self) {
+        self.change_hears(self.direction, |_| 0);
+    }
+
+    fn change_hears(&self, direction: usize, to: impl FnOnce(u64) -> u64) {
         if let Some(words) = self.words {
-            let half = 32 * self.direction;
-            let others = words[slot::HEARS].load(Relaxed) & !(0xffff_ffff << half);
+            let (half, all) = (32 * direction, words[slot::HEARS].load(Relaxed));
+            let now = to(all >> half & 0xffff_ffff) << half;
             compiler_fence(SeqCst);
-            words[slot::HEARS].store(others | if hears { HEARS << half } else { 0 }, Relaxed);
+            words[slot::HEARS].store(all & !(0xffff_ffff << half) | now, Relaxed);
             compiler_fence(SeqCst);
         }
     }

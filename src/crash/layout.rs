@@ -108,7 +108,8 @@ pub(super) mod slot {
     pub const BASES_CHECK: usize = 32;
     /// Two banks with the state of a relay. The one that is not in force is written, then BUSY changes.
     pub const BANKS: [usize; 2] = [33, 39];
-    /// Whether a read of a UNIX socket is under way, which may hear of a reset: up in the lower half, down in the upper.
+    /// Whether a read of a UNIX socket is under way, which may hear of a reset, or has heard of one: up in the lower half,
+    /// down in the upper.
     pub const HEARS: usize = 45;
     /// The text.
     pub const BODY: usize = 46;
@@ -163,8 +164,10 @@ pub(super) fn bank_of(relay: &SavedRelay) -> [u64; bank::WORDS] {
     words[bank::CHECK] = check(words[..bank::CHECK].iter().copied());
     words
 }
-/// Half of the word HEARS: far from 0, so that no flipped bit makes one the other.
+/// Halves of the word HEARS: far from 0, so that no flipped bit makes one the other. A reset was heard, and stays so
+/// until the state of the relay tells it.
 pub(super) const HEARS: u64 = 0x5a3c_c3a5;
+pub(super) const HEARD: u64 = 0xa5c3_3c5a;
 
 /// The word ENDING of a session that ends; its END in the lowest byte.
 pub(super) const ENDING: u64 = 0xe2d1_2600_0000_0000;

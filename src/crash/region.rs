@@ -146,6 +146,7 @@ impl Region {
 
     /// With buffers of which those with these numbers were left.
     fn new(words: Arc<SharedWords>, left: &[u16]) -> Self {
+        words.lock(HEADER + SLOTS * SLOT..WORDS);
         let small = left.iter().copied().filter(|number| *number < SMALL.1).collect();
         let large = left.iter().filter_map(|number| number.checked_sub(SMALL.1)).collect();
         Self {

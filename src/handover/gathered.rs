@@ -138,10 +138,10 @@ impl Descriptors {
         self.by_key.retain(|(class, _), _| !matches!(class, Class::Listener | Class::File));
     }
 
-    /// Bytes in the pipe with this key; 0 where there is no such pipe.
-    pub(super) fn bytes_in_pipe(&self, key: DescriptorKey) -> u64 {
-        let pipe = self.by_key.get(&(Class::PipeReader, key)).and_then(|fds| fds.first());
-        pipe.map_or(0, |pipe| sys::unread(pipe.as_fd()) as u64)
+    /// Bytes in the pipe with this key; `None` where there is no such pipe.
+    pub(super) fn bytes_in_pipe(&self, key: DescriptorKey) -> Option<u64> {
+        let pipe = self.by_key.get(&(Class::PipeReader, key)).and_then(|fds| fds.first())?;
+        Some(sys::unread(pipe.as_fd()) as u64)
     }
 
     /// Takes the pidfd of this process; by its key where the process was collected already.

@@ -440,9 +440,13 @@ impl ClaimedDescriptors<'_> {
         let mut sides = [of(0)?, of(1)?];
         let relay = [saved.stage.relay.up, saved.stage.relay.down];
         for n in [0, 1] {
-            // A read that was under way may have heard of a reset, which the kernel tells once.
+            let read = sides[n].read.wrapping_sub(noted.bases.read[n]);
+            let known = relay[n].dropped.wrapping_add(noted.delivered[n]);
+            // A read that was under way may have heard of a reset, which the kernel tells once; one that gave bytes has
+            // not. Of reads that are dropped, the process has not noted each.
             let is_noted = saved.stage.relay.reset_by.map(usize::from) == Some(n);
-            if unix[n] && saved.hears[n] && sides[n].ended && !is_noted {
+            let heard = saved.hears[n] && (read == known || phase(relay[n].phase) != Phase::Open);
+            if unix[n] && heard && sides[n].ended && !is_noted {
                 return Err(LostReason::Doubt);
             }
             let to = 1 - n;
@@ -451,10 +455,13 @@ impl ClaimedDescriptors<'_> {
                 let owner = send_owner(saved.id.1, n);
                 let sent = intent.buffer.and_then(|(number, _)| self.region.sent(number, owner));
                 let pipe = (intent.pipe != 0).then_some(noted.in_pipe[n]);
-                let read = sides[n].read.wrapping_sub(noted.bases.read[n]);
                 let (dropped, delivered) = (relay[n].dropped, noted.delivered[n]);
                 let written = written_to_unix(read, dropped, delivered, pipe, sent);
                 sides[to].written = noted.bases.written[n].wrapping_add(written);
+                // What is missing arrives nowhere any more, and the process may have heard so.
+                let is_missing = read.wrapping_sub(dropped) != written;
+                sides[to].closed = is_missing && sys::unix_is_closed(self.claimed[to].as_fd());
+                sides[to].ended &= !sides[to].closed;
             }
         }
         Ok(sides)
@@ -467,12 +474,16 @@ impl ClaimedDescriptors<'_> {
         bases: SavedBases,
         unix: [bool; 2],
     ) -> Result<(SavedRelay, ParkedDirection, ParkedDirection), LostReason> {
+        let mut in_pipe = [0; 2];
+        for (bytes, intent) in in_pipe.iter_mut().zip(&saved.intents).filter(|(_, intent)| intent.pipe != 0) {
+            *bytes = self.all.bytes_in_pipe(intent.pipe).ok_or(LostReason::Doubt)?;
+        }
         let noted = Noted {
             bases,
             intents: saved.intents,
             relay: saved.stage.relay,
             delivered: [saved.bytes.0, saved.bytes.1],
-            in_pipe: saved.intents.map(|intent| self.all.bytes_in_pipe(intent.pipe)),
+            in_pipe,
         };
         let sides = self.counts(saved, &noted, unix)?;
         let repaired = repair(&noted, sides).map_err(|InDoubt| LostReason::Doubt)?;

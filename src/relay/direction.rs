@@ -131,21 +131,28 @@ fn read(
     if reader.kind() != StreamKind::Unix {
         return reader.poll_read(cx, buffer);
     }
-    notes.hears(true);
-    let read = reader.poll_read(cx, buffer);
-    if !matches!(read, Poll::Ready(Err(_))) {
-        notes.hears(false);
+    let read = reader.poll_read_after(cx, buffer, || notes.hears(true));
+    match read {
+        Poll::Ready(Err(_)) => notes.heard(),
+        Poll::Ready(Ok(_)) | Poll::Pending => notes.hears(false),
     }
     read
 }
 
 /// Writes what fits now of a part of a buffer; to a UNIX socket with a note of how much that was.
 fn send(buffer: &PoolBuffer, part: Range<usize>, writer: &Stream, notes: DirectionNotes<'_>) -> io::Result<usize> {
-    let kept = buffer.kept().filter(|_| writer.kind() == StreamKind::Unix);
-    match kept.and_then(|buffer| notes.send_note(buffer)) {
+    if writer.kind() != StreamKind::Unix {
+        return writer.try_write(&buffer[part]);
+    }
+    let sent = match buffer.kept().and_then(|buffer| notes.send_note(buffer)) {
         Some(note) => writer.try_send(&buffer[part], &note),
         None => writer.try_write(&buffer[part]),
-    }
+    };
+    sent.inspect_err(|e| {
+        if e.kind() != ErrorKind::WouldBlock {
+            notes.heard_of_destination(); // a send takes a reset from the socket as a read does
+        }
+    })
 }
 
 /// What becomes of a source's end.
@@ -264,14 +271,22 @@ impl Direction {
         ParkedDirection { phase: self.phase, held: ParkedBytes(self.held), dropped: self.dropped }
     }
 
-    /// Notes where the bytes are that are held, before anything is moved.
+    /// Notes where the bytes are that are held, before anything is moved, in place of what an earlier process has noted.
     pub(super) fn note(&self, notes: DirectionNotes<'_>) {
-        match self.held.as_deref() {
-            Some(Held::Buffer { buffer, at, .. }) => self.note_buffer(buffer, *at, notes),
-            Some(Held::Pipe(pipe)) => notes.in_pipe(pipe.key()),
-            Some(Held::Bytes(..)) => notes.in_buffer(None, 0),
-            None => {}
-        }
+        let pipe = match self.held.as_deref() {
+            Some(Held::Pipe(pipe)) => pipe.key(),
+            Some(Held::Buffer { buffer, at, .. }) => {
+                self.note_buffer(buffer, *at, notes);
+                0
+            }
+            Some(Held::Bytes(..)) => {
+                notes.in_buffer(None, 0);
+                0
+            }
+            None => 0,
+        };
+        notes.in_pipe(pipe);
+        notes.forget_heard();
     }
 
     /// Notes that bytes are, or come, into this buffer; those before `at` were delivered.
@@ -491,8 +506,10 @@ impl Direction {
             notes.hears(true);
         }
         let filled = pipe.fill(reader.as_fd(), self.most as usize);
-        if hears && filled.as_ref().map_or_else(|e| e.kind() == ErrorKind::WouldBlock, |_| true) {
-            notes.hears(false);
+        match &filled {
+            Err(e) if hears && e.kind() != ErrorKind::WouldBlock => notes.heard(),
+            _ if hears => notes.hears(false),
+            _ => {}
         }
         let n = match filled {
             Ok(n) if n > 0 => n,
@@ -513,6 +530,9 @@ impl Direction {
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
+                if writer.kind() == StreamKind::Unix {
+                    notes.heard_of_destination();
+                }
                 self.dropped += pipe.inside() as u64;
                 notes.in_pipe(0);
                 return Poll::Ready(Err(Stuck::Destination(e)));

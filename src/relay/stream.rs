@@ -243,9 +243,16 @@ impl Relay {
     /// What the kernel has counted on the two sockets when nothing was relayed: `None` where one does not count.
     fn bases(&self, counters: &Counters) -> Option<SavedBases> {
         let [peer, _, upstream] = self.streams();
-        // Who dies here has moved no byte: nobody asks for the bases.
+        let (peer, upstream) = (peer?, upstream?);
+        // Where TCP does not tell, what was known stays. A UNIX socket may begin anew, and whoever dies in between has moved
+        // no byte: nobody asks for the bases.
+        let of_tcp = [peer, upstream].map(|stream| (stream.kind() == StreamKind::Tcp).then(|| stream.counts()));
+        if of_tcp.contains(&Some(None)) {
+            return None;
+        }
         counters.checkpoint().notes(0).unsure();
-        let (peer, upstream) = (peer?.counts()?, upstream?.counts()?);
+        let counts = |stream: &Stream, known: Option<_>| known.unwrap_or_else(|| stream.counts());
+        let (peer, upstream) = (counts(peer, of_tcp[0])?, counts(upstream, of_tcp[1])?);
         let (delivered, rest) = ([counters.up(), counters.down()], self.not_delivered());
         // An end that was passed on counts as one, which the phase of its direction tells already.
         let (sides, others) = ([&peer, &upstream], [&upstream, &peer]);

@@ -94,6 +94,14 @@ impl SharedWords {
         Ok(Self { memfd, start, len, size })
     }
 
+    /// Keeps these words in memory, where the limit allows that (mlock(2), RLIMIT_MEMLOCK): the kernel writes into them
+    /// for a process that is being killed, and could not wait for a page then.
+    pub fn lock(&self, words: std::ops::Range<usize>) {
+        let words = &self[words];
+        // SAFETY: the range is within the mapping; locking changes no byte.
+        let _ = unsafe { libc::mlock(words.as_ptr().cast(), size_of_val(words)) };
+    }
+
     /// Bytes behind the words.
     pub fn behind(&self) -> usize {
         self.size - self.len * size_of::<AtomicU64>()
