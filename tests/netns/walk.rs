@@ -134,11 +134,9 @@ fn the_forwards_of_the_readme_are_served() {
         }
         run(&format!("ip -n {name} addr add {address}/32 dev lo"));
     }
-    for (name, address, says) in [
-        (dhcp, "192.168.31.201:22", "ssh"),
-        (router, "10.0.0.12:9000", "first"),
-        (router, "10.0.0.12:9010", "last"),
-    ] {
+    for (name, address, says) in
+        [(dhcp, "192.168.31.201:22", "ssh"), (router, "10.0.0.12:9000", "first"), (router, "10.0.0.12:9010", "last")]
+    {
         echo_tcp(inside(name, || TcpListener::bind(address).expect("nobody has it")), says);
     }
     echo_udp(inside(dhcp, || UdpSocket::bind("192.168.31.2:53").expect("nobody has it")));

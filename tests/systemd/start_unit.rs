@@ -1,11 +1,16 @@
 //! `start_unit` as people meet it: what `check` and the service refuse, and the examples of packaging/doc/on-demand.md.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    path::Path,
+};
 
 use serde_json::Value;
 
 use crate::{
-    support::{Wire, eventually, skip},
+    support::{Wire, eventually, sample, skip},
     tree::{As, Tree, attempt, shell, user_unit},
 };
 
@@ -369,8 +374,58 @@ fn a_system_service_with_a_user_needs_the_rule_of_the_page_and_no_more() {
     });
 }
 
-/// podman itself is not here: what its generator makes of `web.container` is written by hand, as podman-systemd.unit(5)
-/// says, and systemd reads it.
+/// The part `podman` of `tests/run --long`: no image can be fetched, so the container has a root of its own with busybox
+/// in it. The control groups here have no controllers, and nobody makes device nodes.
+#[test]
+fn a_container_of_podman_is_started_by_its_first_client_and_stopped_after_its_last() {
+    if sample("containers of podman", 0, 1) == 0 {
+        return;
+    }
+    let Some(tree) = tree!() else { return };
+    let generator = Path::new("usr/lib/systemd/system-generators/podman-system-generator");
+    if tree.is_outside()
+        && !std::env::var_os("SYSTEMD_ROOT").is_some_and(|root| Path::new(&root).join(generator).exists())
+    {
+        return skip("the tree has no podman (tests/mk-root DIR trixie podman,crun,busybox-static)");
+    }
+    tree.boot("podman", As::Root, || {
+        shell(
+            "mkdir -p /srv/web/bin /srv/web/proc /srv/web/sys /srv/web/dev /srv/web/etc /srv/web/tmp /srv/web/run; \
+             cp /bin/busybox /srv/web/bin; echo hello >/srv/web/index.html; mkdir -p /etc/containers",
+        );
+        let storage = "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/containers/storage\"\n\
+                       graphroot = \"/var/lib/containers/storage\"\n";
+        fs::write("/etc/containers/storage.conf", storage).expect("root's own tree");
+        let commands = install("A container (Quadlet)", |text| {
+            text.replace(
+                "Image=docker.io/library/nginx:stable",
+                "Rootfs=/srv/web\nExec=/bin/busybox httpd -f -p 8081 -h /\nPidsLimit=0\nVolume=/dev:/dev",
+            )
+            .replace("PublishPort=127.0.0.1:8081:80", "Network=host")
+            .replace("stop_when_idle=600", "stop_when_idle=1")
+        });
+        assert_eq!(commands, [""; 0]);
+        shell("systemctl daemon-reload; systemctl start pfwd-web.socket");
+        let state = || attempt("systemctl show -P ActiveState web.service").1;
+        assert_eq!(state(), "inactive", "nothing starts it before a client comes");
+        for _ in 0..2 {
+            let mut wire = Wire::tcp("127.0.0.1:8080".parse().expect("an address"));
+            wire.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").expect("it waits");
+            let mut answer = String::new();
+            wire.read_to_string(&mut answer).expect("an answer");
+            assert!(answer.ends_with("hello\n"), "{answer}");
+            assert!(shell("podman ps --format {{.Names}}").contains("systemd-web"));
+            drop(wire);
+            eventually("it is stopped", || ["inactive", "failed"].contains(&state().as_str()));
+            assert_eq!(shell("podman ps -a -q"), "");
+        }
+        let told = shell("journalctl -q -o cat -t pfwd");
+        assert_eq!(told.matches("web.service is stopped after").count(), 2, "{told}");
+    });
+}
+
+/// Without podman: what its generator makes of `web.container` is written by hand, as podman-systemd.unit(5) says, and
+/// systemd reads it.
 #[test]
 fn the_units_of_the_container_example_are_understood_by_systemd_and_by_check() {
     let Some(tree) = tree!() else { return };
