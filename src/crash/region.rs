@@ -72,7 +72,7 @@ const SMALL: (usize, u16) = (64 << 10, 256);
 const LARGE: (usize, u16) = (256 << 10, 128);
 /// Words of the notes of the last send out of each buffer, behind the slots: whole pages.
 const NOTES: usize = SEND_NOTE * (SMALL.1 + LARGE.1) as usize;
-/// All words.
+/// Words of header, slots and notes.
 const WORDS: usize = HEADER + SLOTS * SLOT + NOTES;
 const _: () = assert!(WORDS * 8 % 4096 == 0);
 /// Bytes of all buffers.

@@ -1,5 +1,7 @@
 //! One direction of a relay: bytes from one end to the other, by the cheapest road there is.
 //!
+//! The file is long because the gears share one state, and each of them notes for a crash what it is about to do.
+//!
 //! # Theory
 //! What a direction moves, it moves in one of four gears:
 //!

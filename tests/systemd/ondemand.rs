@@ -628,28 +628,33 @@ fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u1
     }
     forwards(&names);
     let ports: Vec<u16> = (2001..2001 + services).collect();
-    let bad = arrivals(&ports, each);
-    let mut stops = [0, 0];
-    for (name, n) in &names {
-        of.wait_for_state(name, "inactive");
-        assert_eq!(of.told("unit-not-stopped", name), [""; 0]);
-        assert_eq!(of.told("unit-failed", name), [""; 0]);
-        let [started, stopped] = ["unit-start", "unit-stopped"].map(|kind| of.told(kind, name).len());
-        // A stop that waits in the queue still is cancelled by the next start, which then begins nothing.
-        assert!(started <= stopped, "{name}: {started} starts, {stopped} stops");
-        stops[usize::from(n % 2)] += stopped;
+    let (mut bad, mut stops, mut came) = (Vec::new(), [0, 0], 0);
+    // The clients of a machine that is late for once meet no stop in between: then as many come again.
+    for _ in 0..5 {
+        bad.extend(arrivals(&ports, each));
+        (stops, came) = ([0, 0], came + each);
+        for (name, n) in &names {
+            of.wait_for_state(name, "inactive");
+            assert_eq!(of.told("unit-not-stopped", name), [""; 0]);
+            assert_eq!(of.told("unit-failed", name), [""; 0]);
+            let [started, stopped] = ["unit-start", "unit-stopped"].map(|kind| of.told(kind, name).len());
+            // A stop that waits in the queue still is cancelled by the next start, which then begins nothing.
+            assert!(started <= stopped, "{name}: {started} starts, {stopped} stops");
+            stops[usize::from(n % 2)] += stopped;
+        }
+        if stops[0] + stops[1] > came {
+            break;
+        }
     }
     let [notify, simple] = stops;
     // On stderr: on stdout the name of the test stands before it.
     tell(&format!(
         "SAMPLE {} arrivals at Type=notify, {notify} stops; as many at services that listen late, {simple} stops; {} bad",
-        usize::from(services / 2) * each,
+        usize::from(services / 2) * came,
         bad.len()
     ));
     assert_eq!(bad, [""; 0]);
-    // A machine that is late for once stops none in between: that says nothing of so few.
-    let many = if each >= STORM { each } else { 0 };
-    assert!(notify + simple > many, "{stops:?} stops: the arrivals have missed the deadlines");
+    assert!(notify + simple > came, "{stops:?} stops: the arrivals have missed the deadlines");
 }
 
 /// The boots of a storm: 5,000 arrivals at each kind of service, in all, where it has its full length.

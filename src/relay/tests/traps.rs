@@ -23,7 +23,7 @@ use super::{
     run,
 };
 use crate::{
-    crash::{Region, set_region},
+    crash::{Facts, Names, Region, SavedId, SavedStage, region, set_region},
     stream::StreamKind,
 };
 
@@ -359,6 +359,31 @@ fn a_parked_relay_has_what_was_in_its_pipe() {
     assert!(held.iter().all(|b| *b == 7));
     assert!(counters.up() + held.len() as u64 <= sent);
     drop(upstream);
+}
+
+#[test]
+fn what_an_earlier_process_has_noted_of_pipes_and_reads_is_not_believed_again() {
+    let runtime = current();
+    let _inside = runtime.enter();
+    set_region(Arc::new(Region::create().expect("memory")));
+    let ((_peer, near), (_upstream, to)) = (far::pair(What::Unix, false), far::pair(What::Unix, false));
+    let (counters, relay) = (Counters::default(), Relay::new(near, to, None));
+    let checkpoint = counters.checkpoint();
+    checkpoint.names(SavedId(1, 2), 0, &Names::default());
+    checkpoint.stage(&SavedStage::Waiting { peer: 1, peer_unix: true }, 0, &Facts::default());
+    let slot = u32::try_from(checkpoint.number() - 1).expect("a slot");
+    let noted = || {
+        let saved = region().expect("it is set").read(slot).expect("it is whole");
+        (saved.intents.map(|intent| intent.pipe), saved.hears)
+    };
+    for n in [0, 1] {
+        checkpoint.notes(n).in_pipe(70 + n as u64);
+        checkpoint.notes(n).heard();
+        checkpoint.notes(n).hears(false);
+    }
+    assert_eq!(noted(), ([70, 71], [true, true]), "a reset that was heard is not forgotten by a later read");
+    relay.note(&counters);
+    assert_eq!(noted(), ([0, 0], [false, false]));
 }
 
 #[test]
