@@ -4,6 +4,8 @@
 pub mod mac;
 #[cfg(feature = "forward")]
 pub mod qrexec;
+#[cfg(feature = "forward")]
+pub mod qubesdb;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
 #[cfg(all(feature = "v1", any(feature = "remote", feature = "dom0")))]
