@@ -174,7 +174,10 @@ fn call(text: &str) -> Result<(Name, Vec<Network>), String> {
     let forward = name.resolve(SocketKind::Tcp, &Config::default()).map_err(one)?;
     let written = name.to_string();
     if !rejected(&written).0.is_empty() {
-        return Err(format!("systemd does not take this as a name: it has {} characters of at most 255", written.len()));
+        return Err(format!(
+            "systemd does not take this as a name: it has {} characters of at most 255",
+            written.len()
+        ));
     }
     Ok((name, forward.legs.front().admit.from.clone()))
 }
