@@ -54,7 +54,7 @@ fn every_key_is_in_the_manual() {
         let headings = [format!(".B {name}\n"), format!(".BR {name} \""), format!("\" {name}\n")];
         assert!(headings.iter().any(|heading| manual.contains(heading)), "{name}");
     }
-    for word in ["uds_dir", "log_level"] {
+    for word in ["uds_dir", "log_level", "qubesdb_ports"] {
         assert!(manual.contains(&format!(".B {word}\n")), "{word}");
     }
 }

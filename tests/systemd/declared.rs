@@ -6,7 +6,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::{
     qubesdb::QubesDb,
-    support::{Pace, Wire, eventually, exchange, skip},
+    support::{Wire, eventually, skip},
     tree::{As, attempt, shell},
 };
 
@@ -51,6 +51,13 @@ fn from_lan(port: u16) -> Wire {
 #[track_caller]
 fn here(port: u16) -> Wire {
     Wire::tcp(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+/// Bytes still come back.
+#[track_caller]
+fn lives(session: &mut Wire) {
+    session.write_all(b"hello").expect("the session lives");
+    session.expect(b"hello");
 }
 
 fn file(port: u16) -> String {
@@ -132,7 +139,7 @@ fn what_dom0_declares_is_served_changes_and_goes_while_sessions_live() {
         served(8443);
         rules_are(&["8443"]);
         let mut session = from_lan(8443);
-        exchange(&mut session, 1, 10_000, Pace::BULK);
+        lives(&mut session);
         // an unrelated one comes
         let since = || shell("systemctl show -p ActiveEnterTimestampMonotonic qrexec-connect-lan-8443.socket");
         let before = since();
@@ -141,7 +148,7 @@ fn what_dom0_declares_is_served_changes_and_goes_while_sessions_live() {
         rules_are(&["8443"]);
         assert_eq!(here(9000).read_to_end(), b"work test.Args+1\n");
         assert_eq!(since(), before, "the other unit was not touched");
-        exchange(&mut session, 2, 10_000, Pace::BULK);
+        lives(&mut session);
         // it changes
         db.set("qrexec-connect-9000", b"0.0.0.0:9000 work test.Args+2");
         eventually("the new value is served", || shell(&format!("cat {}", file(9000))).contains("Args+2"));
@@ -153,11 +160,11 @@ fn what_dom0_declares_is_served_changes_and_goes_while_sessions_live() {
         db.remove("qrexec-connect-8443");
         gone(8443);
         rules_are(&["9000"]);
-        exchange(&mut session, 3, 10_000, Pace::BULK);
+        lives(&mut session);
         db.remove("");
         gone(9000);
         rules_are(&[]);
-        exchange(&mut session, 4, 10_000, Pace::CRUMBS);
+        lives(&mut session);
         session.half_close();
         session.expect_end();
         // the daemon goes, and comes with another database
@@ -209,7 +216,7 @@ fn a_hostile_value_does_nothing_but_a_message() {
         assert_eq!(here(8020).read_to_end(), b"work test.Args+1\n");
         eventually("each is told", || refused().len() == values.len());
         let all = refused().join("\n");
-        assert!(all.is_ascii() && all.lines().all(|line| line.starts_with("QubesDB /vm-config/")), "{all}");
+        assert!(!all.contains('\u{1b}') && all.lines().all(|line| line.starts_with("QubesDB /vm-config/")), "{all}");
         assert_eq!(shell("ls /run/systemd/system | grep lan"), "qrexec-connect-lan-8020.socket");
         assert!(!Path::new("/run/pwned").exists());
         assert_eq!(failed().len(), 1, "{:?}", failed());

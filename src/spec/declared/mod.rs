@@ -26,6 +26,7 @@ use std::{
 use super::{
     config::Config,
     endpoint::ListenAddr,
+    error::{Faults, Origin, Place, Source, SpecFault},
     fdname::{self, Name},
     keys::KeyName,
     plan::SocketKind,
@@ -162,14 +163,16 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
 
 /// The call of a name, as a unit would have it, and the networks of its clients.
 fn call(text: &str) -> Result<(Name, Vec<Network>), String> {
-    let one = |faults: super::Faults| faults.0.first().map(ToString::to_string).unwrap_or_default();
+    let one = |faults: Faults| faults.0.first().map(ToString::to_string).unwrap_or_default();
     let name = fdname::parse(text).map_err(one)?;
     let Name::Call { keys, .. } = &name else {
+        let whole = Place::new(&Source::new(Origin::Name(None), text), 0..text.len());
         let what = "a value names a qrexec call (QUBE SERVICE+ARGUMENT OPTION=VALUE…) and nothing else";
-        return Err(format!("name \"{}\": {what}", escaped(text.as_bytes())));
+        return Err(SpecFault::at(&whole, what).to_string());
     };
     if let Some((key, _)) = keys.texts().into_iter().find(|(key, _)| !OPTIONS.contains(key)) {
-        return Err(format!("name \"{}\": {}= is not allowed in a value", escaped(text.as_bytes()), key.name()));
+        let what = format!("{}= is not allowed in a value", key.name());
+        return Err(keys.given(key).map_or(what.clone(), |place| SpecFault::at(place, what).to_string()));
     }
     let forward = name.resolve(SocketKind::Tcp, &Config::default()).map_err(one)?;
     let written = name.to_string();

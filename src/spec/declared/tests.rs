@@ -51,7 +51,7 @@ fn a_hostile_value_declares_nothing_and_is_told_in_one_bounded_line() {
         (b"0.0.0.0:8443 @default qubes.ConnectTCP+\\x25n", "cannot hold"),
         (b"0.0.0.0:8443 @default qubes.ConnectTCP+../../x", "cannot hold"),
         (b"0.0.0.0:8443 \"@default qubes.ConnectTCP+443", "quote"),
-        (b"0.0.0.0:8443 @default qubes.ConnectTCP+443 start_unit=sshd.service", "start_unit="),
+        (b"0.0.0.0:8443 @default qubes.ConnectTCP+443 start_unit=sshd.service", "column 31: start_unit="),
         (b"0.0.0.0:8443 @default qubes.ConnectTCP+443 uds=/run/x", "uds="),
         (b"0.0.0.0:8443 @default qubes.ConnectTCP+443 target=10.0.0.1+22", "target="),
         (b"0.0.0.0:8443 @default qubes.ConnectTCP+443 namespace=x", "namespace="),
