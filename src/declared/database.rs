@@ -22,10 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEPT: usize = 1 << 20;
 
 /// A key of QubesDB and its value.
-pub(super) type Entry = (Vec<u8>, Vec<u8>);
+pub(super) type DbEntry = (Vec<u8>, Vec<u8>);
 
-/// Watches the keys until the daemon ends the connection. `changed` is called when the watch stands and after each change:
-/// it must not block, because the daemon waits for whoever does not read.
+/// Watches the keys until the daemon ends the connection. `changed` is called when the watch stands and after each
+/// change: it must not block, because the daemon waits for whoever does not read.
 pub(super) fn watch(socket: &Path, mut changed: impl FnMut()) -> io::Error {
     let mut watch = || -> io::Result<()> {
         let mut stream = ask(socket, DbMessage::Watch, DIRECTORY)?;
@@ -55,7 +55,7 @@ pub(super) fn watch(socket: &Path, mut changed: impl FnMut()) -> io::Error {
 ///
 /// # Errors
 /// The daemon is not there, does not answer in time, or answers what none does.
-pub(super) fn read(socket: &Path) -> io::Result<(Vec<Entry>, bool)> {
+pub(super) fn read(socket: &Path) -> io::Result<(Vec<DbEntry>, bool)> {
     let deadline = Instant::now() + PATIENCE;
     let mut stream = ask(socket, DbMessage::Multiread, KEY)?;
     let (mut entries, mut size) = (Vec::new(), 0);

@@ -10,7 +10,7 @@ use crate::spec::declared::{Declared, unit_of};
 
 /// What one pass did, and what it could not do.
 #[derive(Debug, Default)]
-pub(super) struct Passed {
+pub(super) struct PassDone {
     /// Listeners that were opened, or opened again for another value.
     pub(super) opened: Vec<u16>,
     /// Listeners that are gone.
@@ -20,15 +20,15 @@ pub(super) struct Passed {
 }
 
 /// Makes units and rules those of `wanted`.
-pub(super) fn pass(wanted: &BTreeMap<u16, Declared>) -> Passed {
-    let mut passed = Passed::default();
+pub(super) fn pass(wanted: &BTreeMap<u16, Declared>) -> PassDone {
+    let mut passed = PassDone::default();
     if let Err(e) = take(wanted, &mut passed) {
         passed.failed.push(format!("what dom0 declares is not served: {e}"));
     }
     passed
 }
 
-fn take(wanted: &BTreeMap<u16, Declared>, passed: &mut Passed) -> io::Result<()> {
+fn take(wanted: &BTreeMap<u16, Declared>, passed: &mut PassDone) -> io::Result<()> {
     let texts = wanted.iter().map(|(port, forward)| (*port, forward.unit_text())).collect();
     let seen = units::look(wanted.keys().copied())?;
     let steps = Steps::between(&texts, &seen);

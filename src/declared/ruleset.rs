@@ -250,7 +250,7 @@ mod tests {
     use super::*;
     use crate::spec::declared::{KEY, declared};
 
-    /// `nft -j list ruleset` of nftables 1.0.6 with the rules that qubes-core-agent-linux loads in R4.2; a rule of the user
+    /// `nft -j list ruleset` of nftables 1.0.6 with the rules that qubes-core-agent-linux loads in R4.2; rules of the user
     /// and rules of ours, one of them of an older forward, are in it.
     const R4_2: &str = include_str!("../../tests/captures/nft/r4.2.json");
     /// The same of R4.3, with IPv6 switched off.
@@ -285,12 +285,9 @@ mod tests {
         ];
         assert_eq!(by_hand("[::]:8443 web qubes.ConnectTCP+443"), both);
         assert_eq!(
-            by_hand(
-                "[::]:8443 web qubes.ConnectTCP+443 allow_from=192.168.0.0/16 allow_from=192.168.1.0/24 allow_from=10.0.0.1"
-            ),
-            [
-                "nft add rule ip qubes custom-input 'iifgroup != 2 ip saddr { 192.168.0.0/16, 10.0.0.1/32 } tcp dport 8443 accept'"
-            ]
+            by_hand("[::]:8080 web a.B allow_from=192.168.0.0/16 allow_from=192.168.1.0/24 allow_from=10.0.0.1"),
+            ["nft add rule ip qubes custom-input \
+              'iifgroup != 2 ip saddr { 192.168.0.0/16, 10.0.0.1/32 } tcp dport 8080 accept'"]
         );
         assert_eq!(
             by_hand("10.0.0.7:8443 web qubes.ConnectTCP+443 allow_from=0.0.0.0/0"),
@@ -307,9 +304,8 @@ mod tests {
             ruleset.ours.iter().map(|rule| (rule.0, rule.1)).collect::<Vec<_>>(),
             [(Family::V4, 8443), (Family::V4, 9000), (Family::V6, 8443)]
         );
-        let wanted = rules(&[
-            "[::]:8443 web qubes.ConnectTCP+443 allow_from=192.168.1.0/24 allow_from=10.1.2.3 allow_from=fd00\\x3a\\x3a/8",
-        ]);
+        let wanted =
+            rules(&["[::]:8443 web a.B allow_from=192.168.1.0/24 allow_from=10.1.2.3 allow_from=fd00\\x3a\\x3a/8"]);
         let (transaction, missing) = ruleset.transaction(&wanted);
         let handle = ruleset.ours[1].2;
         let delete =

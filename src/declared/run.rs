@@ -25,8 +25,12 @@ use crate::{
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long after a change a pass begins: what dom0 sets one after the other is one batch.
 const BATCH: Duration = Duration::from_millis(200);
-/// The time from one pass to the next at least: whoever writes keys all the time does not keep systemd busy.
+/// The time from one pass to the next at least.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// After so many passes in a minute that changed something, each waits so long: every change restarts the service of the
+/// sockets, and whoever writes keys all the time does not keep it busy.
+const OFTEN: (usize, Duration) = (10, Duration::from_secs(10));
+const MINUTE: Duration = Duration::from_secs(60);
 /// When a pass follows without a change: of a failure, at first and at most; else.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 const REST: Duration = Duration::from_secs(300);
@@ -44,16 +48,19 @@ pub fn run(low: &ReadPorts) -> io::Result<()> {
     let (sender, changes) = sync_channel(1);
     let watching = thread::Builder::new().name("watch".into()).spawn(move || watch_for_ever(&sender))?;
     let mut teller = Teller::default();
-    let mut retry = RETRY.0;
+    let (mut retry, mut recent) = (RETRY.0, Vec::new());
     while !watching.is_finished() {
         let began = Instant::now();
-        let well = once(low, &mut teller);
+        let (well, changed) = once(low, &mut teller);
+        recent.extend(changed.then_some(began));
+        recent.retain(|at: &Instant| at.elapsed() < MINUTE);
         retry = if well { RETRY.0 } else { (retry * 2).min(RETRY.1) };
         let rest = if well { REST } else { retry };
         let changed = wait(&changes, rest);
         if changed {
             retry = RETRY.0;
-            thread::sleep(BATCH.max(BETWEEN.saturating_sub(began.elapsed())));
+            let between = if recent.len() < OFTEN.0 { BETWEEN } else { OFTEN.1 };
+            thread::sleep(BATCH.max(between.saturating_sub(began.elapsed())));
             let _ = changes.try_recv(); // of the same batch
         }
     }
@@ -98,14 +105,14 @@ fn watch_for_ever(changed: &SyncSender<()>) {
     }
 }
 
-/// Reads what is declared and makes one pass; whether all was done.
-fn once(low: &ReadPorts, teller: &mut Teller) -> bool {
+/// Reads what is declared and makes one pass; whether all was done, and whether anything was changed.
+fn once(low: &ReadPorts, teller: &mut Teller) -> (bool, bool) {
     let (entries, whole) = match database::read(Path::new(SOCKET)) {
         Ok(read) => read,
         Err(e) => {
             // What is served stays: nobody said that it is not declared any more.
-            teller.tell(Vec::new(), vec![format!("QubesDB ({SOCKET}) cannot be read: {e}; it is tried again")]);
-            return false;
+            teller.tell(Vec::new(), vec![format!("QubesDB ({SOCKET}) cannot be read ({e}): the service retries")]);
+            return (false, false);
         }
     };
     let pairs = entries.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
@@ -123,9 +130,9 @@ fn once(low: &ReadPorts, teller: &mut Teller) -> bool {
             format!("port {port} is not declared in dom0 any more: {} is gone; its sessions go on", unit_of(*port));
         say(Kind::ForwardWithdrawn, text);
     }
-    let well = passed.failed.is_empty();
+    let done = (passed.failed.is_empty(), !passed.opened.is_empty() || !passed.closed.is_empty());
     teller.tell(refused, passed.failed);
-    well
+    done
 }
 
 /// The event of a forward that is served from now on.

@@ -85,7 +85,10 @@ impl Steps {
 mod tests {
     use std::collections::BTreeSet;
 
-    use proptest::prelude::*;
+    use proptest::{
+        collection::{btree_map, btree_set, vec},
+        prelude::*,
+    };
 
     use super::*;
 
@@ -178,8 +181,8 @@ mod tests {
         /// Declarations come, change and go, and each pass but the last is killed at any point.
         #[test]
         fn whatever_came_before_the_last_pass_ends_in_what_is_declared(
-            passes in proptest::collection::vec((proptest::collection::btree_map(1..6u16, "[ab]", 0..5), 0..12usize), 1..12),
-            foreign in proptest::collection::btree_set(1..6u16, 0..2),
+            passes in vec((btree_map(1..6u16, "[ab]", 0..5), 0..12usize), 1..12),
+            foreign in btree_set(1..6u16, 0..2),
         ) {
             let mut host = Host { foreign: foreign.clone(), ..Host::default() };
             let mut last = BTreeMap::new();

@@ -174,7 +174,9 @@ mod tests {
     proptest! {
         #[test]
         fn encode_and_decode_are_inverses(
-            kind in 0..DbMessage::ALL.len(), path in proptest::collection::vec(1..=255u8, 0..MAX_PATH), data in 0..=MAX_DATA,
+            kind in 0..DbMessage::ALL.len(),
+            path in proptest::collection::vec(1..=255u8, 0..MAX_PATH),
+            data in 0..=MAX_DATA,
         ) {
             let header = DbHeader::new(DbMessage::ALL[kind].0, &path, data).expect("within the limits");
             prop_assert_eq!(DbHeader::decode(&header.encode()), Ok(header));

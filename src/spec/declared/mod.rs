@@ -206,7 +206,8 @@ impl Declared {
         &self.from
     }
 
-    /// The text of its socket unit.
+    /// The text of its socket unit. After a change of this text [`is_unit_of`] has to know the old one, too: the units of
+    /// an earlier version are in /run until the next boot.
     pub fn unit_text(&self) -> String {
         let Self { listen, name, .. } = self;
         let own = !listen.ip().is_unspecified() && !listen.ip().is_loopback();
@@ -215,8 +216,8 @@ impl Declared {
         // Without it the answer is that of a sysctl.
         let both = if matches!(listen.ip(), IpAddr::V6(_)) { "BindIPv6Only=both\n" } else { "" };
         format!(
-            "# Declared in dom0 by the feature vm-config.qrexec-connect-{port}; qrexec-connect-qubesdb.service wrote this.\n\
-             [Unit]\nDescription=Port {port}, declared in dom0\n\
+            "# Declared in dom0 by the feature vm-config.qrexec-connect-{port}; \
+             qrexec-connect-qubesdb.service wrote this.\n[Unit]\nDescription=Port {port}, declared in dom0\n\
              [Socket]\nListenStream={listen}\n{early}{both}FileDescriptorName={name}\n",
             port = listen.port(),
         )
