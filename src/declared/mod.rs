@@ -10,9 +10,9 @@
 //! The daemon's socket is spoken to directly ([`crate::proto::qubesdb`]). Its tools do not serve: `qubesdb-watch`
 //! writes its lines through a buffer of stdio that a pipe does not flush, and `qubesdb-watch -n 1` misses what changes
 //! between two runs. Three properties of the daemon (`daemon/db-daemon.c`, `daemon/db-cmds.c`) decide how this is done:
-//! it has one thread and writes to clients without O_NONBLOCK, so a watcher that does not read stops the daemon; it does
-//! not ignore SIGPIPE, so an answer is read to its end; and `qubesdb-rm /` fires no watch of a directory, so all is read
-//! again every few minutes.
+//! it has one thread and writes to clients without O_NONBLOCK, so a watcher that does not read stops the daemon; it
+//! does not ignore SIGPIPE, so an answer is read to its end; and `qubesdb-rm /` fires no watch of a directory, so all
+//! is read again every few minutes.
 //! The watch comes first and the reading after it: what changes in between is seen.
 //!
 //! One pass over the units, by port. A file is *ours* when it is what this program writes for what it says:

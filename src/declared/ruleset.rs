@@ -250,8 +250,8 @@ mod tests {
     use super::*;
     use crate::spec::declared::{KEY, declared};
 
-    /// `nft -j list ruleset` of nftables 1.0.6 with the rules that qubes-core-agent-linux loads in R4.2; rules of the user
-    /// and rules of ours, one of them of an older forward, are in it.
+    /// `nft -j list ruleset` of nftables 1.0.6 with the rules that qubes-core-agent-linux loads in R4.2; rules of the
+    /// user and rules of ours, one of them of an older forward, are in it.
     const R4_2: &str = include_str!("../../tests/captures/nft/r4.2.json");
     /// The same of R4.3, with IPv6 switched off.
     const R4_3: &str = include_str!("../../tests/captures/nft/r4.3-without-ipv6.json");

@@ -27,8 +27,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const BATCH: Duration = Duration::from_millis(200);
 /// The time from one pass to the next at least.
 const BETWEEN: Duration = Duration::from_secs(1);
-/// After so many passes in a minute that changed something, each waits so long: every change restarts the service of the
-/// sockets, and whoever writes keys all the time does not keep it busy.
+/// After so many passes in a minute that changed something, each waits so long: every change restarts the service of
+/// the sockets, and whoever writes keys all the time does not keep it busy.
 const OFTEN: (usize, Duration) = (10, Duration::from_secs(10));
 const MINUTE: Duration = Duration::from_secs(60);
 /// When a pass follows without a change: of a failure, at first and at most; else.

@@ -1,4 +1,5 @@
-//! The messages of qubesdb-daemon's socket (`include/qubesdb.h` of qubes-core-qubesdb): a header of 72 bytes, then data.
+//! The messages of qubesdb-daemon's socket (`include/qubesdb.h` of qubes-core-qubesdb): a header of 72 bytes, then
+//! data.
 //!
 //! | bytes | field |
 //! |---|---|

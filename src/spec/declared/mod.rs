@@ -1,11 +1,11 @@
 //! Forwards that dom0 declares: a key of QubesDB with its value becomes a socket unit.
 //!
 //! dom0 sets the feature `vm-config.qrexec-connect-PORT` of a qube. In the qube that is the key
-//! `/vm-config/qrexec-connect-PORT` of QubesDB, with the value `ADDRESS:PORT NAME`. NAME is the name of a socket unit: a
-//! qrexec call with its options.
+//! `/vm-config/qrexec-connect-PORT` of QubesDB, with the value `ADDRESS:PORT NAME`. NAME is the name of a socket unit:
+//! a qrexec call with its options.
 //!
-//! Every process of the qube can write these keys, so that a key and its value are data of a stranger. What they may bring
-//! about is what such a process could do itself, and a rule of the firewall for its port:
+//! Every process of the qube can write these keys, so that a key and its value are data of a stranger. What they may
+//! bring about is what such a process could do itself, and a rule of the firewall for its port:
 //!
 //! | may | may not |
 //! |---|---|
@@ -206,8 +206,8 @@ impl Declared {
         &self.from
     }
 
-    /// The text of its socket unit. After a change of this text [`is_unit_of`] has to know the old one, too: the units of
-    /// an earlier version are in /run until the next boot.
+    /// The text of its socket unit. After a change of this text [`is_unit_of`] has to know the old one, too: the units
+    /// of an earlier version are in /run until the next boot.
     pub fn unit_text(&self) -> String {
         let Self { listen, name, .. } = self;
         let own = !listen.ip().is_unspecified() && !listen.ip().is_loopback();
