@@ -135,7 +135,14 @@ fn only_a_unit_that_was_not_edited_is_known_again() {
 proptest! {
     #[test]
     fn whatever_is_declared_the_unit_has_the_lines_of_ours_and_means_the_same(
-        value in "(0\\.0\\.0\\.0|\\[::\\]):8443 [ -~]{0,60}|[ -~]{0,80}|.{0,40}",
+        value in prop_oneof![
+            // Most of these are good.
+            "(0\\.0\\.0\\.0|\\[::\\]|10\\.0\\.0\\.1):8443 \
+             (@default|@dispvm:[a-z]{1,3}|[a-z]{1,4}) [A-Za-z][A-Za-z.+:_-]{0,8}\
+             ( max_calls=[1-9]| allow_from=10\\.0\\.0\\.[0-9]){0,2}",
+            "0\\.0\\.0\\.0:8443 ([a-z@\"\\\\%=]{1,4}|[ -~]{1,8}) [A-Za-z.+:\\\\%]{1,8}( [a-z_]{1,9}=[ -~]{0,9}){0,2}",
+            ".{0,60}",
+        ],
     ) {
         let Ok(forward) = one(8443, value.as_bytes()) else { return Ok(()) };
         let text = forward.unit_text();
