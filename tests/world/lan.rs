@@ -42,7 +42,7 @@ fn a_forward_is_a_policy_line_and_a_feature_until_it_is_removed() {
     let removed = forward(&world, "remove sys-net 8443");
     removed.expect(0, "removed: sys-net 0.0.0.0:8443 web:443 from=192.168.1.0/24\n");
     assert_eq!((rules(&world).as_str(), features(&world, "sys-net").as_str()), ("", ""));
-    world.dom0(&format!("ls {POLICY} /run/qvm-forward.draft")).says("No such file");
+    world.dom0(&format!("ls {POLICY} /run/qvm-forward/draft")).says("No such file");
     forward(&world, "remove sys-net 8443").expect(1, "").says("sys-net has no forward on port 8443");
 }
 
@@ -54,7 +54,7 @@ fn a_dry_run_prints_every_file_and_command_and_changes_nothing() {
         "would write /etc/qubes/policy.d/30-qvm-forward.policy:",
         "qubes.ConnectTCP +443 sys-net @default allow target=web",
         "would run: qvm-features sys-net vm-config.qrexec-connect-8443 '127.0.0.1:8443 @default qubes.ConnectTCP+443'",
-        "would run: systemd-run --quiet --collect --unit=qvm-forward-next",
+        "would run: systemd-run --quiet --collect --unit=qvm-forward-expire.service",
     ] {
         assert!(shown.contains(line), "no {line:?} in {shown}");
     }

@@ -1,9 +1,9 @@
 //! `add` and `remove`: what they change, in which order, and what they print.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     process::ExitCode,
 };
 
@@ -38,7 +38,9 @@ pub(super) fn load() -> Result<Declarations, Fatal> {
 
 /// Held while the policy file is read and written: one program of this name at a time.
 pub(super) fn alone() -> Result<Flock<File>, Fatal> {
-    const LOCK: &str = "/run/qvm-forward.lock";
+    const LOCK: &str = "/run/qvm-forward/lock";
+    let made = DirBuilder::new().recursive(true).mode(0o700).create("/run/qvm-forward");
+    made.map_err(|e| fail(format!("/run/qvm-forward: {e}")))?;
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(LOCK);
     let file = file.map_err(|e| fail(format!("{LOCK}: {e}")))?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| fail(format!("{LOCK}: {e}")))
@@ -84,9 +86,9 @@ pub(super) fn add(options: &AddForward) -> Result<ExitCode, Fatal> {
     if again.is_none() {
         no_other_feature(&forward)?;
     }
-    let timer = forward.ends.map(expiry::timer);
+    let (at_boot, timer) = (forward.ends.map(|_| expiry::at_boot()), forward.ends.map(expiry::timer));
     if options.dry_run {
-        dry_run(&declarations, &[Some(qubes::set(&forward)), timer]);
+        dry_run(&declarations, &[Some(qubes::set(&forward)), at_boot, timer]);
         return Ok(ExitCode::SUCCESS);
     }
     save(&declarations)?;
@@ -97,6 +99,7 @@ pub(super) fn add(options: &AddForward) -> Result<ExitCode, Fatal> {
         save(&declarations)?;
         return Err(failed.hint(format!("the forward was not added; {} is as it was", policy::path().display())));
     }
+    at_boot.map_or(Ok(()), |order| order.carry_out())?;
     expiry::arm(&declarations)?;
     println!("policy    {}: {}", policy::NAME, forward.rule());
     println!("qube      {}: listens on {} (feature {})", forward.source, forward.listen, forward.feature());

@@ -1,7 +1,7 @@
 //! Forwards that end by themselves.
 //!
-//! The end time stands in the policy file. One timer of the manager, [`TIMER`], waits for the first of them and runs
-//! `qvm-forward expire`, and so does `qvm-forward-expire.service` at each boot: a timer of systemd-run(1) is gone then.
+//! The end time stands in the policy file. One timer of the manager, [`TIMER`], waits for the first of them and starts
+//! [`SERVICE`], which also runs at each boot. Whoever changes the file makes the timer anew.
 
 use std::process::ExitCode;
 
@@ -14,26 +14,32 @@ use super::{
 };
 use crate::report::Fatal;
 
-/// The timer, and the service that it starts.
-const TIMER: &str = "qvm-forward-next";
+/// Runs `qvm-forward expire`, at each boot and at the end of a forward.
+const SERVICE: &str = "qvm-forward-expire.service";
+/// Waits for the first end: a transient unit, so that it is gone at the next boot.
+const TIMER: &str = "qvm-forward-expire.timer";
 
 /// The order that makes the timer.
 pub(super) fn timer(ends: Moment) -> Order {
     let calendar = format!("--on-calendar={}", ends.calendar());
-    let unit = format!("--unit={TIMER}");
-    let words = ["systemd-run", "--quiet", "--collect", &unit, &calendar, "--timer-property=AccuracySec=1s"];
-    Order::new(words.into_iter().chain(["--", "qvm-forward", "expire"]))
+    // With a timer and a unit that exists, systemd-run(1) makes the timer alone.
+    let unit = format!("--unit={SERVICE}");
+    Order::new(["systemd-run", "--quiet", "--collect", &unit, &calendar, "--timer-property=AccuracySec=1s"])
+}
+
+/// The order that has each boot look for what is over.
+pub(super) fn at_boot() -> Order {
+    Order::new(["systemctl", "--quiet", "enable", SERVICE])
 }
 
 /// Has the timer wait for the first end, and for none where nothing ends.
 pub(super) fn arm(declarations: &Declarations) -> Result<(), Fatal> {
     // A timer that is not there stops as well.
-    let _ = Order::new(["systemctl", "--quiet", "stop", &format!("{TIMER}.timer")]).holds();
+    let _ = Order::new(["systemctl", "--quiet", "stop", TIMER]).holds();
     declarations.iter().filter_map(|one| one.ends).min().map_or(Ok(()), |ends| {
-        timer(ends).carry_out().map_err(|failed| {
-            failed
-                .hint("the forward is in force, but nothing ends it before the next boot: run qvm-forward expire then")
-        })
+        timer(ends)
+            .carry_out()
+            .map_err(|failed| failed.hint("the forward is in force, and nothing ends it: run qvm-forward expire then"))
     })
 }
 

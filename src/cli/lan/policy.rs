@@ -22,7 +22,7 @@ const RUNTIME: &str = "/run/qubes/policy.d";
 /// Our file.
 pub(super) const NAME: &str = "30-qvm-forward.policy";
 /// Where a new file is judged before it comes into place.
-const DRAFT: &str = "/run/qvm-forward.draft";
+const DRAFT: &str = "/run/qvm-forward/draft";
 /// The longest policy file that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 /// The most forwards of one qube; its service takes no more.
