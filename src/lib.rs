@@ -81,6 +81,9 @@
 //! *pending restart*: one that waits until no command runs or waits; requests are *held* while it begins. *ledger*: what
 //! dom0 has run already. *sheet*: all that decides what a command does, as a person sees it before approving; its digest
 //! is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
+//!
+//! *qvm-forward.* *declared*: a forward that dom0's policy file has. *feature*: what dom0 writes down about a qube and
+//! shows to it.
 
 #[cfg(feature = "forward")]
 mod activation;

@@ -36,29 +36,37 @@ pub(super) fn at_boot() -> Order {
 pub(super) fn arm(declarations: &Declarations) -> Result<(), Fatal> {
     // A timer that is not there stops as well.
     let _ = Order::new(["systemctl", "--quiet", "stop", TIMER]).holds();
-    declarations.iter().filter_map(|one| one.ends).min().map_or(Ok(()), |ends| {
-        timer(ends)
-            .carry_out()
-            .map_err(|failed| failed.hint("the forward is in force, and nothing ends it: run qvm-forward expire then"))
-    })
+    let Some(ends) = declarations.iter().filter_map(|one| one.ends).min() else { return Ok(()) };
+    let unarmed =
+        |failed: Fatal| failed.hint("the forward is in force, and nothing ends it: run qvm-forward expire then");
+    timer(ends).carry_out().map_err(unarmed)?;
+    // A timer whose moment had come before the timer was made never starts anything (systemd.timer(5), OnCalendar=).
+    if ends <= Moment::now() {
+        Order::new(["systemctl", "--quiet", "--no-block", "start", SERVICE]).carry_out().map_err(unarmed)?;
+    }
+    Ok(())
 }
 
 /// `expire`: removes what is over. Policy lines go first and all at once.
 pub(super) fn expire() -> Result<ExitCode, Fatal> {
     let _alone = alone()?;
     let mut declarations = load()?;
-    let now = Moment::now();
-    let over = declarations.take(|one| one.is_over(now));
-    if !over.is_empty() {
-        save(&declarations)?;
-    }
     let mut failed = None;
-    for one in &over {
-        match withdraw(&one.source, &qubes::unset(&one.source, one.listen.port())) {
-            Ok(()) => println!("removed, because its time is over: {one}"),
-            Err(e) => failed = Some(e),
+    loop {
+        let over = declarations.take(|one| one.is_over(Moment::now()));
+        if !over.is_empty() {
+            save(&declarations)?;
+        }
+        for one in &over {
+            match withdraw(&one.source, &qubes::unset(&one.source, one.listen.port())) {
+                Ok(()) => println!("removed, because its time is over: {one}"),
+                Err(e) => failed = Some(e),
+            }
+        }
+        arm(&declarations)?;
+        // This process is the service, so the start that `arm` orders for what ended meanwhile does nothing.
+        if !declarations.iter().any(|one| one.is_over(Moment::now())) {
+            return failed.map_or(Ok(ExitCode::SUCCESS), Err);
         }
     }
-    arm(&declarations)?;
-    failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
