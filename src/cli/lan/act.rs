@@ -1,66 +1,20 @@
 //! `add` and `remove`: what they change, in which order, and what they print.
 
-use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    process::ExitCode,
-};
-
-use nix::fcntl::{Flock, FlockArg};
+use std::process::ExitCode;
 
 use super::{
     arguments::{AddForward, PROGRAM, RemoveForward},
-    declared::{Decision, Declared, FEATURE, LONGEST_VALUE, Moment, Named, QubeName},
+    declared::{Declared, FEATURE, LONGEST_VALUE, LanDecision, Moment, Named},
     expiry,
-    order::Order,
+    order::ToolOrder,
     policy::{self, Conflict, Declarations, MOST},
     qubes,
+    record::{alone, fail, load, save, withdraw},
 };
 use crate::report::{Code, Fatal};
 
 /// Ports below this one belong to root; a qube's service takes them only where its template allows that.
 const UNPRIVILEGED: u16 = 1024;
-
-pub(super) fn fail(text: impl std::fmt::Display) -> Fatal {
-    Fatal::new(Code::Failure, text)
-}
-
-/// The declared forwards, as the policy file has them.
-pub(super) fn load() -> Result<Declarations, Fatal> {
-    let file = policy::path();
-    let file = file.display();
-    policy::load().map_err(|e| fail(format!("{file}: {e}")))?.map_err(|foreign| {
-        Fatal::new(Code::Config, format!("{file}: {foreign}"))
-            .hint("nothing was changed; move your own lines into another file, or remove this file and add the forwards again")
-    })
-}
-
-/// Held while the policy file is read and written: one program of this name at a time.
-pub(super) fn alone() -> Result<Flock<File>, Fatal> {
-    const LOCK: &str = "/run/qvm-forward/lock";
-    let made = DirBuilder::new().recursive(true).mode(0o700).create("/run/qvm-forward");
-    made.map_err(|e| fail(format!("/run/qvm-forward: {e}")))?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(LOCK);
-    let file = file.map_err(|e| fail(format!("{LOCK}: {e}")))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| fail(format!("{LOCK}: {e}")))
-}
-
-/// Puts the policy file in place, after qrexec's own reader has read it where that is installed.
-pub(super) fn save(declarations: &Declarations) -> Result<(), Fatal> {
-    policy::save(declarations, lint)
-        .map_err(|e| fail(format!("{}: {e}; nothing was changed", policy::path().display())))
-}
-
-/// Has `qubes-policy-lint` read a file.
-fn lint(file: &std::path::Path) -> io::Result<()> {
-    let order = Order::new(["qubes-policy-lint".to_owned(), file.display().to_string()]);
-    match order.installed() {
-        false => Ok(()),
-        true if order.holds() => Ok(()),
-        true => Err(io::Error::new(io::ErrorKind::InvalidData, "qubes-policy-lint finds an error in the new file")),
-    }
-}
 
 /// `add`: everything is checked before anything is changed.
 pub(super) fn add(options: &AddForward) -> Result<ExitCode, Fatal> {
@@ -128,7 +82,7 @@ fn asked(options: &AddForward) -> Result<Declared, Fatal> {
         from: options.from.clone(),
         ends: options.r#for.map(|span| Moment::now().after(span)),
         named: Named::ByPolicy,
-        decision: if options.ask { Decision::Ask } else { Decision::Allow },
+        decision: if options.ask { LanDecision::Ask } else { LanDecision::Allow },
     })
 }
 
@@ -178,7 +132,7 @@ fn advise(forward: &Declared) -> Result<(), Fatal> {
 }
 
 /// Prints the file and the commands of a change that is not made.
-fn dry_run(declarations: &Declarations, orders: &[Option<Order>]) {
+fn dry_run(declarations: &Declarations, orders: &[Option<ToolOrder>]) {
     println!("would write {}:\n{declarations}", policy::path().display());
     orders.iter().flatten().for_each(|order| println!("would run: {order}"));
 }
@@ -206,15 +160,4 @@ pub(super) fn remove(options: &RemoveForward) -> Result<ExitCode, Fatal> {
         println!("unset: a feature of {source} for port {port}, which no policy line belonged to");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Unsets a feature. A qube that is gone has none.
-pub(super) fn withdraw(source: &QubeName, unset: &Order) -> Result<(), Fatal> {
-    match qubes::exists(source) {
-        true => unset.carry_out().map_err(|failed| {
-            failed
-                .hint(format!("dom0 allows no call of it any more, but {source} still listens: run the command again"))
-        }),
-        false => Ok(()),
-    }
 }

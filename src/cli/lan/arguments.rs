@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::declared::{LanNetwork, QubeName, Target, listen};
+use super::declared::{LanNetwork, LanTarget, QubeName, listen};
 use crate::cli::table::LookOptions;
 
 /// The program's name.
@@ -53,7 +53,7 @@ pub(super) struct AddForward {
     #[arg(value_name = "LISTEN", value_parser = listen)]
     pub(super) listen: SocketAddr,
     /// Where connections go: QUBE:PORT
-    pub(super) target: Target,
+    pub(super) target: LanTarget,
     /// Accept connections from this address or network only (repeatable)
     #[arg(long, value_name = "NETWORK")]
     pub(super) from: Vec<LanNetwork>,

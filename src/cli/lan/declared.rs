@@ -42,13 +42,13 @@ impl fmt::Display for QubeName {
 
 /// A port of a qube.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct LanTarget {
     pub(super) qube: QubeName,
     /// 1..=65535
     pub(super) port: u16,
 }
 
-impl FromStr for Target {
+impl FromStr for LanTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -57,7 +57,7 @@ impl FromStr for Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for LanTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.qube, self.port)
     }
@@ -146,12 +146,12 @@ pub(super) enum Named {
 
 /// What dom0 does at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum LanDecision {
     Allow,
     Ask,
 }
 
-impl fmt::Display for Decision {
+impl fmt::Display for LanDecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Allow => "allow",
@@ -200,11 +200,11 @@ impl FromStr for Moment {
 pub(super) struct Declared {
     pub(super) source: QubeName,
     pub(super) listen: SocketAddr,
-    pub(super) target: Target,
+    pub(super) target: LanTarget,
     pub(super) from: Vec<LanNetwork>,
     pub(super) ends: Option<Moment>,
     pub(super) named: Named,
-    pub(super) decision: Decision,
+    pub(super) decision: LanDecision,
 }
 
 impl Declared {
@@ -226,13 +226,13 @@ impl Declared {
 
     /// The line of dom0's policy.
     pub(super) fn rule(&self) -> String {
-        let Target { qube, port } = &self.target;
+        let LanTarget { qube, port } = &self.target;
         let call = format!("{SERVICE} +{port} {}", self.source);
         match (self.named, self.decision) {
-            (Named::ByPolicy, Decision::Allow) => format!("{call} @default allow target={qube}"),
-            (Named::ByPolicy, Decision::Ask) => format!("{call} @default ask default_target={qube}"),
-            (Named::ByUnit, Decision::Allow) => format!("{call} {qube} allow"),
-            (Named::ByUnit, Decision::Ask) => format!("{call} {qube} ask default_target={qube}"),
+            (Named::ByPolicy, LanDecision::Allow) => format!("{call} @default allow target={qube}"),
+            (Named::ByPolicy, LanDecision::Ask) => format!("{call} @default ask default_target={qube}"),
+            (Named::ByUnit, LanDecision::Allow) => format!("{call} {qube} allow"),
+            (Named::ByUnit, LanDecision::Ask) => format!("{call} {qube} ask default_target={qube}"),
         }
     }
 
@@ -280,7 +280,7 @@ pub(super) fn read(comment: &str, rule: &str) -> Result<Declared, String> {
         from: Vec::new(),
         ends: None,
         named: Named::ByPolicy,
-        decision: Decision::Allow,
+        decision: LanDecision::Allow,
     };
     for word in words {
         match word.split_once('=') {
@@ -290,7 +290,7 @@ pub(super) fn read(comment: &str, rule: &str) -> Result<Declared, String> {
         }
     }
     for named in [Named::ByPolicy, Named::ByUnit] {
-        for decision in [Decision::Allow, Decision::Ask] {
+        for decision in [LanDecision::Allow, LanDecision::Ask] {
             let read = Declared { named, decision, ..declared.clone() };
             // Only what is written the same again is read, so that a rewritten file loses nothing.
             if read.rule() == rule && read.to_string() == comment {
@@ -326,11 +326,11 @@ pub(super) mod tests {
             |(source, address, port, qube, to, from, ends, (by_unit, ask))| Declared {
                 source,
                 listen: listen(&format!("{address}:{port}")).expect("an address"),
-                target: Target { qube, port: to },
+                target: LanTarget { qube, port: to },
                 from,
                 ends,
                 named: if by_unit { Named::ByUnit } else { Named::ByPolicy },
-                decision: if ask { Decision::Ask } else { Decision::Allow },
+                decision: if ask { LanDecision::Ask } else { LanDecision::Allow },
             },
         )
     }
@@ -375,7 +375,7 @@ pub(super) mod tests {
         }
         for refused in ["web", "web:", ":443", "dom0:22", "Dom0:22", "@dispvm:22", "web:443:1", "we b:443", "web\n:443"]
         {
-            assert!(refused.parse::<Target>().is_err(), "{refused:?}");
+            assert!(refused.parse::<LanTarget>().is_err(), "{refused:?}");
         }
         for refused in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "x", "::1/0"] {
             assert!(refused.parse::<LanNetwork>().is_err(), "{refused}");

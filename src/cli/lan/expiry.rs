@@ -6,11 +6,11 @@
 use std::process::ExitCode;
 
 use super::{
-    act::{alone, load, save, withdraw},
     declared::Moment,
-    order::Order,
+    order::ToolOrder,
     policy::Declarations,
     qubes,
+    record::{alone, load, save, withdraw},
 };
 use crate::report::Fatal;
 
@@ -20,29 +20,29 @@ const SERVICE: &str = "qvm-forward-expire.service";
 const TIMER: &str = "qvm-forward-expire.timer";
 
 /// The order that makes the timer.
-pub(super) fn timer(ends: Moment) -> Order {
+pub(super) fn timer(ends: Moment) -> ToolOrder {
     let calendar = format!("--on-calendar={}", ends.calendar());
     // With a timer and a unit that exists, systemd-run(1) makes the timer alone.
     let unit = format!("--unit={SERVICE}");
-    Order::new(["systemd-run", "--quiet", "--collect", &unit, &calendar, "--timer-property=AccuracySec=1s"])
+    ToolOrder::new(["systemd-run", "--quiet", "--collect", &unit, &calendar, "--timer-property=AccuracySec=1s"])
 }
 
 /// The order that has each boot look for what is over.
-pub(super) fn at_boot() -> Order {
-    Order::new(["systemctl", "--quiet", "enable", SERVICE])
+pub(super) fn at_boot() -> ToolOrder {
+    ToolOrder::new(["systemctl", "--quiet", "enable", SERVICE])
 }
 
 /// Has the timer wait for the first end, and for none where nothing ends.
 pub(super) fn arm(declarations: &Declarations) -> Result<(), Fatal> {
     // A timer that is not there stops as well.
-    let _ = Order::new(["systemctl", "--quiet", "stop", TIMER]).holds();
+    let _ = ToolOrder::new(["systemctl", "--quiet", "stop", TIMER]).holds();
     let Some(ends) = declarations.iter().filter_map(|one| one.ends).min() else { return Ok(()) };
     let unarmed =
         |failed: Fatal| failed.hint("the forward is in force, and nothing ends it: run qvm-forward expire then");
     timer(ends).carry_out().map_err(unarmed)?;
     // A timer whose moment had come before the timer was made never starts anything (systemd.timer(5), OnCalendar=).
     if ends <= Moment::now() {
-        Order::new(["systemctl", "--quiet", "--no-block", "start", SERVICE]).carry_out().map_err(unarmed)?;
+        ToolOrder::new(["systemctl", "--quiet", "--no-block", "start", SERVICE]).carry_out().map_err(unarmed)?;
     }
     Ok(())
 }

@@ -8,11 +8,11 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    act::{fail, load},
     arguments::{ListOptions, PROGRAM},
     declared::{Declared, FEATURE, Moment, QubeName},
     policy::{self, Earlier},
-    qubes::{self, Service},
+    qubes::{self, QubeService},
+    record::{fail, load},
 };
 use crate::{
     cli::table::{self, Cell, Colour, Column, Style},
@@ -22,7 +22,7 @@ use crate::{
 
 /// Something that is wrong with a forward, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Trouble {
+enum ForwardTrouble {
     NoQube(QubeName),
     /// The feature is not set, or is another.
     Feature {
@@ -32,7 +32,7 @@ enum Trouble {
     Over,
 }
 
-impl Trouble {
+impl ForwardTrouble {
     fn text(&self, one: &Declared) -> (String, String) {
         let port = one.listen.port();
         let again = || format!("remove it and add it again: {PROGRAM} remove {} {port}", one.source);
@@ -78,23 +78,23 @@ impl Dom0 {
         Ok(Self { features: features.collect(), existing, earlier })
     }
 
-    fn troubles(&self, one: &Declared, now: Moment) -> Vec<Trouble> {
+    fn troubles(&self, one: &Declared, now: Moment) -> Vec<ForwardTrouble> {
         let mut troubles = Vec::new();
         for qube in [&one.source, &one.target.qube] {
             if !self.existing.contains(qube) {
-                troubles.push(Trouble::NoQube(qube.clone()));
+                troubles.push(ForwardTrouble::NoQube(qube.clone()));
             }
         }
         if let Some(Some(features)) = self.features.get(&one.source) {
             let value = features.iter().find(|(port, _)| *port == one.listen.port()).map(|(_, value)| value.clone());
             if value.as_ref() != Some(&one.value()) {
-                troubles.push(Trouble::Feature { value });
+                troubles.push(ForwardTrouble::Feature { value });
             }
         }
         if one.is_over(now) {
-            troubles.push(Trouble::Over);
+            troubles.push(ForwardTrouble::Over);
         }
-        troubles.extend(policy::overruled(one, &self.earlier).cloned().map(Trouble::Overruled));
+        troubles.extend(policy::overruled(one, &self.earlier).cloned().map(ForwardTrouble::Overruled));
         troubles
     }
 
@@ -152,7 +152,7 @@ pub(super) fn list(options: &ListOptions) -> Result<ExitCode, Fatal> {
             let (policy, colour) = decision(one, &dom0, now);
             let service = served(one);
             let (state, _) = words(service.as_ref());
-            let fine = if service == Some(Service::Serving) { Colour::Green } else { Colour::Yellow };
+            let fine = if service == Some(QubeService::Serving) { Colour::Green } else { Colour::Yellow };
             let until = one.ends.map_or_else(String::new, |ends| ends.to_string());
             [
                 Cell::from(one.source.to_string()),
@@ -181,13 +181,13 @@ fn decision(one: &Declared, dom0: &Dom0, now: Moment) -> (String, Colour) {
 }
 
 /// The state in one word, and the qube's reason.
-fn words(service: Option<&Service>) -> (&'static str, Option<String>) {
+fn words(service: Option<&QubeService>) -> (&'static str, Option<String>) {
     match service {
         None => ("no qube", None),
-        Some(Service::Serving) => ("serving", None),
-        Some(Service::NotServing(reason)) => ("not served", reason.as_deref().map(|text| escape(text.as_bytes()))),
-        Some(Service::Silent) => ("no answer", None),
-        Some(Service::Halted) => ("halted", None),
+        Some(QubeService::Serving) => ("serving", None),
+        Some(QubeService::NotServing(reason)) => ("not served", reason.as_deref().map(|text| escape(text.as_bytes()))),
+        Some(QubeService::Silent) => ("no answer", None),
+        Some(QubeService::Halted) => ("halted", None),
     }
 }
 

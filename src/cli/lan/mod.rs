@@ -29,6 +29,7 @@ mod list;
 mod order;
 mod policy;
 mod qubes;
+mod record;
 
 use std::{
     os::unix::process::CommandExt as _,

@@ -17,9 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program with its arguments, as `--dry-run` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Order(Vec<String>);
+pub(super) struct ToolOrder(Vec<String>);
 
-impl Order {
+impl ToolOrder {
     pub(super) fn new<S: Into<String>>(words: impl IntoIterator<Item = S>) -> Self {
         Self(words.into_iter().map(Into::into).collect())
     }
@@ -59,7 +59,7 @@ impl Order {
 }
 
 /// As somebody would type it.
-impl fmt::Display for Order {
+impl fmt::Display for ToolOrder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, word) in self.0.iter().enumerate() {
             let plain = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=,@%".contains(&byte));
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn an_order_is_printed_as_it_can_be_typed() {
-        let order = Order::new(["qvm-features", "--", "sys-net", "vm-config.x", "0.0.0.0:1 @default a+1"]);
+        let order = ToolOrder::new(["qvm-features", "--", "sys-net", "vm-config.x", "0.0.0.0:1 @default a+1"]);
         assert_eq!(order.to_string(), "qvm-features -- sys-net vm-config.x '0.0.0.0:1 @default a+1'");
     }
 }

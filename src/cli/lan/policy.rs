@@ -261,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::declared::{Decision, Moment, tests::declared},
+        super::declared::{LanDecision, Moment, tests::declared},
         *,
     };
 
@@ -320,7 +320,7 @@ mod tests {
         let same_port = declarations.add(forward("sys-net 127.0.0.1:8443 db:5432"));
         let same_port = same_port.map(|_| ()).map_err(|conflict| *conflict);
         assert!(matches!(same_port, Err(Conflict::Port(other)) if other.target.to_string() == "web:443"));
-        let asked = Declared { decision: Decision::Ask, ..forward("sys-net 0.0.0.0:9443 web:443") };
+        let asked = Declared { decision: LanDecision::Ask, ..forward("sys-net 0.0.0.0:9443 web:443") };
         let asked = declarations.add(asked).map(|_| ()).map_err(|conflict| *conflict);
         assert!(matches!(asked, Err(Conflict::Decision(_))));
         declarations.add(forward("work 0.0.0.0:8443 web:443")).expect("another qube");

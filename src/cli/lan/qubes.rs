@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     declared::{Declared, FEATURE, QubeName, feature},
-    order::Order,
+    order::ToolOrder,
 };
 use crate::report::{Code, Fatal};
 
@@ -17,22 +17,22 @@ const QUBE: Duration = Duration::from_secs(10);
 
 /// Whether there is a qube of this name.
 pub(super) fn exists(qube: &QubeName) -> bool {
-    Order::new(["qvm-check".to_owned(), "--quiet".into(), "--".into(), qube.to_string()]).holds()
+    ToolOrder::new(["qvm-check".to_owned(), "--quiet".into(), "--".into(), qube.to_string()]).holds()
 }
 
 /// The order that sets the feature of a forward.
-pub(super) fn set(forward: &Declared) -> Order {
-    Order::new(["qvm-features".to_owned(), forward.source.to_string(), forward.feature(), forward.value()])
+pub(super) fn set(forward: &Declared) -> ToolOrder {
+    ToolOrder::new(["qvm-features".to_owned(), forward.source.to_string(), forward.feature(), forward.value()])
 }
 
 /// The order that unsets the feature of a port.
-pub(super) fn unset(source: &QubeName, port: u16) -> Order {
-    Order::new(["qvm-features".to_owned(), "--unset".into(), source.to_string(), feature(port)])
+pub(super) fn unset(source: &QubeName, port: u16) -> ToolOrder {
+    ToolOrder::new(["qvm-features".to_owned(), "--unset".into(), source.to_string(), feature(port)])
 }
 
 /// The features of a qube that declare forwards: port and value.
 pub(super) fn features(source: &QubeName) -> Result<Vec<(u16, String)>, Fatal> {
-    let order = Order::new(["qvm-features".to_owned(), source.to_string()]);
+    let order = ToolOrder::new(["qvm-features".to_owned(), source.to_string()]);
     let answer = order.ask(PATIENCE)?;
     if !answer.status.success() {
         return Err(Fatal::new(Code::Failure, format!("'{order}' failed: {}", answer.status)));
@@ -52,7 +52,7 @@ fn ports(table: &str) -> Vec<(u16, String)> {
 
 /// What a listening qube makes of a forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Service {
+pub(super) enum QubeService {
     /// It listens there.
     Serving,
     /// It does not listen there, and says why where it says so.
@@ -66,12 +66,12 @@ pub(super) enum Service {
 /// Asks a qube that runs which of these addresses its service listens on. Whatever it answers is its own claim.
 pub(super) fn service(source: &QubeName) -> Answerer {
     let name = source.to_string();
-    if !Order::new(["qvm-check", "--quiet", "--running", "--", &name]).holds() {
-        return Answerer(Err(Service::Halted));
+    if !ToolOrder::new(["qvm-check", "--quiet", "--running", "--", &name]).holds() {
+        return Answerer(Err(QubeService::Halted));
     }
     let command = "qrexec-connect status --system --json";
     let order = ["qvm-run", "--pass-io", "--no-gui", "--no-autostart", "--quiet", "--user=root", "--", &name, command];
-    let answer = Order::new(order).ask_quietly(QUBE);
+    let answer = ToolOrder::new(order).ask_quietly(QUBE);
     let listeners = answer.ok().and_then(|answer| serde_json::from_str::<Value>(&answer.text).ok());
     Answerer(
         listeners
@@ -79,27 +79,27 @@ pub(super) fn service(source: &QubeName) -> Answerer {
                 Value::Array(listeners) => Some(listeners),
                 _ => None,
             })
-            .ok_or(Service::Silent),
+            .ok_or(QubeService::Silent),
     )
 }
 
 /// The listeners of one qube, or why there are none.
-pub(super) struct Answerer(Result<Vec<Value>, Service>);
+pub(super) struct Answerer(Result<Vec<Value>, QubeService>);
 
 impl Answerer {
     /// What the qube says of one address.
-    pub(super) fn of(&self, listen: SocketAddr) -> Service {
+    pub(super) fn of(&self, listen: SocketAddr) -> QubeService {
         match &self.0 {
             Err(service) => service.clone(),
             Ok(listeners) => {
                 let address = listen.to_string();
                 let found = listeners.iter().find(|one| one["address"].as_str() == Some(&address));
                 match found {
-                    Some(one) if matches!(one["state"].as_str(), Some("serving" | "ready")) => Service::Serving,
+                    Some(one) if matches!(one["state"].as_str(), Some("serving" | "ready")) => QubeService::Serving,
                     Some(one) => {
-                        Service::NotServing(one["reason"].as_str().or(one["state"].as_str()).map(str::to_owned))
+                        QubeService::NotServing(one["reason"].as_str().or(one["state"].as_str()).map(str::to_owned))
                     }
-                    None => Service::NotServing(None),
+                    None => QubeService::NotServing(None),
                 }
             }
         }
@@ -124,12 +124,12 @@ mod tests {
     fn a_qube_that_lies_about_its_listeners_changes_nothing_but_the_table() {
         let listen = "0.0.0.0:8443".parse().expect("an address");
         let of = |text: &str| Answerer(Ok(serde_json::from_str(text).expect("JSON"))).of(listen);
-        assert_eq!(of(r#"[{"address":"0.0.0.0:8443","state":"serving"}]"#), Service::Serving);
-        assert_eq!(of(r#"[{"address":"0.0.0.0:8443","state":7}]"#), Service::NotServing(None));
-        assert_eq!(of(r#"[7, null, {"address":[]}]"#), Service::NotServing(None));
+        assert_eq!(of(r#"[{"address":"0.0.0.0:8443","state":"serving"}]"#), QubeService::Serving);
+        assert_eq!(of(r#"[{"address":"0.0.0.0:8443","state":7}]"#), QubeService::NotServing(None));
+        assert_eq!(of(r#"[7, null, {"address":[]}]"#), QubeService::NotServing(None));
         assert_eq!(
             of(r#"[{"address":"0.0.0.0:8443","state":"failed","reason":"in use"}]"#),
-            Service::NotServing(Some("in use".to_owned()))
+            QubeService::NotServing(Some("in use".to_owned()))
         );
     }
 }
