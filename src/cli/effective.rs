@@ -317,6 +317,6 @@ fn text(report: &EffectiveReport, columns: Option<usize>) -> String {
         }
         listener.faults.iter().for_each(|fault| out += &wrapped(&format!("  not served: {fault}\n"), columns));
     }
-    report.faults.iter().for_each(|fault| out += &wrapped(&format!("\nfault: {fault}\n"), columns));
+    report.faults.iter().for_each(|fault| out += &wrapped(&format!("\nerror: {fault}\n"), columns));
     out
 }

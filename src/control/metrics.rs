@@ -263,7 +263,7 @@ impl Collector for Scrape {
             return Ok(());
         }
         units(to, &self.units)?;
-        let help = "Faults of the configuration, by place and by what each does.";
+        let help = "Errors of the configuration, by place and by what each does.";
         let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
         for fault in self.subject.faults.all() {
             let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];

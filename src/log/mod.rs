@@ -9,6 +9,7 @@ mod escape;
 mod event;
 #[cfg(feature = "events")]
 mod journal;
+mod number;
 mod queue;
 mod reminder;
 mod sink;
@@ -18,5 +19,6 @@ pub(crate) use event::labels;
 pub use event::{End, Event, Kind, Level};
 #[cfg(feature = "events")]
 pub use journal::tell_journal;
+pub use number::{counted, counted_waiting, counted_were};
 pub use queue::{emit, say, start};
 pub use reminder::Reminder;

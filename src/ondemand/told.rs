@@ -62,7 +62,7 @@ pub fn objection(look: &Look, stops: bool) -> Option<&'static str> {
     match &*look.load {
         "not-found" => return Some("there is no such unit: see `systemctl list-unit-files`"),
         "masked" => return Some("it is masked: `systemctl unmask` makes it a unit again"),
-        "bad-setting" | "error" => return Some("its unit file has a fault: see `systemctl status`"),
+        "bad-setting" | "error" => return Some("its unit file has an error: see `systemctl status`"),
         _ => {}
     }
     if !look.can_start {

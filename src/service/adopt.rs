@@ -21,7 +21,7 @@ use crate::{
     dial::{accepted_earlier, qrexec::LiveCall},
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
-    log::{Kind as Event, say},
+    log::{Kind as Event, counted, say},
     relay::{Counters, Relay},
     session::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
@@ -153,7 +153,10 @@ impl RunningService {
         }
         let strays = group.end_strays(earlier, adopted);
         if strays > 0 {
-            say(Event::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
+            say(
+                Event::CallKilled,
+                format!("ended {} of an earlier process: no session uses it any more", counted(strays, "call")),
+            );
         }
     }
 }
@@ -319,13 +322,13 @@ fn tell(records: &Records, summary: &Summary) -> usize {
     records.count(*taken_up, *lost);
     let lost = match lost {
         0 => String::new(),
-        n => format!("; {} could not go on and {} reset", sessions_text(*n), if *n == 1 { "was" } else { "were" }),
+        n => format!("; {} could not go on and had to be reset", counted(*n, "session")),
     };
     let moving = match records.repaired() {
         (0, _) => String::new(),
         (n, bytes) => {
             let were = if n == 1 { "was" } else { "were" };
-            format!("; {n} {were} being moved at that moment, with {bytes} bytes on their way")
+            format!("; {n} {were} being moved at that moment, with {} on their way", counted(bytes, "byte"))
         }
     };
     let sessions = sessions_text(*taken_up);

@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    log::counted,
     report::{Code, Fatal},
     sys,
 };
@@ -201,7 +202,7 @@ fn check_all(listeners: &[DemoListener]) -> Result<ExitCode, Fatal> {
     for listener in listeners {
         let result = match listener.fetch() {
             Ok(reply) if reply.ends_with(PAGE) => "ok".to_owned(),
-            Ok(reply) => format!("FAILED: an unexpected reply of {} bytes", reply.len()),
+            Ok(reply) => format!("FAILED: an unexpected reply of {}", counted(reply.len(), "byte")),
             Err(e) => format!("FAILED: {e}"),
         };
         broken += usize::from(result != "ok");

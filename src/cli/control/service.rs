@@ -12,10 +12,12 @@ use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    cli::{config::Sources, systemctl, units::Scope},
+    cli::{config::Sources, systemctl, table, units::Scope},
     control::{
         SOCKET,
+        api::{self, State},
         client::{CallFailed, ControlConnection},
+        select::{KnownListener, no_match},
     },
     log::escape,
     report::{Code, Fatal},
@@ -191,8 +193,21 @@ impl AskedService {
                 Fatal::new(Code::Failure, format!("{program} does not run: {why}"))
                     .hint(format!("see `{program} status` and `systemctl {flag}status {program}`{other}"))
             }
+            CallFailed::Refused(name, parameters) if name == "NoSuchListener" => {
+                let refused = || Fatal::new(Code::Failure, CallFailed::Refused(name, parameters.clone()));
+                let word = parameters["listener"].as_str().unwrap_or_default();
+                self.no_active_listener(word).map_or_else(refused, |what| Fatal::new(Code::Failure, what))
+            }
             failed => Fatal::new(Code::Failure, failed),
         }
+    }
+
+    /// The sentence about a word that means no active listener; nothing where the service does not answer any more.
+    fn no_active_listener(&self, word: &str) -> Option<String> {
+        let all: api::Listeners = self.try_call("ListListeners", &serde_json::json!({})).ok()?;
+        let active = |listener: &&api::Listener| matches!(listener.state, State::Serving | State::Paused);
+        let active: Vec<_> = all.listeners.iter().filter(active).map(KnownListener::from).collect();
+        Some(table::clean(&no_match(word, "active", &active)))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
         METRICS_UPSTREAM,
         api::{self, Happened, State},
         client::{CallFailed, ControlConnection},
-        select::{KnownListener, Selection, listed, spelling},
+        select::{KnownListener, Selection, listed, no_match, spelling},
     },
     log::{End, escape},
     proto::qrexec::SetUp,
@@ -55,8 +55,7 @@ pub(super) fn run(service: &AskedService, word: &str, json: bool) -> Result<Exit
     let known: Vec<_> = listeners.iter().map(KnownListener::from).collect();
     let meant = match select_or_ask(service, word, &known) {
         Selection::Nothing => {
-            let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
-            return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
+            return Err(Fatal::new(Code::Failure, table::clean(&no_match(word, "known", &known))));
         }
         Selection::One(meant) if meant.len() <= MOST => meant,
         several => {

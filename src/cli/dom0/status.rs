@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cli::table::{LookOptions, Style},
-    log::escape,
+    log::{counted, escape},
     remote::dom0::question,
     report::Fatal,
 };
@@ -40,6 +40,6 @@ pub(super) fn kill(run: &Path, id: &str, vm: Option<&str>) -> Result<ExitCode, F
         [vm] => answered(question::kill_one(run, vm, id))?,
         _ => return Err(fail(format!("'{shown}' is a command of {}; which one: --qube QUBE", vms.join(" and of ")))),
     };
-    println!("Ended {count} command(s).");
+    println!("Ended {}.", counted(count, "command"));
     Ok(ExitCode::SUCCESS)
 }

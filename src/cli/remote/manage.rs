@@ -13,7 +13,7 @@ use super::{
     submit::plain,
 };
 use crate::{
-    log::escape,
+    log::{counted, counted_were, escape},
     proto::{mac::Key, mac::hex, remote::Mode},
     remote::{
         agent,
@@ -218,15 +218,15 @@ pub(super) fn queue(home: &Home, word: Option<&str>) -> Result<ExitCode, ClientE
             }
             println!("{rule}\n{:<20} {:>6}", "total", counts.total());
             if counts.running > 0 {
-                println!("WARNING: {} command(s) were begun and have no result", counts.running);
+                println!("WARNING: {} begun without a result", counted_were(counts.running, "command"));
             }
             if counts.orphans > 0 {
-                println!("WARNING: {} token(s) have no command", counts.orphans);
+                println!("WARNING: {} without a command", counted(counts.orphans, "token"));
             }
         }
         Some("clean") => {
             let removed = client::clean(home);
-            println!("Cleaned {removed} file(s) from queue.");
+            println!("Removed {} from the queue.", counted(removed, "file"));
             let line = format!("[{}] QUEUE-CLEAN removed={removed}", crate::remote::clock::now());
             let _ = crate::remote::spool::append(&home.at("audit.log"), &line);
         }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::{log::escape, stream::Stream};
+use crate::{log::counted, log::escape, stream::Stream};
 
 /// The longest line told, in bytes; the rest of it is left out.
 const LINE: usize = 512;
@@ -80,7 +80,7 @@ impl Stderr {
             self.take(b'\n', &mut said);
         }
         if self.left_out > 0 {
-            said(format!("… and {} bytes more", self.left_out));
+            said(format!("… and {}", counted(self.left_out, "more byte")));
             self.left_out = 0;
         }
     }

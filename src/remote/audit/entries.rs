@@ -17,7 +17,7 @@ use super::{
     recent,
     writer::{LogFailure, Writer},
 };
-use crate::{remote::clock::now, sys::lock};
+use crate::{log::counted_were, remote::clock::now, sys::lock};
 
 /// How long a [`EntryOrigin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -111,7 +111,7 @@ impl Audit {
         rate.written += 1;
         let left_out = std::mem::take(&mut rate.left_out);
         if left_out > 0 {
-            self.put("INFO", &format!("vm={vm} {left_out} refusals were not written"));
+            self.put("INFO", &format!("vm={vm} {} not written", counted_were(left_out, "refusal")));
         }
         self.put(category, &format!("vm={vm} {text}"))
     }

@@ -14,6 +14,7 @@ use super::{
     logfile::snapshot,
 };
 use crate::{
+    log::counted,
     proto::mac::{Digest, hex, unhex},
     remote::files,
 };
@@ -46,11 +47,13 @@ impl fmt::Display for Verified {
             writeln!(f, "{fault}")?;
         }
         if self.without_head > 0 {
-            writeln!(f, "{} entries of an earlier version have no head: nothing is known of them", self.without_head)?;
+            let entries = counted(self.without_head, "entry");
+            writeln!(f, "{entries} of an earlier version without a head: not checked")?;
         }
         let holds = if self.faults.is_empty() { "the chain holds" } else { "the chain is broken" };
         let (first, last) = (self.first, self.last);
-        writeln!(f, "{} entries, {first} to {}: {holds}; head {}", self.entries, last.number, hex(&last.head))
+        let entries = counted(self.entries, "entry");
+        writeln!(f, "{entries}, {first} to {}: {holds}; head {}", last.number, hex(&last.head))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{chain::ChainPoint, logfile::LogFile};
 use crate::{
-    log::{Kind, Reminder, say},
+    log::{Kind, Reminder, counted_were, say},
     remote::clock,
     sys::lock,
 };
@@ -224,7 +224,7 @@ fn group(
     }
     let (own, lost) = (texts.len(), shared.lost.swap(0, Relaxed));
     if lost > 0 {
-        texts.push(format!("[{}] INFO {lost} entries were lost", clock::now()));
+        texts.push(format!("[{}] INFO {} lost", clock::now(), counted_were(lost, "entry")));
     }
     let kept = shared.kept.load(Relaxed);
     let written = if texts.is_empty() { Ok(Vec::new()) } else { file.append(&texts, !answers.is_empty(), || kept) };

@@ -123,7 +123,7 @@ impl Case<'_> {
         self.write(Category::Policy, &why, &format!("id={} {why}", self.id));
         let text = match error {
             PolicyFileError::Missing(_) => "the policy of this qube is missing, so nothing is allowed",
-            _ => "the policy of this qube has a fault; see qvm-remote-dom0 check in dom0",
+            _ => "the policy of this qube has an error; see qvm-remote-dom0 check in dom0",
         };
         Rejected(Refusal::Denied, text.into())
     }

@@ -27,6 +27,7 @@ use super::{
     request::Registration,
 };
 use crate::{
+    log::counted,
     proto::remote::{Ending, SLICE, frame},
     remote::files,
 };
@@ -115,7 +116,10 @@ fn source(dir: &Path, path: &Path, most: u64) -> io::Result<OpenSource> {
         return Err(io::Error::other("it is no regular file"));
     }
     if metadata.len() > most {
-        return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
+        return Err(io::Error::other(format!(
+            "it has {}, at most {most} are allowed",
+            counted(metadata.len(), "byte")
+        )));
     }
     Ok(OpenSource { file, most })
 }
