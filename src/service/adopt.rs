@@ -322,7 +322,8 @@ fn tell(records: &Records, summary: &Summary) -> usize {
     records.count(*taken_up, *lost);
     let lost = match lost {
         0 => String::new(),
-        n => format!("; {} could not go on and had to be reset", counted(*n, "session")),
+        1 => "; 1 session could not go on and was reset".to_owned(),
+        n => format!("; {n} sessions could not go on and were reset"),
     };
     let moving = match records.repaired() {
         (0, _) => String::new(),

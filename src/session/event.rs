@@ -113,7 +113,7 @@ pub fn call_undecided(info: &SessionInfo, connections: usize) -> Event {
     let started = if target.starts_with('@') { "the qube".into() } else { target.clone() };
     let left = info.setup_deadline(route.options.setup_timeout).saturating_duration_since(Instant::now());
     let text = format!(
-        "{}: {wait} for dom0 to decide about {service} in {target}: answer the prompt there, or wait until {started} has \
+        "{}: {wait} for dom0 to decide about {service} in {target}; answer the prompt there, or wait until {started} has \
          started; given up in {} s",
         route.listener,
         left.as_secs_f32().round()
@@ -371,17 +371,53 @@ mod tests {
     };
     use crate::spec::{Config, SocketKind, fdname};
 
+    fn route() -> Route {
+        let forward = fdname::resolve("work qubes.ConnectTCP+1234", SocketKind::Tcp, &Config::default());
+        let forward = forward.expect("a name");
+        let (leg, listener) = (forward.legs.front().clone(), ListenerIdentity::new("x:1", SocketKind::Tcp, None));
+        Routes::new(32).make(String::new(), listener, leg, forward.options).expect("a route")
+    }
+
+    #[test]
+    fn why_a_session_failed_has_at_most_160_characters_before_what_to_do() {
+        let error = || io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        let set_ups = [SetUp::Refused, SetUp::Missing, SetUp::Qrexec, SetUp::Local, SetUp::Usage, SetUp::Service(3)];
+        let namespace = std::path::PathBuf::from("/run/netns/qdhcp-27a7c0de-5eed-4a11-8bad-f00dfeedbeef");
+        let allowed = Duration::from_secs(300);
+        let others = [
+            Failure::Call(None),
+            Failure::RefusedAlready,
+            Failure::ManyUndecided(5),
+            Failure::TimedOut(allowed),
+            Failure::Unresolved { name: "db.internal.example.org".to_owned(), allowed },
+            Failure::PeerGone,
+            Failure::Netns(netns::Trouble::Missing(namespace.clone())),
+            Failure::Netns(netns::Trouble::Strange(namespace.clone())),
+            Failure::Netns(netns::Trouble::Denied(namespace)),
+            Failure::Start { program: "/usr/bin/qrexec-client-vm".into(), error: error() },
+        ];
+        let steps = [DialStep::Unix, DialStep::Tcp, DialStep::Udp, DialStep::Name, DialStep::Device, DialStep::Source];
+        let io = steps.map(|step| Failure::Io {
+            step,
+            doing: "connect to [2001:db8:85a3::8a2e:370:7334]:2222".to_owned(),
+            error: error(),
+        });
+        let calls = set_ups.map(|set_up| Failure::Call(Some(set_up)));
+        for failed in calls.into_iter().chain(others).chain(io) {
+            let (_, note) = failure(&route(), &failed);
+            let what = note.split("; ").next().expect("there is a first");
+            assert!(what.chars().count() <= 160, "{} characters: {what}", what.chars().count());
+        }
+    }
+
     #[test]
     fn a_call_that_is_not_begun_says_how_many_are_undecided_and_what_to_do() {
-        let forward = fdname::resolve("work test.Echo+1", SocketKind::Tcp, &Config::default()).expect("a name");
-        let (leg, listener) = (forward.legs.front().clone(), ListenerIdentity::new("x:1", SocketKind::Tcp, None));
-        let route = Routes::new(32).make(String::new(), listener, leg, forward.options).expect("a route");
-        let (end, why) = failure(&route, &Failure::ManyUndecided(5));
+        let (end, why) = failure(&route(), &Failure::ManyUndecided(5));
         assert_eq!(
             (end, why.as_str()),
             (
                 End::Timeout,
-                "not begun: 5 undecided calls of test.Echo+1 to work for more than a minute; answer or cancel the prompts \
+                "not begun: 5 undecided calls of qubes.ConnectTCP+1234 to work for more than a minute; answer or cancel the prompts \
                  in dom0, or wait until the qube has started"
             )
         );

@@ -421,7 +421,7 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     service.start_again();
     far.write_all(b"still here").expect("it goes on");
     peer.expect(b"still here");
-    service.process.stderr.wait_for("the configuration has faults: ");
+    service.process.stderr.wait_for("the configuration has errors: ");
     service
         .notifications
         .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listeners"));

@@ -186,7 +186,7 @@ fn what_a_command_leaves_in_the_background_goes_on_is_listed_and_can_be_ended() 
         assert_eq!(sleepers("4765"), 1);
         assert_eq!(
             shell("qvm-remote-dom0 revoke --kill work"),
-            "VM 'work' has no key.\nNo daemon is running. Ended what 1 command(s) had left in the background."
+            "VM 'work' has no key.\nNo daemon is running. Ended what 1 command had left in the background."
         );
         assert_eq!(sleepers("4765"), 0);
         shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));

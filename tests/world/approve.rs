@@ -232,7 +232,7 @@ fn the_owner_sees_what_runs_and_ends_one_of_it() {
     let id = line.split(' ').next().expect("an id");
     world.dom0("qvm-remote-dom0 kill nosuch").expect(1, "").says("nothing runs or waits under 'nosuch'");
     world.dom0(&format!("qvm-remote-dom0 kill --qube dev {id}")).expect(1, "");
-    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command(s).\n");
+    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command.\n");
     assert_eq!(one.end().code, 130);
     eventually("no sleep left", || world.processes("sleep 4751") == 0);
     other.write(b"untouched\n");
@@ -244,7 +244,7 @@ fn the_owner_sees_what_runs_and_ends_one_of_it() {
     let status = world.dom0("qvm-remote-dom0 status --json").text();
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
     let id = status["waiting"][0]["id"].as_str().expect("one waits");
-    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command(s).\n");
+    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command.\n");
     late.end().expect(126, "").says("it was ended in dom0 before it began");
     world.dom0("ls /root/late 2>/dev/null").expect(2, "");
 }
