@@ -44,7 +44,7 @@ impl When {
 /// How tables look.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(super) struct LookOptions {
-    /// Show every column in full, however wide the terminal is
+    /// Show every column in full, also in a narrow terminal
     #[arg(long, short)]
     wide: bool,
     /// Use colours; `auto`: on a terminal, unless NO_COLOR is set

@@ -58,9 +58,9 @@ pub(super) struct Add {
 /// Options of `remove`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Remove {
-    /// The name that `add` got
+    /// The name that was given to `add`
     name: String,
-    /// It is a system unit
+    /// The unit is a system unit
     #[arg(long)]
     system: bool,
 }

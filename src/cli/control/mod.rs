@@ -48,7 +48,7 @@ pub(super) enum ControlCommand<P: WhichService> {
     /// Accept on a paused listener again
     Resume(PauseOptions<P>),
     /// Make one connection through a listener and show each step with its time, or the step that fails, the cause and the
-    /// next command. Nothing is sent, but an empty datagram over UDP. Exits with 1 when a step fails
+    /// next command. No data is sent; over UDP, one empty datagram. Exits with 1 when a step fails
     Try(TryOptions<P>),
     /// Print the service's counters as text for Prometheus
     Metrics(MetricsOptions<P>),

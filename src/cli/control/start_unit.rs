@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(said(&StartedUnit { sessions: 1, ..active.clone() }), "active; used by 1 session");
         assert_eq!(
             said(&StartedUnit { sessions: 3, waiting: 1, ..active.clone() }),
-            "active; used by 3 sessions, 1 of which wait"
+            "active; used by 3 sessions, 1 of which waits"
         );
         let stops = StartedUnit { stops_at: Some(now + 300), ..active.clone() };
         assert_eq!(said(&stops), format!("active; not used, stops at {}", at(now + 300)));
