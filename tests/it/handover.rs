@@ -424,7 +424,7 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     service.process.stderr.wait_for("the configuration has errors: ");
     service
         .notifications
-        .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listeners"));
+        .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listener"));
     std::fs::write(&file, &toml).expect("writable");
     restart(&mut service);
     far.write_all(b"and now").expect("it goes on");

@@ -104,7 +104,7 @@ fn man_k_finds_every_page_by_a_name_and_a_description() {
         let name = path.file_stem().expect("a name").to_str().expect("a plain name");
         let text = page(path.file_name().expect("a name").to_str().expect("a plain name"));
         let (_, line) = text.split_once("\n.SH NAME\n").expect("a name");
-        let line = line.lines().next().expect("a line");
+        let line = line.split("\n.SH ").next().expect("a first section").trim_end().replace('\n', " ");
         let (names, what) = line.split_once(" - ").unwrap_or_else(|| panic!("{name}: {line}"));
         assert!(names.split(", ").any(|known| known == name), "{name}: {line}");
         assert!(!what.is_empty() && !what.ends_with('.') && line.len() <= 110, "{name}: {line}");
