@@ -94,7 +94,7 @@ async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io
         Some(ScrapeRequest::MethodNotAllowed) => {
             response("405 Method Not Allowed\r\nAllow: GET, HEAD", "text/plain", "GET /metrics\n", true)
         }
-        Some(ScrapeRequest::BadRequest) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
+        Some(ScrapeRequest::BadRequest) => response("400 Bad Request", "text/plain", "this is not HTTP\n", true),
         None => response("431 Request Header Fields Too Large", "text/plain", "at most 8 KiB\n", true),
     };
     stream.write_all(reply.as_bytes()).await?;

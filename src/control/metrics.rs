@@ -289,7 +289,7 @@ impl Collector for Scrape {
 
         for (name, help, number) in [
             ("crashes", "Crashes of the service since its last stop or restart.", crash::counts().crashes),
-            ("crash_sessions_resumed", "Sessions that went on after a crash.", crash::counts().resumed),
+            ("crash_sessions_resumed", "Sessions that continued after a crash.", crash::counts().resumed),
             ("crash_sessions_lost", "Sessions that a crash has ended.", crash::counts().lost),
         ] {
             let metric = to.encode_descriptor(name, help, None, Counter)?;

@@ -182,7 +182,7 @@ impl Posts {
             return;
         }
         for gone in unwanted {
-            say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
+            say(Kind::ListenerRemoved, format!("{}: no forward uses it any more", gone.listen));
         }
     }
 
@@ -349,7 +349,7 @@ async fn remove(posts: Vec<Post>, sessions: &Sessions) {
         let drains = post.wanted.options.on_remove == OnRemove::Drain;
         let Standing::Serving(serving) = post.standing else { continue };
         let listener = serving.listening.route().listener.clone();
-        let text = format!("{listener} is closed: no forward wants it any more");
+        let text = format!("{listener} is closed: no forward uses it any more");
         emit(listener.event(Kind::ListenerRemoved, text));
         serving.end().await;
         if drains {

@@ -397,7 +397,9 @@ impl Backend {
                     format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)),
                 );
             }
-            Some(_) => say(Kind::UnitReady, format!("{} answers; who its start was for had left", self.unit)),
+            Some(_) => {
+                say(Kind::UnitReady, format!("{} answers; the client that waited for it has disconnected", self.unit))
+            }
             None => {}
         }
     }
@@ -605,7 +607,7 @@ impl Backend {
         let began = Instant::now();
         let down = *self.common.mode.borrow() == ConductorMode::GoingDown;
         if down || self.common.manager.goes_down().await.unwrap_or(false) {
-            return self.refused("nothing is started any more: the system goes down", was);
+            return self.refused("the system shuts down: the service starts no unit", was);
         }
         let before = match self.common.manager.show(&self.unit).await {
             Ok(before) => before,
@@ -862,7 +864,7 @@ impl Backend {
             told
         };
         if !told {
-            let then = if again { "; looked at again later" } else { "; it is left alone from now on" };
+            let then = if again { "; the service checks it again later" } else { "; the service will not stop it" };
             say(Kind::UnitNotStopped, format!("{} is idle and not stopped: {why}{then}", self.unit));
         }
         if again {

@@ -117,7 +117,7 @@ impl Backends {
         }
         if !running.is_empty() {
             let names: Vec<&str> = running.iter().map(|backend| &**backend.unit()).collect();
-            let text = format!("left running, as this service started them and stops: {}", names.join(", "));
+            let text = format!("units that this service started and that still run: {}", names.join(", "));
             say(Kind::UnitNotStopped, text);
         }
     }

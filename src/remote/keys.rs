@@ -81,7 +81,7 @@ impl Store {
     /// The file of a VM. Its name is checked, so it leads nowhere else.
     ///
     /// # Errors
-    /// `InvalidInput` for a name that no qube can have.
+    /// `InvalidInput` for an invalid name of a qube.
     pub fn path(&self, vm: &str, extension: &str) -> io::Result<PathBuf> {
         if crate::proto::remote::valid_vm(vm) {
             Ok(self.dir.join(format!("{vm}.{extension}")))

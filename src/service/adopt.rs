@@ -258,7 +258,7 @@ impl Adoption {
             ParkedStage::SettingUp { peer, helper, call, passed, told } => {
                 let Some(CallLimits { gate, .. }) = info.route.call() else {
                     ParkedStage::SettingUp { peer, helper, call, passed, told }.abandon();
-                    return Err("its name no longer means a qrexec call".to_owned());
+                    return Err("its name is no longer a qrexec call".to_owned());
                 };
                 let ticket = gate.clone().resume(call.taken, passed, told);
                 let peer = connected(peer)?;

@@ -209,7 +209,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             (End::Timeout, format!("{what}: no name server answers"))
         }
         Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
-        Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::PeerGone => (End::Reset, "the peer disconnected before the connection was made".into()),
         Failure::Unit(why) => (End::DialFailed, why.clone()),
         Failure::Netns(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) if !route.is_datagram() => {
             (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
@@ -329,7 +329,8 @@ pub fn lost(exit: Exit) -> String {
     match exit {
         Exit::Signal(n) => format!("qrexec-client-vm was killed by signal {n}"),
         Exit::Code(_) | Exit::Unknown => {
-            "the other qube or its qrexec agent went away in the middle, or the service ended with this code".to_owned()
+            "the other qube or its qrexec agent ended during the session, or the service ended with this code"
+                .to_owned()
         }
     }
 }

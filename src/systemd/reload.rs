@@ -66,7 +66,7 @@ pub fn ask(pid: u32) -> Result<(), ReloadFailure> {
         poll(&mut fds, timeout).map_err(|e| failed("wait for the answer", e.into()))?;
         if fds[0].any() != Some(true) {
             let ended = fds[1].any() == Some(true);
-            let why = if ended { "the service has ended meanwhile" } else { "the service does not answer" };
+            let why = if ended { "the service has ended" } else { "the service does not answer" };
             return Err(ReloadFailure::Unknown(why.to_owned()));
         }
         let mut bytes = vec![0; LONGEST];

@@ -4,7 +4,8 @@
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use qrexec_connect::{
-    cli::{EXIT_CODES, connect, dom0, pfwd},
+    cli::{EXIT_CODES, connect, dom0, pfwd, remote},
+    remote::policy::Policy,
     spec::{Config, KeyName, Options},
 };
 
@@ -240,6 +241,98 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
     }
     let remote = page("qvm-remote-dom0.8");
     commands(&dom0::command(), &remote, &mut 0);
+}
+
+/// The lines of the examples of a page, without comments.
+fn examples(page: &str) -> Vec<String> {
+    let blocks = page.split("\n.EX\n").skip(1).map(|rest| rest.split_once("\n.EE").expect("an end").0);
+    let lines = blocks.flat_map(|block| plain(block).lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.map(|line| line.split(" # ").next().expect("a first part").trim().to_owned()).collect()
+}
+
+/// The words of a line as a shell makes them, for quotes of one kind.
+fn shell_words(line: &str) -> Vec<String> {
+    let parts = line.split(['"', '\'']).enumerate();
+    parts
+        .flat_map(|(at, part)| if at % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_command_and_option_has_an_example_that_the_program_understands() {
+    fn options(command: &clap::Command, path: &str, all: &mut Vec<(String, String)>) {
+        let shown = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(clap::Arg::get_long);
+        all.extend(shown.map(|long| (path.to_owned(), format!("--{long}"))));
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            all.push((path.to_owned(), sub.get_name().to_owned()));
+            options(sub, sub.get_name(), all);
+        }
+    }
+    for (file, command) in
+        [("pfwd.1", pfwd::command()), ("qrexec-connect.1", connect::command()), ("qvm-remote-dom0.8", dom0::command())]
+    {
+        let program = command.get_name().to_owned();
+        let lines: Vec<Vec<String>> = examples(&page(file))
+            .iter()
+            .filter(|line| line.starts_with(&format!("{program} ")) && !line.contains(" | ") && !line.ends_with('\\'))
+            .map(|line| shell_words(line))
+            .collect();
+        assert!(lines.len() >= 20, "{file}: {lines:?}");
+        for words in &lines {
+            let mut words = words.clone();
+            words.iter_mut().filter(|word| *word == "ID").for_each(|word| *word = "0123456789ab".to_owned());
+            let read = command.clone().try_get_matches_from(&words);
+            assert!(read.is_ok(), "{file}: {words:?}: {}", read.expect_err("not understood"));
+        }
+        let mut all = Vec::new();
+        options(&command, "", &mut all);
+        // of options that several commands have, one example is enough
+        for (path, word) in all.iter().filter(|(_, word)| !["--help", "--version"].contains(&word.as_str())) {
+            let there = |words: &Vec<String>| words.iter().any(|w| w == word || w.starts_with(&format!("{word}=")));
+            assert!(lines.iter().any(there), "{file}: no example has {path} {word}");
+        }
+    }
+    let lines = examples(&page("qvm-remote.1"));
+    for name in remote::OPTIONS.iter().map(|option| option.long).filter(|long| !["help", "version"].contains(long)) {
+        let option = format!(" --{name} ");
+        assert!(lines.iter().any(|line| line.contains(&option)), "qvm-remote.1: no example has{option}");
+    }
+    for verb in remote::VERBS {
+        let command = format!("qvm-remote {}", verb.name);
+        assert!(lines.iter().any(|line| line.starts_with(&command)), "qvm-remote.1: no example has {command}");
+    }
+}
+
+#[test]
+fn each_example_of_a_policy_is_a_policy_and_every_option_of_a_rule_is_in_one() {
+    let manual = page("qvm-remote-dom0.policy.5");
+    let blocks = manual.split("\n.EX\n").skip(1).map(|rest| plain(rest.split_once("\n.EE").expect("an end").0));
+    let policies: Vec<String> =
+        blocks.filter(|block| block.contains("allow ")).map(|text| text.replace("\\(dq", "\"")).collect();
+    assert!(policies.len() >= 2, "{policies:?}");
+    for policy in &policies {
+        Policy::parse(policy).unwrap_or_else(|faults| panic!("{policy}\n{faults:?}"));
+    }
+    let all = policies.concat();
+    for option in ["user=", "cwd=", "umask=", "timeout=", "max-output=", "max-size=", "stdin=", "tty=", "env="] {
+        assert!(manual.contains(option) && all.contains(option), "no example has {option}");
+    }
+    for setting in ["force = ", "v1 = ", "max-running = ", "audit-quota = "] {
+        assert!(all.contains(setting), "no example has {setting}");
+    }
+}
+
+#[test]
+fn every_state_of_a_listener_is_in_an_example() {
+    let states = variants(&source("cli/control"), "RowState");
+    for file in ["pfwd.1", "qrexec-connect.1"] {
+        let lines = examples(&page(file));
+        for state in &states {
+            let shown = if state == "refused" { "error" } else { state };
+            assert!(lines.iter().any(|line| line.split_whitespace().any(|word| word == shown)), "{file}: {state}");
+        }
+    }
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn a_reply_cut_short_by_the_loss_of_the_other_side_ends_in_a_reset() {
     peer.expect_reset();
     let end = service.end();
     assert_eq!(end.brief(), "reset up 0 down 300000 exit 255");
-    assert!(end.note.contains("went away"), "{end:?}");
+    assert!(end.note.contains("ended during the session"), "{end:?}");
     service.process.wait_for_rest(&rest);
     service.stop();
 }

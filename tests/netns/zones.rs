@@ -85,9 +85,9 @@ fn a_listener_waits_for_its_interface() {
 #[test]
 fn a_link_local_address_without_its_interface_is_refused() {
     for (forward, says) in [
-        ("listen=[fe80::1]:80,target=127.0.0.1:80", "means nothing without its interface"),
-        ("listen=127.0.0.1:80,target=[fe80::1]:80", "means nothing without its interface"),
-        ("udp_listen=127.0.0.1:80,udp_target=[fe80::1]:80", "means nothing without its interface"),
+        ("listen=[fe80::1]:80,target=127.0.0.1:80", "needs its interface"),
+        ("listen=127.0.0.1:80,target=[fe80::1]:80", "needs its interface"),
+        ("udp_listen=127.0.0.1:80,udp_target=[fe80::1]:80", "needs its interface"),
         ("listen=127.0.0.1:80,target=[fd00::1%eth0]:80", "is no link-local address"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pfwd"));

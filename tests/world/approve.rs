@@ -105,13 +105,13 @@ fn an_approval_is_for_the_very_text_that_was_shown() {
     assert_eq!(id, digest, "{seen}");
     assert!(world.log().contains(&format!("approval={id}")), "{}", world.log());
     let approve = |id: &str| world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
-    approve(&id[..11]).expect(1, "").says("at least 12 digits of an id are wanted");
+    approve(&id[..11]).expect(1, "").says("write at least 12 digits of the id");
     approve("000000000000").expect(1, "").says("nothing waits under '000000000000'");
     let another = if id.ends_with('0') { '1' } else { '0' };
     approve(&format!("{}{another}", &id[..63])).expect(1, "").says("nothing waits under");
     approve(&format!("{id}0")).expect(1, "").says("nothing waits under");
     // an id that another text can have been made for is not enough where nobody is asked
-    approve(&id[..12]).expect(1, "").says("--yes wants all 64 digits of the id");
+    approve(&id[..12]).expect(1, "").says("--yes needs all 64 digits of the id");
     let done = approve(&id);
     assert!(done.text().starts_with(sheet) && done.text().ends_with("Allowed.\n"), "{done:#?}");
     request

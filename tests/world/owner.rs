@@ -203,7 +203,7 @@ fn the_service_is_enabled_only_behind_a_typed_yes() {
     world
         .dom0("qvm-remote-dom0 start --for 30min")
         .expect(0, "Started for 30min; then it is stopped. Another 'start --for' sets another time.\n");
-    world.dom0("qvm-remote-dom0 start --for 30mim").expect(2, "").says("a span of time is wanted");
+    world.dom0("qvm-remote-dom0 start --for 30mim").expect(2, "").says("write a span of time");
     let calls = std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
     let calls: String =
         calls.lines().filter(|line| !line.starts_with("show ")).map(|line| format!("{line}\n")).collect();

@@ -28,7 +28,7 @@ fn check_names_the_place_the_fault_and_what_to_write() {
         (
             "allow shell a*\n",
             78,
-            "/root/x.policy:1:\n  error: a pattern within a shell text keeps nobody in: \";\" leads out of it\n  write: a rule about a program, for qvm-remote --argv; or quotes, where the sign itself is meant\n",
+            "/root/x.policy:1:\n  error: a pattern within a shell text is no limit: \";\" starts another command\n  write: a rule about a program, for qvm-remote --argv; or quotes for the character itself\n",
         ),
         (
             "max-running = 65\n",
@@ -39,12 +39,12 @@ fn check_names_the_place_the_fault_and_what_to_write() {
         (
             "allow /root/* *\n",
             0,
-            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: \"*\" and \"?\" of a program match no \"/\", so programs in directories below are not allowed\n  write: where they are meant: /root/**\n",
+            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: \"*\" and \"?\" of a program match no \"/\", so programs in directories below are not allowed\n  write: to allow them: /root/**\n",
         ),
         (
             "ask qvm-ls\n",
             0,
-            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: a command that is approved takes no later input: qvm-remote -i and --tty are refused\n  write: [stdin=yes] where it is meant, [stdin=no] where it is not\n",
+            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: a command that is approved takes no later input: qvm-remote -i and --tty are refused\n  write: write [stdin=yes] to allow it, or [stdin=no]\n",
         ),
     ] {
         check(policy, "/root/x.policy").expect(code, told);

@@ -179,7 +179,7 @@ struct Serve {
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "a whole number of seconds is wanted")?;
+    let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "write a whole number of seconds")?;
     if seconds == 0 {
         return Err("at least one second".to_owned());
     }

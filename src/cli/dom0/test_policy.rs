@@ -62,8 +62,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     let path = asked.policy.as_ref().unwrap_or(&own);
     let (mut policy, text) =
         policy_file::read(path).map_err(|e| Fatal::new(Code::Config, escape(e.to_string().as_bytes())))?;
-    program::look_up(&mut policy)
-        .map_err(|fault| fail(format!("what the policy denies cannot be looked up: {fault}")))?;
+    program::look_up(&mut policy).map_err(|fault| fail(format!("cannot look up what the policy denies: {fault}")))?;
     let words: Vec<Vec<u8>> = asked.words.iter().map(|word| word.as_bytes().to_vec()).collect();
     let mut found = None;
     let payload = |text: &OsString| text.clone().into_vec();

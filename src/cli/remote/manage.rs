@@ -258,7 +258,7 @@ fn count(words: &[&str], default: usize) -> Result<usize, ClientError> {
         [] => return Ok(default),
         ["-n", n, ..] | [n, ..] => n,
     };
-    let bad = || local_error(format!("a number is wanted, got: {}", escape(word.as_bytes())));
+    let bad = || local_error(format!("not a number: {}", escape(word.as_bytes())));
     word.trim_start_matches('-').parse().map_err(|_| bad())
 }
 

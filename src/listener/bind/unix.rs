@@ -224,7 +224,7 @@ fn clear(path: &Path) -> Result<(), String> {
         } else {
             "something else than a socket"
         };
-        return Err(format!("{at} is {what}: it is left alone; move it away or serve another path"));
+        return Err(format!("{at} is {what}, and the service does not touch it; move it away or serve another path"));
     }
     if proc::listens(path) {
         return Err(format!("another program listens on {at}; `ss -lxp src {at}` shows which"));

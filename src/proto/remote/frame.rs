@@ -190,7 +190,7 @@ impl<'a> RawFrame<'a> {
             Type::Credit => Frame::Credit(u32::from_be_bytes(r.array()?)),
             Type::Signal => match r.array()? {
                 [n @ 1..=31] => Frame::Signal(n),
-                _ => return Err(Fault("a signal that is none")),
+                _ => return Err(Fault("an invalid signal")),
             },
             Type::Resize => Frame::Resize(u16::from_be_bytes(r.array()?), u16::from_be_bytes(r.array()?)),
             Type::Cancel => Frame::Cancel,
@@ -205,7 +205,7 @@ impl<'a> RawFrame<'a> {
             Type::V1 => {
                 let length = u32::from_be_bytes(r.array()?);
                 let id = str::from_utf8(r.field()?).ok().filter(|id| valid_id(id));
-                let id = id.ok_or(Fault("an id that is none"))?;
+                let id = id.ok_or(Fault("an invalid id"))?;
                 let token = r.take(r.0.len())?;
                 if length as usize > MAX_COMMAND || token.len() > 4096 {
                     return Err(Fault("a command that is too large"));

@@ -124,7 +124,7 @@ impl Writer {
     fn tell_of_a_hanging_disk(&self) {
         if let Some(why) = self.shared.hangs(SLOW) {
             if lock(&self.shared.told).due().is_some() {
-                say(Kind::LogFailed, format!("commands wait for their entries in dom0's log: {why}"));
+                say(Kind::LogFailed, format!("commands wait, because dom0's log is slow: {why}"));
             }
         }
     }

@@ -42,7 +42,8 @@ pub(super) fn missing(shared: &Shared, names: Vec<String>) {
 
 /// Tells of names that could not be looked for, and has them looked for again.
 fn unknown(shared: &Shared, names: Vec<String>, fault: Option<&StartError>) {
-    let why = fault.map_or_else(|| "qvm-check failed".to_owned(), |fault| format!("it was not looked for ({fault})"));
+    let why =
+        fault.map_or_else(|| "qvm-check failed".to_owned(), |fault| format!("dom0 could not look for it ({fault})"));
     look_again(shared, names, Absence::Unknown, &why, "");
 }
 

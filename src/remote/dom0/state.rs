@@ -228,7 +228,7 @@ impl std::fmt::Display for StartError {
             Self::NoVms => {
                 f.write_str("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM")
             }
-            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is nobody to serve"),
+            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is no qube to serve"),
             Self::NoSuchVm(vm) => write!(f, "VM '{vm}' does not exist"),
             Self::Io(what, e) => write!(f, "{what}: {e}"),
         }

@@ -344,8 +344,8 @@ fn subject(words: &[RuleWord]) -> Result<RuleSubject, Complaint> {
                 Err(Complaint::new("a rule about a shell text without the text", "shell * for any, or the very text"))
             }
             words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(Complaint::new(
-                "a pattern within a shell text keeps nobody in: \";\" leads out of it",
-                "a rule about a program, for qvm-remote --argv; or quotes, where the sign itself is meant",
+                "a pattern within a shell text is no limit: \";\" starts another command",
+                "a rule about a program, for qvm-remote --argv; or quotes for the character itself",
             )),
             words => {
                 let text: Vec<_> = words.iter().map(|w| w.text.as_str()).collect();

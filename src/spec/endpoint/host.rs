@@ -114,7 +114,7 @@ impl FromStr for HostPort {
             return Err(flaw);
         }
         if let Some((local, target)) = local_forward(text) {
-            let flaw = Flaw::new(0..text.len(), format!("\"{text}\" says where to listen, too, as ssh -L has it"));
+            let flaw = Flaw::new(0..text.len(), format!("\"{text}\" also has a listening side, as in ssh -L"));
             return Err(flaw.example(format!("listen on {local}, with the target "), target.to_string()));
         }
         if let [target, service] = text.split(' ').collect::<Vec<_>>()[..] {

@@ -179,7 +179,7 @@ fn read_value(
             if array.is_empty() {
                 let fault =
                     SpecFault::at(&Place::new(source, value.span()), format!("{}: the array is empty", key.name()));
-                faults.push(fault.hint("leave the key out to let everybody in"));
+                faults.push(fault.hint("leave the key out to allow all"));
             }
             array.iter().for_each(|item| read_value(source, key, name.clone(), item, keys, faults));
             return;

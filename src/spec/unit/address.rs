@@ -116,7 +116,7 @@ fn flaw(text: &str) -> Flaw {
     }
     if let Some((host, number)) = text.rsplit_once('+') {
         if let Some(fix) = with_port(host.trim_matches(['[', ']']), number) {
-            let what = "a port stands behind a colon here; the + is for names";
+            let what = "write a colon before a port here; the + is for names";
             return Flaw::new(host.len()..host.len() + 1, what).fix(fix);
         }
     }
@@ -154,7 +154,7 @@ fn flaw(text: &str) -> Flaw {
     let flaw = Flaw::new(0..host.len(), format!("\"{host}\" is not an IP address, and systemd looks up no names here"));
     match host {
         "localhost" | "*" | "" => flaw.fix(format!("127.0.0.1:{number}")),
-        _ if host.contains('%') => flaw.note("the interface stands behind the port: [fe80::1]:22%%eth0"),
+        _ if host.contains('%') => flaw.note("write the interface after the port: [fe80::1]:22%%eth0"),
         _ => flaw.note("127.0.0.1, [::1], or an address of this machine"),
     }
 }
