@@ -1,5 +1,5 @@
-//! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP as
-//! that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
+//! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP
+//! as that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions that
-//! live.
+//! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions
+//! that live.
 //!
-//! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer chooses.
+//! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer
+//! chooses.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,7 +1,8 @@
 //! One task for each stream listener: wait for a connection, take a permit, accept.
 //!
 //! The order matters. A listener that nobody connects to holds no permit; a permit is there before the connection is
-//! taken from the kernel, so connections above `max_connections` wait in the backlog, where no byte of them can be lost.
+//! taken from the kernel, so connections above `max_connections` wait in the backlog, where no byte of them can be
+//! lost.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},

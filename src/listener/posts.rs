@@ -6,8 +6,8 @@
 //! than its namespace is missing (its port is taken, say), after a pause.
 //!
 //! # A configuration that is read again
-//! A range of ports has a post for each port, so a reload compares port by port. Two listeners are the same where transport,
-//! address with port, and namespace are the same.
+//! A range of ports has a post for each port, so a reload compares port by port. Two listeners are the same where
+//! transport, address with port, and namespace are the same.
 //!
 //! | listener of | before | now | its socket | its sessions | its pause and counters |
 //! |---|---|---|---|---|---|
@@ -205,8 +205,8 @@ impl Posts {
 
     /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
     /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
-    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served; `sockets`
-    /// is the number of all of them.
+    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served;
+    /// `sockets` is the number of all of them.
     pub async fn reconcile(
         &mut self,
         (sockets, behind, forwards): (usize, &[Vec<Wanted>], &[Forward]),

@@ -44,11 +44,11 @@ pub struct Guard {
 }
 
 /// Starts the log: natively to journald when stderr is the journal (`JOURNAL_STREAM`, systemd.exec(5)), else as
-/// lines on stderr, each behind what `stamp` gives. `identifier` is what `journalctl -t` finds. Events below `level` are
-/// left out.
+/// lines on stderr, each behind what `stamp` gives. `identifier` is what `journalctl -t` finds. Events below `level`
+/// are left out.
 ///
 /// # Errors
-/// When no thread can be had.
+/// When no thread can be started.
 ///
 /// # Panics
 /// When it is called twice.

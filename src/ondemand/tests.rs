@@ -1,5 +1,5 @@
-//! The conductor against a manager that is a model of systemd, with clients, other people, crashes and restarts at random
-//! moments. The model holds every order of ours against the guarantees.
+//! The conductor against a manager that is a model of systemd, with clients, other people, crashes and restarts at
+//! random moments. The model holds every order of ours against the guarantees.
 //!
 //! The file is long because the model, its random stories and the stories that were found belong together.
 

@@ -1,4 +1,4 @@
-//! What is said of a unit: one event for each thing that happens to it, not one for each client.
+//! The events about a unit: one event for each thing that happens to it, not one for each client.
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -90,7 +90,7 @@ impl Store {
         }
     }
 
-    /// The keys of a VM: at least one, at most two, the newest first. Read anew for each request, so that a
+    /// The keys of a VM: at least one, at most two, the newest first. Read again for each request, so that a
     /// revocation counts at once.
     ///
     /// # Errors

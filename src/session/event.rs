@@ -60,8 +60,8 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
     info.route.event(Kind::LimitReached, text)
 }
 
-/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are. `left_out`
-/// dials failed for that reason since it was reported last.
+/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are.
+/// `left_out` dials failed for that reason since it was reported last.
 pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>, left_out: u64) -> Event {
     let all = all.map(|all| format!(" of {all} (net.ipv4.ip_local_port_range)")).unwrap_or_default();
     let more = if left_out > 0 {

@@ -116,7 +116,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     }
 }
 
-/// One try, when the unit of the session is up. What comes of it is told to the unit.
+/// One try, when the unit of the session is up. The unit gets the result.
 pub(super) async fn with_unit<T, F: Future<Output = Result<T, Failure>>>(
     used: Option<&BackendUse>,
     until: RetryUntil,

@@ -164,7 +164,8 @@ keys! {
     namespace: NetnsName = Namespace, "\"qdhcp-27a7\"", TCP;
     /// The network namespace to dial from, by path.
     setns_path: NetnsPath = SetnsPath, "\"/run/netns/qdhcp-27a7\"", TCP;
-    /// The TCP address where streams go, or one for each port of a range (or, beside an inherited datagram socket, datagrams).
+    /// The TCP address where streams go, or one for each port of a range (or, beside an inherited datagram socket,
+    /// datagrams).
     target: Ports<HostPort> = Target, "\"192.168.31.201:22\"", LISTEN;
     /// The UDP address where datagrams go, or one for each port of a range.
     udp_target: Ports<HostPort> = UdpTarget, "\"192.168.31.1:53\"", UDP_LISTEN;

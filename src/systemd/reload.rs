@@ -4,8 +4,8 @@
 //! What ExecReload= starts has to end when the new configuration is in force (systemd.service(5)). A signal alone gives
 //! no answer, and kill(1) has often ended, and the manager closed the job, before the service gets to say RELOADING=1.
 //! So [`ask`] binds a datagram socket in the unit's runtime directory, which no one else may write to, sends SIGHUP and
-//! waits there. After the reload the service writes to that socket, if it is there ([`answer`]): nothing, or why the new
-//! configuration is not used, and what is not served with it.
+//! waits there. After the reload the service writes to that socket, if it is there ([`answer`]): nothing, or why the
+//! new configuration is not used, and what is not served with it.
 
 use std::{
     fs, io,

@@ -1,6 +1,6 @@
 //! How sessions end: every byte before the end arrives, the end itself too, and the log counts what was delivered.
 //!
-//! Each story is told over both kinds of peers (TCP, UNIX) and both kinds of servers.
+//! Each test uses both kinds of peers (TCP, UNIX) and both kinds of servers.
 
 use std::{
     io::{Read, Write},

@@ -173,7 +173,7 @@ fn timing_the_time_for_a_connection_goes_on_over_a_restart() {
     service.process.stderr.wait_for("does not exist yet");
     let mut done = 0;
     while done < 2 {
-        // more often than the time allowed: if each process began anew, it would never be over
+        // more often than the time allowed: if each process began again, it would never be over
         let since = std::time::Instant::now();
         eventually("half a second", || since.elapsed() > Duration::from_millis(500));
         restart(&mut service);

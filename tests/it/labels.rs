@@ -1,4 +1,4 @@
-//! The label, the transport and the namespace of a forward, wherever it is told of, and the words that commands take.
+//! The label, the transport and the namespace of a forward, in every output, and the words that commands take.
 
 use std::{
     fs,

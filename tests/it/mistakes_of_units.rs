@@ -1,5 +1,5 @@
-//! The listening side: what somebody wrote into a socket unit, what `check` says about it (the place, what is wrong, what
-//! to do), and what systemd makes of the same text.
+//! The listening side: what somebody wrote into a socket unit, what `check` says about it (the place, what is wrong,
+//! what to do), and what systemd makes of the same text.
 
 use std::{
     collections::BTreeSet,
@@ -397,8 +397,8 @@ fn add_refuses_what_check_would_and_makes_paths_private() {
     assert_eq!(written, format!("[Socket]\nListenStream=%t/x.sock\nSocketMode=0600\nFileDescriptorName={CALL}\n"));
 }
 
-/// Values in the form of another program, or several in one: lines of a forward, what `check` says, and what it tells to
-/// write.
+/// Values in the form of another program, or several in one: lines of a forward, what `check` says, and what it tells
+/// to write.
 const FORMS: &[(&str, &str, &str)] = &[
     ("listen = 7001\ntarget = \"127.0.0.1:1\"", "in quotes", "write: listen = \"127.0.0.1:7001\""),
     ("listen = \"7001\"\ntarget = \"127.0.0.1:1\"", "no address", "write: listen = \"127.0.0.1:7001\""),

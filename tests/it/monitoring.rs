@@ -86,8 +86,8 @@ fn variables(text: &str) -> Vec<String> {
     after.map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()).collect()
 }
 
-/// Debian has no Grafana. This is what its documentation says of the JSON model of a dashboard: versions, panels, the grid
-/// of 24 columns, data sources, variables.
+/// Debian has no Grafana. This is what its documentation says of the JSON model of a dashboard: versions, panels, the
+/// grid of 24 columns, data sources, variables.
 #[test]
 fn the_dashboard_has_what_grafana_expects_of_one() {
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");

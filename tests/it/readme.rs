@@ -24,8 +24,8 @@ const PAGES: &[&str] = &[
     "packaging/qubes-rpc/README.md",
 ];
 
-/// Who runs the commands of a page, or of one of its sections: the file of a test below tests, which reads the page, and
-/// the name of the test.
+/// Who runs the commands of a page, or of one of its sections: the file of a test below tests, which reads the page,
+/// and the name of the test.
 const RUN_BY: &[(&str, &str, &str, &str)] = &[
     ("README.md", "The first socket", "systemd/readme.rs", "the_commands_for_the_first_socket_do_what_the_readme_says"),
     (

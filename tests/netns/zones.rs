@@ -56,7 +56,7 @@ fn an_interface_is_looked_up_by_name_where_the_socket_is() {
     Wire::tcp(told_address(&service, "tcp [fe80::a9fe:2%none0]:70")).expect_reset();
     let line = service.process.stderr.wait_for("cannot dial through the interface none0");
     assert!(line.contains("there is no such interface: see `ip link`"), "{line}");
-    // The interface is made anew, with another number: the next dial looks it up again.
+    // The interface is made again, with another number: the next dial looks it up again.
     run("ip link del tap0");
     run("ip link add tap0 type veth peer name inside netns far");
     run("ip link set tap0 up");

@@ -617,8 +617,8 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
     })
 }
 
-/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
-/// stop is ours.
+/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and
+/// each stop is ours.
 #[track_caller]
 fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u16)])) {
     let names: Vec<_> = (0..services).map(|n| (format!("u{n}"), n)).collect();

@@ -209,7 +209,7 @@ fn a_person_at_the_desktop_hears_of_it_without_a_word_of_the_qube() {
     assert!(!text.contains("markup") && !text.contains("CREDENTIALS") && !text.contains("WORLD="), "{text}");
     let status = world.dom0("qvm-remote-dom0 status").text();
     assert!(status.contains(&format!("\n{id}  work asks for a text for bash of 21 bytes\n")), "{status}");
-    // what comes within ten seconds is told at their end, joined
+    // requests within ten seconds are announced at the end of that time, in one notification
     let more: Vec<_> = (0..2).map(|n| world.remote_start("work", &[&format!("echo {n}")])).collect();
     eventually("a notification about all", || notified().contains("[3 requests wait. To see and decide"));
     drop(more);

@@ -268,7 +268,7 @@ fn a_queued_command_waits_for_the_daemon() {
     }
 }
 
-/// A shell text at a terminal of its own, of which nothing but its output comes here. Its input never ends: script(1)
+/// A shell text at a separate terminal, of which nothing but its output comes here. Its input never ends: script(1)
 /// would pass that on as Ctrl-D.
 fn at_a_terminal(world: &crate::world::World, text: &str) -> crate::world::Running {
     std::fs::write(world.home("work").join("typed.sh"), text).expect("written");

@@ -176,7 +176,8 @@ fn whoever_waits_is_answered_at_once_when_key_or_policy_say_no_and_begins_when_m
     world.policy("work", "ask shell *\n");
     let asked = world.remote_start("work", &["true"]);
     let id = whole_id(&world);
-    // an editor that moves the old file away before it writes the new one, twice: no text is looked at that is not whole
+    // an editor that moves the old file away before it writes the new one, twice: no text is looked at that is not
+    // whole
     let edits = "import os
 os.chdir('/etc/qubes/remote.d')
 text = open('work.policy').read()

@@ -1,4 +1,4 @@
-//! What an owner is told about a policy before it is trusted: `qvm-remote-dom0 check` and `test`.
+//! What an owner sees about a policy before it is in use: `qvm-remote-dom0 check` and `test`.
 
 #[test]
 fn check_names_the_place_the_fault_and_what_to_write() {

@@ -1,7 +1,7 @@
 //! `qrexec-connect demo`: the real service, on any Linux machine, without root, Qubes or systemd.
 //!
 //! A small web page plays the service of another qube. The service itself is started as systemd would start it: it
-//! inherits three listening sockets with names, and instead of `qrexec-client-vm` it is told to use a script that
+//! inherits three listening sockets with names, and instead of `qrexec-client-vm` it uses a script that
 //! calls [`super::stand_in`]. Everything lives in a temporary directory and ends with this command.
 
 use std::{

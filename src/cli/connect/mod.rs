@@ -74,7 +74,8 @@ enum ConnectCommand {
     Serve(Serve),
     /// Show where each socket unit leads, and what is wrong
     Check(Check),
-    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would
+    /// use
     Config {
         #[command(flatten)]
         options: effective::EffectiveOptions,

@@ -151,8 +151,8 @@ impl AskedService {
         }
     }
 
-    /// Whether systemd has the service running or on its way, although the service does not answer. Between the two halves
-    /// of a restart the unit is inactive, with a job.
+    /// Whether systemd has the service running or on its way, although the service does not answer. Between the two
+    /// halves of a restart the unit is inactive, with a job.
     pub(super) fn restarts(&self) -> bool {
         let shown = systemctl::show(self.scope, &["ActiveState", "Job"], &[self.unit()]);
         let Some(unit) = shown.and_then(|units| units.into_iter().next()) else { return false };
@@ -246,7 +246,8 @@ pub(in crate::cli) fn print_json(value: &impl Serialize) -> Result<ExitCode, Fat
     print(&format!("{}\n", harmless(&text)))
 }
 
-/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters only.
+/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters
+/// only.
 fn harmless(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {

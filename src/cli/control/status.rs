@@ -1,8 +1,8 @@
 //! `status`: every listener, with its state from the configuration, from systemd and from the service.
 //!
-//! A row is a listener. While the service runs, the state is the one that the service reports. While it does not run, the
-//! state comes from systemd: a socket on which systemd listens is `ready`, if its name has a meaning, because the first
-//! connection starts the service.
+//! A row is a listener. While the service runs, the state is the one that the service reports. While it does not run,
+//! the state comes from systemd: a socket on which systemd listens is `ready`, if its name has a meaning, because the
+//! first connection starts the service.
 
 use std::{collections::BTreeSet, io, process::ExitCode};
 
@@ -243,7 +243,7 @@ fn unit_of(report: &StatusReport, index: usize) -> Option<String> {
     Some(start_unit::sentence(unit))
 }
 
-/// Why a listener is not as it should be, below the table: what to run has a line of its own.
+/// Why a listener is not as it should be, below the table: what to run has a separate line.
 fn reason(style: Style, row: &ListenerRow) -> Option<String> {
     let waits = row.waits_for_dom0().map(|n| {
         let wait = counted_waiting(n, "connection");

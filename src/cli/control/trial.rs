@@ -385,8 +385,8 @@ impl<'a> Trying<'a> {
         self.trial.steps.last().map(|done| done.step)
     }
 
-    /// A step is over. The service and this process tell the time of a step, each when it is scheduled: the earlier step
-    /// can have the later time, and then the later one gets that time, too.
+    /// A step is over. The service and this process tell the time of a step, each when it is scheduled: the earlier
+    /// step can have the later time, and then the later one gets that time, too.
     fn done(&mut self, step: TrialStep, ms: Option<u64>) -> Result<(), Fatal> {
         let before = self.trial.steps.iter().filter_map(|done| done.ms).max();
         let ms = ms.map(|ms| before.map_or(ms, |before| ms.max(before)));
@@ -418,7 +418,7 @@ impl<'a> Trying<'a> {
         self.service.place_option()
     }
 
-    /// The command that shows what the service has told of the session.
+    /// The command that shows what the service has logged about the session.
     fn journal(&self) -> String {
         let flag = self.service.scope.flag();
         let session = self.trial.session.as_ref().map(|id| format!(" SESSION_ID={id}")).unwrap_or_default();

@@ -181,7 +181,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Remembers which keys came and went. What cannot be remembered is told, and changes nothing.
+/// Remembers which keys came and went. A failure is printed, and changes nothing.
 fn remember(paths: &Paths, store: &Store, vm: &str, before: &[Key]) {
     let now = store.read(vm).unwrap_or_default();
     if let Err(e) = KeyRecords::new(&paths.state).changed(vm, before, &now) {

@@ -23,7 +23,8 @@ pub(super) fn show(run: &Path, json: bool, look: LookOptions) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends the request with this id, whether it runs, waits or left something in the background; `vm` where two qubes have one with the same id.
+/// Ends the request with this id, whether it runs, waits or left something in the background; `vm` where two qubes have
+/// one with the same id.
 pub(super) fn kill(run: &Path, id: &str, vm: Option<&str>) -> Result<ExitCode, Fatal> {
     let status = answered(question::status(run))?;
     let commands = status.commands.iter().chain(&status.background).map(|c| (&c.vm, &c.id));

@@ -100,7 +100,8 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Show where each socket unit and each forward leads, and what is wrong
     Check(check::CheckOptions),
-    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would
+    /// use
     Config(effective::EffectiveOptions),
     /// Reload the configuration of the running service, and wait for the result
     Reload,

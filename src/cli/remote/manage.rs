@@ -77,8 +77,8 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     }
 }
 
-/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose key
-/// dom0 may accept, nothing is done without a terminal.
+/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose
+/// key dom0 may accept, nothing is done without a terminal.
 fn replaceable(home: &Home, old: bool) -> Result<bool, ClientError> {
     let waits = home.new_key_path().exists();
     let unread = !old && home.at("auth.key").exists();

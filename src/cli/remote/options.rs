@@ -1,9 +1,9 @@
 //! The options of `qvm-remote`: one table, from which words are read and the help, the manual and the completions are
 //! made.
 //!
-//! Words are read as the Python original reads them, and as ssh does behind the host: options end at the first word that
-//! is none, and all that follows belongs to the command. A value is a word of its own, so neither `-t5` nor `--timeout=5`
-//! nor `-iq` is an option.
+//! Words are read as the Python original reads them, and as ssh does behind the host: options end at the first word
+//! that is none, and all that follows belongs to the command. A value is a separate word, so neither `-t5` nor
+//! `--timeout=5` nor `-iq` is an option.
 
 use std::{
     env,

@@ -1,8 +1,8 @@
 //! UNIX sockets in the file system, from nothing to listening, and away again.
 //!
 //! # Theory
-//! Whose a path is, is settled by a lock on a file beside it (`PATH.lock`, F_OFD_SETLK of fcntl(2)), which the kernel gives back
-//! whatever becomes of the holder. Connecting to find out would dial the target. Under the lock:
+//! Whose a path is, is settled by a lock on a file beside it (`PATH.lock`, F_OFD_SETLK of fcntl(2)), which the kernel
+//! gives back whatever becomes of the holder. Connecting to find out would dial the target. Under the lock:
 //!
 //! | in that place | outcome |
 //! |---|---|

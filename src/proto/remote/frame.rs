@@ -15,8 +15,8 @@ use super::{
 
 /// Bytes before the body.
 pub const HEADER: usize = 9;
-/// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits long
-/// would keep many times its size.
+/// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits
+/// long would keep many times its size.
 const SMALL: usize = 16 << 10;
 
 /// What each side says first: dom0 to the agent, the agent to a client.
@@ -41,13 +41,13 @@ pub enum Refusal {
     NotAuthorised,
     /// Policy says no, or a person did.
     Denied,
-    /// The request makes no sense.
+    /// The request is not valid.
     Invalid,
     /// dom0 has no room for the command now.
     Busy,
     /// dom0's part is being stopped.
     Draining,
-    /// The session or the number is not current; asking anew may help.
+    /// The session or the number is not current; asking again may help.
     Stale,
     /// The command could not be started.
     Failed,
@@ -346,7 +346,8 @@ pub fn restream(frame: &mut [u8], stream: u32) {
     frame[4..8].copy_from_slice(&stream.to_be_bytes());
 }
 
-/// A frame that came whole: its bytes, which lie where they were read to unless they are few. Only [`Buffer::frame`] makes one.
+/// A frame that came whole: its bytes, which lie where they were read to unless they are few. Only [`Buffer::frame`]
+/// makes one.
 #[derive(Debug)]
 pub struct WholeFrame {
     bytes: BytesMut,

@@ -48,8 +48,8 @@ pub mod flags {
     pub const QUEUED: u8 = 4;
 }
 
-/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0 got.
-/// An older dom0 drops this variable, and its code covers none of them.
+/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0
+/// got. An older dom0 drops this variable, and its code covers none of them.
 pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
 
 /// Bytes of the environment at most, names and values.

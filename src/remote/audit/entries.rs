@@ -1,7 +1,8 @@
 //! The log as the daemon sees it: entries that are written, entries that are waited for, refusals within their bounds.
 //!
-//! Refusals are rate-limited, because whoever has no key can cause them, and counted in the quota of refusals; each VM has
-//! a rate of its own, so that none can keep another's refusals, or its own later ones with a good key, out of the log.
+//! Refusals are rate-limited, because whoever has no key can cause them, and counted in the quota of refusals; each VM
+//! has a separate rate, so that none can keep another's refusals, or its own later ones with a good key, out of the
+//! log.
 
 use std::{
     collections::HashMap,
@@ -70,8 +71,8 @@ impl Audit {
         Self { writer, quotas, refused: Mutex::default() }
     }
 
-    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait; the
-    /// log says how many were lost.
+    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait;
+    /// the log says how many were lost.
     pub fn write(&self, category: &str, text: &str) -> bool {
         self.put(category, text)
     }
@@ -96,7 +97,7 @@ impl Audit {
     }
 
     /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
-    /// out is told with the next one. Whether it was written.
+    /// out is written with the next one. Whether it was written.
     pub fn refused(&self, vm: &str, source: EntryOrigin, category: &str, text: &str) -> bool {
         let mut refused = lock(&self.refused);
         let rate = refused.entry((vm.to_owned(), source)).or_default();

@@ -1,5 +1,5 @@
-//! Reads the log back: whether its chain holds, whether it is the log whose heads a qube has kept, and the entries of one
-//! qube.
+//! Reads the log back: whether its chain holds, whether it is the log whose heads a qube has kept, and the entries of
+//! one qube.
 
 use std::{
     collections::BTreeMap,
@@ -150,7 +150,8 @@ pub(crate) fn entries_of(path: &Path, vm: Option<&str>, mut show: impl FnMut(&st
     Ok(())
 }
 
-/// Calls `each` with the number and the text of each line of the first `size` bytes; `None` for one that is no text or too long.
+/// Calls `each` with the number and the text of each line of the first `size` bytes; `None` for one that is no text or
+/// too long.
 fn each_line(file: File, size: u64, mut each: impl FnMut(usize, Option<&str>)) -> io::Result<()> {
     let mut reader = BufReader::new(file.take(size));
     let mut line = Vec::new();

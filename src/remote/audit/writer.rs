@@ -26,7 +26,7 @@ use crate::{
 const GROUP: usize = 256;
 /// Entries that wait for a disk that takes none, at most.
 const WAITING: usize = 8192;
-/// A disk that has not answered for so long is told of.
+/// A disk that has not answered for so long is reported.
 const SLOW: Duration = Duration::from_secs(5);
 /// Between two attempts to write what waits.
 const AGAIN: Duration = Duration::from_secs(1);

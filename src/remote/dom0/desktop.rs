@@ -74,7 +74,7 @@ impl Desktop {
 }
 
 /// Notifies every session about a command of the qube `vm`, without waiting for it. What comes within the pause after a
-/// notification is told at its end, in one notification, with the number that `waiting` gives then.
+/// notification is announced at its end, in one notification, with the number that `waiting` gives then.
 pub(super) fn notify(desktop: &Arc<Desktop>, vm: &str, id: &str, waiting: impl Fn() -> usize + Send + 'static) {
     match desktop.ask(Instant::now()) {
         NotificationDue::Now => send(vm, &format!("To see it and decide, as root: qvm-remote-dom0 approve {id}")),

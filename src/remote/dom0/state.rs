@@ -156,7 +156,7 @@ impl Shared {
         self.keys.path(vm, "policy").map_err(|e| PolicyFileError::Io(vm.into(), e))
     }
 
-    /// Reads a VM's policy anew. Nothing is looked up that its rules name.
+    /// Reads a VM's policy again. Nothing is looked up that its rules name.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, PolicyFileError> {
         policy_file::read_installed(&self.policy_path(vm)?)
     }

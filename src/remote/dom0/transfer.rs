@@ -1,7 +1,7 @@
 //! `get` and `put`: one file, beneath a directory that the policy names, of bounded size.
 //!
 //! The daemon itself reads and writes; the kernel holds the path to the directory (openat2(2), no links at all), so
-//! nothing that stands in it, nor in the name, leads elsewhere. The disk is waited for on threads of its own, so that a
+//! nothing that stands in it, nor in the name, leads elsewhere. The disk is waited for on separate threads, so that a
 //! slow one keeps no other request waiting.
 
 use std::{
@@ -32,8 +32,8 @@ use crate::{
     remote::files,
 };
 
-/// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody in
-/// dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
+/// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody
+/// in dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
 ///
 /// # Errors
 /// When it could not be started.

@@ -15,7 +15,7 @@ use crate::spec::{call::Call, error::Flaw, meant::several};
 /// Longest DNS name in text, in bytes (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 253;
 
-/// A host and a port; the host is an address, or a name resolved anew at each dial.
+/// A host and a port; the host is an address, or a name resolved again at each dial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostPort {

@@ -273,7 +273,7 @@ fn header(text: &str, span: Range<usize>) -> Range<usize> {
     span.start..line
 }
 
-/// Whether a line of `[defaults]` begins with `word`, as far as that can be told of a text that is no TOML.
+/// Whether a line of `[defaults]` begins with `word`, as far as that can be seen in a text that is not TOML.
 fn in_defaults(text: &str, word: &str) -> bool {
     let mut inside = false;
     text.lines().map(str::trim_start).any(|line| {

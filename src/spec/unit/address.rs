@@ -1,4 +1,5 @@
-//! The address of a `Listen…=`, read as systemd reads it (`socket_address_parse` in its socket-util.c, systemd.socket(5)).
+//! The address of a `Listen…=`, read as systemd reads it (`socket_address_parse` in its socket-util.c,
+//! systemd.socket(5)).
 //!
 //! systemd leaves out a line whose address it cannot read, and tells only the journal. So a flaw here says what systemd
 //! makes of the line, and the line that was probably meant.
@@ -96,7 +97,7 @@ fn flaw(text: &str) -> Flaw {
         [b'/' | b'@', _, ..] => text.len() <= MAX_UNIX,
         _ => port(text).is_some() || ip(text).is_some(),
     };
-    // The address that was probably meant, with a port of its own.
+    // The address that was probably meant, with a separate port.
     let with_port = |host: &str, number: &str| {
         let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() };
         Some(format!("{host}:{number}")).filter(|text| reads(text))
