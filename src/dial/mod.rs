@@ -45,9 +45,9 @@
 //! 1. `spec`: a variant of [`Upstream`](crate::spec::Upstream), how it is written, a key in `keys.rs`, and in `role.rs`
 //!    which keys mean it together; a row in each of their tables of tests.
 //! 2. Here: the function, in a separate file, with what it promises when it is dropped.
-//! 3. `session/route.rs`: a variant of `Lead`; `session/stream.rs`: the arm that calls the function;
-//! `session/event.rs`:
-//!    what to do when it fails. Where the upstream is more than one descriptor, `handover` has to carry it, too.
+//! 3. `session/route.rs`: a variant of `Lead`; `session/stream.rs`: the arm that calls the function; in
+//!    `session/event.rs`, what to do when it fails. Where the upstream is more than one descriptor, `handover` has to
+//!    carry it, too.
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
 mod entrance;

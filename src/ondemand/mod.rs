@@ -37,8 +37,8 @@
 //! # Guarantees
 //! Each has its tests in `tests/systemd/ondemand.rs`; `tests.rs` holds the conductor against a model of systemd.
 //! 1. A client that is accepted while the unit is inactive, activating or deactivating is served, unless the start
-//! fails
-//!    or `retry_timeout` passes. (`clients_that_come_around_the_deadline_are_all_served`)
+//!    fails or `retry_timeout` passes.
+//!    (`clients_that_come_around_the_deadline_are_all_served`)
 //! 2. At most one start and one stop of ours are under way for a unit; 100 waiting clients cause one start.
 //!    (`a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_session_of_both_its_listeners`)
 //! 3. We stop only an invocation that our own start brought about, that no session uses, for which no foreign job is

@@ -556,7 +556,7 @@ fn shut_down(of: Of, service: &str, file: &str, off: &str) {
     of.wait_for_state("brake", "deactivating");
     drop(due);
     port(2003).expect_reset();
-    of.wait_for("unit-failed", "new", "the system goes down");
+    of.wait_for("unit-failed", "new", "the system shuts down");
     // Its time is over during the shutdown.
     of.wait_for("unit-not-stopped", "due", "another job of it is pending");
     for name in ["kept", "due"] {

@@ -17,8 +17,7 @@
 //!
 //! Every state but the last two can be left for *refused* as well: the owner ended the request, the client gave up, the
 //! channel ended, the daemon stops. *running* is left for *ending* for the same reasons, and when its time or its
-//! output is spent. *The gate* ([`super::gate`]) asks everything again after each of these waits, and is the only way
-//! to
+//! output is spent. *The gate* ([`super::gate`]) asks everything again after each wait, and is the only way to
 //! *running*. In *quota*, *approval* and *place* everything is asked again at each change of the key, the list or the
 //! policy too, so that a request that is not allowed any more is answered at once.
 
