@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example generate -- packaging
 //!
-//! `packaging/man/*.in` are the pages as people write them; `@WORD@` on a line of its own is filled in here. A test
+//! `packaging/man/*.in` are the pages as people write them; `@WORD@` in a separate line is filled in here. A test
 //! compares what is committed with what this writes.
 
 use std::{env, fs, path::Path};
@@ -15,6 +15,7 @@ use clap_complete::{
 use qrexec_connect::{
     cli::{connect, dom0, lan, pfwd, remote},
     log::{Kind, Level},
+    spec::KeyName,
 };
 
 fn main() {
@@ -87,6 +88,7 @@ fn fill(page: &str, text: &str, root: &Path) -> String {
                 let example = fs::read_to_string(root.join("examples/pfwd.toml")).expect("the example");
                 filled.extend(example.lines().map(|line| format!("{}\n", roff(line))));
             }
+            line if line.starts_with("@EXAMPLE ") => filled += &example(line, page == "pfwd.toml.5"),
             line => {
                 assert!(!line.starts_with('@'), "{page}: {line} is nothing that can be filled in");
                 filled += &line.replace("@VERSION@", env!("CARGO_PKG_VERSION")).replace("@DATE@", &date(root));
@@ -203,6 +205,14 @@ fn commands(command: &Command) -> String {
         text += &commands(sub);
     }
     text
+}
+
+/// The example of a key, as `@EXAMPLE KEY@` asks for it: a line of a file, or an option of a name.
+fn example(line: &str, of_file: bool) -> String {
+    let name = line.trim_start_matches("@EXAMPLE ").trim_end_matches('@');
+    let key = KeyName::named(name).unwrap_or_else(|| panic!("{name} is no key"));
+    let text = if of_file { key.example().to_owned() } else { key.example().replace(" = ", "=").replace('"', "") };
+    format!(".IP\n.EX\n{}\n.EE\n", roff(&text))
 }
 
 /// Every kind of event, with what the catalog calls it.

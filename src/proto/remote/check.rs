@@ -3,7 +3,7 @@
 use super::wire::MAX_COMMAND;
 
 /// Whether this may be the id of a command: a letter or digit, then up to 127 letters, digits, `.`, `_` and `-`, and
-/// no `..`. Ids are never used in a path all the same.
+/// no `..`. Even so, ids are never used in a path.
 pub fn valid_id(id: &str) -> bool {
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     id.len() <= 128
