@@ -82,5 +82,5 @@ fn run(mut command: Command) -> io::Result<Answer> {
     for name in sys::OURS_ALONE {
         command.env_remove(name);
     }
-    systemctl::run(command, PATIENCE, None)
+    systemctl::bounded(command, PATIENCE)
 }

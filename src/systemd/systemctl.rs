@@ -143,7 +143,7 @@ pub fn user_runtime_directory() -> PathBuf {
     given.map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into(), PathBuf::from)
 }
 
-/// Exit status and output of a program.
+/// Exit status and standard output of a program.
 #[derive(Debug)]
 pub struct Answer {
     /// How it ended: `is-system-running` says "stopping" with a status that is not zero.
@@ -151,13 +151,17 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Runs a program to its end, for at most `patience` and until `cancel` is ready; its piped output comes back.
+/// Runs another program to its end, for at most `patience`; what it writes into a pipe, if there is one, comes back.
 ///
 /// # Errors
-/// It cannot be run; `TimedOut`, `Interrupted` or `InvalidData` (too much output): then it is killed.
-pub fn run(mut command: Command, patience: Duration, cancel: Option<BorrowedFd<'_>>) -> io::Result<Answer> {
+/// As [`Scope::ask`].
+pub fn bounded(command: Command, patience: Duration) -> io::Result<Answer> {
+    run(command, patience, None)
+}
+
+/// Runs a program to its end, for at most `patience` and until `cancel` is ready; its piped output comes back.
+fn run(mut command: Command, patience: Duration, cancel: Option<BorrowedFd<'_>>) -> io::Result<Answer> {
     let deadline = Instant::now() + patience;
-    let program = command.get_program().to_string_lossy().into_owned();
     let headroom = Headroom::take();
     let mut running = Running { child: command.spawn()?, ended: false };
     let process = sys::pidfd_open(running.child.id())?;
@@ -168,30 +172,30 @@ pub fn run(mut command: Command, patience: Duration, cancel: Option<BorrowedFd<'
         let mut output = File::from(output);
         let mut part = [0; 16 << 10];
         loop {
-            wait(&output, deadline, cancel, &program)?;
+            wait(&output, deadline, cancel)?;
             match output.read(&mut part)? {
                 0 => break,
                 n => bytes.extend_from_slice(&part[..n]),
             }
             if bytes.len() > LONGEST {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{program} says too much")));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the program writes too much"));
             }
         }
     }
-    wait(&process, deadline, cancel, &program)?;
+    wait(&process, deadline, cancel)?;
     let status = running.child.wait()?;
     running.ended = true;
     Ok(Answer { status, text: String::from_utf8_lossy(&bytes).into_owned() })
 }
 
 /// Waits until something can be read there, until `deadline` or until `cancel` is ready.
-fn wait(fd: &impl AsFd, deadline: Instant, cancel: Option<BorrowedFd<'_>>, program: &str) -> io::Result<()> {
+fn wait(fd: &impl AsFd, deadline: Instant, cancel: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::POLLIN)));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{program} does not end")));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the program does not end in time"));
         }
         // Rounded up, so that a rest below a millisecond is no busy loop.
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
