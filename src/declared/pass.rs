@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{nft, ruleset::PortRule, steps::Steps, units};
-use crate::spec::declared::{Declared, unit_of};
+use crate::spec::declared::{DeclaredForward, unit_of};
 
 /// What one pass did, and what it could not do.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub(super) struct PassDone {
 }
 
 /// Makes units and rules those of `wanted`.
-pub(super) fn pass(wanted: &BTreeMap<u16, Declared>) -> PassDone {
+pub(super) fn pass(wanted: &BTreeMap<u16, DeclaredForward>) -> PassDone {
     let mut passed = PassDone::default();
     if let Err(e) = take(wanted, &mut passed) {
         passed.failed.push(format!("what dom0 declares is not served: {e}"));
@@ -28,7 +28,7 @@ pub(super) fn pass(wanted: &BTreeMap<u16, Declared>) -> PassDone {
     passed
 }
 
-fn take(wanted: &BTreeMap<u16, Declared>, passed: &mut PassDone) -> io::Result<()> {
+fn take(wanted: &BTreeMap<u16, DeclaredForward>, passed: &mut PassDone) -> io::Result<()> {
     let texts = wanted.iter().map(|(port, forward)| (*port, forward.unit_text())).collect();
     let seen = units::look(wanted.keys().copied())?;
     let steps = Steps::between(&texts, &seen);
@@ -77,6 +77,6 @@ fn refused(steps: &Steps, port: &u16) -> bool {
 }
 
 /// The rules of those forwards that are served.
-fn rules(wanted: &BTreeMap<u16, Declared>, serves: impl Fn(&u16) -> bool) -> Vec<PortRule> {
+fn rules(wanted: &BTreeMap<u16, DeclaredForward>, serves: impl Fn(&u16) -> bool) -> Vec<PortRule> {
     wanted.iter().filter(|(port, _)| serves(port)).flat_map(|(_, forward)| PortRule::of(forward)).collect()
 }

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::spec::{Network, declared::Declared};
+use crate::spec::{Network, declared::DeclaredForward};
 
 /// The chain of the user.
 const CHAIN: &str = "custom-input";
@@ -57,7 +57,7 @@ pub(super) struct PortRule {
 
 impl PortRule {
     /// The rules that a forward needs: none where it listens on a loopback address.
-    pub(super) fn of(forward: &Declared) -> Vec<Self> {
+    pub(super) fn of(forward: &DeclaredForward) -> Vec<Self> {
         let listen: SocketAddr = forward.listen();
         let ip = listen.ip();
         let families: &[Family] = match ip {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     log::{Event, Kind, emit, say},
-    spec::declared::{Declared, KEY, declared, unit_of},
+    spec::declared::{DeclaredForward, KEY, declared, unit_of},
 };
 
 /// The pause before a watch is begun again, at first and at most; each is twice as long as the one before.
@@ -136,7 +136,7 @@ fn once(low: &ReadPorts, teller: &mut Teller) -> (bool, bool) {
 }
 
 /// The event of a forward that is served from now on.
-fn served(forward: &Declared) -> Event {
+fn served(forward: &DeclaredForward) -> Event {
     let (listen, unit) = (forward.listen(), unit_of(forward.listen().port()));
     let text = format!("{listen} leads to {}: declared in dom0, served by {unit}", forward.name());
     Event::on(listen.to_string(), Kind::ForwardDeclared, text)

@@ -30,7 +30,7 @@ pub(super) struct Steps {
     pub(super) write: Vec<(u16, String)>,
     pub(super) reload: bool,
     pub(super) start: Vec<u16>,
-    /// Declared, and not served because of a foreign unit.
+    /// DeclaredForward, and not served because of a foreign unit.
     pub(super) refused: Vec<(u16, String)>,
 }
 

@@ -63,7 +63,7 @@ const OPTIONS: [KeyName; 13] = [
 
 /// A forward that is declared.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Declared {
+pub struct DeclaredForward {
     /// Where it listens; never port 0.
     listen: SocketAddr,
     name: Name,
@@ -90,7 +90,7 @@ impl fmt::Display for DeclarationFault {
 pub fn declared<'a>(
     entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     low: &[u16],
-) -> (BTreeMap<u16, Declared>, Vec<DeclarationFault>) {
+) -> (BTreeMap<u16, DeclaredForward>, Vec<DeclarationFault>) {
     let mut values: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
     entries.into_iter().for_each(|(key, value)| values.entry(key).or_default().push(value));
     let (mut wanted, mut faults) = (BTreeMap::new(), Vec::new());
@@ -121,7 +121,7 @@ fn port(key: &[u8]) -> Result<u16, String> {
 }
 
 /// What a value says.
-fn read(port: u16, value: &[u8], low: &[u16]) -> Result<Declared, String> {
+fn read(port: u16, value: &[u8], low: &[u16]) -> Result<DeclaredForward, String> {
     if value.len() > LONGEST {
         return Err(format!("the value has {} bytes, and {LONGEST} are the most", value.len()));
     }
@@ -144,7 +144,7 @@ fn read(port: u16, value: &[u8], low: &[u16]) -> Result<Declared, String> {
         return Err(format!("column {}: % is not allowed in a value", address.len() + at + 2));
     }
     let (name, from) = call(name)?;
-    Ok(Declared { listen, name, from })
+    Ok(DeclaredForward { listen, name, from })
 }
 
 /// The address of a value.
@@ -190,7 +190,7 @@ fn shown(key: &[u8]) -> String {
     escaped(&key[..key.len().min(64)])
 }
 
-impl Declared {
+impl DeclaredForward {
     /// Where it listens.
     pub fn listen(&self) -> SocketAddr {
         self.listen
@@ -235,7 +235,7 @@ pub fn port_of(unit: &str) -> Option<u16> {
     port.parse().ok().filter(|number: &u16| *number > 0 && number.to_string() == port)
 }
 
-/// Whether a unit file is as [`Declared::unit_text`] writes it for a port.
+/// Whether a unit file is as [`DeclaredForward::unit_text`] writes it for a port.
 pub fn is_unit_of(port: u16, text: &str) -> bool {
     let unit = Unit::parse("", text);
     let listen = unit.last("Socket", "ListenStream").map(|setting| setting.value.as_str());

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn one(port: u16, value: &[u8]) -> Result<Declared, String> {
+fn one(port: u16, value: &[u8]) -> Result<DeclaredForward, String> {
     let key = format!("{KEY}{port}");
     let (mut wanted, mut faults) = declared([(key.as_bytes(), value)], &[]);
     match (wanted.pop_first(), faults.pop()) {
