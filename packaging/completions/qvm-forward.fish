@@ -43,7 +43,7 @@ complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand list" -l color -
 always\t''
 never\t''"
 complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand list" -l json -d 'As JSON'
-complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand list" -s w -l wide -d 'Show every column in full, however wide the terminal is'
+complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand list" -s w -l wide -d 'Show every column in full, also in a narrow terminal'
 complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand list" -s h -l help -d 'Print help'
 complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand check" -l json -d 'As JSON'
 complete -c qvm-forward -n "__fish_qvm_forward_using_subcommand check" -s h -l help -d 'Print help'
