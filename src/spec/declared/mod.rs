@@ -11,7 +11,7 @@
 //! |---|---|
 //! | listen on an address of the qube, at a port from 1024 on | at a port below, unless root's configuration says so |
 //! | name a qrexec call, about which dom0 decides | name a UNIX socket, an address, a namespace, a label, a unit |
-//! | set the options of [`OPTIONS`] | set any other option |
+//! | set the options of [`OPTIONS`], for its own connections | set any other option, such as a limit |
 //! | be one of [`MOST`] | be one more |
 //!
 //! The unit's text is written from the values that were read, never from the text of the declaration. So no byte of a
@@ -44,21 +44,19 @@ const LONGEST: usize = 1100;
 /// What the name of a unit of a declaration begins with; the port follows.
 const UNIT: &str = "qrexec-connect-lan-";
 
-/// The options that a declaration may set: those of its own connections. None of them names a file, a unit or a user.
-const OPTIONS: [KeyName; 13] = [
+/// The options that a declaration may set: those of its own connections. None of them names a file, a unit or a user,
+/// and none is a limit that other listeners share: of the limits of calls to one qube the smallest of all listeners
+/// counts, and connections of all of them take places and buffers of one service.
+const OPTIONS: [KeyName; 9] = [
     KeyName::AllowFrom,
     KeyName::ConnectTimeout,
     KeyName::IdleTimeout,
     KeyName::SetupTimeout,
     KeyName::DrainTimeout,
     KeyName::RetryTimeout,
-    KeyName::MaxConnections,
-    KeyName::MaxSetups,
-    KeyName::MaxCalls,
     KeyName::Keepalive,
     KeyName::OnRemove,
     KeyName::ProxyProtocol,
-    KeyName::BufferSize,
 ];
 
 /// A forward that is declared.
@@ -237,11 +235,16 @@ pub fn port_of(unit: &str) -> Option<u16> {
 
 /// Whether a unit file is as [`DeclaredForward::unit_text`] writes it for a port.
 pub fn is_unit_of(port: u16, text: &str) -> bool {
+    forward_of(port, text).is_some()
+}
+
+/// The forward of a unit file that [`DeclaredForward::unit_text`] wrote for a port.
+pub fn forward_of(port: u16, text: &str) -> Option<DeclaredForward> {
     let unit = Unit::parse("", text);
     let listen = unit.last("Socket", "ListenStream").map(|setting| setting.value.as_str());
     let value = listen.zip(unit.fd_name()).map(|(listen, name)| format!("{listen} {}", name.value));
     let read = value.and_then(|value| read(port, value.as_bytes(), &[port]).ok());
-    read.is_some_and(|declared| declared.unit_text() == text)
+    read.filter(|declared| declared.unit_text() == text)
 }
 
 #[cfg(test)]

@@ -95,6 +95,16 @@ fn a_hostile_key_declares_nothing() {
 }
 
 #[test]
+fn a_declaration_changes_no_limit_of_another_listener() {
+    for option in ["max_calls=1", "max_setups=1", "max_connections=1", "buffer_size=64K"] {
+        let said = one(8443, format!("0.0.0.0:8443 work a.B {option}").as_bytes()).expect_err(option);
+        assert!(said.contains("is not allowed in a value"), "{said}");
+    }
+    let own = "allow_from=10.0.0.1 connect_timeout=5s idle_timeout=1h keepalive=no on_remove=drop proxy_protocol=v1";
+    one(8443, format!("0.0.0.0:8443 work a.B {own}").as_bytes()).expect("options of its own connections");
+}
+
+#[test]
 fn a_low_port_needs_the_word_of_root() {
     let value = b"0.0.0.0:443 @default qubes.ConnectTCP+443".as_slice();
     let said = one(443, value).expect_err("a low port");
@@ -139,7 +149,7 @@ proptest! {
             // Most of these are good.
             "(0\\.0\\.0\\.0|\\[::\\]|10\\.0\\.0\\.1):8443 \
              (@default|@dispvm:[a-z]{1,3}|[a-z]{1,4}) [A-Za-z][A-Za-z.+:_-]{0,8}\
-             ( max_calls=[1-9]| allow_from=10\\.0\\.0\\.[0-9]){0,2}",
+             ( idle_timeout=[1-9]m| allow_from=10\\.0\\.0\\.[0-9]){0,2}",
             "0\\.0\\.0\\.0:8443 ([a-z@\"\\\\%=]{1,4}|[ -~]{1,8}) [A-Za-z.+:\\\\%]{1,8}( [a-z_]{1,9}=[ -~]{0,9}){0,2}",
             ".{0,60}",
         ],
