@@ -7,6 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::geteuid,
+};
+
 use crate::{
     proto::qubesdb::{DbHeader, DbMessage, HEADER},
     spec::declared::KEY,
@@ -16,7 +21,7 @@ use crate::{
 pub(super) const SOCKET: &str = "/run/qubes/qubesdb.sock";
 /// What is watched: a path that ends in a slash stands for all below it.
 const DIRECTORY: &str = "/vm-config/";
-/// How long the daemon may take for an answer, and for each part of one.
+/// How long the daemon may take for a whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of an answer is kept, in bytes. The rest is read and dropped.
 const KEPT: usize = 1 << 20;
@@ -28,7 +33,7 @@ pub(super) type DbEntry = (Vec<u8>, Vec<u8>);
 /// change: it must not block, because the daemon waits for whoever does not read.
 pub(super) fn watch(socket: &Path, mut changed: impl FnMut()) -> io::Error {
     let mut watch = || -> io::Result<()> {
-        let mut stream = ask(socket, DbMessage::Watch, DIRECTORY)?;
+        let mut stream = DbStream::ask(socket, DbMessage::Watch, DIRECTORY)?;
         loop {
             match header(&mut stream)?.message() {
                 DbMessage::Ok => break,
@@ -36,7 +41,7 @@ pub(super) fn watch(socket: &Path, mut changed: impl FnMut()) -> io::Error {
                 _ => return Err(io::Error::other("the daemon refuses the watch")),
             }
         }
-        stream.set_read_timeout(None)?;
+        stream.wait_for_ever()?;
         changed();
         loop {
             let event = header(&mut stream)?;
@@ -56,13 +61,9 @@ pub(super) fn watch(socket: &Path, mut changed: impl FnMut()) -> io::Error {
 /// # Errors
 /// The daemon is not there, does not answer in time, or answers what none does.
 pub(super) fn read(socket: &Path) -> io::Result<(Vec<DbEntry>, bool)> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = ask(socket, DbMessage::Multiread, KEY)?;
+    let mut stream = DbStream::ask(socket, DbMessage::Multiread, KEY)?;
     let (mut entries, mut size) = (Vec::new(), 0);
     loop {
-        if Instant::now() > deadline {
-            return Err(io::Error::new(ErrorKind::TimedOut, "the answer does not end"));
-        }
         let header = header(&mut stream)?;
         let mut value = vec![0; header.data()];
         stream.read_exact(&mut value)?;
@@ -80,17 +81,55 @@ pub(super) fn read(socket: &Path) -> io::Result<(Vec<DbEntry>, bool)> {
     }
 }
 
-/// Connects and asks.
-fn ask(socket: &Path, message: DbMessage, path: &str) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let header = DbHeader::new(message, path.as_bytes(), 0).map_err(io::Error::other)?;
-    stream.write_all(&header.encode())?;
-    Ok(stream)
+/// A connection to the daemon: its whole answer comes before the deadline.
+struct DbStream {
+    stream: UnixStream,
+    /// `None`: a read waits for ever.
+    deadline: Option<Instant>,
 }
 
-fn header(stream: &mut UnixStream) -> io::Result<DbHeader> {
+impl DbStream {
+    /// Connects and asks.
+    fn ask(socket: &Path, message: DbMessage, path: &str) -> io::Result<Self> {
+        Self::ask_within(socket, message, path, PATIENCE)
+    }
+
+    fn ask_within(socket: &Path, message: DbMessage, path: &str, patience: Duration) -> io::Result<Self> {
+        let deadline = Some(Instant::now() + patience);
+        let mut stream = UnixStream::connect(socket)?;
+        // The directory of the socket belongs to a group of the qube's user.
+        let owner = getsockopt(&stream, PeerCredentials)?.uid();
+        if owner != 0 && owner != geteuid().as_raw() {
+            let what = format!("a process of user {owner} listens there, and qubesdb-daemon is one of root");
+            return Err(io::Error::new(ErrorKind::PermissionDenied, what));
+        }
+        stream.set_write_timeout(Some(patience))?;
+        let header = DbHeader::new(message, path.as_bytes(), 0).map_err(io::Error::other)?;
+        stream.write_all(&header.encode())?;
+        Ok(Self { stream, deadline })
+    }
+
+    fn wait_for_ever(&mut self) -> io::Result<()> {
+        self.deadline = None;
+        self.stream.set_read_timeout(None)
+    }
+}
+
+impl io::Read for DbStream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let late = || io::Error::new(ErrorKind::TimedOut, "the answer does not end in time");
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(late());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(bytes).map_err(|e| if e.kind() == ErrorKind::WouldBlock { late() } else { e })
+    }
+}
+
+fn header(stream: &mut impl io::Read) -> io::Result<DbHeader> {
     let mut bytes = [0; HEADER];
     stream.read_exact(&mut bytes)?;
     DbHeader::decode(&bytes).map_err(|fault| io::Error::new(ErrorKind::InvalidData, fault))
@@ -144,6 +183,29 @@ mod tests {
         let (entries, whole) = read(&directory.path().join("db")).expect("read");
         assert!(!whole && entries.len() < 400 && !entries.is_empty(), "{}", entries.len());
         daemon.join().expect("all was taken");
+    }
+
+    #[test]
+    fn an_answer_that_comes_byte_by_byte_has_one_deadline() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("db");
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let (sender, ended) = mpsc::channel::<()>();
+        let daemon = thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            // Each byte comes long before the deadline, and the message has not ended at it.
+            while ended.recv_timeout(Duration::from_millis(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if client.write_all(b"x").is_err() {
+                    break;
+                }
+            }
+        });
+        let mut stream =
+            DbStream::ask_within(&socket, DbMessage::Watch, "/", Duration::from_millis(200)).expect("asked");
+        let error = io::copy(&mut stream, &mut io::sink()).expect_err("no end");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop((sender, stream));
+        daemon.join().expect("no panic");
     }
 
     #[test]
