@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
 use super::ruleset::{PortRule, Ruleset};
 use crate::{
     log::escape,
@@ -26,8 +28,17 @@ enum NftFault {
     Failed(String),
 }
 
-/// Leaves these rules of ours and no other one. What could not be done is told in the sentences that come back.
-pub(super) fn settle(wanted: &[PortRule]) -> Vec<String> {
+/// What came of a change of the rules.
+#[derive(Debug)]
+pub(super) struct SettledRules {
+    /// What could not be done, each in a sentence.
+    pub(super) told: Vec<String>,
+    /// A rule that is not wanted may still be there: its port must not be given up.
+    pub(super) may_be_left: bool,
+}
+
+/// Leaves these rules of ours and no other one.
+pub(super) fn settle(wanted: &[PortRule]) -> SettledRules {
     let told = |rule: &PortRule, why: &str| {
         format!(
             "no rule of the {} firewall was set: {why}; where a firewall runs: {}",
@@ -35,14 +46,17 @@ pub(super) fn settle(wanted: &[PortRule]) -> Vec<String> {
             rule.by_hand()
         )
     };
-    match settled(wanted) {
+    let settled = settled(wanted);
+    let may_be_left = matches!(settled, Err(NftFault::Failed(_)));
+    let told = match settled {
         Ok(missing) => {
             missing.into_iter().map(|rule| told(rule, "the chain custom-input of Qubes is not there")).collect()
         }
         Err(NftFault::Absent) => wanted.iter().map(|rule| told(rule, "there is no nft")).collect(),
         Err(NftFault::Failed(why)) if wanted.is_empty() => vec![format!("rules of the firewall may be left: {why}")],
         Err(NftFault::Failed(why)) => wanted.iter().map(|rule| told(rule, &why)).collect(),
-    }
+    };
+    SettledRules { told, may_be_left }
 }
 
 fn settled(wanted: &[PortRule]) -> Result<Vec<&PortRule>, NftFault> {
@@ -70,9 +84,9 @@ fn settled(wanted: &[PortRule]) -> Result<Vec<&PortRule>, NftFault> {
     Ok(missing)
 }
 
-/// A file without a name, so that no pipe can fill up.
+/// A file in memory: no pipe can fill up, and no other process can fill its file system.
 fn input(text: &str) -> io::Result<File> {
-    let mut file = tempfile::tempfile()?;
+    let mut file = File::from(memfd_create(c"nft", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(text.as_bytes())?;
     file.rewind()?;
     Ok(file)

@@ -27,8 +27,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const BATCH: Duration = Duration::from_millis(200);
 /// The time from one pass to the next at least.
 const BETWEEN: Duration = Duration::from_secs(1);
-/// After so many passes in a minute that changed something, each waits so long: every change restarts the service of
-/// the sockets, and whoever writes keys all the time does not keep it busy.
+/// After so many passes in a minute that took steps or had something new to tell, each waits so long. Whoever writes keys
+/// all the time keeps neither systemd nor the journal busy, whether or not a listener comes of it.
 const OFTEN: (usize, Duration) = (10, Duration::from_secs(10));
 const MINUTE: Duration = Duration::from_secs(60);
 /// When a pass follows without a change: of a failure, at first and at most; else.
@@ -38,33 +38,69 @@ const REST: Duration = Duration::from_secs(300);
 const TOLD: usize = 16;
 
 /// What reads the ports below 1024 that root allows.
-pub type ReadPorts = Box<dyn Fn() -> Vec<u16>>;
+pub type ReadPorts = Box<dyn FnMut() -> Vec<u16>>;
 
 /// Watches QubesDB and serves what is declared, for ever. `low` reads the ports below 1024 that are allowed.
 ///
 /// # Errors
 /// No thread can be had.
-pub fn run(low: &ReadPorts) -> io::Result<()> {
+pub fn run(mut low: ReadPorts) -> io::Result<()> {
     let (sender, changes) = sync_channel(1);
     let watching = thread::Builder::new().name("watch".into()).spawn(move || watch_for_ever(&sender))?;
     let mut teller = Teller::default();
-    let (mut retry, mut recent) = (RETRY.0, Vec::new());
+    let mut pace = Pace::new();
     while !watching.is_finished() {
         let began = Instant::now();
-        let (well, changed) = once(low, &mut teller);
-        recent.extend(changed.then_some(began));
-        recent.retain(|at: &Instant| at.elapsed() < MINUTE);
-        retry = if well { RETRY.0 } else { (retry * 2).min(RETRY.1) };
-        let rest = if well { REST } else { retry };
-        let changed = wait(&changes, rest);
-        if changed {
-            retry = RETRY.0;
-            let between = if recent.len() < OFTEN.0 { BETWEEN } else { OFTEN.1 };
-            thread::sleep(BATCH.max(between.saturating_sub(began.elapsed())));
+        let outcome = once(&mut low, &mut teller);
+        if wait(&changes, pace.rest(began, outcome)) {
+            thread::sleep(BATCH.max(pace.between(Instant::now()).saturating_sub(began.elapsed())));
             let _ = changes.try_recv(); // of the same batch
         }
     }
     Err(io::Error::other("the thread that watches QubesDB ended"))
+}
+
+/// What came of a pass.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    /// All was done.
+    well: bool,
+    /// There were steps, or something new to tell.
+    busy: bool,
+}
+
+/// When the next pass comes.
+#[derive(Debug)]
+struct Pace {
+    /// The pause after the next pass that fails.
+    retry: Duration,
+    /// When the busy passes of the last minute began.
+    recent: Vec<Instant>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { retry: RETRY.0, recent: Vec::new() }
+    }
+
+    /// How long to wait after a pass where nothing changes.
+    fn rest(&mut self, began: Instant, outcome: Outcome) -> Duration {
+        self.recent.extend(outcome.busy.then_some(began));
+        if outcome.well {
+            self.retry = RETRY.0;
+            return REST;
+        }
+        let rest = self.retry;
+        self.retry = (rest * 2).min(RETRY.1);
+        rest
+    }
+
+    /// After a change: the time from the begin of the last pass to the next one at least.
+    fn between(&mut self, now: Instant) -> Duration {
+        self.retry = RETRY.0;
+        self.recent.retain(|at| now.duration_since(*at) < MINUTE);
+        if self.recent.len() < OFTEN.0 { BETWEEN } else { OFTEN.1 }
+    }
 }
 
 /// Takes away all units and rules of declarations.
@@ -105,14 +141,14 @@ fn watch_for_ever(changed: &SyncSender<()>) {
     }
 }
 
-/// Reads what is declared and makes one pass; whether all was done, and whether anything was changed.
-fn once(low: &ReadPorts, teller: &mut Teller) -> (bool, bool) {
+/// Reads what is declared and makes one pass.
+fn once(low: &mut ReadPorts, teller: &mut Teller) -> Outcome {
     let (entries, whole) = match database::read(Path::new(SOCKET)) {
         Ok(read) => read,
         Err(e) => {
             // What is served stays: nobody said that it is not declared any more.
-            teller.tell(Vec::new(), vec![format!("QubesDB ({SOCKET}) cannot be read ({e}): the service retries")]);
-            return (false, false);
+            let failed = vec![format!("QubesDB ({SOCKET}) cannot be read ({e}): the service retries")];
+            return Outcome { well: false, busy: teller.tell(Vec::new(), failed) };
         }
     };
     let pairs = entries.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
@@ -130,9 +166,8 @@ fn once(low: &ReadPorts, teller: &mut Teller) -> (bool, bool) {
             format!("port {port} is not declared in dom0 any more: {} is gone; its sessions go on", unit_of(*port));
         say(Kind::ForwardWithdrawn, text);
     }
-    let done = (passed.failed.is_empty(), !passed.opened.is_empty() || !passed.closed.is_empty());
-    teller.tell(refused, passed.failed);
-    done
+    let well = passed.failed.is_empty();
+    Outcome { well, busy: teller.tell(refused, passed.failed) | passed.acted }
 }
 
 /// The event of a forward that is served from now on.
@@ -149,7 +184,8 @@ struct Teller {
 }
 
 impl Teller {
-    fn tell(&mut self, refused: Vec<String>, failed: Vec<String>) {
+    /// Whether there was something new.
+    fn tell(&mut self, refused: Vec<String>, failed: Vec<String>) -> bool {
         let all = refused.iter().map(|text| (Kind::DeclarationRefused, text));
         let all = all.chain(failed.iter().map(|text| (Kind::DeclarationFailed, text)));
         let new: Vec<_> = all.filter(|(_, text)| !self.told.contains(*text)).collect();
@@ -159,6 +195,53 @@ impl Teller {
         if let Some((kind, _)) = new.get(TOLD) {
             say(*kind, format!("and {} more", new.len() - TOLD));
         }
+        let any = !new.is_empty();
         self.told = refused.into_iter().chain(failed).collect();
+        any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DONE: Outcome = Outcome { well: true, busy: true };
+    const FAILED: Outcome = Outcome { well: false, busy: true };
+    const NOTHING: Outcome = Outcome { well: true, busy: false };
+
+    #[test]
+    fn a_failure_is_tried_again_after_the_shortest_time_and_then_ever_later() {
+        let (mut pace, now) = (Pace::new(), Instant::now());
+        let rests: Vec<_> = (0..8).map(|_| pace.rest(now, FAILED).as_secs()).collect();
+        assert_eq!(rests, [5, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!((pace.rest(now, DONE), pace.rest(now, FAILED)), (REST, RETRY.0));
+        pace.between(now);
+        assert_eq!(pace.rest(now, FAILED), RETRY.0, "a change may have mended it");
+    }
+
+    #[test]
+    fn passes_that_take_steps_in_vain_slow_down_as_those_that_open_something() {
+        for outcome in [DONE, FAILED] {
+            let (mut pace, now) = (Pace::new(), Instant::now());
+            for _ in 1..OFTEN.0 {
+                pace.rest(now, outcome);
+            }
+            for _ in 0..100 {
+                pace.rest(now, NOTHING);
+            }
+            assert_eq!(pace.between(now), BETWEEN, "{outcome:?}");
+            pace.rest(now, outcome);
+            assert_eq!(pace.between(now), OFTEN.1, "{outcome:?}");
+            assert_eq!(pace.between(now + MINUTE), BETWEEN, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_refused_in_turn_are_something_new_each_time() {
+        let mut teller = Teller::default();
+        let refused = |text: &str| vec![text.to_owned()];
+        assert!(teller.tell(refused("a"), Vec::new()) && teller.tell(refused("b"), Vec::new()));
+        assert!(teller.tell(refused("a"), Vec::new()) && !teller.tell(refused("a"), Vec::new()));
+        assert!(!teller.tell(Vec::new(), Vec::new()));
     }
 }

@@ -1,6 +1,6 @@
 //! From what is declared and what is there to the steps between them. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The file of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,14 @@ pub(super) struct SeenUnit {
     pub(super) stale: bool,
 }
 
+impl SeenUnit {
+    /// Whether its listener is the one of this text: ours, active, and as systemd has read it. A rule of the firewall
+    /// is there for such a port alone.
+    pub(super) fn serves(&self, text: &str) -> bool {
+        self.active && !self.stale && matches!(&self.file, UnitFile::Ours(own) if own == text)
+    }
+}
+
 /// What is done in one pass, in this order; `reload` between `write` and `start`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Steps {
@@ -30,7 +38,7 @@ pub(super) struct Steps {
     pub(super) write: Vec<(u16, String)>,
     pub(super) reload: bool,
     pub(super) start: Vec<u16>,
-    /// DeclaredForward, and not served because of a foreign unit.
+    /// Declared, and not served because of a foreign unit.
     pub(super) refused: Vec<(u16, String)>,
 }
 
@@ -40,9 +48,13 @@ impl Steps {
         let mut steps = Self::default();
         let gone = |port: &&u16| !wanted.contains_key(port);
         for port in seen.keys().filter(gone) {
-            if let UnitFile::Ours(_) = seen[port].file {
-                steps.stop.push(*port);
-                steps.delete.push(*port);
+            match seen[port].file {
+                UnitFile::Ours(_) => {
+                    steps.stop.push(*port);
+                    steps.delete.push(*port);
+                }
+                UnitFile::None if seen[port].active => steps.stop.push(*port),
+                UnitFile::None | UnitFile::Foreign(_) => {}
             }
         }
         for (port, text) in wanted {
@@ -66,6 +78,10 @@ impl Steps {
                     steps.start.push(*port);
                 }
                 UnitFile::None => {
+                    // Of a file that somebody deleted: what it serves is not known.
+                    if seen.active {
+                        steps.stop.push(*port);
+                    }
                     steps.write.push((*port, text.clone()));
                     steps.start.push(*port);
                 }
@@ -73,6 +89,14 @@ impl Steps {
         }
         steps.reload |= !steps.delete.is_empty() || !steps.write.is_empty();
         steps
+    }
+
+    /// Leaves these ports as they are.
+    pub(super) fn hold(&mut self, ports: &BTreeSet<u16>) {
+        self.stop.retain(|port| !ports.contains(port));
+        self.delete.retain(|port| !ports.contains(port));
+        self.write.retain(|(port, _)| !ports.contains(port));
+        self.start.retain(|port| !ports.contains(port));
     }
 
     /// Whether nothing is to be done.
@@ -83,8 +107,6 @@ impl Steps {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::{
         collection::{btree_map, btree_set, vec},
         prelude::*,
@@ -148,6 +170,7 @@ mod tests {
         let text = |text: &str| text.to_owned();
         let ours = |file: &str, active, stale| SeenUnit { file: UnitFile::Ours(text(file)), active, stale };
         let foreign = |active| SeenUnit { file: UnitFile::Foreign(text("why")), active, stale: false };
+        let none = |active| SeenUnit { file: UnitFile::None, active, stale: true };
         let done = Steps::default;
         let all = |reload, stop: &[u16], delete: &[u16], write: &[&str], start: &[u16]| Steps {
             stop: stop.to_vec(),
@@ -170,6 +193,9 @@ mod tests {
             (Some("a"), Some(ours("b", true, false)), all(true, &[1], &[], &["a"], &[1])),
             (Some("a"), Some(ours("a", true, true)), all(true, &[1], &[], &[], &[1])),
             (Some("a"), Some(foreign(false)), refused()),
+            (None, Some(none(true)), all(false, &[1], &[], &[], &[])),
+            (None, Some(none(false)), done()),
+            (Some("a"), Some(none(true)), all(true, &[1], &[], &["a"], &[1])),
         ] {
             let wanted = wanted.map(|wanted| (1, text(wanted))).into_iter().collect();
             let seen = seen.map(|seen| (1, seen)).into_iter().collect();
@@ -177,28 +203,56 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_our_own_listener_of_the_declared_text_serves() {
+        let unit = |file, active, stale| SeenUnit { file, active, stale };
+        assert!(unit(UnitFile::Ours("a".into()), true, false).serves("a"));
+        for other in [
+            unit(UnitFile::Ours("a".into()), false, false),
+            unit(UnitFile::Ours("a".into()), true, true),
+            unit(UnitFile::Ours("b".into()), true, false),
+            unit(UnitFile::Foreign("root's own".into()), true, false),
+            unit(UnitFile::None, true, false),
+        ] {
+            assert!(!other.serves("a"), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_held_is_in_no_step() {
+        let ours = |text: &str| SeenUnit { file: UnitFile::Ours(text.into()), active: true, stale: false };
+        let seen = BTreeMap::from([(1, ours("a")), (2, ours("a")), (3, ours("a"))]);
+        let wanted = BTreeMap::from([(2, "b".to_owned())]);
+        let mut steps = Steps::between(&wanted, &seen);
+        steps.hold(&BTreeSet::from([1, 2]));
+        assert_eq!(steps, Steps { stop: vec![3], delete: vec![3], reload: true, ..Steps::default() });
+    }
+
     proptest! {
-        /// Declarations come, change and go, and each pass but the last is killed at any point.
+        /// Declarations come, change and go, files are lost, and each pass but the last is killed at any point.
         #[test]
         fn whatever_came_before_the_last_pass_ends_in_what_is_declared(
-            passes in vec((btree_map(1..6u16, "[ab]", 0..5), 0..12usize), 1..12),
+            passes in vec((btree_map(1..6u16, "[ab]", 0..5), 0..12usize, btree_set(1..6u16, 0..2)), 1..12),
             foreign in btree_set(1..6u16, 0..2),
         ) {
             let mut host = Host { foreign: foreign.clone(), ..Host::default() };
             let mut last = BTreeMap::new();
-            for (wanted, killed_after) in passes {
+            for (wanted, killed_after, lost) in passes {
+                host.files.retain(|port, _| !lost.contains(port));
                 host.take(&Steps::between(&wanted, &host.seen()), killed_after);
                 last = wanted;
             }
-            let before = host.active.clone();
-            let steps = Steps::between(&last, &host.seen());
+            let (before, seen) = (host.active.clone(), host.seen());
+            let steps = Steps::between(&last, &seen);
             host.take(&steps, usize::MAX);
             let served: BTreeMap<_, _> = last.into_iter().filter(|(port, _)| !foreign.contains(port)).collect();
             prop_assert_eq!(&host.active, &served);
             prop_assert_eq!(&host.files, &served);
-            let untouched = before.iter().filter(|(port, text)| served.get(port) == Some(text));
+            let untouched = before.iter().filter(|(port, text)| served.get(port).is_some_and(|own| own == *text));
+            let untouched = untouched.filter(|(port, text)| seen[port].serves(text));
             let touched: Vec<_> = untouched.filter(|(port, _)| steps.stop.contains(port)).collect();
             prop_assert!(touched.is_empty(), "{:?}", touched);
+            prop_assert!(served.iter().all(|(port, text)| host.seen()[port].serves(text)));
             prop_assert!(Steps::between(&served, &host.seen()).is_empty());
         }
     }

@@ -21,7 +21,7 @@ const LONGEST: u64 = 4096;
 /// How long a question to systemd may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is there for these ports and for all that have a file.
+/// What is there for these ports, for all that have a file, and for all that systemd has a unit of.
 ///
 /// # Errors
 /// The directory cannot be read; systemd does not answer.
@@ -35,9 +35,16 @@ pub(super) fn look(wanted: impl Iterator<Item = u16>) -> io::Result<BTreeMap<u16
         let unfinished =
             name.strip_suffix(".tmp").and_then(|name| name.rsplit_once('.')).and_then(|(name, _)| port_of(name));
         if unfinished.is_some() {
-            fs::remove_file(Path::new(DIRECTORY).join(name))?;
+            // The next pass tries again.
+            let _ = fs::remove_file(Path::new(DIRECTORY).join(name));
         }
     }
+    let listed = ["list-units", "--all", "--full", "--plain", "--no-legend", "--", "qrexec-connect-lan-*.socket"];
+    let listed = Scope::System.ask(&listed, PATIENCE)?;
+    if !listed.status.success() {
+        return Err(io::Error::other("systemd does not list the units"));
+    }
+    ports.extend(listed.text.lines().filter_map(|line| line.split_whitespace().next().and_then(port_of)));
     if ports.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -89,6 +96,17 @@ pub(super) fn write(port: u16, text: &str) -> io::Result<()> {
 /// What the file system says.
 pub(super) fn delete(port: u16) -> io::Result<()> {
     fs::remove_file(path(port))
+}
+
+/// Has systemd forget failures of the units of these ports and how often they were started: a unit whose file is gone
+/// goes with its failure, and changes that follow fast are no start limit.
+pub(super) fn forget_failures(ports: &[u16]) {
+    if !ports.is_empty() {
+        let units = ports.iter().copied().map(unit_of);
+        let arguments: Vec<String> = ["reset-failed", "--"].map(str::to_owned).into_iter().chain(units).collect();
+        // systemctl fails for a unit that systemd has not loaded; the others are done.
+        let _ = Scope::System.ask(&arguments, PATIENCE);
+    }
 }
 
 /// Has systemd do something with the units of these ports; what it says about a failure goes to the journal.

@@ -23,11 +23,13 @@ pub(super) fn run(program: &'static str, withdraw: bool) -> Result<ExitCode, Fat
     let failed = |e: std::io::Error| Fatal::new(Code::Failure, e);
     let _guard = log::start(program, log::Level::Info, None).map_err(failed)?;
     let sources = config::sources(None, Scope::System);
+    let mut last = LastTexts::default();
     let low: ReadPorts = Box::new(move || {
-        // What else is wrong with the configuration, the service itself says.
-        let loaded = load_knowing(&sources.texts(), &LastTexts::default(), &Beside::NOTHING, 0, Machine::WILLING);
+        // What is wrong with the configuration, the service of the sockets says. A file with faults counts as it was.
+        let loaded = load_knowing(&sources.texts(), &last, &Beside::NOTHING, 0, Machine::WILLING);
+        last = loaded.texts;
         loaded.config.qubesdb_ports().to_vec()
     });
-    declared::run(&low).map_err(failed)?;
+    declared::run(low).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
 }
