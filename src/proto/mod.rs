@@ -1,5 +1,7 @@
 //! Bytes to values: what other programs' protocols and exit codes mean, and our own protocol with dom0. Pure.
 
+#[cfg(any(feature = "forward", feature = "lan"))]
+pub mod lan;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod mac;
 #[cfg(feature = "forward")]

@@ -82,7 +82,13 @@ const ROOMS: &[Room] = &[
     Room { name: "systemd", uses: "log sys", tokio: true, ..PLAIN },
     Room { name: "stream", uses: "sys", tokio: true, ..PLAIN },
     Room { name: "crash", uses: "sys", ..PLAIN },
-    Room { name: "spec", crates: Some(&["serde", "toml", "annotate_snippets", "strsim"]), pure: true, ..PLAIN },
+    Room {
+        name: "spec",
+        uses: "proto",
+        crates: Some(&["serde", "toml", "annotate_snippets", "strsim"]),
+        pure: true,
+        ..PLAIN
+    },
     Room { name: "proto", crates: Some(&["bytes", "serde", "hmac", "sha2", "subtle", "zeroize"]), pure: true, ..PLAIN },
     Room { name: "log", ..PLAIN },
     Room { name: "report", may_exit: true, ..PLAIN },

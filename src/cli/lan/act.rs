@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{
     arguments::{AddForward, PROGRAM, RemoveForward},
-    declared::{Declared, FEATURE, LONGEST_VALUE, LanDecision, Moment, Named},
+    declared::{Declared, FEATURE, LanDecision, Moment, Named},
     expiry,
     order::ToolOrder,
     policy::{self, Conflict, Declarations, MOST},
@@ -34,8 +34,9 @@ pub(super) fn add(options: &AddForward) -> Result<ExitCode, Fatal> {
         declarations.take(|one| one == again);
     }
     let forward = declarations.add(asked).map_err(|found| conflict(*found))?.clone();
-    if forward.value().len() > LONGEST_VALUE {
-        return Err(fail(format!("{} networks are more than fit into QubesDB", forward.from.len())));
+    if !forward.fits() {
+        return Err(fail(format!("{} networks are more than fit into one forward", forward.from.len()))
+            .hint("nothing was changed; name fewer and larger networks, or add a forward on another port"));
     }
     if again.is_none() {
         no_other_feature(&forward)?;

@@ -7,14 +7,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::proto::qube::valid_vm;
+use crate::proto::{
+    lan::{LONGEST_NAME, LONGEST_VALUE, may_listen, name_length},
+    qube::valid_vm,
+};
 
 /// What the feature's name begins with: qubesd shows features `vm-config.*` to the qube, in QubesDB.
 pub(super) const FEATURE: &str = "vm-config.qrexec-connect-";
 /// The service whose argument is the port of the target.
 const SERVICE: &str = "qubes.ConnectTCP";
-/// The longest value that QubesDB takes, in bytes (qubesdb.h: QDB_MAX_DATA is 3072).
-pub(super) const LONGEST_VALUE: usize = 3072;
 
 /// The name of a qube, not of dom0.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,9 +79,7 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
         None => address.parse().ok().filter(IpAddr::is_ipv4),
     }
     .ok_or("write ADDRESS:PORT with an IP address, such as 0.0.0.0:8443 or [::]:8443")?;
-    if address.is_multicast() {
-        return Err(format!("{address} is a multicast address"));
-    }
+    may_listen(address).map_err(|why| format!("{address} cannot be listened on: {why}"))?;
     Ok(SocketAddr::new(address, port(number)?))
 }
 
@@ -224,6 +223,12 @@ impl Declared {
         value
     }
 
+    /// Whether the listening qube takes the value: QubesDB and the name of a socket have an end.
+    pub(super) fn fits(&self) -> bool {
+        let value = self.value();
+        value.len() <= LONGEST_VALUE && name_length(&value) <= LONGEST_NAME
+    }
+
     /// The line of dom0's policy.
     pub(super) fn rule(&self) -> String {
         let LanTarget { qube, port } = &self.target;
@@ -347,6 +352,42 @@ pub(super) mod tests {
                 prop_assert_eq!((declared.to_string(), declared.rule()), (comment, rule));
             }
         }
+    }
+
+    #[cfg(feature = "forward")]
+    proptest! {
+        #[test]
+        fn what_dom0_writes_the_listening_qube_reads(several in prop::collection::vec(declared(), 1..8)) {
+            let from: Vec<LanNetwork> = several.iter().flat_map(|one| one.from.clone()).collect();
+            let declared = Declared { from: from.clone(), ..several[0].clone() };
+            if declared.fits() {
+                let (key, value) = (format!("/{}", declared.feature().replacen('.', "/", 1)), declared.value());
+                let low = [declared.listen.port()];
+                let (wanted, faults) =
+                    crate::spec::declared::declared([(key.as_bytes(), value.as_bytes())], &low);
+                prop_assert!(faults.is_empty(), "{} {:?}", value, faults);
+                let read = &wanted[&low[0]];
+                prop_assert_eq!(read.listen(), declared.listen);
+                let text = |networks: Vec<String>| networks.join(" ");
+                prop_assert_eq!(
+                    text(read.from().iter().map(ToString::to_string).collect()),
+                    text(from.iter().map(ToString::to_string).collect())
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_listening_qube_refuses_dom0_does_not_write() {
+        for address in ["[fe80::1]:1", "[::ffff:1.2.3.4]:1", "224.0.0.1:1", "[ff02::1]:1"] {
+            assert!(listen(address).is_err(), "{address}");
+        }
+        let mut forward = read("a 0.0.0.0:8443 web:443", "qubes.ConnectTCP +443 a @default allow target=web");
+        let forward = forward.as_mut().expect("a forward");
+        forward.from = vec!["10.0.0.0/24".parse().expect("a network"); 9];
+        assert!(forward.fits(), "{}", forward.value().len());
+        forward.from = vec!["fd00:1111:2222:3333::/64".parse().expect("a network"); 9];
+        assert!(!forward.fits(), "{}", forward.value().len());
     }
 
     #[test]

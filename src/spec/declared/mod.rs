@@ -34,13 +34,12 @@ use super::{
     unit::{Unit, rejected},
     value::{LowPort, Network},
 };
+use crate::proto::lan::{LONGEST_NAME, LONGEST_VALUE, may_listen};
 
 /// What the keys of all declarations begin with; the port follows.
 pub const KEY: &str = "/vm-config/qrexec-connect-";
 /// The most forwards that are declared at once.
 pub const MOST: usize = 64;
-/// The longest value, in bytes: a name has at most 255 characters, each at most four bytes long as it is written.
-const LONGEST: usize = 1100;
 /// What the name of a unit of a declaration begins with; the port follows.
 const UNIT: &str = "qrexec-connect-lan-";
 
@@ -120,8 +119,8 @@ fn port(key: &[u8]) -> Result<u16, String> {
 
 /// What a value says.
 fn read(port: u16, value: &[u8], low: &[u16]) -> Result<DeclaredForward, String> {
-    if value.len() > LONGEST {
-        return Err(format!("the value has {} bytes, and {LONGEST} are the most", value.len()));
+    if value.len() > LONGEST_VALUE {
+        return Err(format!("the value has {} bytes, and {LONGEST_VALUE} are the most", value.len()));
     }
     if let Some(at) = value.iter().position(|byte| !matches!(byte, b' '..=b'~')) {
         return Err(format!("column {}: only printable ASCII characters are allowed in a value", at + 1));
@@ -149,8 +148,7 @@ fn read(port: u16, value: &[u8], low: &[u16]) -> Result<DeclaredForward, String>
 fn listen(text: &str) -> Result<SocketAddr, String> {
     let plain = |address: &ListenAddr| {
         let scope = matches!(address.addr(), SocketAddr::V6(v6) if v6.scope_id() != 0 || v6.flowinfo() != 0);
-        let mapped = address.addr().ip() != address.addr().ip().to_canonical();
-        address.zone().is_none() && !scope && !mapped && !address.addr().ip().is_multicast()
+        address.zone().is_none() && !scope && may_listen(address.addr().ip()).is_ok()
     };
     match text.parse::<ListenAddr>() {
         Ok(address) if plain(&address) => Ok(address.addr()),
@@ -176,7 +174,7 @@ fn call(text: &str) -> Result<(Name, Vec<Network>), String> {
     let written = name.to_string();
     if !rejected(&written).0.is_empty() {
         return Err(format!(
-            "systemd does not take this as a name: it has {} characters of at most 255",
+            "systemd does not take this as a name: it has {} characters of at most {LONGEST_NAME}",
             written.len()
         ));
     }

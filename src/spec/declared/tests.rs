@@ -76,7 +76,7 @@ fn a_hostile_value_declares_nothing_and_is_told_in_one_bounded_line() {
     for (value, why) in values {
         let said = one(8443, value).expect_err(&String::from_utf8_lossy(value));
         assert!(said.contains(why) && said.contains(" /vm-config/qrexec-connect-8443: "), "{said}");
-        assert!(said.len() < 4 * LONGEST && !said.chars().any(char::is_control), "{said}");
+        assert!(said.len() < 4 * LONGEST_VALUE && !said.chars().any(char::is_control), "{said}");
     }
 }
 
