@@ -15,6 +15,7 @@ use std::{
 use super::{
     database::{self, SOCKET},
     pass::pass,
+    units,
 };
 use crate::{
     log::{Event, Kind, emit, say},
@@ -37,8 +38,8 @@ const REST: Duration = Duration::from_secs(300);
 /// How many faults are told after one pass.
 const TOLD: usize = 16;
 
-/// What reads the ports below 1024 that root allows.
-pub type ReadPorts = Box<dyn FnMut() -> Vec<u16>>;
+/// What reads the ports below 1024 that root allows; `None`: the configuration cannot be read, and no good one is known.
+pub type ReadPorts = Box<dyn FnMut() -> Option<Vec<u16>>>;
 
 /// Watches QubesDB and serves what is declared, for ever. `low` reads the ports below 1024 that are allowed.
 ///
@@ -152,7 +153,8 @@ fn once(low: &mut ReadPorts, teller: &mut Teller) -> Outcome {
         }
     };
     let pairs = entries.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
-    let (wanted, faults) = declared(pairs, &low());
+    // An earlier process has opened what is there, by the configuration that it read.
+    let (wanted, faults) = declared(pairs, &low().unwrap_or_else(units::written));
     let mut refused: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if !whole {
         refused.push(format!("QubesDB has too many keys that begin with {KEY}: the last of them do not count"));

@@ -59,6 +59,12 @@ pub(super) fn look(wanted: impl Iterator<Item = u16>) -> io::Result<BTreeMap<u16
     Ok(ports.into_iter().zip(shown).map(|(port, shown)| (port, seen(port, &shown))).collect())
 }
 
+/// The ports that have the file of a unit.
+pub(super) fn written() -> Vec<u16> {
+    let names = fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| port_of(name.to_str()?)).collect()
+}
+
 fn seen(port: u16, shown: &ShownUnit) -> SeenUnit {
     let value = |property| shown.last(property).unwrap_or_default();
     let (path, fragment) = (path(port), value("FragmentPath"));

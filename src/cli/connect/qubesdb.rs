@@ -8,7 +8,7 @@ use crate::{
     declared::{self, ReadPorts},
     log,
     report::{Code, Fatal},
-    spec::{Beside, LastTexts, Machine, load_knowing},
+    spec::{Beside, FaultEffect, LastTexts, Machine, load_knowing},
 };
 
 /// Serves what dom0 declares, or takes all of it away.
@@ -28,7 +28,8 @@ pub(super) fn run(program: &'static str, withdraw: bool) -> Result<ExitCode, Fat
         // What is wrong with the configuration, the service of the sockets says. A file with faults counts as it was.
         let loaded = load_knowing(&sources.texts(), &last, &Beside::NOTHING, 0, Machine::WILLING);
         last = loaded.texts;
-        loaded.config.qubesdb_ports().to_vec()
+        let refused = loaded.faults.iter().any(|fault| fault.effect == FaultEffect::FileRefused);
+        (!refused).then(|| loaded.config.qubesdb_ports().to_vec())
     });
     declared::run(low).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
