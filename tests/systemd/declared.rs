@@ -25,6 +25,15 @@ table ip qubes {
   }
   chain custom-input { }
 }
+table ip6 qubes {
+  chain input {
+    type filter hook input priority filter; policy drop;
+    jump custom-input
+    ct state related,established accept
+    iif lo accept
+  }
+  chain custom-input { }
+}
 add rule ip qubes custom-input tcp dport 22 accept comment \"mine\"
 ";
 
@@ -85,7 +94,11 @@ fn in_motion() -> bool {
 
 /// The comments of the rules in the chain of the user.
 fn rules() -> Vec<String> {
-    let text = shell("nft list chain ip qubes custom-input");
+    rules_of("ip")
+}
+
+fn rules_of(family: &str) -> Vec<String> {
+    let text = shell(&format!("nft list chain {family} qubes custom-input"));
     let comment = |line: &str| line.split_once("comment \"").map(|(_, rest)| rest.trim_end_matches('"').to_owned());
     text.lines().filter_map(comment).collect()
 }
@@ -173,12 +186,17 @@ fn what_dom0_declares_is_served_changes_and_goes_while_sessions_live() {
         served(9001);
         assert_eq!(from_lan(9001).read_to_end(), b"work test.Args+3\n");
         assert_eq!(refused(), [""; 0]);
+        let others: Vec<_> = failed().into_iter().filter(|text| !text.contains("QubesDB")).collect();
+        assert!(!nft || others.is_empty(), "{others:?}");
+        rules_are(&["9001"]);
+        assert!(!nft || rules_of("ip6") == ["qrexec-connect-9001"]);
         // a stop changes nothing; what is there is taken away on demand
         shell(&format!("systemctl stop {SERVICE}"));
         assert_eq!(from_lan(9001).read_to_end(), b"work test.Args+3\n");
         shell("qrexec-connect qubesdb --withdraw");
         gone(9001);
         rules_are(&[]);
+        assert!(!nft || rules_of("ip6") == [""; 0]);
         drop(db);
         let warnings = shell("journalctl -q -o cat -p warning -t systemd | grep qrexec-connect || true");
         assert_eq!(warnings, "");
@@ -219,7 +237,7 @@ fn a_hostile_value_does_nothing_but_a_message() {
         assert!(!all.contains('\u{1b}') && all.lines().all(|line| line.starts_with("QubesDB /vm-config/")), "{all}");
         assert_eq!(shell("ls /run/systemd/system | grep lan"), "qrexec-connect-lan-8020.socket");
         assert!(!Path::new("/run/pwned").exists());
-        assert_eq!(failed().len(), 1, "{:?}", failed());
+        eventually("the foreign unit is told", || failed().len() == 1);
         assert!(failed()[0].contains("/etc/systemd/system/qrexec-connect-lan-8012.socket"), "{:?}", failed());
         assert!(!nft || rules() == ["mine"]);
         // root of the template allows one of them
@@ -227,6 +245,15 @@ fn a_hostile_value_does_nothing_but_a_message() {
         db.set("qrexec-connect-8021", b"127.0.0.1:8021 work test.Args+1");
         served(443);
         eventually("its rule is there", || !nft || rules() == ["mine", "qrexec-connect-443"]);
+        // a fault in that file closes nothing, neither now nor after a start
+        fs::write("/etc/qrexec-connect.toml", "[defaults\n").expect("root's own tree");
+        for (restart, port) in [("true".to_owned(), 8022), (format!("systemctl restart {SERVICE}"), 8023)] {
+            shell(&restart);
+            db.set(&format!("qrexec-connect-{port}"), format!("127.0.0.1:{port} work test.Args+1").as_bytes());
+            served(port);
+            assert!(is_active(443));
+        }
+        fs::write("/etc/qrexec-connect.toml", "[defaults]\nqubesdb_ports = [443]\n").expect("root's own tree");
         // a value that is wrong now takes the place of one that was right
         db.set("qrexec-connect-8020", b"127.0.0.1:8020 uds=/run/x");
         gone(8020);
@@ -238,28 +265,33 @@ fn a_hostile_value_does_nothing_but_a_message() {
 fn a_service_that_is_killed_at_any_point_converges() {
     let Some(tree) = tree!() else { return };
     tree.boot("kill", As::Root, || {
+        let nft = firewall();
+        let has_rule = |port: u16| !nft || rules().contains(&format!("qrexec-connect-{port}"));
         let db = QubesDb::start(&[]);
         shell(&format!("systemctl start {SERVICE}"));
         let port = |round: u16| 9100 + round;
-        // What is waited for before the blow: nothing, the file, the listener; then the same while it goes.
-        let points: [&dyn Fn(u16) -> bool; 3] = [&|_| true, &|port| Path::new(&file(port)).exists(), &is_active];
+        // What is waited for before the blow: nothing, the file, the listener, the rule; then the same while it goes.
+        let points: [&dyn Fn(u16) -> bool; 4] =
+            [&|_| true, &|port| Path::new(&file(port)).exists(), &is_active, &has_rule];
         for (round, point) in (0..).zip(points) {
             let at = port(round);
-            db.set(&format!("qrexec-connect-{at}"), format!("127.0.0.1:{at} work test.Args+{at}").as_bytes());
+            db.set(&format!("qrexec-connect-{at}"), format!("0.0.0.0:{at} work test.Args+{at}").as_bytes());
             eventually("the point is reached", || point(at));
             shell(&format!("kill -KILL {}", main_pid()));
             served(at);
+            eventually("its rule is there", || has_rule(at));
             assert_eq!(here(at).read_to_end(), format!("work test.Args+{at}\n").as_bytes());
         }
         for (round, point) in (0..).zip(points) {
             let at = port(round);
             db.remove(&format!("qrexec-connect-{at}"));
-            eventually("the point is reached", || round == 0 || !point(at));
+            eventually("the point is reached", || round == 0 || !point(at) || (!nft && round == 3));
             eventually("there is a process", || main_pid() != "0");
             shell(&format!("kill -KILL {}", main_pid()));
             gone(at);
         }
         assert_eq!(attempt("ls /run/systemd/system | grep lan").1, "");
+        eventually("no rule is left", || !nft || rules() == ["mine"]);
         assert_eq!(refused(), [""; 0]);
     });
 }
@@ -275,11 +307,70 @@ fn a_port_that_another_process_holds_gets_no_rule() {
         eventually("it is told", || failed().iter().any(|text| text.contains("qrexec-connect-lan-9200.socket")));
         assert!(!nft || rules() == ["mine"]);
         drop(taken);
-        db.set("other", b"no matter");
         served(9200);
         eventually("its rule is there", || !nft || rules() == ["mine", "qrexec-connect-9200"]);
         let mut wire = here(9200);
         wire.write_all(b"x").expect("it is served");
         wire.expect(b"x");
+    });
+}
+
+#[test]
+fn a_port_whose_rule_cannot_be_removed_is_held_until_it_can() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("nft", As::Root, || {
+        if !firewall() {
+            return;
+        }
+        shell(&format!(
+            "mkdir -p /run/fake /run/systemd/system/{SERVICE}.d
+             printf '[Service]\nEnvironment=PATH=/run/fake:/usr/sbin:/usr/bin:/sbin:/bin\n' \
+                 >/run/systemd/system/{SERVICE}.d/path.conf
+             printf '#!/bin/sh\n[ ! -e /run/nft-fails ] || exit 1\nexec /usr/sbin/nft \"$@\"\n' >/run/fake/nft
+             chmod 755 /run/fake/nft; systemctl daemon-reload"
+        ));
+        let db = QubesDb::start(&[
+            ("qrexec-connect-9300", "0.0.0.0:9300 work test.Args+1"),
+            ("qrexec-connect-9301", "127.0.0.1:9301 work test.Args+2"),
+        ]);
+        shell(&format!("systemctl start {SERVICE}"));
+        served(9300);
+        served(9301);
+        eventually("the rule is there", || rules() == ["mine", "qrexec-connect-9300"]);
+        fs::write("/run/nft-fails", "").expect("root's own tree");
+        db.remove("qrexec-connect-9300");
+        db.remove("qrexec-connect-9301");
+        gone(9301);
+        eventually("it is told", || failed().iter().any(|text| text.starts_with("port 9300 is held as it was")));
+        assert_eq!(rules(), ["mine", "qrexec-connect-9300"]);
+        assert_eq!(here(9300).read_to_end(), b"work test.Args+1\n", "the port is ours as long as its rule is there");
+        fs::remove_file("/run/nft-fails").expect("it is there");
+        gone(9300);
+        assert_eq!(rules(), ["mine"]);
+    });
+}
+
+#[test]
+fn what_could_not_be_opened_leaves_no_failed_unit_and_changes_are_no_start_limit() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("failed", As::Root, || {
+        let taken = std::net::TcpListener::bind("127.0.0.1:9400").expect("a free port");
+        let db = QubesDb::start(&[("qrexec-connect-9400", "127.0.0.1:9400 work test.Args+0")]);
+        shell(&format!("systemctl start {SERVICE}"));
+        eventually("it is told", || failed().iter().any(|text| text.contains("qrexec-connect-lan-9400.socket")));
+        db.remove("qrexec-connect-9400");
+        gone(9400);
+        eventually("no unit is left", || !shell("systemctl list-units --all --full --plain").contains("lan-9400"));
+        drop(taken);
+        for round in 1..8 {
+            db.set("qrexec-connect-9400", format!("127.0.0.1:9400 work test.Args+{round}").as_bytes());
+            let text = format!("Args+{round}");
+            eventually("the new value is there", || fs::read_to_string(file(9400)).is_ok_and(|is| is.contains(&text)));
+            served(9400);
+        }
+        // the file of a listener is lost
+        fs::remove_file(file(9400)).expect("it is there");
+        db.remove("qrexec-connect-9400");
+        gone(9400);
     });
 }
