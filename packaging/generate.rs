@@ -13,7 +13,7 @@ use clap_complete::{
     env::{Bash, EnvCompleter, Fish, Zsh},
 };
 use qrexec_connect::{
-    cli::{connect, dom0, pfwd, remote},
+    cli::{connect, dom0, lan, pfwd, remote},
     log::{Kind, Level},
     spec::KeyName,
 };
@@ -47,7 +47,9 @@ fn main() {
         put(&Fish, format!("{name}.fish"));
     }
     // In dom0, and for what is dom0's, scripts that know the definitions.
-    for (name, mut command) in [("qvm-remote-dom0", dom0::command()), ("qvm-remote", remote_command())] {
+    for (name, mut command) in
+        [("qvm-remote-dom0", dom0::command()), ("qvm-remote", remote_command()), ("qvm-forward", lan::command())]
+    {
         for (shell, file) in [
             (aot::Shell::Bash, format!("{name}.bash")),
             (aot::Shell::Zsh, format!("_{name}")),
@@ -65,6 +67,7 @@ fn fill(page: &str, text: &str, root: &Path) -> String {
         "qrexec-connect.1" => Some(connect::command()),
         "pfwd.1" => Some(pfwd::command()),
         "qvm-remote-dom0.8" => Some(dom0::command()),
+        "qvm-forward.8" => Some(lan::command()),
         _ => None,
     };
     let command = || command.clone().unwrap_or_else(|| panic!("{page} has no options"));

@@ -1,5 +1,5 @@
-//! Names on sockets become connections: the library behind `qrexec-connect`, `pfwd`, `qvm-remote` and
-//! `qvm-remote-dom0`.
+//! Names on sockets become connections: the library behind `qrexec-connect`, `pfwd`, `qvm-remote`, `qvm-remote-dom0`
+//! and `qvm-forward`.
 //!
 //! # The map
 //! Read in the order in which a connection travels; `src/README.md` has the picture, and who may import whom:
@@ -85,6 +85,9 @@
 //! *pending restart*: one that waits until no command runs or waits; requests are *held* while it begins. *ledger*:
 //! what dom0 has run already. *sheet*: all that decides what a command does, as a person sees it before approving; its
 //! digest is the id of the *approval*. *v1*: the protocol of the older qvm-remote.
+//!
+//! *qvm-forward.* *declared*: a forward that dom0's policy file has. *feature*: what dom0 writes down about a qube and
+//! shows to it.
 
 #[cfg(feature = "forward")]
 mod activation;
@@ -100,7 +103,10 @@ mod handover;
 #[cfg(feature = "forward")]
 mod listener;
 // A program with one feature needs a part of these rooms; with all features the compiler finds what nobody uses.
-#[cfg_attr(not(all(feature = "forward", feature = "remote", feature = "dom0")), allow(dead_code, unused_imports))]
+#[cfg_attr(
+    not(all(feature = "forward", feature = "remote", feature = "dom0", feature = "lan")),
+    allow(dead_code, unused_imports)
+)]
 pub mod log;
 #[cfg(feature = "forward")]
 mod ondemand;
@@ -109,7 +115,10 @@ pub mod proto;
 mod relay;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
-#[cfg_attr(not(all(feature = "forward", feature = "remote", feature = "dom0")), allow(dead_code, unused_imports))]
+#[cfg_attr(
+    not(all(feature = "forward", feature = "remote", feature = "dom0", feature = "lan")),
+    allow(dead_code, unused_imports)
+)]
 mod report;
 #[cfg(feature = "forward")]
 mod service;
@@ -119,8 +128,14 @@ mod session;
 pub mod spec;
 #[cfg(feature = "forward")]
 pub mod stream;
-#[cfg_attr(not(all(feature = "forward", feature = "remote", feature = "dom0")), allow(dead_code, unused_imports))]
+#[cfg_attr(
+    not(all(feature = "forward", feature = "remote", feature = "dom0", feature = "lan")),
+    allow(dead_code, unused_imports)
+)]
 mod sys;
-#[cfg(any(feature = "forward", feature = "dom0"))]
-#[cfg_attr(not(all(feature = "forward", feature = "remote", feature = "dom0")), allow(dead_code, unused_imports))]
+#[cfg(any(feature = "forward", feature = "dom0", feature = "lan"))]
+#[cfg_attr(
+    not(all(feature = "forward", feature = "remote", feature = "dom0", feature = "lan")),
+    allow(dead_code, unused_imports)
+)]
 mod systemd;

@@ -83,7 +83,7 @@ impl Store {
     /// # Errors
     /// `InvalidInput` for an invalid name of a qube.
     pub fn path(&self, vm: &str, extension: &str) -> io::Result<PathBuf> {
-        if crate::proto::remote::valid_vm(vm) {
+        if crate::proto::qube::valid_vm(vm) {
             Ok(self.dir.join(format!("{vm}.{extension}")))
         } else {
             Err(io::Error::new(ErrorKind::InvalidInput, "no qube can have this name"))

@@ -294,7 +294,7 @@ fn pages_are_installed_with_what_they_link_to_and_an_uninstall_takes_away_what_a
     let dir = tempfile::tempdir().expect("a directory");
     let (binaries, root) = (dir.path().join("binaries"), dir.path().join("root"));
     fs::create_dir(&binaries).expect("a new directory");
-    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0", "qvm-forward"] {
         fs::write(binaries.join(program), "").expect("a new directory");
     }
     let make = |target: &str| {

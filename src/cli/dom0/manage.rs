@@ -26,7 +26,7 @@ use crate::{
     log::{counted, escape},
     proto::{
         mac::{Key, hex},
-        remote::valid_vm,
+        qube::valid_vm,
     },
     remote::{
         config::{Paths, RemoteConfig},

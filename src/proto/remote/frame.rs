@@ -5,7 +5,7 @@ use std::str;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::{
-    check::{valid_id, valid_vm},
+    check::valid_id,
     ending::Ending,
     memory::ReadMemory,
     request::Request,
@@ -244,7 +244,7 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello, Fault> {
     let streams = u16::from_be_bytes(r.array()?);
     let seq = u64::from_be_bytes(r.array()?);
     let vm = r.rest_text()?;
-    if !valid_vm(vm) || streams == 0 {
+    if !crate::proto::qube::valid_vm(vm) || streams == 0 {
         return Err(Fault("a greeting with a wrong name or no streams"));
     }
     Ok(Hello { version, nonce, vm: vm.to_owned(), streams, seq })

@@ -20,7 +20,7 @@ mod request;
 mod wait;
 mod wire;
 
-pub use check::{BadText, check_text, valid_id, valid_vm};
+pub use check::{BadText, check_text, valid_id};
 pub use ending::Ending;
 pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal, WholeFrame};
 pub use memory::ReadMemory;

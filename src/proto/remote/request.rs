@@ -1,7 +1,7 @@
 //! A request: everything that decides what is executed, in one encoding that a code can cover.
 
 use super::{
-    check::{is_control, valid_id, valid_vm},
+    check::{is_control, valid_id},
     wire::{Fault, KeyId, MAX_COMMAND, Reader, put},
 };
 
@@ -158,7 +158,7 @@ impl Request {
         let user = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
         let bad = if !valid_id(&self.id) {
             "an invalid id"
-        } else if !valid_vm(&self.vm) {
+        } else if !crate::proto::qube::valid_vm(&self.vm) {
             "an invalid name of a qube"
         } else if self.length as usize > MAX_COMMAND {
             "a command of more than 1 MiB"

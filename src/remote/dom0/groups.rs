@@ -22,7 +22,7 @@ use nix::{
 };
 
 use crate::{
-    proto::remote::{valid_id, valid_vm},
+    proto::{qube::valid_vm, remote::valid_id},
     sys::proc,
     systemd::unit,
 };
