@@ -245,6 +245,7 @@ const PLURAL: &[(&str, &str)] = &[
     ("more than {most} bytes", "a constant"),
     ("larger than {max} bytes", "a constant"),
     ("bytes, sha256 ", "a text that is cut because it is long"),
+    ("a qube has at most {MOST} forwards", "a constant"),
     ("oversized ({n} bytes)", "longer than a frame"),
     ("the range {range} has {} ports", "more than the most"),
     ("{name} has {count} ports", "a range has two"),
