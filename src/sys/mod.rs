@@ -4,6 +4,8 @@
 //! what a failure means to an operator is said by those who call.
 
 pub mod accept;
+#[cfg(feature = "forward")]
+mod datagrams;
 mod descriptor;
 #[cfg(feature = "forward")]
 pub mod fatal;
@@ -21,6 +23,8 @@ mod socket;
 pub mod socket_file;
 mod terminal;
 
+#[cfg(feature = "forward")]
+pub use datagrams::{DatagramRoom, Destination, MESSAGES, OutgoingMessage, send_datagrams};
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub use descriptor::read_into;
 pub use descriptor::{hard_limit, is_net_namespace, own, place, register, register_or_return};
