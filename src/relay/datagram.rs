@@ -59,8 +59,9 @@ use crate::sys::{self, DatagramRoom, MESSAGES, OutgoingMessage};
 
 /// The largest datagram, and the largest run that is received, in bytes: a 16-bit length.
 const LARGEST: usize = 65_535;
-/// The largest run that is sent, in bytes: what an IPv4 packet has beside its headers of 20 and 8 bytes.
-const RUN: usize = 65_507;
+/// The largest run that is sent, in bytes. With the headers of its layers (Ethernet, IPv6, UDP: 62 bytes, and more with
+/// options) it stays below what devices take in one piece, 65,536 bytes (GSO_LEGACY_MAX_SIZE of the kernel's netdevice.h).
+const RUN: usize = 65_400;
 /// The most datagrams of a run (UDP_MAX_SEGMENTS of the kernel's udp.h, the lowest of all versions).
 const SEGMENTS: usize = 64;
 /// The most pieces of memory that the messages of one call consist of.
@@ -459,5 +460,320 @@ impl<'a> SendPlan<'a> {
             from = planned.pieces;
         }
         sys::send_datagrams(socket, to, &messages[..self.n])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the kernel makes of a message.
+    fn on_the_wire<'a>(plan: &'a SendPlan<'_>) -> Vec<Vec<u8>> {
+        let mut from = 0;
+        let message = |message: &PlannedMessage| {
+            let pieces = &plan.pieces[from..message.pieces];
+            from = message.pieces;
+            let bytes: Vec<u8> = pieces.iter().flat_map(|(run, a, b)| plan.runs[*run].bytes[*a..*b].to_vec()).collect();
+            assert_eq!(bytes.len(), message.bytes);
+            let datagrams: Vec<Vec<u8>> = match message.size {
+                None => vec![bytes],
+                Some(size) => bytes.chunks(size.into()).map(<[u8]>::to_vec).collect(),
+            };
+            assert_eq!(datagrams.len(), message.datagrams);
+            if message.size.is_some() {
+                assert!((2..=SEGMENTS).contains(&datagrams.len()) && message.bytes <= RUN);
+            }
+            datagrams
+        };
+        plan.messages().iter().flat_map(message).collect()
+    }
+
+    /// The datagrams of a run, each with a content of its own.
+    fn run_of(size: usize, full: usize, last: usize, seed: u8) -> (Vec<u8>, usize) {
+        let len = (size * full + last).min(LARGEST);
+        ((0..len).map(|n| seed.wrapping_add((n / size.max(1)) as u8)).collect(), size.max(1))
+    }
+
+    fn a_run() -> impl Strategy<Value = (Vec<u8>, usize)> {
+        let small = (0usize..5, 0usize..70, 0usize..5, any::<u8>());
+        let large = (1200usize..1203, 0usize..55, 0usize..1200, any::<u8>());
+        let huge = (60_000usize..65_507, 1usize..2, 0usize..1, any::<u8>());
+        prop_oneof![4 => small, 2 => large, 1 => huge]
+            .prop_map(|(size, full, last, seed)| run_of(size, full, last % size.max(1), seed))
+    }
+
+    proptest! {
+        /// However the datagrams came, and however few of the messages of a call are sent: the same ones go out, in order.
+        #[test]
+        fn a_flow_is_sent_its_datagrams_once_and_in_order(
+            runs in prop::collection::vec(a_run(), 0..12),
+            limit in prop_oneof![Just(LARGEST), Just(0), 1usize..1300],
+            most in 1usize..=MESSAGES,
+            sent in prop::collection::vec(1usize..=MESSAGES, 1..4),
+        ) {
+            let runs: Vec<_> = runs.iter().map(|(bytes, size)| Run::new(bytes, *size)).collect();
+            let all = Datagrams::of(&runs);
+            let mut out = Vec::new();
+            for turn in 0.. {
+                let mut plan = SendPlan::new(all.after(out.len()), limit, most);
+                prop_assert!(plan.messages().iter().all(|m| m.size.is_none_or(|size| usize::from(size) <= limit)));
+                plan.n = plan.n.min(sent[turn % sent.len()]);
+                if plan.n == 0 {
+                    break;
+                }
+                out.extend(on_the_wire(&plan));
+            }
+            let wanted: Vec<_> = all.iter().map(<[u8]>::to_vec).collect();
+            prop_assert_eq!(out, wanted);
+        }
+
+        /// However what came is split into calls and runs: each flow has the same datagrams in the same order.
+        #[test]
+        fn any_split_into_calls_gives_the_same_datagrams_to_the_same_flows(
+            messages in prop::collection::vec((0u16..4, a_run(), prop::bool::weighted(0.1)), 0..80),
+            calls in prop::collection::vec(1usize..=MESSAGES, 1..5),
+        ) {
+            let asked = |port: u16| Asked { peer: SocketAddr::from(([127, 0, 0, 1], 1 + port)), at: None };
+            let mut wanted: BTreeMap<u16, (Vec<Vec<u8>>, usize)> = BTreeMap::new();
+            for (port, (bytes, size), cut) in &messages {
+                let (whole, truncated) = wanted.entry(port + 1).or_default();
+                match cut {
+                    true => *truncated += 1,
+                    false => whole.extend(Datagrams::of(&[Run::new(bytes, *size)]).iter().map(<[u8]>::to_vec)),
+                }
+            }
+            let mut given: BTreeMap<u16, (Vec<Vec<u8>>, usize)> = BTreeMap::new();
+            let (mut rest, mut turn) = (messages.as_slice(), 0);
+            while !rest.is_empty() {
+                let (call, after) = rest.split_at(calls[turn % calls.len()].min(rest.len()));
+                let call = call.iter().map(|(port, (bytes, size), cut)| (asked(*port), Run::new(bytes, *size), *cut));
+                let mut seen = Vec::new();
+                grouped(call, |asked, group| {
+                    assert!(!seen.contains(&asked), "a flow is given all of a call at once");
+                    seen.push(asked);
+                    let (whole, truncated) = given.entry(asked.peer.port()).or_default();
+                    whole.extend(group.datagrams.iter().map(<[u8]>::to_vec));
+                    *truncated += group.truncated;
+                });
+                (rest, turn) = (after, turn + 1);
+            }
+            prop_assert_eq!(given, wanted);
+        }
+    }
+
+    /// A sender, connected to a receiver that takes runs whole.
+    fn pair(ip: &str) -> (UdpSocket, UdpSocket) {
+        let [sender, receiver] = [(); 2].map(|()| UdpSocket::bind(format!("{ip}:0")).expect("a free port"));
+        sender.connect(receiver.local_addr().expect("bound")).expect("a socket");
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).expect("not zero");
+        take_runs(&receiver, true);
+        (sender, receiver)
+    }
+
+    /// Sends to the other end: how many were sent, and the rest of what is told.
+    fn send_all(sender: &UdpSocket, limit: &RunLimit, runs: &[Run<'_>]) -> (usize, Vec<SendEvent>) {
+        let (mut sent, mut told) = (0, Vec::new());
+        let done = send(sender.as_fd(), To::Connected, limit, Datagrams::of(runs), |event| match event {
+            SendEvent::Sent { datagrams, .. } => sent += datagrams,
+            event => told.push(event),
+        });
+        let unsent =
+            told.iter().map(|event| if let SendEvent::Unsent { datagrams, .. } = event { *datagrams } else { 0 });
+        assert_eq!(done, sent + unsent.sum::<usize>());
+        (sent, told)
+    }
+
+    /// Receives `n` datagrams; whether a run was among them.
+    fn receive_n(receiver: &UdpSocket, n: usize) -> (Vec<Vec<u8>>, bool) {
+        let (mut received, mut runs) = (Vec::new(), false);
+        while received.len() < n {
+            let mut fds = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 10_000u16), Ok(1), "{} of {n} datagrams came", received.len());
+            let left = receive(receiver.as_fd(), |_, group| {
+                received.extend(group.datagrams.iter().map(<[u8]>::to_vec));
+            });
+            runs |= left.expect("a socket").runs;
+        }
+        assert!(!waits(receiver.as_fd()));
+        (received, runs)
+    }
+
+    #[test]
+    fn datagrams_of_every_size_and_runs_come_through_the_kernel_as_they_were() {
+        for ip in ["127.0.0.1", "[::1]"] {
+            let (sender, receiver) = pair(ip);
+            for pieces in [
+                vec![(0, 0, 0), (1, 0, 1), (0, 0, 0)],
+                vec![(1200, 20, 7)],
+                vec![(1200, 20, 0), (1200, 3, 1199), (1, 40, 0), (0, 0, 0), (0, 0, 0)],
+                vec![(65_507, 1, 0)],
+                vec![(32_000, 2, 1400), (9, 0, 3)],
+                vec![(32_000, 2, 1507), (9, 0, 3)],
+                vec![(4, 130, 3)],
+            ] {
+                let pieces: Vec<_> =
+                    (0..).zip(&pieces).map(|(n, (size, full, last))| run_of(*size, *full, *last, n)).collect();
+                let runs: Vec<_> = pieces.iter().map(|(bytes, size)| Run::new(bytes, *size)).collect();
+                let wanted: Vec<_> = Datagrams::of(&runs).iter().map(<[u8]>::to_vec).collect();
+                let (sent, told) = send_all(&sender, &RunLimit::default(), &runs);
+                assert!(sent == wanted.len() && told.is_empty(), "{told:?}");
+                let (received, whole) = receive_n(&receiver, wanted.len());
+                assert!(received == wanted, "{ip}: {} datagrams", wanted.len());
+                let equal = wanted.windows(2).any(|two| !two[1].is_empty() && two[0].len() >= two[1].len());
+                assert_eq!(whole, equal, "{ip}: what can travel as a run does");
+            }
+        }
+    }
+
+    #[test]
+    fn a_way_that_refuses_runs_loses_none_of_them_and_is_remembered() {
+        let (sender, receiver) = pair("127.0.0.1");
+        let limit = RunLimit::default();
+        let (bytes, size) = run_of(1000, 10, 5, 1);
+        let (smaller, of) = run_of(900, 10, 5, 2);
+        // Without checksums the kernel refuses runs (EINVAL, net/ipv4/udp.c udp_send_skb).
+        let no_checksums = |on| sys::send_no_checksums(sender.as_fd(), on).expect("an option");
+        no_checksums(true);
+        let (sent, told) = send_all(&sender, &limit, &[Run::new(&bytes, size)]);
+        assert!(sent == 11 && told.is_empty(), "{told:?}");
+        let (received, whole) = receive_n(&receiver, 11);
+        assert!(received.concat() == bytes && !whole);
+        assert_eq!(limit.0.load(Relaxed), 999);
+        // Now it takes them again: smaller ones go as a run, those that were refused do not.
+        no_checksums(false);
+        for (bytes, size, run) in [(&bytes, size, false), (&smaller, of, true)] {
+            assert_eq!(send_all(&sender, &limit, &[Run::new(bytes, size)]).0, 11);
+            let (received, whole) = receive_n(&receiver, 11);
+            assert!(received.concat() == *bytes);
+            assert_eq!(whole, run);
+        }
+        assert!(limit.refused(900, &io::Error::from_raw_os_error(libc::EIO)));
+        assert_eq!(limit.0.load(Relaxed), 0, "no run at all");
+        assert!(!limit.refused(900, &io::Error::from_raw_os_error(libc::EPERM)), "that is no word about runs");
+    }
+
+    #[test]
+    fn a_datagram_that_is_larger_than_a_buffer_is_dropped_and_told() {
+        let (sender, receiver) = pair("127.0.0.1");
+        let (small, large) = ([1; 100], [2; 101]);
+        send_all(&sender, &RunLimit(0.into()), &[Run::one(&small), Run::one(&large), Run::one(&small)]);
+        let mut room = DatagramRoom::new(100);
+        let mut groups = Vec::new();
+        let left = receive_in(&mut room, receiver.as_fd(), |_, group| {
+            groups.push((group.datagrams.iter().map(<[u8]>::to_vec).collect::<Vec<_>>(), group.truncated));
+        });
+        assert_eq!(left.expect("a socket"), Left { more: false, several: true, runs: false });
+        assert_eq!(groups, [(vec![small.to_vec(); 2], 1)]);
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_and_stops_nothing() {
+        let (sender, receiver) = pair("127.0.0.1");
+        let address = receiver.local_addr().expect("bound");
+        drop(receiver);
+        let (first, rest) = ([1; 10], [[2; 10], [3; 10]]);
+        // runs are not allowed, so that these are three calls; the first and the second are refused
+        let runs = [Run::one(&first), Run::one(&rest[0]), Run::one(&rest[1])];
+        let (sent, told) = send_all(&sender, &RunLimit(0.into()), &runs);
+        assert_eq!(sent, 3, "{told:?}");
+        assert!(
+            matches!(&told[..], [SendEvent::Refused(a), SendEvent::Refused(b)] if is_refusal(a) && is_refusal(b)),
+            "{told:?}"
+        );
+        let receiver = UdpSocket::bind(address).expect("it was free");
+        assert_eq!(send_all(&sender, &RunLimit::default(), &[Run::one(&first)]).0, 1);
+        receive_n(&receiver, 1);
+    }
+
+    /// Why UDP_GRO must be cleared before a socket leaves, and when it can be.
+    #[test]
+    fn a_run_that_is_queued_whole_is_told_apart_only_while_runs_are_taken() {
+        let (sender, receiver) = pair("127.0.0.1");
+        let (bytes, size) = run_of(1000, 5, 0, 1);
+        let mut buffer = vec![0; LARGEST];
+        for again in [false, true] {
+            send_all(&sender, &RunLimit::default(), &[Run::new(&bytes, size)]);
+            take_runs(&receiver, false);
+            if again {
+                take_runs(&receiver, true); // the next process, after a crash of this one
+                assert_eq!(receive_n(&receiver, 5), (bytes.chunks(size).map(<[u8]>::to_vec).collect(), true));
+            } else {
+                assert_eq!(
+                    receiver.recv(&mut buffer).expect("it waits"),
+                    5000,
+                    "an earlier version: one large datagram"
+                );
+            }
+            take_runs(&receiver, true);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_leaves_has_no_run_for_a_process_that_knows_none() {
+        let (sender, receiver) = pair("127.0.0.1");
+        let (bytes, size) = run_of(1000, 20, 0, 1);
+        let (limit, run) = (RunLimit::default(), [Run::new(&bytes, size)]);
+        send_all(&sender, &limit, &run);
+        let mut received = Vec::new();
+        let mut receives = 0;
+        leave(receiver.as_fd(), || {
+            receives += 1;
+            let came =
+                receive(receiver.as_fd(), |_, group| received.extend(group.datagrams.iter().map(<[u8]>::to_vec)));
+            if receives == 1 {
+                send_all(&sender, &limit, &run); // it comes while runs are still taken
+            }
+            came.is_ok()
+        });
+        assert_eq!((receives, received.len()), (2, 40));
+        send_all(&sender, &limit, &run);
+        let mut buffer = vec![0; LARGEST];
+        for _ in 0..20 {
+            assert_eq!(receiver.recv(&mut buffer).expect("it waits"), 1000);
+        }
+        // What never ends is not waited for.
+        let mut turns = 0;
+        send_all(&sender, &limit, &run);
+        leave(receiver.as_fd(), || {
+            turns += 1;
+            true
+        });
+        assert_eq!(turns, LEAVING);
+    }
+
+    #[test]
+    fn answers_come_from_the_address_that_was_asked_in_runs_and_without() {
+        for (bind, asked) in [("0.0.0.0", "127.0.0.7"), ("[::]", "127.0.0.7"), ("[::]", "[::1]")] {
+            let listener = UdpSocket::bind(format!("{bind}:0")).expect("a free port");
+            ask_for_destinations(&listener).expect("an option");
+            take_runs(&listener, true);
+            let port = listener.local_addr().expect("bound").port();
+            let home = if asked.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" };
+            let asker = UdpSocket::bind(home).expect("a free port");
+            asker.connect(format!("{asked}:{port}")).expect("a socket");
+            take_runs(&asker, true);
+            asker.send(b"?").expect("sent");
+            let mut who = None;
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 10_000u16), Ok(1));
+            receive(listener.as_fd(), |asked, _| who = Some(asked)).expect("it waits");
+            let who = who.expect("somebody asked");
+            let (bytes, size) = run_of(500, 6, 3, 1);
+            let odd = [[1; 9].as_slice(), &[], &[2; 20]];
+            let runs = [Run::new(&bytes, size), Run::one(odd[0]), Run::one(odd[1]), Run::one(odd[2])];
+            let mut sent = 0;
+            let done = send(listener.as_fd(), To::Asker(who), &RunLimit::default(), Datagrams::of(&runs), |event| {
+                assert!(matches!(event, SendEvent::Sent { .. }), "{event:?}");
+                sent += 1;
+            });
+            assert_eq!((done, sent), (10, 1), "one call");
+            // the asker is connected: it hears that address alone
+            let (received, whole) = receive_n(&asker, 10);
+            assert!(whole && received.concat() == [bytes.as_slice(), odd[0], odd[2]].concat());
+        }
     }
 }

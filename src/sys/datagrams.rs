@@ -281,3 +281,17 @@ unsafe fn write_control(header: &libc::msghdr, from: Option<Destination>, size: 
     }
     used
 }
+
+/// Sends without checksums (SO_NO_CHECK, socket(7)), which the kernel does for no run.
+///
+/// # Errors
+/// What setsockopt(2) says.
+#[cfg(test)]
+pub fn send_no_checksums(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let (fd, on, len) = (socket.as_raw_fd(), libc::c_int::from(on), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the option is an int, which outlives the call.
+    match unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, (&raw const on).cast(), len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -45,7 +45,7 @@ fn ends(options: &Options) -> (Endpoint, OwnedFd, i64) {
 }
 
 /// User and system seconds of this process so far.
-fn own_cpu() -> f64 {
+pub fn own_cpu() -> f64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |u| {
         (u.user_time().num_microseconds() + u.system_time().num_microseconds()) as f64 / 1e6
     })
