@@ -4,6 +4,7 @@
 use std::{
     net::{SocketAddr, UdpSocket},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use nix::sys::signal::Signal;
@@ -156,5 +157,42 @@ fn runs_go_over_restarts_in_full_traffic_without_loss() {
     traffic.wait_for(500);
     traffic.stop();
     assert_eq!(service.log().iter().filter(|line| line.contains("connected after")).count(), 1);
+    service.stop();
+}
+
+#[test]
+fn a_flood_of_one_flow_leaves_room_for_others() {
+    sandbox!();
+    let bound = |at: &str| UdpSocket::bind(at).expect("free");
+    let server = echo_udp(bound("127.0.0.1:0"));
+    let silent = bound("127.0.0.1:0"); // it takes what comes, and drops what finds no room
+    let service = forwarding(&[
+        &format!("udp_listen=127.0.0.1:5300,udp_target={}", silent.local_addr().expect("bound")),
+        &format!("udp_listen=127.0.0.1:5301,udp_target={server}"),
+    ]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let flooder = bound("127.0.0.1:0");
+                flooder.connect("127.0.0.1:5300").expect("a socket");
+                let run = vec![1; 1200 * 40];
+                while !stop.load(Relaxed) {
+                    let _ = send_run(&flooder, &run, 1200);
+                }
+            });
+        }
+        service.process.stderr.wait_for_nth("connected after", 2);
+        let client = asker("127.0.0.1");
+        client.connect("127.0.0.1:5301").expect("a socket");
+        for n in 0..200u8 {
+            client.send(&[n]).expect("sent");
+            let mut answer = [0; 2];
+            let len = client.recv(&mut answer);
+            stop.store(len.is_err(), Relaxed);
+            assert_eq!((len.expect("answered"), answer[0]), (1, n));
+        }
+        stop.store(true, Relaxed);
+    });
     service.stop();
 }

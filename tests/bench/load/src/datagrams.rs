@@ -1,6 +1,7 @@
 //! Datagrams: a sender and a sink, and a plain relay to compare with.
 
 use std::{
+    collections::VecDeque,
     io::IoSlice,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
@@ -14,7 +15,10 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 
-use crate::{Options, fail, measure::own_cpu};
+use crate::{
+    Options, fail,
+    measure::{Times, Until, own_cpu},
+};
 
 fn address(text: &str) -> SocketAddr {
     let address = text.strip_prefix("udp:").and_then(|address| address.parse().ok());
@@ -87,6 +91,39 @@ pub fn datagrams(options: &Options) {
         1.0 - got as f64 / sent.max(1) as f64,
         own_cpu() - cpu,
     );
+}
+
+/// One query, one answer, a new peer each time, as of DNS: many clients at a time.
+pub fn queries(options: &Options) {
+    let endpoint = |key| address(options.text(key).unwrap_or_else(|| fail(&format!("--{key} is missing"))));
+    let (target, backend) = (endpoint("target"), endpoint("backend"));
+    let clients: usize = options.number("clients", 32);
+    let server = bound(backend);
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((n, from)) = server.recv_from(&mut buffer) {
+            let _ = server.send_to(&buffer[..n], from);
+        }
+    });
+    let (query, mut answer) = ([0x5a; 60], [0; 64]);
+    let (mut times, mut lost, cpu, until) = (Times::default(), 0u64, own_cpu(), Until::new(options));
+    let mut asked: VecDeque<(UdpSocket, Instant)> = VecDeque::new();
+    while !until.over(times.len()) {
+        while asked.len() < clients {
+            let client = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+            let _ = client.set_read_timeout(Some(Duration::from_secs(1)));
+            let sent = client.connect(target).and_then(|()| client.send(&query));
+            sent.unwrap_or_else(|e| fail(&format!("send: {e}")));
+            asked.push_back((client, Instant::now()));
+        }
+        let Some((client, began)) = asked.pop_front() else { return };
+        match client.recv(&mut answer) {
+            Ok(n) if answer[..n] == query => times.add(began),
+            _ => lost += 1,
+        }
+    }
+    let secs = until.secs();
+    println!("{{{},\"failed\":{lost}}}", times.json(secs, own_cpu() - cpu));
 }
 
 /// What a first program does: a thread for each direction, one blocking call to receive a datagram and one to send it.

@@ -16,6 +16,7 @@ usage: load bulk     --target EP --backend EP [--streams 1] [--dir up|down|both]
        load churn    --target EP --backend EP [--clients 32] [--secs 2 | --count N]
        load idle     --target EP --backend EP [--conns 1000]   waits for a line on stdin twice: to close, to end
        load datagrams --target EP --backend EP [--size 1200] [--run 1] [--window 0] [--secs 2]
+       load queries  --target EP --backend EP [--clients 32] [--secs 2 | --count N]   one answer to each, over UDP
        load udp-plain LISTEN TARGET    a relay: one blocking call to receive, one to send
        load plain    LISTEN TARGET     a relay: tokio's copy_bidirectional
        load copies   LISTEN CLIENT     a relay: CLIENT as a child, blocking copies of 64 KiB through its pipes
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         ("churn", []) => measure::churn(&options),
         ("idle", []) => measure::idle(&options),
         ("datagrams", []) => datagrams::datagrams(&options),
+        ("queries", []) => datagrams::queries(&options),
         ("udp-plain", [listen, target]) => datagrams::plain(listen, target),
         ("plain", [listen, target]) => relays::plain(listen, target),
         ("copies", [listen, client]) => relays::copies(listen, client),
