@@ -472,7 +472,7 @@ mod tests {
     use super::*;
 
     /// What the kernel makes of a message.
-    fn on_the_wire<'a>(plan: &'a SendPlan<'_>) -> Vec<Vec<u8>> {
+    fn on_the_wire(plan: &SendPlan<'_>) -> Vec<Vec<u8>> {
         let mut from = 0;
         let message = |message: &PlannedMessage| {
             let pieces = &plan.pieces[from..message.pieces];
