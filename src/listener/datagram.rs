@@ -26,6 +26,7 @@ pub(super) async fn receive(
     stop: &CancellationToken,
 ) {
     let mut refusals = Refusals::default();
+    flows.take_runs(); // again, where an earlier task has passed the listener on and the service goes on
     sessions.know_flows(flows);
     let mut take = |asked, group: ReceivedGroup<'_>| take(listening, flows, sessions, asked, group, &mut refusals);
     while let Some(Ok(mut ready)) = stop.run_until_cancelled(flows.io().readable()).await {
@@ -66,11 +67,11 @@ fn take(
     }
     let peer = Peer::Inet(asked.peer);
     if let Err(list) = route.access.check(&peer) {
-        return refusals.deny(&route, &peer, list);
+        return refusals.deny(&route, &peer, list, datagrams.iter().count());
     }
     let passage = match listening.entrance().received(asked.peer, asked.at.map(|at| at.ip)) {
         Ok(passage) => passage,
-        Err(circle) => return refusals.leads_back(&route, &peer, &circle),
+        Err(circle) => return refusals.leads_back(&route, &peer, &circle, datagrams.iter().count()),
     };
     let most = route.options.max_connections;
     let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default());

@@ -13,7 +13,8 @@
 //!
 //! **What refuses runs.** A way may take no run at all (EIO: IPsec and some devices) or none of datagrams so large (EMSGSIZE;
 //! EINVAL before Linux 6.14: the kernel does not cut a run into fragments). The kernel sends nothing of such a run. Then its
-//! datagrams are sent one by one, in one call, and [`RunLimit`] remembers it for this flow and direction.
+//! datagrams are sent one by one, in one call, and [`RunLimit`] remembers it for this flow and direction. Where they go
+//! neither way, or memory is short, the way is not the reason, and nothing is remembered.
 //!
 //! **UDP_GRO belongs to the socket, not to the process.** It stays when a socket goes to another process, and the listening
 //! socket is the service manager's. A program that knows nothing of runs, such as an earlier version of this one, takes a
@@ -26,7 +27,7 @@
 //! | a listener that is refused | the same | cleared; its datagrams are dropped |
 //! | an upstream of a flow that is taken up | a handover, a crash | set before the first receive |
 //! | an upstream that was just dialled | ourselves | set when one receive brings several datagrams |
-//! | any that leaves: stop, handover, reload | | cleared, with [`leave`] |
+//! | any that leaves: stop, handover, reload | | cleared; where runs came before, with [`leave`] |
 //! | any, after a crash | the process that died | as it was, until the next process sets it |
 //!
 //! The next process after a crash finds runs in the queue, sets UDP_GRO, and is told their sizes. Only a crash whose next
@@ -47,6 +48,7 @@ use std::{
     ops::Range,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
 };
 
 use nix::{
@@ -203,6 +205,12 @@ pub fn leave(socket: BorrowedFd<'_>, mut receive: impl FnMut() -> bool) {
     take_runs(socket, false);
 }
 
+/// Waits until a socket has room, at most this long.
+pub fn wait_for_room(socket: BorrowedFd<'_>, most: Duration) {
+    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+    let _ = poll(&mut fds, PollTimeout::try_from(most).unwrap_or(PollTimeout::ZERO));
+}
+
 /// Whether a datagram waits. An error of the socket stays.
 fn waits(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
@@ -303,15 +311,19 @@ impl Default for RunLimit {
 }
 
 impl RunLimit {
-    /// Whether the way refused a run of datagrams of this size, rather than what is in it; that is remembered.
-    fn refused(&self, size: u16, error: &io::Error) -> bool {
-        let smaller = match error.raw_os_error() {
-            Some(libc::EMSGSIZE | libc::EINVAL) => usize::from(size).saturating_sub(1),
-            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM) => 0,
-            _ => return false,
-        };
-        self.0.fetch_min(smaller, Relaxed);
-        true
+    /// The largest datagram of a run that is left where the way may have refused a run of datagrams of this size; `None`
+    /// for an error of what is in it.
+    fn below(size: u16, error: &io::Error) -> Option<usize> {
+        match error.raw_os_error() {
+            Some(libc::EMSGSIZE | libc::EINVAL) => Some(usize::from(size).saturating_sub(1)),
+            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM) => Some(0),
+            _ => None,
+        }
+    }
+
+    /// Whether the reason is the memory of this moment, rather than the way.
+    fn passes(error: &io::Error) -> bool {
+        matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
     }
 }
 
@@ -343,12 +355,17 @@ pub fn send(
     };
     let mut done = 0;
     let mut earlier = None; // it may be the error of the next one, which that is to tell
+    // For the rest of this call, and for good as soon as its datagrams went one by one: an address that is gone refuses both.
+    let (mut smaller, mut of_the_way) = (LARGEST, false);
     loop {
-        let plan = SendPlan::new(datagrams.after(done), limit.0.load(Relaxed), most);
+        let plan = SendPlan::new(datagrams.after(done), limit.0.load(Relaxed).min(smaller), most);
         let Some(first) = plan.messages().first() else { return done };
         match plan.send(socket, address) {
             Ok(n) => {
                 earlier.take().into_iter().for_each(|error| tell(SendEvent::Refused(error)));
+                if std::mem::take(&mut of_the_way) {
+                    limit.0.fetch_min(smaller, Relaxed);
+                }
                 let sent = &plan.messages()[..n];
                 let count = sent.iter().map(|message| message.datagrams).sum();
                 tell(SendEvent::Sent { datagrams: count, bytes: sent.iter().map(|message| message.bytes).sum() });
@@ -358,9 +375,13 @@ pub fn send(
                 earlier.into_iter().for_each(|error| tell(SendEvent::Refused(error)));
                 return done;
             }
-            Err(error) if first.size.is_some_and(|size| limit.refused(size, &error)) => {}
+            Err(error) if first.size.is_some_and(|size| RunLimit::below(size, &error).is_some()) => {
+                smaller = smaller.min(first.size.and_then(|size| RunLimit::below(size, &error)).unwrap_or(0));
+                of_the_way = !RunLimit::passes(&error);
+            }
             Err(error) if earlier.is_none() && reports_an_earlier_one(&error) => earlier = Some(error),
             Err(error) => {
+                of_the_way = false;
                 // A way that does not exist is an error of this one, each time.
                 let before = earlier.take();
                 let same = |before: &io::Error| before.raw_os_error() == error.raw_os_error() && !is_refusal(&error);
@@ -651,9 +672,31 @@ mod tests {
             assert!(received.concat() == *bytes);
             assert_eq!(whole, run);
         }
-        assert!(limit.refused(900, &io::Error::from_raw_os_error(libc::EIO)));
-        assert_eq!(limit.0.load(Relaxed), 0, "no run at all");
-        assert!(!limit.refused(900, &io::Error::from_raw_os_error(libc::EPERM)), "that is no word about runs");
+        let below = |number| RunLimit::below(900, &io::Error::from_raw_os_error(number));
+        assert_eq!(below(libc::EIO), Some(0), "no run at all");
+        assert_eq!(below(libc::EPERM), None, "that is no word about runs");
+    }
+
+    #[test]
+    fn a_way_that_takes_single_datagrams_no_more_than_runs_is_not_remembered_as_one_without_runs() {
+        let (sender, receiver) = pair("127.0.0.1");
+        drop(receiver);
+        // The far side of this pair has a port, and this side an address that it does not have: both are refused (EINVAL).
+        let limit = RunLimit::default();
+        let (bytes, size) = run_of(1000, 10, 5, 1);
+        let datagrams = [Run::new(&bytes, size)];
+        let peer = sender.peer_addr().expect("a pair");
+        let unconnected = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let gone = Destination { ip: "192.0.2.77".parse().expect("an address"), interface: 0 };
+        let mut unsent = 0;
+        let to = To::Asker(Asked { peer, at: Some(gone) });
+        let done = send(unconnected.as_fd(), to, &limit, Datagrams::of(&datagrams), |event| {
+            if let SendEvent::Unsent { datagrams, .. } = event {
+                unsent += datagrams;
+            }
+        });
+        assert_eq!((done, unsent), (11, 11));
+        assert_eq!(limit.0.load(Relaxed), LARGEST);
     }
 
     #[test]

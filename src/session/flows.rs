@@ -50,6 +50,8 @@ const REFUSED: Duration = Duration::from_millis(1);
 const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
 /// How long an answer waits for room in the listener's socket: that of some hundred datagrams on a fast network.
 const FULL: Duration = Duration::from_millis(1);
+/// How often an answer waits for that time before it is dropped: a run in the queue of a slow network takes some of them.
+const PAUSES: u32 = 20;
 
 /// A UDP socket that is listened on, and its flows.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub struct Flow {
     began: Instant,
     /// What the way to the peer takes.
     limit: RunLimit,
+    /// Answers for which the listener's socket had no room, the first one first. They are sent before any other answer.
+    unanswered: Mutex<VecDeque<Vec<u8>>>,
     /// The doubts about the upstream, and the losses.
     doubt: Doubt,
     /// Why another flow was given the place of this one.
@@ -201,6 +205,11 @@ impl Flows {
         Ok(left)
     }
 
+    /// Has the socket receive runs whole, whose sizes are told.
+    pub fn take_runs(&self) {
+        datagram::take_runs(self.as_fd(), true);
+    }
+
     /// Prepares the socket for another process ([`datagram::leave`]). Where no run ever came, what waits stays for that.
     pub fn pass_on(&self, mut take: impl FnMut(Asked, ReceivedGroup<'_>)) {
         match self.runs.load(Relaxed) {
@@ -321,6 +330,7 @@ impl Flow {
             last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
             limit: RunLimit::default(),
+            unanswered: Mutex::default(),
             doubt: Doubt::resume(kept.doubt, ms(age)),
             evicted: OnceLock::new(),
         }
@@ -535,17 +545,20 @@ impl Flow {
     /// Brings answers of `upstream` back, until the listener is closed or the flow is complete: whether it is.
     ///
     /// # Cancel safety
-    /// Dropped while it waits for room to answer, it loses that answer.
+    /// Dropped while it waits for room to answer, it leaves the answers in the flow; the next call sends them first.
     pub(super) async fn down(&self, upstream: &FlowUpstream) -> bool {
+        if let Some(listener) = self.listener.upgrade() {
+            self.answer_later(&listener).await;
+        }
         loop {
             let Ok(mut ready) = upstream.io.ready(NEWS).await else { return false };
             let Some(listener) = self.listener.upgrade() else { return false };
             match self.bring(upstream, &listener) {
-                Ok((left, unsent)) => {
+                Ok(left) => {
                     if left.several {
                         upstream.take_runs();
                     }
-                    self.answer_later(&listener, &unsent).await;
+                    self.answer_later(&listener).await;
                     if self.is_complete() {
                         return true;
                     }
@@ -560,31 +573,30 @@ impl Flow {
         }
     }
 
-    /// Brings answers that wait to the peer; those for which the listener's socket had no room.
-    fn bring(&self, upstream: &FlowUpstream, listener: &Flows) -> io::Result<(Left, Vec<Vec<u8>>)> {
-        let mut unsent = Vec::new();
-        let left = datagram::receive_connected(upstream.as_fd(), |group| {
+    /// Brings answers that wait to the peer. Those for which the listener's socket has no room stay in the flow.
+    fn bring(&self, upstream: &FlowUpstream, listener: &Flows) -> io::Result<Left> {
+        datagram::receive_connected(upstream.as_fd(), |group| {
             self.touch();
             self.doubt.answered();
             self.doubt.lost(group.truncated);
             let answered = self.info.counters.checkpoint().answered();
+            let mut unsent = lock(&self.unanswered);
             if self.info.route.options.udp_responses.is_none() {
-                let done = self.answer(listener, group.datagrams);
+                let done = if unsent.is_empty() { self.answer(listener, group.datagrams) } else { 0 };
                 answered.fetch_add(group.datagrams.iter().count() as u64, Relaxed);
                 unsent.extend(group.datagrams.after(done).iter().map(<[u8]>::to_vec));
                 return;
             }
             for bytes in group.datagrams.iter() {
                 if !unsent.is_empty() || self.answer(listener, Datagrams::of(&[Run::one(bytes)])) == 0 {
-                    unsent.push(bytes.to_vec());
+                    unsent.push_back(bytes.to_vec());
                 }
                 answered.fetch_add(1, Relaxed);
                 if self.is_complete() {
                     return;
                 }
             }
-        })?;
-        Ok((left, unsent))
+        })
     }
 
     /// Answers the peer; the number of datagrams that are dealt with.
@@ -596,26 +608,58 @@ impl Flow {
         })
     }
 
-    /// Tries again when the listener's socket was full, as long as some go. The socket is not watched for room: the kernel
-    /// would tell of that with every datagram sent.
-    async fn answer_later(&self, listener: &Flows, unsent: &[Vec<u8>]) {
-        let runs: Vec<_> = unsent.iter().map(|bytes| Run::one(bytes)).collect();
-        let mut rest = Datagrams::of(&runs);
-        while !rest.is_empty() {
+    /// Sends the answers that are left, as soon as the listener's socket has room, for a bounded time. The socket is not
+    /// watched for room: the kernel would tell of that with every datagram sent.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves in the flow what it has not sent.
+    async fn answer_later(&self, listener: &Flows) {
+        let mut refused = 0;
+        while !lock(&self.unanswered).is_empty() {
             sleep(FULL).await;
-            match self.answer(listener, rest) {
-                0 => return,
-                done => rest = rest.after(done),
+            refused = if self.answer_again(listener) { 0 } else { refused + 1 };
+            if refused >= PAUSES {
+                let mut unsent = lock(&self.unanswered);
+                self.doubt.lost(unsent.len());
+                unsent.clear();
             }
         }
     }
 
+    /// Sends what fits of the answers that are left; whether some went.
+    fn answer_again(&self, listener: &Flows) -> bool {
+        let mut unsent = lock(&self.unanswered);
+        let done = {
+            let runs: Vec<_> = unsent.iter().map(|bytes| Run::one(bytes)).collect();
+            self.answer(listener, Datagrams::of(&runs))
+        };
+        unsent.drain(..done);
+        done > 0
+    }
+
     /// Prepares the upstream's socket for another process ([`datagram::leave`]); answers that wait are brought to the peer.
+    /// Where the listener's socket is full, the others wait for the next process; an ICMP error is reported and passed.
     pub(super) fn pass_on(&self) {
-        let (Some(upstream), Some(listener)) = (self.upstream(), self.listener.upgrade()) else { return };
-        if upstream.whole.load(Relaxed) {
-            datagram::leave(upstream.as_fd(), || self.bring(&upstream, &listener).is_ok());
+        let Some(listener) = self.listener.upgrade() else { return };
+        if let Some(upstream) = self.upstream().filter(|upstream| upstream.whole.load(Relaxed)) {
+            datagram::leave(upstream.as_fd(), || match self.bring(&upstream, &listener) {
+                Ok(_) => lock(&self.unanswered).is_empty(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+                Err(e) => {
+                    self.doubt.refused(&e);
+                    true
+                }
+            });
         }
+        // What is left here goes with this process, after a moment for the socket to have room.
+        for _ in 0..PAUSES {
+            if lock(&self.unanswered).is_empty() {
+                return;
+            }
+            datagram::wait_for_room(listener.as_fd(), FULL);
+            self.answer_again(&listener);
+        }
+        self.doubt.lost(lock(&self.unanswered).drain(..).count());
     }
 
     /// The flow for the next process.
