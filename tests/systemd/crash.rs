@@ -47,7 +47,7 @@ fn echoes(wire: &mut Wire, text: &str) {
 }
 
 /// What the manager complains of when the service is killed, and rightly.
-const KILLED: [&str; 3] = ["status=9/KILL", "Failed with result 'signal'", "code=killed"];
+pub(crate) const KILLED: [&str; 3] = ["status=9/KILL", "Failed with result 'signal'", "code=killed"];
 
 /// Ends the service in this way, and waits for the next process.
 #[track_caller]

@@ -12,6 +12,7 @@ mod arrival;
 mod control;
 mod crash;
 mod crowd;
+mod datagrams;
 mod enable;
 mod faults;
 mod figures;

@@ -13,6 +13,7 @@ pub mod notify;
 mod pattern;
 mod process;
 mod raw;
+pub mod runs;
 mod server;
 mod shape;
 mod skip;
