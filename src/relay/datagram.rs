@@ -157,7 +157,7 @@ pub struct ReceivedGroup<'a> {
 
 /// What is left after a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
+pub struct AfterReceive {
     /// More may wait.
     pub more: bool,
     /// Several messages came.
@@ -221,7 +221,7 @@ fn waits(socket: BorrowedFd<'_>) -> bool {
 ///
 /// # Errors
 /// What recvmsg(2) says; `WouldBlock` when none waits.
-pub fn receive(socket: BorrowedFd<'_>, take: impl FnMut(Asked, ReceivedGroup<'_>)) -> io::Result<Left> {
+pub fn receive(socket: BorrowedFd<'_>, take: impl FnMut(Asked, ReceivedGroup<'_>)) -> io::Result<AfterReceive> {
     ROOM.with_borrow_mut(|room| receive_in(room, socket, take))
 }
 
@@ -229,9 +229,9 @@ fn receive_in(
     room: &mut DatagramRoom,
     socket: BorrowedFd<'_>,
     take: impl FnMut(Asked, ReceivedGroup<'_>),
-) -> io::Result<Left> {
+) -> io::Result<AfterReceive> {
     let received = room.receive(socket, true)?;
-    let left = Left { more: received.full, several: received.count() > 1, runs: received.runs };
+    let left = AfterReceive { more: received.full, several: received.count() > 1, runs: received.runs };
     grouped(
         received.iter().filter_map(|message| {
             let asked = Asked { peer: message.from?, at: message.to };
@@ -246,7 +246,7 @@ fn receive_in(
 ///
 /// # Errors
 /// What recvmsg(2) says: `WouldBlock` when none waits, `ConnectionRefused` for an ICMP error that came back.
-pub fn receive_connected(socket: BorrowedFd<'_>, take: impl FnOnce(ReceivedGroup<'_>)) -> io::Result<Left> {
+pub fn receive_connected(socket: BorrowedFd<'_>, take: impl FnOnce(ReceivedGroup<'_>)) -> io::Result<AfterReceive> {
     ROOM.with_borrow_mut(|room| {
         let received = room.receive(socket, false)?;
         let mut runs = [Run::one(&[]); MESSAGES];
@@ -261,7 +261,7 @@ pub fn receive_connected(socket: BorrowedFd<'_>, take: impl FnOnce(ReceivedGroup
             }
         }
         take(ReceivedGroup { datagrams: Datagrams::of(&runs[..n]), truncated });
-        Ok(Left { more: received.full, several: received.count() > 1, runs: received.runs })
+        Ok(AfterReceive { more: received.full, several: received.count() > 1, runs: received.runs })
     })
 }
 
@@ -293,7 +293,7 @@ fn grouped<'a>(messages: impl Iterator<Item = (Asked, Run<'a>, bool)>, mut take:
 
 /// Where datagrams go: to the other end of a connected socket, or as an answer to who asked.
 #[derive(Clone, Copy, Debug)]
-pub enum To {
+pub enum SendTo {
     /// The other end.
     Connected,
     /// Who asked, from the address that was asked.
@@ -344,14 +344,14 @@ pub enum SendEvent {
 /// Gives the number of those that are dealt with; less than all when there is no room for more.
 pub fn send(
     socket: BorrowedFd<'_>,
-    to: To,
+    to: SendTo,
     limit: &RunLimit,
     datagrams: Datagrams<'_>,
     mut tell: impl FnMut(SendEvent),
 ) -> usize {
     let (address, most) = match to {
-        To::Connected => (None, 1),
-        To::Asker(asked) => (Some((asked.peer, asked.at)), MESSAGES),
+        SendTo::Connected => (None, 1),
+        SendTo::Asker(asked) => (Some((asked.peer, asked.at)), MESSAGES),
     };
     let mut done = 0;
     let mut earlier = None; // it may be the error of the next one, which that is to tell
@@ -598,7 +598,7 @@ mod tests {
     /// Sends to the other end: how many were sent, and the rest of what is told.
     fn send_all(sender: &UdpSocket, limit: &RunLimit, runs: &[Run<'_>]) -> (usize, Vec<SendEvent>) {
         let (mut sent, mut told) = (0, Vec::new());
-        let done = send(sender.as_fd(), To::Connected, limit, Datagrams::of(runs), |event| match event {
+        let done = send(sender.as_fd(), SendTo::Connected, limit, Datagrams::of(runs), |event| match event {
             SendEvent::Sent { datagrams, .. } => sent += datagrams,
             event => told.push(event),
         });
@@ -709,7 +709,7 @@ mod tests {
         let left = receive_in(&mut room, receiver.as_fd(), |_, group| {
             groups.push((group.datagrams.iter().map(<[u8]>::to_vec).collect::<Vec<_>>(), group.truncated));
         });
-        assert_eq!(left.expect("a socket"), Left { more: false, several: true, runs: false });
+        assert_eq!(left.expect("a socket"), AfterReceive { more: false, several: true, runs: false });
         assert_eq!(groups, [(vec![small.to_vec(); 2], 1)]);
     }
 
@@ -809,10 +809,11 @@ mod tests {
             let odd = [[1; 9].as_slice(), &[], &[2; 20]];
             let runs = [Run::new(&bytes, size), Run::one(odd[0]), Run::one(odd[1]), Run::one(odd[2])];
             let mut sent = 0;
-            let done = send(listener.as_fd(), To::Asker(who), &RunLimit::default(), Datagrams::of(&runs), |event| {
-                assert!(matches!(event, SendEvent::Sent { .. }), "{event:?}");
-                sent += 1;
-            });
+            let done =
+                send(listener.as_fd(), SendTo::Asker(who), &RunLimit::default(), Datagrams::of(&runs), |event| {
+                    assert!(matches!(event, SendEvent::Sent { .. }), "{event:?}");
+                    sent += 1;
+                });
             assert_eq!((done, sent), (10, 1), "one call");
             // the asker is connected: it hears that address alone
             let (received, whole) = receive_n(&asker, 10);

@@ -35,7 +35,7 @@ use crate::{
     log::{self, Reminder},
     relay::{
         Why,
-        datagram::{self, Asked, Datagrams, Left, ReceivedGroup, Run, RunLimit, SendEvent, To},
+        datagram::{self, AfterReceive, Asked, Datagrams, ReceivedGroup, Run, RunLimit, SendEvent, SendTo},
     },
     sys::{self, lock},
 };
@@ -197,7 +197,7 @@ impl Flows {
     ///
     /// # Errors
     /// What recvmmsg(2) says; `WouldBlock` when none waits.
-    pub fn receive(&self, take: impl FnMut(Asked, ReceivedGroup<'_>)) -> io::Result<Left> {
+    pub fn receive(&self, take: impl FnMut(Asked, ReceivedGroup<'_>)) -> io::Result<AfterReceive> {
         let left = datagram::receive(self.as_fd(), take)?;
         if left.runs {
             self.runs.store(true, Relaxed);
@@ -451,11 +451,12 @@ impl Flow {
     }
 
     fn send(&self, upstream: &FlowUpstream, datagrams: Datagrams<'_>, now: u64) {
-        let done = datagram::send(upstream.as_fd(), To::Connected, &upstream.limit, datagrams, |event| match event {
-            SendEvent::Sent { datagrams, bytes } => self.counted(datagrams, bytes, now),
-            SendEvent::Refused(error) => self.doubt.refused(&error),
-            SendEvent::Unsent { datagrams, error } => self.doubt.unsent(datagrams, &error),
-        });
+        let done =
+            datagram::send(upstream.as_fd(), SendTo::Connected, &upstream.limit, datagrams, |event| match event {
+                SendEvent::Sent { datagrams, bytes } => self.counted(datagrams, bytes, now),
+                SendEvent::Refused(error) => self.doubt.refused(&error),
+                SendEvent::Unsent { datagrams, error } => self.doubt.unsent(datagrams, &error),
+            });
         self.doubt.lost(datagrams.after(done).iter().count());
     }
 
@@ -486,7 +487,7 @@ impl Flow {
             let Some(bytes) = first else { break };
             let mut unsent = None;
             let one = [Run::one(&bytes)];
-            let done = datagram::send(fd.as_fd(), To::Connected, &upstream.limit, Datagrams::of(&one), |event| {
+            let done = datagram::send(fd.as_fd(), SendTo::Connected, &upstream.limit, Datagrams::of(&one), |event| {
                 if let SendEvent::Unsent { error, .. } = event {
                     unsent = Some(error);
                 }
@@ -574,7 +575,7 @@ impl Flow {
     }
 
     /// Brings answers that wait to the peer. Those for which the listener's socket has no room stay in the flow.
-    fn bring(&self, upstream: &FlowUpstream, listener: &Flows) -> io::Result<Left> {
+    fn bring(&self, upstream: &FlowUpstream, listener: &Flows) -> io::Result<AfterReceive> {
         datagram::receive_connected(upstream.as_fd(), |group| {
             self.touch();
             self.doubt.answered();
@@ -601,7 +602,7 @@ impl Flow {
 
     /// Answers the peer; the number of datagrams that are dealt with.
     fn answer(&self, listener: &Flows, datagrams: Datagrams<'_>) -> usize {
-        datagram::send(listener.as_fd(), To::Asker(self.asked), &self.limit, datagrams, |event| {
+        datagram::send(listener.as_fd(), SendTo::Asker(self.asked), &self.limit, datagrams, |event| {
             if let SendEvent::Sent { bytes, .. } = event {
                 self.info.counters.add_down(bytes);
             }

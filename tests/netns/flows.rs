@@ -490,6 +490,6 @@ fn datagrams_that_wait_for_a_look_up_go_over_a_restart() {
         let len = client.recv(&mut buffer).expect("answered");
         assert_eq!(&buffer[..len], text.as_bytes());
     }
-    assert_eq!(service.log().iter().filter(|line| line.contains("connected after")).count(), 1, "one flow");
-    service.stop();
+    service.process.stderr.wait_for("connected after");
+    assert_eq!(service.stop().stderr.count("connected after"), 1, "one flow");
 }
