@@ -532,14 +532,8 @@ mod tests {
     }
 
     fn relays() -> impl Strategy<Value = SavedRelay> {
-        (directions(), directions(), proptest::option::of(0..2_u8), any::<bool>()).prop_map(
-            |(up, down, reset_by, end_held)| SavedRelay {
-                up,
-                down,
-                reset_by,
-                end_held,
-            },
-        )
+        (directions(), directions(), proptest::option::of(0..2_u8), any::<bool>())
+            .prop_map(|(up, down, reset_by, end_held)| SavedRelay { up, down, reset_by, end_held })
     }
 
     fn written(stage: &SavedStage, relay: &SavedRelay, id: [u64; 2]) -> ([u64; SLOT], Vec<u8>) {

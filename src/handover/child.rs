@@ -42,12 +42,7 @@ pub(super) struct RepairedCall {
 
 /// Finds it, by the counts of the peer's socket, and by whether the child's pipes were closed: its input, its output.
 /// `tcp`: the peer's socket counts what was written to it.
-pub(super) fn repair(
-    noted: &Noted,
-    peer: SocketCounts,
-    tcp: bool,
-    closed: [bool; 2],
-) -> Result<RepairedCall, InDoubt> {
+pub(super) fn repair(noted: &Noted, peer: SocketCounts, tcp: bool, closed: [bool; 2]) -> Result<RepairedCall, InDoubt> {
     let (up, down) = (noted.relay.up, noted.relay.down);
     if [up.held, down.held] != [SavedBytes::Nothing; 2] {
         return Err(InDoubt);

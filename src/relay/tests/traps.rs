@@ -175,10 +175,9 @@ fn a_relay_without_bytes_ends_after_the_idle_timeout_in_every_gear() {
     let sockets = GEARS.map(|gear| (What::Unix, Some(gear)));
     for (upstream, gear) in sockets.into_iter().chain([(What::Pipes, None), (What::Pipes, Some(Gear::Small))]) {
         let mut sent = 0;
-        let (outcome, after, (up, down)) =
-            timed(What::Tcp, upstream, Some(Duration::from_secs(300)), gear, |p, _| {
-                sent = fill(p.writing.as_ref().expect("open")); // and nobody reads it
-            });
+        let (outcome, after, (up, down)) = timed(What::Tcp, upstream, Some(Duration::from_secs(300)), gear, |p, _| {
+            sent = fill(p.writing.as_ref().expect("open")); // and nobody reads it
+        });
         assert!(matches!(outcome, RelayOutcome::Idle), "{gear:?}: {outcome:?}");
         assert!((300..302).contains(&after.as_secs()), "{gear:?}: {after:?}");
         assert!(up > 0 && up < sent && down == 0, "{gear:?}: {up} of {sent}");
