@@ -106,7 +106,7 @@ impl Checkpoint {
         let Some(words) = self.words() else { return };
         let (word, keys) = stage.encode();
         // Until its words are whole again, a session that nobody has read anything of looks like a new connection.
-        if matches!(stage, SavedStage::Sockets { .. }) && words[slot::STAGE].load(Relaxed) & 0xff == WAITING {
+        if !matches!(stage, SavedStage::Waiting { .. }) && words[slot::STAGE].load(Relaxed) & 0xff == WAITING {
             words[slot::USE].store(TAKEN, Release);
         }
         words[slot::STAGE].store(word | u64::from(facts.redialled) << 24, Relaxed);
