@@ -16,7 +16,7 @@ use crate::{
         assert_nothing_leaked, assert_stops_clean, calls, enable_now, events, main_pid, messages, processes_called,
         property, restart, service_drop_in, sessions_told_once, settled, socket, text, wait_for_message,
     },
-    support::{Moment, PATIENCE, Pace, Wire, eventually, exchange, sample, strike},
+    support::{Moment, PATIENCE, Pace, Wire, eventually, exchange, sample, strike, tell},
     tree::{As, attempt, installed_fake, shell},
 };
 
@@ -278,10 +278,10 @@ fn lose_nothing_in_kills(mut crowd: Crowd, places: &[Place], resets: bool, calls
     let bytes = crowd.dismiss_unharmed();
     let resumed = messages("handover-adopted");
     let moved = resumed.iter().filter(|text| text.contains(" being moved at that moment, with ")).count();
-    println!(
-        "{n} sessions with {bytes} bytes went through {kills} kills, {hits} of them at a chosen system call, {moved} in the \
-         middle of a move; {ended} others came to their ends meanwhile"
-    );
+    tell(&format!(
+        "SAMPLE {n} sessions with {bytes} bytes went through {kills} kills, {hits} of them at a chosen system call, {moved} \
+         in the middle of a move; {ended} others came to their ends meanwhile"
+    ));
     assert!(wrong.is_empty(), "{} of {ended}: {wrong:#?}\n{:#?}", wrong.len(), lost());
     assert_eq!(lost(), [""; 0]);
     assert!(moved > 0, "no kill met a session that was being moved: {resumed:#?}");

@@ -31,11 +31,24 @@ pub struct Moment {
     pub steps: u32,
 }
 
+/// Where a process was killed that was stepped through what it does about an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// It did nothing about it.
+    NotWoken,
+    /// After so many instructions.
+    At(u32),
+    /// All was done, in so many instructions.
+    Through(u32),
+}
+
 /// How long a process is watched for its moment.
 const WATCH: Duration = Duration::from_millis(500);
 
 /// How long a thread sleeps that has handled an event.
 const QUIET: Duration = Duration::from_millis(60);
+/// How long a process is stepped through: on a busy machine each step takes its time, and the service has a watchdog.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Kills a process at this moment, or when that does not come: the number of the call, where it came. The caller must not
 /// have traced anything else.
@@ -51,12 +64,12 @@ pub fn strike(pid: u32, moment: Moment) -> Option<i64> {
 }
 
 /// Kills a process after so many instructions of what it does about an `event`, which is caused when the process waits for
-/// events. The number of instructions, where the process had done all before.
+/// events; earlier where they take long.
 ///
 /// # Panics
 /// Where the process cannot be traced, or has nothing to do.
 #[cfg(target_arch = "x86_64")]
-pub fn strike_in_event(pid: u32, steps: u32, event: impl FnOnce()) -> Option<u32> {
+pub fn strike_in_event(pid: u32, steps: u32, event: impl FnOnce()) -> Stepped {
     /// epoll_wait, epoll_pwait, epoll_pwait2
     const WAITS: &[i64] = &[232, 281, 441];
     let mut threads = trace(pid);
@@ -66,7 +79,7 @@ pub fn strike_in_event(pid: u32, steps: u32, event: impl FnOnce()) -> Option<u32
     let _ = ptrace::syscall(waiting, None);
     event();
     let woken = watch_for(&threads, at(false), |result| result > 0);
-    let done = woken.and_then(|(thread, _)| {
+    let done = woken.map_or(Stepped::NotWoken, |(thread, _)| {
         // The others are not to wait for us.
         for other in threads.iter().filter(|other| **other != thread) {
             let _ = ptrace::cont(*other, None);
@@ -108,22 +121,26 @@ fn end(pid: u32, threads: &mut HashSet<Pid>) {
     }
 }
 
-/// Steps a thread: `None` after so many instructions, or how many there were before it slept.
+/// Steps a thread through so many instructions, or until it sleeps.
 #[cfg(target_arch = "x86_64")]
-fn step_until_quiet(pid: u32, thread: Pid, threads: &HashSet<Pid>, steps: u32) -> Option<u32> {
+fn step_until_quiet(pid: u32, thread: Pid, threads: &HashSet<Pid>, steps: u32) -> Stepped {
     let sleeps = || {
         let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
         stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('S'))
     };
+    let began = Instant::now();
     for done in 0..steps {
+        if began.elapsed() > LONGEST {
+            return Stepped::At(done);
+        }
         if ptrace::step(thread, None).is_err() {
-            return Some(done);
+            return Stepped::Through(done);
         }
         let mut asleep: Option<Instant> = None;
         for looks in 1_u32.. {
             match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => {}
-                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return Some(done),
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return Stepped::Through(done),
                 Ok(_) => break,
             }
             if looks % 1000 == 0 {
@@ -135,13 +152,13 @@ fn step_until_quiet(pid: u32, thread: Pid, threads: &HashSet<Pid>, steps: u32) -
                 }
                 asleep = sleeps().then(|| asleep.unwrap_or_else(Instant::now));
                 if asleep.is_some_and(|since| since.elapsed() > QUIET) {
-                    return Some(done);
+                    return Stepped::Through(done);
                 }
                 std::thread::yield_now();
             }
         }
     }
-    None
+    Stepped::At(steps)
 }
 
 /// Lets the threads run from system call to system call until the moment is there: the number of the call.
@@ -229,8 +246,8 @@ pub fn strike(pid: u32, _moment: Moment) -> Option<i64> {
 
 /// Elsewhere it is killed at any moment.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn strike_in_event(pid: u32, _steps: u32, event: impl FnOnce()) -> Option<u32> {
+pub fn strike_in_event(pid: u32, _steps: u32, event: impl FnOnce()) -> Stepped {
     event();
     let _ = kill(Pid::from_raw(i32::try_from(pid).expect("a process id")), Signal::SIGKILL);
-    None
+    Stepped::NotWoken
 }
