@@ -47,7 +47,8 @@ const WATCH: Duration = Duration::from_millis(500);
 
 /// How long a thread sleeps that has handled an event.
 const QUIET: Duration = Duration::from_millis(60);
-/// How long a process is stepped through: on a busy machine each step takes its time, and the service has a watchdog.
+/// How long a process is waited for and stepped through: on a busy machine each step takes its time, and the service has a
+/// watchdog.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Kills a process at this moment, or when that does not come: the number of the call, where it came. The caller must not
@@ -74,11 +75,11 @@ pub fn strike_in_event(pid: u32, steps: u32, event: impl FnOnce()) -> Stepped {
     const WAITS: &[i64] = &[232, 281, 441];
     let mut threads = trace(pid);
     let at = |before| Moment { calls: WAITS, skip: 0, before, steps: 0 };
-    let waits = watch_for(&threads, at(true), |_| true);
+    let waits = watch_for(&threads, at(true), LONGEST, |_| true);
     let (waiting, _) = waits.expect("it waits for events");
     let _ = ptrace::syscall(waiting, None);
     event();
-    let woken = watch_for(&threads, at(false), |result| result > 0);
+    let woken = watch_for(&threads, at(false), LONGEST, |result| result > 0);
     let done = woken.map_or(Stepped::NotWoken, |(thread, _)| {
         // The others are not to wait for us.
         for other in threads.iter().filter(|other| **other != thread) {
@@ -164,15 +165,20 @@ fn step_until_quiet(pid: u32, thread: Pid, threads: &HashSet<Pid>, steps: u32) -
 /// Lets the threads run from system call to system call until the moment is there: the number of the call.
 #[cfg(target_arch = "x86_64")]
 fn watch(threads: &HashSet<Pid>, moment: Moment) -> Option<i64> {
-    let (thread, call) = watch_for(threads, moment, |_| true)?;
+    let (thread, call) = watch_for(threads, moment, WATCH, |_| true)?;
     step(thread, if moment.before { 0 } else { moment.steps });
     Some(call)
 }
 
 /// The same, for a call with such a result: the thread, which is stopped, and the number of the call.
 #[cfg(target_arch = "x86_64")]
-fn watch_for(threads: &HashSet<Pid>, moment: Moment, such: impl Fn(i64) -> bool) -> Option<(Pid, i64)> {
-    let (deadline, mut skip) = (Instant::now() + WATCH, moment.skip);
+fn watch_for(
+    threads: &HashSet<Pid>,
+    moment: Moment,
+    longest: Duration,
+    such: impl Fn(i64) -> bool,
+) -> Option<(Pid, i64)> {
+    let (deadline, mut skip) = (Instant::now() + longest, moment.skip);
     let mut inside = HashSet::new();
     while Instant::now() < deadline {
         let mut stopped = false;
