@@ -200,6 +200,11 @@ impl Stream {
         }
     }
 
+    /// Whether an urgent byte waits.
+    pub fn has_urgent(&self) -> bool {
+        self.kind == StreamKind::Tcp && sys::has_urgent(self.as_fd())
+    }
+
     /// Writes what fits now, without waiting for readiness first: nearly always the socket has room.
     ///
     /// # Errors

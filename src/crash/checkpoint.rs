@@ -66,7 +66,6 @@ impl Checkpoint {
     }
 
     /// Whether the session's bytes are being moved.
-    #[cfg(test)]
     pub fn is_moving(&self) -> bool {
         self.words().is_some_and(|words| in_force(words[slot::BUSY].load(Relaxed)).is_some_and(|(_, busy)| busy))
     }

@@ -598,27 +598,41 @@ impl Direction {
         if hears {
             notes.hears(true);
         }
-        let moved = move_bytes(reader.as_fd(), writer.as_fd(), DIRECT.min(self.most as usize));
+        let most = DIRECT.min(self.most as usize);
+        // Of a pipe no more is asked for than is inside: sixteen pages of a splice that asks for more are sent as if more
+        // came, and TCP keeps the last segment back (MSG_MORE; Linux 6.5 and later, fs/splice.c, splice_to_socket).
+        let inside = reader.is_pipe().then(|| reader.unread());
+        let moved = move_bytes(reader.as_fd(), writer.as_fd(), inside.map_or(most, |inside| inside.clamp(1, most)));
         // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
         let of_destination = |e: &io::Error| reader.is_pipe() || e.kind() == ErrorKind::BrokenPipe;
         match &moved {
             Err(e) if hears && e.kind() != ErrorKind::WouldBlock && !of_destination(e) => notes.heard(),
             _ if hears => notes.hears(false),
-            Err(e) if writer.kind() == StreamKind::Unix && e.kind() != ErrorKind::WouldBlock => {
+            // EPIPE takes no error from the socket.
+            Err(e)
+                if writer.kind() == StreamKind::Unix
+                    && !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) =>
+            {
                 notes.heard_of_destination();
             }
             _ => {}
         }
         let puzzled = std::mem::take(&mut self.puzzled);
         match moved {
-            Ok(0) if reader.unread() == 0 => return Poll::Ready(Ok(Step::End)),
+            // A splice stops at an urgent byte as at an end.
+            Ok(0) if reader.unread() == 0 && !reader.has_urgent() => return Poll::Ready(Ok(Step::End)),
             Ok(0) => self.read_next(notes),
             Ok(n) => {
                 notes.delivered().fetch_add(n as u64, Relaxed);
-                if reader.unread() == 0 {
+                let drained = inside.map_or_else(|| reader.unread() == 0, |inside| n == inside);
+                if drained {
                     source.clear_ready();
                 }
-                self.widen(n >= CHUNK, reader, writer);
+                // A pipe has sixteen places, and a splice from a socket fills one with each segment: a pipe that is full
+                // of small ones holds little.
+                if drained || n >= CHUNK {
+                    self.widen(n >= CHUNK, reader, writer);
+                }
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {

@@ -184,8 +184,8 @@ fn many_sessions_between_tcp_sockets_go_on_after_kill_after_kill() {
 type Calls = [&'static [i64]; 8];
 /// Of a relay between sockets: read, write, splice, recvmsg, shutdown, sendmmsg.
 const OF_SOCKETS: Calls = [&[0], &[1], &[275], &[0, 47], &[0, 1, 275, 47, 48, 307], &[1, 307], &[307], &[47]];
-/// Of a relay with a child: splice, ioctl (FIONREAD), close, fstat, poll, shutdown.
-const OF_PIPES: Calls = [&[275], &[3], &[16], &[275, 3], &[3, 5, 16, 48, 275], &[7, 275], &[5, 48], &[275]];
+/// Of a relay with a child: splice, ioctl (FIONREAD), close, fstat (newfstatat in glibc), poll, shutdown.
+const OF_PIPES: Calls = [&[275], &[3], &[16], &[275, 3], &[3, 5, 16, 48, 262, 275], &[7, 275], &[5, 48, 262], &[275]];
 
 /// The moment of the `n`th kill: a call of the relay, before it, after it, or a few instructions later. The first ones
 /// come right after a call of each kind, when the process does not know yet what the call has done.

@@ -302,10 +302,12 @@ fn an_event_during_which_the_service_is_killed_at_any_instruction_has_its_effect
         for kill in 0..kills {
             // Another road and another event each time: seven and sixty have no divisor in common.
             let (road, event) = all[kill * 7 % all.len()];
-            let message = vec![b'm'; [64, 1000, 100_000][kill % 3]];
+            // In each round over all of them another size and another span.
+            let round = kill / all.len();
+            let message = vec![b'm'; [64, 1000, 100_000][(kill + round) % 3]];
             let span = spans.get(&(road, event)).copied().unwrap_or(60_000_u32).max(1);
             // Bytes are moved early; the rest of an event is its journal and its clean-up.
-            let span = if kill % 2 == 0 { span.div_ceil(8) } else { span };
+            let span = if (kill + round / 3) % 2 == 0 { span.div_ceil(8) } else { span };
             let mixed = (kill as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
             let steps = (mixed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as u32 % span;
             play(road, event, &message, &servers, |happen| {
@@ -314,7 +316,10 @@ fn an_event_during_which_the_service_is_killed_at_any_instruction_has_its_effect
                 match strike_in_event(before, steps, happen) {
                     Stepped::NotWoken => {}
                     Stepped::At(_) => inside += 1,
-                    Stepped::Through(all) => drop(spans.insert((road, event), all)),
+                    Stepped::Through(all) => {
+                        // A thread that a busy machine held up looks quiet before it is through.
+                        spans.entry((road, event)).and_modify(|span: &mut u32| *span = all.max(*span)).or_insert(all);
+                    }
                 }
                 another_than(before);
             });
