@@ -4,6 +4,8 @@
 pub mod mac;
 #[cfg(feature = "forward")]
 pub mod qrexec;
+#[cfg(any(feature = "remote", feature = "dom0", feature = "lan"))]
+pub mod qube;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
 #[cfg(all(feature = "v1", any(feature = "remote", feature = "dom0")))]
