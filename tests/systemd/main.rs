@@ -33,5 +33,6 @@ mod service;
 mod start_unit;
 mod states;
 mod storm;
+mod sweep;
 mod system;
 mod upgrade;
