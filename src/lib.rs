@@ -12,6 +12,7 @@
 //! | [`session`] | the life of one session: its stages, its route, its limits, its counters, its events |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`ondemand`] | units that are started at the first session and stopped when none uses them |
+//! | [`declared`] | forwards that dom0 declares in QubesDB become socket units and rules of the firewall |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
 //! | [`handover`] | sessions and listeners become bytes and descriptors, and come back in the next process |
 //! | [`crash`] | what outlives a crash: the checkpoint of each session, the causes of crashes |
@@ -51,6 +52,10 @@
 //! *gate*: bounds the set-ups of one service in one qube; *ticket*: a place in a gate; *back-off*: the time that a gate
 //! stays closed after a refusal. *target*: in a qrexec call, the qube; in the key `target=`, a TCP or UDP address. The
 //! code uses the word for the qube only.
+//!
+//! *Forwards that dom0 declares.* *declaration*: a key of QubesDB with its value, which asks for a forward. *pass*: one
+//! comparison of what is declared with what is there, and the steps between them. *to withdraw*: to take away what a
+//! declaration brought about.
 //!
 //! *Units on demand.* *user* of a unit: a session whose forward names the unit. *conductor*: the task that speaks with
 //! the service manager about one unit. *ours*: an invocation of a unit that our own start brought about. *idle*, of a
@@ -97,6 +102,8 @@ pub mod cli;
 mod control;
 #[cfg(feature = "forward")]
 mod crash;
+#[cfg(feature = "forward")]
+mod declared;
 #[cfg(feature = "forward")]
 pub mod dial;
 #[cfg(feature = "forward")]

@@ -3,6 +3,7 @@
 mod add;
 mod config;
 mod demo;
+mod qubesdb;
 mod stand_in;
 
 use std::{
@@ -110,6 +111,13 @@ enum ConnectCommand {
         /// Use the system's service instead of the user's
         #[arg(long)]
         system: bool,
+    },
+    /// Serve what dom0 declares in QubesDB (started by qrexec-connect-qubesdb.service)
+    #[command(hide = true)]
+    Qubesdb {
+        /// Take all of it away instead, and end
+        #[arg(long)]
+        withdraw: bool,
     },
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
@@ -222,6 +230,7 @@ pub fn main() -> ExitCode {
         ConnectCommand::Refresh { system } => {
             refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
         }
+        ConnectCommand::Qubesdb { withdraw } => qubesdb::run(PROGRAM, withdraw),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)
