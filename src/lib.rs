@@ -62,7 +62,8 @@
 //! unit: without a user.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
-//! direction has ended, the other lives. *tally*: the counters of one listener.
+//! direction has ended, the other lives. *tally*: the counters of one listener. *run*: datagrams of equal size, the last of
+//! which may be shorter, that the kernel takes and gives as one message.
 //!
 //! *Ending.* *refuse*/*fail*: we or a policy said no / something broke. *drain*: accept no more, let sessions end by a
 //! deadline. *deadline*/*timeout*/*idle*: a moment / an allowed duration / time without bytes. *abandon*: end, with a

@@ -73,7 +73,7 @@ const ROOMS: &[Room] = &[
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {
         name: "relay",
-        uses: "stream crash",
+        uses: "stream crash sys",
         crates: Some(&["tokio", "atomic_waker", "libc", "nix"]),
         tokio: true,
         ..PLAIN

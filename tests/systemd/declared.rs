@@ -103,6 +103,11 @@ fn rules_of(family: &str) -> Vec<String> {
     text.lines().filter_map(comment).collect()
 }
 
+/// The rules of a port with their handles: a rule that is set again has another one.
+fn with_handles(port: u16) -> String {
+    attempt(&format!("nft -a list chain ip qubes custom-input | grep qrexec-connect-{port}")).1
+}
+
 fn main_pid() -> String {
     shell(&format!("systemctl show -p MainPID --value {SERVICE}"))
 }
@@ -155,12 +160,16 @@ fn what_dom0_declares_is_served_changes_and_goes_while_sessions_live() {
         lives(&mut session);
         // an unrelated one comes
         let since = || shell("systemctl show -p ActiveEnterTimestampMonotonic qrexec-connect-lan-8443.socket");
-        let before = since();
+        let (before, rule) = (since(), with_handles(8443));
         db.set("qrexec-connect-9000", b"127.0.0.1:9000 work test.Args+1");
         served(9000);
         rules_are(&["8443"]);
         assert_eq!(here(9000).read_to_end(), b"work test.Args+1\n");
-        assert_eq!(since(), before, "the other unit was not touched");
+        assert_eq!(
+            (since(), with_handles(8443)),
+            (before.clone(), rule),
+            "neither the other unit nor its rule changed"
+        );
         lives(&mut session);
         // it changes
         db.set("qrexec-connect-9000", b"0.0.0.0:9000 work test.Args+2");
