@@ -311,7 +311,7 @@ fn a_port_that_another_process_holds_gets_no_rule() {
     tree.boot("taken", As::Root, || {
         let nft = firewall();
         let taken = std::net::TcpListener::bind("0.0.0.0:9200").expect("a free port");
-        let db = QubesDb::start(&[("qrexec-connect-9200", "0.0.0.0:9200 work test.Echo")]);
+        let _db = QubesDb::start(&[("qrexec-connect-9200", "0.0.0.0:9200 work test.Echo")]);
         shell(&format!("systemctl start {SERVICE}"));
         eventually("it is told", || failed().iter().any(|text| text.contains("qrexec-connect-lan-9200.socket")));
         assert!(!nft || rules() == ["mine"]);
