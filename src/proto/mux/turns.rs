@@ -125,7 +125,7 @@ mod tests {
         turns.again(first, turn, SHARE);
         turns.wake(id(2), SHARE);
         let mut bytes = BTreeMap::new();
-        for _ in 0..200 {
+        for _ in 0..5000 {
             let (next, turn) = turns.take(SHARE).expect("somebody waits");
             let sent = if next == id(2) { 200 } else { SHARE };
             *bytes.entry(next).or_insert(0) += sent;
