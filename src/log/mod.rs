@@ -18,5 +18,7 @@ pub(crate) use event::labels;
 pub use event::{End, Event, Kind, Level};
 #[cfg(feature = "events")]
 pub use journal::tell_journal;
+#[cfg(feature = "forward")]
+pub use queue::start_in_journal;
 pub use queue::{emit, say, start};
 pub use reminder::Reminder;

@@ -3,6 +3,7 @@
 mod add;
 mod config;
 mod demo;
+mod far_end;
 mod stand_in;
 
 use std::{
@@ -110,6 +111,9 @@ enum ConnectCommand {
         #[arg(long)]
         system: bool,
     },
+    /// Serve many streams of one call (started by a service in /etc/qubes-rpc)
+    #[command(hide = true)]
+    FarEnd(far_end::FarEndOptions),
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -221,6 +225,7 @@ pub fn main() -> ExitCode {
         ConnectCommand::Refresh { system } => {
             refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
         }
+        ConnectCommand::FarEnd(options) => far_end::run(PROGRAM, &options),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)
