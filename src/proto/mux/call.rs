@@ -120,6 +120,11 @@ impl MuxCall {
         self.content
     }
 
+    /// Whether the other end is there.
+    pub fn is_greeted(&self) -> bool {
+        self.hello.is_some()
+    }
+
     /// What it knows of a stream.
     pub fn stream(&self, id: StreamId) -> Option<&MuxStream> {
         self.streams.get(&id)
