@@ -9,10 +9,8 @@ use std::{
 
 use super::{
     fault::MuxFault,
-    frame::{
-        MUX_HEADER, MUX_VERSION, MuxContent, MuxFrame, MuxHello, MuxType, ResetCause, StreamId, data_header,
-        datagram_header,
-    },
+    frame::{MUX_HEADER, MUX_VERSION, MuxContent, MuxFrame, MuxHello, ResetCause, data_header, datagram_header},
+    kind::{MuxType, StreamId},
     stream::MuxStream,
     turns::{SendTurn, SendTurns},
     window::{CREDIT_OF_CALL, CREDIT_TAKEN, FIRST_CREDIT, InFlight},

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::frame::{MuxType, StreamId};
+use super::kind::{MuxType, StreamId};
 
 /// What the other end did that its protocol does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

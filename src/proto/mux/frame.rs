@@ -1,11 +1,11 @@
 //! Frames: `u32 stream | u8 type | u8 code | u16 length`, little endian, and `length` bytes behind that.
 
-use std::{
-    fmt,
-    num::{NonZeroU16, NonZeroU32},
-};
+use std::num::{NonZeroU16, NonZeroU32};
 
-use super::fault::MuxFault;
+use super::{
+    fault::MuxFault,
+    kind::{MuxType, StreamId},
+};
 
 /// Bytes before the payload.
 pub const MUX_HEADER: usize = 8;
@@ -15,16 +15,6 @@ pub const MUX_FRAME: usize = MUX_HEADER + u16::MAX as usize;
 pub const MUX_VERSION: u32 = 1;
 /// Bytes of a HELLO's payload. A later version may send more, which this one leaves out.
 const HELLO: usize = 12;
-
-/// The number of a stream, chosen by the near end: each OPEN has a larger one than the OPEN before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StreamId(pub NonZeroU32);
-
-impl fmt::Display for StreamId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// What all streams of a call carry. The service's name decides it, so that a policy for TCP never grants UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,39 +53,6 @@ pub struct MuxHello {
     pub credit: u32,
     /// Streams at a time that it takes.
     pub streams: u32,
-}
-
-macro_rules! types {
-    ($($name:ident = $number:literal),* $(,)?) => {
-        /// Types of frames.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs)] // named and explained by the variants of `MuxFrame`
-        pub enum MuxType { $($name = $number),* }
-
-        impl MuxType {
-            fn from_byte(byte: u8) -> Option<Self> {
-                match byte { $($number => Some(Self::$name),)* _ => None }
-            }
-        }
-    };
-}
-
-types! { Hello = 0, Open = 1, Opened = 2, Data = 3, Credit = 4, Fin = 5, Reset = 6, Dgram = 7, Ack = 8 }
-
-impl fmt::Display for MuxType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Hello => "HELLO",
-            Self::Open => "OPEN",
-            Self::Opened => "OPENED",
-            Self::Data => "DATA",
-            Self::Credit => "CREDIT",
-            Self::Fin => "FIN",
-            Self::Reset => "RESET",
-            Self::Dgram => "DGRAM",
-            Self::Ack => "ACK",
-        })
-    }
 }
 
 /// A frame.

@@ -22,6 +22,7 @@
 mod call;
 mod fault;
 mod frame;
+mod kind;
 mod stream;
 mod turns;
 mod window;
@@ -32,9 +33,9 @@ mod tests;
 pub use call::{MAX_OPENS, MAX_STREAMS, MuxCall, MuxNews, MuxRole, MuxTurn};
 pub use fault::MuxFault;
 pub use frame::{
-    MUX_FRAME, MUX_HEADER, MUX_VERSION, MuxContent, MuxFrame, MuxHello, MuxType, ResetCause, StreamId, data_header,
-    datagram_header,
+    MUX_FRAME, MUX_HEADER, MUX_VERSION, MuxContent, MuxFrame, MuxHello, ResetCause, data_header, datagram_header,
 };
+pub use kind::{MuxType, StreamId};
 pub use stream::MuxStream;
 pub use turns::{SendTurn, SendTurns};
 pub use window::{

@@ -18,13 +18,13 @@ use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     fault::MuxFault,
-    frame::{MuxType, StreamId},
+    kind::{MuxType, StreamId},
     window::{CREDIT_TAKEN, CreditWindow},
 };
 
 /// How far a stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum StreamStep {
     /// Its OPEN was sent or has come, its OPENED not.
     Asked,
     /// Its OPENED was sent or has come.
@@ -36,7 +36,7 @@ enum Standing {
 /// What one end knows of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct MuxStream {
-    standing: Standing,
+    standing: StreamStep,
     /// Whether the frames of the other end have to wait for OPENED: at the near end.
     waits: bool,
     sent_fin: bool,
@@ -52,7 +52,7 @@ pub struct MuxStream {
 impl MuxStream {
     pub(super) fn new(is_near: bool, credit: u32, window: u32, now: Duration) -> Self {
         Self {
-            standing: Standing::Asked,
+            standing: StreamStep::Asked,
             waits: is_near,
             sent_fin: false,
             got_fin: false,
@@ -69,7 +69,7 @@ impl MuxStream {
 
     /// One of the ends has sent a RESET.
     pub fn was_reset(&self) -> bool {
-        self.standing == Standing::Reset
+        self.standing == StreamStep::Reset
     }
 
     /// Whether this end may still send.
@@ -95,17 +95,17 @@ impl MuxStream {
     /// Passes over what comes after a RESET, and finds what must not come before OPENED.
     fn takes(&self, kind: MuxType, id: StreamId) -> Result<bool, MuxFault> {
         match self.standing {
-            Standing::Reset => Ok(false),
-            Standing::Asked if self.waits => Err(MuxFault::BeforeOpened(kind, id)),
-            Standing::Asked | Standing::Opened => Ok(true),
+            StreamStep::Reset => Ok(false),
+            StreamStep::Asked if self.waits => Err(MuxFault::BeforeOpened(kind, id)),
+            StreamStep::Asked | StreamStep::Opened => Ok(true),
         }
     }
 
     /// OPENED is sent; false where the stream is over.
     pub(super) fn open(&mut self) -> bool {
-        let asked = self.standing == Standing::Asked;
+        let asked = self.standing == StreamStep::Asked;
         if asked {
-            self.standing = Standing::Opened;
+            self.standing = StreamStep::Opened;
         }
         asked
     }
@@ -113,9 +113,9 @@ impl MuxStream {
     /// OPENED has come; false where it is passed over.
     pub(super) fn opened(&mut self, id: StreamId) -> Result<bool, MuxFault> {
         match self.standing {
-            Standing::Reset => Ok(false),
-            Standing::Opened => Err(MuxFault::OpenedAgain(id)),
-            Standing::Asked => Ok(self.open()),
+            StreamStep::Reset => Ok(false),
+            StreamStep::Opened => Err(MuxFault::OpenedAgain(id)),
+            StreamStep::Asked => Ok(self.open()),
         }
     }
 
@@ -160,7 +160,7 @@ impl MuxStream {
     /// RESET has come or is sent; false where there was one already.
     pub(super) fn reset(&mut self) -> bool {
         let first = !self.was_reset();
-        self.standing = Standing::Reset;
+        self.standing = StreamStep::Reset;
         first
     }
 

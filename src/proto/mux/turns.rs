@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::frame::StreamId;
+use super::kind::StreamId;
 
 /// The streams that want to send.
 #[derive(Debug, Default)]

@@ -14,9 +14,10 @@ use super::{
     call::{MAX_OPENS, MAX_STREAMS, MuxCall, MuxNews, MuxRole},
     fault::MuxFault,
     frame::{
-        MuxContent, MuxFrame, MuxHello, MuxType, ResetCause, StreamId,
+        MuxContent, MuxFrame, MuxHello, ResetCause,
         tests::{frames, id},
     },
+    kind::{MuxType, StreamId},
     window::{CREDIT_OF_CALL, FIRST_CREDIT, FLOOR},
 };
 

@@ -9,7 +9,8 @@ use std::{
 use super::{
     super::{
         call::{MuxCall, MuxNews},
-        frame::{MuxContent, MuxFrame, StreamId},
+        frame::{MuxContent, MuxFrame},
+        kind::StreamId,
     },
     pair,
 };
