@@ -23,6 +23,12 @@ use crate::proto::mux::{MUX_HEADER, MuxCall, MuxContent, MuxFault, MuxNews, MuxT
 const READS: usize = 8;
 /// What a descriptor woke for, at a time.
 const EVENTS: usize = 256;
+/// What a stream's socket wakes for.
+const SOCKET_EVENTS: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLPRI)
+    .union(EpollFlags::EPOLLET);
 const READER: u64 = 0;
 const WRITER: u64 = u64::MAX;
 
@@ -35,8 +41,10 @@ pub enum StreamFate {
     ResetByCall,
     /// Its socket here was reset, or failed.
     ResetBySocket,
-    /// It could not be connected.
+    /// It could not be connected here.
     NotConnected(io::Error),
+    /// The far end could not connect it, or had no place for it.
+    Refused(ResetCause),
 }
 
 /// A stream that is over.
@@ -67,11 +75,17 @@ pub enum CallEnd {
 
 /// Who owns the streams' sockets: makes them, and hears how they ended.
 pub trait StreamOwner {
-    /// Makes the socket of a stream that the other end wants.
+    /// Makes the socket of a stream that the other end wants. Only a far end is asked.
     ///
     /// # Errors
     /// Why there is none. The stream is refused.
     fn connect(&mut self, id: StreamId, now: Instant) -> io::Result<StreamSocket>;
+
+    /// The far end has connected the stream. Only a near end is told.
+    fn opened(&mut self, _: StreamId) {}
+
+    /// The socket is closed next, by a reset: told before, because a UNIX socket cannot tell it itself.
+    fn resets(&mut self, _: StreamId, _: &StreamFate) {}
 
     /// The stream is over.
     fn ended(&mut self, story: StreamStory);
@@ -134,6 +148,34 @@ impl MuxEngine {
     /// The call has ended, and no stream is left.
     pub fn is_done(&self) -> bool {
         self.end.is_some() && self.held.sockets.is_empty()
+    }
+
+    /// Opens a stream for this socket; it comes back where the other end has not greeted yet, or has no place for one more
+    /// now. Nothing was read from it then.
+    ///
+    /// # Errors
+    /// The socket, and what epoll_ctl(2) says where that failed.
+    pub fn open(&mut self, socket: StreamSocket) -> Result<StreamId, (StreamSocket, Option<io::Error>)> {
+        let HeldStreams { call, sockets, epoll, began, .. } = &mut self.held;
+        if self.end.is_some() {
+            return Err((socket, None));
+        }
+        let Some(id) = call.open(began.elapsed()) else { return Err((socket, None)) };
+        if let Err(error) = epoll.add(socket.as_fd(), EpollEvent::new(SOCKET_EVENTS, id.0.get().into())) {
+            call.release(id);
+            return Err((socket, Some(error.into())));
+        }
+        sockets.insert(id, socket);
+        Ok(id)
+    }
+
+    /// The socket of the stream was reset, which it cannot tell itself: behind what it had sent, the stream is reset.
+    pub fn reset(&mut self, id: StreamId, owner: &mut impl StreamOwner) {
+        self.held.now = Instant::now();
+        if let Some(socket) = self.held.sockets.get_mut(&id) {
+            socket.set_error(self.held.now);
+            self.held.settle(id, owner);
+        }
     }
 
     /// One round: waits until something is to be done, and does it.
@@ -273,19 +315,17 @@ impl HeldStreams {
                     self.settle(id, owner);
                 }
             }
-            MuxNews::Reset(id, _) => self.reset_behind(id, owner),
-            MuxNews::Greeted | MuxNews::Opened(_) | MuxNews::Nothing => {}
+            MuxNews::Reset(id, cause) if cause == ResetCause::Socket => self.reset_behind(id, owner),
+            // Nothing came of it.
+            MuxNews::Reset(id, cause) => self.close(id, StreamFate::Refused(cause), owner),
+            MuxNews::Opened(id) => owner.opened(id),
+            MuxNews::Greeted | MuxNews::Nothing => {}
         }
     }
 
     fn connect(&mut self, id: StreamId, owner: &mut impl StreamOwner) {
         let connected = owner.connect(id, self.now).and_then(|socket| {
-            let flags = EpollFlags::EPOLLIN
-                | EpollFlags::EPOLLOUT
-                | EpollFlags::EPOLLRDHUP
-                | EpollFlags::EPOLLPRI
-                | EpollFlags::EPOLLET;
-            self.epoll.add(socket.as_fd(), EpollEvent::new(flags, id.0.get().into()))?;
+            self.epoll.add(socket.as_fd(), EpollEvent::new(SOCKET_EVENTS, id.0.get().into()))?;
             Ok(socket)
         });
         match connected {
@@ -417,6 +457,7 @@ impl HeldStreams {
         let _ = self.epoll.delete(socket.as_fd());
         let (up, down, began) = socket.counts();
         if !matches!(fate, StreamFate::Ended) {
+            owner.resets(id, &fate);
             socket.close_by_reset();
         }
         self.call.release(id);

@@ -150,6 +150,8 @@ impl StreamOwner for FarOwner {
             StreamFate::ResetByCall if datagrams => (End::Eof, String::new()),
             StreamFate::ResetByCall => (End::Reset, " by the other qube".to_owned()),
             StreamFate::ResetBySocket => (End::Reset, format!(" by {}", self.call.place)),
+            // Only a near end hears this.
+            StreamFate::Refused(_) => (End::Reset, String::new()),
             StreamFate::NotConnected(error) => (End::DialFailed, format!(": {error}")),
         };
         let kind = if end == End::DialFailed { Kind::SessionFailed } else { Kind::SessionEnd };

@@ -28,5 +28,10 @@ mod place;
 mod socket;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
+pub use engine::{CallEnd, MuxEngine, StreamFate, StreamOwner, StreamStory};
 pub use far::{FarCall, FarFailure};
 pub use place::FarPlace;
+pub use socket::{SocketFamily, StreamSocket};
