@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example generate -- packaging
 //!
-//! `packaging/man/*.in` are the pages as people write them; `@WORD@` on a line of its own is filled in here. A test
+//! `packaging/man/*.in` are the pages as people write them; `@WORD@` in a separate line is filled in here. A test
 //! compares what is committed with what this writes.
 
 use std::{env, fs, path::Path};
@@ -13,8 +13,9 @@ use clap_complete::{
     env::{Bash, EnvCompleter, Fish, Zsh},
 };
 use qrexec_connect::{
-    cli::{connect, dom0, pfwd, remote},
+    cli::{connect, dom0, lan, pfwd, remote},
     log::{Kind, Level},
+    spec::KeyName,
 };
 
 fn main() {
@@ -46,7 +47,9 @@ fn main() {
         put(&Fish, format!("{name}.fish"));
     }
     // In dom0, and for what is dom0's, scripts that know the definitions.
-    for (name, mut command) in [("qvm-remote-dom0", dom0::command()), ("qvm-remote", remote_command())] {
+    for (name, mut command) in
+        [("qvm-remote-dom0", dom0::command()), ("qvm-remote", remote_command()), ("qvm-forward", lan::command())]
+    {
         for (shell, file) in [
             (aot::Shell::Bash, format!("{name}.bash")),
             (aot::Shell::Zsh, format!("_{name}")),
@@ -64,6 +67,7 @@ fn fill(page: &str, text: &str, root: &Path) -> String {
         "qrexec-connect.1" => Some(connect::command()),
         "pfwd.1" => Some(pfwd::command()),
         "qvm-remote-dom0.8" => Some(dom0::command()),
+        "qvm-forward.8" => Some(lan::command()),
         _ => None,
     };
     let command = || command.clone().unwrap_or_else(|| panic!("{page} has no options"));
@@ -84,6 +88,7 @@ fn fill(page: &str, text: &str, root: &Path) -> String {
                 let example = fs::read_to_string(root.join("examples/pfwd.toml")).expect("the example");
                 filled.extend(example.lines().map(|line| format!("{}\n", roff(line))));
             }
+            line if line.starts_with("@EXAMPLE ") => filled += &example(line, page == "pfwd.toml.5"),
             line => {
                 assert!(!line.starts_with('@'), "{page}: {line} is nothing that can be filled in");
                 filled += &line.replace("@VERSION@", env!("CARGO_PKG_VERSION")).replace("@DATE@", &date(root));
@@ -200,6 +205,14 @@ fn commands(command: &Command) -> String {
         text += &commands(sub);
     }
     text
+}
+
+/// The example of a key, as `@EXAMPLE KEY@` asks for it: a line of a file, or an option of a name.
+fn example(line: &str, of_file: bool) -> String {
+    let name = line.trim_start_matches("@EXAMPLE ").trim_end_matches('@');
+    let key = KeyName::named(name).unwrap_or_else(|| panic!("{name} is no key"));
+    let text = if of_file { key.example().to_owned() } else { key.example().replace(" = ", "=").replace('"', "") };
+    format!(".IP\n.EX\n{}\n.EE\n", roff(&text))
 }
 
 /// Every kind of event, with what the catalog calls it.

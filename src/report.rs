@@ -6,11 +6,11 @@ use std::{fmt, process::ExitCode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     Failure = 1,
-    /// The arguments make no sense.
+    /// The arguments are not valid.
     Usage = 2,
     /// A permission is missing.
     Permission = 77,
-    /// Configuration, name or unit make no sense.
+    /// Configuration, name or unit is not valid.
     Config = 78,
 }
 

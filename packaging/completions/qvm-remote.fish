@@ -24,21 +24,21 @@ function __fish_qvm_remote_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s t -l timeout -d 'end the command after so long, and exit 124 (no limit; without a terminal 300)' -r
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l connect-timeout -d 'exit 255 when dom0 does not answer within so long (10)' -r
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s t -l timeout -d 'end the command after this time and exit 124 (no limit; without a terminal 300)' -r
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l connect-timeout -d 'exit 255 if dom0 does not answer within this time (10)' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l user -d 'run as this user of dom0, if the policy allows that user' -r
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s i -l stdin -d 'pass standard input on to the command'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l tty -d 'give the command a terminal'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l argv -d 'no shell in dom0 reads the words: a policy can check each of them'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l queue -d 'wait for a daemon that does not run yet'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l v1 -d 'for the Python qvm-remote-dom0: nothing is authenticated but the id'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l v1 -d 'use the protocol of the Python qvm-remote-dom0: it authenticates the id only'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s q -l quiet -d 'no progress, no hints'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s v -l verbose -d 'print more'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -s h -l help -d 'print this help'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -l version -d 'print the version'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "get" -d 'copy a file out of dom0, where its policy allows'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "put" -d 'copy a file into dom0, where its policy allows'
-complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "key" -d 'make, print or take over the key of this qube'
+complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "key" -d 'make, print or import the key of this qube'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "ping" -d 'ask whether dom0 answers and knows the key'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "status" -d 'print the state of this side and of the connection'
 complete -c qvm-remote -n "__fish_qvm_remote_needs_command" -f -a "queue" -d 'print or remove what waits in the queue of files'

@@ -5,7 +5,7 @@ use clap::{
     error::{ContextKind, ErrorKind},
 };
 
-/// Reads the arguments of this process; ends it with a message where they make no sense.
+/// Reads the arguments of this process; ends it with a message where they are not valid.
 ///
 /// A program without a command has options for its service. Such an option in front of a command belongs to neither,
 /// so it is refused (`args_conflicts_with_subcommands`), and the message says where it goes.

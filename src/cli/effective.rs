@@ -1,7 +1,7 @@
 //! `config`: each value with its origin. Where the service runs, its values; else what a start would read.
 //!
-//! A running service tells its texts, which may be older than the files: a file may have been changed without a reload, or
-//! have a fault. Both kinds of texts are read by the same function as the service reads them.
+//! A running service tells its texts, which may be older than the files: a file may have been changed without a reload,
+//! or have a fault. Both kinds of texts are read by the same function as the service reads them.
 
 use std::process::ExitCode;
 
@@ -317,6 +317,6 @@ fn text(report: &EffectiveReport, columns: Option<usize>) -> String {
         }
         listener.faults.iter().for_each(|fault| out += &wrapped(&format!("  not served: {fault}\n"), columns));
     }
-    report.faults.iter().for_each(|fault| out += &wrapped(&format!("\nfault: {fault}\n"), columns));
+    report.faults.iter().for_each(|fault| out += &wrapped(&format!("\nerror: {fault}\n"), columns));
     out
 }

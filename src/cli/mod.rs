@@ -20,6 +20,8 @@ mod effective;
 mod generator;
 #[cfg(feature = "forward")]
 mod help;
+#[cfg(feature = "lan")]
+pub mod lan;
 #[cfg(feature = "forward")]
 pub mod pfwd;
 #[cfg(feature = "forward")]
@@ -33,12 +35,12 @@ mod serve;
 #[cfg(feature = "forward")]
 mod systemctl;
 // A program with one feature needs a part of it; with all features the compiler finds what nobody uses.
-#[cfg(any(feature = "forward", feature = "dom0"))]
+#[cfg(any(feature = "forward", feature = "dom0", feature = "lan"))]
 #[cfg_attr(not(feature = "forward"), allow(dead_code))]
 mod table;
 #[cfg(feature = "forward")]
 mod units;
-#[cfg(any(feature = "forward", feature = "dom0"))]
+#[cfg(any(feature = "forward", feature = "dom0", feature = "lan"))]
 mod wrap;
 
 #[cfg(feature = "forward")]

@@ -62,7 +62,7 @@ pub(super) struct ServeOptions {
 /// `--timestamps`, of both services.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct TimestampsOption {
-    /// Begin each line of the log on stderr with the time; `auto`: on a terminal
+    /// Start each line of the log on stderr with the time; `auto`: on a terminal
     #[arg(
         long = "timestamps",
         value_name = "WHEN",

@@ -1,4 +1,4 @@
-//! What systemd says of our units, and what it is told to do with them.
+//! What systemd says of our units, and the orders that it gets for them.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -44,8 +44,8 @@ pub(super) fn listens_for(scope: Scope, prefix: &str) -> bool {
     ShownUnit::read_all(&text).iter().any(|unit| unit.last("ActiveState").as_deref() == Some("active"))
 }
 
-/// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`). None of a unit that systemd does not listen
-/// for: another listener may have its address.
+/// The addresses of one socket unit, each with its kind (`Stream`, `Datagram`). None of a unit that systemd does not
+/// listen for: another listener may have its address.
 pub(super) fn listens(scope: Scope, unit: &str) -> Vec<(String, String)> {
     let shown = show(scope, &["ActiveState", "Listen"], &[unit.to_owned()]).and_then(|units| units.into_iter().next());
     let active = shown.filter(|unit| unit.last("ActiveState").as_deref() == Some("active"));

@@ -1,8 +1,8 @@
 //! Tables for people: aligned, coloured on terminals only, and never wider than the terminal.
 //!
 //! A pipe and `--wide` get every column in full. A terminal gets what fits: columns that say less leave first, then the
-//! long columns are cut, the widest first. Under [`NARROW`] columns, or where the least widths do not fit, each row is a
-//! block of lines.
+//! long columns are cut, the widest first. Under [`NARROW`] columns, or where the least widths do not fit, each row is
+//! a block of lines.
 
 use std::io::{self, IsTerminal as _};
 
@@ -44,7 +44,7 @@ impl When {
 /// How tables look.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(super) struct LookOptions {
-    /// Show every column in full, however wide the terminal is
+    /// Show every column in full, also in a narrow terminal
     #[arg(long, short)]
     wide: bool,
     /// Use colours; `auto`: on a terminal, unless NO_COLOR is set

@@ -162,7 +162,7 @@ pub(super) fn survey(path: &[PathBuf], prefixes: &[&str]) -> (Vec<FoundUnit>, Ve
     (found, bad)
 }
 
-/// Socket units of one's own whose names lack a prefix, and that were meant for us: they name a qrexec call.
+/// Socket units of the user or administrator whose names lack our prefix by mistake: they name a qrexec call.
 pub(super) fn without_prefix(path: &[PathBuf], scope: Scope) -> Vec<FoundUnit> {
     let names = scope.home().map(|home| entries(&home)).unwrap_or_default();
     let foreign = names.into_iter().filter(|name| {

@@ -62,7 +62,8 @@ pub struct Listener {
     /// Sessions that wait for a call of the qube, where the listener leads to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<u64>,
-    /// Sessions that wait for dom0's decision about their call or about earlier ones, where the listener leads to a qube.
+    /// Sessions that wait for dom0's decision about their call or about earlier ones, where the listener leads to a
+    /// qube.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undecided: Option<u64>,
     /// The unit that is started for its sessions.
@@ -323,7 +324,7 @@ pub struct Sessions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Happened {
-    /// Nothing yet: from here on everything is told.
+    /// Nothing yet: all later events follow.
     Ready,
     /// A session was accepted.
     Began,
@@ -427,7 +428,7 @@ pub enum Refusal {
     Stopping,
     /// `Watch` without `more`.
     ExpectedMore,
-    /// An argument that makes no sense: its name.
+    /// An invalid argument: its name.
     InvalidParameter(String),
     /// The interface has no such method.
     MethodNotFound(String),

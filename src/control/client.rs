@@ -61,11 +61,7 @@ impl fmt::Display for CallFailed {
                     }
                     "StillThere" => write!(f, "session {} was asked to end, and still runs", text("id")),
                     "NoSuchListener" => {
-                        write!(
-                            f,
-                            "no active listener has the address, port, name or label {}; `status` lists all",
-                            text("listener")
-                        )
+                        write!(f, "no active listener matches {}; `status` lists all", text("listener"))
                     }
                     "AmbiguousListener" => {
                         write!(f, "{} means several listeners; name one of them:", text("listener"))?;

@@ -1,5 +1,5 @@
-//! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP as
-//! that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
+//! Metrics over HTTP, for whoever scrapes them: only where systemd passes a socket called `metrics`. As little of HTTP
+//! as that takes (RFC 9110, RFC 9112): one request a connection, its head bounded in size and time.
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ async fn answer(mut stream: Box<dyn ScrapeStream>, subject: &Subject) -> std::io
         Some(ScrapeRequest::MethodNotAllowed) => {
             response("405 Method Not Allowed\r\nAllow: GET, HEAD", "text/plain", "GET /metrics\n", true)
         }
-        Some(ScrapeRequest::BadRequest) => response("400 Bad Request", "text/plain", "this is no HTTP\n", true),
+        Some(ScrapeRequest::BadRequest) => response("400 Bad Request", "text/plain", "this is not HTTP\n", true),
         None => response("431 Request Header Fields Too Large", "text/plain", "at most 8 KiB\n", true),
     };
     stream.write_all(reply.as_bytes()).await?;

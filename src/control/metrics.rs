@@ -1,7 +1,8 @@
-//! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions that
-//! live.
+//! What was counted, as text for Prometheus and its kin: made when somebody asks, from the tallies and the sessions
+//! that live.
 //!
-//! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer chooses.
+//! Labels are what a listener is called, which the configuration bounds, and words of ours; nothing that a peer
+//! chooses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -263,7 +264,7 @@ impl Collector for Scrape {
             return Ok(());
         }
         units(to, &self.units)?;
-        let help = "Faults of the configuration, by place and by what each does.";
+        let help = "Errors of the configuration, by place and by what each does.";
         let mut metric = to.encode_descriptor("configuration_fault", help, None, Gauge)?;
         for fault in self.subject.faults.all() {
             let labels: &[MetricLabel<'_>] = &[("place", &fault.place), ("effect", fault.effect.as_str())];
@@ -289,7 +290,7 @@ impl Collector for Scrape {
 
         for (name, help, number) in [
             ("crashes", "Crashes of the service since its last stop or restart.", crash::counts().crashes),
-            ("crash_sessions_resumed", "Sessions that went on after a crash.", crash::counts().resumed),
+            ("crash_sessions_resumed", "Sessions that continued after a crash.", crash::counts().resumed),
             ("crash_sessions_lost", "Sessions that a crash has ended.", crash::counts().lost),
         ] {
             let metric = to.encode_descriptor(name, help, None, Counter)?;

@@ -112,7 +112,7 @@ impl Control {
         let server = server::Server::new(subject.clone(), asks);
         let door = Door { task: tokio::spawn(server.run(listener)), _claim: bound.claim };
         let control = Self { state: StateFile(Some(path.to_owned())), questions, _door: door };
-        // The counts have been taken up; should this process crash, counting begins anew.
+        // The counts have been taken up; should this process crash, counting starts from zero.
         control.save(subject.routes.tallies());
         Ok(control)
     }

@@ -24,6 +24,9 @@ use crate::{
     spec::{PREFIXES, SocketKind},
 };
 
+/// Bytes of the listeners that a sentence names.
+const NAMED: usize = 300;
+
 /// What a word is compared with: everything that a listener is called.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KnownListener<'a> {
@@ -126,6 +129,30 @@ pub fn listed(listener: &KnownListener<'_>) -> String {
         (label, _) => format!(" ({label})"),
     };
     spelling(listener) + &called
+}
+
+/// The sentence about a word that means none of these `listeners`, which are all that are `active`, or all that are
+/// `known`: with the first of them. It is not escaped.
+pub fn no_match(word: &str, standing: &str, listeners: &[KnownListener<'_>]) -> String {
+    let what = if standing == "active" { "active listener" } else { "listener" };
+    let mut text = format!("no {what} matches {word}; {standing}: ");
+    let mut room = NAMED;
+    let named: Vec<String> = listeners
+        .iter()
+        .map(listed)
+        .take_while(|name| {
+            let fits = name.len() <= room;
+            room = room.saturating_sub(name.len());
+            fits
+        })
+        .collect();
+    text += &named.join(", ");
+    text += &match listeners.len() - named.len() {
+        0 if named.is_empty() => "none".to_owned(),
+        0 => String::new(),
+        n => format!(", and {n} more (`status` lists all)"),
+    };
+    text
 }
 
 /// A unit's name without `.socket` and without the prefix of our units.

@@ -272,7 +272,7 @@ fn refused(refusal: &Refusal) -> Reply {
     Reply::error(name, Some(parameters))
 }
 
-/// Answers one client until it goes, is quiet for too long, or makes no sense.
+/// Answers one client until it goes, is quiet for too long, or sends an invalid call.
 async fn serve(server: Arc<Server>, stream: UnixStream) {
     let (from, to) = stream.into_split();
     let mut client = ControlClient { server, from, to, wire: sansio::Server::new() };

@@ -2,9 +2,9 @@
 //!
 //! # Theory
 //! getaddrinfo(3) blocks its thread for as long as the name servers do not answer, and nothing can cancel it. So each
-//! look-up has a thread of its own. Nobody joins that thread: neither a session that has no time left nor the end of
+//! look-up has a separate thread. Nobody joins that thread: neither a session that has no time left nor the end of
 //! the process. Those who ask for a name while it is being looked up share that look-up. Nothing is remembered of an
-//! answer: the next dial looks the name up anew.
+//! answer: the next dial looks the name up again.
 //!
 //! The number of look-ups at a time is limited. A name whose last look-up was slow may use only a part of these
 //! places, so that many names of a dead name server leave places to all other names.

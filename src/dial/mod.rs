@@ -1,8 +1,8 @@
 //! An endpoint becomes a connected stream, by a deadline, or a failure that says what to do.
 //!
 //! # A new way to dial, in an hour
-//! A way is one function: it takes what the name says and gives a [`Stream`](crate::stream::Stream), or a [`Failure`] that says what was being
-//! done. Here is a whole one: a program whose standard input and output are the session.
+//! A way is one function: it takes what the name says and gives a [`Stream`](crate::stream::Stream), or a [`Failure`]
+//! that says what was being done. Here is a whole one: a program whose standard input and output are the session.
 //!
 //! ```
 //! use std::{io, os::unix::net::UnixStream, process::{Command, Stdio}};
@@ -11,7 +11,7 @@
 //! /// Starts `program`, which speaks on its standard input and output.
 //! ///
 //! /// # Errors
-//! /// [`Failure::Start`]: no socket can be had, or the program cannot be started.
+//! /// [`Failure::Start`]: no socket can be made, or the program cannot be started.
 //! pub fn exec(program: &str) -> Result<Stream, Failure> {
 //!     let failed = |error: io::Error| Failure::Start { program: program.into(), error };
 //!     let (ours, theirs) = UnixStream::pair().map_err(failed)?; // close-on-exec, both
@@ -44,9 +44,10 @@
 //! To be named, it needs four places, which the compiler and the tests ask for one after the other:
 //! 1. `spec`: a variant of [`Upstream`](crate::spec::Upstream), how it is written, a key in `keys.rs`, and in `role.rs`
 //!    which keys mean it together; a row in each of their tables of tests.
-//! 2. Here: the function, in a file of its own, with what it promises when it is dropped.
-//! 3. `session/route.rs`: a variant of `Lead`; `session/stream.rs`: the arm that calls the function; `session/event.rs`:
-//!    what to do when it fails. Where the upstream is more than one descriptor, `handover` has to carry it, too.
+//! 2. Here: the function, in a separate file, with what it promises when it is dropped.
+//! 3. `session/route.rs`: a variant of `Lead`; `session/stream.rs`: the arm that calls the function; in
+//!    `session/event.rs`, what to do when it fails. Where the upstream is more than one descriptor, `handover` has to
+//!    carry it, too.
 //! 4. `tests/it`: a scenario with the real program, which was seen failing; the key in the manual.
 
 mod entrance;

@@ -5,7 +5,7 @@
 //! follow the socket, from whichever thread they are called. So nothing of ours ever has to *run* in a namespace: a
 //! thread is born, enters (setns(2), which concerns the calling thread alone), makes the socket, and ends. It serves
 //! nothing else and never goes back, so there is no failure that could leave a thread of the runtime in a foreign
-//! namespace. Nor does anything else hold on to it: the namespace is looked up anew each time by its name, and a
+//! namespace. Nor does anything else hold on to it: the namespace is looked up again each time by its name, and a
 //! deleted one lives only as long as the sessions in it.
 //!
 //! Names of hosts are not resolved inside: what resolv.conf(5) says here is not what holds there. `spec` refuses them.
@@ -203,7 +203,7 @@ pub fn socket_blocking(
     receive.recv().unwrap_or_else(|_| Err(vanished()))
 }
 
-/// Runs `work` in a thread of its own, which is in the namespace when one is given; nobody waits for it. Where the
+/// Runs `work` in a separate thread, which is in the namespace when one is given; nobody waits for it. Where the
 /// namespace cannot be entered any more, it does not run.
 pub fn spawn_inside(netns: Option<&Netns>, work: impl FnOnce() + Send + 'static) {
     let netns = netns.cloned();

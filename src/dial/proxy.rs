@@ -1,6 +1,6 @@
 //! The PROXY header (haproxy's `doc/proxy-protocol.txt`): tells the upstream who the peer is, before the first byte.
 //!
-//! A peer over a UNIX socket has no address that the upstream could use: it is told to take that of the connection
+//! A peer over a UNIX socket has no address that the upstream could use: the header says to take that of the connection
 //! itself (UNKNOWN in version 1, LOCAL in version 2; haproxy 2.6 breaks connections with the family AF_UNIX, and those
 //! that are PROXY with none).
 //!
@@ -55,7 +55,7 @@ fn header(peer: &Stream, version: ProxyProtocol) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The address, an IPv4 one as such also on a dual-stack socket: both of a connection are of one family.
+/// The address; an IPv4 one stays IPv4 also on a dual-stack socket: both of a connection are of one family.
 fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
     let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
         (Some(v4), _) => SocketAddr::from(std::net::SocketAddrV4::from(*v4)),

@@ -21,7 +21,7 @@ pub struct RetryUntil {
     pub absent: Instant,
     /// For a UNIX socket with a full backlog (EAGAIN, unix(7)), where other sockets would wait by themselves.
     pub busy: Instant,
-    /// Whether the dial begins in a namespace of its own, where a missing route is one that is not there yet.
+    /// Whether the dial begins in its own namespace, where a missing route is one that is not there yet.
     pub in_namespace: bool,
 }
 

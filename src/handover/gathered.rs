@@ -57,7 +57,8 @@ pub(super) fn receive(from: BorrowedFd<'_>, done: impl Fn() -> bool) -> Descript
         let done = done();
         let silent = !done && heard.elapsed() > SILENCE;
         if silent {
-            let text = format!("a process that gives descriptors after a crash is silent for {} s", SILENCE.as_secs());
+            let text =
+                format!("after a crash, the process that has the descriptors is silent for {} s", SILENCE.as_secs());
             say(Kind::HandoverLost, text);
         }
         let last = done || silent;

@@ -46,7 +46,7 @@ use crate::{
 /// Our names in the descriptor store: the memfd of the checkpoints, the end of the pair that the shadow sends into, the
 /// end that the next process reads from.
 const STORED: [&str; 3] = ["crash-state", "crash-in", "crash-out"];
-/// What the keeper is told when a shadow has given everything.
+/// The message to the keeper when a shadow has given everything.
 pub const CRASHED: &[u8] = b"crashed";
 /// How long the shadow may take to begin.
 const BEGIN: Duration = Duration::from_secs(10);

@@ -55,7 +55,7 @@ pub const NAME: &str = "handover";
 /// descriptors, which are to be closed when the region says that all was handed over: then a crash needs them no more.
 ///
 /// # Errors
-/// When the pair, the records or the store cannot be had: then nothing was handed over, and all sessions are ended.
+/// When the pair, the records or the store cannot be made: then nothing was handed over, and all sessions are ended.
 pub fn give(parked: Vec<ParkedSession>, listeners: &[Handed]) -> io::Result<Vec<OwnedFd>> {
     let _headroom = Headroom::take();
     let (records, descriptors) = write::write(parked, listeners)?;
@@ -96,8 +96,8 @@ pub fn take(stored: Vec<OwnedFd>) -> Taken {
     taken
 }
 
-/// Takes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Its descriptors
-/// are those of the sessions, which the process may have closed already.
+/// Takes a handover that a crash came into: everything in it is in the checkpoints of that process, too. Its
+/// descriptors are those of the sessions, which the process may have closed already.
 pub fn discard(ends: Vec<OwnedFd>) -> Vec<OwnedFd> {
     let received = ends.iter().filter_map(|end| transport::receive(end.as_fd()).ok().flatten());
     let descriptors = received.flat_map(|received| received.descriptors.into_iter().flatten()).collect();

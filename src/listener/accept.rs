@@ -1,7 +1,8 @@
 //! One task for each stream listener: wait for a connection, take a permit, accept.
 //!
 //! The order matters. A listener that nobody connects to holds no permit; a permit is there before the connection is
-//! taken from the kernel, so connections above `max_connections` wait in the backlog, where no byte of them can be lost.
+//! taken from the kernel, so connections above `max_connections` wait in the backlog, where no byte of them can be
+//! lost.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -21,7 +22,7 @@ use super::{
     refuse::Refusals,
 };
 use crate::{
-    log::{Kind, Reminder, emit, say},
+    log::{Kind, Reminder, counted_waiting, emit, say},
     relay::Counters,
     session::{self, Peer, Permits, Route, SessionInfo, Sessions, Stage},
     stream::{Stream, StreamKind},
@@ -161,8 +162,7 @@ impl Streams {
         }
         if reminder.due().is_some() {
             let waiting = match sys::tcp_backlog(self.fd.get_ref().as_fd()) {
-                Some(1) => "1 connection waits in the backlog".to_owned(),
-                Some(n) => format!("{n} connections wait in the backlog"),
+                Some(n) => format!("{} in the backlog", counted_waiting(n, "connection")),
                 None => "further connections wait in the backlog".to_owned(),
             };
             let most = route.options.max_connections;

@@ -48,7 +48,7 @@ impl ServedListener {
     /// Registers a listener.
     ///
     /// # Errors
-    /// What setsockopt(2) or epoll_ctl(2) say, with the socket: it can be tried again later.
+    /// What setsockopt(2) or epoll_ctl(2) say, with the socket: a later try may succeed.
     pub fn new(socket: Socket, route: Arc<Route>) -> Result<Self, (Socket, io::Error)> {
         let kind = socket.kind();
         let fd = match prepare(&socket, &route) {

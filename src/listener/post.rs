@@ -77,7 +77,7 @@ pub enum Standing {
         /// What the namespace's lookup said.
         why: String,
     },
-    /// No socket is opened, because the forward would leave no descriptors for sessions. A reload decides anew.
+    /// No socket is opened, because the forward would leave no descriptors for sessions. A reload decides again.
     NoRoom {
         /// The figures.
         why: Arc<str>,

@@ -6,8 +6,8 @@
 //! than its namespace is missing (its port is taken, say), after a pause.
 //!
 //! # A configuration that is read again
-//! A range of ports has a post for each port, so a reload compares port by port. Two listeners are the same where transport,
-//! address with port, and namespace are the same.
+//! A range of ports has a post for each port, so a reload compares port by port. Two listeners are the same where
+//! transport, address with port, and namespace are the same.
 //!
 //! | listener of | before | now | its socket | its sessions | its pause and counters |
 //! |---|---|---|---|---|---|
@@ -182,7 +182,7 @@ impl Posts {
             return;
         }
         for gone in unwanted {
-            say(Kind::ListenerRemoved, format!("{}: no forward wants it any more", gone.listen));
+            say(Kind::ListenerRemoved, format!("{}: no forward uses it any more", gone.listen));
         }
     }
 
@@ -205,8 +205,8 @@ impl Posts {
 
     /// Makes the listeners those that are wanted now: what lies `behind` inherited listeners, and the `forwards` of the
     /// configuration. New listeners take over the sockets of `handed`, where they fit. The tasks of new listeners are
-    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served; `sockets`
-    /// is the number of all of them.
+    /// to be started with [`Self::accept`]. `behind` has an element for each inherited listener that is served;
+    /// `sockets` is the number of all of them.
     pub async fn reconcile(
         &mut self,
         (sockets, behind, forwards): (usize, &[Vec<Wanted>], &[Forward]),
@@ -349,7 +349,7 @@ async fn remove(posts: Vec<Post>, sessions: &Sessions) {
         let drains = post.wanted.options.on_remove == OnRemove::Drain;
         let Standing::Serving(serving) = post.standing else { continue };
         let listener = serving.listening.route().listener.clone();
-        let text = format!("{listener} is closed: no forward wants it any more");
+        let text = format!("{listener} is closed: no forward uses it any more");
         emit(listener.event(Kind::ListenerRemoved, text));
         serving.end().await;
         if drains {

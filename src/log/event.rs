@@ -147,7 +147,7 @@ kinds! {
     LogDropped "log-dropped" Warning "fe849a85cf0142a89b67cbe40be70728",
     /// A child had to be killed.
     CallKilled "call-killed" Warning "06f4e18d48d34b6fa7cad6f6d9f77815",
-    /// A call came to nothing and is made again.
+    /// A call failed and is made again.
     CallRedialled "call-redialled" Warning "e131652965ff1c2764abfa0e32dae3ae",
     /// The upstream socket of a flow was replaced.
     FlowMoved "flow-moved" Info "80d41c86f36d4120a266b01a2b5e96b1",

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     event::{Event, Kind, Level},
+    number::counted_were,
     sink::Sink,
 };
 
@@ -43,11 +44,11 @@ pub struct Guard {
 }
 
 /// Starts the log: natively to journald when stderr is the journal (`JOURNAL_STREAM`, systemd.exec(5)), else as
-/// lines on stderr, each behind what `stamp` gives. `identifier` is what `journalctl -t` finds. Events below `level` are
-/// left out.
+/// lines on stderr, each behind what `stamp` gives. `identifier` is what `journalctl -t` finds. Events below `level`
+/// are left out.
 ///
 /// # Errors
-/// When no thread can be had.
+/// When no thread can be started.
 ///
 /// # Panics
 /// When it is called twice.
@@ -86,7 +87,7 @@ fn begin(level: Level, open: impl FnOnce() -> Sink + Send + 'static) -> io::Resu
                 sink.write(&event);
                 let dropped = DROPPED.swap(0, Relaxed);
                 if dropped > 0 {
-                    let text = format!("{dropped} events were dropped: the journal is slow");
+                    let text = format!("{} dropped: the journal is slow", counted_were(dropped, "event"));
                     sink.write(&Event::new(Kind::LogDropped, text));
                 }
             }

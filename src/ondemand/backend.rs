@@ -119,7 +119,7 @@ struct BackendState {
     started: Option<Instant>,
     /// Somebody has waited or dialled ever since.
     awaited: bool,
-    /// Why it was not stopped, told already; and when it is tried again.
+    /// Why it was not stopped (reported already), and the time of the next try.
     not_stopped: Option<NotStopped>,
     again: Option<Instant>,
     unit_state: UnitState,
@@ -182,8 +182,8 @@ pub struct BackendUse {
 }
 
 impl BackendUse {
-    /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after that
-    /// says so ([`Self::look_again`]) and waits again.
+    /// Waits until the unit is up, as far as is known, and has it started if need be. Whoever is refused by it after
+    /// that says so ([`Self::look_again`]) and waits again.
     ///
     /// # Errors
     /// The start failed, or failed a moment ago.
@@ -342,7 +342,8 @@ impl Backend {
         target
     }
 
-    /// How long the listeners that name the unit let it be idle (`None`: for ever). To be called when at least one does.
+    /// How long the listeners that name the unit let it be idle (`None`: for ever). To be called when at least one
+    /// does.
     pub(super) fn want(self: &Arc<Self>, stop_when_idle: Option<Duration>) {
         let ms = stop_when_idle.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         lock(&self.state).kept.stop_when_idle_ms = ms;
@@ -397,7 +398,9 @@ impl Backend {
                     format!("{} answers, {} s after its start was asked for", self.unit, seconds(took)),
                 );
             }
-            Some(_) => say(Kind::UnitReady, format!("{} answers; who its start was for had left", self.unit)),
+            Some(_) => {
+                say(Kind::UnitReady, format!("{} answers; the client that waited for it has disconnected", self.unit))
+            }
             None => {}
         }
     }
@@ -434,7 +437,8 @@ impl Backend {
         self.looked().await;
     }
 
-    /// Waits for the look that was asked for. While a start or a stop is under way there is none, and nothing new to see.
+    /// Waits for the look that was asked for. While a start or a stop is under way there is none, and nothing new to
+    /// see.
     pub(super) async fn looked(&self) {
         let mut steps = self.steps.subscribe();
         let waits = || {
@@ -605,7 +609,7 @@ impl Backend {
         let began = Instant::now();
         let down = *self.common.mode.borrow() == ConductorMode::GoingDown;
         if down || self.common.manager.goes_down().await.unwrap_or(false) {
-            return self.refused("nothing is started any more: the system goes down", was);
+            return self.refused("the system shuts down: the service starts no unit", was);
         }
         let before = match self.common.manager.show(&self.unit).await {
             Ok(before) => before,
@@ -862,7 +866,7 @@ impl Backend {
             told
         };
         if !told {
-            let then = if again { "; looked at again later" } else { "; it is left alone from now on" };
+            let then = if again { "; the service checks it again later" } else { "; the service will not stop it" };
             say(Kind::UnitNotStopped, format!("{} is idle and not stopped: {why}{then}", self.unit));
         }
         if again {
@@ -881,8 +885,8 @@ impl BackendState {
         (self.kept.targets, self.targets) = pairs.filter(|(_, target)| Arc::strong_count(target) > 1).unzip();
     }
 
-    /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of the
-    /// look that shows it, where an earlier look showed another state.
+    /// Notes the state of the unit. systemd forgets the times of a unit that it unloads: such a change has the time of
+    /// the look that shows it, where an earlier look showed another state.
     fn look_shows(&mut self, look: &Look) {
         let known = if self.unit_state == look.state { self.since } else { self.looked.map(|_| SystemTime::now()) };
         self.since = since(look).or(known);

@@ -83,8 +83,8 @@ impl Backends {
         *lock(&self.common.directory) = Some(directory);
     }
 
-    /// Gives each unit the longest time that the listeners in force let it be idle (`None`: for ever). A unit that none of
-    /// them names keeps the time that it had.
+    /// Gives each unit the longest time that the listeners in force let it be idle (`None`: for ever). A unit that none
+    /// of them names keeps the time that it had.
     pub fn want<'a>(&self, listeners: impl IntoIterator<Item = (&'a Arc<Backend>, Option<Duration>)>) {
         let mut wanted: HashMap<&Arc<str>, (&Arc<Backend>, Option<Duration>)> = HashMap::new();
         for (backend, time) in listeners {
@@ -102,8 +102,8 @@ impl Backends {
         }
     }
 
-    /// The service stops, or (`machine`) the whole manager does: no unit is stopped any more; in the latter case none is
-    /// started.
+    /// The service stops, or (`machine`) the whole manager does: no unit is stopped any more; in the latter case none
+    /// is started.
     pub fn drain(&self, machine: bool) {
         self.common.mode.send_replace(if machine { ConductorMode::GoingDown } else { ConductorMode::Draining });
     }
@@ -117,7 +117,7 @@ impl Backends {
         }
         if !running.is_empty() {
             let names: Vec<&str> = running.iter().map(|backend| &**backend.unit()).collect();
-            let text = format!("left running, as this service started them and stops: {}", names.join(", "));
+            let text = format!("units that this service started and that still run: {}", names.join(", "));
             say(Kind::UnitNotStopped, text);
         }
     }

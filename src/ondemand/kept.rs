@@ -42,8 +42,8 @@ pub struct UnitKept {
     pub starts_ms: VecDeque<u64>,
     /// MemoryCurrent before the last stop, in bytes.
     pub memory_before_stop: Option<u64>,
-    /// Where the listeners lead that name the unit, and those that named it while it was ours: a foreign connection to one
-    /// of these keeps the unit, also when the configuration has changed since.
+    /// Where the listeners lead that name the unit, and those that named it while it was ours: a foreign connection to
+    /// one of these keeps the unit, also when the configuration has changed since.
     pub targets: Vec<Upstream>,
 }
 
@@ -65,8 +65,8 @@ impl UnitKept {
         self.ours.is_some() || self.starting.is_some()
     }
 
-    /// Whether the invocation of this look is that of ours, or one that `Restart=` made of it: then NRestarts grew, which
-    /// begins at 0 when anybody starts the unit.
+    /// Whether the invocation of this look is that of ours, or one that `Restart=` made of it: then NRestarts grew,
+    /// which begins at 0 when anybody starts the unit.
     fn continues(&self, look: &Look) -> bool {
         let Some(ours) = &self.ours else { return false };
         !look.invocation.is_empty() && (look.invocation == ours.id || look.restarts > ours.restarts)
@@ -177,7 +177,7 @@ pub fn write(directory: &Path, kept: &UnitKept) -> io::Result<()> {
     file::replace(&directory.join(&kept.unit), 0o600, &serde_json::to_vec(kept)?)
 }
 
-/// The service stops: the next start begins anew.
+/// The service stops: the next start begins again.
 pub fn remove(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
 }

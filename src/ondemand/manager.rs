@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one `systemctl start` may wait. The job goes on after that, and whoever waits still begins another, which
 /// joins the job.
 const START: Duration = Duration::from_secs(600);
-/// How many lines of a failed invocation are told, and how long each may be, in characters.
+/// How many lines of a failed invocation a message has, and how long each may be, in characters.
 const LINES: (u8, usize) = (3, 200);
 /// How long whoever waits for a start that failed waits for the last lines of its invocation, in all.
 pub const LAST_LINES: Duration = Duration::from_millis(700);

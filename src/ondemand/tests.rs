@@ -1,5 +1,5 @@
-//! The conductor against a manager that is a model of systemd, with clients, other people, crashes and restarts at random
-//! moments. The model holds every order of ours against the guarantees.
+//! The conductor against a manager that is a model of systemd, with clients, other people, crashes and restarts at
+//! random moments. The model holds every order of ours against the guarantees.
 //!
 //! The file is long because the model, its random stories and the stories that were found belong together.
 
@@ -594,7 +594,7 @@ fn a_service_that_stops_stops_no_unit_and_starts_none_when_the_system_goes_down(
         unit.begin_use().look_again();
         sleep(Duration::from_secs(1)).await;
         let why = unit.begin_use().awake().await.expect_err("nothing is started");
-        assert!(why.to_string().contains("goes down"), "{why}");
+        assert!(why.to_string().contains("the system shuts down"), "{why}");
         service.backends.leave().await;
         assert_eq!(lock(&world).starts, 2);
         assert_eq!(lock(&world).stops, 0);

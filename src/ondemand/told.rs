@@ -1,4 +1,4 @@
-//! What is said of a unit: one event for each thing that happens to it, not one for each client.
+//! The events about a unit: one event for each thing that happens to it, not one for each client.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -62,7 +62,7 @@ pub fn objection(look: &Look, stops: bool) -> Option<&'static str> {
     match &*look.load {
         "not-found" => return Some("there is no such unit: see `systemctl list-unit-files`"),
         "masked" => return Some("it is masked: `systemctl unmask` makes it a unit again"),
-        "bad-setting" | "error" => return Some("its unit file has a fault: see `systemctl status`"),
+        "bad-setting" | "error" => return Some("its unit file has an error: see `systemctl status`"),
         _ => {}
     }
     if !look.can_start {
@@ -86,9 +86,9 @@ pub fn failure(unit: &str, look: &Look, said: &str, lines: &[String], pause: Dur
         result => text += &format!(": Result={result}{}", look.ending()),
     }
     if !lines.is_empty() {
-        text += &format!("; it said last: {}", lines.join(" | "));
+        text += &format!("; its log ends with: {}", lines.join(" | "));
     }
-    text += &format!("; not tried again for {} s; see `systemctl status {unit}`", seconds(pause));
+    text += &format!("; no new start for {} s; see `systemctl status {unit}`", seconds(pause));
     UnitFailure(text.into())
 }
 
@@ -114,8 +114,8 @@ mod tests {
         let failure = failure("m.service", &look, "Job failed", &lines, Duration::from_secs(1));
         assert_eq!(
             failure.to_string(),
-            "cannot start m.service: Result=exit-code, exit status 3; it said last: one | the model file is missing; not \
-             tried again for 1 s; see `systemctl status m.service`"
+            "cannot start m.service: Result=exit-code, exit status 3; its log ends with: one | the model file is missing; no \
+             new start for 1 s; see `systemctl status m.service`"
         );
     }
 

@@ -7,6 +7,8 @@ pub mod mac;
 pub mod mux;
 #[cfg(feature = "forward")]
 pub mod qrexec;
+#[cfg(any(feature = "remote", feature = "dom0", feature = "lan"))]
+pub mod qube;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
 #[cfg(all(feature = "v1", any(feature = "remote", feature = "dom0")))]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{audit::OnLogFailure, files};
-use crate::proto::remote::valid_vm;
+use crate::proto::qube::valid_vm;
 
 /// The names under which the list of VMs is looked for, in the environment first and then in the file.
 const VMS: &[&str] = &["QVM_REMOTE_VMS", "QUBES_REMOTE_VMS", "QVM_REMOTE_VM", "QUBES_REMOTE_VM"];

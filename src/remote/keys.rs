@@ -81,16 +81,16 @@ impl Store {
     /// The file of a VM. Its name is checked, so it leads nowhere else.
     ///
     /// # Errors
-    /// `InvalidInput` for a name that no qube can have.
+    /// `InvalidInput` for an invalid name of a qube.
     pub fn path(&self, vm: &str, extension: &str) -> io::Result<PathBuf> {
-        if crate::proto::remote::valid_vm(vm) {
+        if crate::proto::qube::valid_vm(vm) {
             Ok(self.dir.join(format!("{vm}.{extension}")))
         } else {
             Err(io::Error::new(ErrorKind::InvalidInput, "no qube can have this name"))
         }
     }
 
-    /// The keys of a VM: at least one, at most two, the newest first. Read anew for each request, so that a
+    /// The keys of a VM: at least one, at most two, the newest first. Read again for each request, so that a
     /// revocation counts at once.
     ///
     /// # Errors

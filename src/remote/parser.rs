@@ -2,7 +2,7 @@
 //!
 //! It has no key, no privilege, a user id that nobody else has, no file besides its two pipes, and a filter that leaves
 //! it nothing but reading, writing, memory and its own end. What it passes on to the daemon are whole frames that a VM
-//! may send, each read to the last byte and written anew; at the first fault it ends, and with it the channel.
+//! may send, each read to the last byte and written again; at the first fault it ends, and with it the channel.
 //!
 //! So what a VM sends meets first a process in which even arbitrary code could only do what the VM can do anyway: ask.
 
@@ -95,7 +95,7 @@ pub(super) fn ends() -> (ManuallyDrop<File>, ManuallyDrop<File>) {
     (ManuallyDrop::new(File::from(sys::own(0))), ManuallyDrop::new(File::from(sys::own(1))))
 }
 
-/// Passes frames on, each read whole and written anew.
+/// Passes frames on, each read whole and written again.
 fn frames() -> Result<(), u8> {
     let (from, mut to) = ends();
     let mut frames = Frames::new(from.as_fd());

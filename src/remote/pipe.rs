@@ -164,7 +164,7 @@ pub fn nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// A pipe with as much room as is to be had, up to 1 MiB: fewer wake-ups for large outputs.
+/// A pipe with as much room as the kernel gives, up to 1 MiB: fewer wake-ups for large outputs.
 pub fn enlarge(fd: BorrowedFd<'_>) {
     let _ = fcntl(fd, FcntlArg::F_SETPIPE_SZ(1 << 20));
 }

@@ -39,7 +39,7 @@ pub struct SupervisorPlan {
     pub cwd_optional: bool,
     /// The umask of the command.
     pub umask: u32,
-    /// A control group of its own, made already.
+    /// A separate control group, made already.
     pub cgroup: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! Clients of a Unix socket: one user's only, each in a task of its own, so many at a time.
+//! Clients of a Unix socket: one user's only, each in a separate task, so many at a time.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Taking up the sessions of the previous process.
 //!
-//! Sessions that have their upstream, or a call in set-up, go on at once. Sessions that wait begin last, in the order in
-//! which they were accepted: they must not get a call of a qube before all calls that live have theirs, nor begin a call
-//! while the children of no session are ended.
+//! Sessions that have their upstream, or a call in set-up, go on at once. Sessions that wait begin last, in the order
+//! in which they were accepted: they must not get a call of a qube before all calls that live have theirs, nor begin a
+//! call while the children of no session are ended.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use crate::{
     dial::{accepted_earlier, qrexec::LiveCall},
     handover::{Adopted, Lost, Records},
     listener::ServedListener,
-    log::{Kind as Event, say},
+    log::{Kind as Event, counted, say},
     relay::{Counters, Relay},
     session::{
         CallLimits, ParkedPeer, ParkedStage, Permits, Route, Routes, SessionInfo, Sessions, SettingUp, Stage, TallyKey,
@@ -70,8 +70,8 @@ struct WaitingSession {
 }
 
 impl RunningService {
-    /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no session
-    /// has are ended.
+    /// Takes up what waits in the descriptor store. What cannot be taken up ends, with the reason. Children that no
+    /// session has are ended.
     pub(super) async fn adopt(&mut self, all_records: Vec<Records>, lost: Vec<Lost>, config: Arc<Config>) {
         // Before any session goes on: one that is taken up may call again at once.
         let earlier = self.group.as_ref().map(|group| group.members()).unwrap_or_default();
@@ -143,8 +143,8 @@ impl RunningService {
         }
     }
 
-    /// Ends the `earlier` children but for those `adopted`: they are those of a process that was killed. And says when children of ours would not
-    /// outlive a restart.
+    /// Ends the `earlier` children but for those `adopted`: they are those of a process that was killed. And says when
+    /// children of ours would not outlive a restart.
     fn settle_children(&self, earlier: &[u32], adopted: &[u32]) {
         let Some(group) = &self.group else { return };
         if self.listening.iter().any(|l| l.route().call().is_some()) && !group.exists() {
@@ -153,14 +153,17 @@ impl RunningService {
         }
         let strays = group.end_strays(earlier, adopted);
         if strays > 0 {
-            say(Event::CallKilled, format!("ended {strays} calls of an earlier process that had no session any more"));
+            say(
+                Event::CallKilled,
+                format!("ended {} of an earlier process: no session uses it any more", counted(strays, "call")),
+            );
         }
     }
 }
 
 impl Adoption {
-    /// Takes up sessions until there are none left. No await, on purpose: idle workers of the runtime would be woken for
-    /// every registration and every session that is started.
+    /// Takes up sessions until there are none left. No await, on purpose: idle workers of the runtime would be woken
+    /// for every registration and every session that is started.
     fn work(&self) -> Summary {
         let mut tally = Summary::default();
         loop {
@@ -255,7 +258,7 @@ impl Adoption {
             ParkedStage::SettingUp { peer, helper, call, passed, told } => {
                 let Some(CallLimits { gate, .. }) = info.route.call() else {
                     ParkedStage::SettingUp { peer, helper, call, passed, told }.abandon();
-                    return Err("its name no longer means a qrexec call".to_owned());
+                    return Err("its name is no longer a qrexec call".to_owned());
                 };
                 let ticket = gate.clone().resume(call.taken, passed, told);
                 let peer = connected(peer)?;
@@ -296,7 +299,7 @@ impl Adoption {
         let has_call = session.stage.helper().is_some();
         let noted = info.passage.as_ref().and_then(|passage| session.stage.note_upstream(passage)).map(Box::new);
         let stage = self.stage(session.stage, &info, listening)?;
-        // Over a limit that was lowered meanwhile, a session goes on all the same.
+        // Over a limit that was lowered in the meantime, a session still continues.
         let room = route.room.clone().try_acquire_owned().ok();
         let calls = route.call().filter(|_| has_call).map(|limits| limits.qube.resume());
         let permits = Permits { _session: room, _call: calls, noted };
@@ -309,7 +312,7 @@ impl Adoption {
     }
 }
 
-/// Says what became of the sessions of a process that crashed. The number of those taken up that nobody was told of.
+/// Says what became of the sessions of a process that crashed. Returns the number of those that no message has.
 fn tell(records: &Records, summary: &Summary) -> usize {
     let Some(cause) = records.crash() else { return summary.taken_up };
     let Summary { taken_up, lost, .. } = summary;
@@ -319,13 +322,14 @@ fn tell(records: &Records, summary: &Summary) -> usize {
     records.count(*taken_up, *lost);
     let lost = match lost {
         0 => String::new(),
-        n => format!("; {} could not go on and {} reset", sessions_text(*n), if *n == 1 { "was" } else { "were" }),
+        1 => "; 1 session could not go on and was reset".to_owned(),
+        n => format!("; {n} sessions could not go on and were reset"),
     };
     let moving = match records.repaired() {
         (0, _) => String::new(),
         (n, bytes) => {
             let were = if n == 1 { "was" } else { "were" };
-            format!("; {n} {were} being moved at that moment, with {bytes} bytes on their way")
+            format!("; {n} {were} being moved at that moment, with {} on their way", counted(bytes, "byte"))
         }
     };
     let sessions = sessions_text(*taken_up);

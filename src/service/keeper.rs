@@ -71,7 +71,7 @@ pub enum Stay {
 /// the sessions that nobody has taken up.
 ///
 /// # Errors
-/// When signals cannot be had.
+/// When signals cannot be received.
 pub async fn keep() -> io::Result<Stay> {
     let mut terminate = signal(SignalKind::terminate())?;
     let socket = listen().ok(); // without one, the unit is still the owner of the calls

@@ -53,7 +53,7 @@ pub(super) fn write(texts: &LastTexts) {
     }
 }
 
-/// The service stops: the next start begins anew.
+/// The service stops: the next start begins again.
 pub(super) fn remove() {
     let _ = file().map(fs::remove_file);
 }

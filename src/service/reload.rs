@@ -13,7 +13,7 @@ use super::{
 use crate::{
     control::api,
     listener::{RefusedListener, refusal, refuse, wanted},
-    log::{Event, Kind, emit, say},
+    log::{Event, Kind, counted, emit, say},
     session::ListenerIdentity,
     spec::{Config, FaultEffect, Loaded},
     systemd::{headroom::Headroom, notify, reload::answer, startable::StartableUnits},
@@ -67,11 +67,7 @@ impl RunningService {
         self.posts.settle(own.unwanted, self.refuses_forwards());
         self.share_limits(); // in force before a session begins, and before the log and the answer say so
         self.posts.accept(&self.sessions, &mut self.accepting);
-        let n_changed = match changed + own.changed {
-            1 => "1 listener".to_owned(),
-            n => format!("{n} listeners"),
-        };
-        let mut text = format!("configuration reloaded: {n_changed} changed");
+        let mut text = format!("configuration reloaded: {} changed", counted(changed + own.changed, "listener"));
         if served > 0 {
             text += &format!(", {served} served that had been refused");
         }
@@ -164,7 +160,7 @@ impl RunningService {
         }
         let lines: Vec<String> = self.faults.iter().map(ToString::to_string).collect();
         let kept = self.faults.iter().all(|fault| fault.effect == FaultEffect::Kept);
-        let what = if kept { "the new configuration is not used" } else { "the configuration has faults" };
+        let what = if kept { "the new configuration is not used" } else { "the configuration has errors" };
         let text = format!("{what}: {}", lines.join("\n"));
         say(Kind::ConfigurationRejected, text.as_str());
         Some(text)

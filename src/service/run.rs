@@ -34,7 +34,7 @@ use crate::{
 /// The directory with the files of units on demand, in the runtime directory.
 const ON_DEMAND: &str = "on-demand";
 
-/// Runs a service until it is told to stop.
+/// Runs a service until an order stops it.
 ///
 /// # Errors
 /// See [`StartFailure`].
@@ -167,7 +167,7 @@ impl RunningService {
     }
 
     /// Serves an inherited listener by a route. Where its socket cannot be used now, the listener comes back with the
-    /// reason, which is told.
+    /// reason, which the message has.
     pub(super) fn serve(
         &mut self,
         from: activation::Listener,
@@ -233,8 +233,8 @@ impl RunningService {
         self.listening.iter().chain(self.posts.listening()).map(|listening| listening.route()).collect()
     }
 
-    /// Gives what several listeners share the limits that these listeners have now: each qube that of its calls, each unit
-    /// that of its idle time.
+    /// Gives what several listeners share the limits that these listeners have now: each qube that of its calls, each
+    /// unit that of its idle time.
     pub(super) fn share_limits(&self) {
         let routes = self.all_routes();
         self.routes.limit_calls(routes.iter().map(|route| &**route));

@@ -132,15 +132,16 @@ async fn ended(shadow: Option<&AsyncFd<OwnedFd>>) {
 }
 
 /// Keeps the manager's status up to date with what is served now. `told` is the number of sessions that the manager
-/// knows of; without one it is told at once.
+/// knows of; without one the message comes at once.
 fn tell_status(service: &RunningService, keep: &mut JoinSet<()>, told: Option<usize>) -> AbortHandle {
     while keep.try_join_next().is_some() {} // those of before
     keep.spawn(notify::status(service.sessions.watch(), told, service.status_line()))
 }
 
 /// Waits until the service has nothing to do: it was passed no listeners and has no sessions, or it had no session for
-/// the time after which it is to end. A unit that only this service would stop is something to do. One whose listeners were all refused stays: whoever waits in their backlogs would
-/// have systemd start it again at once, until that gives the sockets up.
+/// the time after which it is to end. A unit that only this service would stop is something to do. One whose listeners
+/// were all refused stays: whoever waits in their backlogs would have systemd start it again at once, until that gives
+/// the sockets up.
 async fn nothing_left(
     sessions: &Arc<Sessions>,
     mut units: watch::Receiver<usize>,

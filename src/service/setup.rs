@@ -93,7 +93,7 @@ pub enum Ended {
 pub enum StartFailure {
     /// A listener cannot be served, and all were asked for.
     Listener(String),
-    /// Signals cannot be had.
+    /// Signals cannot be received.
     Signals(io::Error),
 }
 

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     Inet(SocketAddr),
-    /// Over a UNIX socket, with these credentials (unix(7), SO_PEERCRED) and, rarely, an address of its own.
+    /// Over a UNIX socket, with these credentials (unix(7), SO_PEERCRED) and, rarely, its own address.
     Unix {
         /// The user who called connect(2).
         uid: u32,

@@ -32,8 +32,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_secs(2);
 
 /// How long the end of a service's output is kept from the peer, for the exit code that says what it means. It comes
-/// 1 to 2 ms after the output's end (qrexec 4.1 and 4.2, with a shell and two pipes behind the service: up to 30 ms), and
-/// later only when the service ended nothing but its output.
+/// 1 to 2 ms after the output's end (qrexec 4.1 and 4.2, with a shell and two pipes behind the service: up to 30 ms),
+/// and later only when the service ended nothing but its output.
 const VERDICT: Duration = Duration::from_millis(100);
 
 /// Waits until dom0 and the other qube have decided about the call.
@@ -127,7 +127,7 @@ async fn settled(info: &SessionInfo, peer: &Stream, call: &mut LiveCall) -> Resu
     }
 }
 
-/// Ends a call that came to nothing; the session makes another.
+/// Ends a call that failed; the session makes another.
 async fn again(story: &mut Story, peer: Stream, call: LiveCall) -> NextStage {
     checkpoint::waiting(&story.info, &peer);
     end_call(story, call.into_parts()).await;

@@ -7,12 +7,12 @@
 //! * an error that says that nothing gets there ([`Doubt::failed`]);
 //! * silence: the peer goes on sending, and for [`SILENCE`] nothing has come back.
 //!
-//! Then the flow's task connects a second socket, sends nothing on it, and compares ([`super::flow`]). Only where the two
-//! would reach the peer in different ways is the first one replaced. So a flow in one direction, which is never
+//! Then the flow's task connects a second socket, sends nothing on it, and compares ([`super::flow`]). Only where the
+//! two would reach the peer in different ways is the first one replaced. So a flow in one direction, which is never
 //! answered, keeps its socket as long as it is the right one.
 //!
 //! Between two changes passes at least a second, then twice as long each time, up to a minute; an answer begins that
-//! row anew. A comparison that changed nothing may be made again after a second (after silence: [`SILENCE`]); where it
+//! row again. A comparison that changed nothing may be made again after a second (after silence: [`SILENCE`]); where it
 //! takes a look-up of a name, that pause is doubled, too.
 //!
 //! Nothing here has a clock: times are milliseconds of the flow's own clock.
@@ -222,7 +222,7 @@ impl Doubt {
         self.settle(now);
     }
 
-    /// The socket was compared and kept, or no second one could be had. `costly`: that took a look-up of a name.
+    /// The socket was compared and kept, or no second one could be made. `costly`: that took a look-up of a name.
     pub(super) fn compared(&self, now: u64, costly: bool) {
         let mut pace = lock(&self.pace);
         pace.not_before = now + pace.after_comparison;

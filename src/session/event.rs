@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     dial::{DialStep, Failure, UdpEnds, netns, qrexec::Exit},
-    log::{self, End, Event, Kind},
+    log::{self, End, Event, Kind, counted, counted_waiting},
     proto::qrexec::SetUp,
     relay::Side,
     spec::policy_line,
@@ -51,7 +51,7 @@ pub fn started(info: &SessionInfo, address: Option<SocketAddr>) -> Event {
 
 /// The qube has no call left; `waiting` sessions wait for one.
 pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> Event {
-    let sessions = if waiting == 1 { "1 connection waits".to_owned() } else { format!("{waiting} connections wait") };
+    let sessions = counted_waiting(waiting, "connection");
     let (listener, target) = (&info.route.listener, &limits.call.target);
     let limit = limits.qube.limit();
     let text = format!(
@@ -60,12 +60,15 @@ pub fn no_call_left(info: &SessionInfo, limits: &CallLimits, waiting: usize) -> 
     info.route.event(Kind::LimitReached, text)
 }
 
-/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are. `left_out`
-/// dials failed for that reason since it was reported last.
+/// No local port towards `to` is free: `used` sockets have that other end, of the `all` ports that there are.
+/// `left_out` dials failed for that reason since it was reported last.
 pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>, left_out: u64) -> Event {
     let all = all.map(|all| format!(" of {all} (net.ipv4.ip_local_port_range)")).unwrap_or_default();
-    let more =
-        if left_out > 0 { format!("; {left_out} more dials failed since the last report") } else { String::new() };
+    let more = if left_out > 0 {
+        format!("; {} failed since the last report", counted(left_out, "more dial"))
+    } else {
+        String::new()
+    };
     let text = format!(
         "{}: no local port towards {to} is free: sockets to it use {used}{all}; several target addresses, other source \
          addresses (source) or a Unix socket give more{more}",
@@ -77,7 +80,8 @@ pub fn no_port_left(route: &Route, to: SocketAddr, used: usize, all: Option<u32>
 /// Datagrams that wait for an upstream take all the room (in bytes) that a UDP listener has for them. `left_out`
 /// datagrams met that since it was reported last.
 pub fn datagrams_full(route: &Route, room: usize, left_out: u64) -> Event {
-    let more = if left_out > 0 { format!("; {left_out} more times since the last report") } else { String::new() };
+    let times = counted(left_out, "more time");
+    let more = if left_out > 0 { format!("; {times} since the last report") } else { String::new() };
     let text = format!(
         "{}: datagrams that wait for {} take {} MiB, the most that a listener holds; the newest ones of the oldest peers \
          are dropped{more}",
@@ -92,9 +96,11 @@ pub fn datagrams_full(route: &Route, room: usize, left_out: u64) -> Event {
 pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event {
     let (listener, call) = (&info.route.listener, &limits.call);
     let text = format!(
-        "{listener}: {calls} calls of {} to {} are undecided: unanswered prompts in dom0, or a qube that starts slowly; \
-         further connections wait until one is decided",
-        call.service, call.target
+        "{listener}: {} of {} to {}: unanswered prompts in dom0, or a qube that starts slowly; further connections wait \
+         until one is decided",
+        counted(calls, "undecided call"),
+        call.service,
+        call.target
     );
     info.route.event(Kind::LimitReached, text)
 }
@@ -103,12 +109,11 @@ pub fn gate_full(info: &SessionInfo, limits: &CallLimits, calls: usize) -> Event
 pub fn call_undecided(info: &SessionInfo, connections: usize) -> Event {
     let route = &info.route;
     let (target, service) = route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
-    let wait =
-        if connections == 1 { "1 connection waits".to_owned() } else { format!("{connections} connections wait") };
+    let wait = counted_waiting(connections, "connection");
     let started = if target.starts_with('@') { "the qube".into() } else { target.clone() };
     let left = info.setup_deadline(route.options.setup_timeout).saturating_duration_since(Instant::now());
     let text = format!(
-        "{}: {wait} for dom0 to decide about {service} in {target}: answer the prompt there, or wait until {started} has \
+        "{}: {wait} for dom0 to decide about {service} in {target}; answer the prompt there, or wait until {started} has \
          started; given up in {} s",
         route.listener,
         left.as_secs_f32().round()
@@ -147,8 +152,13 @@ pub fn flow_moved(info: &SessionInfo, from: &UdpEnds, to: &UdpEnds, cause: Cause
 pub fn ended(info: &SessionInfo, ending: &SessionEnding) -> Event {
     let SessionEnding { end, exit, note } = ending;
     let (up, down) = (info.counters.up(), info.counters.down());
-    let mut message =
-        format!("{}: {} after {} ms, {up} bytes up, {down} down", subject(info), end.as_str(), info.age_ms());
+    let mut message = format!(
+        "{}: {} after {} ms, {} up, {down} down",
+        subject(info),
+        end.as_str(),
+        info.age_ms(),
+        counted(up, "byte")
+    );
     if let Some(code) = exit {
         message += &format!(", exit code {code}");
     }
@@ -181,8 +191,9 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
         Failure::ManyUndecided(calls) => {
             let (target, service) = route.call_text().unwrap_or_else(|| ("?".into(), "?".into()));
             let why = format!(
-                "not begun: {calls} calls of {service} to {target} have been undecided for more than a minute: unanswered \
-                 prompts in dom0, or a qube that starts slowly; answer or cancel the prompts"
+                "not begun: {} of {service} to {target} for more than a minute; answer or cancel the prompts in dom0, or \
+                 wait until the qube has started",
+                counted(*calls, "undecided call")
             );
             (End::Timeout, why)
         }
@@ -198,7 +209,7 @@ pub fn failure(route: &Route, failure: &Failure) -> (End, String) {
             (End::Timeout, format!("{what}: no name server answers"))
         }
         Failure::Addresses { name, tried, timed_out } => addresses_failure(route, name, tried, *timed_out),
-        Failure::PeerGone => (End::Reset, "the peer went away before the connection stood".into()),
+        Failure::PeerGone => (End::Reset, "the peer disconnected before the connection was made".into()),
         Failure::Unit(why) => (End::DialFailed, why.clone()),
         Failure::Netns(trouble @ (netns::Trouble::Missing(_) | netns::Trouble::Strange(_))) if !route.is_datagram() => {
             (End::DialFailed, format!("{trouble}{}", retry_advice(route)))
@@ -280,9 +291,8 @@ fn call_failure(route: &Route, what: Option<SetUp>) -> (End, String) {
         Some(SetUp::Local) => (
             End::DialFailed,
             format!(
-                "the local qrexec agent cannot be reached (is qubes-qrexec-agent.service running?), or {target} did not \
-                 connect within two minutes: then qrexec-client-vm says \"vchan connection timeout\", and the agent in \
-                 {target} is the one to look at"
+                "the local qrexec agent did not answer, or {target} did not connect within two minutes (\"vchan connection \
+                 timeout\"); look at qubes-qrexec-agent.service in this qube, then in {target}"
             ),
         ),
         Some(SetUp::Usage) => (
@@ -319,7 +329,8 @@ pub fn lost(exit: Exit) -> String {
     match exit {
         Exit::Signal(n) => format!("qrexec-client-vm was killed by signal {n}"),
         Exit::Code(_) | Exit::Unknown => {
-            "the other qube or its qrexec agent went away in the middle, or the service ended with this code".to_owned()
+            "the other qube or its qrexec agent ended during the session, or the service ended with this code"
+                .to_owned()
         }
     }
 }
@@ -361,18 +372,54 @@ mod tests {
     };
     use crate::spec::{Config, SocketKind, fdname};
 
+    fn route() -> Route {
+        let forward = fdname::resolve("work qubes.ConnectTCP+1234", SocketKind::Tcp, &Config::default());
+        let forward = forward.expect("a name");
+        let (leg, listener) = (forward.legs.front().clone(), ListenerIdentity::new("x:1", SocketKind::Tcp, None));
+        Routes::new(32).make(String::new(), listener, leg, forward.options).expect("a route")
+    }
+
+    #[test]
+    fn why_a_session_failed_has_at_most_160_characters_before_what_to_do() {
+        let error = || io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        let set_ups = [SetUp::Refused, SetUp::Missing, SetUp::Qrexec, SetUp::Local, SetUp::Usage, SetUp::Service(3)];
+        let namespace = std::path::PathBuf::from("/run/netns/qdhcp-27a7c0de-5eed-4a11-8bad-f00dfeedbeef");
+        let allowed = Duration::from_secs(300);
+        let others = [
+            Failure::Call(None),
+            Failure::RefusedAlready,
+            Failure::ManyUndecided(5),
+            Failure::TimedOut(allowed),
+            Failure::Unresolved { name: "db.internal.example.org".to_owned(), allowed },
+            Failure::PeerGone,
+            Failure::Netns(netns::Trouble::Missing(namespace.clone())),
+            Failure::Netns(netns::Trouble::Strange(namespace.clone())),
+            Failure::Netns(netns::Trouble::Denied(namespace)),
+            Failure::Start { program: "/usr/bin/qrexec-client-vm".into(), error: error() },
+        ];
+        let steps = [DialStep::Unix, DialStep::Tcp, DialStep::Udp, DialStep::Name, DialStep::Device, DialStep::Source];
+        let io = steps.map(|step| Failure::Io {
+            step,
+            doing: "connect to [2001:db8:85a3::8a2e:370:7334]:2222".to_owned(),
+            error: error(),
+        });
+        let calls = set_ups.map(|set_up| Failure::Call(Some(set_up)));
+        for failed in calls.into_iter().chain(others).chain(io) {
+            let (_, note) = failure(&route(), &failed);
+            let what = note.split("; ").next().expect("there is a first");
+            assert!(what.chars().count() <= 160, "{} characters: {what}", what.chars().count());
+        }
+    }
+
     #[test]
     fn a_call_that_is_not_begun_says_how_many_are_undecided_and_what_to_do() {
-        let forward = fdname::resolve("work test.Echo+1", SocketKind::Tcp, &Config::default()).expect("a name");
-        let (leg, listener) = (forward.legs.front().clone(), ListenerIdentity::new("x:1", SocketKind::Tcp, None));
-        let route = Routes::new(32).make(String::new(), listener, leg, forward.options).expect("a route");
-        let (end, why) = failure(&route, &Failure::ManyUndecided(5));
+        let (end, why) = failure(&route(), &Failure::ManyUndecided(5));
         assert_eq!(
             (end, why.as_str()),
             (
                 End::Timeout,
-                "not begun: 5 calls of test.Echo+1 to work have been undecided for more than a minute: unanswered \
-                 prompts in dom0, or a qube that starts slowly; answer or cancel the prompts"
+                "not begun: 5 undecided calls of qubes.ConnectTCP+1234 to work for more than a minute; answer or cancel the prompts \
+                 in dom0, or wait until the qube has started"
             )
         );
     }

@@ -1,5 +1,6 @@
-//! Calls that a session makes again, because the first one came to nothing through no fault of the service: one that
-//! dom0 never answered, and one whose qube has just started and whose server has not. Nothing of the peer was read then.
+//! Calls that a session makes again, because the first one failed, not by an error of the service: one that
+//! dom0 never answered, and one whose qube has just started and whose server has not. Nothing of the peer was read
+//! then.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -57,8 +58,8 @@ impl Redials {
     }
 
     /// Nobody served a call that was connected, after a `slow` set-up or a quick one: the pause before the next call;
-    /// `None` when there is to be none. A second slow set-up was no qube's start but a person's answer, who is not asked
-    /// again and again.
+    /// `None` when there is to be none. A second slow set-up was no qube's start but a person's answer, who is not
+    /// asked again and again.
     pub(super) fn not_served(&self, slow: bool) -> Option<Duration> {
         let (mut state, now) = (lock(&self.0), Instant::now());
         let (until, pause) = match (&state.starting, slow) {

@@ -29,7 +29,7 @@ pub fn resume(sessions: &Arc<Sessions>, info: Arc<SessionInfo>, stage: Stage, pe
 pub(super) fn run(mut story: Story, mut stage: Stage) -> impl Future<Output = ()> {
     async move {
         loop {
-            // Asked anew each time, so that the future need not keep it.
+            // Asked again each time, so that the future need not keep it.
             let slot = story.info.counters.checkpoint().number();
             let next = match stage {
                 Stage::Waiting(peer) => Working { slot, task: Box::pin(stream::wait(&mut story, peer)) }.await,

@@ -154,8 +154,8 @@ impl Story {
         self.over(end, note)
     }
 
-    /// The session has both its ends, and this is what it does from now on. That is saved before it is told: a process
-    /// that comes after a crash does not tell it again.
+    /// The session has both its ends, and this is what it does from now on. That is saved before it is logged: a
+    /// process that comes after a crash does not tell it again.
     pub(super) fn connected(&self, at: &DialledAt, stage: &Stage) {
         let ms = self.info.age_ms();
         self.info.connected(ms, at.namespace.as_ref().map(|at| at.to_string().into()));

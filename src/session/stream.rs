@@ -25,7 +25,7 @@ use crate::{
             gate::{Ticket, TurnedAway, Visitor},
         },
     },
-    log::{self, End},
+    log::{self, End, counted},
     ondemand::BackendUse,
     relay::{self, Relay, RelayOutcome, Side, Why},
     spec::{HostPort, Netns},
@@ -116,7 +116,7 @@ async fn dial(story: &Story) -> Result<Dialled, Failure> {
     }
 }
 
-/// One try, when the unit of the session is up. What comes of it is told to the unit.
+/// One try, when the unit of the session is up. The unit gets the result.
 pub(super) async fn with_unit<T, F: Future<Output = Result<T, Failure>>>(
     used: Option<&BackendUse>,
     until: RetryUntil,
@@ -235,9 +235,10 @@ pub(super) fn close(story: &mut Story, relay: Relay, outcome: RelayOutcome) -> N
     match outcome {
         // A plain close: a reset would take back the end of the reply from a peer that has not read it yet.
         RelayOutcome::Eof { dropped: 0 } => story.over(End::Eof, ""),
-        RelayOutcome::Eof { dropped } => {
-            story.over(End::Eof, format!("the upstream had ended before {dropped} more bytes of the peer came"))
-        }
+        RelayOutcome::Eof { dropped } => story.over(
+            End::Eof,
+            format!("the upstream had ended before {} of the peer came", counted(dropped, "more byte")),
+        ),
         RelayOutcome::Reset { by, error } => {
             match by {
                 Side::Peer => upstream.reset(),

@@ -270,7 +270,7 @@ pub struct Snapshot {
     /// The addresses of UDP listeners that are paused; absent in a file that has all in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_udp: Option<Vec<String>>,
-    /// What was counted, when a handover took place: after a crash counting begins anew, as whoever reads expects.
+    /// What was counted, when a handover took place: after a crash counting starts from zero, as whoever reads expects.
     pub counts: Option<Counts>,
     /// Gates that dom0 refused last. A process that does not know this field asks dom0 again at once.
     #[serde(default)]

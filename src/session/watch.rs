@@ -13,7 +13,7 @@ use crate::{log::End, sys::lock};
 /// How many events may wait for one subscriber; further events are left out and counted.
 const QUEUE: usize = 1024;
 
-/// A change of a session that subscribers are told of.
+/// A change of a session that subscribers get.
 #[derive(Clone, Debug)]
 pub enum Happened {
     /// The session was accepted.

@@ -52,7 +52,7 @@ impl<T: PartialEq> PartialEq for At<T> {
 }
 
 macro_rules! keys {
-    ($($(#[$doc:meta])* $field:ident: $type:ty = $key:ident;)*) => {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $key:ident, $example:literal, $beside:ident;)*) => {
         /// The name of a key.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum KeyName {
@@ -66,6 +66,16 @@ macro_rules! keys {
             /// The key as it is written.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$key => stringify!($field),)* }
+            }
+
+            /// The key with a value, as a line of TOML: the example of the manual.
+            pub fn example(self) -> &'static str {
+                match self { $(Self::$key => concat!(stringify!($field), " = ", $example),)* }
+            }
+
+            /// Lines of TOML that make a forward together with the example.
+            pub fn beside_example(self) -> &'static str {
+                match self { $(Self::$key => $beside,)* }
             }
 
             /// Whether it may be given several times, or an array in TOML.
@@ -126,77 +136,89 @@ macro_rules! keys {
     };
 }
 
+const LISTEN: &str = "listen = \"127.0.0.1:2222\"\n";
+const TARGET: &str = "target = \"192.168.31.201:22\"\n";
+const TCP: &str = "listen = \"127.0.0.1:2222\"\ntarget = \"192.168.31.201:22\"\n";
+const UNIT: &str = "listen = \"127.0.0.1:2222\"\ntarget = \"192.168.31.201:22\"\nstart_unit = \"localai\"\n";
+const SERVED: &str = "uds = \"/run/pfwd/ssh.sock\"\ntarget = \"192.168.31.201:22\"\n";
+const CALL: &str = "listen = \"127.0.0.1:2222\"\nqrexec = \"work qubes.ConnectTCP+22\"\n";
+const UDP_LISTEN: &str = "udp_listen = \"127.0.0.1:5353\"\n";
+const UDP_TARGET: &str = "udp_target = \"192.168.31.1:53\"\n";
+const UDP: &str = "udp_listen = \"127.0.0.1:5353\"\nudp_target = \"192.168.31.1:53\"\n";
+
+// Of each key: its type, its name, the value of its example, and the lines of TOML beside that example.
 keys! {
     /// What the log calls it, and what a socket's name says to have it.
-    label: Label = Label;
+    label: Label = Label, "\"ssh\"", TCP;
     /// A call into another qube: where streams go.
-    qrexec: Call = Qrexec;
+    qrexec: Call = Qrexec, "\"work qubes.ConnectTCP+22\"", LISTEN;
     /// The TCP address to accept on, or one for each port of a range; port 0 lets the kernel choose.
-    listen: Ports<ListenAddr> = Listen;
+    listen: Ports<ListenAddr> = Listen, "\"127.0.0.1:2222\"", TARGET;
     /// The UDP address to receive on, or one for each port of a range; port 0 lets the kernel choose.
-    udp_listen: Ports<ListenAddr> = UdpListen;
+    udp_listen: Ports<ListenAddr> = UdpListen, "\"127.0.0.1:5353\"", UDP_TARGET;
     /// The network namespace to listen in; the service's own without it.
-    listen_namespace: Netns = ListenNamespace;
+    listen_namespace: Netns = ListenNamespace, "\"qdhcp-27a7\"", TCP;
     /// The UNIX socket between host and namespace: dialled without `target`, served with it.
-    uds: UnixAddr = Uds;
+    uds: UnixAddr = Uds, "\"/run/pfwd/ssh.sock\"", TARGET;
     /// The network namespace to dial from, by name.
-    namespace: NetnsName = Namespace;
+    namespace: NetnsName = Namespace, "\"qdhcp-27a7\"", TCP;
     /// The network namespace to dial from, by path.
-    setns_path: NetnsPath = SetnsPath;
-    /// The TCP address where streams go, or one for each port of a range (or, beside an inherited datagram socket, datagrams).
-    target: Ports<HostPort> = Target;
+    setns_path: NetnsPath = SetnsPath, "\"/run/netns/qdhcp-27a7\"", TCP;
+    /// The TCP address where streams go, or one for each port of a range (or, beside an inherited datagram socket,
+    /// datagrams).
+    target: Ports<HostPort> = Target, "\"192.168.31.201:22\"", LISTEN;
     /// The UDP address where datagrams go, or one for each port of a range.
-    udp_target: Ports<HostPort> = UdpTarget;
+    udp_target: Ports<HostPort> = UdpTarget, "\"192.168.31.1:53\"", UDP_LISTEN;
     /// Mode of the served UNIX socket.
-    mode: FileMode = Mode;
+    mode: FileMode = Mode, "\"0660\"", SERVED;
     /// Owner of the served UNIX socket.
-    owner: Owner = Owner;
+    owner: Owner = Owner, "\"root:adm\"", SERVED;
     /// Mode of directories made for the served UNIX socket.
-    dir_mode: FileMode = DirMode;
+    dir_mode: FileMode = DirMode, "\"0750\"", SERVED;
     /// Owner of directories made for the served UNIX socket.
-    dir_owner: Owner = DirOwner;
+    dir_owner: Owner = DirOwner, "\"root:adm\"", SERVED;
     /// Length of the queue of sockets that we listen on.
-    backlog: Backlog = Backlog;
+    backlog: Backlog = Backlog, "128", TCP;
     /// How long a dial of the upstream may take.
-    connect_timeout: Timeout = ConnectTimeout;
+    connect_timeout: Timeout = ConnectTimeout, "5", TCP;
     /// How long a dial is retried while the upstream is not there.
-    retry_timeout: Pause = RetryTimeout;
+    retry_timeout: Pause = RetryTimeout, "30", TCP;
     /// The unit to start when a client comes and the unit is not active.
-    start_unit: StartUnit = StartUnit;
+    start_unit: StartUnit = StartUnit, "\"localai.service\"", TCP;
     /// How long that unit runs on after the last session of all listeners that name it.
-    stop_when_idle: StopWhenIdle = StopWhenIdle;
+    stop_when_idle: StopWhenIdle = StopWhenIdle, "\"10min\"", UNIT;
     /// After how long without bytes a session ends.
-    idle_timeout: Idle = IdleTimeout;
+    idle_timeout: Idle = IdleTimeout, "\"1h\"", TCP;
     /// After how long without datagrams a flow ends.
-    udp_idle_timeout: Timeout = UdpIdleTimeout;
+    udp_idle_timeout: Timeout = UdpIdleTimeout, "60", UDP;
     /// The answers that are expected for each datagram; a flow ends when all have come.
-    udp_responses: Responses = UdpResponses;
+    udp_responses: Responses = UdpResponses, "1", UDP;
     /// Sessions (for UDP: flows) at once.
-    max_connections: Count = MaxConnections;
+    max_connections: Count = MaxConnections, "64", TCP;
     /// How long the set-up of a qrexec call may take.
-    setup_timeout: Timeout = SetupTimeout;
+    setup_timeout: Timeout = SetupTimeout, "\"2min\"", CALL;
     /// Concurrent set-ups of qrexec calls per target and service.
-    max_setups: Count = MaxSetups;
+    max_setups: Count = MaxSetups, "2", CALL;
     /// Calls into one qube at once; where its listeners differ, the smallest number holds.
-    max_calls: Count = MaxCalls;
+    max_calls: Count = MaxCalls, "16", CALL;
     /// How long sessions get at a stop.
-    drain_timeout: Pause = DrainTimeout;
+    drain_timeout: Pause = DrainTimeout, "30", TCP;
     /// TCP keepalive.
-    keepalive: Keepalive = Keepalive;
+    keepalive: Keepalive = Keepalive, "\"120/30/4\"", TCP;
     /// What becomes of sessions when their listener goes away.
-    on_remove: OnRemove = OnRemove;
+    on_remove: OnRemove = OnRemove, "\"drain\"", TCP;
     /// A PROXY header for the upstream.
-    proxy_protocol: ProxyProtocol = ProxyProtocol;
+    proxy_protocol: ProxyProtocol = ProxyProtocol, "\"v2\"", TCP;
     /// The networks that peers may come from; may be given several times.
-    allow_from: Many<Network> = AllowFrom;
+    allow_from: Many<Network> = AllowFrom, "\"10.0.0.0/8\"", TCP;
     /// The users who may connect over UNIX sockets; may be given several times.
-    allow_uid: Many<Account> = AllowUid;
+    allow_uid: Many<Account> = AllowUid, "1000", SERVED;
     /// The address to dial from.
-    source: IpAddr = Source;
+    source: IpAddr = Source, "\"192.0.2.10\"", TCP;
     /// The interface to dial through.
-    bind_device: Device = BindDevice;
+    bind_device: Device = BindDevice, "\"eth1\"", TCP;
     /// Bytes that a session moves at once.
-    buffer_size: BufferSize = BufferSize;
+    buffer_size: BufferSize = BufferSize, "\"64K\"", TCP;
 }
 
 /// Words that people use for a key of another name.

@@ -113,6 +113,9 @@ proptest! {
                 (Ok(name), Ok(argument), Ok(table)) => prop_assert!(name == argument && name == table),
                 (Err(name), Err(argument), Err(table)) => {
                     let whats = |faults: &Faults| faults.0.iter().map(|fault| fault.what().to_owned()).collect::<Vec<_>>();
+                    for what in whats(&name) {
+                        prop_assert!(what.chars().count() <= 160, "{what}");
+                    }
                     prop_assert_eq!(whats(&name), whats(&argument));
                     prop_assert_eq!(whats(&name), whats(&table));
                 }

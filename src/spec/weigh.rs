@@ -292,7 +292,7 @@ fn refuse_second<'a>(entries: impl Iterator<Item = &'a mut ConfigEntry>) -> Vec<
         if let Some(forward) = &entry.forward {
             faults.extend(claims.sockets(&entry.keys, forward, entry.file));
         }
-        // The second of a file is told once, and not again over all files.
+        // The second one of a file is reported once, not again for all files together.
         faults.retain(|(fault, _)| !entry.refused.contains(fault));
         if !faults.is_empty() {
             let (faults, of): (Vec<SpecFault>, Vec<Option<usize>>) = faults.into_iter().unzip();
@@ -384,7 +384,7 @@ impl Claims {
         for leg in forward.legs.iter() {
             let Some(listener) = leg.listen.key() else { continue };
             let key = match &listener {
-                // With port 0 each gets a port of its own.
+                // With port 0 each gets a separate port.
                 ListenKey::Tcp(addr, _) | ListenKey::Udp(addr, _) if addr.addr().port() == 0 => continue,
                 ListenKey::Tcp(..) => KeyName::Listen,
                 ListenKey::Udp(..) => KeyName::UdpListen,

@@ -1,7 +1,7 @@
 //! The system calls that neither std nor nix offers as safe functions, and what is built of system calls alone.
 //!
-//! Nothing else in the house is unsafe. Everything here is plain: descriptors, paths and numbers in, an `io::Error` out;
-//! what a failure means to an operator is said by those who call.
+//! Nothing else in the house is unsafe. Everything here is plain: descriptors, paths and numbers in, an `io::Error`
+//! out; the callers say what a failure means to an operator.
 
 pub mod accept;
 mod descriptor;

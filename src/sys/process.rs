@@ -97,8 +97,8 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// How the process behind a pidfd ended, as wait(2) has it, when that was collected already by whoever is its parent now
-/// (PIDFD_GET_INFO with PIDFD_INFO_EXIT of linux/pidfd.h, Linux 6.15); `None` while it was not.
+/// How the process behind a pidfd ended, as wait(2) has it, when that was collected already by whoever is its parent
+/// now (PIDFD_GET_INFO with PIDFD_INFO_EXIT of linux/pidfd.h, Linux 6.15); `None` while it was not.
 ///
 /// # Errors
 /// ENOTTY, EINVAL or ESRCH where the kernel does not keep it.
@@ -143,9 +143,9 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// Has `command` lead a session of its own, with its standard input as the controlling terminal when `tty`; it dies
-/// with the thread that started it; it runs as somebody else when told so; it enters `directory` as whom it runs, with that umask and no
-/// signal blocked.
+/// Has `command` lead a separate session, with its standard input as the controlling terminal when `tty`; it dies
+/// with the thread that started it; it runs as somebody else when told so; it enters `directory` as whom it runs, with
+/// that umask and no signal blocked.
 pub fn lead_session(
     command: &mut std::process::Command,
     tty: bool,
@@ -156,8 +156,8 @@ pub fn lead_session(
     use std::os::unix::process::CommandExt as _;
     let WorkingDirectory { path, missing } = directory;
     let prepare = move || {
-        // SAFETY: system calls with integers, and pointers to a vector and a C string that outlive the calls; all of them
-        // are async-signal-safe.
+        // SAFETY: system calls with integers, and pointers to a vector and a C string that outlive the calls; all of
+        // them are async-signal-safe.
         let failed = unsafe {
             libc::setsid() < 0
                 || tty && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0

@@ -59,9 +59,9 @@ pub struct ShadowPlan<'a> {
     pub memfd: RawFd,
     /// `cgroup.procs` of the group that the shadow moves to.
     pub group: CString,
-    /// The socket of the keeper, which is told and gets the reading end and the memfd.
+    /// The socket of the keeper, which gets a message, the reading end and the memfd.
     pub keeper: Option<libc::sockaddr_un>,
-    /// What the keeper is told.
+    /// The message to the keeper.
     pub message: &'static [u8],
 }
 

@@ -1,9 +1,10 @@
 //! Descriptors kept back for what the service cannot do without: to tell its manager that it lives, to ask it what a
 //! SIGTERM means, and to hand its sessions over.
 //!
-//! The soft limit, into which accept(2), dials and calls run, is held a little below the hard one (setrlimit(2)). The limit
-//! is that of the whole process: while it is raised for one thread, sessions of other threads can take what is kept back.
-//! So it is raised for as short as may be, and what the manager is told needs no descriptor at all ([`datagrams`]).
+//! The soft limit, into which accept(2), dials and calls run, is held a little below the hard one (setrlimit(2)). The
+//! limit is that of the whole process: while it is raised for one thread, sessions of other threads can take what is
+//! kept back. So it is raised for as short as may be, and messages to the manager need no descriptor at all
+//! ([`datagrams`]).
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -49,8 +50,8 @@ fn limit(soft: impl Fn(u64) -> u64) {
     }
 }
 
-/// Guard: raises the limit of descriptors to the hard one until it is dropped. It changes nothing in a process that keeps
-/// none back.
+/// Guard: raises the limit of descriptors to the hard one until it is dropped. It changes nothing in a process that
+/// keeps none back.
 #[derive(Debug)]
 pub struct Headroom {
     alone: MutexGuard<'static, bool>,

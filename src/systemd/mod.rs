@@ -2,7 +2,7 @@
 //!
 //! # Theory
 //! A process says things by datagrams to NOTIFY_SOCKET ([`notify`]): that it is ready, its status, signs of life,
-//! descriptors to keep. It is told things by signals ([`signals`]); a SIGTERM does not say whether it means a stop or a
+//! descriptors to keep. It gets orders by signals ([`signals`]); a SIGTERM does not say whether it means a stop or a
 //! restart, so the process asks which job runs ([`jobs`], by [`systemctl`]). Telling and asking need descriptors even
 //! where connections have used up all others, so some are kept back ([`headroom`]). The manager gives a process a unit
 //! ([`unit`]): a name, a control group, directories. The unit's ExecReload= runs a process beside the service

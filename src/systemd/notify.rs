@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::headroom::{Headroom, datagrams};
-use crate::log::{Kind, say};
+use crate::log::{Kind, counted, say};
 
 /// How often the status is written at most.
 const STATUS: Duration = Duration::from_secs(1);
@@ -108,9 +108,8 @@ pub async fn status(mut count: watch::Receiver<usize>, mut told: Option<usize>, 
 pub fn line(ServedCount { served, all, forwards }: ServedCount, sessions: usize) -> String {
     let noun = if forwards { "forward" } else { "listener" };
     let listeners = match (served, all) {
-        (1, 1) => format!("1 {noun}"),
-        (served, all) if served == all => format!("{all} {noun}s"),
-        (served, all) => format!("{served} of {all} {noun}s"),
+        (served, all) if served == all => counted(all, noun),
+        (served, all) => format!("{served} of {}", counted(all, noun)),
     };
     format!("{listeners}, {}", self::sessions(sessions))
 }
@@ -122,7 +121,7 @@ pub fn stopping(sessions: usize) -> String {
 
 /// `1 session`, `2 sessions`.
 pub fn sessions(n: usize) -> String {
-    format!("{n} session{}", if n == 1 { "" } else { "s" })
+    counted(n, "session")
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! What ExecReload= starts has to end when the new configuration is in force (systemd.service(5)). A signal alone gives
 //! no answer, and kill(1) has often ended, and the manager closed the job, before the service gets to say RELOADING=1.
 //! So [`ask`] binds a datagram socket in the unit's runtime directory, which no one else may write to, sends SIGHUP and
-//! waits there. After the reload the service writes to that socket, if it is there ([`answer`]): nothing, or why the new
-//! configuration is not used, and what is not served with it.
+//! waits there. After the reload the service writes to that socket, if it is there ([`answer`]): nothing, or why the
+//! new configuration is not used, and what is not served with it.
 
 use std::{
     fs, io,
@@ -66,7 +66,7 @@ pub fn ask(pid: u32) -> Result<(), ReloadFailure> {
         poll(&mut fds, timeout).map_err(|e| failed("wait for the answer", e.into()))?;
         if fds[0].any() != Some(true) {
             let ended = fds[1].any() == Some(true);
-            let why = if ended { "the service has ended meanwhile" } else { "the service does not answer" };
+            let why = if ended { "the service has ended" } else { "the service does not answer" };
             return Err(ReloadFailure::Unknown(why.to_owned()));
         }
         let mut bytes = vec![0; LONGEST];

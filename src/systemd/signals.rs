@@ -1,8 +1,8 @@
-//! What the service is told to do, by signals.
+//! The orders that the service gets by signals.
 //!
 //! SIGTERM is a stop or, when the service manager runs a restart, the order to hand over ([`jobs`]); SIGINT
-//! is a stop; SIGHUP reads the configuration again, or is the end of the terminal ([`Hangup`]). SIGUSR1 announces that the next SIGTERM is a restart, for supervisors
-//! that keep descriptors but cannot be asked.
+//! is a stop; SIGHUP reads the configuration again, or is the end of the terminal ([`Hangup`]). SIGUSR1 announces that
+//! the next SIGTERM is a restart, for supervisors that keep descriptors but cannot be asked.
 
 use std::{
     io,
@@ -82,8 +82,8 @@ impl HeldSignals {
         Self { before, released: Arc::default() }
     }
 
-    /// What a thread has to call as the first thing that it does: it waits until the guard is dropped, and takes signals
-    /// from then on.
+    /// What a thread has to call as the first thing that it does: it waits until the guard is dropped, and takes
+    /// signals from then on.
     pub fn released(&self) -> impl Fn() + Send + Sync + 'static {
         let (before, released) = (self.before, self.released.clone());
         move || {
@@ -178,8 +178,8 @@ impl Signals {
 }
 
 /// What a SIGTERM means. Without a manager, and when no job explains the signal (`systemctl kill`), it is a stop. When
-/// systemd does not answer, it is a restart: a restart keeps the sessions, and a stop under such a load would hardly let
-/// them end.
+/// systemd does not answer, it is a restart: a restart keeps the sessions, and a stop under such a load would hardly
+/// let them end.
 ///
 /// # Cancel safety
 /// Safe; the question is left to end by itself.

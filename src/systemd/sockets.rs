@@ -2,9 +2,9 @@
 //!
 //! # Theory
 //! When a socket unit stops, a setting of its drop-in (`ExecStopPost=`) restarts the service, which closes the port. A
-//! unit whose file is gone has no drop-in any more: after the next daemon-reload the manager calls the unit not-found and
-//! still active, knows neither its addresses nor its service, and stops it without a word. The port would stay open for
-//! as long as this process has the descriptor.
+//! unit whose file is gone has no drop-in any more: after the next daemon-reload the manager calls the unit not-found
+//! and still active, knows neither its addresses nor its service, and stops it without a word. The port would stay open
+//! for as long as this process has the descriptor.
 //!
 //! | state of a unit | how it is known | what is done |
 //! |---|---|---|
@@ -12,7 +12,7 @@
 //! | active, its file is gone | the first question after a daemon-reload | the manager is asked twice a second |
 //! | inactive | any answer | the service restarts, and is not passed the socket |
 //!
-//! A daemon-reload makes the directories of the generators anew, beside which inotify(7) listens; so nothing is asked
+//! A daemon-reload makes the directories of the generators again, beside which inotify(7) listens; so nothing is asked
 //! while nothing changes.
 
 use std::{

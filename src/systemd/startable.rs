@@ -40,7 +40,7 @@ impl UnitObstacle {
         match self {
             Self::NotFound => "correct the name, or make the unit",
             Self::Masked => "run: systemctl unmask",
-            Self::Broken(_) => "systemctl status shows the fault of the unit",
+            Self::Broken(_) => "systemctl status shows the error in the unit",
             Self::Alias(_) => "write that name: by two names, one unit would be taken for two",
             Self::RefusesStart => "start_unit names a unit that may be started: take that line out of the unit",
             Self::RefusesStop => "leave stop_when_idle out, or take that line out of the unit",

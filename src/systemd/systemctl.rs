@@ -143,12 +143,20 @@ pub fn user_runtime_directory() -> PathBuf {
     given.map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into(), PathBuf::from)
 }
 
-/// Exit status and standard output of systemctl.
+/// Exit status and standard output of a program.
 #[derive(Debug)]
 pub struct Answer {
     /// How it ended: `is-system-running` says "stopping" with a status that is not zero.
     pub status: ExitStatus,
     pub text: String,
+}
+
+/// Runs another program to its end, for at most `patience`; what it writes into a pipe, if there is one, comes back.
+///
+/// # Errors
+/// As [`Scope::ask`].
+pub fn bounded(command: Command, patience: Duration) -> io::Result<Answer> {
+    run(command, patience, None)
 }
 
 /// Runs a program to its end, for at most `patience` and until `cancel` is ready; its piped output comes back.
@@ -170,7 +178,7 @@ fn run(mut command: Command, patience: Duration, cancel: Option<BorrowedFd<'_>>)
                 n => bytes.extend_from_slice(&part[..n]),
             }
             if bytes.len() > LONGEST {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "systemctl says too much"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the program writes too much"));
             }
         }
     }
@@ -187,7 +195,7 @@ fn wait(fd: &impl AsFd, deadline: Instant, cancel: Option<BorrowedFd<'_>>) -> io
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "systemctl does not end"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the program does not end in time"));
         }
         // Rounded up, so that a rest below a millisecond is no busy loop.
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);

@@ -61,7 +61,7 @@ pub fn keeper() -> Option<PathBuf> {
 /// gives the keeper the reading end of the pair in which the sessions wait.
 ///
 /// # Errors
-/// Where there is no keeper: the sessions go on all the same, unless a stop comes in between.
+/// Where there is no keeper: the sessions still continue, unless a stop comes in between.
 pub fn leave(end: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let keeper = UnixAddr::new(&keeper().ok_or(io::ErrorKind::NotFound)?)?;
     let socket = UnixDatagram::unbound()?;

@@ -1,11 +1,11 @@
 //! A stand-in for `qrexec-client-vm`, for the tests: the same command line, the same use of its descriptors, the
-//! same exit codes, and the service "in the other qube" in a thread of its own.
+//! same exit codes, and the service "in the other qube" in a separate thread.
 //!
 //! What it imitates, since callers depend on it:
 //! - Set-up. Until "dom0" has answered it looks at no descriptor: closed pipes go unnoticed. When the call stands it
 //!   sets O_NONBLOCK on fd 1 and fd 0 (on the file descriptions that it shares with whoever started it), and only
 //!   then moves the first byte. A refused call never gets there. A missing service and a refused port do: the two
-//!   sides are connected first. They are over within a millisecond, and nothing is said of them on stderr: that stands
+//!   sides are connected first. They are over within a millisecond, and stderr has nothing about them: that is
 //!   in the other qube's log.
 //! - Close. Each of fd 0 and fd 1 is made blocking again before it is closed, so the flag is gone when the call has
 //!   ended; only a signal leaves it.
@@ -432,7 +432,7 @@ impl Direction {
             Ok(n) => self.from += n,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(_) => {
-                // nobody is told: what comes is thrown away
+                // no end gets a message: what comes is thrown away
                 self.sink_open = false;
                 self.from = self.to;
             }

@@ -119,7 +119,7 @@ fn sockets_without_any_names_are_refused_and_the_service_says_what_to_write() {
     let service = Activation::qrexec_connect().tcp("lost").without_names().start().ready();
     let line = service.process.stderr.wait_for(" is not served: ");
     assert!(line.contains("unknown") && line.contains(&service.port(0).to_string()), "{line}");
-    assert_eq!(service.notifications.status().as_deref(), Some("0 of 1 listeners, 0 sessions"));
+    assert_eq!(service.notifications.status().as_deref(), Some("0 of 1 listener, 0 sessions"));
     service.stop();
 }
 

@@ -1,6 +1,6 @@
 //! How sessions end: every byte before the end arrives, the end itself too, and the log counts what was delivered.
 //!
-//! Each story is told over both kinds of peers (TCP, UNIX) and both kinds of servers.
+//! Each test uses both kinds of peers (TCP, UNIX) and both kinds of servers.
 
 use std::{
     io::{Read, Write},
@@ -393,7 +393,7 @@ fn every_peer_that_goes_away_while_its_server_is_dialled_is_noticed() {
         peer.reset();
         let end = &service.ends(listener + 1)[listener];
         assert_eq!(end.brief(), "reset up 0 down 0");
-        assert!(end.note.contains("went away before"), "{end:?}");
+        assert!(end.note.contains("disconnected before"), "{end:?}");
     }
     service.process.wait_for_rest(&rest);
     service.stop();

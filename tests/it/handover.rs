@@ -173,7 +173,7 @@ fn timing_the_time_for_a_connection_goes_on_over_a_restart() {
     service.process.stderr.wait_for("does not exist yet");
     let mut done = 0;
     while done < 2 {
-        // more often than the time allowed: if each process began anew, it would never be over
+        // more often than the time allowed: if each process began again, it would never be over
         let since = std::time::Instant::now();
         eventually("half a second", || since.elapsed() > Duration::from_millis(500));
         restart(&mut service);
@@ -421,10 +421,10 @@ fn a_configuration_that_broke_meanwhile_costs_no_session() {
     service.start_again();
     far.write_all(b"still here").expect("it goes on");
     peer.expect(b"still here");
-    service.process.stderr.wait_for("the configuration has faults: ");
+    service.process.stderr.wait_for("the configuration has errors: ");
     service
         .notifications
-        .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listeners"));
+        .wait_for("STATUS", |status| status.starts_with("CONFIG ERROR: ") && status.contains("0 of 1 listener"));
     std::fs::write(&file, &toml).expect("writable");
     restart(&mut service);
     far.write_all(b"and now").expect("it goes on");

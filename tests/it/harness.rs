@@ -195,7 +195,7 @@ fn short_programs_are_run_to_their_end() {
 
 #[test]
 fn whoever_is_left_behind_is_found() {
-    // a grandchild in a session of its own, its parent gone
+    // a grandchild in a separate session, its parent gone
     let mut process = shell("setsid sh -c 'sleep 1000 & echo started' </dev/null; exit 0");
     process.stdout.wait_for("started");
     assert!(process.wait().success());

@@ -9,7 +9,7 @@
 //!   say what the room shows. A face whose code works with a child's name has an arrow to the child.
 //! - A child that imports something through its face (`super::Y`) has an arrow to the face, and one to the file that
 //!   defines `Y`.
-//! - Tests are left out: what is behind `#[cfg(test)]`, inline or in a file of its own.
+//! - Tests are left out: what is behind `#[cfg(test)]`, inline or in a separate file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

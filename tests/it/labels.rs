@@ -1,4 +1,4 @@
-//! The label, the transport and the namespace of a forward, wherever it is told of, and the words that commands take.
+//! The label, the transport and the namespace of a forward, in every output, and the words that commands take.
 
 use std::{
     fs,
@@ -146,11 +146,14 @@ fn tcp_and_udp_on_one_address_are_two_listeners_in_every_answer() {
         assert!(series(&some) == expected && !expected.is_empty(), "{words:?}:\n{some}");
     }
     let (code, out, err) = dns.say(&["metrics", "nobody"]);
-    assert!(code == Some(1) && out.is_empty() && err.contains("name or label nobody"), "{out}{err}");
+    assert!(
+        code == Some(1) && out.is_empty() && err.contains("no active listener matches nobody; active: "),
+        "{out}{err}"
+    );
 
     let (code, _, err) = dns.say(&["status", "nobody"]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("no listener has the address, port, name or label nobody"), "{err}");
+    assert!(err.contains("no listener matches nobody; known: "), "{err}");
     let (code, _, err) = dns.say(&["resume", "dns-udp"]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
     drop(dns.process);

@@ -1,4 +1,4 @@
-//! Where the log goes, and that nothing that comes from outside can write a line of its own.
+//! Where the log goes, and that nothing that comes from outside can add a line.
 
 use std::{
     fs,

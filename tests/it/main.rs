@@ -43,3 +43,4 @@ mod tables;
 mod toolbox;
 mod trial;
 mod units_unknown;
+mod words;

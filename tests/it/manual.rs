@@ -4,7 +4,7 @@
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use qrexec_connect::{
-    cli::{EXIT_CODES, connect, dom0, pfwd},
+    cli::{EXIT_CODES, connect, dom0, pfwd, remote},
     spec::{Config, KeyName, Options},
 };
 
@@ -59,6 +59,69 @@ fn every_key_is_in_the_manual() {
     }
 }
 
+/// A part of a page as the reader sees it.
+fn plain(text: &str) -> String {
+    text.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\")
+}
+
+#[test]
+fn every_key_has_an_example_that_is_a_forward() {
+    let (of_file, of_unit) = (page("pfwd.toml.5"), page("qrexec-connect.socket.5"));
+    let (_, options) = of_unit.split_once("\n.SH OPTIONS\n").expect("options");
+    let mut of_names = 0;
+    for key in KeyName::ALL {
+        let (line, beside) = (key.example(), key.beside_example());
+        assert!(plain(&of_file).contains(&format!("\n.EX\n{line}\n.EE\n")), "no example: {line}");
+        let text = format!("[[forward]]\n{beside}{line}\n");
+        let (_, plan) = Config::gather(Some(("the example", &text)), [""; 0]).unwrap_or_else(|e| panic!("{text}{e}"));
+        assert_eq!(plan.forwards.len(), 1, "{text}");
+        // the same key in a list
+        let item = |line: &str| line.replace(" = ", "=").replace('"', "");
+        let items: Vec<String> = beside.lines().chain([line]).map(item).collect();
+        let argument = items.join(",");
+        Config::gather(None, [&argument]).unwrap_or_else(|e| panic!("{argument}: {e}"));
+        let example = plain(options).contains(&format!("\n.EX\n{}\n.EE\n", item(line)));
+        let heading = [format!("\n.B {}\n", key.name()), format!("\n.BR {} \"", key.name())];
+        let listed = heading.iter().any(|heading| options.contains(heading));
+        assert!(example || !listed, "no example of an option: {}", item(line));
+        of_names += usize::from(example);
+    }
+    assert!(of_names >= 18, "only {of_names} options have examples");
+    let defaults = of_file.split(".EX\n").skip(1).map(|rest| rest.split_once(".EE").expect("an end").0);
+    let mut files = 0;
+    for example in defaults.filter(|example| example.starts_with("[defaults]")) {
+        Config::gather(Some(("pfwd.toml(5)", &plain(example))), [""; 0]).unwrap_or_else(|e| panic!("{example}{e}"));
+        files += 1;
+    }
+    assert_eq!(files, 2);
+}
+
+#[test]
+fn man_k_finds_every_page_by_a_name_and_a_description() {
+    let pages = fs::read_dir(packaging().join("man")).expect("a folder").flatten().map(|entry| entry.path());
+    let mut seen = 0;
+    for path in pages.filter(|path| path.extension().is_some_and(|e| e != "in")) {
+        let name = path.file_stem().expect("a name").to_str().expect("a plain name");
+        let text = page(path.file_name().expect("a name").to_str().expect("a plain name"));
+        let (_, line) = text.split_once("\n.SH NAME\n").expect("a name");
+        let line = line.split("\n.SH ").next().expect("a first section").trim_end().replace('\n', " ");
+        let (names, what) = line.split_once(" - ").unwrap_or_else(|| panic!("{name}: {line}"));
+        assert!(names.split(", ").any(|known| known == name), "{name}: {line}");
+        assert!(!what.is_empty() && !what.ends_with('.') && line.len() <= 110, "{name}: {line}");
+        assert!(text.starts_with(".\\\"") && text.contains(&format!("\n.TH {} ", name.to_uppercase())), "{name}: .TH");
+        seen += 1;
+        // what the index of man-db is made of
+        let mut lexgrog = Command::new("lexgrog");
+        lexgrog.arg(&path);
+        let Ok(output) = lexgrog.output() else { continue };
+        let found = String::from_utf8_lossy(&output.stdout).into_owned();
+        for known in names.split(", ") {
+            assert!(found.contains(&format!("\"{known} - {what}\"")), "lexgrog of {name}: {found}");
+        }
+    }
+    assert!(seen >= 8, "only {seen} pages");
+}
+
 #[test]
 fn defaults_in_the_manual_and_the_pages_are_those_of_the_code() {
     let Options {
@@ -108,7 +171,10 @@ fn every_field_of_the_journal_is_in_the_manual() {
     let fields = fields.split_once("\"{}\"").expect("its message").0;
     let mut seen = 0;
     for field in fields.lines().filter_map(|line| Some(line.split_once(" = ")?.0.trim())) {
-        assert!(manual.contains(field), "{field} is not in qrexec-connect.journal(7)");
+        let heading = [format!("\n.B {field}\n"), format!("\n.BR {field} \""), format!("\" {field}\n")];
+        let there = heading.iter().any(|heading| manual.contains(heading));
+        assert!(there, "{field} is not in qrexec-connect.journal(7)");
+        assert!(manual.contains(&format!("\n{field}=")), "{field} has no example in qrexec-connect.journal(7)");
         seen += 1;
     }
     assert!(seen >= 14, "only {seen} fields seen");
@@ -176,13 +242,86 @@ fn every_command_state_field_and_exit_code_is_in_the_manual_of_its_program() {
     commands(&dom0::command(), &remote, &mut 0);
 }
 
+/// The lines of the examples of a page, without comments.
+fn examples(page: &str) -> Vec<String> {
+    let blocks = page.split("\n.EX\n").skip(1).map(|rest| rest.split_once("\n.EE").expect("an end").0);
+    let lines = blocks.flat_map(|block| plain(block).lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.map(|line| line.split(" # ").next().expect("a first part").trim().to_owned()).collect()
+}
+
+/// The words of a line as a shell makes them, for quotes of one kind.
+fn shell_words(line: &str) -> Vec<String> {
+    let parts = line.split(['"', '\'']).enumerate();
+    parts
+        .flat_map(|(at, part)| if at % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_command_and_option_has_an_example_that_the_program_understands() {
+    fn options(command: &clap::Command, path: &str, all: &mut Vec<(String, String)>) {
+        let shown = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(clap::Arg::get_long);
+        all.extend(shown.map(|long| (path.to_owned(), format!("--{long}"))));
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            all.push((path.to_owned(), sub.get_name().to_owned()));
+            options(sub, sub.get_name(), all);
+        }
+    }
+    for (file, command) in
+        [("pfwd.1", pfwd::command()), ("qrexec-connect.1", connect::command()), ("qvm-remote-dom0.8", dom0::command())]
+    {
+        let program = command.get_name().to_owned();
+        let lines: Vec<Vec<String>> = examples(&page(file))
+            .iter()
+            .filter(|line| line.starts_with(&format!("{program} ")) && !line.contains(" | ") && !line.ends_with('\\'))
+            .map(|line| shell_words(line))
+            .collect();
+        assert!(lines.len() >= 20, "{file}: {lines:?}");
+        for words in &lines {
+            let mut words = words.clone();
+            words.iter_mut().filter(|word| *word == "ID").for_each(|word| *word = "0123456789ab".to_owned());
+            let read = command.clone().try_get_matches_from(&words);
+            assert!(read.is_ok(), "{file}: {words:?}: {}", read.expect_err("not understood"));
+        }
+        let mut all = Vec::new();
+        options(&command, "", &mut all);
+        // of options that several commands have, one example is enough
+        for (path, word) in all.iter().filter(|(_, word)| !["--help", "--version"].contains(&word.as_str())) {
+            let there = |words: &Vec<String>| words.iter().any(|w| w == word || w.starts_with(&format!("{word}=")));
+            assert!(lines.iter().any(there), "{file}: no example has {path} {word}");
+        }
+    }
+    let lines = examples(&page("qvm-remote.1"));
+    for name in remote::OPTIONS.iter().map(|option| option.long).filter(|long| !["help", "version"].contains(long)) {
+        let option = format!(" --{name} ");
+        assert!(lines.iter().any(|line| line.contains(&option)), "qvm-remote.1: no example has{option}");
+    }
+    for verb in remote::VERBS {
+        let command = format!("qvm-remote {}", verb.name);
+        assert!(lines.iter().any(|line| line.starts_with(&command)), "qvm-remote.1: no example has {command}");
+    }
+}
+
+#[test]
+fn every_state_of_a_listener_is_in_an_example() {
+    let states = variants(&source("cli/control"), "RowState");
+    for file in ["pfwd.1", "qrexec-connect.1"] {
+        let lines = examples(&page(file));
+        for state in &states {
+            let shown = if state == "refused" { "error" } else { state };
+            assert!(lines.iter().any(|line| line.split_whitespace().any(|word| word == shown)), "{file}: {state}");
+        }
+    }
+}
+
 #[test]
 fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
     let folder = fs::read_dir(packaging().join("man")).expect("a folder").flatten();
     let names = folder.map(|entry| entry.file_name().into_string().expect("a plain name"));
     let names: Vec<String> = names.filter(|name| !name.ends_with(".in")).collect();
     assert!(names.len() >= 8, "{names:?}");
-    let mut references = 0;
+    let (mut references, mut referred) = (0, Vec::new());
     for name in &names {
         let page = page(name);
         let (commands, all) = (["EXIT STATUS", "FILES", "EXAMPLES"], ["NAME", "DESCRIPTION", "SEE ALSO"]);
@@ -195,12 +334,15 @@ fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
             let Some((called, rest)) = line.split_once(" (") else { continue };
             let ours = ["qrexec-connect", "pfwd", "qvm-remote"].iter().any(|program| called.starts_with(program));
             if ours && rest.starts_with(|c: char| c.is_ascii_digit()) {
+                referred.push(format!("{called}.{}", &rest[..1]));
                 assert!(names.contains(&format!("{called}.{}", &rest[..1])), "{name}: {line}: no such manual");
                 references += 1;
             }
         }
     }
     assert!(references >= 20, "only {references} references");
+    let lonely: Vec<_> = names.iter().filter(|name| !referred.contains(name)).collect();
+    assert!(lonely.is_empty(), "no manual refers to {lonely:?}");
 }
 
 #[test]
@@ -209,7 +351,7 @@ fn each_example_in_the_manual_is_a_configuration() {
     let examples = manual.split(".EX\n").skip(1).map(|rest| rest.split_once(".EE").expect("an end").0);
     let mut forwards = Vec::new();
     for example in examples.filter(|example| example.contains("[[forward]]")) {
-        let text = example.replace("\\(aq", "'").replace("\\(ga", "`").replace("\\e", "\\");
+        let text = plain(example);
         let (_, plan) = Config::gather(Some(("pfwd.toml(5)", &text)), [""; 0]).expect("it has a meaning");
         assert_eq!(plan.forwards.len() + plan.waiting.len(), text.matches("[[forward]]").count());
         forwards.push(text.matches("[[forward]]").count());

@@ -51,7 +51,7 @@ fn samples(text: &str) -> std::collections::BTreeMap<String, f64> {
     samples
 }
 
-/// promtool finds nothing to say. Where there is none, that is said; with `CI=true` it is a failure.
+/// promtool finds nothing to say. Where there is none, the test says so; with `CI=true` it is a failure.
 #[track_caller]
 fn assert_promtool_is_content(text: &str) {
     let mut command = Command::new("promtool");

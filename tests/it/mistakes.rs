@@ -456,7 +456,7 @@ proptest! {
         let (code, told) = status();
         prop_assert!(agrees(code, &told), "status: {}\n{}", told, &all);
         prop_assert_eq!(check == Some(0), reload == Some(0), "reload: {}\n{}", why, &all);
-        let faulty = why.contains("the configuration has faults");
+        let faulty = why.contains("the configuration has errors");
         let served_by_reload = told.matches("serving").count();
         service.stop();
 

@@ -1,5 +1,5 @@
-//! The listening side: what somebody wrote into a socket unit, what `check` says about it (the place, what is wrong, what
-//! to do), and what systemd makes of the same text.
+//! The listening side: what somebody wrote into a socket unit, what `check` says about it (the place, what is wrong,
+//! what to do), and what systemd makes of the same text.
 
 use std::{
     collections::BTreeSet,
@@ -397,8 +397,8 @@ fn add_refuses_what_check_would_and_makes_paths_private() {
     assert_eq!(written, format!("[Socket]\nListenStream=%t/x.sock\nSocketMode=0600\nFileDescriptorName={CALL}\n"));
 }
 
-/// Values in the form of another program, or several in one: lines of a forward, what `check` says, and what it tells to
-/// write.
+/// Values in the form of another program, or several in one: lines of a forward, what `check` says, and what it tells
+/// to write.
 const FORMS: &[(&str, &str, &str)] = &[
     ("listen = 7001\ntarget = \"127.0.0.1:1\"", "in quotes", "write: listen = \"127.0.0.1:7001\""),
     ("listen = \"7001\"\ntarget = \"127.0.0.1:1\"", "no address", "write: listen = \"127.0.0.1:7001\""),
@@ -631,7 +631,7 @@ fn a_link_local_address_has_an_interface_behind_a_double_percent_sign() {
     for (name, text) in units {
         let unit = desk.put(&format!("units/qrexec-connect-{name}.socket"), &text);
         let (code, said) = desk.says(CONNECT, &["check", unit.to_str().expect("plain")]);
-        let says = ["means nothing without its interface", "systemd expands what follows a single %"];
+        let says = ["needs its interface", "systemd expands what follows a single %"];
         let write = ["write: ListenStream=[fe80::1]:8080%%eth0", "%%tap0]+22"];
         let n = usize::from(name == "b");
         assert!(code == Some(78) && said.contains(says[n]) && said.contains(write[n]), "{code:?} {said}");

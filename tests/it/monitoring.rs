@@ -80,6 +80,73 @@ fn rules_and_dashboard_name_metrics_that_the_program_exports() {
     service.stop();
 }
 
+/// The names after `$` in a text, as Grafana has variables: `$name` and `${name}`.
+fn variables(text: &str) -> Vec<String> {
+    let after = text.split('$').skip(1).map(|rest| rest.strip_prefix('{').unwrap_or(rest));
+    after.map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()).collect()
+}
+
+/// Debian has no Grafana. This is what its documentation says of the JSON model of a dashboard: versions, panels, the
+/// grid of 24 columns, data sources, variables.
+#[test]
+fn the_dashboard_has_what_grafana_expects_of_one() {
+    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| (36..=41).contains(&version)));
+    assert!(dashboard["uid"].as_str().is_some_and(|uid| uid.len() <= 40 && !uid.is_empty()));
+    assert!(dashboard["title"].is_string() && dashboard["time"]["from"].is_string(), "{dashboard}");
+    assert!(dashboard["id"].is_null() && dashboard["annotations"]["list"].is_array());
+    // the variables; each one is defined before it is used in another one
+    let mut defined = vec!["__rate_interval".to_owned()];
+    let kinds = ["datasource", "custom", "query"];
+    for variable in dashboard["templating"]["list"].as_array().expect("variables") {
+        let kind = variable["type"].as_str().expect("a type");
+        assert!(kinds.contains(&kind), "{variable}");
+        for used in [&variable["query"], &variable["datasource"]["uid"]] {
+            for name in variables(used.as_str().unwrap_or_default()) {
+                assert!(defined.contains(&name), "{variable}: {name} is not defined");
+            }
+        }
+        let current = &variable["current"]["value"];
+        if kind == "custom" {
+            let options: Vec<&str> = variable["query"].as_str().expect("a list").split(',').collect();
+            assert!(options.contains(&current.as_str().expect("one")), "{variable}");
+        }
+        defined.push(variable["name"].as_str().expect("a name").to_owned());
+    }
+    assert_eq!(&defined[1..], ["datasource", "program", "instance"]);
+    // the panels: each with an id, a place that no other has, and queries to the chosen data source
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{panel}");
+        assert_eq!(panel["type"], "timeseries");
+        assert!(panel["title"].is_string() && panel["description"].is_string(), "{panel}");
+        let number = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
+        let (x, y, w, h) = (number("x"), number("y"), number("w"), number("h"));
+        assert!(w > 0 && h > 0 && x + w <= 24, "{panel}");
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(cells.insert(cell), "{}: another panel is at {cell:?}", panel["title"]);
+        }
+        assert_eq!(
+            (&panel["datasource"]["type"], &panel["datasource"]["uid"]),
+            (&"prometheus".into(), &"${datasource}".into())
+        );
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{panel}");
+        let targets = panel["targets"].as_array().expect("queries");
+        let letters: BTreeSet<&str> =
+            targets.iter().map(|target| target["refId"].as_str().expect("a letter")).collect();
+        assert!(!letters.is_empty() && letters.len() == targets.len(), "{panel}");
+        for target in targets {
+            let (query, legend) = (target["expr"].as_str().expect("a query"), target["legendFormat"].as_str());
+            assert!(query.contains("instance=~\"$instance\""), "{query}");
+            for name in variables(query).iter().chain(&variables(legend.expect("a legend"))) {
+                assert!(defined.contains(name), "{query}: {name} is not defined");
+            }
+        }
+    }
+    assert!(ids.len() >= 12, "{ids:?}");
+}
+
 #[test]
 fn the_rules_of_pfwd_are_those_of_qrexec_connect() {
     let expected =

@@ -1,4 +1,4 @@
-//! What stands in a socket's name decides where it leads; what is wrong with it is said beside its address.
+//! The name of a socket decides where it leads; a message about a bad name has the address.
 
 use std::fs;
 

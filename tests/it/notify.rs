@@ -248,7 +248,7 @@ fn the_texts_in_force_are_kept_for_the_next_process_and_go_with_a_stop_and_the_i
     assert_eq!(fs::read_to_string(&kept).expect("it is there"), text, "the same, of the same time");
     fs::write(&kept, "{\"main\": 7}").expect("writable");
     service.restart(|process| process.signal(Signal::SIGKILL));
-    service.notifications.wait_for("STATUS", |s| s.starts_with("CONFIG ERROR: ") && s.contains("; 0 of 1 listeners, "));
+    service.notifications.wait_for("STATUS", |s| s.starts_with("CONFIG ERROR: ") && s.contains("; 0 of 1 listener, "));
     service.process.signal(Signal::SIGTERM);
     assert!(service.process.wait().success());
     assert!(!kept.exists());

@@ -24,8 +24,8 @@ const PAGES: &[&str] = &[
     "packaging/qubes-rpc/README.md",
 ];
 
-/// Who runs the commands of a page, or of one of its sections: the file of a test below tests, which reads the page, and
-/// the name of the test.
+/// Who runs the commands of a page, or of one of its sections: the file of a test below tests, which reads the page,
+/// and the name of the test.
 const RUN_BY: &[(&str, &str, &str, &str)] = &[
     ("README.md", "The first socket", "systemd/readme.rs", "the_commands_for_the_first_socket_do_what_the_readme_says"),
     (
@@ -78,7 +78,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     (".ci/run", "it runs this"),
 ];
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -237,7 +237,7 @@ fn fixed_parts(message: &str) -> Vec<String> {
 
 /// The code below these folders, without this file: that of the programs, and that of tests. A text that goes on in the
 /// next line behind a backslash is one text.
-fn code(folders: &[&str]) -> (String, String) {
+pub(crate) fn code(folders: &[&str]) -> (String, String) {
     let (mut programs, mut tests) = (String::new(), String::new());
     for path in folders.iter().flat_map(|folder| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))) {
         if !path.ends_with(".rs") || path.ends_with(file!()) {
@@ -278,7 +278,7 @@ fn each_message_that_a_page_explains_is_one_of_the_programs_and_of_a_test() {
 }
 
 /// The files below a folder.
-fn files(folder: &Path) -> Vec<String> {
+pub(crate) fn files(folder: &Path) -> Vec<String> {
     let mut find = Command::new("find");
     find.arg(folder).args(["-name", "target", "-prune", "-o", "!", "-type", "d", "-print"]); // what cargo makes is not ours
     let output = run(find);
@@ -294,7 +294,7 @@ fn pages_are_installed_with_what_they_link_to_and_an_uninstall_takes_away_what_a
     let dir = tempfile::tempdir().expect("a directory");
     let (binaries, root) = (dir.path().join("binaries"), dir.path().join("root"));
     fs::create_dir(&binaries).expect("a new directory");
-    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0"] {
+    for program in ["qrexec-connect", "pfwd", "qvm-remote", "qvm-remote-dom0", "qvm-forward"] {
         fs::write(binaries.join(program), "").expect("a new directory");
     }
     let make = |target: &str| {
@@ -353,65 +353,6 @@ fn follow_links(page: &Path) -> usize {
         assert!(found, "{}: {link}: no such section", page.display());
     }
     links.len()
-}
-
-/// Words that a reader who is no native speaker of English reads twice, each with the plainer ones.
-const RIDDLES: &[(&str, &str)] = &[
-    ("all the same", "still"),
-    ("anew", "again"),
-    ("are told", "get, see"),
-    ("as such", "leave it out"),
-    ("be told", "get, see"),
-    ("begins so", "starts with this"),
-    ("brings another", "depends on another"),
-    ("by itself", "name who does it"),
-    ("by themselves", "name who does it"),
-    ("elsewhere or otherwise", "changed"),
-    ("is told", "gets, sees"),
-    ("is tried again", "pfwd retries"),
-    ("likewise", "the same for …"),
-    ("make no sense", "are wrong"),
-    ("makes no sense", "is wrong"),
-    ("mended", "corrected"),
-    ("of its own", "its own, separate"),
-    ("of one's own", "local"),
-    ("the latter", "name it"),
-    ("was told", "got, saw"),
-    ("what listens", "the listener"),
-];
-
-/// What stands in quotes in the code of the programs, but for what a panic says.
-fn messages() -> String {
-    let (programs, _) = code(&["src"]);
-    let lines = programs.lines().filter(|line| !line.trim_start().starts_with("//") && !line.contains("expect("));
-    let quoted = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
-    quoted.collect::<Vec<_>>().join("\n")
-}
-
-#[test]
-fn no_riddle_is_in_what_a_user_reads() {
-    let folder = |folder: &str, ends: &[&str]| {
-        let all = files(&root().join("packaging").join(folder)).into_iter();
-        all.filter(|file| ends.iter().any(|end| file.ends_with(end))).collect::<Vec<_>>()
-    };
-    // a manual has the help of its program, options and commands
-    let manuals = folder("man", &[".1", ".5", ".7", ".8"]);
-    let texts = [folder("doc", &[".md"]), folder("catalog", &[".catalog"]), manuals].concat();
-    assert!(texts.len() >= 15, "{texts:?}");
-    let texts = texts.into_iter().chain([root().join("README.md").display().to_string()]);
-    let mut texts: Vec<_> = texts.map(|file| (fs::read_to_string(&file).expect("text"), file)).collect();
-    texts.push((messages(), "a message of a program".to_owned()));
-    let mut found = Vec::new();
-    for (text, file) in texts {
-        let text = text.to_lowercase();
-        // a mark between two words parts them
-        let marked = text.replace(|c: char| c.is_ascii_punctuation() && c != '\'', " | ");
-        let text = format!(" {} ", marked.split_whitespace().collect::<Vec<_>>().join(" "));
-        for (riddle, plainer) in RIDDLES.iter().filter(|(riddle, _)| text.contains(&format!(" {riddle} "))) {
-            found.push(format!("{file}: \"{riddle}\": write: {plainer}"));
-        }
-    }
-    assert!(found.is_empty(), "{found:#?}");
 }
 
 /// What a heading is called in links, as forges make it.

@@ -20,7 +20,7 @@ fn nothing_of_the_interface_goes_away() {
         let gone: Vec<_> = promised.difference(&now).collect();
         assert!(gone.is_empty() && promised.len() > 60, "{gone:#?}");
     }
-    // an interface without one of them is told from this one
+    // the comparison sees an interface that lacks one of them
     let less = NOW.replace("  max_sessions: int,\n", "").replace("(serving, paused,", "(serving,");
     let less = Interface::new(&less).facts();
     let gone: Vec<_> = promised.difference(&less).map(String::as_str).collect();

@@ -138,7 +138,7 @@ impl Stages {
         }
     }
 
-    /// Brings each session to its own end; what has to be told of them.
+    /// Brings each session to its own end; what the log has to say about them.
     fn end(mut self) -> (FakeQrexec, Activated, Vec<String>) {
         self.done.store(true, Ordering::Relaxed);
         let mut expected = Vec::new();

@@ -1,4 +1,4 @@
-//! The PROXY header, read by haproxy: who connected is told once, whatever happens to the session.
+//! The PROXY header, read by haproxy: the header comes once, whatever happens to the session.
 
 use std::{
     fs,

@@ -223,7 +223,7 @@ fn a_reload_of_a_range_touches_only_the_ports_that_come_and_go() {
     assert!([8000, 8002, 8004, 8006].iter().all(|port| TcpStream::connect(at(*port)).is_err()));
     wires.iter_mut().for_each(echo);
 
-    // a forward of its own takes a port out of the range
+    // its own forward takes a port out of the range
     let own = format!("[[forward]]\nlisten = \"127.0.0.1:8003\"\ntarget = \"{one}\"\n");
     let line = reload(&service, &(text("8004-8006", two) + &own), 3);
     assert!(line.contains("6 opened, 1 closed: udp 127.0.0.1:8003"), "{line}");
@@ -277,7 +277,7 @@ fn a_port_that_is_taken_does_not_keep_the_others_of_its_range_from_serving() {
     service.stop();
 }
 
-/// The time is told; what is asserted is the CPU time of the service.
+/// The time is printed; what is asserted is the CPU time of the service.
 #[test]
 fn timing_a_range_of_1024_ports_opens_and_closes_in_one_reload() {
     sandbox!();

@@ -198,7 +198,7 @@ fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_c
     let mut waiting = Vec::new();
     for round in 1..=2 {
         restart(&mut service);
-        service.process.stderr.wait_for("the configuration has faults: ");
+        service.process.stderr.wait_for("the configuration has errors: ");
         // who comes now waits
         waiting.extend([Wire::tcp(at(4000)), Wire::unix(Path::new("/run/a.sock"))]);
         old.iter_mut().for_each(|wire| {
@@ -215,7 +215,7 @@ fn a_configuration_that_is_broken_at_a_restart_costs_no_session_and_no_waiting_c
     fs::write(config, "[[forward]]\nlisten = 1\n").expect("ours");
     restart(&mut service);
     // the READY=1 of the reload may have been taken for that of the next process, which the next signal would end
-    service.process.stderr.wait_for("the configuration has faults: ");
+    service.process.stderr.wait_for("the configuration has errors: ");
     let mut late = Wire::tcp(at(4000));
     fs::write(config, &good).expect("ours");
     restart(&mut service);

@@ -145,7 +145,7 @@ fn retries_end_with_their_time_and_with_the_peer() {
     let wire = Wire::tcp(addresses[1]);
     service.process.stderr.wait_for("/run/nobody does not exist yet");
     wire.reset();
-    assert!(service.ends(3)[2].note.contains("the peer went away"), "{:?}", service.ends(3));
+    assert!(service.ends(3)[2].note.contains("the peer disconnected"), "{:?}", service.ends(3));
     service.stop();
 }
 

@@ -1,4 +1,4 @@
-//! A machine for one test: a network of its own, `/run` of its own, and in it the namespaces that the test makes.
+//! A machine for one test: a separate network, `/run` of its own, and in it the namespaces that the test makes.
 
 use std::{
     fs,
@@ -54,8 +54,8 @@ pub(crate) fn netns(name: &str) {
     run(&format!("ip -n {name} link set lo up"));
 }
 
-/// A new namespace with a way to it: `inner` there on the device `inside`, `outer` here on the device returned, both with
-/// their prefix's length.
+/// A new namespace with a way to it: `inner` there on the device `inside`, `outer` here on the device returned, both
+/// with their prefix's length.
 #[track_caller]
 pub(crate) fn netns_with_link(name: &str, outer: &str, inner: &str) -> String {
     netns(name);

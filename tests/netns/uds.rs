@@ -66,7 +66,7 @@ fn each_thing_in_the_way_has_its_outcome() {
     fs::create_dir("/run/served").expect("new");
     let forward = endpoint("");
     fs::write(UDS, "precious").expect("new");
-    refused(&forward, "is a regular file: it is left alone");
+    refused(&forward, "is a regular file, and the service does not touch it");
     assert_eq!(fs::read(UDS).expect("it is still there"), b"precious");
     fs::remove_file(UDS).expect("ours");
 

@@ -56,7 +56,7 @@ fn an_interface_is_looked_up_by_name_where_the_socket_is() {
     Wire::tcp(told_address(&service, "tcp [fe80::a9fe:2%none0]:70")).expect_reset();
     let line = service.process.stderr.wait_for("cannot dial through the interface none0");
     assert!(line.contains("there is no such interface: see `ip link`"), "{line}");
-    // The interface is made anew, with another number: the next dial looks it up again.
+    // The interface is made again, with another number: the next dial looks it up again.
     run("ip link del tap0");
     run("ip link add tap0 type veth peer name inside netns far");
     run("ip link set tap0 up");
@@ -85,9 +85,9 @@ fn a_listener_waits_for_its_interface() {
 #[test]
 fn a_link_local_address_without_its_interface_is_refused() {
     for (forward, says) in [
-        ("listen=[fe80::1]:80,target=127.0.0.1:80", "means nothing without its interface"),
-        ("listen=127.0.0.1:80,target=[fe80::1]:80", "means nothing without its interface"),
-        ("udp_listen=127.0.0.1:80,udp_target=[fe80::1]:80", "means nothing without its interface"),
+        ("listen=[fe80::1]:80,target=127.0.0.1:80", "needs its interface"),
+        ("listen=127.0.0.1:80,target=[fe80::1]:80", "needs its interface"),
+        ("udp_listen=127.0.0.1:80,udp_target=[fe80::1]:80", "needs its interface"),
         ("listen=127.0.0.1:80,target=[fd00::1%eth0]:80", "is no link-local address"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pfwd"));

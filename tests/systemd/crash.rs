@@ -29,7 +29,7 @@ fn here(name: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").expect("with-systemd sets it")).join(name)
 }
 
-/// Echoes whatever comes, without a word of its own, as long as the test runs.
+/// Echoes whatever comes, without any other output, as long as the test runs.
 pub(crate) fn echo_at(port: u16) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
     std::thread::spawn(move || {
@@ -277,7 +277,7 @@ fn faults_a_killed_successor_a_killed_keeper_and_a_killed_restart_cost_no_idle_s
         echoes(&mut call, "1");
         let echo = |wires: &mut [Wire; 2], text: &str| wires.iter_mut().for_each(|wire| echoes(wire, text));
         echo(&mut wires, "0");
-        // an assertion, a wild pointer, the watchdog: the reason is told
+        // an assertion, a wild pointer, the watchdog: the message has the reason
         for (signal, number) in [("ABRT", 6), ("SEGV", 11)] {
             crash(&format!("-s {signal} --kill-who=main"));
             echo(&mut wires, signal);
@@ -326,7 +326,7 @@ fn faults_a_killed_successor_a_killed_keeper_and_a_killed_restart_cost_no_idle_s
         echo(&mut wires, "4");
         echoes(&mut call, "4");
         assert_eq!(messages("handover-lost"), [""; 0]);
-        // the keeper, and with its unit the shadow and the call: the service begins anew, with its sessions
+        // the keeper, and with its unit the shadow and the call: the service begins again, with its sessions
         let before = main_pid();
         shell("systemctl --user kill -s KILL --kill-who=all qrexec-connect-calls.service");
         another_than(before);

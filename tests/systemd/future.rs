@@ -1,5 +1,5 @@
 //! A stand-in for a later version of the program, as the service's process between two of ours: it takes up what was
-//! handed over, writes one record anew in a version that this program cannot know, and hands everything over again.
+//! handed over, writes one record again in a version that this program cannot know, and hands everything over again.
 
 use std::{
     fs::File,

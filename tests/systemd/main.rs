@@ -19,6 +19,7 @@ mod future;
 mod handover;
 mod harness;
 mod journal;
+mod lan;
 mod life;
 mod mistakes;
 mod ondemand;

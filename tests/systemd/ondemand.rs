@@ -316,7 +316,7 @@ fn a_unit_is_started_once_for_a_hundred_clients_and_stopped_after_the_last_sessi
         visit(2001);
         shell("systemctl stop pfwd.service");
         assert_eq!(of.state("one"), "active");
-        of.wait_for("unit-not-stopped", "one", "left running");
+        of.wait_for("unit-not-stopped", "one", "still run");
         assert!(!Path::new("/run/pfwd").exists());
     });
 }
@@ -343,8 +343,8 @@ fn a_unit_that_fails_resets_its_clients_with_its_last_line_and_is_not_started_an
              systemctl daemon-reload",
         );
         for (listen, name, why) in [
-            (2001, "notify", "not tried again for 1 s"),
-            (2002, "simple", "not tried again for 1 s"),
+            (2001, "notify", "no new start for 1 s"),
+            (2002, "simple", "no new start for 1 s"),
             (2003, "masked", "it is masked"),
             (2004, "nowhere", "there is no such unit"),
         ] {
@@ -362,7 +362,7 @@ fn a_unit_that_fails_resets_its_clients_with_its_last_line_and_is_not_started_an
             eventually("both kinds of events tell the last line of the unit", || {
                 port(listen).expect_reset();
                 ["unit-failed", "session-failed"].iter().all(|kind| {
-                    of.told(kind, name).iter().any(|text| text.contains("the model file is missing; not tried again"))
+                    of.told(kind, name).iter().any(|text| text.contains("the model file is missing; no new start"))
                 })
             });
         }
@@ -392,7 +392,7 @@ fn timing_clients_of_a_unit_that_fails_are_reset_within_a_second_and_those_in_th
         };
         let (waited, in_the_back_off) = (ten(), ten());
         assert!(waited < Duration::from_secs(1), "{waited:?}");
-        of.wait_for("unit-failed", "soon", "not tried again for 1 s");
+        of.wait_for("unit-failed", "soon", "no new start for 1 s");
         assert_eq!(of.told("unit-start", "soon").len(), 1, "all were reset after {in_the_back_off:?}");
     });
 }
@@ -556,15 +556,15 @@ fn shut_down(of: Of, service: &str, file: &str, off: &str) {
     of.wait_for_state("brake", "deactivating");
     drop(due);
     port(2003).expect_reset();
-    of.wait_for("unit-failed", "new", "the system goes down");
+    of.wait_for("unit-failed", "new", "the system shuts down");
     // Its time is over during the shutdown.
     of.wait_for("unit-not-stopped", "due", "another job of it is pending");
     for name in ["kept", "due"] {
         assert_eq!((of.state(name).as_str(), of.told("unit-stopped", name).len()), ("active", 0), "{name}");
     }
     fs::write("/tmp/go-on", "").expect("/tmp is for all");
-    of.wait_for("unit-not-stopped", "kept", "left running");
-    of.wait_for("unit-not-stopped", "due", "left running");
+    of.wait_for("unit-not-stopped", "kept", "still run");
+    of.wait_for("unit-not-stopped", "due", "still run");
     let told = ["unit-start", "unit-stopped", "unit-not-stopped"];
     assert_eq!(told.map(|kind| of.told(kind, "kept").len()), [1, 0, 1]);
     assert_eq!(told.map(|kind| of.told(kind, "due").len()), [1, 0, 2]);
@@ -617,8 +617,8 @@ fn arrivals(ports: &[u16], each: usize) -> Vec<String> {
     })
 }
 
-/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and each
-/// stop is ours.
+/// Services of both kinds, each of which stops at its own pace; `forwards` serves them. All clients are served, and
+/// each stop is ours.
 #[track_caller]
 fn storm(of: Of, services: u16, each: usize, forwards: impl FnOnce(&[(String, u16)])) {
     let names: Vec<_> = (0..services).map(|n| (format!("u{n}"), n)).collect();

@@ -77,7 +77,7 @@ fn the_service_of_dom0_is_ready_watched_and_takes_its_keys_from_credentials() {
         ));
         assert_eq!((property("ActiveState"), property("StatusText")), ("active".into(), "serving work".into()));
         assert_eq!(answer("hostname"), shell("hostname"));
-        // a group of its own for each command, in the unit for commands
+        // a separate group for each command, in the unit for commands
         let group = answer("cat /proc/self/cgroup");
         assert!(group.contains("qvm-remote-dom0-commands.service/qube-work/command-"), "{group}");
         eventually("the group went with its command", || commands().is_empty());
@@ -155,7 +155,7 @@ fn what_a_command_leaves_in_the_background_goes_on_is_listed_and_can_be_ended() 
     tree.boot("background", As::Root, || {
         shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));
         let leave = |seconds: u32, words: &str| {
-            // a session of its own, no output, no environment: nothing but its group tells whose it is
+            // a separate session, no output, no environment: nothing but its group tells whose it is
             answer(&format!("{words} 'setsid env -i sleep {seconds} >/dev/null 2>&1 </dev/null & echo left'"))
         };
         shell("printf 'max-running = 1\nallow shell *\n' >/etc/qubes/remote.d/work.policy");
@@ -186,7 +186,7 @@ fn what_a_command_leaves_in_the_background_goes_on_is_listed_and_can_be_ended() 
         assert_eq!(sleepers("4765"), 1);
         assert_eq!(
             shell("qvm-remote-dom0 revoke --kill work"),
-            "VM 'work' has no key.\nNo daemon is running. Ended what 1 command(s) had left in the background."
+            "VM 'work' has no key.\nNo daemon is running. Ended what 1 command had left in the background."
         );
         assert_eq!(sleepers("4765"), 0);
         shell(&format!("qvm-remote-dom0 authorize work $(cat /root/work.key); systemctl start {UNIT}"));

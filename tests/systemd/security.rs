@@ -39,7 +39,7 @@ fn each_unit_is_as_closed_as_the_table_says() {
             .collect();
         let written: Vec<String> = table().iter().map(|row| format!("{} {} {}", row[0], row[1], row[column])).collect();
         assert_eq!(said.join("\n"), written.join("\n"), "packaging/hardening.md, systemd {version}");
-        let units = shell("cd /usr/lib/systemd; ls system/{qrexec-connect,pfwd,qvm-remote}*.service user/qrexec-*.service");
+        let units = shell("cd /usr/lib/systemd; ls system/{qrexec-connect,pfwd,qvm-remote,qvm-forward}*.service user/qrexec-*.service");
         assert_eq!(units.lines().count(), written.len(), "each unit is in the table");
     });
 }

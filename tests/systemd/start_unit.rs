@@ -25,7 +25,7 @@ const UNITS: [(&str, &str); 6] = [
     ("kept", ""),
 ];
 
-/// What is said of each unit, beside stop_when_idle.
+/// What check says of each unit, beside stop_when_idle.
 const SAID: [&str; 6] = [
     "start_unit: missing.service does not exist",
     "start_unit: hidden.service is masked",
@@ -374,7 +374,7 @@ fn a_system_service_with_a_user_needs_the_rule_of_the_page_and_no_more() {
     });
 }
 
-/// The part `podman` of `tests/run --long`: no image can be fetched, so the container has a root of its own with busybox
+/// The part `podman` of `tests/run --long`: no image can be fetched, so the container has a separate root with busybox
 /// in it. The control groups here have no controllers, and nobody makes device nodes.
 #[test]
 fn a_container_of_podman_is_started_by_its_first_client_and_stopped_after_its_last() {

@@ -6,7 +6,7 @@
 //! fn a_port_survives_a_reboot() {
 //!     let Some(tree) = tree!() else { return };
 //!     tree.boot("enable", As::Tester, || { shell("systemctl --user enable --now …"); });
-//!     tree.boot("again", As::Tester, || { /* the same tree, booted anew */ });
+//!     tree.boot("again", As::Tester, || { /* the same tree, booted again */ });
 //! }
 //! ```
 //! The test function runs several times: once outside, where `boot` starts `tests/with-systemd`, and once inside each
@@ -66,7 +66,7 @@ enum Side {
 }
 
 impl Tree {
-    /// A tree of its own for the test with the path `here` (from `tree!`). None, after a loud word, where nothing can
+    /// A separate tree for the test with the path `here` (from `tree!`). None, after a loud word, where nothing can
     /// be booted.
     ///
     /// # Panics

@@ -103,7 +103,7 @@ fn rename_targets(manifest: &Path) {
     fs::write(manifest, text).expect("it was unpacked");
 }
 
-/// The tree with both versions in it, the earlier one in place; None, after a loud word, where it cannot be had.
+/// The tree with both versions in it, the earlier one in place; None, after a loud word, where it cannot be built.
 fn with_both_versions(tree: Tree) -> Option<Tree> {
     if tree.is_outside() {
         let earlier = match earlier_programs() {
@@ -687,8 +687,8 @@ udp_target = \"127.0.0.1:7005\"
     });
 }
 
-/// The earlier version keeps no last good text. So the present one, which comes with a broken file, has none; but no session
-/// is cut, and who connects to a listener of the file waits. A downgrade loses the last good texts alone.
+/// The earlier version keeps no last good text. So the present one, which comes with a broken file, has none; but no
+/// session is cut, and who connects to a listener of the file waits. A downgrade loses the last good texts alone.
 #[test]
 fn an_upgrade_with_each_kind_of_broken_file_cuts_nobody_and_the_next_fault_takes_nothing_down() {
     let Some(tree) = tree!() else { return };
@@ -960,8 +960,9 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
     });
 }
 
-/// A gate's back-off and a call that waits for a server to start are fields that the earlier version does not know: it asks
-/// dom0 again at once, and gives the session up when the server refuses once more. Neither costs a session or a counter.
+/// A gate's back-off and a call that waits for a server to start are fields that the earlier version does not know: it
+/// asks dom0 again at once, and gives the session up when the server refuses once more. Neither costs a session or a
+/// counter.
 #[test]
 fn a_back_off_and_a_server_that_starts_late_go_over_an_upgrade_and_back() {
     let earlier = match earlier_programs() {

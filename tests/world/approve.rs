@@ -105,13 +105,13 @@ fn an_approval_is_for_the_very_text_that_was_shown() {
     assert_eq!(id, digest, "{seen}");
     assert!(world.log().contains(&format!("approval={id}")), "{}", world.log());
     let approve = |id: &str| world.dom0(&format!("qvm-remote-dom0 approve {id} --yes"));
-    approve(&id[..11]).expect(1, "").says("at least 12 digits of an id are wanted");
+    approve(&id[..11]).expect(1, "").says("write at least 12 digits of the id");
     approve("000000000000").expect(1, "").says("nothing waits under '000000000000'");
     let another = if id.ends_with('0') { '1' } else { '0' };
     approve(&format!("{}{another}", &id[..63])).expect(1, "").says("nothing waits under");
     approve(&format!("{id}0")).expect(1, "").says("nothing waits under");
     // an id that another text can have been made for is not enough where nobody is asked
-    approve(&id[..12]).expect(1, "").says("--yes wants all 64 digits of the id");
+    approve(&id[..12]).expect(1, "").says("--yes needs all 64 digits of the id");
     let done = approve(&id);
     assert!(done.text().starts_with(sheet) && done.text().ends_with("Allowed.\n"), "{done:#?}");
     request
@@ -209,7 +209,7 @@ fn a_person_at_the_desktop_hears_of_it_without_a_word_of_the_qube() {
     assert!(!text.contains("markup") && !text.contains("CREDENTIALS") && !text.contains("WORLD="), "{text}");
     let status = world.dom0("qvm-remote-dom0 status").text();
     assert!(status.contains(&format!("\n{id}  work asks for a text for bash of 21 bytes\n")), "{status}");
-    // what comes within ten seconds is told at their end, joined
+    // requests within ten seconds are announced at the end of that time, in one notification
     let more: Vec<_> = (0..2).map(|n| world.remote_start("work", &[&format!("echo {n}")])).collect();
     eventually("a notification about all", || notified().contains("[3 requests wait. To see and decide"));
     drop(more);
@@ -232,7 +232,7 @@ fn the_owner_sees_what_runs_and_ends_one_of_it() {
     let id = line.split(' ').next().expect("an id");
     world.dom0("qvm-remote-dom0 kill nosuch").expect(1, "").says("nothing runs or waits under 'nosuch'");
     world.dom0(&format!("qvm-remote-dom0 kill --qube dev {id}")).expect(1, "");
-    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command(s).\n");
+    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command.\n");
     assert_eq!(one.end().code, 130);
     eventually("no sleep left", || world.processes("sleep 4751") == 0);
     other.write(b"untouched\n");
@@ -244,7 +244,7 @@ fn the_owner_sees_what_runs_and_ends_one_of_it() {
     let status = world.dom0("qvm-remote-dom0 status --json").text();
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
     let id = status["waiting"][0]["id"].as_str().expect("one waits");
-    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command(s).\n");
+    world.dom0(&format!("qvm-remote-dom0 kill {id}")).expect(0, "Ended 1 command.\n");
     late.end().expect(126, "").says("it was ended in dom0 before it began");
     world.dom0("ls /root/late 2>/dev/null").expect(2, "");
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::{support::eventually, world::World};
 
-/// What a program has to have in its environment for a clock of its own: the date, not the time that passes.
+/// What a program has to have in its environment for its own clock: the date, not the time that passes.
 fn clock(world: &World) -> String {
     let library =
         world.dom0("ls /usr/lib*/faketime/libfaketime.so.1 /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null").text();

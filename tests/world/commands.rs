@@ -103,7 +103,7 @@ fn options_and_faults_are_the_originals() {
     world.shell("work", "head -c 1048577 /dev/zero | tr '\\0' x | qvm-remote").expect(1, "").says("command too large");
     world.remote("work", &["log"]).expect(0, "No audit log entries yet.\n");
     world.remote("work", &["history"]).expect(0, "No command history yet.\n");
-    world.remote("work", &["queue", "clean"]).expect(0, "Cleaned 0 file(s) from queue.\n");
+    world.remote("work", &["queue", "clean"]).expect(0, "Removed 0 files from the queue.\n");
     assert!(world.remote("work", &["--help"]).text().starts_with("qvm-remote: run commands in dom0"));
     assert!(world.remote("work", &["--version"]).text().starts_with("qvm-remote "));
     // the older name's directory is taken over
@@ -268,7 +268,7 @@ fn a_queued_command_waits_for_the_daemon() {
     }
 }
 
-/// A shell text at a terminal of its own, of which nothing but its output comes here. Its input never ends: script(1)
+/// A shell text at a separate terminal, of which nothing but its output comes here. Its input never ends: script(1)
 /// would pass that on as Ctrl-D.
 fn at_a_terminal(world: &crate::world::World, text: &str) -> crate::world::Running {
     std::fs::write(world.home("work").join("typed.sh"), text).expect("written");

@@ -64,7 +64,7 @@ fn timing_a_daemon_without_free_descriptors_waits_for_one_and_uses_no_time() {
     let world = world!("work");
     let daemon = world.ready();
     let pid = daemon.pid();
-    // descriptors that are open stay so; no new one is to be had
+    // open descriptors stay open; no new one can be made
     world.dom0(&format!("prlimit --pid {pid} --nofile=3:")).expect(0, "");
     let mut client = world.dom0_start(&clients(
         1,

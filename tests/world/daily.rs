@@ -176,7 +176,8 @@ fn whoever_waits_is_answered_at_once_when_key_or_policy_say_no_and_begins_when_m
     world.policy("work", "ask shell *\n");
     let asked = world.remote_start("work", &["true"]);
     let id = whole_id(&world);
-    // an editor that moves the old file away before it writes the new one, twice: no text is looked at that is not whole
+    // an editor that moves the old file away before it writes the new one, twice: no text is looked at that is not
+    // whole
     let edits = "import os
 os.chdir('/etc/qubes/remote.d')
 text = open('work.policy').read()
@@ -326,7 +327,9 @@ fn names_that_could_not_be_looked_for_are_looked_for_again() {
     world.remote("dev", &["--connect-timeout", "60", "echo served"]).expect(0, "served\n");
     signal("TERM");
     let said = daemon.end();
-    said.says("dev is not served: it was not looked for (qvm-check: signal: 9 (SIGKILL)). dom0 looks for it again");
+    said.says(
+        "dev is not served: dom0 could not look for it (qvm-check: signal: 9 (SIGKILL)). dom0 looks for it again",
+    );
 }
 
 #[test]
@@ -445,7 +448,7 @@ fn a_restart_waits_for_the_last_command_and_serves_everybody_meanwhile() {
     let text = world.dom0("qvm-remote-dom0 status").text();
     assert!(text.contains("A restart is pending since 20"), "{text}");
     let checked = world.dom0("qvm-remote-dom0 check").text();
-    assert!(checked.contains("A restart is pending: the daemon that runs may be of an earlier version"), "{checked}");
+    assert!(checked.contains("A restart is pending: until then an earlier version may run"), "{checked}");
     world.remote("work", &["echo served"]).expect(0, "served\n");
     assert!(!ordered().contains("restart"), "{}", ordered());
     // what it would cut is shown, and asked

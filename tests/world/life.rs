@@ -370,7 +370,7 @@ fn every_entry_is_in_one_chain_and_the_qube_keeps_its_head() {
     world.dom0("cp /var/log/qubes/qvm-remote.log /root/log; sed -i 's/cmd=echo 1/cmd=echo 7/; s/echo 1/echo 7/' /var/log/qubes/qvm-remote.log");
     let done = world.dom0("qvm-remote-dom0 log --verify");
     assert!(done.code == 1 && done.text().contains("was changed"), "{done:#?}");
-    // somebody who is root makes the whole chain anew: it holds, and it is not what the qube has kept
+    // somebody who is root makes the whole chain again: it holds, and it is not what the qube has kept
     world.dom0("cp /root/log /var/log/qubes/qvm-remote.log; grep -v 'echo 1' /root/log | sed 's/ head=.*//' >/root/texts; rm /var/log/qubes/qvm-remote.log").expect(0, "");
     let anew = "import hashlib, re
 head, n, out = b'\\0' * 32, 0, open('/var/log/qubes/qvm-remote.log', 'w')

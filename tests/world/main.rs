@@ -13,6 +13,7 @@ mod commands;
 mod control;
 mod crashes;
 mod daily;
+mod lan;
 mod life;
 mod load;
 mod owner;

@@ -19,7 +19,7 @@ fn a_policy_decides_and_a_semicolon_leads_nowhere() {
     world.remote("work", &["--argv", "/home/user/qvm-ls"]).expect(126, "");
     world.dom0("ls /root/hacked 2>/dev/null").expect(2, "");
     world.policy("work", "allow qvm-ls *\nnonsense\n");
-    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("the policy of this qube has a fault");
+    world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("the policy of this qube has an error");
     assert!(world.log().contains("work.policy:2: neither a rule"), "{}", world.log());
     world.dom0("rm /etc/qubes/remote.d/work.policy").expect(0, "");
     world.remote("work", &["--argv", "qvm-ls"]).expect(126, "").says("is missing, so nothing is allowed");
@@ -56,7 +56,7 @@ fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     running.wait_for("up\n");
     world
         .dom0("qvm-remote-dom0 revoke --kill work")
-        .expect(0, "Revoked VM 'work'.\nEnded 1 command(s), those that waited included.\n");
+        .expect(0, "Revoked VM 'work'.\nEnded 1 command, those that waited included.\n");
     assert_eq!(running.end().code, 130);
     world.remote("work", &["true"]).expect(126, "").says("this qube has no key in dom0 (any more)");
     world.remote("dev", &["echo untouched"]).expect(0, "untouched\n");
@@ -67,7 +67,7 @@ fn revoke_counts_at_once_and_with_kill_for_what_runs() {
     // what still runs ends although the key is gone already
     world
         .dom0("qvm-remote-dom0 revoke --kill dev")
-        .expect(0, "VM 'dev' has no key.\nEnded 1 command(s), those that waited included.\n");
+        .expect(0, "VM 'dev' has no key.\nEnded 1 command, those that waited included.\n");
     assert_eq!(running.end().code, 130);
     world.remote("dev", &["true"]).expect(126, "").says("not authorized");
 }
@@ -203,7 +203,7 @@ fn the_service_is_enabled_only_behind_a_typed_yes() {
     world
         .dom0("qvm-remote-dom0 start --for 30min")
         .expect(0, "Started for 30min; then it is stopped. Another 'start --for' sets another time.\n");
-    world.dom0("qvm-remote-dom0 start --for 30mim").expect(2, "").says("a span of time is wanted");
+    world.dom0("qvm-remote-dom0 start --for 30mim").expect(2, "").says("write a span of time");
     let calls = std::fs::read_to_string(world.path().join("systemctl")).expect("noted");
     let calls: String =
         calls.lines().filter(|line| !line.starts_with("show ")).map(|line| format!("{line}\n")).collect();

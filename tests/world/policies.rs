@@ -1,11 +1,11 @@
-//! What an owner is told about a policy before it is trusted: `qvm-remote-dom0 check` and `test`.
+//! What an owner sees about a policy before it is in use: `qvm-remote-dom0 check` and `test`.
 
 #[test]
 fn check_names_the_place_the_fault_and_what_to_write() {
     let world = world!("work", "dev");
     world
         .dom0("qvm-remote-dom0 check")
-        .expect(78, "/etc/qubes/remote.conf:\n  fault: no qube is listed\n  write: QVM_REMOTE_VMS=\"QUBE...\"\n");
+        .expect(78, "/etc/qubes/remote.conf:\n  error: no qube is listed\n  write: QVM_REMOTE_VMS=\"QUBE...\"\n");
     world.authorize();
     let all = "/etc/qubes/remote.conf: fine\n/etc/qubes/remote.d/dev.key: fine\n/etc/qubes/remote.d/dev.policy: fine\n\
                /etc/qubes/remote.d/work.key: fine\n/etc/qubes/remote.d/work.policy: fine\n";
@@ -18,33 +18,33 @@ fn check_names_the_place_the_fault_and_what_to_write() {
         (
             "alow qvm-ls\n",
             78,
-            "/root/x.policy:1:\n  fault: neither a rule nor a setting\n  write: allow, deny or ask in front of a rule; KEY = VALUE for a setting\n",
+            "/root/x.policy:1:\n  error: neither a rule nor a setting\n  write: allow, deny or ask in front of a rule; KEY = VALUE for a setting\n",
         ),
         (
             "\nallow x [env=PATH]\n",
             78,
-            "/root/x.policy:2:\n  fault: env=PATH: a variable that a qube sets may make a program run the qube's code\n  write: LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*) are taken, no others\n",
+            "/root/x.policy:2:\n  error: env=PATH: a variable that a qube sets may make a program run the qube's code\n  write: LANG, LC_*, TZ, NO_COLOR, COLUMNS and QVM_* (not QVM_REMOTE_*) are taken, no others\n",
         ),
         (
             "allow shell a*\n",
             78,
-            "/root/x.policy:1:\n  fault: a pattern within a shell text keeps nobody in: \";\" leads out of it\n  write: a rule about a program, for qvm-remote --argv; or quotes, where the sign itself is meant\n",
+            "/root/x.policy:1:\n  error: a pattern within a shell text is no limit: \";\" starts another command\n  write: a rule about a program, for qvm-remote --argv; or quotes for the character itself\n",
         ),
         (
             "max-running = 65\n",
             78,
-            "/root/x.policy:1:\n  fault: max-running = 65 cannot be\n  write: a number from 1 to 64\n",
+            "/root/x.policy:1:\n  error: max-running = 65 cannot be\n  write: a number from 1 to 64\n",
         ),
         // rules that allow less than they did: no fault
         (
             "allow /root/* *\n",
             0,
-            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: \"*\" and \"?\" of a program match no \"/\", so programs in directories below are not allowed\n  write: where they are meant: /root/**\n",
+            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: \"*\" and \"?\" of a program match no \"/\", so programs in directories below are not allowed\n  write: to allow them: /root/**\n",
         ),
         (
             "ask qvm-ls\n",
             0,
-            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: a command that is approved takes no later input: qvm-remote -i and --tty are refused\n  write: [stdin=yes] where it is meant, [stdin=no] where it is not\n",
+            "/root/x.policy: fine\n/root/x.policy:1:\n  remark: a command that is approved takes no later input: qvm-remote -i and --tty are refused\n  write: write [stdin=yes] to allow it, or [stdin=no]\n",
         ),
     ] {
         check(policy, "/root/x.policy").expect(code, told);
@@ -66,9 +66,9 @@ fn check_names_the_place_the_fault_and_what_to_write() {
     let done = world.dom0("qvm-remote-dom0 check");
     assert_eq!(done.code, 78, "{done:#?}");
     for told in [
-        "remote.d/work.policy:\n  fault: /etc/qubes/remote.d/work.policy: others may write it (owner 0, mode 0666)",
+        "remote.d/work.policy:\n  error: /etc/qubes/remote.d/work.policy: others may write it (owner 0, mode 0666)",
         "remote.d/dev.policy is missing, so nothing is allowed",
-        "remote.d/dev.key:\n  fault: dev has no usable key",
+        "remote.d/dev.key:\n  error: dev has no usable key",
         "remark: work has a key and is not listed, so it is not served",
     ] {
         assert!(done.text().contains(told), "{told}: {}", done.text());

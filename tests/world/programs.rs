@@ -214,7 +214,7 @@ fn files_that_others_may_write_decide_nothing() {
     world.remote("work", &["echo fine"]).expect(0, "fine\n");
     // the qube learns nothing of dom0's policy; the owner reads why in dom0's log
     let refused = |file: &str| {
-        let said = if file == "work.policy" { "the policy of this qube has a fault" } else { "others may write it" };
+        let said = if file == "work.policy" { "the policy of this qube has an error" } else { "others may write it" };
         world.remote("work", &["echo hacked"]).expect(126, "").says(said);
         eventually("the owner reads why", || {
             world.dom0("qvm-remote-dom0 log work | tail -n 1").text().contains("others may write it")

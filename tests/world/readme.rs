@@ -165,7 +165,7 @@ fn each_attack_in_the_table_of_threats_has_the_tests_that_it_names() {
             assert!(found, "{attack}: no test {name}");
             named += 1;
         }
-        // the one that nothing stops is said to be so
+        // the page says which one nothing stops
         assert!(tests.contains('`') || attack.contains("a program of the same user"), "{attack} has no test");
     }
     assert!(named >= rows.len(), "{named} tests for {} attacks", rows.len());

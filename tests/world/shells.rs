@@ -10,7 +10,7 @@ fn it_takes_the_words_that_ssh_takes() {
     world.shell("work", "echo in | qvm-remote-ssh dom0 'cat; exit 4'").expect(4, "in\n");
     world.shell("work", "echo in | qvm-remote-ssh -nT dom0 cat").expect(0, "");
     world.vm("work", &["qvm-remote-ssh", "other", "true"]).expect(255, "").says("the only host is dom0");
-    world.vm("work", &["qvm-remote-ssh", "dom0"]).expect(1, "").says("a command is wanted");
+    world.vm("work", &["qvm-remote-ssh", "dom0"]).expect(1, "").says("no command: write qvm-remote-ssh dom0 COMMAND");
     world.vm("work", &["qvm-remote-ssh", "dom0", "kill", "-TERM", "$$"]).expect(143, "");
 }
 

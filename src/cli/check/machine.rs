@@ -1,7 +1,7 @@
 //! What this machine says about a place to listen at: who has it, whether it exists, who can reach it.
 //!
-//! Nothing is taken to find that out: a port is looked up in the kernel's tables, an address is tried with port 0, a path
-//! is looked at.
+//! Nothing is opened to find that out: a port is looked up in the kernel's tables, an address is tried with port 0, a
+//! path is looked at.
 
 use std::{
     collections::HashSet,
@@ -42,7 +42,7 @@ impl TakenPlace {
     /// Whether a service manager or one of our services has it: for a socket unit, or for a forward.
     pub(super) fn is_managed(&self) -> bool {
         self.holders.iter().any(|(_, name)| matches!(name.as_str(), "systemd" | "qrexec-connect" | "pfwd"))
-            // Of another user's process nothing is told; systemd opens ports for root.
+            // The kernel says nothing about another user's process; systemd opens ports for root.
             || (self.holders.is_empty() && self.user == 0)
     }
 
@@ -60,7 +60,8 @@ pub(super) fn taken(places: &[ListenPlace]) -> Vec<TakenPlace> {
     for datagrams in [false, true] {
         for socket in proc::bound(datagrams) {
             let addr = SocketAddr::new(socket.local.ip().to_canonical(), socket.local.port());
-            // Whether `[::]` of somebody else leaves IPv4 to others is not in the table: only its own family is compared.
+            // Whether `[::]` of somebody else leaves IPv4 to others is not in the table: only its own family is
+            // compared.
             let place = ListenPlace::Port { addr, zone: None, datagrams, netns: None, only_v6: true };
             if index.near(&place).iter().any(|wanted| places[*wanted].excludes(&place)) {
                 put(socket.inode, place, socket.user);
@@ -103,8 +104,8 @@ pub(super) fn has_address(mut addr: SocketAddr) -> bool {
     vague || !UdpSocket::bind(addr).is_err_and(|e| missing(&e))
 }
 
-/// Whether the kernel refuses datagrams to an address, because they would be broadcast (EACCES of connect(2)); nothing is
-/// sent to find out.
+/// Whether the kernel refuses datagrams to an address, because they would be broadcast (EACCES of connect(2)); nothing
+/// is sent to find out.
 pub(super) fn is_broadcast(ip: IpAddr) -> bool {
     let IpAddr::V4(ip) = ip else { return false };
     let connected = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((ip, 9)));
@@ -220,7 +221,7 @@ pub(super) fn is_open_to_all(path: &Path, mode: u32, dir_mode: u32) -> bool {
 }
 
 /// Whether what is written to `path` is gone after a reboot, because this is an app qube: its root file system is the
-/// template's anew at each start (qubes-core-agent, init/functions: persistent-rw-only), apart from /rw and what
+/// template's again at each start (qubes-core-agent, init/functions: persistent-rw-only), apart from /rw and what
 /// bind-dirs lists.
 pub(super) fn is_forgotten(path: &Path, root: &Path) -> bool {
     let kept = ["/rw", "/home", "/usr/local"].iter().any(|dir| path.starts_with(dir));

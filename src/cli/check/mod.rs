@@ -207,7 +207,7 @@ fn show_configuration(checked: &CheckedConfig, tally: &mut CheckTally) {
     tally.tell(&checked.findings, "");
 }
 
-/// The units that were asked about; what cannot be read is told.
+/// The units that were asked about; what cannot be read is reported.
 fn asked(request: &CheckRequest, names: &[&String], everything: bool, tally: &mut CheckTally) -> Vec<FoundUnit> {
     let path = request.scope.search_path();
     let (mut found, mut bad) =

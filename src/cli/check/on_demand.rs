@@ -109,7 +109,7 @@ pub(super) fn look(named: &[NamedUnit], other: &[NamedUnit], units: &StartableUn
         }
         if *time < START_LIMIT {
             let what = format!(
-                "{who}: with a stop_when_idle of {} s, {unit} can be started more than 5 times in 10 s, and systemd refuses more starts then",
+                "{who}: stop_when_idle={} allows more than 5 starts of {unit} in 10 s, which systemd refuses",
                 time.as_secs_f64()
             );
             let hint = "write at least 10, or set StartLimitIntervalSec= and StartLimitBurst= in the unit";

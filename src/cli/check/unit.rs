@@ -206,7 +206,7 @@ fn place(
                 let what = format!("port {port} without an address is open on every interface of this machine");
                 put(
                     what,
-                    &format!("write: {}=127.0.0.1:{port}, or [::]:{port} where that is meant", setting.key),
+                    &format!("write: {}=127.0.0.1:{port}, or [::]:{port} to listen on every interface", setting.key),
                     Consequence::Served,
                 );
             }
@@ -214,7 +214,7 @@ fn place(
                 put(what, "take a higher port, or make it a system unit", Consequence::CannotListen);
             }
             if zone.is_none() && matches!(addr, SocketAddr::V6(addr) if addr.ip().is_unicast_link_local()) {
-                let what = format!("{} is a link-local address, which means nothing without its interface", addr.ip());
+                let what = format!("{} is a link-local address, and needs its interface", addr.ip());
                 let hint = format!("write: {}={addr}%%eth0, with the interface's name", setting.key);
                 put(what, &hint, Consequence::CannotListen);
             }

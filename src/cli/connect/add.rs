@@ -1,7 +1,7 @@
 //! `qrexec-connect add` and `remove`: a socket unit of three lines (four, for a path), written or taken away.
 //!
-//! What `add` writes is checked first as `check` does, also what the machine says about the place; it never overwrites. `remove` deletes only a file that still is
-//! what `add` wrote: an edited one is its author's.
+//! What `add` writes is checked first as `check` does, also what the machine says about the place; it never overwrites.
+//! `remove` deletes only a file that still is what `add` wrote: an edited one is its author's.
 
 use std::{
     fs, io,
@@ -42,7 +42,8 @@ pub(super) struct Add {
     name: String,
     /// Where to listen: a port (on 127.0.0.1), ADDRESS:PORT, /PATH (%t is $XDG_RUNTIME_DIR) or @ABSTRACT
     listen: String,
-    /// Where each connection goes: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the configuration
+    /// Where each connection goes: "@default qubes.ConnectTCP+1234", uds=/PATH, target=ADDRESS+PORT, or a label of the
+    /// configuration
     fd_name: String,
     /// Enable and start it at once
     #[arg(long)]
@@ -58,9 +59,9 @@ pub(super) struct Add {
 /// Options of `remove`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Remove {
-    /// The name that `add` got
+    /// The name that was given to `add`
     name: String,
-    /// It is a system unit
+    /// The unit is a system unit
     #[arg(long)]
     system: bool,
 }
@@ -68,7 +69,7 @@ pub(super) struct Remove {
 /// Writes a socket unit and says what else is to be done.
 ///
 /// # Errors
-/// A name, address or fd name that makes no sense; a unit of that name; what the file system or systemctl says.
+/// A name, address or fd name that is not valid; a unit of that name; what the file system or systemctl says.
 pub(super) fn add(options: &Add, program: Program) -> Result<ExitCode, Fatal> {
     let scope = scope(options.system);
     let unit = unit_name(&options.name)?;

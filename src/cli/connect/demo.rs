@@ -1,7 +1,7 @@
 //! `qrexec-connect demo`: the real service, on any Linux machine, without root, Qubes or systemd.
 //!
 //! A small web page plays the service of another qube. The service itself is started as systemd would start it: it
-//! inherits three listening sockets with names, and instead of `qrexec-client-vm` it is told to use a script that
+//! inherits three listening sockets with names, and instead of `qrexec-client-vm` it uses a script that
 //! calls [`super::stand_in`]. Everything lives in a temporary directory and ends with this command.
 
 use std::{
@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    log::counted,
     report::{Code, Fatal},
     sys,
 };
@@ -201,7 +202,7 @@ fn check_all(listeners: &[DemoListener]) -> Result<ExitCode, Fatal> {
     for listener in listeners {
         let result = match listener.fetch() {
             Ok(reply) if reply.ends_with(PAGE) => "ok".to_owned(),
-            Ok(reply) => format!("FAILED: an unexpected reply of {} bytes", reply.len()),
+            Ok(reply) => format!("FAILED: an unexpected reply of {}", counted(reply.len(), "byte")),
             Err(e) => format!("FAILED: {e}"),
         };
         broken += usize::from(result != "ok");

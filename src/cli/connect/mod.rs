@@ -51,7 +51,7 @@ then
     systemctl --user enable --now qrexec-connect-gitweb.socket
     journalctl --user -t qrexec-connect -f
 
-or let `qrexec-connect add` write it. `qrexec-connect demo` shows it working on any Linux machine.")]
+or let `qrexec-connect add` write it. `qrexec-connect demo` shows how it works, on any Linux machine.")]
 struct ConnectArguments {
     #[command(subcommand)]
     command: Option<ConnectCommand>,
@@ -75,11 +75,12 @@ enum ConnectCommand {
     Serve(Serve),
     /// Show where each socket unit leads, and what is wrong
     Check(Check),
-    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would
+    /// use
     Config {
         #[command(flatten)]
         options: effective::EffectiveOptions,
-        /// The system's instead of the user's
+        /// Show the system's configuration instead of the user's
         #[arg(long)]
         system: bool,
     },
@@ -89,15 +90,15 @@ enum ConnectCommand {
     Remove(add::Remove),
     #[command(flatten)]
     Control(control::ControlCommand<WhichConnect>),
-    /// Show it working on this machine: no root, no Qubes, no systemd
+    /// Show how it works on this machine, without root, Qubes or systemd
     Demo {
-        /// Make one request through each listener, then end
+        /// Make one request through each listener, then exit
         #[arg(long)]
         check: bool,
     },
     /// Reload the configuration of the running service, and wait for the result
     Reload {
-        /// The system's service instead of the user's
+        /// Use the system's service instead of the user's
         #[arg(long)]
         system: bool,
     },
@@ -107,7 +108,7 @@ enum ConnectCommand {
     /// Restart the service for a socket that starts (started by qrexec-connect-refresh.service)
     #[command(hide = true)]
     Refresh {
-        /// The system's service instead of the user's
+        /// Use the system's service instead of the user's
         #[arg(long)]
         system: bool,
     },
@@ -169,21 +170,21 @@ struct Serve {
     /// Read this configuration instead of the user's and the system's
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Calls into one qube at a time where no max_calls is written; further connections wait until a call ends
+    /// Calls to one qube at a time if max_calls is not set; further connections wait until a call ends
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     calls_per_qube: u16,
-    /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives
+    /// Create the control socket here instead of in the directory of RuntimeDirectory=
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     #[command(flatten)]
     timestamps: TimestampsOption,
-    /// End after this many seconds without a session; the next connection starts the service again
+    /// Exit after this many seconds without a session; the next connection starts the service again
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     exit_idle_time: Option<Duration>,
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "a whole number of seconds is wanted")?;
+    let seconds: u32 = text.trim_end_matches('s').parse().map_err(|_| "write a whole number of seconds")?;
     if seconds == 0 {
         return Err("at least one second".to_owned());
     }

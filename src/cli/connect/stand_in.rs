@@ -27,7 +27,7 @@ const PROBLEM: u8 = 125;
 /// Plays one call. `words` are the arguments of `qrexec-client-vm`.
 ///
 /// # Errors
-/// When the streams cannot be had.
+/// When the streams cannot be opened.
 pub(super) fn run(words: &[String]) -> Result<ExitCode, Fatal> {
     let Some(port) = words.last().and_then(|w| w.strip_prefix("qubes.ConnectTCP+")?.parse::<u16>().ok()) else {
         return Ok(MISSING.into());

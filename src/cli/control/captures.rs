@@ -1,6 +1,7 @@
-//! Every table at two widths, for names of every kind, held against what was seen to be right (`tests/captures/tables.txt`).
+//! Every table at two widths, for names of every kind, held against what was seen to be right
+//! (`tests/captures/tables.txt`).
 //!
-//! `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file anew; the difference is for a person to read.
+//! `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file again; the difference is for a person to read.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

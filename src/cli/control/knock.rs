@@ -1,4 +1,4 @@
-//! A connection of one's own through a listener, and everything that is heard of it: from the socket itself, and from
+//! A test connection through a listener, and all that is known about it: from the socket itself, and from
 //! the service, whose events are matched by the address of this end.
 
 use std::{
@@ -34,7 +34,7 @@ pub(super) type NewsReceiver = Receiver<(Instant, News)>;
 pub(super) enum News {
     /// From here on the service tells everything.
     Watching,
-    /// The service told of a session.
+    /// The service named a session.
     Told(Box<api::Event>),
     /// A byte came.
     Byte,

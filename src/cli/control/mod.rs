@@ -47,8 +47,8 @@ pub(super) enum ControlCommand<P: WhichService> {
     Pause(PauseOptions<P>),
     /// Accept on a paused listener again
     Resume(PauseOptions<P>),
-    /// Make one connection through a listener and show each step with its time, or the step that fails, the cause and the
-    /// next command. Nothing is sent, but an empty datagram over UDP. Exits with 1 when a step fails
+    /// Make one connection through a listener and show each step with its time, or the step that fails, the cause and
+    /// the next command. No data is sent; over UDP, one empty datagram. Exits with 1 when a step fails
     Try(TryOptions<P>),
     /// Print the service's counters as text for Prometheus
     Metrics(MetricsOptions<P>),
@@ -96,8 +96,8 @@ pub(super) struct SessionsOptions<P: WhichService> {
 pub(super) struct KillOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Sessions: an id or its beginning (the eight digits that `sessions` and the journal show are enough), or a listener
-    /// as `pause` takes it, for all its sessions
+    /// Sessions: an id or its beginning (the eight digits that `sessions` and the journal show are enough), or a
+    /// listener as `pause` takes it, for all its sessions
     #[arg(value_name = "SESSION|LISTENER", required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
     /// End all sessions
@@ -110,8 +110,8 @@ pub(super) struct KillOptions<P: WhichService> {
 pub(super) struct PauseOptions<P: WhichService> {
     #[command(flatten)]
     place: P,
-    /// Listeners: a label, a socket unit or its short name, an address or a port; web:8003 means only the port 8003 of web, and
-    /// /tcp or /udp behind a word only that transport
+    /// Listeners: a label, a socket unit or its short name, an address or a port; web:8003 means only the port 8003 of
+    /// web, and /tcp or /udp behind a word only that transport
     #[arg(value_name = "LISTENER", required_unless_present = "all", conflicts_with = "all")]
     listeners: Vec<String>,
     /// All listeners

@@ -154,7 +154,7 @@ impl ListenerRow {
         self.undecided.filter(|n| *n > 0 && self.state == RowState::Serving)
     }
 
-    /// A listener that the service told of.
+    /// A listener that the service named.
     pub(super) fn of_service(listener: api::Listener) -> Self {
         let served = matches!(listener.state, api::State::Serving | api::State::Paused);
         Self {
@@ -178,8 +178,8 @@ impl ListenerRow {
         }
     }
 
-    /// The listeners of a forward of the configuration whose listening side is the service's to bind, while that does not
-    /// run.
+    /// The listeners of a forward of the configuration whose listening side is the service's to bind, while that does
+    /// not run.
     pub(super) fn of_plan(service: &AskedService, forward: &Forward) -> impl Iterator<Item = Self> {
         forward.legs.fronts().filter_map(|leg| Self::of_leg(service, forward, leg))
     }

@@ -12,10 +12,12 @@ use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    cli::{config::Sources, systemctl, units::Scope},
+    cli::{config::Sources, systemctl, table, units::Scope},
     control::{
         SOCKET,
+        api::{self, State},
         client::{CallFailed, ControlConnection},
+        select::{KnownListener, no_match},
     },
     log::escape,
     report::{Code, Fatal},
@@ -149,8 +151,8 @@ impl AskedService {
         }
     }
 
-    /// Whether systemd has the service running or on its way, although the service does not answer. Between the two halves
-    /// of a restart the unit is inactive, with a job.
+    /// Whether systemd has the service running or on its way, although the service does not answer. Between the two
+    /// halves of a restart the unit is inactive, with a job.
     pub(super) fn restarts(&self) -> bool {
         let shown = systemctl::show(self.scope, &["ActiveState", "Job"], &[self.unit()]);
         let Some(unit) = shown.and_then(|units| units.into_iter().next()) else { return false };
@@ -191,8 +193,21 @@ impl AskedService {
                 Fatal::new(Code::Failure, format!("{program} does not run: {why}"))
                     .hint(format!("see `{program} status` and `systemctl {flag}status {program}`{other}"))
             }
+            CallFailed::Refused(name, parameters) if name == "NoSuchListener" => {
+                let refused = || Fatal::new(Code::Failure, CallFailed::Refused(name, parameters.clone()));
+                let word = parameters["listener"].as_str().unwrap_or_default();
+                self.no_active_listener(word).map_or_else(refused, |what| Fatal::new(Code::Failure, what))
+            }
             failed => Fatal::new(Code::Failure, failed),
         }
+    }
+
+    /// The sentence about a word that means no active listener; nothing where the service does not answer any more.
+    fn no_active_listener(&self, word: &str) -> Option<String> {
+        let all: api::Listeners = self.try_call("ListListeners", &serde_json::json!({})).ok()?;
+        let active = |listener: &&api::Listener| matches!(listener.state, State::Serving | State::Paused);
+        let active: Vec<_> = all.listeners.iter().filter(active).map(KnownListener::from).collect();
+        Some(table::clean(&no_match(word, "active", &active)))
     }
 }
 
@@ -231,7 +246,8 @@ pub(in crate::cli) fn print_json(value: &impl Serialize) -> Result<ExitCode, Fat
     print(&format!("{}\n", harmless(&text)))
 }
 
-/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters only.
+/// JSON that says the same without anything that a terminal obeys: JSON itself asks that of the first 32 characters
+/// only.
 fn harmless(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {

@@ -18,6 +18,7 @@ use crate::{
         client::{CallFailed, ControlConnection},
         who,
     },
+    log::{counted, counted_were},
     report::{Code, Fatal},
     sys,
 };
@@ -153,7 +154,7 @@ fn state(s: &api::Session) -> Cell {
 
 /// What a session waits for, in words.
 fn wait(s: &api::Session) -> Option<String> {
-    let calls = |n: u64| if n == 1 { "1 undecided call".to_owned() } else { format!("{n} undecided calls") };
+    let calls = |n: u64| counted(n, "undecided call");
     let behind = s.behind.unwrap_or(0);
     if let (false, None, Some(unit)) = (s.connected, s.waits_for, &s.start_unit) {
         let state = s.start_unit_state.map(|state| format!(", which is {}", state.as_str())).unwrap_or_default();
@@ -319,7 +320,7 @@ fn told(style: Style, word: &str, colour: Option<Colour>, s: &api::Session, rest
 fn line(style: Style, event: &api::Event) -> String {
     let Some(s) = &event.session else {
         return match event.dropped {
-            Some(n) => format!("{}  {n} events were left out: this terminal is too slow\n", time(style)),
+            Some(n) => format!("{}  {} left out: this terminal is too slow\n", time(style), counted_were(n, "event")),
             None => String::new(),
         };
     };

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::{
     cli::table::{bytes, duration},
     control::api::{ActiveState, StartedUnit},
+    log::{counted, counted_waiting},
     sys,
 };
 
@@ -20,13 +21,12 @@ pub(super) fn sentence(unit: &StartedUnit) -> String {
 fn sentence_at(unit: &StartedUnit, now: u64) -> String {
     let since = unit.since.map(|at| format!(" since {}", clock(at, now))).unwrap_or_default();
     let mut parts = vec![format!("{} {}{since}", unit.unit, unit.state.as_str())];
-    let sessions = |n: u64| if n == 1 { "1 session".to_owned() } else { format!("{n} sessions") };
     match (unit.sessions, unit.waiting) {
         (0, _) => {}
-        (all, 0) => parts.push(format!("used by {}", sessions(all))),
-        (1, 1) => parts.push("1 session waits".to_owned()),
-        (all, waiting) if all == waiting => parts.push(format!("{waiting} sessions wait")),
-        (all, waiting) => parts.push(format!("used by {}, {waiting} of which wait", sessions(all))),
+        (all, 0) => parts.push(format!("used by {}", counted(all, "session"))),
+        (all, waiting) if all == waiting => parts.push(counted_waiting(waiting, "session")),
+        (all, 1) => parts.push(format!("used by {}, 1 of which waits", counted(all, "session"))),
+        (all, waiting) => parts.push(format!("used by {}, {waiting} of which wait", counted(all, "session"))),
     }
     let idle = unit.state == ActiveState::Active && unit.sessions == 0;
     match unit.stops_at {
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(said(&StartedUnit { sessions: 1, ..active.clone() }), "active; used by 1 session");
         assert_eq!(
             said(&StartedUnit { sessions: 3, waiting: 1, ..active.clone() }),
-            "active; used by 3 sessions, 1 of which wait"
+            "active; used by 3 sessions, 1 of which waits"
         );
         let stops = StartedUnit { stops_at: Some(now + 300), ..active.clone() };
         assert_eq!(said(&stops), format!("active; not used, stops at {}", at(now + 300)));

@@ -1,8 +1,8 @@
 //! `status`: every listener, with its state from the configuration, from systemd and from the service.
 //!
-//! A row is a listener. While the service runs, the state is the one that the service reports. While it does not run, the
-//! state comes from systemd: a socket on which systemd listens is `ready`, if its name has a meaning, because the first
-//! connection starts the service.
+//! A row is a listener. While the service runs, the state is the one that the service reports. While it does not run,
+//! the state comes from systemd: a socket on which systemd listens is `ready`, if its name has a meaning, because the
+//! first connection starts the service.
 
 use std::{collections::BTreeSet, io, process::ExitCode};
 
@@ -24,9 +24,9 @@ use crate::{
     control::{
         api,
         client::CallFailed,
-        select::{KnownListener, select},
+        select::{KnownListener, no_match, select},
     },
-    log::escape,
+    log::{counted, counted_waiting},
     report::{Code, Fatal},
     spec::{Beside, ConfigFault},
     systemd::startable::StartableUnits,
@@ -77,14 +77,13 @@ impl StatusReport {
     ///
     /// # Errors
     /// A word that means none.
-    fn keep(&mut self, service: &AskedService, words: &[String]) -> Result<(), Fatal> {
+    fn keep(&mut self, words: &[String]) -> Result<(), Fatal> {
         let known: Vec<KnownListener<'_>> = self.listeners.iter().map(KnownListener::from).collect();
         let mut meant = BTreeSet::new();
         for word in words {
             let selection = select(word, &known);
             if selection.all().is_empty() {
-                let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
-                return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
+                return Err(Fatal::new(Code::Failure, table::clean(&no_match(word, "known", &known))));
             }
             meant.extend(selection.all().to_vec());
         }
@@ -112,7 +111,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Fatal> {
     let mut report = gather(service, sources)?;
     if !words.is_empty() {
-        report.keep(service, words)?;
+        report.keep(words)?;
     }
     let code = if report.served { ExitCode::SUCCESS } else { Code::Failure.into() };
     if json {
@@ -191,11 +190,10 @@ fn faults(live: Option<&api::Status>, now: &[ConfigFault]) -> Vec<String> {
 pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) -> String {
     let state = &report.service;
     let mut out = String::new();
-    let of = |n: u64| format!("{n} session{}", if n == 1 { "" } else { "s" });
     let (word, colour, rest) = match (state.running, state.pid, &state.active) {
         (true, pid, _) => {
             let pid = pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
-            ("running", Colour::Green, format!("{pid}, {}", of(state.sessions.unwrap_or(0))))
+            ("running", Colour::Green, format!("{pid}, {}", counted(state.sessions.unwrap_or(0), "session")))
         }
         (false, _, Some(active)) if active == "failed" => {
             let flag = service.scope.flag();
@@ -211,8 +209,8 @@ pub(super) fn text(service: &AskedService, report: &StatusReport, style: Style) 
     };
     out += &format!("{}: {}{rest}\n", state.unit, style.paint(Some(colour), word));
     if let Some(api::Crashes { crashes, resumed, lost }) = state.crashes {
-        let times = if crashes == 1 { "1 crash".to_owned() } else { format!("{crashes} crashes") };
-        out += &format!("  {times}: {} resumed, {lost} lost\n", of(resumed));
+        let (crashes, resumed) = (counted(crashes, "crash"), counted(resumed, "session"));
+        out += &format!("  {crashes}: {resumed} resumed, {lost} lost\n");
     }
     if let Some(trouble) = &state.trouble {
         out += &format!("  {}\n", table::clean(trouble));
@@ -245,10 +243,10 @@ fn unit_of(report: &StatusReport, index: usize) -> Option<String> {
     Some(start_unit::sentence(unit))
 }
 
-/// Why a listener is not as it should be, below the table: what to run has a line of its own.
+/// Why a listener is not as it should be, below the table: what to run has a separate line.
 fn reason(style: Style, row: &ListenerRow) -> Option<String> {
     let waits = row.waits_for_dom0().map(|n| {
-        let wait = if n == 1 { "1 connection waits".to_owned() } else { format!("{n} connections wait") };
+        let wait = counted_waiting(n, "connection");
         format!("{wait} for dom0: answer the prompt there, or wait until the qube has started")
     });
     let reason = row.reason.clone().or(waits)?;

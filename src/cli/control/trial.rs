@@ -22,7 +22,7 @@ use crate::{
         METRICS_UPSTREAM,
         api::{self, Happened, State},
         client::{CallFailed, ControlConnection},
-        select::{KnownListener, Selection, listed, spelling},
+        select::{KnownListener, Selection, listed, no_match, spelling},
     },
     log::{End, escape},
     proto::qrexec::SetUp,
@@ -55,8 +55,7 @@ pub(super) fn run(service: &AskedService, word: &str, json: bool) -> Result<Exit
     let known: Vec<_> = listeners.iter().map(KnownListener::from).collect();
     let meant = match select_or_ask(service, word, &known) {
         Selection::Nothing => {
-            let what = format!("no listener has the address, port, name or label {}", escape(word.as_bytes()));
-            return Err(Fatal::new(Code::Failure, what).hint(format!("see `{} status`", service.program.name)));
+            return Err(Fatal::new(Code::Failure, table::clean(&no_match(word, "known", &known))));
         }
         Selection::One(meant) if meant.len() <= MOST => meant,
         several => {
@@ -386,8 +385,8 @@ impl<'a> Trying<'a> {
         self.trial.steps.last().map(|done| done.step)
     }
 
-    /// A step is over. The service and this process tell the time of a step, each when it is scheduled: the earlier step
-    /// can have the later time, and then the later one gets that time, too.
+    /// A step is over. The service and this process tell the time of a step, each when it is scheduled: the earlier
+    /// step can have the later time, and then the later one gets that time, too.
     fn done(&mut self, step: TrialStep, ms: Option<u64>) -> Result<(), Fatal> {
         let before = self.trial.steps.iter().filter_map(|done| done.ms).max();
         let ms = ms.map(|ms| before.map_or(ms, |before| ms.max(before)));
@@ -419,7 +418,7 @@ impl<'a> Trying<'a> {
         self.service.place_option()
     }
 
-    /// The command that shows what the service has told of the session.
+    /// The command that shows what the service has logged about the session.
     fn journal(&self) -> String {
         let flag = self.service.scope.flag();
         let session = self.trial.session.as_ref().map(|id| format!(" SESSION_ID={id}")).unwrap_or_default();

@@ -33,7 +33,7 @@ pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool, look: Loo
     let id = whole(prefix, &waiting)?;
     // a qube can make two texts whose ids begin alike; without the question, nothing but the id says which was seen
     if yes && !deny && prefix != id {
-        return Err(fail(format!("--yes wants all {} digits of the id, as approve without --yes shows it", id.len())));
+        return Err(fail(format!("--yes needs all {} digits of the id, as approve without --yes shows it", id.len())));
     }
     if !deny {
         let sheet = answered(question::sheet(run, id))?.ok_or_else(|| fail("it waits no longer"))?;
@@ -54,12 +54,12 @@ pub(super) fn run(run: &Path, id: Option<&str>, deny: bool, yes: bool, look: Loo
 fn whole<'a>(prefix: &str, waiting: &'a [(String, String)]) -> Result<&'a str, Fatal> {
     let shown = escape(prefix.as_bytes());
     if prefix.len() < SHORT_ID {
-        return Err(fail(format!("'{shown}': at least {SHORT_ID} digits of an id are wanted")));
+        return Err(fail(format!("'{shown}': write at least {SHORT_ID} digits of the id")));
     }
     let mut found = waiting.iter().map(|(id, _)| id.as_str()).filter(|id| id.starts_with(prefix));
     let id = found.next().ok_or_else(|| fail(format!("nothing waits under '{shown}'")))?;
     match found.next() {
-        Some(_) => Err(fail(format!("'{shown}' begins more than one id; more digits are wanted"))),
+        Some(_) => Err(fail(format!("'{shown}' is the start of more than one id; write more digits"))),
         None => Ok(id),
     }
 }

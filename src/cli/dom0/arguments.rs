@@ -25,7 +25,7 @@ pub(super) struct DaemonArguments {
     /// Serve this qube instead of those in the configuration
     #[arg(long, value_name = "VM")]
     pub(super) vm: Option<String>,
-    /// Do what waits now, then end
+    /// Run the commands that wait now, then exit
     #[arg(long)]
     pub(super) once: bool,
     /// Print what would be done, and change nothing
@@ -42,15 +42,15 @@ pub(super) enum Dom0Command {
     Authorize {
         /// The qube
         vm: String,
-        /// Its key: 64 hexadecimal digits; asked for when it is left out
+        /// Its key: 64 hexadecimal digits; without it the program asks for the key
         key: Option<String>,
-        /// Begin with this policy
+        /// Start with this policy
         #[arg(long, value_name = "FILE", conflicts_with = "deny")]
         policy: Option<PathBuf>,
-        /// Begin with a policy that allows nothing
+        /// Start with a policy that allows nothing
         #[arg(long)]
         deny: bool,
-        /// Take the key that was there until now as well, until the next authorize: for changing keys
+        /// Accept the previous key as well, until the next `authorize`: to change keys without a gap
         #[arg(long)]
         keep_old: bool,
     },
@@ -58,7 +58,7 @@ pub(super) enum Dom0Command {
     Revoke {
         /// The qube
         vm: String,
-        /// End its commands, too, with those that wait and what they left in the background
+        /// Also end its commands: those that run, those that wait, and background processes
         #[arg(long)]
         kill: bool,
     },
@@ -82,13 +82,13 @@ pub(super) enum Dom0Command {
     Disable,
     /// Start the service for some time, then stop it; a second `start` replaces the time
     Start {
-        /// For so long: 30min, 2h (systemd.time(7))
+        /// How long, as systemd.time(7) has it: 30min, 2h
         #[arg(long, value_name = "SPAN", default_value = "1h")]
         r#for: String,
     },
-    /// Restart the service; first show which commands that would cut, and ask
+    /// Restart the service; first list the commands that the restart would end, and ask
     Restart {
-        /// When no command runs or waits; everybody is served until then
+        /// Wait until no command runs or waits; new commands are accepted until then
         #[arg(long, conflicts_with = "yes")]
         when_idle: bool,
         /// Do not ask
@@ -102,7 +102,7 @@ pub(super) enum Dom0Command {
         /// Refuse it
         #[arg(long)]
         deny: bool,
-        /// Show it, but do not ask: for the whole id
+        /// Show it and allow it without a question; needs the whole id
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
@@ -113,10 +113,10 @@ pub(super) enum Dom0Command {
         /// The entries of this qube only
         #[arg(conflicts_with = "verify")]
         vm: Option<String>,
-        /// Check that no entry was changed, taken out or put in
+        /// Check that no entry was changed, removed or added
         #[arg(long)]
         verify: bool,
-        /// Compare it with what a qube has kept: a copy of its ~/.qvm-remote/audit.log
+        /// Compare the log with a copy of a qube's ~/.qvm-remote/audit.log
         #[arg(long, value_name = "FILE", requires = "verify")]
         against: Option<PathBuf>,
     },
@@ -127,15 +127,15 @@ pub(super) enum Dom0Command {
     },
     /// Show which rule decides about a command, and why; nothing runs
     Test(TestArguments),
-    /// End a command that runs, waits, or left processes in the background
+    /// End a command that runs or waits, or the processes that it left in the background
     Kill {
         /// Its id, as status shows it
         id: String,
-        /// Its qube, where two qubes have a command with this id
+        /// Its qube, if two qubes have a command with this id
         #[arg(long, value_name = "QUBE")]
         qube: Option<String>,
     },
-    /// What the running daemon does
+    /// Show what the daemon does: qubes, commands, requests that wait
     Status {
         /// As JSON
         #[arg(long)]
@@ -158,7 +158,8 @@ pub(super) enum Internal {
         #[arg(long)]
         commands: bool,
     },
-    /// Own commands, and what they leave in the background (started by qvm-remote-dom0-commands.service)
+    /// Hold the control groups of commands and of their background processes (started by
+    /// qvm-remote-dom0-commands.service)
     #[command(hide = true)]
     Keep,
     /// Read what a VM sends (started by the daemon)

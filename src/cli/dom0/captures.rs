@@ -1,6 +1,6 @@
 //! Every table of dom0 at four widths, for texts of every kind, held against what was seen to be right
-//! (`tests/captures/dom0.txt`). `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file anew; the difference is for
-//! a person to read.
+//! (`tests/captures/dom0.txt`). `UPDATE_CAPTURES=1 cargo test --lib captures` writes the file again; the difference is
+//! for a person to read.
 
 use std::{fs, path::Path};
 

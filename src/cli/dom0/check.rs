@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     cli::wrap,
-    log::escape,
+    log::{counted, escape},
     remote::{
         config::{Paths, RemoteConfig},
         dom0::question,
@@ -36,7 +36,7 @@ struct PolicyFinding {
 
 impl fmt::Display for PolicyFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.fault { "fault" } else { "remark" };
+        let kind = if self.fault { "error" } else { "remark" };
         let [place, what, fix] = [&self.place, &self.what, &self.fix].map(|text| escape(text.as_bytes()));
         write!(f, "{place}:\n  {kind}: {what}\n  write: {fix}")
     }
@@ -56,15 +56,18 @@ pub(super) fn run(paths: &Paths, store: &Store, file: Option<&Path>) -> Result<E
     let columns = wrap::columns();
     findings.iter().for_each(|finding| println!("{}", wrap::wrapped(&finding.to_string(), columns)));
     if file.is_none() && question::status(&paths.run).is_ok_and(|status| status.restart_pending_since.is_some()) {
-        let text = "A restart is pending: the daemon that runs may be of an earlier version, and a policy with words that \
-                    it does not know allows nothing until then (qvm-remote-dom0 restart).";
+        let text = "A restart is pending: until then an earlier version may run, and it allows nothing by a policy with words \
+                    that it does not know; to restart: qvm-remote-dom0 restart";
         println!("{}", wrap::wrapped(text, columns));
     }
     let faults = findings.iter().filter(|finding| finding.fault).count();
     if faults == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(Fatal::new(Code::Config, format!("{faults} fault(s): what they are in is not used")))
+    Err(Fatal::new(
+        Code::Config,
+        format!("{} found: dom0 does not use the files and rules that have one", counted(faults, "error")),
+    ))
 }
 
 fn everything(paths: &Paths, store: &Store, findings: &mut Vec<PolicyFinding>, fine: &mut Vec<PathBuf>) {

@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{
     cli::table::{LookOptions, Style},
-    log::escape,
+    log::{counted, escape},
     proto::{
         mac::{Key, hex},
-        remote::valid_vm,
+        qube::valid_vm,
     },
     remote::{
         config::{Paths, RemoteConfig},
@@ -181,7 +181,7 @@ fn revoke(paths: &Paths, store: &Store, vm: &str, kill: bool) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Remembers which keys came and went. What cannot be remembered is told, and changes nothing.
+/// Remembers which keys came and went. A failure is printed, and changes nothing.
 fn remember(paths: &Paths, store: &Store, vm: &str, before: &[Key]) {
     let now = store.read(vm).unwrap_or_default();
     if let Err(e) = KeyRecords::new(&paths.state).changed(vm, before, &now) {
@@ -193,14 +193,15 @@ fn remember(paths: &Paths, store: &Store, vm: &str, before: &[Key]) {
 /// what commands have left in the background.
 fn end_commands(paths: &Paths, vm: &str, ended: usize) -> Result<(), Fatal> {
     match question::kill(&paths.run, vm) {
-        Ok(count) => println!("Ended {} command(s), those that waited included.", ended + count),
+        Ok(count) => println!("Ended {}, those that waited included.", counted(ended + count, "command")),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             let count = end_without_daemon(vm).map_err(|e| {
                 fail(format!("no daemon is running, and what {vm} has left in the background could not be ended: {e}"))
             })?;
-            println!("No daemon is running. Ended what {count} command(s) had left in the background.");
+            let commands = counted(count, "command");
+            println!("No daemon is running. Ended what {commands} had left in the background.");
             if count > 0 {
-                let text = format!("vm={vm} what {count} command(s) had left in the background, while no daemon ran");
+                let text = format!("vm={vm} what {commands} had left in the background, while no daemon ran");
                 append(paths, "CANCEL", &text);
             }
         }

@@ -89,7 +89,7 @@ pub(super) fn disable() -> Result<ExitCode, Fatal> {
 pub(super) fn start(span: &str) -> Result<ExitCode, Fatal> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b" .".contains(&b);
     if span.is_empty() || !span.bytes().all(fine) || !is_span(span) {
-        return Err(Fatal::new(Code::Usage, "a span of time is wanted, such as 30min or 2h"));
+        return Err(Fatal::new(Code::Usage, "write a span of time, such as 30min or 2h"));
     }
     let ran = runs(SERVICE);
     if ran && !runs(&format!("{STOP}.timer")) {

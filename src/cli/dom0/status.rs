@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cli::table::{LookOptions, Style},
-    log::escape,
+    log::{counted, escape},
     remote::dom0::question,
     report::Fatal,
 };
@@ -23,7 +23,8 @@ pub(super) fn show(run: &Path, json: bool, look: LookOptions) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends the request with this id, whether it runs, waits or left something in the background; `vm` where two qubes have one with the same id.
+/// Ends the request with this id, whether it runs, waits or left something in the background; `vm` where two qubes have
+/// one with the same id.
 pub(super) fn kill(run: &Path, id: &str, vm: Option<&str>) -> Result<ExitCode, Fatal> {
     let status = answered(question::status(run))?;
     let commands = status.commands.iter().chain(&status.background).map(|c| (&c.vm, &c.id));
@@ -40,6 +41,6 @@ pub(super) fn kill(run: &Path, id: &str, vm: Option<&str>) -> Result<ExitCode, F
         [vm] => answered(question::kill_one(run, vm, id))?,
         _ => return Err(fail(format!("'{shown}' is a command of {}; which one: --qube QUBE", vms.join(" and of ")))),
     };
-    println!("Ended {count} command(s).");
+    println!("Ended {}.", counted(count, "command"));
     Ok(ExitCode::SUCCESS)
 }

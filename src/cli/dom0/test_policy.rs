@@ -12,7 +12,7 @@ use clap::Args;
 use super::failure::fail;
 use crate::{
     cli::wrap,
-    log::escape,
+    log::{counted, escape},
     proto::remote::{Mode, check_text, flags},
     remote::{
         config::{Paths, RemoteConfig},
@@ -62,8 +62,7 @@ pub(super) fn run(paths: &Paths, store: &Store, asked: &TestArguments) -> Result
     let path = asked.policy.as_ref().unwrap_or(&own);
     let (mut policy, text) =
         policy_file::read(path).map_err(|e| Fatal::new(Code::Config, escape(e.to_string().as_bytes())))?;
-    program::look_up(&mut policy)
-        .map_err(|fault| fail(format!("what the policy denies cannot be looked up: {fault}")))?;
+    program::look_up(&mut policy).map_err(|fault| fail(format!("cannot look up what the policy denies: {fault}")))?;
     let words: Vec<Vec<u8>> = asked.words.iter().map(|word| word.as_bytes().to_vec()).collect();
     let mut found = None;
     let payload = |text: &OsString| text.clone().into_vec();
@@ -125,7 +124,7 @@ fn details(ruling: &Ruling<'_>, mode: Mode) {
     let options = &ruling.options;
     if let Some(directory) = ruling.beneath {
         field("beneath", &escape(directory.as_bytes()));
-        field("size", &format!("at most {} bytes", options.max_size));
+        field("size", &format!("at most {}", counted(options.max_size, "byte")));
         return;
     }
     field("user", &escape(options.user.as_deref().unwrap_or("root").as_bytes()));
@@ -142,7 +141,10 @@ fn details(ruling: &Ruling<'_>, mode: Mode) {
     let variables = escape(options.env.join(" ").as_bytes());
     field("variables", if variables.is_empty() { "none" } else { &variables });
     field("time", &options.timeout.map_or("as the client asks".to_owned(), |t| format!("at most {} s", t.as_secs())));
-    field("output", &options.max_output.map_or("no limit".to_owned(), |bytes| format!("at most {bytes} bytes")));
+    field(
+        "output",
+        &options.max_output.map_or("no limit".to_owned(), |bytes| format!("at most {}", counted(bytes, "byte"))),
+    );
     debug_assert!(matches!(mode, Mode::Shell | Mode::Argv));
 }
 

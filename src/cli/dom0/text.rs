@@ -4,9 +4,9 @@
 pub(super) const ABOUT: &str = "\
 Runs commands of authorised qubes in dom0, as root where their policy allows.
 
-Without a command this is the daemon (qvm-remote-dom0.service). What a qube may do is in
-/etc/qubes/remote.d/QUBE.policy; who it is, in QUBE.key beside it; which qubes are served, in
-/etc/qubes/remote.conf as QVM_REMOTE_VMS=\"QUBE...\".";
+Without a command this is the daemon (qvm-remote-dom0.service). The policy of a qube is
+/etc/qubes/remote.d/QUBE.policy, its key QUBE.key in the same directory. The list of qubes is
+in /etc/qubes/remote.conf: QVM_REMOTE_VMS=\"QUBE...\".";
 
 /// What `enable` and `authorize` put before the owner.
 pub(super) const WARNING: &str = "\

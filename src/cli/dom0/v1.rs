@@ -24,10 +24,12 @@ pub(super) fn set(paths: &Paths, store: &Store, vm: &str, on: bool) -> Result<Ex
     write(&path, &text)?;
     record(paths, vm, "V1", &format!("vm={vm} {}", if on { "on" } else { "off" }));
     if on {
-        println!("Tokens of protocol v1 are taken from '{vm}': they cover an id and no command, so whoever can write");
-        println!("into its queue can have any command run. To end this: qvm-remote-dom0 v1 {vm} off");
+        println!(
+            "dom0 accepts tokens of protocol v1 from '{vm}'. They cover an id and no command: every program that can"
+        );
+        println!("write into its queue can run any command. To end this: qvm-remote-dom0 v1 {vm} off");
     } else {
-        println!("Tokens of protocol v1 are no longer taken from '{vm}'.");
+        println!("dom0 no longer accepts tokens of protocol v1 from '{vm}'.");
     }
     Ok(ExitCode::SUCCESS)
 }

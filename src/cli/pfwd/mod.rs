@@ -61,10 +61,10 @@ struct PfwdArguments {
     /// else the same served uds; may be repeated
     #[arg(long, value_name = "KEY=VALUE,…")]
     forward: Vec<String>,
-    /// As the command `check`, for the configuration and the forwards that are given beside it
+    /// Check the configuration and the forwards of this command line, like the command `check`
     #[arg(long, group = "instead")]
     check: bool,
-    /// Print socket units that do the same, and end
+    /// Print socket units for the same forwards, and exit
     #[arg(long, group = "instead")]
     print_units: bool,
     /// Print the network namespaces of the configuration, with their paths and inodes, and exit
@@ -73,13 +73,13 @@ struct PfwdArguments {
     /// As the command `reload`, for ExecReload= of units from before there was one
     #[arg(long, group = "instead", hide = true)]
     reload: bool,
-    /// End when a forward cannot be served, instead of serving the others
+    /// Exit if a forward cannot be served, instead of serving all other forwards
     #[arg(long)]
     strict: bool,
-    /// Put the control socket here, instead of into the directory that RuntimeDirectory= gives
+    /// Create the control socket here instead of in the directory of RuntimeDirectory=
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// What is logged: error, warn, info or debug
+    /// The least serious level that is logged: error, warn, info or debug
     #[arg(long, value_name = "LEVEL", value_parser = log_level())]
     log_level: Option<LogLevel>,
     #[command(flatten)]
@@ -87,10 +87,10 @@ struct PfwdArguments {
     /// The program that makes qrexec calls
     #[arg(long, value_name = "PATH", default_value = CLIENT)]
     qrexec_client: PathBuf,
-    /// Qrexec calls into one qube at a time where no max_calls is written; further connections wait until a call ends
+    /// Qrexec calls to one qube at a time if max_calls is not set; further connections wait until a call ends
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     calls_per_qube: u16,
-    /// End after this many seconds without a session, when all sockets were passed by systemd
+    /// Exit after this many seconds without a session, if systemd passed all sockets
     #[arg(long, value_name = "SECONDS", value_parser = super::connect::seconds)]
     exit_idle_time: Option<Duration>,
 }
@@ -100,7 +100,8 @@ struct PfwdArguments {
 enum PfwdCommand {
     /// Show where each socket unit and each forward leads, and what is wrong
     Check(check::CheckOptions),
-    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would use
+    /// Print each value of the running service with its origin, or, if no service runs, the values that a start would
+    /// use
     Config(effective::EffectiveOptions),
     /// Reload the configuration of the running service, and wait for the result
     Reload,

@@ -13,7 +13,7 @@ use super::{
     submit::plain,
 };
 use crate::{
-    log::escape,
+    log::{counted, counted_were, escape},
     proto::{mac::Key, mac::hex, remote::Mode},
     remote::{
         agent,
@@ -77,8 +77,8 @@ pub(super) fn key(home: &Home, words: &[&str]) -> Result<ExitCode, ClientError> 
     }
 }
 
-/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose key
-/// dom0 may accept, nothing is done without a terminal.
+/// Whether a new key may be made where there is one: it is asked at a terminal. Where a file would be replaced whose
+/// key dom0 may accept, nothing is done without a terminal.
 fn replaceable(home: &Home, old: bool) -> Result<bool, ClientError> {
     let waits = home.new_key_path().exists();
     let unread = !old && home.at("auth.key").exists();
@@ -218,15 +218,15 @@ pub(super) fn queue(home: &Home, word: Option<&str>) -> Result<ExitCode, ClientE
             }
             println!("{rule}\n{:<20} {:>6}", "total", counts.total());
             if counts.running > 0 {
-                println!("WARNING: {} command(s) were begun and have no result", counts.running);
+                println!("WARNING: {} begun without a result", counted_were(counts.running, "command"));
             }
             if counts.orphans > 0 {
-                println!("WARNING: {} token(s) have no command", counts.orphans);
+                println!("WARNING: {} without a command", counted(counts.orphans, "token"));
             }
         }
         Some("clean") => {
             let removed = client::clean(home);
-            println!("Cleaned {removed} file(s) from queue.");
+            println!("Removed {} from the queue.", counted(removed, "file"));
             let line = format!("[{}] QUEUE-CLEAN removed={removed}", crate::remote::clock::now());
             let _ = crate::remote::spool::append(&home.at("audit.log"), &line);
         }
@@ -258,7 +258,7 @@ fn count(words: &[&str], default: usize) -> Result<usize, ClientError> {
         [] => return Ok(default),
         ["-n", n, ..] | [n, ..] => n,
     };
-    let bad = || local_error(format!("a number is wanted, got: {}", escape(word.as_bytes())));
+    let bad = || local_error(format!("not a number: {}", escape(word.as_bytes())));
     word.trim_start_matches('-').parse().map_err(|_| bad())
 }
 

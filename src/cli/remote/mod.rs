@@ -107,7 +107,8 @@ fn run(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     submit(&home, &options, Mode::Shell, text.clone(), text)
 }
 
-/// Without `-i` a command gets no input, as the original has it; somebody at a terminal who pipes something in is told.
+/// Without `-i` a command gets no input, as the original has it; a user at a terminal who pipes something in gets a
+/// note.
 fn hint_about_input(options: &ClientOptions) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     if options.stdin || options.quiet || !std::io::stderr().is_terminal() || std::io::stdin().is_terminal() {

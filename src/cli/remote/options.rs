@@ -1,9 +1,9 @@
 //! The options of `qvm-remote`: one table, from which words are read and the help, the manual and the completions are
 //! made.
 //!
-//! Words are read as the Python original reads them, and as ssh does behind the host: options end at the first word that
-//! is none, and all that follows belongs to the command. A value is a word of its own, so neither `-t5` nor `--timeout=5`
-//! nor `-iq` is an option.
+//! Words are read as the Python original reads them, and as ssh does behind the host: options end at the first word
+//! that is none, and all that follows belongs to the command. A value is a separate word, so neither `-t5` nor
+//! `--timeout=5` nor `-iq` is an option.
 
 use std::{
     env,
@@ -94,14 +94,14 @@ pub const OPTIONS: &[OptionEntry] = &[
         short: Some('t'),
         long: "timeout",
         value: Some("SECONDS"),
-        help: "end the command after so long, and exit 124 (no limit; without a terminal 300)",
+        help: "end the command after this time and exit 124 (no limit; without a terminal 300)",
         effect: Effect::Seconds(|o, seconds| o.timeout = Some(seconds)),
     },
     OptionEntry {
         short: None,
         long: "connect-timeout",
         value: Some("SECONDS"),
-        help: "exit 255 when dom0 does not answer within so long (10)",
+        help: "exit 255 if dom0 does not answer within this time (10)",
         effect: Effect::Seconds(|o, seconds| o.connect_timeout = seconds),
     },
     flag(Some('i'), "stdin", "pass standard input on to the command", Effect::Set(|o| o.stdin = true)),
@@ -133,7 +133,7 @@ pub const OPTIONS: &[OptionEntry] = &[
     flag(
         None,
         "v1",
-        "for the Python qvm-remote-dom0: nothing is authenticated but the id",
+        "use the protocol of the Python qvm-remote-dom0: it authenticates the id only",
         Effect::Set(|o| o.delivery = Delivery::V1),
     ),
     flag(Some('q'), "quiet", "no progress, no hints", Effect::Set(|o| o.quiet = true)),

@@ -76,14 +76,14 @@ pub(super) fn as_ssh(words: Vec<OsString>) -> Result<ExitCode, ClientError> {
     let SshWords { host, command, subsystem } = ssh_words(words, &mut options);
     options.stdin &= !write_only();
     match host {
-        None => Err(local_error("qvm-remote-ssh wants: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),
+        None => Err(local_error("usage: qvm-remote-ssh [OPTIONS] dom0 COMMAND")),
         Some(host) if host != "dom0" && !host.as_bytes().ends_with(b"@dom0") => {
             Err(ClientError::Transport("the only host is dom0".into()))
         }
         Some(_) if subsystem => Err(local_error(
             "dom0 serves no sftp: use scp -O -S qvm-remote-ssh, rsync -e qvm-remote-ssh, or qvm-remote get and put",
         )),
-        Some(_) if command.is_empty() => Err(local_error("a command is wanted: qvm-remote-ssh dom0 COMMAND")),
+        Some(_) if command.is_empty() => Err(local_error("no command: write qvm-remote-ssh dom0 COMMAND")),
         Some(_) => Home::find().map_err(|e| local_error(e.to_string())).and_then(|home| {
             let mut text = command.join(OsStr::new(" ")).into_vec();
             text.push(b'\n');

@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use super::options::{ClientOptions, local_error};
 use crate::{
+    log::counted,
     proto::remote::{BadText, MAX_COMMAND, Mode, argv, check_text},
     remote::client::{self, ClientError, Home, Submission},
 };
@@ -55,7 +56,7 @@ pub(super) fn plain(options: &ClientOptions, mode: Mode, payload: Vec<u8>) -> Su
 /// Asks dom0, and tells of it when wanted.
 pub(super) fn ask(home: &Home, options: &ClientOptions, ask: Submission) -> Result<ExitCode, ClientError> {
     if options.verbose {
-        eprintln!("[qvm-remote] submitted to dom0 ({} bytes)", ask.payload.len());
+        eprintln!("[qvm-remote] submitted to dom0 ({})", counted(ask.payload.len(), "byte"));
     }
     client::ask(home, ask).map(ExitCode::from)
 }

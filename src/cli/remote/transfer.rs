@@ -23,7 +23,7 @@ pub(super) fn get(home: &Home, options: &ClientOptions, words: &[OsString]) -> R
     let (remote, local) = match words {
         [remote] => (remote, Path::new(remote).file_name().unwrap_or_default().to_owned()),
         [remote, local] => (remote, local.clone()),
-        _ => return Err(local_error("get wants: get DOM0-PATH [LOCAL-PATH]")),
+        _ => return Err(local_error("usage: get DOM0-PATH [LOCAL-PATH]")),
     };
     let shown = [b"get ", remote.as_bytes()].concat();
     let mut wanted = Submission { shown, ..plain(options, Mode::Get, remote.as_bytes().to_vec()) };
@@ -51,7 +51,7 @@ pub(super) fn get(home: &Home, options: &ClientOptions, words: &[OsString]) -> R
 
 /// `put LOCAL REMOTE`; `-` is standard input.
 pub(super) fn put(home: &Home, options: &ClientOptions, words: &[OsString]) -> Result<ExitCode, ClientError> {
-    let [local, remote] = words else { return Err(local_error("put wants: put LOCAL-PATH DOM0-PATH")) };
+    let [local, remote] = words else { return Err(local_error("usage: put LOCAL-PATH DOM0-PATH")) };
     let shown = [b"put ", remote.as_bytes()].concat();
     let mut wanted = Submission { shown, ..plain(options, Mode::Put, remote.as_bytes().to_vec()) };
     if local != "-" {

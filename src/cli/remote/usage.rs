@@ -15,7 +15,7 @@ Usage:
   qvm-remote [OPTIONS] COMMAND [ARGUMENTS...]   words are joined and read by bash in dom0
   qvm-remote [OPTIONS] < SCRIPT                 without words, standard input is the script
   qvm-remote [OPTIONS] --argv PROGRAM [ARGUMENTS...]   no shell reads the words
-  qvm-remote-ssh dom0 COMMAND                   shaped like ssh: for rsync -e, GIT_SSH, Ansible
+  qvm-remote-ssh dom0 COMMAND                   with the arguments of ssh: for rsync -e, GIT_SSH, Ansible
 
 ",
     );
@@ -35,7 +35,7 @@ Exit status: the command's; 128+n when signal n ended it; 124 timed out; 125 end
 the policy; 126 refused by dom0; 127 with --argv, no such program; 255 dom0 was not reached, could
 not do it, or did not sign the answer; 1 a local error, or a file of get or put.
 
-What an allowed qube may do is in dom0: /etc/qubes/remote.d/QUBE.policy. A qube that may run any
+The policy of a qube is /etc/qubes/remote.d/QUBE.policy in dom0. A qube that may run any
 command there is as good as dom0 itself.
 "
 }

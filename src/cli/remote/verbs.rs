@@ -44,7 +44,7 @@ pub const VERBS: &[Verb] = &[
         name: "key",
         words: &["gen", "show", "import"],
         usage: "gen | show | import [KEY]",
-        help: "make, print or take over the key of this qube",
+        help: "make, print or import the key of this qube",
         program_with_argv: false,
         run: |home, _, words| manage::key(home, &texts(words)),
     },

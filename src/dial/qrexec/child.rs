@@ -60,7 +60,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `command` in a process group of its own, without what systemd told this process alone.
+    /// Starts `command` in a separate process group, without what systemd told this process alone.
     ///
     /// # Errors
     /// What fork, exec or pidfd_open(2) say.
@@ -146,8 +146,8 @@ impl Drop for Child {
     }
 }
 
-/// How a child of an earlier process ended: its parent now (a service manager) collects it, and the kernel keeps it with
-/// the pidfd from Linux 6.15 on.
+/// How a child of an earlier process ended: its parent now (a service manager) collects it, and the kernel keeps it
+/// with the pidfd from Linux 6.15 on.
 async fn collected(pidfd: &AsyncFd<OwnedFd>) -> Exit {
     for pause in [0, 1, 2, 4, 8, 16, 32] {
         sleep(Duration::from_millis(pause)).await;

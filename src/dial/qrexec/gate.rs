@@ -3,11 +3,11 @@
 //!
 //! # Theory
 //! One gate for each target and service, which all listeners that lead there share. [`super::rules`] has its table of
-//! states; here are the tasks that wait. In short: up to `max` calls are set up at once; while some are undecided, one at a
-//! time enters, and never more than `max + 1` are undecided, so that a browser that opens eight connections to an `ask`
-//! service does not open eight prompts. After a refusal nobody asks for a while (1 s, doubling to 30 s), then one at a time
-//! does, whatever else is undecided. A refusal counts for everybody who waited: they wanted the same thing from the same
-//! policy.
+//! states; here are the tasks that wait. In short: up to `max` calls are set up at once; while some are undecided, one
+//! at a time enters, and never more than `max + 1` are undecided, so that a browser that opens eight connections to an
+//! `ask` service does not open eight prompts. After a refusal nobody asks for a while (1 s, doubling to 30 s), then one
+//! at a time does, whatever else is undecided. A refusal counts for everybody who waited: they wanted the same thing
+//! from the same policy.
 //!
 //! Whoever enters the gate gets a place among the calls of the qube with it: both at once, or neither. A session that
 //! waits at the gate holds no call of the qube, so that one `ask` service cannot use up the calls of the others.
@@ -39,7 +39,7 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// Gates that let at most `per_qube` calls into one qube at a time, where no listener has a limit of its own.
+    /// Gates that let at most `per_qube` calls into one qube at a time, where no listener has a separate limit.
     pub fn new(per_qube: usize) -> Self {
         Self { qubes: Qubes::new(per_qube), gates: Mutex::default() }
     }

@@ -8,8 +8,8 @@
 //! A call goes through **set-up**: dom0 asks its policy, perhaps its user, perhaps starts a qube; nothing tells us
 //! when that is over. But `qrexec-client-vm` sets O_NONBLOCK on its standard input exactly when it is connected and
 //! before any byte moves. That flag belongs to the open file description, so a second descriptor of the same pipe end
-//! shows it ([`LiveCall::connected`]): no look into /proc. The other sign is the first byte of output. Until then the peer
-//! is not read: its bytes stay in the kernel.
+//! shows it ([`LiveCall::connected`]): no look into /proc. The other sign is the first byte of output. Until then the
+//! peer is not read: its bytes stay in the kernel.
 //!
 //! The flag goes as it came: before `qrexec-client-vm` closes its input, at the latest when it ends, it makes it
 //! blocking again. So a child that has ended is judged by what else it left: output, or an exit code that only the
@@ -52,8 +52,8 @@ use crate::{
 /// Path where Qubes installs qrexec-client-vm.
 pub const CLIENT: &str = "/usr/bin/qrexec-client-vm";
 
-/// How long a service whose qube may just have started is waited for, before the peer is read: `qrexec-client-vm` learns
-/// within a few milliseconds that its server refuses the connection.
+/// How long a service whose qube may just have started is waited for, before the peer is read: `qrexec-client-vm`
+/// learns within a few milliseconds that its server refuses the connection.
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// The program that makes calls, and the group of its processes.
@@ -125,7 +125,7 @@ impl LiveCall {
         let failed = |error| Failure::Start { program: client.program.clone(), error };
         let started = Self::spawn(&client.program, call).map_err(failed)?;
         if let Some(group) = &client.group {
-            // Without it the call works all the same, but does not outlive a restart; said once, when the service began.
+            // Without it the call still works, but ends at a restart; reported once, when the service began.
             let _ = group.take(started.helper.child.pid());
         }
         Ok(started)
@@ -208,8 +208,8 @@ impl LiveCall {
         }
     }
 
-    /// Waits, once the call is connected, until the service has sent a byte, has ended, or has done neither for a moment:
-    /// whether it is still connected then.
+    /// Waits, once the call is connected, until the service has sent a byte, has ended, or has done neither for a
+    /// moment: whether it is still connected then.
     ///
     /// # Cancel safety
     /// Safe: the call goes on, and this can be called again.
@@ -275,7 +275,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
-/// Our end of a child's pipe, made non-blocking: the child's end is a description of its own and stays as it is.
+/// Our end of a child's pipe, made non-blocking: the child's end is a separate description and stays as it is.
 fn stream(fd: OwnedFd, kind: StreamKind) -> io::Result<Stream> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Stream::new(fd, kind)

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::{log::escape, stream::Stream};
+use crate::{log::counted, log::escape, stream::Stream};
 
 /// The longest line told, in bytes; the rest of it is left out.
 const LINE: usize = 512;
@@ -22,7 +22,7 @@ pub struct Stderr {
     line: Vec<u8>,
     refused: bool,
     told: u32,
-    /// Bytes that nobody was told of.
+    /// Bytes that no message has.
     left_out: u64,
 }
 
@@ -56,8 +56,8 @@ impl Stderr {
         std::future::pending().await
     }
 
-    /// Whether it says that dom0 refused the call. To be asked when the child has ended: all it wrote is there. Before a
-    /// call is connected nobody but `qrexec-client-vm` itself writes there.
+    /// Whether it says that dom0 refused the call. To be asked when the child has ended: all it wrote is there. Before
+    /// a call is connected nobody but `qrexec-client-vm` itself writes there.
     pub fn says_refused(&mut self, said: impl FnMut(String)) -> bool {
         self.read_rest(said);
         self.refused
@@ -80,7 +80,7 @@ impl Stderr {
             self.take(b'\n', &mut said);
         }
         if self.left_out > 0 {
-            said(format!("… and {} bytes more", self.left_out));
+            said(format!("… and {}", counted(self.left_out, "more byte")));
             self.left_out = 0;
         }
     }

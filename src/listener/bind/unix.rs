@@ -1,8 +1,8 @@
 //! UNIX sockets in the file system, from nothing to listening, and away again.
 //!
 //! # Theory
-//! Whose a path is, is settled by a lock on a file beside it (`PATH.lock`, F_OFD_SETLK of fcntl(2)), which the kernel gives back
-//! whatever becomes of the holder. Connecting to find out would dial the target. Under the lock:
+//! Whose a path is, is settled by a lock on a file beside it (`PATH.lock`, F_OFD_SETLK of fcntl(2)), which the kernel
+//! gives back whatever becomes of the holder. Connecting to find out would dial the target. Under the lock:
 //!
 //! | in that place | outcome |
 //! |---|---|
@@ -224,7 +224,7 @@ fn clear(path: &Path) -> Result<(), String> {
         } else {
             "something else than a socket"
         };
-        return Err(format!("{at} is {what}: it is left alone; move it away or serve another path"));
+        return Err(format!("{at} is {what}, and the service does not touch it; move it away or serve another path"));
     }
     if proc::listens(path) {
         return Err(format!("another program listens on {at}; `ss -lxp src {at}` shows which"));

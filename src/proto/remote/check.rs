@@ -1,22 +1,15 @@
-//! What may be an id, the name of a qube, the text of a command.
+//! What may be an id, the text of a command.
 
 use super::wire::MAX_COMMAND;
 
 /// Whether this may be the id of a command: a letter or digit, then up to 127 letters, digits, `.`, `_` and `-`, and
-/// no `..`. Ids are never used in a path all the same.
+/// no `..`. Even so, ids are never used in a path.
 pub fn valid_id(id: &str) -> bool {
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     id.len() <= 128
         && id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
         && id.bytes().all(rest)
         && !id.contains("..")
-}
-
-/// Whether this may be the name of a qube: a letter, then up to 30 letters, digits, `_` and `-`.
-pub fn valid_vm(name: &str) -> bool {
-    name.len() <= 31
-        && name.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 /// Why a command's text is not taken, in the original's words.
@@ -67,16 +60,6 @@ mod tests {
         }
         for bad in ["", "-x", ".x", "a..b", "../../etc/cron.d/x", "a/b", "a b", "a'b", "a\n", "é", &"x".repeat(129)] {
             assert!(!valid_id(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_name_that_no_qube_can_have_is_none() {
-        for good in ["work", "sys-net", "Dev_1", &"x".repeat(31)] {
-            assert!(valid_vm(good), "{good}");
-        }
-        for bad in ["", "1a", "-a", "../x", "a b", "a.b", "a;b", &"x".repeat(32)] {
-            assert!(!valid_vm(bad), "{bad}");
         }
     }
 

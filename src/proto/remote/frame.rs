@@ -5,7 +5,7 @@ use std::str;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::{
-    check::{valid_id, valid_vm},
+    check::valid_id,
     ending::Ending,
     memory::ReadMemory,
     request::Request,
@@ -15,8 +15,8 @@ use super::{
 
 /// Bytes before the body.
 pub const HEADER: usize = 9;
-/// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits long
-/// would keep many times its size.
+/// A frame below this size is copied: a part of a [`ReadMemory`] keeps all of its piece, so a small frame that waits
+/// long would keep many times its size.
 const SMALL: usize = 16 << 10;
 
 /// What each side says first: dom0 to the agent, the agent to a client.
@@ -41,13 +41,13 @@ pub enum Refusal {
     NotAuthorised,
     /// Policy says no, or a person did.
     Denied,
-    /// The request makes no sense.
+    /// The request is not valid.
     Invalid,
     /// dom0 has no room for the command now.
     Busy,
     /// dom0's part is being stopped.
     Draining,
-    /// The session or the number is not current; asking anew may help.
+    /// The session or the number is not current; asking again may help.
     Stale,
     /// The command could not be started.
     Failed,
@@ -190,7 +190,7 @@ impl<'a> RawFrame<'a> {
             Type::Credit => Frame::Credit(u32::from_be_bytes(r.array()?)),
             Type::Signal => match r.array()? {
                 [n @ 1..=31] => Frame::Signal(n),
-                _ => return Err(Fault("a signal that is none")),
+                _ => return Err(Fault("an invalid signal")),
             },
             Type::Resize => Frame::Resize(u16::from_be_bytes(r.array()?), u16::from_be_bytes(r.array()?)),
             Type::Cancel => Frame::Cancel,
@@ -205,7 +205,7 @@ impl<'a> RawFrame<'a> {
             Type::V1 => {
                 let length = u32::from_be_bytes(r.array()?);
                 let id = str::from_utf8(r.field()?).ok().filter(|id| valid_id(id));
-                let id = id.ok_or(Fault("an id that is none"))?;
+                let id = id.ok_or(Fault("an invalid id"))?;
                 let token = r.take(r.0.len())?;
                 if length as usize > MAX_COMMAND || token.len() > 4096 {
                     return Err(Fault("a command that is too large"));
@@ -244,7 +244,7 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello, Fault> {
     let streams = u16::from_be_bytes(r.array()?);
     let seq = u64::from_be_bytes(r.array()?);
     let vm = r.rest_text()?;
-    if !valid_vm(vm) || streams == 0 {
+    if !crate::proto::qube::valid_vm(vm) || streams == 0 {
         return Err(Fault("a greeting with a wrong name or no streams"));
     }
     Ok(Hello { version, nonce, vm: vm.to_owned(), streams, seq })
@@ -346,7 +346,8 @@ pub fn restream(frame: &mut [u8], stream: u32) {
     frame[4..8].copy_from_slice(&stream.to_be_bytes());
 }
 
-/// A frame that came whole: its bytes, which lie where they were read to unless they are few. Only [`Buffer::frame`] makes one.
+/// A frame that came whole: its bytes, which lie where they were read to unless they are few. Only [`Buffer::frame`]
+/// makes one.
 #[derive(Debug)]
 pub struct WholeFrame {
     bytes: BytesMut,

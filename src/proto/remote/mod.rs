@@ -2,12 +2,13 @@
 //! a `qvm-remote` beside it.
 //!
 //! The VM's side begins with [`MAGIC`]. Then both sides send frames ([`frame`]): `u32 length | u32 stream | u8 type |
-//! body`, big-endian. Stream 0 is the session itself; every command is a stream of its own, numbered by the VM.
+//! body`, big-endian. Stream 0 is the session itself; every command is a separate stream, numbered by the VM.
 //!
 //! A command: OPEN (a [`Request`] with its code) and as many BODY as its text needs; then ACCEPT, or REJECT which ends
 //! the stream, with any number of WAIT before either, and one before an EXIT that needs an explanation; then STDIN one
-//! way, STDOUT and STDERR the other; EXIT ends the stream. Data is sent only for credit: each side may have [`CREDIT`] bytes on the way and gets more as the other
-//! passes them on, so nobody keeps more than that for a stream, however much a command writes. BODY counts as STDIN.
+//! way, STDOUT and STDERR the other; EXIT ends the stream. Data is sent only for credit: each side may have [`CREDIT`]
+//! bytes on the way and gets more as the other passes them on, so nobody keeps more than that for a stream, however
+//! much a command writes. BODY counts as STDIN.
 
 mod check;
 mod ending;
@@ -19,7 +20,7 @@ mod request;
 mod wait;
 mod wire;
 
-pub use check::{BadText, check_text, valid_id, valid_vm};
+pub use check::{BadText, check_text, valid_id};
 pub use ending::Ending;
 pub use frame::{Buffer, Frame, Hello, RawFrame, Refusal, WholeFrame};
 pub use memory::ReadMemory;

@@ -1,7 +1,7 @@
 //! A request: everything that decides what is executed, in one encoding that a code can cover.
 
 use super::{
-    check::{is_control, valid_id, valid_vm},
+    check::{is_control, valid_id},
     wire::{Fault, KeyId, MAX_COMMAND, Reader, put},
 };
 
@@ -48,8 +48,8 @@ pub mod flags {
     pub const QUEUED: u8 = 4;
 }
 
-/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0 got.
-/// An older dom0 drops this variable, and its code covers none of them.
+/// Among the variables of a request with input: the client wants the code of the result to cover the bytes that dom0
+/// got. An older dom0 drops this variable, and its code covers none of them.
 pub const COVERED_INPUT: (&[u8], &[u8]) = (b"QVM_REMOTE_COVERED", b"input");
 
 /// Bytes of the environment at most, names and values.
@@ -157,19 +157,19 @@ impl Request {
         };
         let user = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
         let bad = if !valid_id(&self.id) {
-            "an id that is none"
-        } else if !valid_vm(&self.vm) {
-            "a name that no qube can have"
+            "an invalid id"
+        } else if !crate::proto::qube::valid_vm(&self.vm) {
+            "an invalid name of a qube"
         } else if self.length as usize > MAX_COMMAND {
             "a command of more than 1 MiB"
         } else if self.flags & !known != 0 {
             "flags that are not known"
         } else if self.user.len() > 32 || !self.user.bytes().all(user) {
-            "a user's name that is none"
+            "an invalid name of a user"
         } else if self.cwd.len() > 4096 || self.cwd.contains(&0) {
-            "a directory that cannot be one"
+            "an invalid directory"
         } else if self.env.iter().any(|(n, v)| !name(n) || v.contains(&0)) {
-            "an environment that cannot be one"
+            "an invalid environment"
         } else if self.env.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() > MAX_ENV {
             "an environment of more than 32 KiB"
         } else {

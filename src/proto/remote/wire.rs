@@ -67,6 +67,6 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn rest_text(&mut self) -> Result<&'a str, Fault> {
-        str::from_utf8(self.take(self.0.len())?).map_err(|_| Fault("a text that is none"))
+        str::from_utf8(self.take(self.0.len())?).map_err(|_| Fault("a text that is not UTF-8"))
     }
 }

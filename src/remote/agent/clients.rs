@@ -38,7 +38,7 @@ impl OwnSocket {
     }
 }
 
-/// Listens under a name of its own, then takes the place of whatever agent was there before.
+/// Listens under its own name, then takes the place of whatever agent was there before.
 pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, OwnSocket)> {
     let temporary = path.with_extension(std::process::id().to_string());
     let _ = fs::remove_file(&temporary);

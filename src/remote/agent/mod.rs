@@ -1,7 +1,7 @@
 //! The agent in a VM: `qvm-remote serve`, started by dom0 through `qvm-run`, ended with it.
 //!
 //! It has no key and decides nothing. Clients of the same user come to a socket in `~/.qvm-remote/run`; each gets
-//! dom0's greeting with a number of its own, and its frames pass to and fro under a stream number that the agent
+//! dom0's greeting with its own number, and its frames pass to and fro under a stream number that the agent
 //! chooses. What is in the queue of files is brought to dom0 the same way ([`spool`]), so the original's client is
 //! served, too, without a call.
 //!

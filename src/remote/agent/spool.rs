@@ -27,8 +27,8 @@ use crate::{
 
 /// How long a text without a token is left alone: the client writes the token after it.
 const GRACE: Duration = Duration::from_secs(3);
-/// A daemon that is restarted ends the channel, and this agent, within this time. It is not asked again before: of a request
-/// that is on its way when the channel ends nobody knows whether it was begun.
+/// A daemon that is restarted ends the channel, and this agent, within this time. It is not asked again before: of a
+/// request that is on its way when the channel ends nobody knows whether it was begun.
 const RESTART: Duration = Duration::from_secs(90);
 /// A file of a durable request at most: a request and its code, in hexadecimal digits.
 const MAX_SIGNED: usize = 128 << 10;
@@ -183,7 +183,7 @@ impl QueuedCommand {
         self.queue.join("results").join(format!("{}.{end}", self.id))
     }
 
-    /// `begun` is told when dom0 has been sent the request.
+    /// `begun` gets a message when dom0 has the request.
     async fn serve(&self, agent: &Arc<Agent>, signed: bool, begun: tokio::sync::oneshot::Sender<()>) {
         let (started, began) = (clock::now(), Instant::now());
         let text = match files::read(&self.pending(""), MAX_COMMAND + 1) {

@@ -89,7 +89,7 @@ impl AgentStream {
         let _ = self.agent.out.send(frame.into_bytes()).await;
     }
 
-    /// Its client is gone: dom0 is told, and what still comes is dropped until the stream's end.
+    /// Its client is gone: dom0 gets a message, and what still comes is dropped until the stream's end.
     pub(super) async fn abandon(mut self) {
         self.send(Frame::Cancel).await;
         while let Some(whole) = self.frames.recv().await {

@@ -58,7 +58,7 @@ impl<'a> LogLine<'a> {
         }
     }
 
-    /// The place in the chain behind this entry; one without a head begins a chain anew.
+    /// The place in the chain behind this entry; one without a head begins a chain again.
     pub(super) fn point(&self) -> ChainPoint {
         ChainPoint { number: self.number, head: self.head.unwrap_or_default() }
     }

@@ -1,7 +1,8 @@
 //! The log as the daemon sees it: entries that are written, entries that are waited for, refusals within their bounds.
 //!
-//! Refusals are rate-limited, because whoever has no key can cause them, and counted in the quota of refusals; each VM has
-//! a rate of its own, so that none can keep another's refusals, or its own later ones with a good key, out of the log.
+//! Refusals are rate-limited, because whoever has no key can cause them, and counted in the quota of refusals; each VM
+//! has a separate rate, so that none can keep another's refusals, or its own later ones with a good key, out of the
+//! log.
 
 use std::{
     collections::HashMap,
@@ -17,7 +18,7 @@ use super::{
     recent,
     writer::{LogFailure, Writer},
 };
-use crate::{remote::clock::now, sys::lock};
+use crate::{log::counted_were, remote::clock::now, sys::lock};
 
 /// How long a [`EntryOrigin`] counts its refusals.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -70,8 +71,8 @@ impl Audit {
         Self { writer, quotas, refused: Mutex::default() }
     }
 
-    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait; the
-    /// log says how many were lost.
+    /// Writes one entry: `[time] CATEGORY text`. `text` is escaped by whoever made it. `false`: too many entries wait;
+    /// the log says how many were lost.
     pub fn write(&self, category: &str, text: &str) -> bool {
         self.put(category, text)
     }
@@ -96,7 +97,7 @@ impl Audit {
     }
 
     /// Writes an entry about a VM that was refused something, unless there were too many of late; how many were left
-    /// out is told with the next one. Whether it was written.
+    /// out is written with the next one. Whether it was written.
     pub fn refused(&self, vm: &str, source: EntryOrigin, category: &str, text: &str) -> bool {
         let mut refused = lock(&self.refused);
         let rate = refused.entry((vm.to_owned(), source)).or_default();
@@ -111,7 +112,7 @@ impl Audit {
         rate.written += 1;
         let left_out = std::mem::take(&mut rate.left_out);
         if left_out > 0 {
-            self.put("INFO", &format!("vm={vm} {left_out} refusals were not written"));
+            self.put("INFO", &format!("vm={vm} {} not written", counted_were(left_out, "refusal")));
         }
         self.put(category, &format!("vm={vm} {text}"))
     }

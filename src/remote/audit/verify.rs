@@ -1,5 +1,5 @@
-//! Reads the log back: whether its chain holds, whether it is the log whose heads a qube has kept, and the entries of one
-//! qube.
+//! Reads the log back: whether its chain holds, whether it is the log whose heads a qube has kept, and the entries of
+//! one qube.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +14,7 @@ use super::{
     logfile::snapshot,
 };
 use crate::{
+    log::counted,
     proto::mac::{Digest, hex, unhex},
     remote::files,
 };
@@ -46,11 +47,13 @@ impl fmt::Display for Verified {
             writeln!(f, "{fault}")?;
         }
         if self.without_head > 0 {
-            writeln!(f, "{} entries of an earlier version have no head: nothing is known of them", self.without_head)?;
+            let entries = counted(self.without_head, "entry");
+            writeln!(f, "{entries} of an earlier version without a head: not checked")?;
         }
         let holds = if self.faults.is_empty() { "the chain holds" } else { "the chain is broken" };
         let (first, last) = (self.first, self.last);
-        writeln!(f, "{} entries, {first} to {}: {holds}; head {}", self.entries, last.number, hex(&last.head))
+        let entries = counted(self.entries, "entry");
+        writeln!(f, "{entries}, {first} to {}: {holds}; head {}", last.number, hex(&last.head))
     }
 }
 
@@ -147,7 +150,8 @@ pub(crate) fn entries_of(path: &Path, vm: Option<&str>, mut show: impl FnMut(&st
     Ok(())
 }
 
-/// Calls `each` with the number and the text of each line of the first `size` bytes; `None` for one that is no text or too long.
+/// Calls `each` with the number and the text of each line of the first `size` bytes; `None` for one that is no text or
+/// too long.
 fn each_line(file: File, size: u64, mut each: impl FnMut(usize, Option<&str>)) -> io::Result<()> {
     let mut reader = BufReader::new(file.take(size));
     let mut line = Vec::new();

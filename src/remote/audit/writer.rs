@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{chain::ChainPoint, logfile::LogFile};
 use crate::{
-    log::{Kind, Reminder, say},
+    log::{Kind, Reminder, counted_were, say},
     remote::clock,
     sys::lock,
 };
@@ -26,7 +26,7 @@ use crate::{
 const GROUP: usize = 256;
 /// Entries that wait for a disk that takes none, at most.
 const WAITING: usize = 8192;
-/// A disk that has not answered for so long is told of.
+/// A disk that has not answered for so long is reported.
 const SLOW: Duration = Duration::from_secs(5);
 /// Between two attempts to write what waits.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -124,7 +124,7 @@ impl Writer {
     fn tell_of_a_hanging_disk(&self) {
         if let Some(why) = self.shared.hangs(SLOW) {
             if lock(&self.shared.told).due().is_some() {
-                say(Kind::LogFailed, format!("commands wait for their entries in dom0's log: {why}"));
+                say(Kind::LogFailed, format!("commands wait, because dom0's log is slow: {why}"));
             }
         }
     }
@@ -224,7 +224,7 @@ fn group(
     }
     let (own, lost) = (texts.len(), shared.lost.swap(0, Relaxed));
     if lost > 0 {
-        texts.push(format!("[{}] INFO {lost} entries were lost", clock::now()));
+        texts.push(format!("[{}] INFO {} lost", clock::now(), counted_were(lost, "entry")));
     }
     let kept = shared.kept.load(Relaxed);
     let written = if texts.is_empty() { Ok(Vec::new()) } else { file.append(&texts, !answers.is_empty(), || kept) };

@@ -2,9 +2,9 @@
 //!
 //! # Theory
 //! The text goes first, as far as there is credit for it. From ACCEPT on, standard input goes to the command and its
-//! output comes back; output counts as passed on when a thread has written it ([`OutputThread`]), and only then dom0 gets
-//! credit for more. What ends an exchange: EXIT (the command's result, which must be signed), REJECT, the end of the
-//! connection, or a time that is over. Whoever gives up (a signal, an output that nobody reads) cancels first and
+//! output comes back; output counts as passed on when a thread has written it ([`OutputThread`]), and only then dom0
+//! gets credit for more. What ends an exchange: EXIT (the command's result, which must be signed), REJECT, the end of
+//! the connection, or a time that is over. Whoever gives up (a signal, an output that nobody reads) cancels first and
 //! still waits for dom0's word for a while, so that nothing runs on unseen.
 
 use std::{io, os::fd::AsFd as _, time::Duration};
@@ -47,7 +47,7 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 /// Why an exchange has no result.
 #[derive(Debug)]
 pub(super) enum ExchangeError {
-    /// Another request took our number's place: nothing was run, and asking anew may help.
+    /// Another request took our number's place: nothing was run, and asking again may help.
     Stale,
     /// The daemon is restarted, as it says: nothing was run, and the next daemon will take the request.
     Restart(String),
@@ -97,7 +97,7 @@ pub(super) struct Exchange<'a> {
     raw: Option<RawMode>,
     /// The command got one interrupt already.
     interrupted: bool,
-    /// When we wait for dom0's word no longer, and what is said then.
+    /// When the wait for dom0's answer ends, and the message of that moment.
     give_up: Option<(Instant, ClientError)>,
     /// When dom0 must have said something, until it has.
     dom0_by: Option<Instant>,
@@ -417,8 +417,8 @@ impl<'a> Exchange<'a> {
         Some(ClientError::Refused(124, text))
     }
 
-    /// The time of the command was over, by the limit that dom0 names. A dom0 of an earlier version names none: a command
-    /// that had less time than we gave it was ended by the policy.
+    /// The time of the command was over, by the limit that dom0 names. A dom0 of an earlier version names none: a
+    /// command that had less time than we gave it was ended by the policy.
     fn timed_out(&self) -> ClientError {
         let ran = self.accepted_at.unwrap_or(self.began).elapsed();
         let guessed = || match self.ask.timeout {

@@ -40,7 +40,7 @@ use crate::{
 
 /// Between two looks, as the original has it; a change of the directory makes it look at once.
 const TICK: Duration = Duration::from_millis(500);
-/// A durable request is signed anew so often: dom0 takes none that is older than five minutes.
+/// A durable request is signed again so often: dom0 takes none that is older than five minutes.
 const RENEW: Duration = Duration::from_secs(120);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(30);
@@ -166,7 +166,7 @@ impl Submitted {
         AsyncPipe::reader(OwnedFd::from(inotify))
     }
 
-    /// Waits for the status; a signed request that nobody has taken is signed anew from time to time.
+    /// Waits for the status; a signed request that nobody has taken is signed again from time to time.
     async fn wait(
         &mut self,
         ask: &Submission,

@@ -19,7 +19,7 @@ use crate::{
     sys,
 };
 
-/// Writes what comes in a thread of its own, so that a slow reader stops the output and nothing else.
+/// Writes what comes in a separate thread, so that a slow reader stops the output and nothing else.
 pub(super) struct OutputThread {
     pub(super) to: std::sync::mpsc::Sender<Bytes>,
 }
@@ -106,8 +106,8 @@ impl ClientSignals {
     }
 }
 
-/// Reads in a thread of its own: a terminal, a pipe, a file alike; each part behind room for the header of its frame. What
-/// cannot be read is an error, and no end.
+/// Reads in a separate thread: a terminal, a pipe, a file alike; each part behind room for the header of its frame.
+/// What cannot be read is an error, and no end.
 pub(super) fn read_input(mut from: File) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (to, line) = mpsc::channel(2);
     std::thread::spawn(move || {

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{remote::policy::PATH, sys::lock};
+use crate::{log::counted_waiting, remote::policy::PATH, sys::lock};
 
 /// Where each user who is logged in has a directory of his own (pam_systemd(8)).
 const USERS: &str = "/run/user";
@@ -74,7 +74,7 @@ impl Desktop {
 }
 
 /// Notifies every session about a command of the qube `vm`, without waiting for it. What comes within the pause after a
-/// notification is told at its end, in one notification, with the number that `waiting` gives then.
+/// notification is announced at its end, in one notification, with the number that `waiting` gives then.
 pub(super) fn notify(desktop: &Arc<Desktop>, vm: &str, id: &str, waiting: impl Fn() -> usize + Send + 'static) {
     match desktop.ask(Instant::now()) {
         NotificationDue::Now => send(vm, &format!("To see it and decide, as root: qvm-remote-dom0 approve {id}")),
@@ -94,12 +94,9 @@ pub(super) fn notify(desktop: &Arc<Desktop>, vm: &str, id: &str, waiting: impl F
 
 /// The text about all that wait; none where nothing waits any more.
 fn joined(waiting: usize) -> Option<String> {
-    let text = match waiting {
-        0 => return None,
-        1 => "1 request waits".to_owned(),
-        count => format!("{count} requests wait"),
-    };
-    Some(format!("{text}. To see and decide, as root: qvm-remote-dom0 approve"))
+    let text =
+        || format!("{}. To see and decide, as root: qvm-remote-dom0 approve", counted_waiting(waiting, "request"));
+    (waiting > 0).then(text)
 }
 
 fn send(vm: &str, body: &str) {

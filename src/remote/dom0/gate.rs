@@ -1,9 +1,10 @@
 //! The gate: the one way from a request to a command or a transfer that runs.
 //!
-//! A request waits for a person, for a place, for its entry in the log; while it waits the owner may revoke the key, take
-//! the qube off the list, write another policy, end the request. So after each wait everything is asked anew, and what
-//! the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing is
-//! awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without one.
+//! A request waits for a person, for a place, for its entry in the log; while it waits the owner may revoke the key,
+//! take the qube off the list, write another policy, end the request. So after each wait everything is asked again, and
+//! what the request has got by then (an approval, an entry) counts only for the decision for which it was got. Nothing
+//! is awaited between the last question and the start. Only [`pass`] makes a [`Clearance`], and nothing starts without
+//! one.
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
@@ -44,7 +45,7 @@ use crate::{
 /// Between two looks at a quota that is used up, from the shortest to the longest.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// A wait for a disk that is longer is told to the client.
+/// The client gets a message about a longer wait for a disk.
 const NEWS: Duration = Duration::from_secs(2);
 
 /// A request on its way, and all that its waits need.
@@ -126,7 +127,7 @@ pub(super) struct CurrentRuling {
     most: usize,
 }
 
-/// Waits for what the request needs, and asks everything anew after each wait.
+/// Waits for what the request needs, and asks everything again after each wait.
 pub(super) async fn pass(candidate: Candidate<'_>) -> Result<Clearance, Rejected> {
     let mut held = Obtained::default();
     loop {
@@ -201,8 +202,8 @@ async fn try_to_decide(candidate: Candidate<'_>, news: DiskNews) -> Result<Resul
     }
 }
 
-/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's, and
-/// what is its policy? Waits for nothing.
+/// May this request still run? Was it ended, is the daemon stopped, is the qube listed, is the key still the qube's,
+/// and what is its policy? Waits for nothing.
 fn ask(candidate: Candidate<'_>) -> Result<Policy, Rejected> {
     let Candidate { case, authentic, registration, .. } = candidate;
     if registration.is_ended() {
@@ -266,7 +267,8 @@ impl Candidate<'_> {
         }
     }
 
-    /// Waits for something, unless the owner ends the request, its client gives up, its channel ends or the daemon stops.
+    /// Waits for something, unless the owner ends the request, its client gives up, its channel ends or the daemon
+    /// stops.
     pub(super) async fn wait<T>(&self, state: RequestState, something: impl Future<Output = T>) -> Result<T, Rejected> {
         self.registration.enter(state);
         tokio::select! {
@@ -417,15 +419,15 @@ impl Candidate<'_> {
                 Rejected(Refusal::Busy, "the ledger of v1 requests is full; in dom0, authorize a new key".into())
             }
         })?;
-        // in a thread of its own: a slow disk stalls nobody else
+        // in a separate thread: a slow disk stalls nobody else
         let written = self.wait_for_disk(RequestState::Recording, spawn_blocking(|| writing.write())).await?;
         written.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| {
             Rejected(Refusal::Failed, format!("the ledger cannot be written: {}", escape(e.to_string().as_bytes())))
         })
     }
 
-    /// Writes the entry of the command, and waits until it is on the disk: what the qube is told of it, with a code, when
-    /// the command starts.
+    /// Writes the entry of the command, and waits until it is on the disk: what the qube gets about it, with a code,
+    /// when the command starts.
     async fn record(&self, judged: &Judged) -> Result<Option<Receipt>, Rejected> {
         let (case, vm) = (self.case, &self.case.vm.name);
         let auth = if self.authentic.code.is_some() { "v2" } else { "v1" };

@@ -6,8 +6,8 @@
 //! daemon, and the keeper of the unit ([`super::keep`]), tell what may go on from what nobody answers for any more: a
 //! group without a mark after a crash is ended.
 //!
-//! Outside systemd, and where that unit does not run, commands live below the daemon's own group when the manager left it
-//! to the daemon, and there the stop of the daemon ends them.
+//! Outside systemd, and where that unit does not run, commands live below the daemon's own group when the manager left
+//! it to the daemon, and there the stop of the daemon ends them.
 
 use std::{
     fs, io,
@@ -22,7 +22,7 @@ use nix::{
 };
 
 use crate::{
-    proto::remote::{valid_id, valid_vm},
+    proto::{qube::valid_vm, remote::valid_id},
     sys::proc,
     systemd::unit,
 };
@@ -30,7 +30,8 @@ use crate::{
 /// The unit that holds the commands.
 pub(super) const UNIT: &str = "qvm-remote-dom0-commands.service";
 
-/// Groups in groups that a command has made are removed as deep as this; the path of a deeper one is no path (PATH_MAX).
+/// Groups in groups that a command has made are removed as deep as this; the path of a deeper one is no path
+/// (PATH_MAX).
 const DEPTH: usize = 2048;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(2);
@@ -146,7 +147,8 @@ impl CommandGroups {
     }
 }
 
-/// Ends what the commands of a qube have left in the background, where no daemon answers; how many commands had left any.
+/// Ends what the commands of a qube have left in the background, where no daemon answers; how many commands had left
+/// any.
 ///
 /// # Errors
 /// When processes are left.
@@ -240,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory plays the hierarchy: what matters here is who is told from whom.
+    /// A directory plays the hierarchy: the test is about which processes belong to which group.
     fn populate(group: &CommandGroup) {
         fs::write(group.path().join("cgroup.events"), "populated 1\nfrozen 0\n").expect("written");
     }

@@ -20,7 +20,7 @@ use super::{
     state::{Shared, Vm},
 };
 use crate::{
-    log::escape,
+    log::{counted, escape},
     proto::{
         mac::{Digest, Key},
         remote::{Mode, Refusal, Request, argv, check_text, flags},
@@ -249,7 +249,7 @@ impl Judged {
     /// The kind of command, without a word of the qube's.
     pub(super) fn kind(&self, payload: &[u8]) -> String {
         match self.mode {
-            Mode::Shell | Mode::Ping => format!("a text for bash of {} bytes", payload.len()),
+            Mode::Shell | Mode::Ping => format!("a text for bash of {}", counted(payload.len(), "byte")),
             Mode::Argv => "a program".to_owned(),
             Mode::Get => "a file of dom0".to_owned(),
             Mode::Put => "a file to be written".to_owned(),

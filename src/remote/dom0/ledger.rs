@@ -22,8 +22,8 @@ use crate::{
 };
 use sha2::{Digest as _, Sha256};
 
-/// Entries at most: 9 MiB of file, which is written anew when it has twice as many lines. Old ones of dated requests make
-/// room; those of undated ones only when their key is gone.
+/// Entries at most: 9 MiB of file, which is written again when it has twice as many lines. Old ones of dated requests
+/// make room; those of undated ones only when their key is gone.
 const MOST: usize = 60_000;
 /// A dated request is refused by its date after this long: twice the skew that is allowed, in milliseconds.
 const DATED: u64 = 2 * SKEW_MS;
@@ -74,7 +74,7 @@ struct LedgerFile {
 #[must_use = "a request that is not on the disk may run twice"]
 pub struct Writing {
     file: Option<Arc<Mutex<LedgerFile>>>,
-    /// The whole file anew, where it has too many lines.
+    /// The whole file again, where it has too many lines.
     whole: Option<String>,
     /// Lines to append.
     lines: String,
@@ -190,7 +190,7 @@ impl Ledger {
         created_ms <= self.floor
     }
 
-    /// Notes that a request is begun at `now_ms`, `dated` when it carries a time of its own: what is to be written before
+    /// Notes that a request is begun at `now_ms`, `dated` when it carries its own time: what is to be written before
     /// it runs. Should that fail, the request is not begun again either.
     ///
     /// # Errors
@@ -230,7 +230,7 @@ impl Ledger {
         self.lines = usize::MAX / 2; // the next one that is begun writes the file anew
     }
 
-    /// The whole file anew.
+    /// The whole file again.
     fn rewrite(&mut self) -> Writing {
         let mut dated: Vec<_> = self.known.iter().filter(|(_, begun)| begun.ms != 0).map(|(m, b)| (b.ms, *m)).collect();
         dated.sort_unstable();

@@ -28,8 +28,8 @@ pub(super) fn bad_names(shared: &Shared, config: &RemoteConfig) {
     }
 }
 
-/// Between two looks for names of the list that no qube had, doubled from the first to the last: qvm-check may have failed,
-/// or the qube comes later.
+/// Between two looks for names of the list that no qube had, doubled from the first to the last: qvm-check may have
+/// failed, or the qube comes later.
 const SOUGHT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
 /// Tells of names that no qube has, and has them looked for again: the others are served.
@@ -42,7 +42,8 @@ pub(super) fn missing(shared: &Shared, names: Vec<String>) {
 
 /// Tells of names that could not be looked for, and has them looked for again.
 fn unknown(shared: &Shared, names: Vec<String>, fault: Option<&StartError>) {
-    let why = fault.map_or_else(|| "qvm-check failed".to_owned(), |fault| format!("it was not looked for ({fault})"));
+    let why =
+        fault.map_or_else(|| "qvm-check failed".to_owned(), |fault| format!("dom0 could not look for it ({fault})"));
     look_again(shared, names, Absence::Unknown, &why, "");
 }
 
@@ -102,7 +103,7 @@ pub(super) fn open(shared: &Arc<Shared>, name: &str, channels: &TaskTracker) {
     channels.spawn(channel::keep(shared.clone(), shared.vm(name)));
 }
 
-/// Reads the list of VMs anew: new ones are served, of those that went every command is ended and the channel
+/// Reads the list of VMs again: new ones are served, of those that went every command is ended and the channel
 /// closed. A file that cannot be read changes nothing.
 pub(super) async fn reread(shared: &Arc<Shared>, options: &DaemonOptions, channels: &TaskTracker) {
     let config = match RemoteConfig::load(&shared.paths.conf) {

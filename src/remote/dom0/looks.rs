@@ -1,6 +1,6 @@
-//! Looks at paths that a qube names. A look can block without end (an automount, a server that is gone, FUSE), so each has
-//! a thread of its own, is waited for no longer than [`TIME`], and a qube has at most [`LOOKS`] at a time: looks that do
-//! not end keep their places, so the further requests of that qube are refused, and nobody else notices.
+//! Looks at paths that a qube names. A look can block without end (an automount, a server that is gone, FUSE), so each
+//! has a separate thread, is waited for no longer than [`TIME`], and a qube has at most [`LOOKS`] at a time: looks that
+//! do not end keep their places, so the further requests of that qube are refused, and nobody else notices.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -29,7 +29,7 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// Does something that may block, in a thread of its own.
+    /// Does something that may block, in a separate thread.
     ///
     /// # Errors
     /// When it did not end in time. It may still be going on then.

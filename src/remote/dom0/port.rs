@@ -221,7 +221,7 @@ impl Inbox {
     }
 }
 
-/// Where a request stands in dom0's log: what its qube is told.
+/// The place of a request in dom0's log, as its qube gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// The number of the entry.

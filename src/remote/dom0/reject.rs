@@ -1,4 +1,4 @@
-//! Why a command does not run: what its client is told, and what is written down.
+//! Why a command does not run: the answer to its client, and the entry in the log.
 
 use std::{io, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::{
     remote::{audit::EntryOrigin, policy_file::PolicyFileError},
 };
 
-/// A command that does not run, and what its client is told.
+/// A command that does not run, and the answer to its client.
 pub(super) struct Rejected(pub(super) Refusal, pub(super) String);
 
 /// What a refusal is written down as.
@@ -21,7 +21,7 @@ pub(super) enum Category {
     AuthDeny,
     /// The policy cannot be used.
     Policy,
-    /// The request makes no sense.
+    /// The request is not valid.
     Reject,
     /// The request was begun before.
     Replay,
@@ -123,7 +123,7 @@ impl Case<'_> {
         self.write(Category::Policy, &why, &format!("id={} {why}", self.id));
         let text = match error {
             PolicyFileError::Missing(_) => "the policy of this qube is missing, so nothing is allowed",
-            _ => "the policy of this qube has a fault; see qvm-remote-dom0 check in dom0",
+            _ => "the policy of this qube has an error; see qvm-remote-dom0 check in dom0",
         };
         Rejected(Refusal::Denied, text.into())
     }

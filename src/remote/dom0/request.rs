@@ -1,5 +1,5 @@
-//! The requests that dom0 has taken and not answered yet: each is in the list from the moment it is authentic, before it
-//! waits for anything, so that whoever ends the requests of a qube ends all of them.
+//! The requests that dom0 has taken and not answered yet: each is in the list from the moment it is authentic, before
+//! it waits for anything, so that whoever ends the requests of a qube ends all of them.
 //!
 //! # The states of a request
 //!
@@ -16,9 +16,9 @@
 //! | *background* | it is answered; the end of what its command left behind ([`super::background`]) | removed |
 //!
 //! Every state but the last two can be left for *refused* as well: the owner ended the request, the client gave up, the
-//! channel ended, the daemon stops. *running* is left for *ending* for the same reasons, and when its time or its output
-//! is spent. *The gate* ([`super::gate`]) asks everything anew after each of these waits, and is the only way to
-//! *running*. In *quota*, *approval* and *place* everything is asked anew at each change of the key, the list or the
+//! channel ended, the daemon stops. *running* is left for *ending* for the same reasons, and when its time or its
+//! output is spent. *The gate* ([`super::gate`]) asks everything again after each wait, and is the only way to
+//! *running*. In *quota*, *approval* and *place* everything is asked again at each change of the key, the list or the
 //! policy too, so that a request that is not allowed any more is answered at once.
 
 use std::{

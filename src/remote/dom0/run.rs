@@ -28,7 +28,7 @@ use super::{
     state::{DaemonOptions, Shared, StartError, io_at},
 };
 use crate::{
-    log::{Event, Kind, emit},
+    log::{Event, Kind, counted, emit},
     remote::{
         audit::Audit,
         clock,
@@ -157,13 +157,11 @@ async fn serve(shared: &Arc<Shared>, options: &DaemonOptions, names: &[String]) 
         seeking.abort();
     }
     let count = shared.requests.started();
-    let _ =
-        sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {count} commands left"))]);
+    let commands = counted(count, "command");
+    let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(&format!("stopping, {commands} left"))]);
     if count > 0 {
-        emit(Event::new(
-            Kind::ServiceDraining,
-            format!("stopping: {count} commands have up to {} s to end", DRAIN.as_secs()),
-        ));
+        let text = format!("stopping: up to {} s for {commands} to end", DRAIN.as_secs());
+        emit(Event::new(Kind::ServiceDraining, text));
     }
     let timer = tokio::spawn(forget_the_end());
     shared.tasks.close();

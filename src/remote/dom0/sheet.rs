@@ -9,6 +9,7 @@ use super::{
     state::Vm,
 };
 use crate::{
+    log::counted,
     proto::{
         mac::{self, hex},
         remote::{Mode, flags},
@@ -45,12 +46,12 @@ pub(super) fn sheet(vm: &Vm, authentic: &Authentic, judged: &Judged, payload: &[
         Task::Run(launch) => run(&mut sheet, launch, judged, payload),
         Task::Get(_, path, most) => {
             sheet.field("reads", &quoted(path.as_os_str().as_bytes()));
-            sheet.field("size", &format!("at most {most} bytes"));
+            sheet.field("size", &format!("at most {}", counted(*most, "byte")));
         }
         Task::Put(_, path, most, mode) => {
             sheet.field("writes", &quoted(path.as_os_str().as_bytes()));
             sheet.field("mode", &format!("{mode:03o}"));
-            sheet.field("content", &format!("at most {most} bytes, which come from the qube"));
+            sheet.field("content", &format!("at most {}, which come from the qube", counted(*most, "byte")));
         }
     }
     sheet
@@ -65,7 +66,10 @@ fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
     sheet.field("input", if launch.stdin { "comes from the qube while it runs" } else { "none" });
     sheet.field("terminal", if launch.tty { "yes" } else { "no" });
     sheet.field("time", &launch.timeout.map_or("no limit".to_owned(), |t| format!("at most {} ms", t.as_millis())));
-    sheet.field("output", &launch.max_output.map_or("no limit".to_owned(), |n| format!("at most {n} bytes")));
+    sheet.field(
+        "output",
+        &launch.max_output.map_or("no limit".to_owned(), |n| format!("at most {}", counted(n, "byte"))),
+    );
     for (name, value) in variables(launch) {
         sheet.field("variable", &format!("{}={}", visible(name.as_bytes()), quoted(value.as_bytes())));
     }
@@ -75,7 +79,7 @@ fn run(sheet: &mut Sheet, launch: &Launch, judged: &Judged, payload: &[u8]) {
                 sheet.note("The policy has this run instead of what was asked (force):");
             }
             sheet.field("sha256", &hex(&mac::digest(text)));
-            sheet.field("text for bash", &format!("{} bytes:", text.len()));
+            sheet.field("text for bash", &format!("{}:", counted(text.len(), "byte")));
             sheet.text(text);
         }
         None => {

@@ -156,7 +156,7 @@ impl Shared {
         self.keys.path(vm, "policy").map_err(|e| PolicyFileError::Io(vm.into(), e))
     }
 
-    /// Reads a VM's policy anew. Nothing is looked up that its rules name.
+    /// Reads a VM's policy again. Nothing is looked up that its rules name.
     pub(super) fn policy(&self, vm: &str) -> Result<Policy, PolicyFileError> {
         policy_file::read_installed(&self.policy_path(vm)?)
     }
@@ -228,7 +228,7 @@ impl std::fmt::Display for StartError {
             Self::NoVms => {
                 f.write_str("no VMs configured. Set QVM_REMOTE_VMS in /etc/qubes/remote.conf or use --vm VM")
             }
-            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is nobody to serve"),
+            Self::NoKeys => f.write_str("no VM that is listed has a key, so there is no qube to serve"),
             Self::NoSuchVm(vm) => write!(f, "VM '{vm}' does not exist"),
             Self::Io(what, e) => write!(f, "{what}: {e}"),
         }

@@ -1,7 +1,7 @@
 //! `get` and `put`: one file, beneath a directory that the policy names, of bounded size.
 //!
 //! The daemon itself reads and writes; the kernel holds the path to the directory (openat2(2), no links at all), so
-//! nothing that stands in it, nor in the name, leads elsewhere. The disk is waited for on threads of its own, so that a
+//! nothing that stands in it, nor in the name, leads elsewhere. The disk is waited for on separate threads, so that a
 //! slow one keeps no other request waiting.
 
 use std::{
@@ -27,12 +27,13 @@ use super::{
     request::Registration,
 };
 use crate::{
+    log::counted,
     proto::remote::{Ending, SLICE, frame},
     remote::files,
 };
 
-/// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody in
-/// dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
+/// Waits for a transfer to end: by itself, because its time is spent, because its client gave up, or because somebody
+/// in dom0 ended it. A transfer that is cut short is dropped, and leaves no file.
 ///
 /// # Errors
 /// When it could not be started.
@@ -115,7 +116,10 @@ fn source(dir: &Path, path: &Path, most: u64) -> io::Result<OpenSource> {
         return Err(io::Error::other("it is no regular file"));
     }
     if metadata.len() > most {
-        return Err(io::Error::other(format!("it has {} bytes, {most} are allowed", metadata.len())));
+        return Err(io::Error::other(format!(
+            "it has {}, at most {most} are allowed",
+            counted(metadata.len(), "byte")
+        )));
     }
     Ok(OpenSource { file, most })
 }

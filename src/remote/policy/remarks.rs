@@ -23,19 +23,19 @@ pub fn remarks(
         };
         if let Some(program) = program.filter(|program| rule.verdict == Verdict::Allow && program.narrower()) {
             let what = "\"*\" and \"?\" of a program match no \"/\", so programs in directories below are not allowed";
-            remark(what.into(), format!("where they are meant: {}", program.widened()));
+            remark(what.into(), format!("to allow them: {}", program.widened()));
         }
         if let Some(trouble) = program.filter(|_| rule.verdict != Verdict::Deny).and_then(|p| trouble(p.only_name()?)) {
             remark(trouble, "correct the name, or the owner and the mode; until then the program does not run".into());
         }
         if let Some(file) = program.filter(|_| rule.verdict == Verdict::Deny).and_then(|p| behind(p.only_name()?)) {
             let what = format!("the program is a link to {file}, so the rule denies that file under every name");
-            remark(what, "allow rules for its other names in front of this rule, where they are meant".into());
+            remark(what, "write allow rules for its other names before this rule, to allow those".into());
         }
         match rule.verdict {
             Verdict::Ask if !rule.options.stdin && !rule.stdin_stated => {
                 let what = "a command that is approved takes no later input: qvm-remote -i and --tty are refused";
-                remark(what.into(), "[stdin=yes] where it is meant, [stdin=no] where it is not".into());
+                remark(what.into(), "write [stdin=yes] to allow it, or [stdin=no]".into());
             }
             Verdict::Allow if !rule.options.stdin && rule.options.tty => {
                 let what = "what is typed at a terminal is input, so stdin=no refuses qvm-remote --tty";

@@ -56,7 +56,7 @@ pub(super) struct Rule {
     pub(super) stdin_stated: bool,
 }
 
-/// All that is said about one VM.
+/// All rules and settings of one VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     pub(super) rules: Vec<Rule>,
@@ -97,7 +97,7 @@ pub struct Ruling<'a> {
 }
 
 impl Ruling<'_> {
-    /// What is said where no rule matches: no.
+    /// The answer where no rule matches: no.
     pub fn none() -> Self {
         Ruling { verdict: Verdict::Deny, line: None, options: RuleOptions::plain(false), beneath: None }
     }
@@ -225,11 +225,11 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether a rule can give a right to a program at this path, or at a path beneath it; also the right to be shown to
-    /// a person. What no rule reaches is denied, whatever it is. A rule that asks matches the path as asked too: `as_asked` is
-    /// that path, up to the same component. `search` are the directories in which bare names are
-    /// looked for, as written and resolved: they are system directories, and rules that ask match the file behind a link
-    /// in them.
+    /// Whether a rule can give a right to a program at this path, or at a path beneath it; also the right to be shown
+    /// to a person. What no rule reaches is denied, whatever it is. A rule that asks matches the path as asked too:
+    /// `as_asked` is that path, up to the same component. `search` are the directories in which bare names are
+    /// looked for, as written and resolved: they are system directories, and rules that ask match the file behind a
+    /// link in them.
     pub fn reaches(&self, at: &[u8], as_asked: Option<&[u8]>, search: &[Vec<u8>]) -> bool {
         let above = |dir: &Vec<u8>| dir.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
         let slash = at.iter().rposition(|b| *b == b'/').unwrap_or(0);
@@ -302,8 +302,8 @@ impl Rule {
     }
 }
 
-/// A text without the blanks and ends of lines behind it, which mean nothing to bash. A carriage return means something:
-/// it is a part of the last word.
+/// A text without the blanks and ends of lines behind it, which mean nothing to bash. A carriage return means
+/// something: it is a part of the last word.
 fn without_end(text: &[u8]) -> &[u8] {
     let end = text.iter().rposition(|b| !b" \t\n".contains(b)).map_or(0, |last| last + 1);
     &text[..end]
@@ -344,8 +344,8 @@ fn subject(words: &[RuleWord]) -> Result<RuleSubject, Complaint> {
                 Err(Complaint::new("a rule about a shell text without the text", "shell * for any, or the very text"))
             }
             words if words.iter().any(|w| !w.quoted && w.text.contains(['*', '?'])) => Err(Complaint::new(
-                "a pattern within a shell text keeps nobody in: \";\" leads out of it",
-                "a rule about a program, for qvm-remote --argv; or quotes, where the sign itself is meant",
+                "a pattern within a shell text is no limit: \";\" starts another command",
+                "a rule about a program, for qvm-remote --argv; or quotes for the character itself",
             )),
             words => {
                 let text: Vec<_> = words.iter().map(|w| w.text.as_str()).collect();

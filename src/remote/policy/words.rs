@@ -47,7 +47,7 @@ pub(super) fn words(line: &str) -> Result<Vec<RuleWord>, Complaint> {
                 }
             }
             if chars.peek().is_some_and(|c| !c.is_whitespace()) {
-                return Err(Complaint::new("a quoted word goes on after its quote", "quotes around the whole word"));
+                return Err(Complaint::new("text follows the closing quote of a word", "quotes around the whole word"));
             }
         } else {
             while let Some(c) = chars.next_if(|c| !c.is_whitespace()) {

@@ -15,7 +15,7 @@ use crate::spec::{call::Call, error::Flaw, meant::several};
 /// Longest DNS name in text, in bytes (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 253;
 
-/// A host and a port; the host is an address, or a name resolved anew at each dial.
+/// A host and a port; the host is an address, or a name resolved again at each dial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostPort {
@@ -114,7 +114,7 @@ impl FromStr for HostPort {
             return Err(flaw);
         }
         if let Some((local, target)) = local_forward(text) {
-            let flaw = Flaw::new(0..text.len(), format!("\"{text}\" says where to listen, too, as ssh -L has it"));
+            let flaw = Flaw::new(0..text.len(), format!("\"{text}\" also has a listening side, as in ssh -L"));
             return Err(flaw.example(format!("listen on {local}, with the target "), target.to_string()));
         }
         if let [target, service] = text.split(' ').collect::<Vec<_>>()[..] {

@@ -80,7 +80,7 @@ impl FromStr for ListenAddr {
         let (host, port, _) = host_and_port(text, "127.0.0.1:2222")?;
         if let Ok(ip) = host.parse::<IpAddr>() {
             if needs_zone(ip) {
-                let what = format!("{ip} is a link-local address, which means nothing without its interface");
+                let what = format!("{ip} is a link-local address, and needs its interface");
                 return Err(Flaw::new(whole, what).example("such as ", format!("[{ip}%eth0]:{port}")));
             }
             return Ok(Self { addr: SocketAddr::new(ip, port), zone: None });

@@ -106,7 +106,7 @@ fn read(text: &str) -> (Option<Name>, Faults) {
                 }
             }
             if let Some(place) = keys.given(KeyName::Qrexec) {
-                let fault = SpecFault::at(place, "the name is a qrexec call already, and qrexec= another");
+                let fault = SpecFault::at(place, "the name is a qrexec call, and qrexec= is another one");
                 faults.extend([fault.hint("keep one of them")]);
             }
             let call = target.zip(call_service).map(|(target, service)| Call { target, service });

@@ -97,7 +97,7 @@ fn each_mistake_has_its_own_words_its_place_and_the_text_to_write() {
         ("target=10.0.0.5", 8, "has no port", ""),
         ("listen=localhost+22", 8, "not an address to listen on", "write: listen=127.0.0.1+22"),
         ("listen=*+22", 8, "not an address to listen on", "write: listen=[\\x3a\\x3a]+22"),
-        ("work svc qrexec='a b'", 10, "a qrexec call already", ""),
+        ("work svc qrexec='a b'", 10, "the name is a qrexec call, and", ""),
         ("work svc x=1", 10, "unknown key \"x\"", ""),
     ] {
         let found = faults(text);

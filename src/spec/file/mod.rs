@@ -179,7 +179,7 @@ fn read_value(
             if array.is_empty() {
                 let fault =
                     SpecFault::at(&Place::new(source, value.span()), format!("{}: the array is empty", key.name()));
-                faults.push(fault.hint("leave the key out to let everybody in"));
+                faults.push(fault.hint("leave the key out to allow all"));
             }
             array.iter().for_each(|item| read_value(source, key, name.clone(), item, keys, faults));
             return;
@@ -273,7 +273,7 @@ fn header(text: &str, span: Range<usize>) -> Range<usize> {
     span.start..line
 }
 
-/// Whether a line of `[defaults]` begins with `word`, as far as that can be told of a text that is no TOML.
+/// Whether a line of `[defaults]` begins with `word`, as far as that can be seen in a text that is not TOML.
 fn in_defaults(text: &str, word: &str) -> bool {
     let mut inside = false;
     text.lines().map(str::trim_start).any(|line| {

@@ -101,7 +101,7 @@ source = "\u00e9"
         "f:14:20: target: \"99999\" is not a port (a number from 1 to 65535)",
         "f:15:30: allow_from: 10.1.1.1/8 has bits set beyond the first 8 (write: allow_from = \"10.0.0.0/8\")",
         "f:15:43: allow_from: expected an address or a network such as 10.0.0.0/8, in quotes",
-        "f:16:13: allow_uid: the array is empty (leave the key out to let everybody in)",
+        "f:16:13: allow_uid: the array is empty (leave the key out to allow all)",
         "f:17:13: keepalive: it takes one value, not an array (write a [[forward]] for each)",
         "f:18:14: max_setups: expected a text, a number or a boolean",
         "f:19:11: backlog: the number is too large",

@@ -25,7 +25,7 @@ impl Name {
     /// The forward that a socket of this name and kind has.
     ///
     /// # Errors
-    /// Everything that makes no sense together; that no forward has the label, or that its forward is refused.
+    /// All keys that contradict each other; that no forward has the label, or that its forward is refused.
     pub fn resolve(&self, socket: SocketKind, config: &Config) -> Result<Forward, Faults> {
         let side = ListenSide::Inherited(socket);
         if let Some(fault) = &config.access_lost {
@@ -43,8 +43,8 @@ impl Name {
         }
     }
 
-    /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in the
-    /// unit's name (`ssh` for `qrexec-connect-ssh.socket`).
+    /// The forward of the configuration that this name takes, if it is a label: of that very label, or of the one in
+    /// the unit's name (`ssh` for `qrexec-connect-ssh.socket`).
     pub fn entry<'a>(&self, config: &'a Config) -> Option<&'a ConfigEntry> {
         let Self::Label(label) = self else { return None };
         config.labelled(label.as_str()).or_else(|| config.labelled(of_unit(label.as_str())?))

@@ -53,7 +53,7 @@ impl Reading<'_> {
                 Some(UnixAddr::Abstract(_)) => {
                     Some(("an abstract socket is no file", "allow_uid says who may connect"))
                 }
-                None if dials_uds => Some(("the UNIX socket is dialled, and whoever serves it decides", leave)),
+                None if dials_uds => Some(("the forward connects to this UNIX socket, and its server decides", leave)),
                 None => Some(("no UNIX socket is served", leave)),
             },
             KeyName::Backlog if self.datagram => Some(("datagrams do not wait to be accepted", leave)),
@@ -70,7 +70,7 @@ impl Reading<'_> {
                 Some(("it stops a unit that this forward has started", "start_unit=NAME.service names that unit"))
             }
             KeyName::RetryTimeout if self.datagram && self.keys.start_unit.is_none() => {
-                Some(("datagrams are sent to whoever is there", leave))
+                Some(("datagrams are sent without a connection", leave))
             }
             KeyName::SetupTimeout | KeyName::MaxSetups if !calls => {
                 Some(("no qrexec call is made", "connect_timeout limits a dial"))
@@ -91,7 +91,9 @@ impl Reading<'_> {
             KeyName::AllowFrom if !ip => {
                 Some(("peers of a UNIX socket have no address", "allow_uid says who may connect"))
             }
-            KeyName::AllowUid if !unix => Some(("peers over IP have no user", "allow_from says whence they may come")),
+            KeyName::AllowUid if !unix => {
+                Some(("peers over IP have no user", "allow_from has the networks of allowed clients"))
+            }
             KeyName::Source | KeyName::BindDevice if !self.dials_ip(legs) => Some(("no IP address is dialled", leave)),
             _ => None,
         }

@@ -304,7 +304,7 @@ impl Reading<'_> {
             let first = target.as_ref().map(|target| target.value().first());
             let Some(HostPort { host: Host::Ip(ip), port }) = first else { continue };
             if needs_zone(*ip) {
-                let what = format!("{ip} is a link-local address, which means nothing without its interface");
+                let what = format!("{ip} is a link-local address, and needs its interface");
                 let example = self.pair(key, &format!("[{ip}%eth0]:{port}"));
                 self.fault(key, what, &format!("such as {example}, or name the interface with bind_device"));
             }
@@ -332,7 +332,7 @@ impl Reading<'_> {
                 self.missing("nothing says where connections go", &hint);
             }
             (false, (true, _), _) => self.missing(
-                "uds alone says neither who connects to it nor where it leads",
+                "uds alone has no client and no target",
                 &format!("{listen} to dial it, or {target} to serve it, is missing"),
             ),
             (false, (false, _), true) if self.datagram => {
@@ -343,7 +343,7 @@ impl Reading<'_> {
                 &format!("one of {listen} and {uds} is missing, or a label for a socket unit to name"),
             ),
             (false, (false, uds), false) => self.missing(
-                "neither a listening side nor where it leads",
+                "the forward has no listening side and no target",
                 &format!("{listen} or {uds}, and {target}, are missing"),
             ),
         }

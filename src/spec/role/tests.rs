@@ -69,9 +69,9 @@ fn every_row_of_the_table_of_roles_means_its_legs() {
 fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
     for (text, whats) in [
         ("listen=127.0.0.1:1", &["nothing says where connections go"][..]),
-        ("uds=/run/a.sock", &["neither who connects to it nor where it leads"]),
+        ("uds=/run/a.sock", &["uds alone has no client and no target"]),
         ("target=a:1", &["nothing says where connections come in"]),
-        ("label=x", &["neither a listening side nor where it leads"]),
+        ("label=x", &["the forward has no listening side and no target"]),
         ("udp_listen=127.0.0.1:1", &["nothing says where datagrams go"]),
         ("udp_target=a:1", &["nothing says where datagrams come in"]),
         ("listen=127.0.0.1:1,namespace=x", &["namespace needs a target"]),

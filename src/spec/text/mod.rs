@@ -56,7 +56,7 @@ impl Word {
         start..stop.max(start)
     }
 
-    /// The parts between `separator`s that were written as such, not as `\xNN`.
+    /// The parts between `separator`s that were written as the character, not as `\xNN`.
     pub(super) fn split(&self, separator: u8) -> Vec<Self> {
         let mut parts = Vec::new();
         let mut start = 0;

@@ -1,4 +1,5 @@
-//! The address of a `Listen…=`, read as systemd reads it (`socket_address_parse` in its socket-util.c, systemd.socket(5)).
+//! The address of a `Listen…=`, read as systemd reads it (`socket_address_parse` in its socket-util.c,
+//! systemd.socket(5)).
 //!
 //! systemd leaves out a line whose address it cannot read, and tells only the journal. So a flaw here says what systemd
 //! makes of the line, and the line that was probably meant.
@@ -96,7 +97,7 @@ fn flaw(text: &str) -> Flaw {
         [b'/' | b'@', _, ..] => text.len() <= MAX_UNIX,
         _ => port(text).is_some() || ip(text).is_some(),
     };
-    // The address that was probably meant, with a port of its own.
+    // The address that was probably meant, with a separate port.
     let with_port = |host: &str, number: &str| {
         let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() };
         Some(format!("{host}:{number}")).filter(|text| reads(text))
@@ -116,7 +117,7 @@ fn flaw(text: &str) -> Flaw {
     }
     if let Some((host, number)) = text.rsplit_once('+') {
         if let Some(fix) = with_port(host.trim_matches(['[', ']']), number) {
-            let what = "a port stands behind a colon here; the + is for names";
+            let what = "write a colon before a port here; the + is for names";
             return Flaw::new(host.len()..host.len() + 1, what).fix(fix);
         }
     }
@@ -154,7 +155,7 @@ fn flaw(text: &str) -> Flaw {
     let flaw = Flaw::new(0..host.len(), format!("\"{host}\" is not an IP address, and systemd looks up no names here"));
     match host {
         "localhost" | "*" | "" => flaw.fix(format!("127.0.0.1:{number}")),
-        _ if host.contains('%') => flaw.note("the interface stands behind the port: [fe80::1]:22%%eth0"),
+        _ if host.contains('%') => flaw.note("write the interface after the port: [fe80::1]:22%%eth0"),
         _ => flaw.note("127.0.0.1, [::1], or an address of this machine"),
     }
 }
@@ -214,8 +215,8 @@ mod tests {
             ("+0o4", "neither a port", None),
             ("127.0.0.1", "no port", Some("127.0.0.1:1234")),
             ("127.1:80", "not an IP address", None),
-            ("127.0.0.1+1234", "behind a colon", Some("127.0.0.1:1234")),
-            ("[::1]+1234", "behind a colon", Some("[::1]:1234")),
+            ("127.0.0.1+1234", "a colon before a port", Some("127.0.0.1:1234")),
+            ("[::1]+1234", "a colon before a port", Some("[::1]:1234")),
             ("http://127.0.0.1:80/", "URL", Some("127.0.0.1:80")),
             ("tcp://localhost:80", "URL", None),
             ("[fe80::1%lo]:88", "not an IP address", None),

@@ -168,7 +168,7 @@ impl Unit {
             }
         }
         if let Some(accept) = self.last("Socket", "Accept").filter(|accept| accept.is_yes()) {
-            let what = "with Accept=yes systemd wants a service for each connection, and this unit names one for all";
+            let what = "with Accept=yes systemd needs a service for each connection, and this unit names one for all";
             put(accept.fault(what, "leave the line out"), Consequence::Refused);
         }
         let names: Vec<&Setting> = self.all("Socket", "FileDescriptorName").collect();

@@ -1,7 +1,7 @@
 //! Names as a unit file writes them: what systemd does with them, and how to write one so that it takes it.
 //!
 //! systemd expands specifiers, then drops a name with `:`, with anything but printable ASCII, or with more than 255
-//! characters (`fdname_is_valid`), and names the socket after its unit instead. Nobody is told but the journal.
+//! characters (`fdname_is_valid`), and names the socket after its unit instead. Only the journal has a message.
 
 use std::fmt;
 
@@ -12,7 +12,8 @@ use crate::spec::{
 
 /// The longest name that systemd takes, in characters: `FDNAME_MAX`.
 const MAX_NAME: usize = 255;
-/// What systemd expands after a `%` (systemd.unit(5), tried on 252; `D` came later; `c`, `r`, `R` are old, still known).
+/// What systemd expands after a `%` (systemd.unit(5), tried on 252; `D` came later; `c`, `r`, `R` are old, still
+/// known).
 const SPECIFIERS: &str = "aAbBcCdDEfgGhHiIjJlLmMnNopPqrRsStTuUvVwWyY%";
 
 /// A `%` with a letter or digit that systemd has no meaning for.

@@ -137,7 +137,7 @@ fn count(raw: Raw<'_>) -> Result<NonZeroU32, Flaw> {
     };
     let number = text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     match number.map(u32::try_from) {
-        Some(Ok(0)) => Err(Flaw::new(0..text.len(), "0 would let nobody in").note("a whole number from 1")),
+        Some(Ok(0)) => Err(Flaw::new(0..text.len(), "0 would allow no session").note("a whole number from 1")),
         Some(Ok(number)) if number <= MAX_COUNT => Ok(at_least_one(number)),
         Some(_) => Err(Flaw::new(0..text.len(), format!("{text} is too many")).note(format!("at most {MAX_COUNT}"))),
         None => Err(Flaw::new(0..text.len(), format!("\"{text}\" is not a whole number from 1"))),

@@ -71,7 +71,7 @@ impl FromStr for StartUnit {
             return Err(flaw(format!("the name of the unit has {} bytes, and {MAX_NAME} are the most", name.len())));
         }
         match stem.find('@') {
-            Some(0) => Err(flaw(format!("nothing stands before the \"@\" of {name}")).note("such as web@1.service")),
+            Some(0) => Err(flaw(format!("there is nothing before the \"@\" of {name}")).note("such as web@1.service")),
             Some(at) if at + 1 == stem.len() => {
                 let what = format!("{name} is a template, and systemd starts instances of a template");
                 Err(flaw(what).note(format!("such as {stem}INSTANCE.{unit_type}")))

@@ -1,4 +1,4 @@
-//! Bytes from a qube are frames, each written anew as the very bytes it was read from, or a fault; a request likewise.
+//! Bytes from a qube are frames, each written again as the very bytes it was read from, or a fault; so is a request.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -95,7 +95,7 @@ impl Asking {
         all["sessions"].as_array().expect("a list").clone()
     }
 
-    /// A connection of one's own.
+    /// A separate connection.
     #[track_caller]
     pub fn connect(&self) -> UnixStream {
         connect(&self.socket()).unwrap_or_else(|e| panic!("{}: {e}", self.socket().display()))

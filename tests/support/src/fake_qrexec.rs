@@ -39,7 +39,7 @@ pub enum What {
     },
 }
 
-/// A place of its own for one test, or the one of a tree in which the fake is installed.
+/// A place for one test, or the one of a tree in which the fake is installed.
 pub struct FakeQrexec {
     dir: PathBuf,
     _removed_at_the_end: Option<tempfile::TempDir>,

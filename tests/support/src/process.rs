@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{PATIENCE, eventually, raw};
 
-/// In the environment of every process that a test starts, with a value of its own for each start: so whoever
+/// In the environment of every process that a test starts, with its own value for each start: so whoever
 /// descends from it can be found, whatever became of its parents.
 const MARK: &str = "FORWARDER_TEST_MARK";
 
@@ -186,7 +186,7 @@ pub struct Rest {
 const KEPT_PIPES: usize = 16;
 
 impl Process {
-    /// Starts `command` in a process group of its own, with both outputs collected. Its stdin is as the command says.
+    /// Starts `command` in a separate process group, with both outputs collected. Its stdin is as the command says.
     pub fn start(command: Command) -> Self {
         Self::start_with(command, &[])
     }

@@ -32,7 +32,8 @@ impl Ended {
         let (subject, _ms) = subject.rsplit_once(" after ")?;
         let (subject, end) = subject.rsplit_once(": ")?;
         let (peer, _) = subject.strip_prefix("from ")?.split_once(" on ")?;
-        let (up, rest) = rest.split_once(" bytes up, ")?;
+        let (up, rest) = rest.split_once(" up, ")?;
+        let (up, _bytes) = up.split_once(" byte")?;
         let (down, rest) = rest.split_once(" down")?;
         let (exit, note) = rest.split_once("; ").unwrap_or((rest, ""));
         Some(Self {

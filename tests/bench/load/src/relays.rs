@@ -129,7 +129,7 @@ pub fn child() {
     }
 }
 
-/// Standard output without a buffer of its own; it ends when reading from the service ends.
+/// Standard output without its own buffer; it ends when reading from the service ends.
 struct Output(std::io::Stdout);
 
 impl Write for Output {
