@@ -157,7 +157,8 @@ impl StreamOwner for FarOwner {
         let kind = if end == End::DialFailed { Kind::SessionFailed } else { Kind::SessionEnd };
         let StreamStory { id, up, down, time, .. } = story;
         let open_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let text = format!("stream {id}: {}{why} after {open_ms} ms, {up} bytes up, {down} down", end.as_str());
+        let up_bytes = log::counted(up, "byte");
+        let text = format!("stream {id}: {}{why} after {open_ms} ms, {up_bytes} up, {down} down", end.as_str());
         let mut event = self.event(kind, text);
         event.session = Some(Uuid::new_v4());
         event.bytes = Some((up, down));
@@ -168,5 +169,9 @@ impl StreamOwner for FarOwner {
 }
 
 fn more_text(more: u64) -> String {
-    if more > 0 { format!(" ({more} more times since the last report)") } else { String::new() }
+    match more {
+        0 => String::new(),
+        1 => " (1 more time since the last report)".to_owned(),
+        _ => format!(" ({more} more times since the last report)"),
+    }
 }
