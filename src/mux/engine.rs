@@ -315,7 +315,7 @@ impl HeldStreams {
                     self.settle(id, owner);
                 }
             }
-            MuxNews::Reset(id, cause) if cause == ResetCause::Socket => self.reset_behind(id, owner),
+            MuxNews::Reset(id, ResetCause::Socket) => self.reset_behind(id, owner),
             // Nothing came of it.
             MuxNews::Reset(id, cause) => self.close(id, StreamFate::Refused(cause), owner),
             MuxNews::Opened(id) => owner.opened(id),

@@ -169,9 +169,6 @@ impl StreamOwner for FarOwner {
 }
 
 fn more_text(more: u64) -> String {
-    match more {
-        0 => String::new(),
-        1 => " (1 more time since the last report)".to_owned(),
-        _ => format!(" ({more} more times since the last report)"),
-    }
+    let times = log::counted(more, "more time");
+    if more > 0 { format!(" ({times} since the last report)") } else { String::new() }
 }

@@ -100,6 +100,7 @@ impl StreamSocket {
         }
     }
 
+    /// connect(2) is not over.
     pub fn is_connecting(&self) -> bool {
         self.connecting
     }
@@ -247,6 +248,7 @@ impl StreamSocket {
         self.deadline = Some(self.deadline.map_or(now + GRACE, |at| at.min(now + GRACE)));
     }
 
+    /// Behind what came, it is reset.
     pub fn is_reset(&self) -> bool {
         self.resets
     }
