@@ -14,13 +14,23 @@
 //! - When the call ends, all streams are reset, behind what had come. When the near end breaks the protocol, at once.
 //!
 //! # What comes later
-//! The near end. A process of the `-calls` unit, which outlives restarts and crashes of the service, owns
-//! `qrexec-client-vm` and the call. It has the same engine with [`crate::proto::mux::MuxRole::Near`]. For each stream it
-//! gives the service one end of a socket pair (SOCK_STREAM; SOCK_SEQPACKET for datagrams) by SCM_RIGHTS, so that the
-//! service sees a UNIX upstream. A socket pair cannot tell a reset, so a control socket (SOCK_SEQPACKET) says "opened",
-//! "refused" and "reset" of a stream, before its socket is closed; who sees an end reads the control socket first. To a new
-//! process of the service the near end says the state of all streams again, because the old one may have read a message and
-//! died. Until then no unit may name these services: `qrexec-connect.TCP+8080` in a unit is an ordinary call.
+//! Nothing installs a far end yet, and no unit may name these services: `qrexec-connect.TCP+8080` in a unit is an ordinary
+//! call, and stays one until a near end is there.
+//! 1. The near end. A process of the `-calls` unit, which outlives restarts and crashes of the service, owns
+//!    `qrexec-client-vm` and the call, with this engine ([`MuxEngine::open`]). For each stream it gives the service one end of
+//!    a socket pair (SOCK_STREAM; SOCK_SEQPACKET for datagrams) by SCM_RIGHTS, so that the service sees a UNIX upstream.
+//!    A socket pair cannot tell a reset, so a control socket (SOCK_SEQPACKET) says "opened", "refused" and "reset" of a
+//!    stream, both ways, before the stream's socket is closed ([`StreamOwner::opened`], [`StreamOwner::resets`],
+//!    [`MuxEngine::reset`]); who sees an end reads the control socket first. To a new process of the service the near end
+//!    says the state of all streams again, because the old one may have read a message and died. For SOCK_SEQPACKET
+//!    [`StreamSocket`] has to tell an empty datagram from an end.
+//! 2. The rules of a call: it ends `call_linger` after its last stream; after `call_max_age` new streams use a new one; none
+//!    for `@dispvm`; 127 before HELLO says what to install, 126 what dom0's policy needs. A call that ends is closed, and its
+//!    `qrexec-client-vm` killed 100 ms later.
+//! 3. `status`, `sessions`, `kill`, `check` and the manuals say the same of a stream as of any session.
+//! 4. The package `qrexec-connect-services` with `/etc/qubes-rpc/qrexec-connect.TCP`, `.UDP` and `.Unix`, each one line:
+//!    `exec qrexec-connect far-end tcp "$QREXEC_SERVICE_ARGUMENT"`.
+//! 5. splice(2) between a socket and the call, which saves the copy; the smaller limit in flight for a RemoteVM.
 
 mod engine;
 mod far;
