@@ -443,6 +443,8 @@ fn opens_without_end_are_taken_slowly_and_in_little_memory() {
     let server = Server::tcp();
     let (process, mut wire) = far(&["tcp", &server.port().to_string()]);
     wire.write_all(MuxCall::new(MuxRole::Near, MuxContent::Bytes, FLOOR).answers()).expect("it reads");
+    // its HELLO comes when its program is loaded
+    wire.read_exact(&mut [0; MUX_HEADER + 12]).expect("it greets");
     wire.set_nonblocking(true).expect("O_NONBLOCK can be set");
     let before = most_memory(&process);
     let open = |n: u32| [&n.to_le_bytes()[..], &[1, 0, 0, 0]].concat();
