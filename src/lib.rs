@@ -57,9 +57,9 @@
 //! the service manager about one unit. *ours*: an invocation of a unit that our own start brought about. *idle*, of a
 //! unit: without a user.
 //!
-//! *Many streams in one call.* *near end*: made the call and opens streams; *far end*: serves it and connects them. *credit*:
-//! bytes that the other end may send in a stream. *window*: bytes that it can make us hold. *in flight*: sent into the call
-//! and not taken from it yet. *turn*: the right to send a frame.
+//! *Many streams in one call.* *near end*: made the call and opens streams; *far end*: serves it and connects them.
+//! *credit*: bytes that the other end may send in a stream. *window*: bytes that it can make us hold. *in flight*: sent
+//! into the call and not taken from it yet. *turn*: the right to send a frame.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
 //! direction has ended, the other lives. *tally*: the counters of one listener.

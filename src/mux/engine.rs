@@ -150,8 +150,8 @@ impl MuxEngine {
         self.end.is_some() && self.held.sockets.is_empty()
     }
 
-    /// Opens a stream for this socket; it comes back where the other end has not greeted yet, or has no place for one more
-    /// now. Nothing was read from it then.
+    /// Opens a stream for this socket; it comes back where the other end has not greeted yet, or has no place for one
+    /// more now. Nothing was read from it then.
     ///
     /// # Errors
     /// The socket, and what epoll_ctl(2) says where that failed.
@@ -400,8 +400,8 @@ impl HeldStreams {
             self.close(id, StreamFate::Ended, owner);
             return;
         } else if socket.has_error() {
-            // A read tells the error, behind the bytes before it. After our own FIN there is none, and without credit none
-            // comes in time.
+            // A read tells the error, behind the bytes before it. After our own FIN there is none, and without credit
+            // none comes in time.
             let reads = self.call.stream(id).is_some_and(|stream| stream.may_send());
             if !reads || socket.is_overdue(self.now) {
                 self.call.reset(id, ResetCause::Socket);

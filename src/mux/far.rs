@@ -41,8 +41,8 @@ impl FarCall {
         Self { qube, place, floor: FLOOR }
     }
 
-    /// Serves the call over these descriptors, until it has ended and what had come is delivered, which takes at most two
-    /// seconds more. Says each stream's end to the log.
+    /// Serves the call over these descriptors, until it has ended and what had come is delivered, which takes at most
+    /// two seconds more. Says each stream's end to the log.
     ///
     /// # Errors
     /// [`FarFailure`]: the call could not be served, or the near end broke the protocol.

@@ -12,8 +12,8 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, soc
 use super::wire::retry;
 use crate::sys;
 
-/// How long the bytes that came before a RESET may take to be delivered, and how long the error of a socket may take to be
-/// read behind the bytes before it: without credit nobody reads them.
+/// How long the bytes that came before a RESET may take to be delivered, and how long the error of a socket may take to
+/// be read behind the bytes before it: without credit nobody reads them.
 pub const GRACE: Duration = Duration::from_secs(2);
 /// How soon a socket is asked whether all is delivered (nothing tells it by itself). Later it is asked less often.
 const LOOK: Duration = Duration::from_millis(5);
@@ -133,8 +133,8 @@ impl StreamSocket {
         self.odd = true;
     }
 
-    /// It told an error, which a read gives behind the bytes before it. An error of a datagram (ICMP) says nothing about
-    /// the next one.
+    /// It told an error, which a read gives behind the bytes before it. An error of a datagram (ICMP) says nothing
+    /// about the next one.
     pub fn set_error(&mut self, now: Instant) {
         self.odd = true;
         if self.family != SocketFamily::Datagrams {

@@ -1,5 +1,5 @@
-//! Both ends in one process, between a client and a server of TCP: what either does must look to the other as between two
-//! hosts.
+//! Both ends in one process, between a client and a server of TCP: what either does must look to the other as between
+//! two hosts.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -161,7 +161,8 @@ fn a_half_close_passes_and_the_other_direction_goes_on() {
     });
 }
 
-/// Whether the other side reads at once or when the reset has long been on its way: more was sent than its socket holds.
+/// Whether the other side reads at once or when the reset has long been on its way: more was sent than its socket
+/// holds.
 #[test]
 fn a_reset_passes_behind_what_was_sent_before() {
     const MORE: usize = 120_000;

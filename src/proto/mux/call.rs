@@ -1,5 +1,5 @@
-//! One call with its streams, as one of its ends sees it: frames in, meaning out; what the sockets have to say in, frames
-//! out. It knows the time only as it is told.
+//! One call with its streams, as one of its ends sees it: frames in, meaning out; what the sockets have to say in,
+//! frames out. It knows the time only as it is told.
 
 use std::{
     collections::HashMap,

@@ -79,8 +79,8 @@ pub enum MuxFrame<'a> {
 }
 
 impl<'a> MuxFrame<'a> {
-    /// Reads the first frame of `bytes`: it and its size; `None` when more bytes are needed. What is wrong with a header
-    /// is told when the header is there.
+    /// Reads the first frame of `bytes`: it and its size; `None` when more bytes are needed. What is wrong with a
+    /// header is told when the header is there.
     ///
     /// # Errors
     /// No frame begins so. Nothing after it can be read.
@@ -290,7 +290,9 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn a_frame_is_read_when_its_last_byte_has_come_and_not_before(bytes in frames(), cut in any::<prop::sample::Index>()) {
+        fn a_frame_is_read_when_its_last_byte_has_come_and_not_before(
+            bytes in frames(), cut in any::<prop::sample::Index>(),
+        ) {
             let cut = cut.index(bytes.len());
             prop_assert_eq!(MuxFrame::split(&bytes[..cut]), Ok(None));
         }

@@ -10,9 +10,9 @@
 //! | RESET | always | always |
 //! | DGRAM | always | after OPENED |
 //!
-//! DATA, CREDIT and FIN belong to a call of bytes, DGRAM to one of datagrams. The near end may send DATA behind its OPEN
-//! at once. After a RESET, whoever sent it, and of a stream that is over, everything that still comes is passed over:
-//! the other end has sent it before it heard of the end. What was opened never is a fault, whatever comes of it.
+//! DATA, CREDIT and FIN belong to a call of bytes, DGRAM to one of datagrams. The near end may send DATA behind its
+//! OPEN at once. After a RESET, whoever sent it, and of a stream that is over, everything that still comes is passed
+//! over: the other end has sent it before it heard of the end. What was opened never is a fault, whatever comes of it.
 
 use std::{num::NonZeroU32, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Bytes from the other end of a call are frames, each written anew as the bytes it was read from, or a fault; and whatever
-//! frames an end hears, what it holds stays within its bounds.
+//! Bytes from the other end of a call are frames, each written anew as the bytes it was read from, or a fault; and
+//! whatever frames an end hears, what it holds stays within its bounds.
 #![no_main]
 
 use std::{collections::HashMap, num::NonZeroU16, time::Duration};
