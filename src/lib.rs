@@ -11,6 +11,7 @@
 //! | [`listener`] | binds, accepts, receives; opens and closes the listeners of the configuration |
 //! | [`session`] | the life of one session: its stages, its route, its limits, its counters, its events |
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
+//! | [`mux`] | many streams in one call: serves their far ends |
 //! | [`ondemand`] | units that are started at the first session and stopped when none uses them |
 //! | [`declared`] | forwards that dom0 declares in QubesDB become socket units and rules of the firewall |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
@@ -18,7 +19,7 @@
 //! | [`crash`] | what outlives a crash: the checkpoint of each session, the causes of crashes |
 //! | [`control`] | answers questions: `status`, `sessions`, `kill`, `pause`, `metrics` |
 //! | [`service`] | conducts one running service: start, orders, reload, adoption, stop |
-//! | [`proto`] | bytes become values: qrexec's exit codes, `qvm-remote`'s frames and codes; pure |
+//! | [`proto`] | bytes become values: qrexec's exit codes, the frames of `qvm-remote` and of [`mux`]; pure |
 //! | [`remote`] | `qvm-remote`: commands in dom0 for qubes that may run them |
 //! | [`cli`] | arguments, help and exit codes of each program |
 //! | [`systemd`] | what a process says to the service manager and hears from it |
@@ -60,6 +61,10 @@
 //! *Units on demand.* *user* of a unit: a session whose forward names the unit. *conductor*: the task that speaks with
 //! the service manager about one unit. *ours*: an invocation of a unit that our own start brought about. *idle*, of a
 //! unit: without a user.
+//!
+//! *Many streams in one call.* *near end*: made the call and opens streams; *far end*: serves it and connects them.
+//! *credit*: bytes that the other end may send in a stream. *window*: bytes that it can make us hold. *in flight*: sent
+//! into the call and not taken from it yet. *turn*: the right to send a frame.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
 //! direction has ended, the other lives. *tally*: the counters of one listener. *run*: datagrams of equal size, the last of
@@ -116,6 +121,8 @@ mod listener;
     allow(dead_code, unused_imports)
 )]
 pub mod log;
+#[cfg(feature = "forward")]
+pub mod mux;
 #[cfg(feature = "forward")]
 mod ondemand;
 pub mod proto;

@@ -13,7 +13,8 @@ pub fn open(identifier: &str) -> Option<Dispatch> {
     if stderr_is_the_journal() { dispatch(identifier) } else { None }
 }
 
-fn dispatch(identifier: &str) -> Option<Dispatch> {
+/// The journal; None where it cannot be spoken to.
+pub fn dispatch(identifier: &str) -> Option<Dispatch> {
     let layer = tracing_journald::layer().ok()?;
     let layer = layer
         .with_field_prefix(None)

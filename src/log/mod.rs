@@ -20,5 +20,7 @@ pub use event::{End, Event, Kind, Level};
 #[cfg(feature = "events")]
 pub use journal::tell_journal;
 pub use number::{counted, counted_waiting, counted_were};
+#[cfg(feature = "forward")]
+pub use queue::start_in_journal;
 pub use queue::{emit, say, start};
 pub use reminder::Reminder;

@@ -53,12 +53,28 @@ pub struct Guard {
 /// # Panics
 /// When it is called twice.
 pub fn start(identifier: &'static str, level: Level, stamp: Option<fn() -> String>) -> io::Result<Guard> {
+    begin(level, move || Sink::open(identifier, stamp))
+}
+
+/// Starts the log of a program whose stderr belongs to somebody else: to journald, and to nobody where there is none.
+///
+/// # Errors
+/// When no thread can be had.
+///
+/// # Panics
+/// When the log was started before.
+#[cfg(feature = "forward")]
+pub fn start_in_journal(identifier: &'static str, level: Level) -> io::Result<Guard> {
+    begin(level, move || Sink::journal(identifier))
+}
+
+fn begin(level: Level, open: impl FnOnce() -> Sink + Send + 'static) -> io::Result<Guard> {
     let (sender, queue) = mpsc::sync_channel(QUEUE);
     let (finished, done) = mpsc::channel();
     let _ = LEVEL.set(level);
     assert!(QUEUED.set(sender).is_ok(), "the log is started once");
     std::thread::Builder::new().name("log".into()).spawn(move || {
-        Sink::open(identifier, stamp).run(|sink| {
+        open().run(|sink| {
             // After a burst it looks again by itself before it waits to be woken: a wake-up costs a session more than
             // the event does.
             let next = || {

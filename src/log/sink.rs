@@ -14,6 +14,9 @@ pub enum Sink {
     Journal(tracing::Dispatch),
     /// Lines on stderr, for people, each behind the time where one is wanted.
     Stderr(Option<fn() -> String>),
+    /// To nobody.
+    #[cfg(feature = "forward")]
+    Nowhere,
 }
 
 impl Sink {
@@ -27,12 +30,20 @@ impl Sink {
         Self::Stderr(stamp)
     }
 
+    /// The journal, whatever stderr is.
+    #[cfg(feature = "forward")]
+    pub fn journal(identifier: &str) -> Self {
+        journal::dispatch(identifier).map_or(Self::Nowhere, Self::Journal)
+    }
+
     /// Runs `body` with this sink as the thread's own.
     pub fn run(self, body: impl FnOnce(&Self)) {
         match &self {
             #[cfg(feature = "events")]
             Self::Journal(dispatch) => tracing::dispatcher::with_default(dispatch, || body(&self)),
             Self::Stderr(_) => body(&self),
+            #[cfg(feature = "forward")]
+            Self::Nowhere => body(&self),
         }
     }
 
@@ -42,6 +53,8 @@ impl Sink {
         match self {
             #[cfg(feature = "events")]
             Self::Journal(_) => journal::write(event),
+            #[cfg(feature = "forward")]
+            Self::Nowhere => {}
             Self::Stderr(stamp) => {
                 let time = stamp.map(|stamp| stamp() + "  ").unwrap_or_default();
                 let prefix = match event.kind.level() {

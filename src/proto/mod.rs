@@ -1,9 +1,12 @@
-//! Bytes to values: what other programs' protocols and exit codes mean, and our own protocol with dom0. Pure.
+//! Bytes to values: what other programs' protocols and exit codes mean, and our own protocols with dom0 and with the other
+//! end of a call. Pure.
 
 #[cfg(any(feature = "forward", feature = "lan"))]
 pub mod lan;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod mac;
+#[cfg(feature = "forward")]
+pub mod mux;
 #[cfg(feature = "forward")]
 pub mod qrexec;
 #[cfg(any(feature = "remote", feature = "dom0", feature = "lan"))]

@@ -689,7 +689,7 @@ mod tests {
         let unconnected = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         let gone = Destination { ip: "192.0.2.77".parse().expect("an address"), interface: 0 };
         let mut unsent = 0;
-        let to = To::Asker(Asked { peer, at: Some(gone) });
+        let to = SendTo::Asker(Asked { peer, at: Some(gone) });
         let done = send(unconnected.as_fd(), to, &limit, Datagrams::of(&datagrams), |event| {
             if let SendEvent::Unsent { datagrams, .. } = event {
                 unsent += datagrams;

@@ -42,7 +42,7 @@ const ROOMS: &[Room] = &[
     Room { name: "bin", uses: "cli", crates: Some(&[]), ..PLAIN },
     Room {
         name: "cli",
-        uses: "service control handover declared systemd remote activation dial relay stream spec proto log report sys",
+        uses: "service control handover declared systemd remote mux activation dial relay stream spec proto log report sys",
         tokio: true,
         may_exit: true,
         ..PLAIN
@@ -69,6 +69,7 @@ const ROOMS: &[Room] = &[
     Room { name: "session", uses: "ondemand dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
     Room { name: "declared", uses: "systemd spec proto log sys", ..PLAIN },
+    Room { name: "mux", uses: "proto log sys", ..PLAIN },
     Room { name: "ondemand", uses: "systemd spec log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {

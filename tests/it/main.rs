@@ -16,6 +16,7 @@ mod deny;
 mod drain;
 mod endings;
 mod fake;
+mod far_end;
 mod features;
 mod handover;
 mod harness;

@@ -3,6 +3,7 @@
 mod add;
 mod config;
 mod demo;
+mod far_end;
 mod qubesdb;
 mod stand_in;
 
@@ -119,6 +120,9 @@ enum ConnectCommand {
         #[arg(long)]
         withdraw: bool,
     },
+    /// Serve many streams of one call (started by a service in /etc/qubes-rpc)
+    #[command(hide = true)]
+    FarEnd(far_end::FarEndOptions),
     /// Play qrexec-client-vm for the demo
     #[command(hide = true)]
     StandIn {
@@ -231,6 +235,7 @@ pub fn main() -> ExitCode {
             refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
         }
         ConnectCommand::Qubesdb { withdraw } => qubesdb::run(PROGRAM, withdraw),
+        ConnectCommand::FarEnd(options) => far_end::run(PROGRAM, &options),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };
     report::end(PROGRAM, result)

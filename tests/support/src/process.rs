@@ -200,6 +200,16 @@ impl Process {
         process
     }
 
+    /// Starts `command` with `wire` as both standard input and output, as qrexec does with a service; only its standard
+    /// error is collected.
+    pub fn on_wire(mut command: Command, wire: OwnedFd) -> Self {
+        let copy = wire.try_clone().expect("a descriptor is free");
+        command.stdin(copy).stdout(wire).stderr(Stdio::piped());
+        let mut process = Self::spawn(command, &[]);
+        process.stderr = Lines::collect("stderr", process.child.stderr.take().expect("piped"));
+        process
+    }
+
     /// Starts `command` with three pipes whose ends the test takes itself ([`Self::stdin`], [`Self::stdout_pipe`],
     /// [`Self::stderr_pipe`]): nothing is collected. Reading a pipe knows no deadline, so the program has one: it is
     /// killed when it still runs after [`PATIENCE`].
