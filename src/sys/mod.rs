@@ -44,8 +44,8 @@ pub use process::{
 #[cfg(feature = "forward")]
 pub use socket::{
     ClosedSocket, READS_COUNTED, SEND_NOTE, SendNote, SocketCounts, UnixEnd, accept, bound_interface, count_unix_reads,
-    has_urgent, interface_index, is_untouched, net_cookie, socket_cookie, tcp_counts, unix_counts, unix_counts_or_begin, unix_end,
-    unix_is_closed,
+    has_urgent, interface_index, is_untouched, net_cookie, socket_cookie, tcp_counts, unix_counts,
+    unix_counts_or_begin, unix_end, unix_is_closed,
 };
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};
 pub use terminal::{local_time, set_window_size, window_size};
