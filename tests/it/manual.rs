@@ -335,7 +335,9 @@ fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
         assert!(page.contains("\n.EX\n"), "{name} has no example");
         for line in page.lines().filter_map(|line| line.strip_prefix(".BR ")) {
             let Some((called, rest)) = line.split_once(" (") else { continue };
-            let ours = ["qrexec-connect", "pfwd", "qvm-"].iter().any(|program| called.starts_with(program));
+            let ours = ["qrexec-connect", "pfwd", "qvm-remote", "qvm-forward"]
+                .iter()
+                .any(|program| called.starts_with(program));
             if ours && rest.starts_with(|c: char| c.is_ascii_digit()) {
                 referred.push(format!("{called}.{}", &rest[..1]));
                 assert!(names.contains(&format!("{called}.{}", &rest[..1])), "{name}: {line}: no such manual");
