@@ -13,6 +13,7 @@
 //! | [`dial`] | an endpoint becomes a connected stream, by a deadline |
 //! | [`mux`] | many streams in one call: serves their far ends |
 //! | [`ondemand`] | units that are started at the first session and stopped when none uses them |
+//! | [`declared`] | forwards that dom0 declares in QubesDB become socket units and rules of the firewall |
 //! | [`relay`] | two ends in, bytes moved, an ending out; knows no addresses |
 //! | [`handover`] | sessions and listeners become bytes and descriptors, and come back in the next process |
 //! | [`crash`] | what outlives a crash: the checkpoint of each session, the causes of crashes |
@@ -53,6 +54,10 @@
 //! stays closed after a refusal. *target*: in a qrexec call, the qube; in the key `target=`, a TCP or UDP address. The
 //! code uses the word for the qube only.
 //!
+//! *Forwards that dom0 declares.* *declaration*: a key of QubesDB with its value, which asks for a forward. *pass*: one
+//! comparison of what is declared with what is there, and the steps between them. *to withdraw*: to take away what a
+//! declaration brought about.
+//!
 //! *Units on demand.* *user* of a unit: a session whose forward names the unit. *conductor*: the task that speaks with
 //! the service manager about one unit. *ours*: an invocation of a unit that our own start brought about. *idle*, of a
 //! unit: without a user.
@@ -62,7 +67,8 @@
 //! into the call and not taken from it yet. *turn*: the right to send a frame.
 //!
 //! *Moving bytes.* *up*/*down*: from the peer to the upstream / from the upstream to the peer. *half-close*: one
-//! direction has ended, the other lives. *tally*: the counters of one listener.
+//! direction has ended, the other lives. *tally*: the counters of one listener. *run*: datagrams of equal size, the last of
+//! which may be shorter, that the kernel takes and gives as one message.
 //!
 //! *Ending.* *refuse*/*fail*: we or a policy said no / something broke. *drain*: accept no more, let sessions end by a
 //! deadline. *deadline*/*timeout*/*idle*: a moment / an allowed duration / time without bytes. *abandon*: end, with a
@@ -101,6 +107,8 @@ pub mod cli;
 mod control;
 #[cfg(feature = "forward")]
 mod crash;
+#[cfg(feature = "forward")]
+mod declared;
 #[cfg(feature = "forward")]
 pub mod dial;
 #[cfg(feature = "forward")]

@@ -75,6 +75,11 @@ impl Stream {
         self.kind
     }
 
+    /// Whether it is an end of a pipe.
+    pub fn is_pipe(&self) -> bool {
+        matches!(self.kind, StreamKind::PipeReader | StreamKind::PipeWriter)
+    }
+
     /// Unregisters and gives the descriptor back.
     pub fn into_fd(self) -> OwnedFd {
         self.io.into_inner()
@@ -118,14 +123,7 @@ impl Stream {
     /// As [`Stream::poll_read`]; `before` is called before each system call that may take a reset from the socket.
     pub fn poll_read_after(&self, cx: &mut Context<'_>, buf: &mut [u8], before: impl Fn()) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.io.poll_read_ready(cx))?;
-            if self.is_ending(&guard) {
-                match sys::unix_end(self.as_fd()) {
-                    Some(UnixEnd::Ended) => return Poll::Ready(Ok(0)),
-                    Some(UnixEnd::Reset) => return Poll::Ready(Err(nix::Error::ECONNRESET.into())),
-                    None => {}
-                }
-            }
+            let Some(mut guard) = ready!(self.poll_end(cx))? else { return Poll::Ready(Ok(0)) };
             before();
             match self.read(buf) {
                 Ok((n, more)) => {
@@ -139,6 +137,18 @@ impl Stream {
                 Err(e) => return Poll::Ready(Err(e.into())),
             }
         }
+    }
+
+    /// Waits until a read would give bytes, an end or an error, and looks for the end of a UNIX socket without a read:
+    /// `None` is the end.
+    pub fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<ReadyGuard<'_>>>> {
+        let guard = ready!(self.io.poll_read_ready(cx))?;
+        let end = if self.is_ending(&guard) { sys::unix_end(self.as_fd()) } else { None };
+        Poll::Ready(match end {
+            Some(UnixEnd::Ended) => Ok(None),
+            Some(UnixEnd::Reset) => Err(nix::Error::ECONNRESET.into()),
+            None => Ok(Some(guard)),
+        })
     }
 
     /// Whether the other side of a UNIX socket has ended, so that a read without a byte would give the end. A read that
@@ -188,6 +198,11 @@ impl Stream {
             let ready = ready.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             matches!(ready, Poll::Ready(Ok(guard)) if guard.ready().is_priority())
         }
+    }
+
+    /// Whether an urgent byte waits.
+    pub fn has_urgent(&self) -> bool {
+        self.kind == StreamKind::Tcp && sys::has_urgent(self.as_fd())
     }
 
     /// Writes what fits now, without waiting for readiness first: nearly always the socket has room.

@@ -66,7 +66,6 @@ impl Checkpoint {
     }
 
     /// Whether the session's bytes are being moved.
-    #[cfg(test)]
     pub fn is_moving(&self) -> bool {
         self.words().is_some_and(|words| in_force(words[slot::BUSY].load(Relaxed)).is_some_and(|(_, busy)| busy))
     }
@@ -106,7 +105,7 @@ impl Checkpoint {
         let Some(words) = self.words() else { return };
         let (word, keys) = stage.encode();
         // Until its words are whole again, a session that nobody has read anything of looks like a new connection.
-        if matches!(stage, SavedStage::Sockets { .. }) && words[slot::STAGE].load(Relaxed) & 0xff == WAITING {
+        if !matches!(stage, SavedStage::Waiting { .. }) && words[slot::STAGE].load(Relaxed) & 0xff == WAITING {
             words[slot::USE].store(TAKEN, Release);
         }
         words[slot::STAGE].store(word | u64::from(facts.redialled) << 24, Relaxed);
@@ -178,21 +177,6 @@ impl Checkpoint {
         bank_of(relay).iter().zip(to).for_each(|(word, to)| to.store(*word, Relaxed));
         compiler_fence(SeqCst);
         words[slot::BUSY].store(IDLE[other], Release);
-        if !(relay.from_open && relay.to_open) {
-            self.closed(words, relay);
-        }
-    }
-
-    /// A child has closed its output, or its input was closed.
-    #[cold]
-    fn closed(&self, words: &[AtomicU64], relay: &SavedRelay) {
-        let keys = [(relay.from_open, slot::KEYS + 1), (relay.to_open, slot::KEYS + 2)];
-        let gone = |(open, key): &(bool, usize)| !open && words[*key].load(Relaxed) != 0;
-        if keys.iter().any(gone) {
-            keys.iter().filter(|key| gone(key)).for_each(|(_, key)| words[*key].store(0, Relaxed));
-            let sum = check(words[..slot::CHECK].iter().map(|word| word.load(Relaxed)));
-            words[slot::CHECK].store(sum, Release);
-        }
     }
 
     /// The session ends now, in this way (an index of [`crate::log::End`]): what is closed from here on belongs to
@@ -317,6 +301,11 @@ impl DirectionNotes<'_> {
             words[slot::IN_PIPE + self.direction].store(SavedIntent::in_pipe(key), Relaxed);
             compiler_fence(SeqCst);
         }
+    }
+
+    /// The direction closes the pipe of its child with this key: where that is missing from here on, it was closed.
+    pub fn closes(&self, key: DescriptorKey) {
+        self.in_pipe(key);
     }
 }
 

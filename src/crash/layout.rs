@@ -100,7 +100,8 @@ pub(super) mod slot {
     /// Bytes of the text; the slot where it goes on (plus 1) in the upper half.
     pub const TEXT: usize = 22;
     pub const TEXT_CHECK: usize = 23;
-    /// Buffers that bytes may be in, and pipes: up, down. Each word has a check of its own.
+    /// Buffers that bytes may be in, and pipes: up, down. Each word has a check of its own. Of a session with a child,
+    /// the pipe is the child's which the direction closes.
     pub const IN_BUFFER: usize = 24;
     pub const IN_PIPE: usize = 26;
     /// What TCP had counted: read up and down, written up and down; and their check, 0 where they are not known.
@@ -203,7 +204,7 @@ pub struct SavedSession {
     pub redialled: bool,
     /// Until when the server may take to start, in nanoseconds of CLOCK_MONOTONIC.
     pub starting: Option<u64>,
-    /// Of two sockets.
+    /// Of its sockets.
     pub bases: Option<SavedBases>,
     pub intents: [SavedIntent; 2],
     /// Whether a read of a UNIX socket was under way: up, down.
@@ -351,7 +352,7 @@ impl SavedRelay {
             side @ 1..=2 => Some(side - 1),
             _ => return None,
         };
-        Some(Self { up, down, reset_by, end_held: byte(3) != 0, from_open: true, to_open: true })
+        Some(Self { up, down, reset_by, end_held: byte(3) != 0 })
     }
 
     /// The word RELAY.
@@ -531,16 +532,8 @@ mod tests {
     }
 
     fn relays() -> impl Strategy<Value = SavedRelay> {
-        (directions(), directions(), proptest::option::of(0..2_u8), any::<bool>()).prop_map(
-            |(up, down, reset_by, end_held)| SavedRelay {
-                up,
-                down,
-                reset_by,
-                end_held,
-                from_open: true,
-                to_open: true,
-            },
-        )
+        (directions(), directions(), proptest::option::of(0..2_u8), any::<bool>())
+            .prop_map(|(up, down, reset_by, end_held)| SavedRelay { up, down, reset_by, end_held })
     }
 
     fn written(stage: &SavedStage, relay: &SavedRelay, id: [u64; 2]) -> ([u64; SLOT], Vec<u8>) {

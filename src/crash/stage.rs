@@ -58,15 +58,12 @@ pub struct SavedRelay {
     pub reset_by: Option<u8>,
     /// The upstream has ended, and the peer was not told.
     pub end_held: bool,
-    /// Whether a child's output and input are open.
-    pub from_open: bool,
-    pub to_open: bool,
 }
 
 impl Default for SavedRelay {
     fn default() -> Self {
         let direction = SavedDirection::default();
-        Self { up: direction, down: direction, reset_by: None, end_held: false, from_open: true, to_open: true }
+        Self { up: direction, down: direction, reset_by: None, end_held: false }
     }
 }
 
@@ -114,11 +111,12 @@ pub struct SavedPart {
 pub struct SavedIntent {
     /// A buffer, and the count of bytes that were read of the source before its first byte: the lower half.
     pub buffer: Option<(u16, u32)>,
-    /// A pipe.
+    /// A pipe. Of a session with a child: that of the child which the direction closes, or has closed.
     pub pipe: DescriptorKey,
 }
 
-/// What TCP had counted on the two sockets of a session when its relay began with all counts at zero.
+/// What the kernel had counted on the two sockets of a session, or on the one with a child, when its relay began with all
+/// counts at zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SavedBases {
     /// Read from the source: up, down.

@@ -139,6 +139,11 @@ impl Descriptors {
         self.by_key.retain(|(class, _), _| !matches!(class, Class::Listener | Class::File));
     }
 
+    /// Whether the descriptor with this key has come, and nobody has claimed it.
+    pub(super) fn has(&self, class: Class, key: DescriptorKey) -> bool {
+        self.by_key.contains_key(&(class, key))
+    }
+
     /// Bytes in the pipe with this key; `None` where there is no such pipe.
     pub(super) fn bytes_in_pipe(&self, key: DescriptorKey) -> Option<u64> {
         let pipe = self.by_key.get(&(Class::PipeReader, key)).and_then(|fds| fds.first())?;

@@ -62,9 +62,10 @@ pub(super) enum FoundBytes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InDoubt;
 
-const OPEN: u8 = 0;
-const DEAF: u8 = 1;
-const DONE: u8 = 2;
+/// Phases of a direction.
+pub(super) const OPEN: u8 = 0;
+pub(super) const DEAF: u8 = 1;
+pub(super) const DONE: u8 = 2;
 
 /// Bytes that a direction had written to a UNIX socket, of which it had read so many: what is not in the pipe that was
 /// noted, else what the last send has left as the count. `sent`: that count, where there is one.

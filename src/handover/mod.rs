@@ -11,6 +11,7 @@
 //! What cannot be sent, or not be read by the next process, ends that session, with the reason in its end event; the
 //! others go on.
 
+mod child;
 mod gathered;
 mod guard;
 mod ledger;

@@ -286,7 +286,7 @@ impl RecordReader<'_> {
                 let at = at.map(|(ip, interface)| Destination { ip, interface });
                 let kept = FlowKept { quiet: Duration::from_millis(quiet_ms), doubt, passed };
                 let held = self.datagrams(&held)?;
-                // Without one it waits for its unit.
+                // Without one they wait for it.
                 let upstream = if held.is_empty() { Some(self.fd()?) } else { self.fds.next() };
                 ParkedStage::Flow { asked: Asked { peer, at }, upstream, kept, held }
             }

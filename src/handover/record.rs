@@ -111,8 +111,8 @@ pub(super) enum StageRecord {
         /// 0; it knows no `udp_responses` either.
         #[serde(default)]
         passed: (u64, u64),
-        /// Where its datagrams are among the held bytes, which wait for its unit, and how many bytes each has; such a flow
-        /// may have no descriptor. A process that does not know this field ends the flow where it has none.
+        /// Where its datagrams are among the held bytes, which wait for its upstream, and how many bytes each has; such a
+        /// flow may have no descriptor. A process that does not know this field ends the flow where it has none.
         #[serde(default)]
         held: (usize, Vec<usize>),
     },

@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStringExt as _,
     },
     sync::{
@@ -21,6 +21,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
+    child::{self, RepairedCall},
     gathered::{Class, Descriptors, is_stream, is_unix, receive},
     guard::CrashGuard,
     ledger::{FoundBytes, InDoubt, Noted, Repaired, repair, written_to_unix},
@@ -275,11 +276,12 @@ impl Rescued {
         let SavedRelay { up, down, .. } = saved.stage.relay;
         match saved.stage.stage {
             SavedStage::Sockets { .. } | SavedStage::Pipes { .. } => {}
+            // The child gets something that it must not get twice.
+            SavedStage::SettingUp { .. } if saved.busy => return Err(LostReason::Busy),
             SavedStage::Waiting { .. } | SavedStage::SettingUp { .. } | SavedStage::Flow { .. } => return Ok(()),
         }
         if saved.busy {
-            let is_known = saved.bases.is_some() && matches!(saved.stage.stage, SavedStage::Sockets { .. });
-            return if is_known { Ok(()) } else { Err(LostReason::Busy) };
+            return if saved.bases.is_some() { Ok(()) } else { Err(LostReason::Busy) };
         }
         if [up.held, down.held].contains(&SavedBytes::Private) { Err(LostReason::Private) } else { Ok(()) }
     }
@@ -326,6 +328,18 @@ impl ClaimedDescriptors<'_> {
 
     fn one_if(&mut self, class: Class, key: DescriptorKey) -> Result<Option<usize>, LostReason> {
         (key != 0).then(|| self.one(class, key)).transpose()
+    }
+
+    /// Takes a pipe of a child; whether the dead process had closed it, as is `noted`.
+    fn one_unless_closed(
+        &mut self,
+        class: Class,
+        key: DescriptorKey,
+        noted: DescriptorKey,
+    ) -> Result<(Option<usize>, bool), LostReason> {
+        let closed = key != 0 && noted == key && !self.all.has(class, key);
+        let claimed = if closed { None } else { self.one_if(class, key)? };
+        Ok((claimed, closed))
     }
 
     fn process(&mut self, pid: u32, key: DescriptorKey) -> Result<usize, LostReason> {
@@ -376,9 +390,14 @@ impl ClaimedDescriptors<'_> {
             SavedStage::Pipes { peer, peer_unix, from, to, pidfd, pid, stderr } => {
                 self.one(Class::Socket, peer)?;
                 self.process(pid, pidfd)?;
-                let (from, to) = (self.one_if(Class::PipeReader, from)?, self.one_if(Class::PipeWriter, to)?);
+                let [closes, has_read] = saved.intents.map(|intent| intent.pipe);
+                let (to, to_closed) = self.one_unless_closed(Class::PipeWriter, to, closes)?;
+                let (from, from_closed) = self.one_unless_closed(Class::PipeReader, from, has_read)?;
                 let said = self.one_if(Class::PipeReader, stderr)?;
-                let (up, down) = (self.direction(saved_relay.up)?, self.direction(saved_relay.down)?);
+                let (saved_relay, up, down) = match saved.bases.filter(|_| saved.busy) {
+                    Some(bases) => self.repaired_call(saved, bases, peer_unix, [to_closed, from_closed])?,
+                    None => (saved_relay, self.direction(saved_relay.up)?, self.direction(saved_relay.down)?),
+                };
                 let mut all: Vec<_> = std::mem::take(self.claimed).into_iter().map(Some).collect();
                 let mut take = |index: Option<usize>| index.and_then(|index| all[index].take());
                 let (said, from, to) = (take(said), take(from), take(to));
@@ -432,22 +451,13 @@ impl ClaimedDescriptors<'_> {
 
     /// What the kernel has counted on the sockets of the peer and of the upstream, which were claimed.
     fn counts(&self, saved: &SavedSession, noted: &Noted, unix: [bool; 2]) -> Result<[SocketCounts; 2], LostReason> {
-        let of = |side: usize| {
-            let fd = self.claimed[side].as_fd();
-            let counts = if unix[side] { sys::unix_counts(fd) } else { sys::tcp_counts(fd, ClosedSocket::Ask) };
-            counts.ok_or(LostReason::Doubt)
-        };
+        let of = |side: usize| counts(self.claimed[side].as_fd(), unix[side]);
         let mut sides = [of(0)?, of(1)?];
         let relay = [saved.stage.relay.up, saved.stage.relay.down];
         for n in [0, 1] {
             let read = sides[n].read.wrapping_sub(noted.bases.read[n]);
-            let known = relay[n].dropped.wrapping_add(noted.delivered[n]);
-            // A read that was under way may have heard of a reset, which the kernel tells once; one that gave bytes has
-            // not. Of reads that are dropped, the process has not noted each.
-            let is_noted = saved.stage.relay.reset_by.map(usize::from) == Some(n);
-            let heard = saved.hears[n] && (read == known || phase(relay[n].phase) != Phase::Open);
-            if unix[n] && heard && sides[n].ended && !is_noted {
-                return Err(LostReason::Doubt);
+            if unix[n] {
+                heard_no_reset(saved, noted, n, &sides[n])?;
             }
             let to = 1 - n;
             if unix[to] {
@@ -467,6 +477,32 @@ impl ClaimedDescriptors<'_> {
         Ok(sides)
     }
 
+    /// The relay of a session that was busy between the peer, which was claimed first, and a child.
+    fn repaired_call(
+        &mut self,
+        saved: &SavedSession,
+        bases: SavedBases,
+        unix: bool,
+        closed: [bool; 2],
+    ) -> Result<(SavedRelay, ParkedDirection, ParkedDirection), LostReason> {
+        let noted = noted(saved, bases, [0; 2]);
+        let mut peer = counts(self.claimed[0].as_fd(), unix)?;
+        if unix {
+            heard_no_reset(saved, &noted, 0, &peer)?;
+            peer.closed = false;
+        }
+        let RepairedCall { repaired, end_held } =
+            child::repair(&noted, peer, !unix, closed).map_err(|InDoubt| LostReason::Doubt)?;
+        *self.repaired = Some(repaired);
+        let Repaired { reset_by, directions } = repaired;
+        let [up, down] = directions.map(|direction| ParkedDirection {
+            phase: phase(direction.phase),
+            held: ParkedBytes::new(Vec::new()),
+            dropped: direction.dropped,
+        });
+        Ok((SavedRelay { reset_by, end_held, ..saved.stage.relay }, up, down))
+    }
+
     /// The relay of a session that was busy between two sockets, which were claimed.
     fn repaired(
         &mut self,
@@ -478,13 +514,7 @@ impl ClaimedDescriptors<'_> {
         for (bytes, intent) in in_pipe.iter_mut().zip(&saved.intents).filter(|(_, intent)| intent.pipe != 0) {
             *bytes = self.all.bytes_in_pipe(intent.pipe).ok_or(LostReason::Doubt)?;
         }
-        let noted = Noted {
-            bases,
-            intents: saved.intents,
-            relay: saved.stage.relay,
-            delivered: [saved.bytes.0, saved.bytes.1],
-            in_pipe,
-        };
+        let noted = noted(saved, bases, in_pipe);
         let sides = self.counts(saved, &noted, unix)?;
         let repaired = repair(&noted, sides).map_err(|InDoubt| LostReason::Doubt)?;
         *self.repaired = Some(repaired);
@@ -501,6 +531,29 @@ impl ClaimedDescriptors<'_> {
         let (Some(down), Some(up)) = (parked.pop(), parked.pop()) else { return Err(LostReason::Doubt) };
         Ok((SavedRelay { reset_by, ..saved.stage.relay }, up, down))
     }
+}
+
+/// What the kernel has counted on a socket.
+fn counts(fd: BorrowedFd<'_>, unix: bool) -> Result<SocketCounts, LostReason> {
+    let counts = if unix { sys::unix_counts(fd) } else { sys::tcp_counts(fd, ClosedSocket::Ask) };
+    counts.ok_or(LostReason::Doubt)
+}
+
+/// Makes sure that the dead process has not heard of a reset of the UNIX socket of this side, which looks like an end now.
+/// A read that was under way may have heard of one, and the kernel tells it once; a read that gave bytes has not. Of
+/// reads that are dropped, the process has not noted each.
+fn heard_no_reset(saved: &SavedSession, noted: &Noted, side: usize, counts: &SocketCounts) -> Result<(), LostReason> {
+    let direction = [noted.relay.up, noted.relay.down][side];
+    let read = counts.read.wrapping_sub(noted.bases.read[side]);
+    let known = direction.dropped.wrapping_add(noted.delivered[side]);
+    let is_noted = noted.relay.reset_by.map(usize::from) == Some(side);
+    let heard = saved.hears[side] && (read == known || phase(direction.phase) != Phase::Open);
+    if heard && counts.ended && !is_noted { Err(LostReason::Doubt) } else { Ok(()) }
+}
+
+fn noted(saved: &SavedSession, bases: SavedBases, in_pipe: [u64; 2]) -> Noted {
+    let delivered = [saved.bytes.0, saved.bytes.1];
+    Noted { bases, intents: saved.intents, relay: saved.stage.relay, delivered, in_pipe }
 }
 
 fn phase(saved: u8) -> Phase {

@@ -80,7 +80,7 @@ impl ServedListener {
         if let Err(list) = route.access.check(&peer) {
             self.entrance().refused(&address);
             stream.reset();
-            return refusals.deny(&route, &peer, list);
+            return refusals.deny(&route, &peer, list, 1);
         }
         // A session whose own connection waited here, in a circle, has ended with it. Its note is gone.
         if streams.kind == StreamKind::Tcp && route.may_lead_back() && is_reset(&stream) {
@@ -91,7 +91,7 @@ impl ServedListener {
             Ok(passage) => passage,
             Err(circle) => {
                 stream.reset();
-                return refusals.leads_back(&route, &peer, &circle);
+                return refusals.leads_back(&route, &peer, &circle, 1);
             }
         };
         let info = SessionInfo::new(Uuid::new_v4(), route, peer, Duration::ZERO, Counters::default()).through(passage);

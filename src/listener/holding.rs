@@ -36,6 +36,7 @@ use super::{
 use crate::{
     activation::Listener,
     log::{Kind, Reminder, emit},
+    relay::datagram,
     session::{ListenerIdentity, Sessions},
     spec::SocketKind,
     stream::{Stream, StreamKind},
@@ -224,6 +225,7 @@ impl HoldingTask {
     }
 
     async fn drop_datagrams(mut self, stop: &CancellationToken) {
+        datagram::take_runs(self.fd.get_ref(), false); // for whoever has the socket next
         let mut bytes = [0; 1];
         loop {
             let Some(Ok(mut ready)) = stop.run_until_cancelled(self.fd.readable()).await else { return };

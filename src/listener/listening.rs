@@ -144,7 +144,10 @@ fn prepare(socket: &Socket, route: &Route) -> io::Result<()> {
             dial::keep_alive(&socket, route.options.keepalive)
         }
         Socket::Unix(_) => Ok(()),
-        Socket::Udp(udp) => datagram::ask_for_destinations(udp),
+        Socket::Udp(udp) => {
+            datagram::take_runs(udp, true);
+            datagram::ask_for_destinations(udp)
+        }
     }
 }
 

@@ -33,13 +33,15 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// A peer is not in `list`.
-    pub(super) fn deny(&mut self, route: &Route, peer: &Peer, list: &str) {
+    /// A peer is not in `list`; it has sent so many datagrams, or made one connection.
+    pub(super) fn deny(&mut self, route: &Route, peer: &Peer, list: &str, times: usize) {
+        (0..times).for_each(|_| route.tally.peer_denied());
         refused(route, peer, Kind::AccessDenied, format_args!("not in {list}"), &mut self.denied);
     }
 
     /// A connection or a datagram of this service has come back to the listener.
-    pub(super) fn leads_back(&mut self, route: &Route, peer: &Peer, circle: &Circle) {
+    pub(super) fn leads_back(&mut self, route: &Route, peer: &Peer, circle: &Circle, times: usize) {
+        (0..times).for_each(|_| route.tally.peer_denied());
         let why = format_args!(
             "the forward leads back to this listener ({circle}); change the target of one of these listeners"
         );
@@ -48,7 +50,6 @@ impl Refusals {
 }
 
 fn refused(route: &Route, peer: &Peer, kind: Kind, why: fmt::Arguments<'_>, reminder: &mut Reminder) {
-    route.tally.peer_denied();
     let Some(left_out) = reminder.due() else { return };
     let more = if left_out > 0 { format!("; {left_out} more since the last such message") } else { String::new() };
     let mut event = route.event(kind, format!("refused {peer} on {}: {why}{more}", route.listener));

@@ -165,6 +165,14 @@ kinds! {
     UnitStopped "unit-stopped" Info "d78aa61cca2b4701a6ea876b60bc266a",
     /// A unit is left running although no session uses it.
     UnitNotStopped "unit-not-stopped" Warning "3c9ab5e364ec4032acb8b4b7ab0cd929",
+    /// A forward that dom0 declares is served.
+    ForwardDeclared "forward-declared" Info "a593f9a1b84341c9881ce97b37b0f7de",
+    /// A forward is not declared any more.
+    ForwardWithdrawn "forward-withdrawn" Info "ef0b43e0560a47cfbb148b7804c682bd",
+    /// A declaration means nothing, or is not allowed.
+    DeclarationRefused "declaration-refused" Warning "22408ddf10bf4319b03946cca43d2f27",
+    /// What is declared is not served as it should be.
+    DeclarationFailed "declaration-failed" Warning "9d6bfa1ef3814a328b324a889920c0e0",
     /// A command of a VM was started in dom0.
     CommandStart "command-start" Info "fdd8a5409b8b4989a3e694cce2323758",
     /// A command of a VM ended.
@@ -287,6 +295,6 @@ mod tests {
         entries.sort_unstable();
         kinds.sort_unstable();
         assert_eq!(entries, kinds);
-        assert_eq!(kinds.len(), 47);
+        assert_eq!(kinds.len(), 51);
     }
 }

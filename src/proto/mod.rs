@@ -9,6 +9,8 @@ pub mod mux;
 pub mod qrexec;
 #[cfg(any(feature = "remote", feature = "dom0", feature = "lan"))]
 pub mod qube;
+#[cfg(feature = "forward")]
+pub mod qubesdb;
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub mod remote;
 #[cfg(all(feature = "v1", any(feature = "remote", feature = "dom0")))]

@@ -3,23 +3,39 @@
 //! The file is long because the gears share one state, and each of them notes for a crash what it is about to do.
 //!
 //! # Theory
-//! What a direction moves, it moves in one of four gears:
+//! What a direction between sockets moves, it moves in one of three gears, and between a socket and a child's pipe in
+//! one way:
 //!
 //! * **Small**: read into the thread's scratch buffer, write at once. For messages, and the first gear of all.
 //! * **Splice**: from a socket through a pipe of the [`pool`] to a socket; no byte is copied.
-//! * **Copy**: through a large buffer of the pool. From a UNIX socket or a child's pipe to a TCP socket this costs less
-//!   than splicing (TCP sends small pages one by one); and it stands in for a splice when no pipe can be had.
-//! * **Direct**: spliced between a socket and a child's pipe, with no pipe of ours between.
+//! * **Copy**: through a large buffer of the pool. From a UNIX socket to a TCP socket this costs less than splicing (TCP
+//!   sends small pages one by one); and it stands in for a splice when no pipe can be had.
+//! * **Direct**: spliced between a socket and a child's pipe, with no pipe of ours between. There is no other way, because
+//!   a pipe counts nothing: of bytes in memory, a crash would leave a doubt.
 //!
-//! It shifts up when reads come back full, and down to *Small* after some lean bursts; a **burst** is what comes
-//! between finding bytes and finding none. While it waits for bytes it holds nothing: scratch, buffers and pipes are
+//! A direction between sockets shifts up when reads come back full, and down to *Small* after some lean bursts; a **burst** is
+//! what comes between finding bytes and finding none. While it waits for bytes it holds nothing: scratch, buffers and pipes are
 //! taken when there is something to move. What the destination does not take at once is **held**, in the buffer or
 //! the pipe where it is, and the source is not read meanwhile, so back-pressure reaches the sender. (In *Direct* there
 //! is nowhere to hold it: the direction is **blocked**, its bytes still in the source.)
 //!
 //! **Only a read decides** that the source has nothing, or nothing more. What splice(2) says is ambiguous: EAGAIN can
 //! mean an empty source, a full pipe, or a TCP urgent mark, which it cannot pass; at such a mark it even reports an end
-//! that is none. So a splice that brought little is followed by a read.
+//! that is none. So a splice that brought little is followed by a read. *Direct* must not read; it asks:
+//!
+//! | the splice says | bytes in the source (FIONREAD) | room (poll) | meaning |
+//! |---|---|---|---|
+//! | some bytes | none | | they were all: wait |
+//! | some bytes | some | | go on |
+//! | no byte (0) | none | | the end |
+//! | EAGAIN | none | | wait |
+//! | EAGAIN | some | no | blocked |
+//! | EAGAIN, once | some | yes | both came in between: go on |
+//! | EAGAIN, twice | some | yes | a mark: read, and note that the counts of the kernel do not tell any more |
+//! | no byte (0) | some | | the same |
+//!
+//! The end of a UNIX socket is looked for before the splice ([`Stream::poll_end`]). Once TCP has announced an urgent byte,
+//! FIONREAD stops at the mark: from there on the socket is read.
 
 use std::{
     cell::RefCell,
@@ -35,7 +51,7 @@ use super::{
     pool::{self, Pipe, PoolBuffer, Wide, move_bytes},
 };
 use crate::{
-    crash::{DirectionNotes, RegionBuffer, SavedBytes, SavedDirection, SavedPart},
+    crash::{self, DirectionNotes, RegionBuffer, SavedBytes, SavedDirection, SavedPart},
     stream::{Stream, StreamKind},
 };
 
@@ -75,19 +91,12 @@ pub(super) enum Gear {
     Small,
     Copy,
     Splice,
-    Direct,
 }
 
 impl Gear {
-    /// The gear for many bytes.
+    /// The gear for many bytes between sockets.
     pub(super) fn high(from: StreamKind, to: StreamKind) -> Self {
-        match (from, to) {
-            (StreamKind::PipeReader, StreamKind::Tcp) => Self::Copy,
-            (StreamKind::PipeReader | StreamKind::PipeWriter, _)
-            | (_, StreamKind::PipeReader | StreamKind::PipeWriter) => Self::Direct,
-            (StreamKind::Unix, StreamKind::Tcp) => Self::Copy,
-            (StreamKind::Tcp | StreamKind::Unix, StreamKind::Tcp | StreamKind::Unix) => Self::Splice,
-        }
+        if (from, to) == (StreamKind::Unix, StreamKind::Tcp) { Self::Copy } else { Self::Splice }
     }
 }
 
@@ -239,17 +248,19 @@ pub struct ParkedDirection {
 pub(super) struct Direction {
     pub(super) phase: Phase,
     gear: Gear,
-    /// *Small*: full reads in a row. Else: lean bursts in a row.
+    /// *Small* and *Direct*: full moves in a row. Else: lean bursts in a row.
     run: u8,
     /// A splice brought nothing: the next step is a read.
     decide: bool,
     /// *Direct*: the destination is full.
     blocked: bool,
+    /// *Direct*: the last splice said EAGAIN, although there were bytes and room.
+    puzzled: bool,
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
-    /// The child's pipe was made wider.
-    wide: Option<Wide>,
+    /// What came of making the child's pipe wider, once that was tried.
+    wide: Option<Option<Wide>>,
     /// Bytes moved at a time, at most (`buffer_size`).
     pub(super) most: u32,
     /// Bytes of this burst.
@@ -274,7 +285,8 @@ impl Direction {
     }
 
     /// Notes where the bytes are that are held, before anything is moved, in place of what an earlier process has noted.
-    pub(super) fn note(&self, notes: DirectionNotes<'_>) {
+    /// A `child`'s pipe that was noted as closed stays so.
+    pub(super) fn note(&self, notes: DirectionNotes<'_>, child: bool) {
         let pipe = match self.held.as_deref() {
             Some(Held::Pipe(pipe)) => pipe.key(),
             Some(Held::Buffer { buffer, at, .. }) => {
@@ -287,7 +299,9 @@ impl Direction {
             }
             None => 0,
         };
-        notes.in_pipe(pipe);
+        if !child {
+            notes.in_pipe(pipe);
+        }
         notes.forget_heard();
     }
 
@@ -309,6 +323,11 @@ impl Direction {
             Some(Held::Pipe(pipe)) => SavedBytes::Pipe(pipe.key()),
         };
         SavedDirection { phase: self.phase as u8, held, dropped: self.dropped }
+    }
+
+    /// Whether it holds bytes.
+    pub(super) fn holds(&self) -> bool {
+        self.held.is_some()
     }
 
     /// Bytes that were read and are not delivered: dropped or held.
@@ -380,7 +399,8 @@ impl Direction {
                 break;
             };
             let writer = destination.writer();
-            if reader.was_urgent() {
+            let urgent = reader.was_urgent();
+            if urgent {
                 notes.unsure(); // TCP counts an urgent byte, which no read gives
             }
             let step = match (writer, &self.held) {
@@ -388,16 +408,19 @@ impl Direction {
                 (None, _) => Poll::Ready(Err(Stuck::Destination(ErrorKind::BrokenPipe.into()))),
                 (Some(writer), Some(_)) => self.deliver(cx, writer, notes),
                 (Some(writer), None) => match self.gear {
-                    _ if self.decide || lost => self.small(cx, reader, Some(writer), notes),
+                    _ if self.decide => self.small(cx, reader, Some(writer), notes),
+                    _ if !urgent && self.is_direct(reader, writer) => self.direct(cx, reader, writer, notes),
+                    _ if lost => self.small(cx, reader, Some(writer), notes),
                     Gear::Small => self.small(cx, reader, Some(writer), notes),
                     Gear::Copy => self.copy(cx, reader, writer, notes),
                     Gear::Splice => self.splice(cx, reader, writer, notes),
-                    Gear::Direct => self.direct(cx, reader, writer, notes),
                 },
             };
             match ready!(step)? {
                 Step::Moved(n) => turn = turn.saturating_sub(n.max(CHUNK)),
                 Step::End => {
+                    let closed = [source.pipe_from(), destination.pipe_to()];
+                    closed.into_iter().flatten().for_each(|pipe| notes.closes(crash::key(pipe.as_fd())));
                     source.finished_reading();
                     self.phase = Phase::Done;
                     match self.end {
@@ -409,6 +432,11 @@ impl Direction {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether bytes go straight between a socket and a child's pipe.
+    fn is_direct(&self, reader: &Stream, writer: &Stream) -> bool {
+        !self.forced && (reader.is_pipe() || writer.is_pipe())
     }
 
     /// A read into the scratch buffer, written at once (dropped without a `writer`).
@@ -549,7 +577,8 @@ impl Direction {
         Poll::Ready(Ok(Step::Moved(n)))
     }
 
-    /// A splice straight from the one to the other, one of which is a child's pipe.
+    /// A splice straight from the one to the other, one of which is a child's pipe. The bytes are in the one or in the
+    /// other, whenever the process dies.
     fn direct(
         &mut self,
         cx: &mut Context<'_>,
@@ -562,37 +591,84 @@ impl Direction {
             self.blocked = false;
         }
         // Taken before the splice: bytes that come after it count as news.
-        let mut source = match reader.poll_read_ready(cx) {
-            Poll::Ready(Ok(guard)) => guard,
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Stuck::Source(e))),
-            Poll::Pending => return self.wait(),
-        };
+        let Poll::Ready(source) = reader.poll_end(cx) else { return self.wait() };
+        let Some(mut source) = source.map_err(Stuck::Source)? else { return Poll::Ready(Ok(Step::End)) };
         let room = writer.poll_write_ready(cx); // if it knows of any: a look-out may have used that up
-        match move_bytes(reader.as_fd(), writer.as_fd(), DIRECT.min(self.most as usize)) {
-            Ok(0) => self.decide = true,
+        let hears = reader.kind() == StreamKind::Unix;
+        if hears {
+            notes.hears(true);
+        }
+        let most = DIRECT.min(self.most as usize);
+        // Of a pipe no more is asked for than is inside: sixteen pages of a splice that asks for more are sent as if more
+        // came, and TCP keeps the last segment back (MSG_MORE; Linux 6.5 and later, fs/splice.c, splice_to_socket).
+        let inside = reader.is_pipe().then(|| reader.unread());
+        let moved = move_bytes(reader.as_fd(), writer.as_fd(), inside.map_or(most, |inside| inside.clamp(1, most)));
+        // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
+        let of_destination = |e: &io::Error| reader.is_pipe() || e.kind() == ErrorKind::BrokenPipe;
+        match &moved {
+            Err(e) if hears && e.kind() != ErrorKind::WouldBlock && !of_destination(e) => notes.heard(),
+            _ if hears => notes.hears(false),
+            // EPIPE takes no error from the socket.
+            Err(e)
+                if writer.kind() == StreamKind::Unix
+                    && !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) =>
+            {
+                notes.heard_of_destination();
+            }
+            _ => {}
+        }
+        let puzzled = std::mem::take(&mut self.puzzled);
+        match moved {
+            // A splice stops at an urgent byte as at an end.
+            Ok(0) if reader.unread() == 0 && !reader.has_urgent() => return Poll::Ready(Ok(Step::End)),
+            Ok(0) => self.read_next(notes),
             Ok(n) => {
                 notes.delivered().fetch_add(n as u64, Relaxed);
-                self.count_burst(n, reader, writer);
+                let drained = inside.map_or_else(|| reader.unread() == 0, |inside| n == inside);
+                if drained {
+                    source.clear_ready();
+                }
+                // A pipe has sixteen places, and a splice from a socket fills one with each segment: a pipe that is full
+                // of small ones holds little.
+                if drained || n >= CHUNK {
+                    self.widen(n >= CHUNK, reader, writer);
+                }
                 return Poll::Ready(Ok(Step::Moved(n)));
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                if reader.kind() == StreamKind::PipeReader && reader.unread() == 0 {
-                    source.clear_ready(); // a pipe has no urgent marks, and its end is no EAGAIN
-                } else {
-                    self.blocked = !writer.has_room();
-                    self.decide = !self.blocked;
-                    if let (true, Poll::Ready(Ok(mut room))) = (self.blocked, room) {
+                if reader.unread() == 0 {
+                    source.clear_ready();
+                } else if !writer.has_room() {
+                    self.blocked = true;
+                    if let Poll::Ready(Ok(mut room)) = room {
                         room.clear_ready();
                     }
+                    self.widen(writer.is_pipe(), reader, writer);
+                } else if puzzled {
+                    self.read_next(notes);
+                } else {
+                    self.puzzled = true;
                 }
             }
-            // The reading end of a pipe has no errors of its own, and only writing gives EPIPE.
-            Err(e) if reader.kind() == StreamKind::PipeReader || e.kind() == ErrorKind::BrokenPipe => {
-                return Poll::Ready(Err(Stuck::Destination(e)));
-            }
+            Err(e) if of_destination(&e) => return Poll::Ready(Err(Stuck::Destination(e))),
             Err(e) => return Poll::Ready(Err(Stuck::Lost(e))),
         }
         Poll::Ready(Ok(Step::Moved(0)))
+    }
+
+    /// The next step is a read, although bytes wait: of what is read, a pipe does not count what was written.
+    fn read_next(&mut self, notes: DirectionNotes<'_>) {
+        notes.unsure();
+        self.decide = true;
+    }
+
+    /// Makes a child's pipe wider that was `full` some times in a row.
+    fn widen(&mut self, full: bool, reader: &Stream, writer: &Stream) {
+        self.run = if full { self.run.saturating_add(1) } else { 0 };
+        if self.run >= FULL_READS && self.wide.is_none() {
+            let pipe = if reader.is_pipe() { reader } else { writer };
+            self.wide = Some(pool::widen(pipe.as_fd()));
+        }
     }
 
     /// Writes what fits at once of the first `end` bytes of a buffer; how much that was. What is left of them when it
@@ -651,14 +727,10 @@ impl Direction {
     /// Bytes came: they belong to this burst, and full reads may make it shift up.
     fn count_burst(&mut self, n: usize, from: &Stream, to: &Stream) {
         self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
-        if self.gear == Gear::Small && !self.forced {
+        if self.gear == Gear::Small && !self.forced && !self.is_direct(from, to) {
             self.run = if n < CHUNK.min(self.most as usize) { 0 } else { self.run + 1 };
             if self.run >= FULL_READS {
                 (self.gear, self.run) = (Gear::high(from.kind(), to.kind()), 0);
-                if (self.gear == Gear::Direct || from.kind() == StreamKind::PipeReader) && self.wide.is_none() {
-                    let pipe = if from.kind() == StreamKind::PipeReader { from } else { to };
-                    self.wide = pool::widen(pipe.as_fd());
-                }
             }
         }
     }

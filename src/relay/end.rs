@@ -58,6 +58,16 @@ impl RelayEnd {
         }
     }
 
+    /// A child's standard output, while it is open.
+    pub(super) fn pipe_from(&self) -> Option<&Stream> {
+        if let Self::Pipes(pipes) = self { pipes.from.as_ref() } else { None }
+    }
+
+    /// A child's standard input, while it is open.
+    pub(super) fn pipe_to(&self) -> Option<&Stream> {
+        if let Self::Pipes(pipes) = self { pipes.to.as_ref() } else { None }
+    }
+
     /// Whether a failing write means that the whole end is gone, or (a pipe) only that it takes no more.
     pub(super) fn is_socket(&self) -> bool {
         matches!(self, Self::Socket(_))

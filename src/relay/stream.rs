@@ -144,6 +144,8 @@ pub struct Relay {
     fault: Option<Box<(Side, Option<io::Error>)>>,
     /// The time without bytes after which it ends.
     idle: Option<Duration>,
+    /// Bytes on their way to or from a child are in memory: the counts of the kernel are taken once these have gone.
+    uncounted: bool,
     /// Set only when there is something to wait for: an idle relay without a limit costs no timer.
     timer: Option<Box<Timer>>,
 }
@@ -152,7 +154,7 @@ impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        Self { peer, upstream, up, down, fault: None, idle, timer: None }
+        Self { peer, upstream, up, down, fault: None, idle, uncounted: false, timer: None }
     }
 
     /// Moves at most `bytes` at a time, and so holds no more; it knows best by itself.
@@ -169,8 +171,10 @@ impl Relay {
             down: Direction::resume(parked.down),
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
+            uncounted: false,
             timer: None,
         };
+        relay.uncounted = relay.has_child() && relay.holds();
         if parked.end_held {
             relay.down.end = Passing::Held;
         }
@@ -209,15 +213,18 @@ impl Relay {
             down: self.down.saved(),
             reset_by: self.lost().map(|side| u8::from(side == Side::Upstream)),
             end_held: self.down.end == Passing::Held,
-            from_open: self.upstream.reader().is_some(),
-            to_open: self.upstream.writer().is_some(),
         }
     }
 
     /// Notes where the bytes are that the relay has taken up, before it moves any.
     pub fn note(&self, counters: &Counters) {
-        self.up.note(counters.checkpoint().notes(0));
-        self.down.note(counters.checkpoint().notes(1));
+        self.up.note(counters.checkpoint().notes(0), self.has_child());
+        self.down.note(counters.checkpoint().notes(1), self.has_child());
+    }
+
+    /// Whether bytes are held.
+    fn holds(&self) -> bool {
+        self.up.holds() || self.down.holds()
     }
 
     /// Whether a UNIX socket has counted so much that it has to begin anew.
@@ -240,8 +247,22 @@ impl Relay {
         }
     }
 
+    /// What the kernel had counted on the peer's socket when nothing was relayed to or from a child.
+    fn bases_of_call(&self, counters: &Counters) -> Option<SavedBases> {
+        if self.holds() {
+            return None;
+        }
+        counters.checkpoint().notes(0).unsure();
+        let peer = self.peer.writer()?.counts()?;
+        let read = peer.read.wrapping_sub(counters.up() + self.not_delivered()[0]);
+        Some(SavedBases { read: [read, 0], written: [0, peer.written.wrapping_sub(counters.down())] })
+    }
+
     /// What the kernel has counted on the two sockets when nothing was relayed: `None` where one does not count.
     fn bases(&self, counters: &Counters) -> Option<SavedBases> {
+        if self.has_child() {
+            return self.bases_of_call(counters);
+        }
         let [peer, _, upstream] = self.streams();
         let (peer, upstream) = (peer?, upstream?);
         // Where TCP does not tell, what was known stays. A UNIX socket may begin anew, and whoever dies in between has moved
@@ -329,7 +350,8 @@ impl Relay {
         }
         let checkpoint = counters.checkpoint();
         let _working = work_on(checkpoint.number());
-        if self.has_counted_much(counters) {
+        if self.has_counted_much(counters) || (self.uncounted && !self.holds()) {
+            self.uncounted = false;
             self.count_anew(counters);
         }
         checkpoint.moving();

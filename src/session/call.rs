@@ -139,6 +139,7 @@ async fn again(story: &mut Story, peer: Stream, call: LiveCall) -> NextStage {
 async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
     let route = story.info.route.clone();
     if let Some(version) = route.via.proxy_protocol {
+        story.info.counters.checkpoint().moving(); // whoever comes after a crash must not do it again
         if let Err(failure) = dial::proxy::introduce(&peer, &call.to, version) {
             peer.reset();
             let next = story.failed(&failure);
@@ -150,12 +151,13 @@ async fn connected(story: &mut Story, peer: Stream, call: Parts) -> NextStage {
     let relay = new_relay(relay::RelayEnd::Socket(peer), upstream, &route);
     let stage = Stage::Relaying(Box::new(relay), Some(Box::new(call.helper)));
     story.connected(&DialledAt::default(), &stage);
+    drop(call.probe);
     Some(stage)
 }
 
 /// Closes the pipes of a call that is not to go on, and ends its child.
-async fn end_call(story: &mut Story, Parts { helper, from, to }: Parts) {
-    drop((from, to));
+async fn end_call(story: &mut Story, Parts { helper, from, to, probe }: Parts) {
+    drop((from, to, probe));
     end_child(story, helper).await;
 }
 

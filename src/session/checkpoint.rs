@@ -70,6 +70,11 @@ fn relaying(info: &SessionInfo, relay: &Relay, child: Option<&Helper>) {
         relay.count_anew(&info.counters);
     }
     relay.note(&info.counters);
+    // A call that was set up just now holds nothing. Its stage comes before its rest, so that no process takes the set-up up
+    // again and sends what comes first (a PROXY header) a second time.
+    if child.is_some() && checkpoint.is_moving() && !checkpoint.is_at(&stage) {
+        write(info, &stage, Duration::ZERO, None);
+    }
     checkpoint.moved(&relay.saved());
     if !checkpoint.is_at(&stage) {
         write(info, &stage, Duration::ZERO, None);

@@ -154,15 +154,17 @@ impl Doubt {
         self.failed(error);
     }
 
-    /// A datagram could not be sent.
-    pub(super) fn unsent(&self, error: &std::io::Error) {
-        self.lost(1);
+    /// Datagrams could not be sent.
+    pub(super) fn unsent(&self, datagrams: usize, error: &std::io::Error) {
+        self.lost(datagrams);
         self.failed(error);
     }
 
-    /// Datagrams were dropped before there was an upstream.
+    /// Datagrams were dropped.
     pub(super) fn lost(&self, datagrams: usize) {
-        self.unsent.fetch_add(datagrams as u64, Relaxed);
+        if datagrams > 0 {
+            self.unsent.fetch_add(datagrams as u64, Relaxed);
+        }
     }
 
     fn failed(&self, error: &std::io::Error) {
@@ -297,7 +299,7 @@ mod tests {
     fn an_error_that_says_nothing_of_the_way_is_no_doubt() {
         let doubt = new();
         for number in [libc::EAGAIN, libc::EMSGSIZE, libc::ENOBUFS, libc::EPERM] {
-            doubt.unsent(&error(number));
+            doubt.unsent(1, &error(number));
             assert_eq!(doubt.cause(), None, "{number}");
         }
         for number in [libc::ECONNREFUSED, libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL, libc::EINVAL] {
@@ -347,7 +349,7 @@ mod tests {
         doubt.changed(2_000);
         doubt.changed(3_000);
         doubt.asked(3_500);
-        doubt.unsent(&error(libc::EAGAIN));
+        doubt.unsent(1, &error(libc::EAGAIN));
         let kept = doubt.keep(4_000);
         let text = serde_json::to_string(&kept).expect("plain data");
         assert_eq!(serde_json::from_str::<DoubtKept>(&text).expect("as it was written"), kept);

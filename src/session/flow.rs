@@ -125,10 +125,16 @@ fn interrupted(story: &mut Story, flow: &Flow, why: Why) -> NextStage {
         (Some(Eviction::Descriptors), _) => {
             story.over(End::Idle, "it made room for another: the service has no descriptor left (LimitNOFILE=)")
         }
-        (None, Why::Park) => match flow.park() {
-            Ok(stage) => story.park(stage),
-            Err(e) => story.over(End::Drained, format!("it could not be handed over: {e}")),
-        },
+        (None, Why::Park) => {
+            flow.pass_on();
+            if flow.is_complete() {
+                return story.over(End::Eof, "");
+            }
+            match flow.park() {
+                Ok(stage) => story.park(stage),
+                Err(e) => story.over(End::Drained, format!("it could not be handed over: {e}")),
+            }
+        }
         (None, why) => story.interrupted(why),
     }
 }

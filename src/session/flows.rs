@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -35,13 +35,11 @@ use crate::{
     log::{self, Reminder},
     relay::{
         Why,
-        datagram::{self, Asked},
+        datagram::{self, AfterReceive, Asked, Datagrams, ReceivedGroup, Run, RunLimit, SendEvent, SendTo},
     },
     sys::{self, lock},
 };
 
-/// Datagrams brought back in one go, before a flow's task lets others run.
-const BATCH: usize = 64;
 /// Datagrams that wait for a flow's upstream to be looked up; further datagrams are dropped.
 const WAITING: usize = 64;
 /// The most bytes that wait so in all flows of a listener.
@@ -52,6 +50,8 @@ const REFUSED: Duration = Duration::from_millis(1);
 const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
 /// How long an answer waits for room in the listener's socket: that of some hundred datagrams on a fast network.
 const FULL: Duration = Duration::from_millis(1);
+/// How often an answer waits for that time before it is dropped: a run in the queue of a slow network takes some of them.
+const PAUSES: u32 = 20;
 
 /// A UDP socket that is listened on, and its flows.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub struct Flows {
     held: Arc<AtomicUsize>,
     /// When it was told last that these are [`HELD`].
     full: Mutex<Reminder>,
+    /// Whether a run was received: another may wait.
+    runs: AtomicBool,
 }
 
 /// A peer of a UDP listener, and its upstream socket.
@@ -76,6 +78,10 @@ pub struct Flow {
     last_ms: AtomicU64,
     /// Beginning of the flow's clock.
     began: Instant,
+    /// What the way to the peer takes.
+    limit: RunLimit,
+    /// Answers for which the listener's socket had no room, the first one first. They are sent before any other answer.
+    unanswered: Mutex<VecDeque<Vec<u8>>>,
     /// The doubts about the upstream, and the losses.
     doubt: Doubt,
     /// Why another flow was given the place of this one.
@@ -141,6 +147,10 @@ pub(super) struct FlowUpstream {
     _noted: Option<NotedSocket>,
     io: AsyncFd<OwnedFd>,
     pub(super) ends: UdpEnds,
+    /// What the way to it takes.
+    limit: RunLimit,
+    /// Whether the socket receives runs whole.
+    whole: AtomicBool,
 }
 
 impl FlowUpstream {
@@ -151,7 +161,20 @@ impl FlowUpstream {
     pub(super) fn new(fd: OwnedFd, info: &SessionInfo) -> io::Result<Self> {
         let (ends, own) = UdpEnds::of(&fd)?;
         let noted = note_flow(&ends, own, info.passage.as_ref());
-        Ok(Self { _noted: noted, io: sys::register(fd, NEWS)?, ends })
+        let (limit, whole) = (RunLimit::default(), false.into());
+        Ok(Self { _noted: noted, io: sys::register(fd, NEWS)?, ends, limit, whole })
+    }
+
+    fn take_runs(&self) {
+        if !self.whole.swap(true, Relaxed) {
+            datagram::take_runs(self.as_fd(), true);
+        }
+    }
+}
+
+impl AsFd for FlowUpstream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
     }
 }
 
@@ -167,7 +190,32 @@ pub(super) enum Eviction {
 impl Flows {
     /// The flows, none yet, of a socket.
     pub fn new(io: AsyncFd<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { io, table: Mutex::default(), held: Arc::default(), full: Mutex::default() })
+        Arc::new(Self { io, table: Mutex::default(), held: Arc::default(), full: Mutex::default(), runs: false.into() })
+    }
+
+    /// Receives what waits, and gives each flow its datagrams.
+    ///
+    /// # Errors
+    /// What recvmmsg(2) says; `WouldBlock` when none waits.
+    pub fn receive(&self, take: impl FnMut(Asked, ReceivedGroup<'_>)) -> io::Result<AfterReceive> {
+        let left = datagram::receive(self.as_fd(), take)?;
+        if left.runs {
+            self.runs.store(true, Relaxed);
+        }
+        Ok(left)
+    }
+
+    /// Has the socket receive runs whole, whose sizes are told.
+    pub fn take_runs(&self) {
+        datagram::take_runs(self.as_fd(), true);
+    }
+
+    /// Prepares the socket for another process ([`datagram::leave`]). Where no run ever came, what waits stays for that.
+    pub fn pass_on(&self, mut take: impl FnMut(Asked, ReceivedGroup<'_>)) {
+        match self.runs.load(Relaxed) {
+            true => datagram::leave(self.as_fd(), || self.receive(&mut take).is_ok()),
+            false => datagram::take_runs(self.as_fd(), false),
+        }
     }
 
     /// The socket, as the runtime has it.
@@ -201,7 +249,11 @@ impl Flows {
     ) -> io::Result<Arc<Flow>> {
         let flow = Arc::new(Flow::new(asked, info, self, kept));
         match upstream {
-            Some(upstream) => flow.open(FlowUpstream::new(upstream, &flow.info)?),
+            Some(upstream) => {
+                let upstream = FlowUpstream::new(upstream, &flow.info)?;
+                upstream.take_runs(); // a process that crashed may have left runs in its queue
+                flow.open(upstream);
+            }
             None => {
                 let mut waiting = HeldDatagrams::of(self);
                 flow.doubt.lost(held.iter().filter(|bytes| !waiting.push(bytes)).count());
@@ -277,6 +329,8 @@ impl Flow {
             way: Mutex::new(FlowWay::Waiting(HeldDatagrams::of(listener))),
             last_ms: AtomicU64::new(ms(age - kept.quiet)),
             began,
+            limit: RunLimit::default(),
+            unanswered: Mutex::default(),
             doubt: Doubt::resume(kept.doubt, ms(age)),
             evicted: OnceLock::new(),
         }
@@ -344,30 +398,48 @@ impl Flow {
         }
     }
 
-    /// Passes a datagram on. `false`: the flow is over, and another one has to take the datagram.
-    #[must_use]
-    pub fn up(&self, bytes: &[u8]) -> bool {
+    /// Passes datagrams on.
+    ///
+    /// # Errors
+    /// The flow is over, and another one has to take these.
+    pub fn up<'a>(&self, mut datagrams: Datagrams<'a>) -> Result<(), Datagrams<'a>> {
         let now = self.touch();
-        // The lock is free but for moments: when the upstream comes or is changed, and at the end.
-        while !match &mut *lock(&self.way) {
-            FlowWay::Open(upstream) => {
-                self.send(upstream, bytes, now);
-                true
+        loop {
+            // The lock is free but for moments: when the upstream comes or is changed, and at the end.
+            match &mut *lock(&self.way) {
+                FlowWay::Open(upstream) => {
+                    self.send(upstream, datagrams, now);
+                    return Ok(());
+                }
+                FlowWay::Waiting(held) => {
+                    let mut taken = 0;
+                    let full = datagrams.iter().any(|bytes| {
+                        let waits = held.datagrams.len() < WAITING;
+                        if waits && !held.push(bytes) {
+                            return true;
+                        }
+                        self.doubt.lost(usize::from(!waits));
+                        taken += 1;
+                        false
+                    });
+                    datagrams = datagrams.after(taken);
+                    if !full {
+                        return Ok(());
+                    }
+                }
+                FlowWay::Over => return Err(datagrams),
             }
-            FlowWay::Waiting(held) if held.datagrams.len() < WAITING => held.push(bytes),
-            FlowWay::Waiting(_) => {
-                self.doubt.lost(1);
-                true
-            }
-            FlowWay::Over => return false,
-        } {
             // Without that lock: the table's comes before the flows'.
             if !self.listener.upgrade().is_some_and(|listener| listener.make_room(self)) {
                 self.doubt.lost(1);
-                break;
+                datagrams = datagrams.after(1);
             }
         }
-        true
+    }
+
+    /// Datagrams were dropped because they were larger than any can be.
+    pub fn truncated(&self, datagrams: usize) {
+        self.doubt.lost(datagrams);
     }
 
     /// Number of datagrams that wait for the upstream.
@@ -378,13 +450,14 @@ impl Flow {
         }
     }
 
-    fn send(&self, upstream: &FlowUpstream, bytes: &[u8], now: u64) {
-        let outcome = datagram::send_connected(upstream.io.get_ref().as_fd(), bytes);
-        outcome.earlier.iter().for_each(|error| self.doubt.refused(error));
-        match outcome.sent {
-            Ok(()) => self.counted(bytes.len(), now),
-            Err(error) => self.doubt.unsent(&error),
-        }
+    fn send(&self, upstream: &FlowUpstream, datagrams: Datagrams<'_>, now: u64) {
+        let done =
+            datagram::send(upstream.as_fd(), SendTo::Connected, &upstream.limit, datagrams, |event| match event {
+                SendEvent::Sent { datagrams, bytes } => self.counted(datagrams, bytes, now),
+                SendEvent::Refused(error) => self.doubt.refused(&error),
+                SendEvent::Unsent { datagrams, error } => self.doubt.unsent(datagrams, &error),
+            });
+        self.doubt.lost(datagrams.after(done).iter().count());
     }
 
     /// The flow has its upstream now, or another one; datagrams that waited for it go first.
@@ -392,8 +465,8 @@ impl Flow {
         let mut way = lock(&self.way);
         let before = std::mem::replace(&mut *way, FlowWay::Over);
         if let FlowWay::Waiting(waiting) = &before {
-            let now = self.now();
-            waiting.datagrams.iter().for_each(|bytes| self.send(&upstream, bytes, now));
+            let runs: Vec<_> = waiting.datagrams.iter().map(|bytes| Run::one(bytes)).collect();
+            self.send(&upstream, Datagrams::of(&runs), self.now());
         }
         *way = FlowWay::Open(Arc::new(upstream));
     }
@@ -412,8 +485,14 @@ impl Flow {
                 FlowWay::Open(_) | FlowWay::Over => return Ok(()),
             };
             let Some(bytes) = first else { break };
-            let sent = datagram::send_connected(fd.as_fd(), &bytes);
-            sent.sent?;
+            let mut unsent = None;
+            let one = [Run::one(&bytes)];
+            let done = datagram::send(fd.as_fd(), SendTo::Connected, &upstream.limit, Datagrams::of(&one), |event| {
+                if let SendEvent::Unsent { error, .. } = event {
+                    unsent = Some(error);
+                }
+            });
+            unsent.or_else(|| (done == 0).then(|| io::ErrorKind::WouldBlock.into())).map_or(Ok(()), Err)?;
             sleep(REFUSED).await;
             if let Some(refused) = SockRef::from(fd).take_error()? {
                 return Err(refused);
@@ -421,15 +500,15 @@ impl Flow {
             if let FlowWay::Waiting(waiting) = &mut *lock(&self.way) {
                 waiting.pop(false);
             }
-            self.counted(bytes.len(), self.now());
+            self.counted(1, bytes.len(), self.now());
         }
         self.open(upstream);
         Ok(())
     }
 
-    fn counted(&self, bytes: usize, now: u64) {
+    fn counted(&self, datagrams: usize, bytes: usize, now: u64) {
         self.info.counters.add_up(bytes);
-        self.info.counters.checkpoint().sent().fetch_add(1, Relaxed);
+        self.info.counters.checkpoint().sent().fetch_add(datagrams as u64, Relaxed);
         self.doubt.asked(now);
     }
 
@@ -467,67 +546,142 @@ impl Flow {
     /// Brings answers of `upstream` back, until the listener is closed or the flow is complete: whether it is.
     ///
     /// # Cancel safety
-    /// Dropped while it waits for room to answer, it loses that answer.
+    /// Dropped while it waits for room to answer, it leaves the answers in the flow; the next call sends them first.
     pub(super) async fn down(&self, upstream: &FlowUpstream) -> bool {
-        for count in 1usize.. {
-            if count % BATCH == 0 {
-                yield_now().await;
-            }
+        if let Some(listener) = self.listener.upgrade() {
+            self.answer_later(&listener).await;
+        }
+        loop {
             let Ok(mut ready) = upstream.io.ready(NEWS).await else { return false };
             let Some(listener) = self.listener.upgrade() else { return false };
-            let (peer, at) = (self.asked.peer, self.asked.at);
-            let answered = datagram::receive_connected(upstream.io.get_ref().as_fd(), |bytes| {
-                let sent = datagram::answer(listener.as_fd(), bytes, peer, at);
-                let full = sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
-                (bytes.len(), sent.is_ok(), full.then(|| bytes.to_vec()))
-            });
-            match answered {
-                Ok((len, sent, kept)) => {
-                    self.touch();
-                    self.doubt.answered();
-                    let sent = match kept {
-                        Some(bytes) => self.answer_later(&listener, &bytes).await,
-                        None => sent,
-                    };
-                    if sent {
-                        self.info.counters.add_down(len);
+            match self.bring(upstream, &listener) {
+                Ok(left) => {
+                    if left.several {
+                        upstream.take_runs();
                     }
-                    self.info.counters.checkpoint().answered().fetch_add(1, Relaxed);
+                    self.answer_later(&listener).await;
                     if self.is_complete() {
                         return true;
+                    }
+                    match left.more {
+                        true => yield_now().await,
+                        false => ready.clear_ready(), // the queue was empty; what comes makes it ready again
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(e) => self.doubt.refused(&e), // an ICMP error that a datagram of ours met; the next one may not
             }
         }
-        false
     }
 
-    /// Tries once more when the listener's socket was full. The socket is not watched for room: the kernel would tell of
-    /// that with every datagram sent.
-    async fn answer_later(&self, listener: &Flows, bytes: &[u8]) -> bool {
-        sleep(FULL).await;
-        datagram::answer(listener.as_fd(), bytes, self.asked.peer, self.asked.at).is_ok()
+    /// Brings answers that wait to the peer. Those for which the listener's socket has no room stay in the flow.
+    fn bring(&self, upstream: &FlowUpstream, listener: &Flows) -> io::Result<AfterReceive> {
+        datagram::receive_connected(upstream.as_fd(), |group| {
+            self.touch();
+            self.doubt.answered();
+            self.doubt.lost(group.truncated);
+            let answered = self.info.counters.checkpoint().answered();
+            let mut unsent = lock(&self.unanswered);
+            if self.info.route.options.udp_responses.is_none() {
+                let done = if unsent.is_empty() { self.answer(listener, group.datagrams) } else { 0 };
+                answered.fetch_add(group.datagrams.iter().count() as u64, Relaxed);
+                unsent.extend(group.datagrams.after(done).iter().map(<[u8]>::to_vec));
+                return;
+            }
+            for bytes in group.datagrams.iter() {
+                if !unsent.is_empty() || self.answer(listener, Datagrams::of(&[Run::one(bytes)])) == 0 {
+                    unsent.push_back(bytes.to_vec());
+                }
+                answered.fetch_add(1, Relaxed);
+                if self.is_complete() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Answers the peer; the number of datagrams that are dealt with.
+    fn answer(&self, listener: &Flows, datagrams: Datagrams<'_>) -> usize {
+        datagram::send(listener.as_fd(), SendTo::Asker(self.asked), &self.limit, datagrams, |event| {
+            if let SendEvent::Sent { bytes, .. } = event {
+                self.info.counters.add_down(bytes);
+            }
+        })
+    }
+
+    /// Sends the answers that are left, as soon as the listener's socket has room, for a bounded time. The socket is not
+    /// watched for room: the kernel would tell of that with every datagram sent.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves in the flow what it has not sent.
+    async fn answer_later(&self, listener: &Flows) {
+        let mut refused = 0;
+        while !lock(&self.unanswered).is_empty() {
+            sleep(FULL).await;
+            refused = if self.answer_again(listener) { 0 } else { refused + 1 };
+            if refused >= PAUSES {
+                let mut unsent = lock(&self.unanswered);
+                self.doubt.lost(unsent.len());
+                unsent.clear();
+            }
+        }
+    }
+
+    /// Sends what fits of the answers that are left; whether some went.
+    fn answer_again(&self, listener: &Flows) -> bool {
+        let mut unsent = lock(&self.unanswered);
+        let done = {
+            let runs: Vec<_> = unsent.iter().map(|bytes| Run::one(bytes)).collect();
+            self.answer(listener, Datagrams::of(&runs))
+        };
+        unsent.drain(..done);
+        done > 0
+    }
+
+    /// Prepares the upstream's socket for another process ([`datagram::leave`]); answers that wait are brought to the peer.
+    /// Where the listener's socket is full, the others wait for the next process; an ICMP error is reported and passed.
+    pub(super) fn pass_on(&self) {
+        let Some(listener) = self.listener.upgrade() else { return };
+        if let Some(upstream) = self.upstream().filter(|upstream| upstream.whole.load(Relaxed)) {
+            datagram::leave(upstream.as_fd(), || match self.bring(&upstream, &listener) {
+                Ok(_) => lock(&self.unanswered).is_empty(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+                Err(e) => {
+                    self.doubt.refused(&e);
+                    true
+                }
+            });
+        }
+        // What is left here goes with this process, after a moment for the socket to have room.
+        for _ in 0..PAUSES {
+            if lock(&self.unanswered).is_empty() {
+                return;
+            }
+            datagram::wait_for_room(listener.as_fd(), FULL);
+            self.answer_again(&listener);
+        }
+        self.doubt.lost(lock(&self.unanswered).drain(..).count());
     }
 
     /// The flow for the next process.
     ///
     /// # Errors
-    /// EMFILE and its kin; `NotConnected` before the flow has an upstream, unless it waits for a unit.
+    /// EMFILE and its kin; `NotConnected` when the flow has neither an upstream nor a datagram that waits for one.
     pub(super) fn park(&self) -> io::Result<ParkedStage> {
         let upstream = match self.upstream() {
             Some(upstream) => {
                 self.take_error(&upstream);
                 Some(upstream.io.get_ref().try_clone()?)
             }
-            None if self.info.used.is_some() => None,
-            None => return Err(io::ErrorKind::NotConnected.into()),
+            None => None,
         };
         let held = match &mut *lock(&self.way) {
             FlowWay::Waiting(waiting) => waiting.take(),
             FlowWay::Open(_) | FlowWay::Over => Vec::new(),
         };
+        if upstream.is_none() && held.is_empty() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         let kept = FlowKept { quiet: self.quiet(), doubt: self.doubt.keep(self.now()), passed: self.passed() };
         Ok(ParkedStage::Flow { asked: self.asked, upstream, kept, held })
     }
@@ -572,7 +726,7 @@ mod tests {
                 SessionInfo::new(Uuid::new_v4(), route.clone(), Peer::Unknown, Duration::ZERO, Counters::default());
             let asked = Asked { peer: SocketAddr::from(([127, 0, 0, 1], port)), at: None };
             let flow = flows.begin(asked, Arc::new(info), u32::MAX);
-            assert!((0..WAITING).all(|_| flow.up(&datagram)));
+            assert!((0..WAITING).all(|_| flow.up(Datagrams::of(&[Run::one(&datagram)])).is_ok()));
             flow
         };
         let begun: Vec<_> = (1..7).map(flow).collect();

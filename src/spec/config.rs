@@ -14,6 +14,7 @@ use super::{
 pub struct Config {
     pub(super) defaults: Defaults,
     pub(super) log_level: Option<LogLevel>,
+    pub(super) qubesdb_ports: Vec<u16>,
     /// One for each forward: those of the main file, of the drop-in files, of the arguments.
     pub(super) entries: Vec<ConfigEntry>,
     /// Why whole files are refused.
@@ -45,6 +46,7 @@ impl Default for Config {
         Self {
             defaults: none.defaults,
             log_level: None,
+            qubesdb_ports: Vec::new(),
             entries: Vec::new(),
             refused_files: Vec::new(),
             access_lost: None,
@@ -56,6 +58,11 @@ impl Config {
     /// `log_level` of `[defaults]`.
     pub fn log_level(&self) -> Option<LogLevel> {
         self.log_level
+    }
+
+    /// `qubesdb_ports` of `[defaults]`: ports below 1024 that a declaration in QubesDB may listen on.
+    pub fn qubesdb_ports(&self) -> &[u16] {
+        &self.qubesdb_ports
     }
 
     /// All entries, refused ones too, in the order of files and lines.

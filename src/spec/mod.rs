@@ -13,6 +13,7 @@
 
 mod call;
 mod config;
+pub mod declared;
 mod effective;
 mod endpoint;
 mod error;

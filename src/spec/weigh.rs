@@ -99,6 +99,7 @@ pub(super) fn weigh(
         if !file.drop_in {
             config.defaults = file.defaults.clone();
             config.log_level = file.log_level;
+            config.qubesdb_ports.clone_from(&file.qubesdb_ports);
             config.access_lost.clone_from(&file.access_lost);
         }
         let entry =

@@ -4,6 +4,8 @@
 //! out; the callers say what a failure means to an operator.
 
 pub mod accept;
+#[cfg(feature = "forward")]
+mod datagrams;
 mod descriptor;
 #[cfg(feature = "forward")]
 pub mod fatal;
@@ -21,6 +23,10 @@ mod socket;
 pub mod socket_file;
 mod terminal;
 
+#[cfg(all(test, feature = "forward"))]
+pub use datagrams::send_no_checksums;
+#[cfg(feature = "forward")]
+pub use datagrams::{DatagramRoom, Destination, MESSAGES, OutgoingMessage, send_datagrams};
 #[cfg(any(feature = "remote", feature = "dom0"))]
 pub use descriptor::read_into;
 pub use descriptor::{hard_limit, is_net_namespace, own, place, register, register_or_return};
@@ -38,7 +44,7 @@ pub use process::{
 #[cfg(feature = "forward")]
 pub use socket::{
     ClosedSocket, READS_COUNTED, SEND_NOTE, SendNote, SocketCounts, UnixEnd, accept, bound_interface, count_unix_reads,
-    interface_index, is_untouched, net_cookie, socket_cookie, tcp_counts, unix_counts, unix_counts_or_begin, unix_end,
+    has_urgent, interface_index, is_untouched, net_cookie, socket_cookie, tcp_counts, unix_counts, unix_counts_or_begin, unix_end,
     unix_is_closed,
 };
 pub use socket::{listen, queued, receive, tcp_backlog, unacknowledged, unanswered, unread};

@@ -350,7 +350,7 @@ impl<'a> SendNote<'a> {
 
 /// Whether urgent data has come and was not passed by a read (POLLPRI, tcp(7)).
 #[cfg(feature = "forward")]
-fn has_urgent(fd: BorrowedFd<'_>) -> bool {
+pub fn has_urgent(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLPRI)];
     let _ = poll(&mut fds, PollTimeout::ZERO);
     fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLPRI))

@@ -42,7 +42,7 @@ const ROOMS: &[Room] = &[
     Room { name: "bin", uses: "cli", crates: Some(&[]), ..PLAIN },
     Room {
         name: "cli",
-        uses: "service control handover systemd remote mux activation dial relay stream spec proto log report sys",
+        uses: "service control handover declared systemd remote mux activation dial relay stream spec proto log report sys",
         tokio: true,
         may_exit: true,
         ..PLAIN
@@ -68,12 +68,13 @@ const ROOMS: &[Room] = &[
     Room { name: "listener", uses: "session activation dial relay stream crash spec log sys", tokio: true, ..PLAIN },
     Room { name: "session", uses: "ondemand dial relay stream crash spec proto log sys", tokio: true, ..PLAIN },
     Room { name: "remote", uses: "systemd proto log sys", tokio: true, ..PLAIN },
+    Room { name: "declared", uses: "systemd spec proto log sys", ..PLAIN },
     Room { name: "mux", uses: "proto log sys", ..PLAIN },
     Room { name: "ondemand", uses: "systemd spec log sys", tokio: true, ..PLAIN },
     Room { name: "dial", uses: "stream spec proto log sys", tokio: true, ..PLAIN },
     Room {
         name: "relay",
-        uses: "stream crash",
+        uses: "stream crash sys",
         crates: Some(&["tokio", "atomic_waker", "libc", "nix"]),
         tokio: true,
         ..PLAIN

@@ -4,7 +4,7 @@
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use qrexec_connect::{
-    cli::{EXIT_CODES, connect, dom0, pfwd, remote},
+    cli::{EXIT_CODES, connect, dom0, lan, pfwd, remote},
     spec::{Config, KeyName, Options},
 };
 
@@ -54,7 +54,7 @@ fn every_key_is_in_the_manual() {
         let headings = [format!(".B {name}\n"), format!(".BR {name} \""), format!("\" {name}\n")];
         assert!(headings.iter().any(|heading| manual.contains(heading)), "{name}");
     }
-    for word in ["uds_dir", "log_level"] {
+    for word in ["uds_dir", "log_level", "qubesdb_ports"] {
         assert!(manual.contains(&format!(".B {word}\n")), "{word}");
     }
 }
@@ -268,16 +268,19 @@ fn every_command_and_option_has_an_example_that_the_program_understands() {
             options(sub, sub.get_name(), all);
         }
     }
-    for (file, command) in
-        [("pfwd.1", pfwd::command()), ("qrexec-connect.1", connect::command()), ("qvm-remote-dom0.8", dom0::command())]
-    {
+    for (file, command, least) in [
+        ("pfwd.1", pfwd::command(), 20),
+        ("qrexec-connect.1", connect::command(), 20),
+        ("qvm-remote-dom0.8", dom0::command(), 20),
+        ("qvm-forward.8", lan::command(), 8),
+    ] {
         let program = command.get_name().to_owned();
         let lines: Vec<Vec<String>> = examples(&page(file))
             .iter()
             .filter(|line| line.starts_with(&format!("{program} ")) && !line.contains(" | ") && !line.ends_with('\\'))
             .map(|line| shell_words(line))
             .collect();
-        assert!(lines.len() >= 20, "{file}: {lines:?}");
+        assert!(lines.len() >= least, "{file}: {lines:?}");
         for words in &lines {
             let mut words = words.clone();
             words.iter_mut().filter(|word| *word == "ID").for_each(|word| *word = "0123456789ab".to_owned());
@@ -332,7 +335,7 @@ fn each_manual_has_its_sections_and_refers_to_manuals_that_there_are() {
         assert!(page.contains("\n.EX\n"), "{name} has no example");
         for line in page.lines().filter_map(|line| line.strip_prefix(".BR ")) {
             let Some((called, rest)) = line.split_once(" (") else { continue };
-            let ours = ["qrexec-connect", "pfwd", "qvm-remote"].iter().any(|program| called.starts_with(program));
+            let ours = ["qrexec-connect", "pfwd", "qvm-"].iter().any(|program| called.starts_with(program));
             if ours && rest.starts_with(|c: char| c.is_ascii_digit()) {
                 referred.push(format!("{called}.{}", &rest[..1]));
                 assert!(names.contains(&format!("{called}.{}", &rest[..1])), "{name}: {line}: no such manual");

@@ -86,7 +86,7 @@ const ADDRESSES: &[(&str, &str, &str)] = &[
     ("127.0.0.1:http", "not a port", "a number from 1 to 65535"),
     ("127.0.0.1:080", "not a port", "without leading zeros"),
     ("127.0.0.1", "has no port", "write: ListenStream=127.0.0.1:1234"),
-    ("127.0.0.1+1234", "behind a colon here", "write: ListenStream=127.0.0.1:1234"),
+    ("127.0.0.1+1234", "a colon before a port here", "write: ListenStream=127.0.0.1:1234"),
     ("tcp://127.0.0.1:1234", "URL", "write: ListenStream=127.0.0.1:1234"),
     ("127.1:1234", "not an IP address", "127.0.0.1, [::1], or an address"),
     ("256.0.0.1:1234", "not an IP address", "127.0.0.1, [::1], or an address"),

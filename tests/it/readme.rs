@@ -237,7 +237,7 @@ fn fixed_parts(message: &str) -> Vec<String> {
 
 /// The code below these folders, without this file: that of the programs, and that of tests. A text that goes on in the
 /// next line behind a backslash is one text.
-pub(crate) fn code(folders: &[&str]) -> (String, String) {
+fn code(folders: &[&str]) -> (String, String) {
     let (mut programs, mut tests) = (String::new(), String::new());
     for path in folders.iter().flat_map(|folder| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))) {
         if !path.ends_with(".rs") || path.ends_with(file!()) {

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use crate::readme::{code, files, root};
+use crate::readme::{files, root};
 
 /// The most characters of a message before its hint.
 const MESSAGE: usize = 160;
@@ -46,14 +46,6 @@ const RIDDLES: &[(&str, &str)] = &[
     ("whence", "from where"),
 ];
 
-/// What stands in quotes in the code of the programs, but for what a panic says.
-fn messages() -> String {
-    let (programs, _) = code(&["src"]);
-    let lines = programs.lines().filter(|line| !line.trim_start().starts_with("//") && !line.contains("expect("));
-    let quoted = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
-    quoted.collect::<Vec<_>>().join("\n")
-}
-
 #[test]
 fn no_riddle_is_in_what_a_user_reads() {
     let folder = |folder: &str, ends: &[&str]| {
@@ -62,11 +54,13 @@ fn no_riddle_is_in_what_a_user_reads() {
     };
     // a manual has the help of its program, options and commands
     let manuals = folder("man", &[".1", ".5", ".7", ".8"]);
-    let texts = [folder("doc", &[".md"]), folder("catalog", &[".catalog"]), manuals].concat();
+    let texts = [folder("doc", &[".md"]), folder("catalog", &[".catalog"]), folder("monitoring", &[".yml"]), manuals];
+    let texts = texts.into_iter().flatten().chain(["units", "dropins"].iter().flat_map(|dir| files(&root().join(dir))));
+    let pages = ["README.md", "src/README.md", "packaging/CHANGELOG.md", "packaging/hardening.md"];
+    let texts: Vec<_> = texts.chain(pages.map(|page| root().join(page).display().to_string())).collect();
     assert!(texts.len() >= 15, "{texts:?}");
-    let texts = texts.into_iter().chain([root().join("README.md").display().to_string()]);
-    let mut texts: Vec<_> = texts.map(|file| (fs::read_to_string(&file).expect("text"), file)).collect();
-    texts.push((messages(), "a message of a program".to_owned()));
+    let mut texts: Vec<_> = texts.into_iter().map(|file| (fs::read_to_string(&file).expect("text"), file)).collect();
+    texts.extend(literals().into_iter().map(|literal| (literal.text, literal.file)));
     let mut found = Vec::new();
     for (text, file) in texts {
         let text = text.to_lowercase();
@@ -251,6 +245,7 @@ const PLURAL: &[(&str, &str)] = &[
     ("more than {most} bytes", "a constant"),
     ("larger than {max} bytes", "a constant"),
     ("bytes, sha256 ", "a text that is cut because it is long"),
+    ("a qube has at most {MOST} forwards", "a constant"),
     ("oversized ({n} bytes)", "longer than a frame"),
     ("the range {range} has {} ports", "more than the most"),
     ("{name} has {count} ports", "a range has two"),

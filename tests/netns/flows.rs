@@ -466,3 +466,30 @@ fn a_flow_whose_answer_is_lost_ends_by_its_idle_timeout() {
     assert!(end.contains(": idle after"), "{end}");
     service.stop();
 }
+
+#[test]
+fn datagrams_that_wait_for_a_look_up_go_over_a_restart() {
+    sandbox!();
+    // the look-up of the first process is not answered, that of the next one is
+    let seen = name_server(UdpSocket::bind("127.0.0.53:53").expect("free"), &[0, 1], Duration::ZERO);
+    resolve_once_by("127.0.0.53");
+    for (ip, place) in [("192.0.2.7", "192.0.2.7/32"), ("[2001:db8::7]", "2001:db8::7/128")] {
+        address(None, "lo", place);
+        echo_udp(UdpSocket::bind(at(ip, 7007)).expect("free"));
+    }
+    let mut service = forwarding(&["udp_listen=127.0.0.1:5300,udp_target=late.example:7007,connect_timeout=30"]);
+    let client = asker("127.0.0.1");
+    let sent = ["first", "second", "third"];
+    sent.iter().for_each(|text| _ = client.send_to(text.as_bytes(), at("127.0.0.1", 5300)).expect("sent"));
+    for _ in 0..2 {
+        seen.recv_timeout(PATIENCE).expect("the name is asked for");
+    }
+    restart(&mut service);
+    for text in sent {
+        let mut buffer = [0; 9];
+        let len = client.recv(&mut buffer).expect("answered");
+        assert_eq!(&buffer[..len], text.as_bytes());
+    }
+    service.process.stderr.wait_for("connected after");
+    assert_eq!(service.stop().stderr.count("connected after"), 1, "one flow");
+}

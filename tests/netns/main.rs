@@ -21,6 +21,7 @@ mod reload;
 mod restart;
 mod retry;
 mod roles;
+mod runs;
 mod trial;
 mod udp;
 mod uds;

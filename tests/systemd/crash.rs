@@ -16,16 +16,16 @@ use crate::{
         assert_nothing_leaked, assert_stops_clean, calls, enable_now, events, main_pid, messages, processes_called,
         property, restart, service_drop_in, sessions_told_once, settled, socket, text, wait_for_message,
     },
-    support::{Moment, PATIENCE, Pace, Wire, eventually, exchange, sample, strike},
+    support::{Moment, PATIENCE, Pace, Wire, eventually, exchange, sample, strike, tell},
     tree::{As, attempt, installed_fake, shell},
 };
 
 #[track_caller]
-fn port(port: u16) -> Wire {
+pub(crate) fn port(port: u16) -> Wire {
     Wire::tcp(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-fn here(name: &str) -> PathBuf {
+pub(crate) fn here(name: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").expect("with-systemd sets it")).join(name)
 }
 
@@ -47,7 +47,7 @@ fn echoes(wire: &mut Wire, text: &str) {
 }
 
 /// What the manager complains of when the service is killed, and rightly.
-const KILLED: [&str; 3] = ["status=9/KILL", "Failed with result 'signal'", "code=killed"];
+pub(crate) const KILLED: [&str; 3] = ["status=9/KILL", "Failed with result 'signal'", "code=killed"];
 
 /// Ends the service in this way, and waits for the next process.
 #[track_caller]
@@ -60,7 +60,7 @@ pub(crate) fn crash(how: &str) {
 
 /// Waits until another process than this serves.
 #[track_caller]
-fn another_than(before: u32) {
+pub(crate) fn another_than(before: u32) {
     eventually("another process serves", || {
         let now = main_pid();
         now != 0 && now != before && property("ActiveState") == "active"
@@ -71,7 +71,7 @@ fn another_than(before: u32) {
 pub(crate) const KILL: &str = "-s KILL --kill-who=all";
 
 /// The sessions that were reported as lost, with the reasons.
-fn lost() -> Vec<String> {
+pub(crate) fn lost() -> Vec<String> {
     let is_lost = |event: &&BTreeMap<String, serde_json::Value>| event.get("END").is_some_and(|end| end == "lost");
     events("session-failed").iter().filter(is_lost).map(|event| text(event, "MESSAGE").to_owned()).collect()
 }
@@ -180,22 +180,27 @@ fn many_sessions_between_tcp_sockets_go_on_after_kill_after_kill() {
     });
 }
 
+/// Sets of system calls, by their numbers, at which a process is killed.
+type Calls = [&'static [i64]; 8];
+/// Of a relay between sockets: read, write, splice, recvmsg, shutdown, sendmmsg.
+const OF_SOCKETS: Calls = [&[0], &[1], &[275], &[0, 47], &[0, 1, 275, 47, 48, 307], &[1, 307], &[307], &[47]];
+/// Of a relay with a child: splice, ioctl (FIONREAD), close, fstat (newfstatat in glibc), poll, shutdown.
+const OF_PIPES: Calls = [&[275], &[3], &[16], &[275, 3], &[3, 5, 16, 48, 262, 275], &[7, 275], &[5, 48, 262], &[275]];
+
 /// The moment of the `n`th kill: a call of the relay, before it, after it, or a few instructions later. The first ones
 /// come right after a call of each kind, when the process does not know yet what the call has done.
-fn moment(n: usize) -> Moment {
-    /// read, write, splice, recvmsg, shutdown, sendmmsg.
-    const CALLS: [&[i64]; 8] = [&[0], &[1], &[275], &[0, 47], &[0, 1, 275, 47, 48, 307], &[1, 307], &[307], &[47]];
+fn moment(n: usize, calls: &Calls) -> Moment {
     // Spread by a linear congruence, so that a failure can be run again.
     let random = |salt: usize, below: usize| {
         let mixed = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ salt as u64;
         usize::try_from(mixed.wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(31) >> 33).unwrap_or(0) % below
     };
-    if n < CALLS.len() {
+    if n < calls.len() {
         let skip = if is_at_once(n) { 0 } else { random(2, 12) as u32 };
-        return Moment { calls: CALLS[n], skip, before: false, steps: 0 };
+        return Moment { calls: calls[n], skip, before: false, steps: 0 };
     }
     Moment {
-        calls: CALLS[random(1, CALLS.len())],
+        calls: calls[random(1, calls.len())],
         skip: random(2, 12) as u32,
         before: random(3, 3) == 0,
         steps: random(4, if random(5, 4) == 0 { 5000 } else { 200 }) as u32,
@@ -219,48 +224,71 @@ fn sessions_between_sockets_lose_nothing_in_kills_under_full_traffic() {
         socket("ends", "127.0.0.1:2002", "target=127.0.0.1+7002");
         service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
         enable_now(&["tcp", "unix", "up", "down", "ends"]);
-        let mut crowd = Crowd::new();
+        let crowd = Crowd::new();
         crowd.serve(&Place::Tcp(7001));
         crowd.serve(&Place::Unix(here("server")));
         let places = [Place::Tcp(2001), Place::Unix(here("unix")), Place::Unix(here("up")), Place::Tcp(2003)];
-        for (kind, rate) in [Rate::FLOOD, Rate::BUSY, Rate::CALM]
-            .into_iter()
-            .flat_map(|rate| [Kind::Echo, Kind::PeerEnded, Kind::ServerEnded].map(|kind| (kind, rate)))
-        {
-            places.iter().for_each(|place| crowd.join(2, place, kind, rate));
-        }
-        crowd.wait_until_served_but(0);
-        let n = crowd.len();
-        let enders = Enders::start(3, &Place::Tcp(2002), 7002);
-        let kills = sample("kills under full traffic", 12, 600);
-        let mut hits = 0;
-        for kill in 0..kills {
-            if !is_at_once(kill) {
-                crowd.wait_for_bytes(2_000_000);
-            }
-            let before = main_pid();
-            Checkpoints::open(before).age();
-            hits += usize::from(strike(before, moment(kill)).is_some());
-            another_than(before);
-            assert_eq!(crowd.gone(), 0, "after kill {kill}, {:?}: {:#?}", moment(kill), lost());
-        }
-        crowd.wait_for_bytes(10_000_000);
-        let (ended, wrong) = enders.stop();
-        let bytes = crowd.dismiss_unharmed();
-        let resumed = messages("handover-adopted");
-        let moved = resumed.iter().filter(|text| text.contains(" being moved at that moment, with ")).count();
-        println!(
-            "{n} sessions with {bytes} bytes went through {kills} kills, {hits} of them at a chosen system call, {moved} in \
-             the middle of a move; {ended} others came to their ends meanwhile"
-        );
-        assert!(wrong.is_empty(), "{} of {ended}: {wrong:#?}\n{:#?}", wrong.len(), lost());
-        assert_eq!(lost(), [""; 0]);
-        assert!(moved > 0, "no kill met a session that was being moved: {resumed:#?}");
-        assert_nothing_leaked();
-        assert_each_session_is_told_once_but_at("127.0.0.1:2002");
-        assert_no_complaints_but(&KILLED);
-        assert_stops_clean();
+        lose_nothing_in_kills(crowd, &places, true, &OF_SOCKETS);
     });
+}
+
+#[test]
+fn calls_lose_nothing_in_kills_under_full_traffic() {
+    let Some(tree) = tree!() else { return };
+    tree.boot("calls", As::Tester, || {
+        installed_fake();
+        socket("tcp", "127.0.0.1:2001", "work test.Tcp+7001");
+        socket("unix", "%t/unix", "other test.Tcp+7001");
+        socket("ends", "127.0.0.1:2002", "ends test.Tcp+7002");
+        service_drop_in("soon", "[Service]\nRestartSec=100ms\n");
+        enable_now(&["tcp", "unix", "ends"]);
+        let crowd = Crowd::new();
+        crowd.serve(&Place::Tcp(7001));
+        let places = [Place::Tcp(2001), Place::Unix(here("unix"))];
+        lose_nothing_in_kills(crowd, &places, false, &OF_PIPES);
+    });
+}
+
+/// Sessions of every kind at these places, and others at port 2002 that come to their ends, go through kills, and nothing
+/// is lost. `resets`: the other side can tell a reset from an end.
+fn lose_nothing_in_kills(mut crowd: Crowd, places: &[Place], resets: bool, calls: &Calls) {
+    for (kind, rate) in [Rate::FLOOD, Rate::BUSY, Rate::CALM]
+        .into_iter()
+        .flat_map(|rate| [Kind::Echo, Kind::PeerEnded, Kind::ServerEnded].map(|kind| (kind, rate)))
+    {
+        places.iter().for_each(|place| crowd.join(2, place, kind, rate));
+    }
+    crowd.wait_until_served_but(0);
+    let n = crowd.len();
+    let enders = Enders::start(3, &Place::Tcp(2002), 7002, resets);
+    let kills = sample("kills under full traffic", 12, 600);
+    let mut hits = 0;
+    for kill in 0..kills {
+        if !is_at_once(kill) {
+            crowd.wait_for_bytes(2_000_000);
+        }
+        let before = main_pid();
+        Checkpoints::open(before).age();
+        hits += usize::from(strike(before, moment(kill, calls)).is_some());
+        another_than(before);
+        assert_eq!(crowd.gone(), 0, "after kill {kill}, {:?}: {:#?}", moment(kill, calls), lost());
+    }
+    crowd.wait_for_bytes(10_000_000);
+    let (ended, wrong) = enders.stop();
+    let bytes = crowd.dismiss_unharmed();
+    let resumed = messages("handover-adopted");
+    let moved = resumed.iter().filter(|text| text.contains(" being moved at that moment, with ")).count();
+    tell(&format!(
+        "SAMPLE {n} sessions with {bytes} bytes went through {kills} kills, {hits} of them at a chosen system call, {moved} \
+         in the middle of a move; {ended} others came to their ends meanwhile"
+    ));
+    assert!(wrong.is_empty(), "{} of {ended}: {wrong:#?}\n{:#?}", wrong.len(), lost());
+    assert_eq!(lost(), [""; 0]);
+    assert!(moved > 0, "no kill met a session that was being moved: {resumed:#?}");
+    assert_nothing_leaked();
+    assert_each_session_is_told_once_but_at("127.0.0.1:2002");
+    assert_no_complaints_but(&KILLED);
+    assert_stops_clean();
 }
 
 #[test]
@@ -506,7 +534,7 @@ udp_target = \"127.0.0.1:7002\"
 
 /// The checkpoints of the service: what the process itself writes there, a test can write, too. In words of eight
 /// bytes.
-struct Checkpoints(std::fs::File);
+pub(crate) struct Checkpoints(std::fs::File);
 
 impl Checkpoints {
     const SERVING: u64 = 11;
@@ -518,7 +546,7 @@ impl Checkpoints {
     const ID: u64 = 2;
     const KEYS: u64 = 9;
 
-    fn open(pid: u32) -> Self {
+    pub(crate) fn open(pid: u32) -> Self {
         let all = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
         let is_region =
             |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:crash"));
@@ -539,7 +567,7 @@ impl Checkpoints {
     /// As if the process served for long: a kill in the first second counts as a fault, and after several starts in a
     /// row the next process waits.
     #[track_caller]
-    fn age(&self) {
+    pub(crate) fn age(&self) {
         eventually("it serves", || self.read(Self::SERVING) > 0);
         Self::STARTS.chain([Self::SERVING]).for_each(|word| self.write(word, 0));
     }

@@ -508,8 +508,8 @@ pub(crate) struct Enders {
 }
 
 impl Enders {
-    /// Begins: what is at `place` leads to this port, which is served here.
-    pub(crate) fn start(n: usize, place: &Place, server: u16) -> Self {
+    /// Begins: what is at `place` leads to this port, which is served here. Without `resets` every session ends by an end.
+    pub(crate) fn start(n: usize, place: &Place, server: u16, resets: bool) -> Self {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let listener = std::net::TcpListener::bind(("127.0.0.1", server)).expect("a free port");
@@ -528,7 +528,7 @@ impl Enders {
             thread::spawn(move || {
                 let mut count = 0;
                 while !stop.load(Relaxed) {
-                    if let Err(e) = end(&place, (count + number) % 2 == 0, count) {
+                    if let Err(e) = end(&place, resets && (count + number) % 2 == 0, count) {
                         wrong.lock().expect("no panic under it").push(format!("peer {number}, session {count}: {e}"));
                     }
                     count += 1;

@@ -104,7 +104,7 @@ fn rename_targets(manifest: &Path) {
 }
 
 /// The tree with both versions in it, the earlier one in place; None, after a loud word, where it cannot be built.
-fn with_both_versions(tree: Tree) -> Option<Tree> {
+pub(crate) fn with_both_versions(tree: Tree) -> Option<Tree> {
     if tree.is_outside() {
         let earlier = match earlier_programs() {
             Ok(earlier) => earlier,
@@ -129,7 +129,7 @@ fn with_both_versions(tree: Tree) -> Option<Tree> {
 }
 
 /// Inside: puts a version in place as a package manager does it, another file under the same name.
-fn install(version: &str) {
+pub(crate) fn install(version: &str) {
     PROGRAMS.iter().for_each(|program| install_one(version, program));
 }
 
@@ -141,7 +141,7 @@ fn install_one(version: &str, program: &str) {
 
 /// Inside: the process runs this version's program.
 #[track_caller]
-fn assert_runs(pid: u32, version: &str, program: &str) {
+pub(crate) fn assert_runs(pid: u32, version: &str, program: &str) {
     shell(&format!("cmp /proc/{pid}/exe /{VERSIONS}/{version}/{program}"));
 }
 

@@ -171,12 +171,12 @@ fn differing_limits(all: &[PlacedListener<Known>], calls_per_qube: impl FnOnce()
         };
         if limit(&least) != limit(&most) && listeners.iter().any(|known| known.asked) {
             let says = |known: &Known| {
-                let whence = match (known.max_calls, of_service) {
+                let which = match (known.max_calls, of_service) {
                     (Some(_), _) => "",
                     (None, Some(_)) => " (--calls-per-qube of the service)",
                     (None, None) => ", by default",
                 };
-                format!("{} has {}{whence}", known.who, limit(&known))
+                format!("{} has {}{which}", known.who, limit(&known))
             };
             let what = format!(
                 "max_calls of the qube {qube}: {}, {}; the smaller one holds for both",

@@ -4,6 +4,7 @@ mod add;
 mod config;
 mod demo;
 mod far_end;
+mod qubesdb;
 mod stand_in;
 
 use std::{
@@ -111,6 +112,13 @@ enum ConnectCommand {
         /// Use the system's service instead of the user's
         #[arg(long)]
         system: bool,
+    },
+    /// Serve what dom0 declares in QubesDB (started by qrexec-connect-qubesdb.service)
+    #[command(hide = true)]
+    Qubesdb {
+        /// Take all of it away instead, and end
+        #[arg(long)]
+        withdraw: bool,
     },
     /// Serve many streams of one call (started by a service in /etc/qubes-rpc)
     #[command(hide = true)]
@@ -226,6 +234,7 @@ pub fn main() -> ExitCode {
         ConnectCommand::Refresh { system } => {
             refresh::run(CONTROLLED, if system { Scope::System } else { Scope::User })
         }
+        ConnectCommand::Qubesdb { withdraw } => qubesdb::run(PROGRAM, withdraw),
         ConnectCommand::FarEnd(options) => far_end::run(PROGRAM, &options),
         ConnectCommand::StandIn { words } => stand_in::run(&words),
     };

@@ -105,6 +105,8 @@ pub struct Parts {
     pub from: Stream,
     /// Its standard input: bytes for the service.
     pub to: Stream,
+    /// The second descriptor of its standard input, to be closed when what comes next is saved.
+    pub probe: OwnedFd,
 }
 
 /// The descriptors of a call in set-up, taken off the runtime.
@@ -247,7 +249,7 @@ impl LiveCall {
 
     /// The parts of a connected call.
     pub fn into_parts(self) -> Parts {
-        Parts { helper: self.helper, from: self.from, to: self.to }
+        Parts { helper: self.helper, from: self.from, to: self.to, probe: self.probe }
     }
 
     /// Takes a call in set-up off the runtime: it is never asked again.

@@ -213,7 +213,7 @@ fn case(upstream: What) -> impl Strategy<Value = Case> {
         3 => Just(None),
         1 => Just(Some(Gear::Small)),
         1 => Just(Some(Gear::Copy)),
-        2 => Just(Some(if pipes { Gear::Direct } else { Gear::Splice })),
+        2 => Just((!pipes).then_some(Gear::Splice)),
     ];
     let buffer = prop::option::weighted(0.2, 1u32..100_000);
     (script(false), script(pipes), parks, any::<bool>(), any::<bool>(), gear, buffer).prop_map(

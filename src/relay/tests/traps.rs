@@ -2,7 +2,7 @@
 
 use std::{
     io::{IoSlice, Write as _},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     process::Command,
     sync::Arc,
     time::Duration,
@@ -12,7 +12,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
-        socket::{ControlMessage, MsgFlags, Shutdown, recv, send, sendmsg, shutdown},
+        socket::{ControlMessage, MsgFlags, Shutdown, send, sendmsg, shutdown},
     },
 };
 
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     crash::{Facts, Names, Region, SavedId, SavedStage, region, set_region},
     stream::StreamKind,
+    sys::unread,
 };
 
 const GEARS: [Gear; 3] = [Gear::Small, Gear::Copy, Gear::Splice];
@@ -41,26 +42,34 @@ fn current() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Runs a relay whose peer has already written; what its upstream gets while the peer stays open.
-fn delivered(what: What, gear: Gear, write: impl FnOnce(&OwnedFd)) -> usize {
+/// Runs a relay whose peer has already written; what its upstream gets while the peer stays open. The upstream is a child
+/// without a gear.
+fn delivered(what: What, gear: Option<Gear>, write: impl FnOnce(&OwnedFd)) -> usize {
     let runtime = current();
     let _inside = runtime.enter();
     let (peer, near) = far::pair(what, false);
-    let (upstream, to) = far::pair(What::Unix, false);
+    let (upstream, to) = far::pair(if gear.is_none() { What::Pipes } else { What::Unix }, false);
     write(peer.reading.as_ref().expect("open"));
     std::thread::sleep(Duration::from_millis(5)); // the bytes are there, and no news will come
-    let mut relay = Relay::new(near, to, None).force(gear);
+    let mut relay = Relay::new(near, to, None);
+    if let Some(gear) = gear {
+        relay = relay.force(gear);
+    }
     runtime.block_on(async {
         let (counters, interrupt) = (Counters::default(), Interrupt::default());
         let _ = tokio::time::timeout(Duration::from_millis(50), relay.run(&counters, &interrupt)).await;
     });
-    let mut buffer = [0; 4096];
-    recv(upstream.reading.as_ref().expect("open").as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap_or(0)
+    unread(upstream.reading.as_ref().expect("open").as_fd())
+}
+
+/// Every gear between sockets, and none.
+fn ways() -> impl Iterator<Item = Option<Gear>> {
+    GEARS.into_iter().map(Some).chain([None])
 }
 
 #[test]
 fn bytes_behind_a_tcp_urgent_mark_are_delivered() {
-    for (gear, ends) in GEARS.into_iter().flat_map(|gear| [(gear, false), (gear, true)]) {
+    for (gear, ends) in ways().flat_map(|gear| [(gear, false), (gear, true)]) {
         let n = delivered(What::Tcp, gear, |fd| {
             send(fd.as_raw_fd(), &[1; 100], MsgFlags::empty()).expect("sent");
             send(fd.as_raw_fd(), &[2; 1], MsgFlags::MSG_OOB).expect("sent");
@@ -75,7 +84,7 @@ fn bytes_behind_a_tcp_urgent_mark_are_delivered() {
 
 #[test]
 fn bytes_behind_a_passed_descriptor_are_delivered() {
-    for gear in GEARS {
+    for gear in ways() {
         let n = delivered(What::Unix, gear, |fd| {
             let rights = [fd.as_raw_fd()];
             let with = [ControlMessage::ScmRights(&rights)];
@@ -90,7 +99,7 @@ fn bytes_behind_a_passed_descriptor_are_delivered() {
 
 #[test]
 fn a_reply_reaches_a_slow_peer_whose_request_nobody_took() {
-    for gear in [None, Some(Gear::Direct)] {
+    for gear in [None, Some(Gear::Small)] {
         let slow = (0..8).flat_map(|_| [Step::Pause(Duration::from_millis(20)), Step::Move(200_000)]).collect();
         let mut child = script(&[2_000_000], Vec::new());
         child.deaf = true;
@@ -163,14 +172,12 @@ fn fill(fd: &OwnedFd) -> u64 {
 
 #[test]
 fn a_relay_without_bytes_ends_after_the_idle_timeout_in_every_gear() {
-    for (upstream, gear) in
-        GEARS.map(|g| (What::Unix, g)).into_iter().chain([(What::Pipes, Gear::Direct), (What::Pipes, Gear::Small)])
-    {
+    let sockets = GEARS.map(|gear| (What::Unix, Some(gear)));
+    for (upstream, gear) in sockets.into_iter().chain([(What::Pipes, None), (What::Pipes, Some(Gear::Small))]) {
         let mut sent = 0;
-        let (outcome, after, (up, down)) =
-            timed(What::Tcp, upstream, Some(Duration::from_secs(300)), Some(gear), |p, _| {
-                sent = fill(p.writing.as_ref().expect("open")); // and nobody reads it
-            });
+        let (outcome, after, (up, down)) = timed(What::Tcp, upstream, Some(Duration::from_secs(300)), gear, |p, _| {
+            sent = fill(p.writing.as_ref().expect("open")); // and nobody reads it
+        });
         assert!(matches!(outcome, RelayOutcome::Idle), "{gear:?}: {outcome:?}");
         assert!((300..302).contains(&after.as_secs()), "{gear:?}: {after:?}");
         assert!(up > 0 && up < sent && down == 0, "{gear:?}: {up} of {sent}");
@@ -244,13 +251,7 @@ fn all_pairs() {
         (What::Tcp, What::Pipes),
         (What::Unix, What::Pipes),
     ] {
-        for gear in [
-            None,
-            Some(Gear::high(
-                StreamKind::Tcp,
-                if upstream == What::Pipes { StreamKind::PipeWriter } else { StreamKind::Tcp },
-            )),
-        ] {
+        for gear in [None, Some(Gear::high(StreamKind::Tcp, StreamKind::Tcp))] {
             let big = || script(&[3_000_000], vec![Step::Pause(Duration::from_millis(2))]);
             check(peer, upstream, &case(big(), big(), gear)).expect("every byte");
         }
@@ -388,8 +389,8 @@ fn what_an_earlier_process_has_noted_of_pipes_and_reads_is_not_believed_again() 
 
 #[test]
 fn a_peer_that_vanishes_while_the_child_takes_nothing_is_noticed() {
-    for gear in [Gear::Small, Gear::Direct] {
-        let (outcome, after, _) = timed(What::Tcp, What::Pipes, None, Some(gear), |peer, child| {
+    for gear in [Some(Gear::Small), None] {
+        let (outcome, after, _) = timed(What::Tcp, What::Pipes, None, gear, |peer, child| {
             fcntl(child.reading.as_ref().expect("open"), FcntlArg::F_SETPIPE_SZ(4096)).expect("one page");
             fill(peer.writing.as_ref().expect("open"));
             let linger = libc::linger { l_onoff: 1, l_linger: 0 };

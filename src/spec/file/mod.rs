@@ -19,8 +19,11 @@ use super::{
     keys::{Item, KeyName, Keys, unknown},
     nearest::nearest,
     role::Defaults,
-    value::{LogLevel, Raw, UdsDir, Value},
+    value::{LogLevel, LowPort, Raw, UdsDir, Value},
 };
+
+/// Keys of `[defaults]` that are no keys of forwards.
+const FOR_ALL: [&str; 3] = ["uds_dir", "log_level", "qubesdb_ports"];
 
 /// A file, read: what it says, and what is wrong with it.
 #[derive(Clone, Debug)]
@@ -29,6 +32,8 @@ pub(super) struct FileText {
     pub(super) drop_in: bool,
     pub(super) defaults: Defaults,
     pub(super) log_level: Option<LogLevel>,
+    /// Ports below 1024 that a declaration in QubesDB may listen on.
+    pub(super) qubesdb_ports: Vec<u16>,
     /// One for each forward, in the order in which they were written, each with its own faults.
     pub(super) forwards: Vec<(Keys, Vec<SpecFault>)>,
     /// What is wrong outside of all forwards.
@@ -40,7 +45,15 @@ pub(super) struct FileText {
 impl FileText {
     fn empty(source: &Arc<Source>, drop_in: bool) -> Self {
         let defaults = Defaults::none(Place::new(source, 0..0));
-        Self { drop_in, defaults, log_level: None, forwards: Vec::new(), faults: Vec::new(), access_lost: None }
+        Self {
+            drop_in,
+            defaults,
+            log_level: None,
+            qubesdb_ports: Vec::new(),
+            forwards: Vec::new(),
+            faults: Vec::new(),
+            access_lost: None,
+        }
     }
 
     /// A file that cannot be read, and why.
@@ -134,7 +147,15 @@ impl FileText {
                     self.defaults.uds_dir = dir.map(|dir| dir.0);
                 }
                 None if name == "log_level" => self.log_level = single(source, name, value, faults),
-                None => faults.push(unknown(name, &place, &["uds_dir", "log_level"])),
+                None if name == "qubesdb_ports" => {
+                    let all: Vec<_> = match value.get_ref() {
+                        DeValue::Array(array) => array.iter().collect(),
+                        _ => vec![value],
+                    };
+                    let ports = all.into_iter().filter_map(|item| single::<LowPort>(source, name, item, faults));
+                    self.qubesdb_ports = ports.map(|port| port.0).collect();
+                }
+                None => faults.push(unknown(name, &place, &FOR_ALL)),
             }
         }
     }
@@ -151,7 +172,7 @@ impl FileText {
             let (name, place) = (key.get_ref().as_ref(), Place::new(source, key.span()));
             match KeyName::named(name) {
                 Some(key) => read_value(source, key, place, value, &mut keys, &mut faults),
-                None if name == "uds_dir" || name == "log_level" => {
+                None if FOR_ALL.contains(&name) => {
                     let fault = SpecFault::at(&place, format!("{name} is for all forwards together"));
                     faults.push(fault.hint("it belongs in [defaults]"));
                 }
@@ -305,7 +326,7 @@ fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> SpecFault {
 fn stray(name: &str, place: &Place) -> SpecFault {
     match KeyName::named(name) {
         Some(_) => SpecFault::at(place, format!("{name} is in no table")).hint("put it under [[forward]]"),
-        None if name == "uds_dir" || name == "log_level" => {
+        None if FOR_ALL.contains(&name) => {
             SpecFault::at(place, format!("{name} is in no table")).hint("put it under [defaults]")
         }
         None => match nearest(name, ["defaults", "forward"]) {

@@ -157,3 +157,23 @@ fn the_faults_of_file_arguments_and_plan_come_together() {
     let expected = ["f:1:1", "f:3:8", "f:5:1", "--forward #1", "--forward #2", "--forward #2", "--forward #3"];
     assert_eq!(cites, expected, "{faults}");
 }
+
+#[test]
+fn low_ports_for_declarations_are_a_list_of_numbers_in_the_defaults() {
+    let ports = |text: &str| FileText::read("f", &format!("[defaults]\n{text}\n"), false).qubesdb_ports;
+    assert_eq!(ports("qubesdb_ports = [80, 443]"), [80, 443]);
+    assert_eq!((ports("qubesdb_ports = 443"), ports("")), (vec![443], vec![]));
+    for (value, what) in [
+        ("[80, 8443]", "f:2:22: qubesdb_ports: ports from 1024 on are allowed without this key"),
+        ("[0]", "f:2:18: qubesdb_ports: expected port numbers from 1 to 1023"),
+        ("\"443\"", "f:2:17: qubesdb_ports: expected port numbers"),
+        ("[70000]", "f:2:18: qubesdb_ports: expected port numbers"),
+        ("[[443]]", "f:2:18: qubesdb_ports: it takes one value"),
+    ] {
+        let said = faults(&format!("[defaults]\nqubesdb_ports = {value}\n"));
+        assert!(said.len() == 1 && said[0].starts_with(what), "{value}: {said:?}");
+    }
+    assert_eq!(ports("qubesdb_ports = [80, 8443]"), [80], "what is good of it counts");
+    let said = faults("[[forward]]\nqubesdb_ports = [80]\nuds = \"/a\"\ntarget = \"a:1\"\n");
+    assert!(said.iter().any(|fault| fault.contains("it belongs in [defaults]")), "{said:?}");
+}

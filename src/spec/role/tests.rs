@@ -103,7 +103,7 @@ fn what_cannot_mean_anything_is_refused_with_what_is_missing() {
         ("uds=@a,target=1.1.1.1:1,mode=0600,dir_mode=0700", &["mode does", "dir_mode does"]),
         (
             "uds=/a,listen=127.0.0.1:1,owner=root,source=::1",
-            &["owner does nothing here: the UNIX socket is dialled", "source does"],
+            &["owner does nothing here: the forward connects to this UNIX socket", "source does"],
         ),
         (
             "udp_listen=127.0.0.1:1,udp_target=a:1,backlog=1,idle_timeout=1,keepalive=on,proxy_protocol=v1,buffer_size=4K",

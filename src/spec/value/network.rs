@@ -19,6 +19,11 @@ impl Network {
     pub fn contains(&self, peer: IpAddr) -> bool {
         masked(peer.to_canonical(), self.bits) == Some(self.address)
     }
+
+    /// Its first address, and how many leading bits count.
+    pub fn prefix(&self) -> (IpAddr, u8) {
+        (self.address, self.bits)
+    }
 }
 
 /// The address with all but its first `bits` bits cleared; `None` when it has not that many.

@@ -13,6 +13,7 @@ pub mod notify;
 mod pattern;
 mod process;
 mod raw;
+pub mod runs;
 mod server;
 mod shape;
 mod skip;
@@ -34,7 +35,7 @@ pub use skip::{sample, skip, tell};
 pub use store::Handed;
 pub use story::{Ended, ends, starts};
 pub use stream::{Pace, Wire, exchange, receive, send};
-pub use strike::{Moment, strike};
+pub use strike::{Moment, Stepped, strike, strike_in_event};
 
 use std::{
     env, fs,

@@ -3,6 +3,7 @@
 //!
 //! Every measurement prints one line of JSON.
 
+mod datagrams;
 mod endpoint;
 mod measure;
 mod relays;
@@ -14,10 +15,13 @@ usage: load bulk     --target EP --backend EP [--streams 1] [--dir up|down|both]
        load messages --target EP --backend EP [--conns 1] [--size 64] [--secs 2 | --count N]
        load churn    --target EP --backend EP [--clients 32] [--secs 2 | --count N]
        load idle     --target EP --backend EP [--conns 1000]   waits for a line on stdin twice: to close, to end
+       load datagrams --target EP --backend EP [--size 1200] [--run 1] [--window 0] [--secs 2]
+       load queries  --target EP --backend EP [--clients 32] [--secs 2 | --count N]   one answer to each, over UDP
+       load udp-plain LISTEN TARGET    a relay: one blocking call to receive, one to send
        load plain    LISTEN TARGET     a relay: tokio's copy_bidirectional
        load copies   LISTEN CLIENT     a relay: CLIENT as a child, blocking copies of 64 KiB through its pipes
        load child    [--] TARGET SERVICE   such a client: connects to the endpoint in $BENCH_SERVICE
-EP: tcp:IP:PORT | unix:PATH; --backend-ns PATH: the namespace to listen in; --timeout 20: seconds without progress";
+EP: tcp:IP:PORT | udp:IP:PORT | unix:PATH; --backend-ns PATH: the namespace to listen in; --timeout 20: seconds without progress";
 
 /// What was asked for.
 pub struct Options(HashMap<String, String>);
@@ -62,6 +66,9 @@ fn main() -> ExitCode {
         ("messages", []) => measure::messages(&options),
         ("churn", []) => measure::churn(&options),
         ("idle", []) => measure::idle(&options),
+        ("datagrams", []) => datagrams::datagrams(&options),
+        ("queries", []) => datagrams::queries(&options),
+        ("udp-plain", [listen, target]) => datagrams::plain(listen, target),
         ("plain", [listen, target]) => relays::plain(listen, target),
         ("copies", [listen, client]) => relays::copies(listen, client),
         ("child", [_, _]) => relays::child(),

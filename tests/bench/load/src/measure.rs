@@ -45,10 +45,9 @@ fn ends(options: &Options) -> (Endpoint, OwnedFd, i64) {
 }
 
 /// User and system seconds of this process so far.
-fn own_cpu() -> f64 {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |u| {
-        (u.user_time().num_microseconds() + u.system_time().num_microseconds()) as f64 / 1e6
-    })
+pub fn own_cpu() -> f64 {
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(0.0, |u| (u.user_time().num_microseconds() + u.system_time().num_microseconds()) as f64 / 1e6)
 }
 
 fn write_all(fd: &OwnedFd, mut bytes: &[u8]) {
@@ -197,14 +196,18 @@ fn echo(listener: OwnedFd) {
 
 /// Nanoseconds, to be told as percentiles.
 #[derive(Default)]
-struct Times(Vec<u32>);
+pub struct Times(Vec<u32>);
 
 impl Times {
-    fn add(&mut self, since: Instant) {
+    pub fn add(&mut self, since: Instant) {
         self.0.push(u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX));
     }
 
-    fn json(&mut self, secs: f64, cpu: f64) -> String {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn json(&mut self, secs: f64, cpu: f64) -> String {
         self.0.sort_unstable();
         let at = |q: f64| self.0.get(((self.0.len() as f64 - 1.0) * q) as usize).map_or(0.0, |ns| f64::from(*ns) / 1e3);
         format!(
@@ -218,15 +221,19 @@ impl Times {
 }
 
 /// When a measurement is over: after a number of operations, or a time.
-struct Until(Option<usize>, Duration, Instant);
+pub struct Until(Option<usize>, Duration, Instant);
 
 impl Until {
-    fn new(options: &Options) -> Self {
+    pub fn new(options: &Options) -> Self {
         let count = options.text("count").map(|_| options.number("count", 1));
         Self(count, Duration::from_secs_f64(options.number("secs", 2.0)), Instant::now())
     }
 
-    fn over(&self, done: usize) -> bool {
+    pub fn secs(&self) -> f64 {
+        self.2.elapsed().as_secs_f64()
+    }
+
+    pub fn over(&self, done: usize) -> bool {
         self.0.map_or_else(|| self.2.elapsed() >= self.1, |count| done >= count)
     }
 }
