@@ -59,8 +59,8 @@ impl FarPlace {
         let begins = argument.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if !begins || argument.len() > MAX_NAME || !argument.bytes().all(legal) {
             return Err(format!(
-                "the argument is the name of a socket: 1 to {MAX_NAME} letters, digits and . _ -, the first a letter or \
-                 a digit; this is \"{}\"",
+                "the argument is the name of a socket: 1 to {MAX_NAME} letters, digits and . _ -, the first a letter \
+                 or a digit; this is \"{}\"",
                 escape(argument.as_bytes())
             ));
         }
