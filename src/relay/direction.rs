@@ -188,6 +188,17 @@ pub(super) enum Stuck {
     Destination(io::Error),
 }
 
+/// What a splice between a socket and a child's pipe has left open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Open {
+    #[default]
+    Nothing,
+    /// The destination is full.
+    Blocked,
+    /// It said EAGAIN, although there were bytes and room.
+    Puzzled,
+}
+
 /// Result of one step.
 enum Step {
     Moved(usize),
@@ -252,10 +263,8 @@ pub(super) struct Direction {
     run: u8,
     /// A splice brought nothing: the next step is a read.
     decide: bool,
-    /// *Direct*: the destination is full.
-    blocked: bool,
-    /// *Direct*: the last splice said EAGAIN, although there were bytes and room.
-    puzzled: bool,
+    /// *Direct*: what the last splice has left open.
+    open: Open,
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
@@ -354,7 +363,7 @@ impl Direction {
 
     /// Whether the direction waits for its destination.
     pub(super) fn stalled(&self) -> bool {
-        self.held.is_some() || self.blocked
+        self.held.is_some() || self.open == Open::Blocked
     }
 
     /// The destination takes no more.
@@ -366,7 +375,7 @@ impl Direction {
             Some(Held::Pipe(pipe)) => pipe.inside(),
         };
         self.dropped += lost as u64;
-        self.blocked = false;
+        self.open = Open::Nothing;
         if self.phase == Phase::Open {
             self.phase = Phase::Deaf;
         }
@@ -586,9 +595,9 @@ impl Direction {
         writer: &Stream,
         notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
-        if self.blocked {
+        if self.open == Open::Blocked {
             ready!(writer.poll_room(cx)).map_err(Stuck::Destination)?;
-            self.blocked = false;
+            self.open = Open::Nothing;
         }
         // Taken before the splice: bytes that come after it count as news.
         let Poll::Ready(source) = reader.poll_end(cx) else { return self.wait() };
@@ -609,7 +618,7 @@ impl Direction {
             }
             _ => {}
         }
-        let puzzled = std::mem::take(&mut self.puzzled);
+        let before = std::mem::take(&mut self.open);
         match moved {
             Ok(0) if reader.unread() == 0 => return Poll::Ready(Ok(Step::End)),
             Ok(0) => self.read_next(notes),
@@ -625,15 +634,15 @@ impl Direction {
                 if reader.unread() == 0 {
                     source.clear_ready();
                 } else if !writer.has_room() {
-                    self.blocked = true;
+                    self.open = Open::Blocked;
                     if let Poll::Ready(Ok(mut room)) = room {
                         room.clear_ready();
                     }
                     self.widen(writer.is_pipe(), reader, writer);
-                } else if puzzled {
+                } else if before == Open::Puzzled {
                     self.read_next(notes);
                 } else {
-                    self.puzzled = true;
+                    self.open = Open::Puzzled;
                 }
             }
             Err(e) if of_destination(&e) => return Poll::Ready(Err(Stuck::Destination(e))),
