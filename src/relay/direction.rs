@@ -190,7 +190,7 @@ pub(super) enum Stuck {
 
 /// What a splice between a socket and a child's pipe has left open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Open {
+enum SpliceRest {
     #[default]
     Nothing,
     /// The destination is full.
@@ -264,7 +264,7 @@ pub(super) struct Direction {
     /// A splice brought nothing: the next step is a read.
     decide: bool,
     /// *Direct*: what the last splice has left open.
-    open: Open,
+    rest: SpliceRest,
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
@@ -363,7 +363,7 @@ impl Direction {
 
     /// Whether the direction waits for its destination.
     pub(super) fn stalled(&self) -> bool {
-        self.held.is_some() || self.open == Open::Blocked
+        self.held.is_some() || self.rest == SpliceRest::Blocked
     }
 
     /// The destination takes no more.
@@ -375,7 +375,7 @@ impl Direction {
             Some(Held::Pipe(pipe)) => pipe.inside(),
         };
         self.dropped += lost as u64;
-        self.open = Open::Nothing;
+        self.rest = SpliceRest::Nothing;
         if self.phase == Phase::Open {
             self.phase = Phase::Deaf;
         }
@@ -595,9 +595,9 @@ impl Direction {
         writer: &Stream,
         notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
-        if self.open == Open::Blocked {
+        if self.rest == SpliceRest::Blocked {
             ready!(writer.poll_room(cx)).map_err(Stuck::Destination)?;
-            self.open = Open::Nothing;
+            self.rest = SpliceRest::Nothing;
         }
         // Taken before the splice: bytes that come after it count as news.
         let Poll::Ready(source) = reader.poll_end(cx) else { return self.wait() };
@@ -618,7 +618,7 @@ impl Direction {
             }
             _ => {}
         }
-        let before = std::mem::take(&mut self.open);
+        let before = std::mem::take(&mut self.rest);
         match moved {
             Ok(0) if reader.unread() == 0 => return Poll::Ready(Ok(Step::End)),
             Ok(0) => self.read_next(notes),
@@ -634,15 +634,15 @@ impl Direction {
                 if reader.unread() == 0 {
                     source.clear_ready();
                 } else if !writer.has_room() {
-                    self.open = Open::Blocked;
+                    self.rest = SpliceRest::Blocked;
                     if let Poll::Ready(Ok(mut room)) = room {
                         room.clear_ready();
                     }
                     self.widen(writer.is_pipe(), reader, writer);
-                } else if before == Open::Puzzled {
+                } else if before == SpliceRest::Puzzled {
                     self.read_next(notes);
                 } else {
-                    self.open = Open::Puzzled;
+                    self.rest = SpliceRest::Puzzled;
                 }
             }
             Err(e) if of_destination(&e) => return Poll::Ready(Err(Stuck::Destination(e))),
