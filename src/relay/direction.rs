@@ -188,6 +188,17 @@ pub(super) enum Stuck {
     Destination(io::Error),
 }
 
+/// What a splice between a socket and a child's pipe has left open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SpliceRest {
+    #[default]
+    Nothing,
+    /// The destination is full.
+    Blocked,
+    /// It said EAGAIN, although there were bytes and room.
+    Puzzled,
+}
+
 /// Result of one step.
 enum Step {
     Moved(usize),
@@ -252,10 +263,8 @@ pub(super) struct Direction {
     run: u8,
     /// A splice brought nothing: the next step is a read.
     decide: bool,
-    /// *Direct*: the destination is full.
-    blocked: bool,
-    /// *Direct*: the last splice said EAGAIN, although there were bytes and room.
-    puzzled: bool,
+    /// *Direct*: what the last splice has left open.
+    rest: SpliceRest,
     /// It never shifts (tests).
     forced: bool,
     pub(super) end: Passing,
@@ -354,7 +363,7 @@ impl Direction {
 
     /// Whether the direction waits for its destination.
     pub(super) fn stalled(&self) -> bool {
-        self.held.is_some() || self.blocked
+        self.held.is_some() || self.rest == SpliceRest::Blocked
     }
 
     /// The destination takes no more.
@@ -366,7 +375,7 @@ impl Direction {
             Some(Held::Pipe(pipe)) => pipe.inside(),
         };
         self.dropped += lost as u64;
-        self.blocked = false;
+        self.rest = SpliceRest::Nothing;
         if self.phase == Phase::Open {
             self.phase = Phase::Deaf;
         }
@@ -586,9 +595,9 @@ impl Direction {
         writer: &Stream,
         notes: DirectionNotes<'_>,
     ) -> Poll<Result<Step, Stuck>> {
-        if self.blocked {
+        if self.rest == SpliceRest::Blocked {
             ready!(writer.poll_room(cx)).map_err(Stuck::Destination)?;
-            self.blocked = false;
+            self.rest = SpliceRest::Nothing;
         }
         // Taken before the splice: bytes that come after it count as news.
         let Poll::Ready(source) = reader.poll_end(cx) else { return self.wait() };
@@ -617,7 +626,7 @@ impl Direction {
             }
             _ => {}
         }
-        let puzzled = std::mem::take(&mut self.puzzled);
+        let before = std::mem::take(&mut self.rest);
         match moved {
             // A splice stops at an urgent byte as at an end.
             Ok(0) if reader.unread() == 0 && !reader.has_urgent() => return Poll::Ready(Ok(Step::End)),
@@ -639,15 +648,15 @@ impl Direction {
                 if reader.unread() == 0 {
                     source.clear_ready();
                 } else if !writer.has_room() {
-                    self.blocked = true;
+                    self.rest = SpliceRest::Blocked;
                     if let Poll::Ready(Ok(mut room)) = room {
                         room.clear_ready();
                     }
                     self.widen(writer.is_pipe(), reader, writer);
-                } else if puzzled {
+                } else if before == SpliceRest::Puzzled {
                     self.read_next(notes);
                 } else {
-                    self.puzzled = true;
+                    self.rest = SpliceRest::Puzzled;
                 }
             }
             Err(e) if of_destination(&e) => return Poll::Ready(Err(Stuck::Destination(e))),

@@ -144,8 +144,6 @@ pub struct Relay {
     fault: Option<Box<(Side, Option<io::Error>)>>,
     /// The time without bytes after which it ends.
     idle: Option<Duration>,
-    /// Bytes on their way to or from a child are in memory: the counts of the kernel are taken once these have gone.
-    uncounted: bool,
     /// Set only when there is something to wait for: an idle relay without a limit costs no timer.
     timer: Option<Box<Timer>>,
 }
@@ -154,7 +152,7 @@ impl Relay {
     /// A relay between two connected ends. `idle` is the time without bytes after which it ends.
     pub fn new(peer: RelayEnd, upstream: RelayEnd, idle: Option<Duration>) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        Self { peer, upstream, up, down, fault: None, idle, uncounted: false, timer: None }
+        Self { peer, upstream, up, down, fault: None, idle, timer: None }
     }
 
     /// Moves at most `bytes` at a time, and so holds no more; it knows best by itself.
@@ -171,10 +169,8 @@ impl Relay {
             down: Direction::resume(parked.down),
             fault: parked.reset_by.map(|side| Box::new((side, None))),
             idle,
-            uncounted: false,
             timer: None,
         };
-        relay.uncounted = relay.has_child() && relay.holds();
         if parked.end_held {
             relay.down.end = Passing::Held;
         }
@@ -350,8 +346,9 @@ impl Relay {
         }
         let checkpoint = counters.checkpoint();
         let _working = work_on(checkpoint.number());
-        if self.has_counted_much(counters) || (self.uncounted && !self.holds()) {
-            self.uncounted = false;
+        // Of a call, nothing is counted while bytes that came with a handover are held.
+        let uncounted = self.has_child() && checkpoint.is_kept() && !checkpoint.has_bases();
+        if uncounted || self.has_counted_much(counters) {
             self.count_anew(counters);
         }
         checkpoint.moving();

@@ -2,7 +2,7 @@
 
 use std::{
     io::{IoSlice, Write as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
     sync::Arc,
     time::Duration,
@@ -25,7 +25,6 @@ use super::{
 use crate::{
     crash::{Facts, Names, Region, SavedId, SavedStage, region, set_region},
     stream::StreamKind,
-    sys::unread,
 };
 
 const GEARS: [Gear; 3] = [Gear::Small, Gear::Copy, Gear::Splice];
@@ -59,7 +58,7 @@ fn delivered(what: What, gear: Option<Gear>, write: impl FnOnce(&OwnedFd)) -> us
         let (counters, interrupt) = (Counters::default(), Interrupt::default());
         let _ = tokio::time::timeout(Duration::from_millis(50), relay.run(&counters, &interrupt)).await;
     });
-    unread(upstream.reading.as_ref().expect("open").as_fd())
+    nix::unistd::read(upstream.reading.as_ref().expect("open"), &mut [0; 4096]).unwrap_or(0)
 }
 
 /// Every gear between sockets, and none.
