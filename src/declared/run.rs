@@ -49,7 +49,7 @@ pub fn run(mut low: ReadPorts) -> io::Result<()> {
     let (sender, changes) = sync_channel(1);
     let watching = thread::Builder::new().name("watch".into()).spawn(move || watch_for_ever(&sender))?;
     let mut teller = Teller::default();
-    let mut pace = Pace::new();
+    let mut pace = PassPace::new();
     while !watching.is_finished() {
         let began = Instant::now();
         let outcome = once(&mut low, &mut teller);
@@ -63,7 +63,7 @@ pub fn run(mut low: ReadPorts) -> io::Result<()> {
 
 /// What came of a pass.
 #[derive(Clone, Copy, Debug)]
-struct Outcome {
+struct PassOutcome {
     /// All was done.
     well: bool,
     /// There were steps, or something new to tell.
@@ -72,20 +72,20 @@ struct Outcome {
 
 /// When the next pass comes.
 #[derive(Debug)]
-struct Pace {
+struct PassPace {
     /// The pause after the next pass that fails.
     retry: Duration,
     /// When the busy passes of the last minute began.
     recent: Vec<Instant>,
 }
 
-impl Pace {
+impl PassPace {
     fn new() -> Self {
         Self { retry: RETRY.0, recent: Vec::new() }
     }
 
     /// How long to wait after a pass where nothing changes.
-    fn rest(&mut self, began: Instant, outcome: Outcome) -> Duration {
+    fn rest(&mut self, began: Instant, outcome: PassOutcome) -> Duration {
         self.recent.extend(outcome.busy.then_some(began));
         if outcome.well {
             self.retry = RETRY.0;
@@ -143,13 +143,13 @@ fn watch_for_ever(changed: &SyncSender<()>) {
 }
 
 /// Reads what is declared and makes one pass.
-fn once(low: &mut ReadPorts, teller: &mut Teller) -> Outcome {
+fn once(low: &mut ReadPorts, teller: &mut Teller) -> PassOutcome {
     let (entries, whole) = match database::read(Path::new(SOCKET)) {
         Ok(read) => read,
         Err(e) => {
             // What is served stays: nobody said that it is not declared any more.
             let failed = vec![format!("QubesDB ({SOCKET}) cannot be read ({e}): the service retries")];
-            return Outcome { well: false, busy: teller.tell(Vec::new(), failed) };
+            return PassOutcome { well: false, busy: teller.tell(Vec::new(), failed) };
         }
     };
     let pairs = entries.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
@@ -169,7 +169,7 @@ fn once(low: &mut ReadPorts, teller: &mut Teller) -> Outcome {
         say(Kind::ForwardWithdrawn, text);
     }
     let well = passed.failed.is_empty();
-    Outcome { well, busy: teller.tell(refused, passed.failed) | passed.acted }
+    PassOutcome { well, busy: teller.tell(refused, passed.failed) | passed.acted }
 }
 
 /// The event of a forward that is served from now on.
@@ -207,13 +207,13 @@ impl Teller {
 mod tests {
     use super::*;
 
-    const DONE: Outcome = Outcome { well: true, busy: true };
-    const FAILED: Outcome = Outcome { well: false, busy: true };
-    const NOTHING: Outcome = Outcome { well: true, busy: false };
+    const DONE: PassOutcome = PassOutcome { well: true, busy: true };
+    const FAILED: PassOutcome = PassOutcome { well: false, busy: true };
+    const NOTHING: PassOutcome = PassOutcome { well: true, busy: false };
 
     #[test]
     fn a_failure_is_tried_again_after_the_shortest_time_and_then_ever_later() {
-        let (mut pace, now) = (Pace::new(), Instant::now());
+        let (mut pace, now) = (PassPace::new(), Instant::now());
         let rests: Vec<_> = (0..8).map(|_| pace.rest(now, FAILED).as_secs()).collect();
         assert_eq!(rests, [5, 10, 20, 40, 80, 160, 300, 300]);
         assert_eq!((pace.rest(now, DONE), pace.rest(now, FAILED)), (REST, RETRY.0));
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn passes_that_take_steps_in_vain_slow_down_as_those_that_open_something() {
         for outcome in [DONE, FAILED] {
-            let (mut pace, now) = (Pace::new(), Instant::now());
+            let (mut pace, now) = (PassPace::new(), Instant::now());
             for _ in 1..OFTEN.0 {
                 pace.rest(now, outcome);
             }

@@ -262,6 +262,9 @@ const PLURAL: &[(&str, &str)] = &[
     ("{broken} of {} requests failed", "the demo has three"),
     ("may need {needed} descriptors", "more than the limit"),
     ("there are more than {} files", "a constant"),
+    ("{MOST} forwards are declared already", "a constant"),
+    ("the value has {} bytes", "more than the most"),
+    ("{length} bytes of data", "more than the most"),
 ];
 
 #[test]
