@@ -942,7 +942,7 @@ fn a_qube_and_dom0_of_either_version_speak_with_each_other() {
         both_ways("an earlier qube");
         let (code, text, _) = attempt("qvm-remote-dom0 log --verify");
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains("of an earlier version have no head"), "{text}");
+        assert!(text.contains("of an earlier version without a head"), "{text}");
         install_one("present", "qvm-remote");
         both_ways("both present");
         assert!(
