@@ -21,7 +21,9 @@
 //! |---|---|---|---|
 //! | no | none, or not ours | any | none |
 //! | no | ours | any | stop, delete |
+//! | no | none | active: somebody deleted the file | stop |
 //! | yes | none | none | write, start |
+//! | yes | none | active | stop, write, start |
 //! | yes | ours, the same | active, and as the file says | none |
 //! | yes | ours, the same | not active | start |
 //! | yes | ours, another | any | stop, write, start |
@@ -29,7 +31,8 @@
 //! | yes | not ours, or a unit of this name elsewhere | any | none; one message |
 //!
 //! systemd reads its units again once, between deleting and writing on one side and starting on the other. A unit whose
-//! stop fails keeps its file, and the next pass stops it again. The rule of a port is added after its unit has started
+//! stop fails keeps its file, and the next pass stops it again. Where nft fails, a port that may still have a rule is not
+//! stopped. A lock beside the units keeps a second process of this kind out. The rule of a port is added after its unit has started
 //! and removed before the unit is stopped: the firewall never opens a port that another process listens on. Each change
 //! of rules is one transaction.
 //!

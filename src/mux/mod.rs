@@ -30,7 +30,15 @@
 //! 3. `status`, `sessions`, `kill`, `check` and the manuals say the same of a stream as of any session.
 //! 4. The package `qrexec-connect-services` with `/etc/qubes-rpc/qrexec-connect.TCP`, `.UDP` and `.Unix`, each one
 //!    line: `exec qrexec-connect far-end tcp "$QREXEC_SERVICE_ARGUMENT"`.
-//! 5. splice(2) between a socket and the call, which saves the copy; the smaller limit in flight for a RemoteVM.
+//! 5. What the engine does not do right yet, and no unit can meet before the near end is there:
+//!    - Windows grow from the same budget that new streams need: 128 grown ones shut the call to a new stream.
+//!    - At the end of the call a stream that has ended both ways, and whose bytes a slow reader has not taken, is reset.
+//!    - The time without traffic counts in the first measurement of the rate: the limit in flight drops to its floor.
+//!    - A stream that pauses gives up its turn, and begins before all others when it wakes: streams that write with
+//!      pauses leave less than its share to one that writes without.
+//!    - An ICMP error hides a datagram that waits behind it until the next event.
+//!    - A UNIX server whose backlog is full refuses a stream, where TCP would wait.
+//! 6. splice(2) between a socket and the call, which saves the copy; the smaller limit in flight for a RemoteVM.
 
 mod engine;
 mod far;
