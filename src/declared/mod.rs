@@ -31,9 +31,9 @@
 //! | yes | not ours, or a unit of this name elsewhere | any | none; one message |
 //!
 //! systemd reads its units again once, between deleting and writing on one side and starting on the other. A unit whose
-//! stop fails keeps its file, and the next pass stops it again. Where nft fails, a port that may still have a rule is not
-//! stopped. A lock beside the units keeps a second process of this kind out. The rule of a port is added after its unit has started
-//! and removed before the unit is stopped: the firewall never opens a port that another process listens on. Each change
+//! stop fails keeps its file, and the next pass stops it again. Where nft fails, a port that may still have a rule is
+//! not stopped. A lock beside the units keeps a second process of this kind out. The rule of a port is added after its
+//! unit has started and removed before the unit is stopped: the firewall never opens a port that another process listens on. Each change
 //! of rules is one transaction.
 //!
 //! A stop of the service changes nothing of this: forwards are served on. `withdraw` takes all away.
