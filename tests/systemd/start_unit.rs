@@ -126,10 +126,7 @@ fn check_tells_a_unit_of_two_services_and_one_that_would_be_started_too_often() 
         fs::write("/etc/pfwd.toml", forward(2001, "stop_when_idle = 9.5\n")).expect("root's own tree");
         let (code, stdout, _) = attempt("COLUMNS=1000 pfwd check");
         assert_eq!(code, Some(0), "{stdout}");
-        assert_says_once(
-            &stdout,
-            "with a stop_when_idle of 9.5 s, ai.service can be started more than 5 times in 10 s",
-        );
+        assert_says_once(&stdout, "stop_when_idle=9.5 allows more than 5 starts of ai.service in 10 s");
         // A forward of the other service's file, and a socket unit of it.
         let told = |other: &str| {
             for command in ["pfwd check", "qrexec-connect check --system"] {
