@@ -148,7 +148,7 @@ fn status_tells_each_state_of_a_unit_and_how_it_ends() {
         shell("qrexec-connect resume x");
         assert!(shell("qrexec-connect metrics x").contains("listener=\"127.0.0.1:1301\""));
         let (code, _, why) = attempt("qrexec-connect pause y");
-        assert!(code == Some(1) && why.contains("name or label y"), "{why}");
+        assert!(code == Some(1) && why.contains("no active listener matches y; active: "), "{why}");
         let (code, _, why) = attempt("qrexec-connect kill y");
         assert!(code == Some(1) && why.contains("y means no listener, and is too short for the beginning of a session id"), "{why}");
         helps(reason.rsplit_once("run: ").expect("advice").1, "serving");
