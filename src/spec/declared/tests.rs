@@ -100,7 +100,7 @@ fn a_declaration_changes_no_limit_of_another_listener() {
         let said = one(8443, format!("0.0.0.0:8443 work a.B {option}").as_bytes()).expect_err(option);
         assert!(said.contains("is not allowed in a value"), "{said}");
     }
-    let own = "allow_from=10.0.0.1 connect_timeout=5s idle_timeout=1h keepalive=no on_remove=drain proxy_protocol=v1";
+    let own = "allow_from=10.0.0.1 setup_timeout=5s idle_timeout=1h on_remove=drain proxy_protocol=v1";
     one(8443, format!("0.0.0.0:8443 work a.B {own}").as_bytes()).expect("options of its own connections");
 }
 
