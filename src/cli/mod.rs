@@ -40,7 +40,7 @@ mod systemctl;
 mod table;
 #[cfg(feature = "forward")]
 mod units;
-#[cfg(any(feature = "forward", feature = "dom0", feature = "lan"))]
+#[cfg(any(feature = "forward", feature = "dom0"))]
 mod wrap;
 
 #[cfg(feature = "forward")]

@@ -15,8 +15,10 @@
 //! the manager keeps for the next process of a unit.
 
 pub mod headroom;
+#[cfg(any(feature = "forward", feature = "dom0"))]
 #[cfg_attr(not(feature = "forward"), allow(dead_code))] // the daemon of dom0 asks one of its questions
 pub mod jobs;
+#[cfg(any(feature = "forward", feature = "dom0"))]
 pub mod notify;
 #[cfg(feature = "forward")]
 pub mod reload;
@@ -29,4 +31,5 @@ pub mod sockets;
 #[cfg(feature = "forward")]
 pub mod startable;
 pub mod systemctl;
+#[cfg(any(feature = "forward", feature = "dom0"))]
 pub mod unit;
