@@ -367,6 +367,12 @@ fn the_end_of_the_call_or_of_the_far_end_is_a_reset_for_the_servers() {
     assert!(process.wait().success());
 }
 
+/// A far end grows by less than 8 MiB. AddressSanitizer keeps freed memory (quarantine), so nothing is measured there.
+#[track_caller]
+fn assert_small(kib: u64) {
+    assert!(kib < 8 << 10 || std::env::var_os("ASAN_OPTIONS").is_some(), "{kib} KiB more");
+}
+
 /// Streams that nobody reads hold their credit and nothing more, and the others do not notice.
 #[test]
 fn streams_that_nobody_reads_stop_and_the_others_go_on() {
@@ -397,8 +403,7 @@ fn streams_that_nobody_reads_stop_and_the_others_go_on() {
         near.step();
     }
     assert_eq!(reader.join().expect("it reads").len(), 4 << 20);
-    let grown = most_memory(&process) - before;
-    assert!(grown < 8 << 10, "{grown} kB more");
+    assert_small(most_memory(&process) - before);
     drop(held);
 }
 
@@ -457,8 +462,7 @@ fn opens_without_end_are_taken_slowly_and_in_little_memory() {
     });
     process.stderr.wait_for(&format!("{MAX_STREAMS} streams are open"));
     assert!(at < opens.len() / 2, "{at} bytes taken");
-    let grown = most_memory(&process) - before;
-    assert!(grown < 8 << 10, "{grown} kB more");
+    assert_small(most_memory(&process) - before);
 }
 
 #[test]
