@@ -1,4 +1,4 @@
-//! What is typed.
+//! The command line of `qvm-forward`: commands, options and the bounds of their values.
 
 use std::{net::SocketAddr, time::Duration};
 

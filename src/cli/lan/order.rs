@@ -46,7 +46,7 @@ impl ToolOrder {
         if status.success() { Ok(()) } else { Err(Fatal::new(Code::Failure, format!("'{self}' failed: {status}"))) }
     }
 
-    /// Whether the program is installed.
+    /// Whether a directory of PATH has the program.
     pub(super) fn installed(&self) -> bool {
         let places = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&places).any(|place| place.join(&self.0[0]).is_file())

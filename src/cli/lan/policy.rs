@@ -36,7 +36,7 @@ const HEAD: &str = "\
 /// What begins the comment above each line.
 const COMMENT: &str = "# forward ";
 
-/// All declared forwards.
+/// The forwards of our file, in the order of their policy lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Declarations(Vec<Declared>);
 

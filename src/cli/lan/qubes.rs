@@ -53,13 +53,13 @@ fn ports(table: &str) -> Vec<(u16, String)> {
 /// What a listening qube makes of a forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum QubeService {
-    /// It listens there.
+    /// The qube says that it listens at the address.
     Serving,
     /// It does not listen there, and says why where it says so.
     NotServing(Option<String>),
     /// It has not answered: no package, or no service.
     Silent,
-    /// It does not run.
+    /// The qube does not run.
     Halted,
 }
 
